@@ -1,0 +1,1 @@
+"""PyWorker: the worker between clients, a local model server and the serverless engine."""

@@ -1,0 +1,1 @@
+"""May this request in, and when: bodies, signatures, replay, the queue."""

@@ -1,0 +1,109 @@
+"""The envelope `{"auth_data", "payload"}`: JSON in, its parts out (protocol.md §2).
+
+Owns the shape of a request's body. Whether its signature holds is signatures.py's; what the payload means
+is the handler's. Everything wrong raises `Invalid` (422) naming each wrong field.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+from lib.data_types import AuthData
+from lib.errors import Invalid
+from lib.json_fields import JsonDataException
+
+# Past this, `auth_data` comes first and is verified before the rest is parsed: nested nothing costs a
+# hundred times its size once parsed.
+PARSED_WHOLE_BYTES = 1024 * 1024
+# As much of a large body is parsed to find `auth_data`.
+AUTH_DATA_BYTES = 64 * 1024
+
+_FIRST_KEY = re.compile(r'\s*\{\s*"auth_data"\s*:\s*')
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A request's parts: `raw_auth` as received, `auth` read from it, the payload as it came."""
+
+    raw_auth: dict[str, Any]
+    auth: AuthData
+    payload: dict[str, Any]
+
+    def as_request(self) -> dict[str, Any]:
+        """The whole envelope, as `EndpointHandler.get_data_from_request` takes it."""
+        return {"auth_data": self.raw_auth, "payload": self.payload}
+
+
+class SealedEnvelope:
+    """An envelope of which only `auth_data` may be believed to be there, until its signature holds."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._whole: dict[str, Any] | None = None
+        if len(body) <= PARSED_WHOLE_BYTES:
+            self._whole = _object_in(body)
+            _check_shape(self._whole)
+            self.raw_auth: dict[str, Any] = self._whole["auth_data"]
+        else:
+            self.raw_auth = _leading_auth_data(body)
+        self.auth = _auth_data(self.raw_auth)
+
+    def open(self) -> Envelope:
+        """The whole envelope; only once the signature holds."""
+        whole = self._whole
+        if whole is None:
+            whole = _object_in(self._body)
+            _check_shape(whole)
+            if whole["auth_data"] != self.raw_auth:
+                raise Invalid({"auth_data": "given twice"})
+        return Envelope(self.raw_auth, self.auth, whole["payload"])
+
+
+def _object_in(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body.decode("utf-8-sig"))
+    except RecursionError as e:
+        raise Invalid({"body": "nested too deeply"}) from e
+    except ValueError as e:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise Invalid({"body": f"not JSON: {e}" if body else "empty: JSON is expected"}) from e
+    if not isinstance(value, dict):
+        raise Invalid({"body": "must be a JSON object"})
+    return cast("dict[str, Any]", value)
+
+
+def _check_shape(whole: dict[str, Any]) -> None:
+    problems = {
+        name: "must be an object" if name in whole else "field missing"
+        for name in ("auth_data", "payload")
+        if not isinstance(whole.get(name), dict)
+    }
+    if problems:
+        raise Invalid(problems)
+
+
+def _leading_auth_data(body: bytes) -> dict[str, Any]:
+    text = body[:AUTH_DATA_BYTES].decode("utf-8-sig", errors="replace")
+    start = _FIRST_KEY.match(text)
+    try:
+        value: Any = _DECODER.raw_decode(text, start.end())[0] if start else None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Invalid(
+            {
+                "auth_data": "must be an object and the first key, within the first "
+                f"{AUTH_DATA_BYTES} bytes, where the body is larger than {PARSED_WHOLE_BYTES} bytes"
+            }
+        )
+    return cast("dict[str, Any]", value)
+
+
+def _auth_data(raw: dict[str, Any]) -> AuthData:
+    try:
+        return AuthData.from_json_msg(raw)
+    except JsonDataException as e:
+        raise Invalid({"auth_data": e.message}) from e

@@ -1,0 +1,471 @@
+"""Backend: the life of a request, readable from top to bottom.
+
+    read → authenticate → open the ledger entry → wait for a slot → call the model
+         → pass the answer on → close the entry
+
+`Backend.create_handler` makes the aiohttp handler of one route; `_serve` is the story. Each step is a call
+whose failure is an exception: lib/errors.py says which status it has, lib/metrics.py what it counts as.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import anyio
+from aiohttp import web
+
+from lib.access.envelope import Envelope
+from lib.access.queue import SlotQueue
+from lib.clock import Clock, SystemClock
+from lib.data_types import EndpointHandler, JsonDataException, LogAction
+from lib.errors import (
+    AnswerCut,
+    ClientGone,
+    Invalid,
+    ModelTimedOut,
+    SettingsError,
+    TooBusy,
+    Unavailable,
+    WorkerError,
+    attempt_async,
+    error_response,
+    internal_error_response,
+)
+from lib.metrics import Entry, Ledger, Outcome
+from lib.model.answers import drain
+from lib.model.connection import ModelSession, describe
+from lib.model.readiness import Cause, State
+from lib.parts import Lifecycle, ModelConfig, Parts, assemble, forwarded_headers
+from lib.settings import Settings
+from lib.workload import WorkloadCounter
+
+__all__ = ["Backend", "LogAction"]
+
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("lib.access")
+
+AioHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# Hands a call that must outlive its caller to the server's task group.
+Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
+
+CLIENT_CLOSED_REQUEST = 499  # in the log only: nobody is there to read it
+RETRY_NOT_READY_S = 10.0
+_REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
+# What an author's override is told from.
+_DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__
+_NOT_READY = (State.LOADING, State.BENCHMARKING, State.DRAINING)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One handler with its place in the queue. `max_queue_time_s` None: no limit."""
+
+    handler: EndpointHandler[Any]
+    queue: SlotQueue
+    max_queue_time_s: float | None
+    workload: WorkloadCounter
+
+
+@dataclass
+class Call:
+    """One request on its way, for the log: times are monotonic seconds."""
+
+    id: str
+    began: float
+    started: float | None = None
+    entry: Entry | None = None
+    payload: Any = None
+
+
+class Backend:
+    """Proxies validated requests to the model server through handlers (authoring.md §1).
+
+    Constructing one only remembers its arguments: no network, no file, no environment, no event loop.
+    `max_perf` is in workload/s, `max_wait_time` in seconds.
+    """
+
+    def __init__(
+        self,
+        model_server_url: str | None,
+        model_log_file: str | Path | None = None,
+        allow_parallel_requests: bool = False,
+        benchmark_handler: EndpointHandler[Any] | None = None,
+        log_actions: Sequence[tuple[LogAction, str]] = (),
+        *,
+        max_perf: float = 100.0,
+        healthcheck_url: str | None = None,
+        max_sessions: int | None = 10,
+        lifecycle: Lifecycle | None = None,
+        max_wait_time: float | None = None,
+        unsecured: bool | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.model_server_url = model_server_url or ""
+        self.model_log_file = Path(model_log_file) if model_log_file else None
+        self.allow_parallel_requests = allow_parallel_requests
+        self.benchmark_handler = benchmark_handler
+        self.log_actions = tuple(log_actions)
+        self.max_perf = max_perf
+        self.healthcheck_url = healthcheck_url
+        self.max_sessions = max_sessions
+        self.lifecycle = lifecycle
+        self.max_wait_time = max_wait_time
+        self.unsecured = unsecured
+        self.clock: Clock = clock or SystemClock()
+        self.metrics = Ledger(self.clock)
+        self._routes: list[Route] = []
+        self._one_at_a_time = self._queue(1)
+        self._parts: Parts | None = None
+        self.spawn: Spawn = _no_server
+        self._cutting = False
+
+    # What an author uses
+
+    def create_handler(self, handler: EndpointHandler[Any]) -> AioHandler:
+        """An aiohttp request handler for `handler`, for `web.post(path, …)`."""
+        limit = handler.max_queue_time
+        route = Route(
+            handler,
+            self._queue_of(handler),
+            self.max_wait_time if limit is None else limit,
+            WorkloadCounter(type(handler).__name__),
+        )
+        self._routes.append(route)
+        return partial(self._answer, route)
+
+    @property
+    def session(self) -> ModelSession:
+        """An HTTP client for the model server, while the worker runs; relative paths go below its URL."""
+        return ModelSession(self.parts.server)
+
+    def backend_errored(self, msg: str) -> None:
+        """Put the worker into *errored* with `msg`; the model's next "loaded" line clears it."""
+        self.parts.readiness.fail(Cause.AUTHOR, msg)
+
+    # The life of a request
+
+    async def _serve(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
+        """The answer to one request, written to its last byte, its outcome in the ledger.
+
+        Raises `WorkerError` (the answer is its status), `ClientGone`, `AnswerCut`, or whatever an author's
+        code raises (500).
+        """
+        envelope = await self.parts.gate.admit(request)
+        with self.metrics.open(envelope.auth.request_idx) as entry:
+            call.entry = entry
+            call.payload = _payload_of(route.handler, envelope)
+            entry.weigh(route.workload.count(call.payload))
+            self._check_admission(route)
+            entry.accept()
+            try:
+                async with route.queue.slot(route.max_queue_time_s):
+                    entry.start()
+                    call.started = self.clock.monotonic()
+                    response = await self._ask_model(route.handler, request, call.payload)
+                await _write_out(request, response, route.handler.on_disconnect == "finish")
+            except asyncio.CancelledError:
+                if self._cutting:
+                    entry.settle(Outcome.ERRORED)
+                raise
+            entry.settle(_outcome(request, response))
+            return response
+
+    def _check_admission(self, route: Route) -> None:
+        """Raises `Unavailable` (503) while not ready, `TooBusy` (429) when the wait would be too long."""
+        state = self.parts.readiness.state
+        if state in _NOT_READY:
+            raise Unavailable(state.value, f"the worker is {state.value}", RETRY_NOT_READY_S)
+        max_perf = self.parts.readiness.max_perf
+        if route.max_queue_time_s is not None and max_perf > 0:
+            wait_s = self.metrics.cur_load / max_perf
+            if wait_s > route.max_queue_time_s:
+                raise TooBusy(
+                    f"the wait would be {wait_s:.1f} s, more than {route.max_queue_time_s:g} s",
+                    wait_s - route.max_queue_time_s,
+                )
+
+    async def _ask_model(
+        self, handler: EndpointHandler[Any], request: web.Request, payload: Any
+    ) -> web.StreamResponse:
+        """Call the model and turn its answer into the client's.
+
+        A client that leaves closes the call with it, unless the handler lets it finish.
+        """
+        caller = self.parts.server.caller(forwarded_headers(request.headers))
+        try:
+            async with handler.call_model(caller, payload) as answer:
+                if isinstance(answer, web.StreamResponse):
+                    return answer
+                try:
+                    return await handler.generate_client_response(request, answer)
+                except (ClientGone, ConnectionError) as e:
+                    if not _left(request):
+                        raise
+                    if handler.on_disconnect != "finish":
+                        raise ClientGone from e
+                    await drain(answer)
+                    return web.Response(status=answer.status)
+        except web.HTTPException as e:
+            return e
+        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
+            raise _broken(request, e) from e
+
+    # From the story's end to the client and the log
+
+    async def _answer(self, route: Route, request: web.Request) -> web.StreamResponse:
+        """Serve a request; a client that leaves cancels it, or lets it finish in the server's task group."""
+        call = Call(_request_id(request), self.clock.monotonic())
+        if route.handler.on_disconnect != "finish":
+            return await self._concluded(route, request, call)
+        done: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
+        scope = anyio.CancelScope()
+        self.spawn(partial(self._finish, done, scope, route, request, call))
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if call.started is None:  # it still waits: a client that leaves leaves the queue
+                scope.cancel()
+            raise
+
+    async def _finish(
+        self,
+        done: asyncio.Future[web.StreamResponse],
+        scope: anyio.CancelScope,
+        route: Route,
+        request: web.Request,
+        call: Call,
+    ) -> None:
+        """A request that its client's leaving does not end."""
+        try:
+            with scope:
+                done.set_result(await self._concluded(route, request, call))
+        finally:
+            done.cancel()
+
+    async def _concluded(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
+        """The answer, whatever became of the request; one line in the log."""
+        status = CLIENT_CLOSED_REQUEST
+        try:
+            try:
+                response = await self._serve(route, request, call)
+            except WorkerError as e:
+                response = self._failed(request, call, e)
+            except AnswerCut as e:
+                log.warning("request %s: %s", call.id, e)
+                response = _aborted(request)
+            except ClientGone:
+                response = _aborted(request)
+            except Exception:  # noqa: BLE001 - whatever an author raises is a 500
+                response = internal_error_response(log, call.id)
+                if _begun(request):
+                    response = _aborted(request)
+            if call.entry is None or call.entry.outcome is not Outcome.CANCELLED:
+                status = response.status
+            return response
+        finally:
+            self._conclude(route, request, call, status)
+
+    def _failed(self, request: web.Request, call: Call, error: WorkerError) -> web.StreamResponse:
+        if error.status >= 500 and not isinstance(error, Unavailable):
+            log.warning("request %s: %d: %s", call.id, error.status, error.message)
+        return _aborted(request) if _begun(request) else error_response(error)
+
+    def _conclude(self, route: Route, request: web.Request, call: Call, status: int) -> None:
+        """Log the request; tell the handler if its client left while the model worked."""
+        entry, now = call.entry, self.clock.monotonic()
+        access_log.info(
+            "%s %s %s %d %s workload=%g queue_s=%.3f total_s=%.3f",
+            call.id,
+            request.method,
+            request.path,
+            status,
+            entry.outcome.name.lower() if entry and entry.outcome else "refused",
+            entry.workload if entry else 0.0,
+            (call.started or now) - call.began,
+            now - call.began,
+        )
+        stop = route.handler.on_client_disconnect
+        if stop is not None and call.started is not None and entry and entry.outcome is Outcome.CANCELLED:
+            self.spawn(partial(_tell, stop, call))
+
+    # What the server uses
+
+    @property
+    def parts(self) -> Parts:
+        """The running worker's parts; raises `RuntimeError` while it doesn't run."""
+        if self._parts is None:
+            raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
+        return self._parts
+
+    @asynccontextmanager
+    async def run_with(
+        self, settings: Settings, directory: Path, process_age_s: float = 0.0
+    ) -> AsyncGenerator[Parts, None]:
+        """Serve requests inside the block. Raises `SettingsError` when what the author told can't work."""
+        if self.unsecured is not None:
+            settings = replace(settings, unsecured=self.unsecured)
+        config = self._model_config()
+        if problems := [*config.problems(), *_handler_problems(self._routes, self.benchmark_handler)]:
+            raise SettingsError(problems)
+        async with assemble(config, settings, self.metrics, self.clock, directory, process_age_s) as parts:
+            self._parts = parts
+            try:
+                yield parts
+            finally:
+                self._parts, self.spawn = None, _no_server
+
+    def drain(self) -> None:
+        """Take no more requests, and release those that wait with 503."""
+        self.parts.readiness.drain()
+        for queue in {id(r.queue): r.queue for r in self._routes}.values():
+            queue.release_all(partial(Unavailable, "draining", "the worker is stopping", RETRY_NOT_READY_S))
+
+    def cut(self) -> None:
+        """The requests still in flight are cut from now on, by the worker: they count as errored."""
+        self._cutting = True
+
+    def queue_lengths(self) -> tuple[int, int]:
+        """How many requests wait for a slot, and how many have one."""
+        queues = {id(r.queue): r.queue for r in self._routes}.values()
+        return sum(q.waiting for q in queues), sum(q.working for q in queues)
+
+    def _queue_of(self, handler: EndpointHandler[Any]) -> SlotQueue:
+        """All handlers that are not parallel wait in one queue; the others each in their own."""
+        limit = self._concurrency_of(handler)
+        return self._one_at_a_time if limit == 1 and not self._is_parallel(handler) else self._queue(limit)
+
+    def _concurrency_of(self, handler: EndpointHandler[Any]) -> int | None:
+        if handler.max_concurrency is not None:
+            return handler.max_concurrency
+        return None if self._is_parallel(handler) else 1
+
+    def _is_parallel(self, handler: EndpointHandler[Any]) -> bool:
+        own = handler.allow_parallel_requests
+        return self.allow_parallel_requests if own is None else own
+
+    def _queue(self, limit: int | None) -> SlotQueue:
+        return SlotQueue(limit, self.clock, self._drain_time_s)
+
+    def _drain_time_s(self) -> float:
+        """Seconds until what is in flight now will be done, at the measured throughput."""
+        return self.metrics.cur_load / max(self.parts.readiness.max_perf, 1e-9)
+
+    def _model_config(self) -> ModelConfig:
+        handlers = [r.handler for r in self._routes]
+        if self.benchmark_handler is not None:
+            handlers.insert(0, self.benchmark_handler)
+        checks = [h.healthcheck_endpoint for h in handlers]
+        return ModelConfig(
+            url=self.model_server_url,
+            log_file=self.model_log_file,
+            log_actions=self.log_actions,
+            healthcheck=self.healthcheck_url or next((c for c in checks if c), None),
+            lifecycle=self.lifecycle,
+            benchmark_handler=self.benchmark_handler,
+            benchmark_cap=self._concurrency_of(self.benchmark_handler) if self.benchmark_handler else None,
+            max_perf=self.max_perf,
+        )
+
+
+def _no_server(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
+
+
+def _payload_of(handler: EndpointHandler[Any], envelope: Envelope) -> Any:
+    """The payload, as the handler's author reads it. Raises `Invalid` (422)."""
+    own: Any = type(handler).get_data_from_request
+    overridden = getattr(own, "__func__", own) is not _DEFAULT_READER
+    try:
+        if overridden:
+            return handler.get_data_from_request(envelope.as_request())[1]
+        payload_cls: Any = handler.payload_cls()
+        return envelope.payload if payload_cls is dict else payload_cls.from_json_msg(envelope.payload)
+    except JsonDataException as e:
+        raise Invalid(e.message if overridden else {"payload": e.message}) from e
+
+
+async def _write_out(request: web.Request, response: web.StreamResponse, finish: bool) -> None:
+    """Write what of `response` is not written yet. Raises `ClientGone`, unless the call was to `finish`."""
+    try:
+        if not (finish and _left(request)):
+            await response.prepare(request)
+            await response.write_eof()
+    except ConnectionError as e:
+        if not finish:
+            raise ClientGone from e
+
+
+def _outcome(request: web.Request, response: web.StreamResponse) -> Outcome:
+    """What a passed-on answer counts as: its status, or what the handler said in `request["outcome"]`."""
+    told = request.get("outcome")
+    if told in ("served", "errored"):
+        return Outcome.SERVED if told == "served" else Outcome.ERRORED
+    return Outcome.SERVED if response.status < 500 else Outcome.ERRORED
+
+
+def _broken(request: web.Request, error: BaseException) -> Exception:
+    """What it means that an author's code failed to read the model server's answer to its end."""
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not _begun(request):
+        return ModelTimedOut("the model server took too long")
+    return AnswerCut(f"the model server's answer broke off: {describe(error)}")
+
+
+def _left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _begun(request: web.Request) -> bool:
+    """Whether a status line is out: no other may follow it."""
+    return request.writer.output_size > 0
+
+
+def _aborted(request: web.Request) -> web.Response:
+    """Abort the client's connection; the answer given here reaches nobody."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=502)
+
+
+def _request_id(request: web.Request) -> str:
+    """The client's own `X-Request-Id`, where it is fit for a log line, or a new one."""
+    own = request.headers.get("X-Request-Id", "")
+    return own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(8)
+
+
+async def _tell(stop: Callable[[Any], Awaitable[None]], call: Call) -> None:
+    failure = await attempt_async(stop(call.payload))
+    if isinstance(failure, Exception):
+        log.warning("request %s: on_client_disconnect raised %r", call.id, failure)
+
+
+def _handler_problems(routes: Sequence[Route], benchmark: EndpointHandler[Any] | None) -> list[str]:
+    handlers = {id(r.handler): r.handler for r in routes}
+    if benchmark is not None:
+        handlers[id(benchmark)] = benchmark
+    return [f"{type(h).__name__}: {problem}" for h in handlers.values() for problem in _problems_of(h)]
+
+
+def _problems_of(handler: EndpointHandler[Any]) -> list[str]:
+    problems: list[str] = []
+    for name in ("max_concurrency", "benchmark_concurrency"):
+        value = getattr(handler, name)
+        if value is not None and value < 1:
+            problems.append(f"{name} is {value}, less than 1")
+    for name in ("max_queue_time", "keepalive_s"):
+        value = getattr(handler, name)
+        if value is not None and not 0 <= value < math.inf:
+            problems.append(f"{name} is {value}, not a finite number of seconds ≥ 0")
+    if handler.on_disconnect not in ("cancel", "finish"):
+        problems.append(f"on_disconnect is {handler.on_disconnect!r}, neither 'cancel' nor 'finish'")
+    return problems

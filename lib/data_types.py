@@ -1,0 +1,238 @@
+"""What a worker's author subclasses: `ApiPayload`, `EndpointHandler`; and `AuthData`, `LogAction`.
+
+Owns the names and defaults of authoring.md §1, which workers in the field are written against. How a
+handler is run is in backend.py; how JSON becomes a dataclass is in lib/json_fields.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import KW_ONLY, dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
+
+import aiohttp
+from aiohttp import web
+
+from lib.json_fields import JsonDataException, read_dataclass, read_fields
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from lib.model.connection import ModelCaller
+
+__all__ = ["ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction"]
+
+P = TypeVar("P")
+OnDisconnect = Literal["cancel", "finish"]
+
+# What the wire's integers must fit into: the engine's own are 64 bits wide.
+_INT64 = 2**63
+
+
+class LogAction(Enum):
+    """What a line of the model server's log means."""
+
+    ModelLoaded = 1
+    ModelError = 2
+    Info = 3
+
+
+@dataclass
+class AuthData:
+    """The part of a `/route/` answer that a request brings along (protocol.md §2).
+
+    `cost` is in workload units, finite and ≥ 0; `request_idx` is ≥ 1, or None for none.
+    """
+
+    signature: str
+    cost: float
+    endpoint: str
+    reqnum: int
+    url: str
+    request_idx: int | None = None
+
+    @classmethod
+    def from_json_msg(cls, json_msg: Mapping[str, Any]) -> Self:
+        """Raises `JsonDataException` naming each field that is missing or wrong; ignores unknown ones."""
+        problems: dict[str, Any] = {}
+        message = dict(json_msg)
+        if isinstance(message.get("cost"), str):
+            message["cost"] = _number_in(message["cost"])
+        try:
+            fields = read_fields(cls, message)
+        except JsonDataException as e:
+            fields, problems = {}, dict(e.message)
+        for name in _not_finite(json_msg):
+            problems.setdefault(name, "must be finite")
+        if "cost" not in problems and fields.get("cost", 0) < 0:
+            problems["cost"] = "must be 0 or more"
+        for name in ("reqnum", "request_idx"):
+            if name not in problems and not -_INT64 <= (fields.get(name) or 0) < _INT64:
+                problems[name] = "must fit into 64 bits"
+        if "request_idx" not in problems and (fields.get("request_idx") or 0) < 0:
+            problems["request_idx"] = "must be 0 or more"
+        if problems:
+            raise JsonDataException(problems)
+        fields["cost"] = float(fields["cost"])
+        fields["request_idx"] = fields.get("request_idx") or None
+        return cls(**fields)
+
+
+def _number_in(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _not_finite(message: Mapping[str, Any]) -> list[str]:
+    """The keys of `message` under which a NaN or an infinity lies, at any depth."""
+    return [key for key, value in message.items() if not _is_finite(value, key == "cost")]
+
+
+def _is_finite(root: Any, numeric_text: bool = False) -> bool:
+    if numeric_text and isinstance(root, str):
+        root = _number_in(root)
+    pending = [root]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        if isinstance(value, int) and numeric_text and abs(value) > 1e300:
+            return False
+        if isinstance(value, dict):
+            pending.extend(cast("dict[str, Any]", value).values())
+        elif isinstance(value, list):
+            pending.extend(cast("list[Any]", value))
+    return True
+
+
+@dataclass
+class ApiPayload(ABC):
+    """A request's payload, from the client's JSON to what the model server is sent.
+
+    A class that merely has these methods serves as well.
+    """
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
+        """The payload in `json_msg`, by default from the subclass's dataclass fields.
+
+        Raises `JsonDataException({field: what is wrong})`, which the client gets as 422.
+        """
+        return read_dataclass(cls, json_msg)
+
+    def generate_payload_json(self) -> dict[str, Any]:
+        """The JSON object for the model server; by default the dataclass as a dict."""
+        return dataclasses.asdict(self)
+
+    def generate_payload_multipart(self) -> dict[str, Any] | None:
+        """Form fields to send instead of JSON, or None for JSON.
+
+        A `(filename, bytes, content_type)` tuple is a file, a list repeats its field, None is left out,
+        a dict or a nested list is sent as JSON, other scalars as text; bare bytes are a `TypeError`.
+        """
+        return None
+
+    @abstractmethod
+    def count_workload(self) -> float:
+        """How much work this is, in the author's own unit; finite and ≥ 0."""
+
+    @classmethod
+    def for_test(cls) -> Self:
+        """A typical payload, for load tests and, by default, for the benchmark."""
+        raise NotImplementedError(f"{cls.__name__}.for_test is not defined")
+
+
+@dataclass
+class EndpointHandler(ABC, Generic[P]):
+    """One route of the worker: where its requests go and what is special about them.
+
+    `benchmark_runs` is in rounds; `max_queue_time` and `keepalive_s` are in seconds. What each field
+    does is told in authoring.md §1.
+    """
+
+    benchmark_runs: int = 8
+    benchmark_words: int = 100
+    _: KW_ONLY
+    allow_parallel_requests: bool | None = None
+    max_queue_time: float | None = None
+    max_concurrency: int | None = None
+    benchmark_concurrency: int | None = None
+    on_disconnect: OnDisconnect = "cancel"
+    keepalive_s: float | None = None
+
+    # Not a field: defined by subclasses that must stop what closing a connection doesn't stop.
+    on_client_disconnect: ClassVar[Any] = None
+
+    @property
+    @abstractmethod
+    def endpoint(self) -> str | None:
+        """Path on the model server, or an absolute URL; read for each request, once its payload is made."""
+
+    @property
+    def healthcheck_endpoint(self) -> str | None:
+        """Path or absolute URL to GET, or None for no check."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def payload_cls(cls) -> type[P]:
+        """The payload's class; `dict` takes the payload as it came."""
+
+    def make_benchmark_payload(self) -> P:
+        """A payload for the benchmark; made anew for each of its requests."""
+        return cast(Any, self.payload_cls()).for_test()
+
+    def generate_payload_json(self, payload: P) -> Any:
+        """The JSON for the model server; by default the payload's own."""
+        own = getattr(payload, "generate_payload_json", None)
+        return own() if own else payload
+
+    def call_model(self, model: ModelCaller, payload: P) -> AbstractAsyncContextManager[Any]:
+        """The model's response to `payload`, as an async context manager; by default of a POST to `endpoint`.
+
+        The place to speak another protocol to the model server, or to compute the answer here. It gives
+        what `generate_client_response` takes, or an `aiohttp.web.StreamResponse` that is the answer.
+        """
+        form = getattr(payload, "generate_payload_multipart", _no_form)()
+        if form is not None:
+            return model.post_form(self.endpoint, form)
+        return model.post_json(self.endpoint, self.generate_payload_json(payload))
+
+    async def generate_client_response(
+        self, client_request: web.Request, model_response: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        """The client's answer; by default the model server's, passed on as it comes (protocol.md §2)."""
+        from lib.model.answers import pass_on  # here: lib.model imports this module
+
+        return await pass_on(client_request, model_response)
+
+    @classmethod
+    def get_data_from_request(
+        cls, req_data: dict[str, Any]
+    ) -> tuple[AuthData, P] | tuple[AuthData, P, str | None]:
+        """The whole envelope, authenticated by now → its `AuthData` and the payload.
+
+        Raises `JsonDataException`, which the client gets as 422.
+        """
+        payload_cls = cls.payload_cls()
+        raw = req_data["payload"]
+        payload = raw if payload_cls is dict else _parse(payload_cls, raw)
+        return AuthData.from_json_msg(req_data["auth_data"]), cast(P, payload)
+
+
+def _no_form() -> None:
+    return None
+
+
+def _parse(payload_cls: Any, raw: dict[str, Any]) -> Any:
+    try:
+        return payload_cls.from_json_msg(raw)
+    except JsonDataException as e:
+        raise JsonDataException({"payload": e.message}) from e

@@ -1,0 +1,1 @@
+"""The serverless engine: its public key and the reports to it."""

@@ -1,0 +1,74 @@
+"""The engine's public key: fetched at start, and again when signatures stop holding (protocol.md §2)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+import aiohttp
+import anyio
+
+from lib.clock import Clock, sleep
+
+log = logging.getLogger(__name__)
+
+FETCH_TIMEOUT_S = 10.0
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 10.0
+# A rotated key is looked for at most this often, however many signatures fail.
+REFETCH_INTERVAL_S = 60.0
+# How long a request whose signature fails may wait for the rotated key.
+REFETCH_LIMIT_S = 5.0
+MAX_KEY_BYTES = 64 * 1024
+
+
+class EngineKey:
+    """Fetches `GET {addr}/pubkey/` from each of `addrs` in turn and hands the PEM text to `use`.
+
+    `use` raises `ValueError` for what is no key; the next address is tried then.
+    """
+
+    def __init__(
+        self, http: aiohttp.ClientSession, addrs: Sequence[str], use: Callable[[str], None], clock: Clock
+    ) -> None:
+        self._http = http
+        self._addrs = addrs
+        self._use = use
+        self._clock = clock
+        self._last_refetch: float | None = None
+        self._fetching = asyncio.Lock()
+
+    async def fetch(self) -> None:
+        """Return once there is a key, however long that takes."""
+        delay_s = FIRST_RETRY_S
+        while not await self._fetch_once():
+            await sleep(self._clock, delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(delay_s * 2, LAST_RETRY_S)
+
+    async def refetch(self) -> None:
+        """Look for a rotated key, unless that was done in the last minute; takes 5 s at most.
+
+        Several callers at once share one look.
+        """
+        with anyio.move_on_after(REFETCH_LIMIT_S):
+            async with self._fetching:
+                now = self._clock.monotonic()
+                if self._last_refetch is not None and now - self._last_refetch < REFETCH_INTERVAL_S:
+                    return
+                self._last_refetch = now
+                await self._fetch_once()
+
+    async def _fetch_once(self) -> bool:
+        for addr in self._addrs:
+            try:
+                async with self._http.get(
+                    f"{addr}/pubkey/", timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
+                ) as answer:
+                    answer.raise_for_status()
+                    self._use((await answer.content.read(MAX_KEY_BYTES)).decode())
+                return True
+            except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, ValueError) as e:
+                log.warning("no public key from %s: %s", addr, str(e) or type(e).__name__)
+        return False

@@ -1,0 +1,266 @@
+"""Reports to the engine: the worker's status and the requests that ended (protocol.md §3).
+
+Owns when they are sent, where to, and how often they are tried again. What they say is the ledger's
+(metrics.py) and the worker's standing; only what a 2xx acknowledged is taken off the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import anyio
+from anyio.to_thread import run_sync as in_thread
+
+from lib.clock import Clock, wait_for
+from lib.engine.disk import DiskUse
+from lib.metrics import Ledger, Snapshot
+from lib.wire import DeleteRequests, WorkerStatus
+
+log = logging.getLogger(__name__)
+
+DELIVERY_TIMEOUT_S = 10.0
+# Within 1 s of any request event, at least every 10 s (protocol.md §3), with room for the sending.
+EVENT_INTERVAL_S = 0.8
+IDLE_INTERVAL_S = 9.0
+COMPLETIONS_INTERVAL_S = 1.0
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 8.0
+# Changes of `error_msg` that are kept while the engine takes none; the oldest go first.
+MAX_UNTOLD_ERRORS = 32
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a report says besides the ledger: seconds to ready (0.0 before), workload/s."""
+
+    loadtime_s: float
+    max_perf: float
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who reports."""
+
+    container_id: int
+    master_token: str
+    public_url: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One attempt to deliver a message: Unix time, and the engine's status or what went wrong."""
+
+    at: float
+    path: str
+    addr: str
+    message: dict[str, Any]
+    answer: str
+    delivered: bool
+
+
+class Reporter:
+    """Delivers status reports to one of `addrs`, and finished requests to one of `key_addrs`."""
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        addrs: Sequence[str],
+        key_addrs: Sequence[str],
+        identity: Identity,
+        ledger: Ledger,
+        standing: Callable[[], Standing],
+        clock: Clock,
+    ) -> None:
+        self._status = _Mailbox(http, addrs, "/worker_status/", clock)
+        self._completions = _Mailbox(http, key_addrs, "/delete_requests/", clock)
+        self._identity = identity
+        self._ledger = ledger
+        self._standing = standing
+        self._clock = clock
+        self._disk = DiskUse()
+        self._untold_errors: deque[str] = deque([""])
+        self._urgent = asyncio.Event()
+        self._event = asyncio.Event()
+        self._finished = asyncio.Event()
+        self._closing = False
+        self._ended = (asyncio.Event(), asyncio.Event())
+
+    @property
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """The last attempts to deliver, oldest first."""
+        return tuple(sorted((*self._status.attempts, *self._completions.attempts), key=lambda d: d.at))
+
+    def request_changed(self) -> None:
+        """A request came, went on or ended: report within a second."""
+        self._event.set()
+        self._finished.set()
+
+    def state_changed(self, error_msg: str) -> None:
+        """The worker's state changed: report at once. Each change of `error_msg` is told, in order."""
+        if error_msg != self._untold_errors[-1]:
+            self._untold_errors.append(error_msg)
+            if len(self._untold_errors) > MAX_UNTOLD_ERRORS:
+                self._untold_errors.popleft()
+        self._urgent.set()
+        self._event.set()
+
+    async def report_status(self) -> None:
+        """Deliver status reports until `finish`; the last one tells all that happened."""
+        retry = _Retry()
+        while True:
+            started, last = self._clock.monotonic(), self._closing
+            self._urgent.clear()
+            self._event.clear()
+            if not await self._report_once():
+                await wait_for(self._clock, self._urgent, retry.next_s())
+                continue
+            retry = _Retry()
+            if len(self._untold_errors) > 1:
+                continue
+            if last:
+                self._ended[0].set()
+                return
+            await self._next_occasion(started)
+
+    async def report_completions(self) -> None:
+        """Deliver finished requests, once a second while there are any, until `finish`."""
+        retry = _Retry()
+        while True:
+            self._finished.clear()
+            last = self._closing
+            requests, mark = self._ledger.finished()
+            delivered = True
+            if requests and self._completions.addrs:
+                message = DeleteRequests(self._identity.container_id, self._identity.master_token, requests)
+                delivered = await self._completions.deliver(message.to_json())
+                if delivered:
+                    self._ledger.acknowledge_finished(mark)
+            if delivered and last:
+                self._ended[1].set()
+                return
+            if delivered:
+                retry = _Retry()
+                await self._finished.wait()
+            await wait_for(self._clock, self._urgent, COMPLETIONS_INTERVAL_S if delivered else retry.next_s())
+
+    async def finish(self, limit_s: float) -> bool:
+        """Deliver what is left; whether the engine took all of it within `limit_s` seconds."""
+        self._closing = True
+        self._urgent.set()
+        self._event.set()
+        self._finished.set()
+        with anyio.move_on_after(limit_s):
+            for ended in self._ended:
+                await ended.wait()
+            return True
+        log.warning("the engine did not take the last reports within %g s", limit_s)
+        return False
+
+    async def _next_occasion(self, started: float) -> None:
+        """Wait for a change of state, an event that is due, or the idle interval since `started`."""
+        idle_s = started + IDLE_INTERVAL_S - self._clock.monotonic()
+        if await wait_for(self._clock, self._event, idle_s):
+            due_s = started + EVENT_INTERVAL_S - self._clock.monotonic()
+            if due_s > 0:
+                await wait_for(self._clock, self._urgent, due_s)
+
+    async def _report_once(self) -> bool:
+        disk = await in_thread(self._disk.read)
+        snapshot = self._ledger.snapshot()
+        report = self._build(snapshot, disk.used_gib, disk.grown_gib)
+        if not await self._status.deliver(report.to_json()):
+            return False
+        self._ledger.acknowledge(snapshot)
+        self._disk.acknowledge(disk)
+        if len(self._untold_errors) > 1 and self._untold_errors[0] == report.error_msg:
+            self._untold_errors.popleft()
+        return True
+
+    def _build(self, snapshot: Snapshot, disk_usage_gib: float, grown_gib: float) -> WorkerStatus:
+        standing = self._standing()
+        return WorkerStatus(
+            id=self._identity.container_id,
+            mtoken=self._identity.master_token,
+            url=self._identity.public_url,
+            loadtime=standing.loadtime_s,
+            new_load=snapshot.new_load,
+            cur_load=snapshot.cur_load,
+            rej_load=snapshot.rej_load,
+            cur_perf=snapshot.cur_perf,
+            max_perf=standing.max_perf,
+            error_msg=self._untold_errors[0],
+            num_requests_working=snapshot.working,
+            num_requests_received=snapshot.received,
+            working_request_idxs=snapshot.working_request_idxs,
+            additional_disk_usage=grown_gib,
+            disk_usage=disk_usage_gib,
+        )
+
+
+class _Mailbox:
+    """One kind of message, to the addresses that take it; stays with the one that took the last."""
+
+    def __init__(self, http: aiohttp.ClientSession, addrs: Sequence[str], path: str, clock: Clock) -> None:
+        self.addrs = list(addrs)
+        self.attempts: deque[Delivery] = deque(maxlen=20)
+        self._http = http
+        self._path = path
+        self._clock = clock
+        self._failing = False
+
+    async def deliver(self, message: dict[str, Any]) -> bool:
+        """Whether some address answered 2xx; each is tried once."""
+        for addr in tuple(self.addrs):
+            answer, delivered = await self._post(addr, message)
+            self.attempts.append(
+                Delivery(self._clock.wall(), self._path, addr, _without_token(message), answer, delivered)
+            )
+            if delivered:
+                self._log_change(False, f"{addr}{self._path} takes reports again")
+                return True
+            self._log_change(True, f"{addr}{self._path} took no report: {answer}")
+            self.addrs.remove(addr)
+            self.addrs.append(addr)
+        return False
+
+    async def _post(self, addr: str, message: dict[str, Any]) -> tuple[str, bool]:
+        try:
+            async with self._http.post(
+                f"{addr}{self._path}",
+                data=io.BytesIO(json.dumps(message).encode()),  # 10,000 completions are more than 1 MiB
+                headers={"Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=DELIVERY_TIMEOUT_S),
+            ) as answer:
+                return f"{answer.status} {answer.reason}", 200 <= answer.status < 300
+        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
+            return str(e) or type(e).__name__, False
+
+    def _log_change(self, failing: bool, line: str) -> None:
+        """Each turn for the worse or the better once, not each report."""
+        if failing != self._failing:
+            self._failing = failing
+            log.log(logging.WARNING if failing else logging.INFO, "%s", line)
+
+
+class _Retry:
+    """Delays between tries: doubling, with jitter, up to `LAST_RETRY_S`."""
+
+    def __init__(self) -> None:
+        self._delay_s = FIRST_RETRY_S
+
+    def next_s(self) -> float:
+        delay_s, self._delay_s = self._delay_s, min(self._delay_s * 2, LAST_RETRY_S)
+        return delay_s * random.uniform(0.5, 1.0)
+
+
+def _without_token(message: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in message.items() if k != "mtoken"}

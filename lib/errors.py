@@ -1,0 +1,153 @@
+"""What can go wrong on a request's way, with its HTTP status and what the client is told.
+
+Owns the error classes and the one mapping of exceptions to answers. What a ledger entry becomes is in
+metrics.py; how a broken stream is aborted is in backend.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+T = TypeVar("T")
+
+
+class SettingsError(Exception):
+    """The environment, or a declaration, can't work. `problems` has a line for each thing that is wrong."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("cannot start:\n" + "\n".join(f"  - {p}" for p in problems))
+        self.problems = tuple(problems)
+
+
+class WorkerError(Exception):
+    """An answer of the worker's own: `status`, and a public `message`."""
+
+    status = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def body(self) -> Mapping[str, Any]:
+        return {"error": self.message}
+
+    def headers(self) -> Mapping[str, str]:
+        return {}
+
+
+class Invalid(WorkerError):
+    """422: `fields` says what is wrong, nested like the request (protocol.md §2)."""
+
+    status = 422
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__("invalid request")
+        self.fields = fields
+
+    def body(self) -> Mapping[str, Any]:
+        return self.fields
+
+
+class Unauthorized(WorkerError):
+    """401: says whether it was the signature, a replay or the URL, and no more."""
+
+    status = 401
+
+
+class BodyStalled(WorkerError):
+    """408: the body made no progress for `REQUEST_BODY_TIMEOUT_S`, or took ten times as long."""
+
+    status = 408
+
+
+class BodyTooLarge(WorkerError):
+    """413: names the limit."""
+
+    status = 413
+
+
+class CodingNotUnderstood(WorkerError):
+    """415: the request's body is compressed in a way that isn't understood."""
+
+    status = 415
+
+
+class Refused(WorkerError):
+    """Not now: counted as rejected. `retry_after_s` is rounded up to whole seconds, at least 1."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(min(retry_after_s, 3600.0)))
+
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
+
+
+class TooBusy(Refused):
+    """429: it would wait, or has waited, longer than `max_queue_time`."""
+
+    status = 429
+
+
+class Unavailable(Refused):
+    """503: `state` names why: a state of the worker's, or what it lacks."""
+
+    status = 503
+
+    def __init__(self, state: str, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.state = state
+
+    def body(self) -> Mapping[str, Any]:
+        return {"error": self.message, "state": self.state}
+
+
+class ModelUnreachable(WorkerError):
+    """502: no connection, or none that gave a status line."""
+
+    status = 502
+
+
+class ModelTimedOut(WorkerError):
+    """504: `MODEL_TIMEOUT_S` passed."""
+
+    status = 504
+
+
+class AnswerCut(Exception):
+    """The model server's answer ended before it was whole: abort the client's connection."""
+
+
+class ClientGone(Exception):
+    """The client left while its answer was being written."""
+
+
+def error_response(error: WorkerError) -> web.Response:
+    return web.json_response(error.body(), status=error.status, headers=error.headers())
+
+
+def internal_error_response(log: logging.Logger, request_id: str) -> web.Response:
+    """A bare 500 for the exception being handled, whose traceback goes to the log under `request_id`."""
+    log.exception("request %s: unexpected error", request_id)
+    return web.json_response({"error": "internal error", "request": request_id}, status=500)
+
+
+def attempt(call: Callable[[], T]) -> T | Exception:
+    """What `call`, an author's code whose failure is no end, gives or raises."""
+    try:
+        return call()
+    except Exception as e:  # noqa: BLE001 - an author may raise anything
+        return e
+
+
+async def attempt_async(awaitable: Awaitable[T]) -> T | Exception:
+    """What `awaitable`, an author's code whose failure is no end, gives or raises."""
+    try:
+        return await awaitable
+    except Exception as e:  # noqa: BLE001 - an author may raise anything
+        return e

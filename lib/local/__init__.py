@@ -1,0 +1,1 @@
+"""Stand-ins for development on one machine: the local engine and the demo."""

@@ -1,0 +1,230 @@
+"""The ledger: what became of each request, and what the engine has acknowledged of it.
+
+Owns outcomes, loads and the entries for `delete_requests`. It does no I/O: engine/reports.py delivers
+what it tells and acknowledges what a 2xx confirmed. Loads are in the author's workload units.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+
+from lib.clock import Clock, SystemClock
+from lib.errors import ClientGone, Refused
+from lib.settings import from_environment
+from lib.wire import FinishedRequest, RequestStatus
+
+log = logging.getLogger(__name__)
+
+# protocol.md §3: undelivered entries past this many are dropped, oldest first.
+MAX_UNDELIVERED = 10_000
+
+
+class Outcome(Enum):
+    """What became of a request (protocol.md §2): its status on the wire, and whether it was a success."""
+
+    SERVED = ("Success", True)
+    ERRORED = ("Error", False)
+    CANCELLED = ("Cancelled", True)
+    REJECTED = ("Rejected", False)
+
+    def __init__(self, status: RequestStatus, success: bool) -> None:
+        self.status: RequestStatus = status
+        self.success = success
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one report tells of the ledger, and the marks that its acknowledgement moves."""
+
+    new_load: float
+    cur_load: float
+    rej_load: float
+    cur_perf: float
+    working: int
+    received: int
+    working_request_idxs: tuple[int, ...]
+    marks: tuple[float, float, float]
+
+
+class Ledger:
+    """Counts requests and their workload; tells what happened since the last acknowledged report.
+
+    `on_event` is called after every change that a report would show.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self.on_event: Callable[[], None] = _nothing
+        self.received = 0
+        self.outcomes: Counter[Outcome] = Counter()
+        self.accepted_load = 0.0
+        self.withdrawn_load = 0.0
+        self.rejected_load = 0.0
+        self.served_load = 0.0
+        self.dropped_entries = 0
+        self._in_flight: dict[int, Entry] = {}
+        self._cur_load = 0.0
+        self._opened = 0
+        self._told_new = self._told_rejected = self._told_served = 0.0
+        self._finished: deque[FinishedRequest] = deque()
+        self._delivered = 0
+        self._empty = asyncio.Event()
+
+    @property
+    def cur_load(self) -> float:
+        """Workload queued and working now."""
+        return self._cur_load
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    async def emptied(self) -> None:
+        """Return once nothing is in flight."""
+        while self._in_flight:
+            self._empty.clear()
+            await self._empty.wait()
+
+    def open(self, request_idx: int | None = None) -> Entry:
+        """A new entry, for a request that has been authenticated; use it in a `with`."""
+        self._opened += 1
+        return Entry(self, self._opened, request_idx)
+
+    def snapshot(self) -> Snapshot:
+        """What a report built now tells; changes nothing."""
+        net = self.accepted_load - self.withdrawn_load
+        new_load = max(0.0, net - self._told_new)
+        return Snapshot(
+            new_load=new_load,
+            cur_load=self._cur_load,
+            rej_load=self.rejected_load - self._told_rejected,
+            cur_perf=self.served_load - self._told_served,
+            working=len(self._in_flight),
+            received=self.received,
+            working_request_idxs=tuple(e.request_idx for e in self._in_flight.values() if e.request_idx),
+            # A deficit of new_load is carried over: what was told stays ahead of what is.
+            marks=(max(net, self._told_new), self.rejected_load, self.served_load),
+        )
+
+    def acknowledge(self, snapshot: Snapshot) -> None:
+        """The engine has confirmed a report with `snapshot`: tell what it told no more."""
+        self._told_new, self._told_rejected, self._told_served = snapshot.marks
+
+    def finished(self) -> tuple[tuple[FinishedRequest, ...], int]:
+        """The undelivered entries, and the mark to acknowledge once they are delivered."""
+        return tuple(self._finished), self._delivered + len(self._finished)
+
+    def acknowledge_finished(self, mark: int) -> None:
+        """Everything up to `mark` was delivered."""
+        while self._finished and self._delivered < mark:
+            self._finished.popleft()
+            self._delivered += 1
+
+    # What entries do
+
+    def accept(self, entry: Entry) -> None:
+        self.received += 1
+        self.accepted_load += entry.workload
+        self._in_flight[entry.number] = entry
+        self._cur_load += entry.workload
+        self.on_event()
+
+    def close(self, entry: Entry, outcome: Outcome) -> None:
+        accepted = self._in_flight.pop(entry.number, None) is not None
+        if not self._in_flight:
+            self._empty.set()
+        if accepted:
+            # Floats drift: with nothing in flight the load is exactly nothing.
+            self._cur_load = self._cur_load - entry.workload if self._in_flight else 0.0
+        self.outcomes[outcome] += 1
+        if outcome is Outcome.SERVED:
+            self.served_load += entry.workload
+        elif outcome is Outcome.REJECTED:
+            self.rejected_load += entry.workload
+        if accepted and outcome in (Outcome.CANCELLED, Outcome.REJECTED):
+            self.withdrawn_load += entry.workload
+        if entry.request_idx is not None:
+            self._finish(entry.request_idx, entry, outcome)
+        self.on_event()
+
+    def _finish(self, request_idx: int, entry: Entry, outcome: Outcome) -> None:
+        if len(self._finished) >= MAX_UNDELIVERED:
+            self._finished.popleft()
+            self._delivered += 1
+            self.dropped_entries += 1
+            if self.dropped_entries == 1 or self.dropped_entries % 1000 == 0:
+                log.warning("%d finished requests dropped: the engine takes none", self.dropped_entries)
+        self._finished.append(
+            FinishedRequest(
+                request_idx,
+                outcome.success,
+                outcome.status,
+                entry.entered_queue_at,
+                entry.work_started_at,
+                self.clock.wall(),
+            )
+        )
+
+
+class Entry:
+    """One authenticated request in the ledger; leaving its `with` block gives it exactly one outcome.
+
+    The outcome is what `settle` said last, or what the exception that ended the block means: the client
+    left (cancelled), refused with 429 or 503 (rejected), anything else errored. Times are Unix seconds.
+    """
+
+    def __init__(self, ledger: Ledger, number: int, request_idx: int | None) -> None:
+        self._ledger = ledger
+        self._settled: Outcome | None = None
+        self.number = number
+        self.request_idx = request_idx
+        self.workload = 0.0
+        self.outcome: Outcome | None = None
+        self.entered_queue_at = 0.0
+        self.work_started_at = 0.0
+
+    def weigh(self, workload: float) -> None:
+        """How much work this is; before `accept`."""
+        self.workload = workload
+
+    def accept(self) -> None:
+        """The request is let in: it counts as load from now on."""
+        self.entered_queue_at = self._ledger.clock.wall()
+        self._ledger.accept(self)
+
+    def start(self) -> None:
+        """Its work begins: it waits no longer."""
+        self.work_started_at = self._ledger.clock.wall()
+
+    def settle(self, outcome: Outcome) -> None:
+        self._settled = outcome
+
+    def __enter__(self) -> Entry:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.outcome = self._settled or _meaning(error)
+        self._ledger.close(self, self.outcome)
+
+
+def _meaning(error: BaseException | None) -> Outcome:
+    if isinstance(error, (asyncio.CancelledError, ClientGone)):
+        return Outcome.CANCELLED
+    return Outcome.REJECTED if isinstance(error, Refused) else Outcome.ERRORED
+
+
+def _nothing() -> None:
+    return None
+
+
+def get_url() -> str:
+    """This worker's public URL, from the environment of the instance. Raises `SettingsError`."""
+    return from_environment().public_url

@@ -1,0 +1,1 @@
+"""The model server: its connection, its answers, its log, readiness and the benchmark."""

@@ -1,0 +1,284 @@
+"""The connection to the model server: kept-alive, uncapped, resent once when a kept one had been closed.
+
+Owns the two HTTP clients towards the model server and the way a URL below it is made. Passing answers
+on is in answers.py. Failures become `ModelUnreachable` (502) and `ModelTimedOut` (504).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace, TracebackType
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import aiohttp
+import anyio
+from aiohttp.typedefs import StrOrURL
+from yarl import URL
+
+from lib.errors import ModelTimedOut, ModelUnreachable
+
+# Servers close idle connections after 5 to 15 s (protocol.md §2): ours go before.
+KEEP_ALIVE_S = 4.0
+CONNECT_TIMEOUT_S = 10.0
+# aiohttp writes larger bodies piece by piece, and warns of those it is given in one.
+LARGE_BODY_BYTES = 1024 * 1024
+# What aiohttp would add of its own accord: the model server gets what the client sent, and no more.
+_ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "User-Agent")
+
+
+class ModelServer:
+    """The model server at `url`, in an `async with`. `timeout_s` bounds a whole call; None: nothing does."""
+
+    def __init__(self, url: str, timeout_s: float | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._kept: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> ModelServer:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        self._kept = self._client(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S), [trace])
+        self._fresh = self._client(aiohttp.TCPConnector(limit=0, force_close=True))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.kept.close()
+        await self.fresh.close()
+
+    @property
+    def kept(self) -> aiohttp.ClientSession:
+        """The client whose connections are kept and reused."""
+        return _opened(self._kept)
+
+    @property
+    def fresh(self) -> aiohttp.ClientSession:
+        """The client that makes a new connection for every request."""
+        return _opened(self._fresh)
+
+    def resolve(self, target: StrOrURL | None) -> URL:
+        """The URL of `target`: a path below the model server's URL, or an absolute URL as it is."""
+        if target is None:
+            raise ValueError("the handler's endpoint is None")
+        text = str(target)
+        if urlsplit(text).scheme in ("http", "https", "ws", "wss"):
+            return URL(text)
+        return URL(f"{self.url}/{text.lstrip('/')}")
+
+    def caller(self, headers: Mapping[str, str]) -> ModelCaller:
+        """What a handler's `call_model` gets: this server, with one client request's `headers`."""
+        return ModelCaller(self, headers)
+
+    async def accepts_connections(self, limit_s: float = 2.0) -> bool:
+        """Whether something listens at the model server's address."""
+        parts = URL(self.url)
+        try:
+            with anyio.fail_after(limit_s):
+                _, writer = await asyncio.open_connection(parts.host, parts.port)
+        except (OSError, TimeoutError, asyncio.TimeoutError):
+            return False
+        writer.close()
+        return True
+
+    def _client(
+        self, connector: aiohttp.TCPConnector, traces: list[aiohttp.TraceConfig] | None = None
+    ) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_ADDED_BY_AIOHTTP,
+            trace_configs=traces,
+        )
+
+
+class ModelCaller:
+    """The model server as one request sees it: calls carry the headers that its client sent."""
+
+    def __init__(self, server: ModelServer, headers: Mapping[str, str]) -> None:
+        self.server = server
+        self.headers = headers
+
+    def post_json(
+        self, endpoint: str | None, message: Any
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """POST `message` as JSON. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
+        body = json.dumps(message).encode()
+        large = len(body) > LARGE_BODY_BYTES
+        return self.request(
+            "POST",
+            endpoint,
+            (lambda: io.BytesIO(body)) if large else (lambda: body),
+            {"Content-Type": "application/json", "Content-Length": str(len(body))},
+        )
+
+    def post_form(
+        self, endpoint: str | None, fields: Mapping[str, Any]
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """POST `fields` as multipart/form-data (`ApiPayload.generate_payload_multipart`).
+
+        Raises `TypeError` for bare bytes, `ModelUnreachable` (502), `ModelTimedOut` (504).
+        """
+        make_form(fields)  # what is wrong with the fields is found before anything is sent
+        return self.request("POST", endpoint, lambda: make_form(fields))
+
+    def get(self, endpoint: str | None) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """GET `endpoint`. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
+        return self.request("GET", endpoint)
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        endpoint: str | None,
+        make_body: Callable[[], Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """The answer to `method` at `endpoint`; leaving the block before its end closes the connection.
+
+        `make_body` makes the body, again when the request is sent once more because a kept connection
+        turned out closed before any byte of an answer. Redirects are passed on, not followed.
+        """
+        url = self.server.resolve(endpoint)
+        all_headers = {**self.headers, **(headers or {})}
+        attempt = SimpleNamespace(reused=False)
+        try:
+            response = await self._send(self.server.kept, method, url, all_headers, make_body, attempt)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as e:
+            if not (attempt.reused and _nothing_came(e)):
+                raise _unreachable(e) from e
+            try:
+                response = await self._send(self.server.fresh, method, url, all_headers, make_body)
+            except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as again:
+                raise _failure(again) from again
+        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
+            raise _failure(e) from e
+        async with response:
+            yield response
+
+    async def _send(
+        self,
+        http: aiohttp.ClientSession,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        make_body: Callable[[], Any] | None,
+        attempt: SimpleNamespace | None = None,
+    ) -> aiohttp.ClientResponse:
+        return await http.request(
+            method,
+            url,
+            data=make_body() if make_body else None,
+            headers=headers,
+            allow_redirects=False,
+            trace_request_ctx=attempt,
+        )
+
+
+class ModelSession:
+    """The model server's HTTP client for routes of the author's own (`backend.session`).
+
+    It has an `aiohttp.ClientSession`'s methods; relative paths go below the model server's URL, also when
+    that has a path, which the client's own `base_url` can't do.
+    """
+
+    def __init__(self, server: ModelServer) -> None:
+        self._server = server
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server.kept, name)
+
+    def request(self, method: str, url: StrOrURL, **kwargs: Any) -> Any:
+        return self._server.kept.request(method, self._server.resolve(url), **kwargs)
+
+    def get(self, url: StrOrURL, **kwargs: Any) -> Any:
+        return self.request("GET", url, **kwargs)
+
+    def head(self, url: StrOrURL, **kwargs: Any) -> Any:
+        return self.request("HEAD", url, **kwargs)
+
+    def options(self, url: StrOrURL, **kwargs: Any) -> Any:
+        return self.request("OPTIONS", url, **kwargs)
+
+    def post(self, url: StrOrURL, **kwargs: Any) -> Any:
+        return self.request("POST", url, **kwargs)
+
+    def put(self, url: StrOrURL, **kwargs: Any) -> Any:
+        return self.request("PUT", url, **kwargs)
+
+    def patch(self, url: StrOrURL, **kwargs: Any) -> Any:
+        return self.request("PATCH", url, **kwargs)
+
+    def delete(self, url: StrOrURL, **kwargs: Any) -> Any:
+        return self.request("DELETE", url, **kwargs)
+
+    def ws_connect(self, url: StrOrURL, **kwargs: Any) -> Any:
+        return self._server.kept.ws_connect(self._server.resolve(url), **kwargs)
+
+
+def make_form(fields: Mapping[str, Any]) -> aiohttp.FormData:
+    """`fields` as multipart/form-data; the rules are `ApiPayload.generate_payload_multipart`'s."""
+    form = aiohttp.FormData(default_to_multipart=True)
+    for name, value in fields.items():
+        for item in cast("list[Any]", value) if isinstance(value, list) else [value]:
+            _add_field(form, name, item)
+    return form
+
+
+def _add_field(form: aiohttp.FormData, name: str, item: Any) -> None:
+    if item is None:
+        return
+    if isinstance(item, tuple):
+        filename, content, content_type = cast("tuple[str, bytes, str]", item)
+        form.add_field(name, content, filename=filename, content_type=content_type)
+    elif isinstance(item, (bytes, bytearray, memoryview)):
+        raise TypeError(f"form field {name!r} is bare bytes: give (filename, bytes, content_type)")
+    elif isinstance(item, (dict, list)):
+        form.add_field(name, json.dumps(item), content_type="application/json")
+    elif isinstance(item, bool):
+        form.add_field(name, "true" if item else "false")
+    else:
+        form.add_field(name, str(item))
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong, never empty: a time-out's own message is."""
+    return str(error) or type(error).__name__
+
+
+async def _note_reuse(
+    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
+) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.reused = True
+
+
+def _nothing_came(error: aiohttp.ClientError) -> bool:
+    """Whether the connection broke before any byte of an answer (its message holds what was parsed)."""
+    return not isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(error.message, str)
+
+
+def _failure(error: BaseException) -> ModelUnreachable | ModelTimedOut:
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not isinstance(
+        error, aiohttp.ConnectionTimeoutError
+    ):
+        return ModelTimedOut("the model server took too long")
+    return _unreachable(error)
+
+
+def _unreachable(error: BaseException) -> ModelUnreachable:
+    return ModelUnreachable(f"the model server could not be reached: {describe(error)}")
+
+
+def _opened(http: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
+    if http is None:
+        raise RuntimeError("the model server's connection opens when the worker starts")
+    return http

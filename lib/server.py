@@ -1,0 +1,236 @@
+"""start_server: sockets, TLS, routes, signals, drain; owner of every long-lived task.
+
+Owns the worker's process from its first line to its exit status. What a request goes through is in
+backend.py. Exit status: 0 after SIGTERM or SIGINT, 1 after an unexpected error, 2 when the settings can't
+work, 3 when another process holds the port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib.util
+import logging
+import resource
+import signal
+import ssl
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+from aiohttp import web
+
+from lib.backend import Backend
+from lib.errors import SettingsError, attempt_async
+from lib.logs import configure_logging
+from lib.management import loopback_routes, public_routes, without
+from lib.model.readiness import Cause
+from lib.parts import Parts
+from lib.settings import Settings, from_environment
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_SETTINGS = 2
+EXIT_PORT_TAKEN = 3
+# How long the last reports may take on shutdown.
+FLUSH_LIMIT_S = 10.0
+# How long connections may take to take their last bytes once no request is in flight.
+CLOSE_LIMIT_S = 2.0
+BACKLOG = 4096
+
+
+class PortTaken(Exception):
+    """Another process listens on a port of the worker's."""
+
+
+class Stop:
+    """When the worker is to stop: `ask` once to drain, again to stop at once."""
+
+    def __init__(self) -> None:
+        self.asked = anyio.Event()
+        self.at_once = anyio.Event()
+        self.failed = False
+
+    def ask(self) -> None:
+        (self.at_once if self.asked.is_set() else self.asked).set()
+
+    def fail(self) -> None:
+        """Stop after an error that nothing foresaw: the exit status tells."""
+        self.failed = True
+        self.asked.set()
+
+
+def start_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **site_kwargs: Any) -> None:
+    """Serve `routes` until SIGTERM or SIGINT; `site_kwargs` go to `aiohttp.web.TCPSite` (host, backlog, …).
+
+    Raises `SystemExit` with the exit statuses above, but for 0.
+    """
+    try:
+        settings = from_environment()
+        configure_logging(settings.log_level, settings.log_format)
+        _raise_file_limit()
+        uses_uvloop = importlib.util.find_spec("uvloop") is not None
+        status = anyio.run(
+            partial(_serve_until_signal, backend, routes, settings, site_kwargs),
+            backend_options={"use_uvloop": uses_uvloop},
+        )
+    except SettingsError as e:
+        print(e, file=sys.stderr)  # noqa: T201 - there may be no logging yet
+        raise SystemExit(EXIT_SETTINGS) from None
+    except PortTaken as e:
+        log.error("%s", e)
+        raise SystemExit(EXIT_PORT_TAKEN) from None
+    if status:
+        raise SystemExit(status)
+
+
+async def serve(
+    backend: Backend,
+    routes: Sequence[web.AbstractRouteDef],
+    settings: Settings,
+    stop: Stop,
+    *,
+    directory: Path,
+    started: Callable[[Parts], None] | None = None,
+    **site_kwargs: Any,
+) -> int:
+    """Serve until `stop` is asked; the process's exit status.
+
+    `directory` keeps the saved benchmark; `started` is called once the sockets listen. Raises
+    `SettingsError` and `PortTaken`.
+    """
+    async with (
+        backend.run_with(settings, directory, _process_age_s()) as parts,
+        anyio.create_task_group() as life,
+    ):
+        async with _listening(backend, routes, settings, site_kwargs):
+            for name, task in parts.tasks():
+                life.start_soon(_run, task, name, parts, stop, name=name)
+            if started is not None:
+                started(parts)
+            await stop.asked.wait()
+            await _drain(backend, settings, stop)
+        if not stop.at_once.is_set():
+            await parts.reporter.finish(FLUSH_LIMIT_S)
+        life.cancel_scope.cancel()
+    return EXIT_FAILED if stop.failed or stop.at_once.is_set() else 0
+
+
+async def _serve_until_signal(
+    backend: Backend, routes: Sequence[web.AbstractRouteDef], settings: Settings, site_kwargs: dict[str, Any]
+) -> int:
+    stop, loop = Stop(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.ask)
+    return await serve(backend, routes, settings, stop, directory=Path.cwd(), **site_kwargs)
+
+
+async def _run(task: Callable[[], Awaitable[None]], name: str, parts: Parts, stop: Stop) -> None:
+    """A long-lived task; an error that it can't name ends the worker."""
+    failure = await attempt_async(task())
+    if failure is not None:
+        log.error("%s failed: the worker stops", name, exc_info=failure)
+        parts.readiness.fail(Cause.WORKER, f"{name} failed: {failure!r}")
+        stop.fail()
+
+
+async def _drain(backend: Backend, settings: Settings, stop: Stop) -> None:
+    """Let what is in flight finish, for `DRAIN_TIMEOUT_S` at most; a second signal ends that at once."""
+    backend.drain()
+    log.info("stopping: %d requests in flight", backend.metrics.in_flight)
+    async with anyio.create_task_group() as waiting:
+
+        async def hurry() -> None:
+            await stop.at_once.wait()
+            waiting.cancel_scope.cancel()
+
+        waiting.start_soon(hurry)
+        with anyio.move_on_after(settings.drain_timeout_s):
+            await backend.metrics.emptied()
+        waiting.cancel_scope.cancel()
+    if backend.metrics.in_flight:
+        log.warning("%d requests are cut: they did not finish in time", backend.metrics.in_flight)
+        backend.cut()
+
+
+@asynccontextmanager
+async def _listening(
+    backend: Backend,
+    routes: Sequence[web.AbstractRouteDef],
+    settings: Settings,
+    site_kwargs: dict[str, Any],
+) -> AsyncGenerator[None, None]:
+    """Both sockets listen inside the block; leaving it ends what requests are left, and waits for that."""
+    public = _runner([*routes, *without(public_routes(backend), routes)], settings)
+    loopback = _runner(loopback_routes(backend), settings)
+    options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
+    options["ssl_context"] = _tls(settings) if settings.use_ssl else None
+    async with anyio.create_task_group() as calls:
+        backend.spawn = calls.start_soon
+        try:
+            await _listen(public, options)
+            await _listen(loopback, {"host": "127.0.0.1", "port": settings.worker_http_port})
+            log.info("listening on port %d, public URL %s", settings.worker_port, settings.public_url)
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await public.cleanup()
+                await loopback.cleanup()
+            calls.cancel_scope.cancel()
+
+
+def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
+    app = web.Application(client_max_size=settings.max_json_bytes)
+    app.add_routes(routes)
+    return web.AppRunner(
+        app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S
+    )
+
+
+async def _listen(runner: web.AppRunner, options: dict[str, Any]) -> None:
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, **options).start()
+    except OSError as e:
+        if e.errno != errno.EADDRINUSE:
+            raise
+        raise PortTaken(f"port {options['port']} is taken by {_holder(options['port'])}") from e
+
+
+def _holder(port: int) -> str:
+    """Which process listens on `port`, as far as this one may see."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+            if connection.pid is None:
+                break
+            process = psutil.Process(connection.pid)
+            return f"process {connection.pid} ({' '.join(process.cmdline()) or process.name()})"
+    return "another process"
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.ssl_cert, settings.ssl_key)
+    except OSError as e:
+        raise SettingsError(
+            [f"USE_SSL: {settings.ssl_cert} (SSL_CERT) and {settings.ssl_key} (SSL_KEY) can't be used: {e}"]
+        ) from e
+    return context
+
+
+def _raise_file_limit() -> None:
+    """As many open files as this process may have: each request takes two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _process_age_s() -> float:
+    return max(0.0, time.time() - psutil.Process().create_time())

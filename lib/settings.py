@@ -1,0 +1,262 @@
+"""The environment of an instance, read once into one frozen dataclass.
+
+Owns every variable of launch.md that the library itself understands. What a ready-made worker reads
+besides (`MODEL_NAME`, `COMFY_MODEL`, …) is that worker's own; `model_settings` reads what they share.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar, cast
+from urllib.parse import urlsplit
+
+from lib.errors import SettingsError
+
+T = TypeVar("T")
+AuthScheme = Literal["auto", "full", "url"]
+LogFormat = Literal["text", "json"]
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+DEFAULT_REPORT_ADDR = "https://run.vast.ai"
+# Takes status reports, and answers neither /delete_requests/ nor /pubkey/ (protocol.md §3).
+STATUS_ONLY_ADDR = "https://cloud.vast.ai/api/v0"
+
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an operator may change (launch.md). Sizes in bytes, durations in seconds."""
+
+    container_id: int
+    public_url: str
+    worker_port: int = 3000
+    worker_http_port: int = 3001
+    report_addrs: tuple[str, ...] = (DEFAULT_REPORT_ADDR,)
+    master_token: str = ""
+    use_ssl: bool = False
+    ssl_cert: Path = Path("/etc/instance.crt")
+    ssl_key: Path = Path("/etc/instance.key")
+    unsecured: bool = False
+    auth_scheme: AuthScheme = "auto"
+    auth_check_url: bool = True
+    max_json_bytes: int = 64 * MIB
+    max_request_bytes: int = GIB
+    request_body_timeout_s: float = 60.0
+    model_timeout_s: float | None = None
+    benchmark_time_limit_s: float = 300.0
+    drain_timeout_s: float = 30.0
+    log_level: str = "INFO"
+    log_format: LogFormat = "text"
+    model_name: str = ""
+    force_update_file: Path = Path("/.force_update")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Settings out of `environ`.
+
+        Raises `SettingsError`, one message that names every variable that is missing or malformed and
+        says what each is for.
+        """
+        read = Reader(environ)
+        port = read.port("WORKER_PORT", 3000, "the worker's public port")
+        settings = cls(
+            container_id=read.required("CONTAINER_ID", _integer, 0, "the instance's id, an integer"),
+            worker_port=port,
+            worker_http_port=read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port"),
+            report_addrs=read.value(
+                "REPORT_ADDR",
+                _addresses,
+                (DEFAULT_REPORT_ADDR,),
+                "where the engine takes reports: base URLs, comma-separated",
+            ),
+            master_token=read.text("MASTER_TOKEN", ""),
+            use_ssl=(use_ssl := read.boolean("USE_SSL", False, "TLS on the public port")),
+            public_url=_public_url(read, port, use_ssl),
+            ssl_cert=Path(read.text("SSL_CERT", str(cls.ssl_cert))),
+            ssl_key=Path(read.text("SSL_KEY", str(cls.ssl_key))),
+            unsecured=read.boolean("UNSECURED", False, "accept unsigned requests"),
+            auth_scheme=cast(
+                AuthScheme,
+                read.choice("AUTH_SCHEME", ("auto", "full", "url"), "which signatures are accepted"),
+            ),
+            auth_check_url=read.boolean("AUTH_CHECK_URL", True, "must the signed URL be this worker's"),
+            max_json_bytes=read.positive_int("MAX_JSON_BYTES", cls.max_json_bytes, "limit of a JSON body"),
+            max_request_bytes=read.positive_int(
+                "MAX_REQUEST_BYTES", cls.max_request_bytes, "limit of any other body, bytes"
+            ),
+            request_body_timeout_s=read.seconds(
+                "REQUEST_BODY_TIMEOUT_S", cls.request_body_timeout_s, "how long a body may stall, seconds"
+            ),
+            model_timeout_s=read.value(
+                "MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds"
+            ),
+            benchmark_time_limit_s=read.seconds(
+                "BENCHMARK_TIME_LIMIT_S",
+                cls.benchmark_time_limit_s,
+                "limit of the benchmark, seconds",
+            ),
+            drain_timeout_s=read.seconds(
+                "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may finish on shutdown, seconds"
+            ),
+            log_level=read.choice(
+                "LOG_LEVEL",
+                ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
+                "how much is logged",
+                str.upper,
+            ),
+            log_format=cast(LogFormat, read.choice("LOG_FORMAT", ("text", "json"), "how log lines look")),
+            model_name=read.text("MODEL_NAME", "") or read.text("MODEL_ID", ""),
+        )
+        if not settings.unsecured and set(settings.report_addrs) == {STATUS_ONLY_ADDR}:
+            read.problem("REPORT_ADDR", f"{STATUS_ONLY_ADDR} has no public key: add another report address")
+        if settings.worker_port == settings.worker_http_port:
+            read.problem("WORKER_HTTP_PORT", f"{settings.worker_http_port} is the public port too")
+        read.finish()
+        return settings
+
+    @property
+    def key_addrs(self) -> tuple[str, ...]:
+        """The report addresses that also give the public key and take completions."""
+        return tuple(a for a in self.report_addrs if a != STATUS_ONLY_ADDR)
+
+
+def from_environment() -> Settings:
+    """Settings out of this process's environment. Raises `SettingsError`."""
+    return Settings.from_env(os.environ)  # noqa: TID251 - the one place that reads it
+
+
+class Reader:
+    """Reads variables one by one and remembers all that is wrong with them."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._problems: list[str] = []
+
+    def problem(self, name: str, what: str) -> None:
+        self._problems.append(f"{name}: {what}")
+
+    def finish(self) -> None:
+        """Raise `SettingsError` with everything found so far, or do nothing."""
+        if self._problems:
+            raise SettingsError(self._problems)
+
+    def text(self, name: str, default: str) -> str:
+        return self._environ.get(name, "").strip() or default
+
+    def value(self, name: str, parse: Callable[[str], T], default: T, purpose: str) -> T:
+        raw = self.text(name, "")
+        if not raw:
+            return default
+        try:
+            return parse(raw)
+        except ValueError as e:
+            self.problem(name, f"{raw!r} {e} ({purpose})")
+            return default
+
+    def required(self, name: str, parse: Callable[[str], T], placeholder: T, purpose: str) -> T:
+        if not self.text(name, ""):
+            self.problem(name, f"missing ({purpose})")
+            return placeholder
+        return self.value(name, parse, placeholder, purpose)
+
+    def boolean(self, name: str, default: bool, purpose: str) -> bool:
+        return self.value(name, _boolean, default, purpose)
+
+    def port(self, name: str, default: int, purpose: str) -> int:
+        return self.value(name, _port, default, purpose)
+
+    def positive_int(self, name: str, default: int, purpose: str) -> int:
+        return self.value(name, _positive_int, default, purpose)
+
+    def seconds(self, name: str, default: float, purpose: str) -> float:
+        return self.value(name, _seconds, default, purpose)
+
+    def choice(
+        self, name: str, choices: tuple[str, ...], purpose: str, fold: Callable[[str], str] = str.lower
+    ) -> str:
+        """One of `choices`, the first of which is the default."""
+        raw = self.text(name, choices[0])
+        if fold(raw) in choices:
+            return fold(raw)
+        self.problem(name, f"{raw!r} is none of {', '.join(choices)} ({purpose})")
+        return choices[0]
+
+
+def _public_url(read: Reader, port: int, use_ssl: bool) -> str:
+    host = read.required("PUBLIC_IPADDR", _host, "127.0.0.1", "the instance's public address")
+    public_port = read.required(
+        f"VAST_TCP_PORT_{port}", _port, port, f"the public port that leads to WORKER_PORT {port}"
+    )
+    return f"{'https' if use_ssl else 'http'}://{host}:{public_port}"
+
+
+def _boolean(raw: str) -> bool:
+    folded = raw.lower()
+    if folded in _TRUE:
+        return True
+    if folded in _FALSE:
+        return False
+    raise ValueError("is none of true, false, 1, 0, yes, no, on, off")
+
+
+def _integer(raw: str) -> int:
+    try:
+        return int(raw)
+    except ValueError as e:
+        raise ValueError("is not an integer") from e
+
+
+def _positive_int(raw: str) -> int:
+    number = _integer(raw)
+    if number < 1:
+        raise ValueError("is less than 1")
+    return number
+
+
+def _port(raw: str) -> int:
+    number = _integer(raw)
+    if not 1 <= number <= 65535:
+        raise ValueError("is not a port, 1 to 65535")
+    return number
+
+
+def _seconds(raw: str) -> float:
+    try:
+        number = float(raw)
+    except ValueError as e:
+        raise ValueError("is not a number of seconds") from e
+    if not 0 < number < float("inf"):
+        raise ValueError("is not a finite number of seconds above 0")
+    return number
+
+
+def _host(raw: str) -> str:
+    host = f"[{raw}]" if ":" in raw and not raw.startswith("[") else raw
+    if not _is_base_url(f"http://{host}") or urlsplit(f"http://{host}").netloc != host:
+        raise ValueError("is not a host name or an IP address")
+    return host
+
+
+def _addresses(raw: str) -> tuple[str, ...]:
+    addresses = tuple(part.strip().rstrip("/") for part in raw.split(",") if part.strip())
+    wrong = [a for a in addresses if not _is_base_url(a)]
+    if wrong or not addresses:
+        raise ValueError(f"has an address that is not an http(s) URL: {', '.join(wrong) or 'none at all'}")
+    return addresses
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query
+        )
+    except ValueError:
+        return False

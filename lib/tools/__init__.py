@@ -1,0 +1,1 @@
+"""What an author runs from a shell: the command line and the load test."""

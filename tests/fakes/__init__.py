@@ -1,0 +1,1 @@
+"""Peers with malice, for the tests: they stall, reset, trickle, refuse, and note what was done to them."""

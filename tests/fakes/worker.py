@@ -1,0 +1,131 @@
+"""A worker to try: every path of the malicious model server as a route, set up by `TEST_WORKER` (JSON).
+
+Run as a process by the rig, or built in the test's own process by `build`. Its handlers and its payload
+are written as an author would write them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from lib.backend import Backend
+from lib.data_types import ApiPayload, EndpointHandler, JsonDataException, LogAction
+from lib.server import start_server
+
+PATHS = (
+    *("echo", "held", "stream", "flood", "bytewise", "gzip", "brotli", "gzip_stream", "binary", "accepted"),
+    *("empty", "redirect", "error500", "error422", "hop", "close", "half_head", "once", "stale"),
+    *("cut_stream", "reset_stream", "cut_whole", "silent_stream", "missing"),
+)
+READY_LINE = "model is ready"
+ERROR_LINE = "CUDA error"
+
+
+@dataclass
+class Job(ApiPayload):
+    """`workload` units of work on `data`."""
+
+    workload: float = 1.0
+    data: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def count_workload(self) -> float:
+        return self.workload
+
+    @classmethod
+    def for_test(cls) -> Job:
+        return cls(workload=10.0, data={"test": True})
+
+
+@dataclass
+class JobHandler(EndpointHandler[Job]):
+    path: str = "/echo"
+
+    @property
+    def endpoint(self) -> str:
+        return self.path
+
+    @property
+    def healthcheck_endpoint(self) -> str | None:
+        return None
+
+    @classmethod
+    def payload_cls(cls) -> type[Job]:
+        return Job
+
+
+class RaisingHandler(JobHandler):
+    """Raises where its payload says so."""
+
+    @classmethod
+    def get_data_from_request(cls, req_data: dict[str, Any]) -> Any:
+        data = req_data["payload"].get("data", {})
+        if data.get("raise") == "parser":
+            raise RuntimeError("parser bug")
+        if data.get("raise") == "json":
+            raise JsonDataException({"payload": {"data": "not like this"}})
+        return super().get_data_from_request(req_data)
+
+    async def generate_client_response(self, client_request: web.Request, model_response: Any) -> Any:
+        body = json.loads(json.loads(await model_response.read())["body"])
+        what = body["data"].get("raise")
+        if what == "response":
+            raise RuntimeError("response bug")
+        if what == "midway":
+            response = web.StreamResponse()
+            await response.prepare(client_request)
+            await response.write(b"half")
+            raise RuntimeError("response bug after the status line")
+        if what == "http":
+            raise web.HTTPConflict(text="not now")
+        if what == "errored":
+            client_request["outcome"] = "errored"
+        return web.json_response({"raised": False}, status=body["data"].get("status", 200))
+
+
+@dataclass(kw_only=True)
+class Setup:
+    """What a test varies: `handler` for every handler, `backend` for the backend, both as keywords."""
+
+    log: str | None = None
+    health: str | None = None
+    model_path: str = ""
+    benchmark: str | None = None
+    handler: dict[str, Any] = field(default_factory=dict[str, Any])
+    backend: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
+    """The worker in front of the model server at `model_url`."""
+    options: dict[str, Any] = {
+        "allow_parallel_requests": True,
+        "healthcheck_url": setup.health,
+        **setup.backend,
+    }
+    if setup.log is not None:
+        options["model_log_file"] = setup.log
+        options["log_actions"] = [(LogAction.ModelLoaded, READY_LINE), (LogAction.ModelError, ERROR_LINE)]
+    if setup.benchmark is not None:
+        options["benchmark_handler"] = JobHandler(path=setup.benchmark, **setup.handler)
+    backend = Backend(model_url + setup.model_path, **options)
+    routes = [
+        web.post(f"/{path}", backend.create_handler(JobHandler(path=f"/{path}", **setup.handler)))
+        for path in PATHS
+    ]
+    finish: dict[str, Any] = {**setup.handler, "on_disconnect": "finish"}
+    for path in ("held", "stream", "echo"):
+        handler = JobHandler(path=f"/{path}", **finish)
+        routes.append(web.post(f"/finish/{path}", backend.create_handler(handler)))
+    raising = RaisingHandler(path="/echo", **setup.handler)
+    routes.append(web.post("/raising", backend.create_handler(raising)))
+    return backend, routes
+
+
+if __name__ == "__main__":
+    start_server(
+        *build(os.environ["TEST_MODEL_URL"], Setup(**json.loads(os.environ["TEST_WORKER"]))), host="127.0.0.1"
+    )

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import argparse
+import sys
+
+import pytest
+
+from lib import test_harness, test_utils
+from workers.hello_world.data_types import InputData
+
+
+def by_test_utils() -> None:
+    test_utils.test_load_cmd(InputData, "/generate", arg_parser=test_utils.test_args)
+
+
+def by_harness() -> None:
+    test_harness.run(InputData.for_test(), "/generate")
+
+
+def exit_code(*args: str, monkeypatch: pytest.MonkeyPatch, harness: bool = False) -> object:
+    monkeypatch.setattr(sys, "argv", ["test_load", *args])
+    command = by_harness if harness else by_test_utils
+    with pytest.raises(SystemExit) as raised:
+        command()
+    return raised.value.code
+
+
+@pytest.mark.parametrize("harness", [False, True])
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "-k KEY and -e NAME"),
+        (("-l", "-n", "0"), "argument -n: must be 1 or more"),
+        (("-l", "-rps", "0"), "argument -rps: must be a finite number above 0"),
+        (("-l", "-rps", "nan"), "argument -rps"),
+        (("-l", "-n", "many"), "argument -n"),
+    ],
+)
+def test_wrong_arguments_are_told(
+    args: tuple[str, ...],
+    said: str,
+    harness: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code(*args, monkeypatch=monkeypatch, harness=harness) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_names_every_argument(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("-h", monkeypatch=monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {argument} " in text for argument in ("-k", "-e", "-l", "-n", "-rps"))
+
+
+def test_the_shared_parser_stays_as_it_was() -> None:
+    args = test_utils.test_args.parse_args(["-k", "KEY", "-e", "mine"])
+
+    assert args == argparse.Namespace(api_key="KEY", endpoint_group_name="mine", local=False)
+
+
+def test_pytest_takes_none_of_it_for_a_test() -> None:
+    assert not getattr(test_utils.test_load_cmd, "__test__", True)
+    assert not any((test_utils.__test__, test_harness.__test__))
+
+
+def test_long_answers_are_printed_without_their_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    test_utils.print_truncate_res("short")
+    test_utils.print_truncate_res("a" * 50 + "b" * 500 + "c" * 100)
+
+    assert capsys.readouterr().out == "short\n" + "a" * 50 + "...." + "c" * 100 + "\n"

@@ -1,0 +1,74 @@
+"""A clock that tests move by hand: nothing on it happens before `advance`."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+
+import anyio
+
+# Guards a test that waits for a timer that nobody sets, in seconds of real time.
+GUARD_S = 10.0
+
+
+class ManualTimer:
+    """A callback that is due at `due_s`, unless it is called off."""
+
+    def __init__(self, due_s: float, callback: Callable[[], object]) -> None:
+        self.due_s = due_s
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class ManualClock:
+    """Implements lib.clock.Clock. Both times stand still between calls of `advance`."""
+
+    def __init__(self, monotonic_s: float = 1000.0, wall_s: float = 1_700_000_000.0) -> None:
+        self._now_s = monotonic_s
+        self._wall_offset_s = wall_s - monotonic_s
+        self._timers: list[tuple[float, int, ManualTimer]] = []
+        self._numbers = itertools.count()
+        self._set = asyncio.Event()
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    def wall(self) -> float:
+        return self._now_s + self._wall_offset_s
+
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> ManualTimer:
+        timer = ManualTimer(self._now_s + max(0.0, delay_s), callback)
+        heapq.heappush(self._timers, (timer.due_s, next(self._numbers), timer))
+        set_before, self._set = self._set, asyncio.Event()
+        set_before.set()
+        return timer
+
+    @property
+    def pending(self) -> int:
+        """How many timers are set, and neither fired nor called off."""
+        return sum(not timer.cancelled for _, _, timer in self._timers)
+
+    async def wait_for_timers(self, count: int = 1) -> None:
+        """Return once at least `count` timers are set: once somebody waits for this clock."""
+        with anyio.fail_after(GUARD_S):
+            while self.pending < count:
+                await self._set.wait()
+
+    def advance(self, seconds: float) -> None:
+        """Move on, firing what falls due on the way in its order, each at its own time.
+
+        A timer that a callback sets fires too if it falls due by then. What a callback wakes runs when
+        the test next awaits.
+        """
+        until_s = self._now_s + seconds
+        while self._timers and self._timers[0][0] <= until_s:
+            due_s, _, timer = heapq.heappop(self._timers)
+            if not timer.cancelled:
+                self._now_s = max(self._now_s, due_s)
+                timer.callback()
+        self._now_s = until_s

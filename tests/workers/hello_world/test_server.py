@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.backend import Backend
+from lib.data_types import LogAction
+from lib.errors import SettingsError
+from workers.hello_world import server
+from workers.hello_world.data_types import InputData
+from workers.hello_world.server import GenerateHandler, GenerateStreamHandler
+
+ROOT = Path(__file__).parents[3]
+
+# Imports the modules with an environment that notes who looks into it, and with sockets and writing barred.
+SPY = """
+import os, sys
+
+class Spy(dict):
+    asked = set()
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+    def __getitem__(self, key):
+        self.asked.add(key)
+        return super().__getitem__(key)
+    def __contains__(self, key):
+        self.asked.add(key)
+        return super().__contains__(key)
+
+def bar(event, args):
+    assert event not in ("socket.bind", "socket.connect", "socket.getaddrinfo"), event
+    assert event != "open" or not set(str(args[1])) & set("wax+"), args
+    assert event != "open" or not str(args[0]).endswith(".txt"), args
+
+sys.dont_write_bytecode = True
+os.environ = Spy(os.environ)
+sys.addaudithook(bar)
+import logging
+import workers.hello_world.server, workers.hello_world.client, workers.hello_world.test_load
+import workers.hello_world.model_server, lib.test_utils, lib.test_harness
+own = {n for n in Spy.asked if n.startswith(("MODEL", "MAX_", "CONTAINER", "WORKER", "REPORT", "LOG_"))}
+assert not own, own
+assert not logging.getLogger().handlers
+"""
+
+
+def test_importing_does_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", SPY], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_worker_as_it_is() -> None:
+    backend, routes = server.build({})
+
+    assert isinstance(backend, Backend)
+    assert backend.model_server_url == "http://127.0.0.1:5001"
+    assert [(route.method, route.path) for route in routes] == [
+        ("POST", "/generate"),
+        ("POST", "/generate_stream"),
+    ]
+    assert (LogAction.ModelLoaded, "infer server has started") in backend.log_actions
+    assert (LogAction.ModelError, "Exception: corrupted model file") in backend.log_actions
+
+
+def test_the_worker_in_another_environment() -> None:
+    backend, _ = server.build(
+        {
+            "MODEL_SERVER_URL": "http://127.0.0.1:7/",
+            "MODEL_LOG": "/tmp/other.log",
+            "MODEL_LOAD_LOG_MSG": "up",
+            "MODEL_HEALTH_ENDPOINT": "/alive",
+            "MAX_QUEUE_TIME": "3",
+        }
+    )
+    handler = backend.benchmark_handler
+
+    assert backend.model_server_url == "http://127.0.0.1:7"
+    assert backend.model_log_file == Path("/tmp/other.log")
+    assert (LogAction.ModelLoaded, "up") in backend.log_actions
+    assert handler
+    assert handler.healthcheck_endpoint == "/alive"
+    assert handler.max_queue_time == 3.0
+
+
+def test_the_handlers_differ_in_where_they_lead() -> None:
+    assert GenerateHandler().endpoint == "/generate"
+    assert GenerateStreamHandler().endpoint == "/generate_stream"
+    assert GenerateStreamHandler().payload_cls() is InputData
+
+
+def test_benchmark_payloads_differ_and_have_as_many_words_as_they_should() -> None:
+    handler = GenerateHandler(benchmark_words=30)
+    payloads = [handler.make_benchmark_payload() for _ in range(8)]
+
+    assert {len(p.prompt.split()) for p in payloads} == {30}
+    assert len({p.prompt for p in payloads}) == 8
+
+
+def test_a_wrong_environment_is_told_whole() -> None:
+    with pytest.raises(SettingsError, match=r"(?s)MODEL_SERVER_URL.*MAX_QUEUE_TIME"):
+        server.build({"MODEL_SERVER_URL": "nowhere", "MAX_QUEUE_TIME": "long"})
+
+
+def test_the_process_says_what_is_wrong_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.hello_world.server"],
+        cwd=ROOT,
+        env={**os.environ, "MODEL_SERVER_URL": "nowhere"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "MODEL_SERVER_URL: 'nowhere' is not an http(s) URL" in done.stderr
+    assert "Traceback" not in done.stderr
