@@ -46,7 +46,7 @@ from lib.metrics import Entry, Ledger, Outcome
 from lib.model.answers import drain
 from lib.model.connection import ModelSession, describe
 from lib.model.readiness import Cause, State
-from lib.parts import Lifecycle, ModelConfig, Parts, assemble, forwarded_headers
+from lib.parts import Lifecycle, ModelConfig, Parts, assemble
 from lib.settings import Settings
 from lib.workload import WorkloadCounter
 
@@ -61,6 +61,7 @@ Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 
 CLIENT_CLOSED_REQUEST = 499  # in the log only: nobody is there to read it
 RETRY_NOT_READY_S = 10.0
+_FORWARDED = ("Accept", "X-Request-Id", "Accept-Encoding")
 _REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
 # What an author's override is told from.
 _DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__
@@ -202,7 +203,7 @@ class Backend:
 
         A client that leaves closes the call with it, unless the handler lets it finish.
         """
-        caller = self.parts.server.caller(forwarded_headers(request.headers))
+        caller = self.parts.server.caller(_forwarded_headers(request, handler))
         try:
             async with handler.call_model(caller, payload) as answer:
                 if isinstance(answer, web.StreamResponse):
@@ -393,6 +394,16 @@ def _payload_of(handler: EndpointHandler[Any], envelope: Envelope) -> Any:
         return envelope.payload if payload_cls is dict else payload_cls.from_json_msg(envelope.payload)
     except JsonDataException as e:
         raise Invalid(e.message if overridden else {"payload": e.message}) from e
+
+
+def _forwarded_headers(request: web.Request, handler: EndpointHandler[Any]) -> dict[str, str]:
+    """The headers of a client's request that reach the model server (protocol.md §2).
+
+    An author's own `generate_client_response` reads the body, so none is asked for that is compressed.
+    """
+    reads_body = type(handler).generate_client_response is not EndpointHandler.generate_client_response
+    names = _FORWARDED[:2] if reads_body else _FORWARDED
+    return {name: request.headers[name] for name in names if name in request.headers}
 
 
 async def _write_out(request: web.Request, response: web.StreamResponse, finish: bool) -> None:

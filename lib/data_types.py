@@ -203,7 +203,8 @@ class EndpointHandler(ABC, Generic[P]):
         form = getattr(payload, "generate_payload_multipart", _no_form)()
         if form is not None:
             return model.post_form(self.endpoint, form)
-        return model.post_json(self.endpoint, self.generate_payload_json(payload))
+        message = self.generate_payload_json(payload)
+        return model.post_json(self.endpoint, message)  # read last: some handlers decide it on the way
 
     async def generate_client_response(
         self, client_request: web.Request, model_response: aiohttp.ClientResponse

@@ -7,7 +7,7 @@ through them is backend.py's, and server.py runs their tasks.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,8 +237,3 @@ def _rating(
         settings.benchmark_time_limit_s,
         clock,
     )
-
-
-def forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a client's request that reach the model server (protocol.md §2)."""
-    return {name: headers[name] for name in ("Accept", "Accept-Encoding", "X-Request-Id") if name in headers}

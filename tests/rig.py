@@ -158,22 +158,24 @@ async def peers(tmp_path: Path, scheme: Any = "full") -> AsyncGenerator[Rig, Non
     leases = (PortLease(), PortLease())
     engine = LocalEngine(scheme, key=engine_key())
     connector = aiohttp.TCPConnector(limit=0)
-    async with (
-        serve_engine(engine) as engine_url,
-        malicious_model() as model,
-        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=GUARD_S)) as http,
-    ):
-        yield Rig(
-            engine,
-            engine_url,
-            model,
-            http,
-            f"http://127.0.0.1:{leases[0].port}",
-            f"http://127.0.0.1:{leases[1].port}",
-            tmp_path / "model.log",
-        )
-    for lease in leases:
-        lease.close()
+    try:
+        async with (
+            serve_engine(engine) as engine_url,
+            malicious_model() as model,
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=GUARD_S)) as http,
+        ):
+            yield Rig(
+                engine,
+                engine_url,
+                model,
+                http,
+                f"http://127.0.0.1:{leases[0].port}",
+                f"http://127.0.0.1:{leases[1].port}",
+                tmp_path / "model.log",
+            )
+    finally:
+        for lease in leases:
+            lease.close()
 
 
 def environment(rig: Rig, setup: Setup, extra: dict[str, str] | None = None) -> dict[str, str]:
@@ -197,15 +199,20 @@ def environment(rig: Rig, setup: Setup, extra: dict[str, str] | None = None) -> 
 
 @asynccontextmanager
 async def worker_process(
-    rig: Rig, tmp_path: Path, setup: Setup, env: dict[str, str] | None = None, name: str = "worker.log"
+    rig: Rig,
+    tmp_path: Path,
+    setup: Setup,
+    env: dict[str, str] | None = None,
+    name: str = "worker.log",
+    module: str = "tests.fakes.worker",
 ) -> AsyncGenerator[WorkerProcess, None]:
-    """A worker process in front of the rig's model server, stopped at the end of the block."""
+    """A worker process (`python -m module`) in front of the rig's model server, ended with the block."""
     log = tmp_path / name
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "tests.fakes.worker",
+            module,
             cwd=tmp_path,
             env=environment(rig, setup, env),
             stdout=output,

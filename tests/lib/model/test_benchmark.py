@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -159,7 +158,7 @@ async def test_the_warm_up_can_be_left_out() -> None:
 
 async def test_a_model_that_always_fails_is_told_so_and_not_hammered() -> None:
     model = FakeModel(ManualClock(), always_fails="500: CUDA error")
-    with pytest.raises(BenchmarkFailed, match="^no request of the benchmark succeeded: 500: CUDA error$"):
+    with pytest.raises(BenchmarkFailed, match=r"^no request of the benchmark succeeded: 500: CUDA error$"):
         await outcome(model, concurrency=4, runs=8)
     assert model.sent == 1 + 4
 
@@ -193,9 +192,8 @@ async def test_the_concurrency_is_doubled_until_it_gains_nothing() -> None:
 
 
 async def test_a_gain_below_five_per_cent_ends_the_search() -> None:
-    # Three requests in flight already keep this model busy: 4 at once gain 4 % over 2.
-    clock = ManualClock()
-    model = FakeModel(clock, script=fates(1.0, 1.0, 1.0, *[1.0] * 4, *[1.9375] * 8))
+    # 4 at once are 3 % faster than 2: the best, and no reason to try 8.
+    model = FakeModel(ManualClock(), script=fates(1.0, *[16.0] * 2, *[16.0] * 4), service_s=31.0)
     measured = await outcome(model)
     assert (measured.concurrency, model.most_in_flight) == (4, 4)
     assert measured.rounds == 3 * 2 + 1
@@ -244,7 +242,7 @@ async def test_the_time_limit_leaves_a_warm_up_at_least() -> None:
 
 async def test_a_model_that_hangs_fails_the_benchmark_with_a_reason() -> None:
     model = FakeModel(ManualClock(), service_s=math.inf)
-    with pytest.raises(BenchmarkFailed, match="^no request of the benchmark succeeded within 5 s$"):
+    with pytest.raises(BenchmarkFailed, match=r"^no request of the benchmark succeeded within 5 s$"):
         await outcome(model, concurrency=2, time_limit_s=5.0)
     assert model.sent == 1
 
@@ -301,8 +299,3 @@ async def test_the_search_shows_in_the_log(caplog: pytest.LogCaptureFixture) -> 
         "benchmark: 10 workload/s with 1 at once, at most 97 s left",
         "benchmark: 10 workload/s with 2 at once, at most 93 s left",
     ]
-
-
-def test_every_message_is_a_callers_to_pass_on() -> None:
-    describe: Callable[[BenchmarkFailed], str] = str
-    assert describe(BenchmarkFailed("why")) == "why"

@@ -1,0 +1,1 @@
+"""Workers as authors elsewhere have written them, run here unmodified."""
