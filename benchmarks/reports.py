@@ -1,0 +1,75 @@
+"""What a status report costs, and whether memory stays flat over thousands of them.
+
+usage: python -m benchmarks.reports [-n REPORTS]
+
+A ledger in which requests come and go, reported to a local engine over a real socket, without the pauses
+between reports. Prints CPU time per report (reporter and engine together) and the resident memory on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable
+
+import aiohttp
+import anyio
+import psutil
+
+from lib.clock import SystemClock, Timer
+from lib.engine.reports import Identity, Reporter, Standing
+from lib.local.engine import LocalEngine, serve_engine
+from lib.metrics import Ledger, Outcome
+
+STEPS = 4
+REQUESTS_PER_REPORT = 1  # the engine beside it remembers each
+
+
+class HurriedClock(SystemClock):
+    """Every delay is over at once, but for time-outs of seconds."""
+
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer:
+        return asyncio.get_running_loop().call_soon(callback)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a status report costs.")
+    parser.add_argument("-n", type=int, default=2000, help="reports (default 2000)")
+    asyncio.run(run(parser.parse_args().n))
+
+
+async def run(count: int) -> None:
+    engine, clock = LocalEngine(report_limit=10), HurriedClock()
+    ledger = Ledger(clock)
+    async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
+        identity = Identity(1, "", "http://127.0.0.1:1")
+        reporter = Reporter(http, [url], [url], identity, ledger, lambda: Standing(1.0, 100.0), clock)
+        ledger.on_event = reporter.request_changed
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reporter.report_status)
+            tasks.start_soon(reporter.report_completions)
+            print(f"{REQUESTS_PER_REPORT} request a report; resident memory in MiB, CPU in µs per report")
+            for step in range(1, STEPS + 1):
+                target = count * step // STEPS
+                began, before = time.process_time(), engine.worker(1).totals.reports
+                while (reports := engine.worker(1).totals.reports) < target:
+                    work(ledger, reports)
+                    await engine.wait_for(lambda seen=reports: engine.worker(1).totals.reports > seen)
+                cpu_us = (time.process_time() - began) / (target - before) * 1e6
+                memory = psutil.Process().memory_info().rss / 2**20
+                print(f"  after {target:6} reports: {memory:7.1f} MiB, {cpu_us:7.0f} µs")
+            tasks.cancel_scope.cancel()
+
+
+def work(ledger: Ledger, number: int) -> None:
+    for index in range(REQUESTS_PER_REPORT):
+        with ledger.open(number * REQUESTS_PER_REPORT + index + 1) as entry:
+            entry.weigh(1.0)
+            entry.accept()
+            entry.start()
+            entry.settle(Outcome.SERVED)
+
+
+if __name__ == "__main__":
+    main()
