@@ -18,7 +18,7 @@ import anyio
 import psutil
 
 from lib.clock import SystemClock, Timer
-from lib.engine.reports import Identity, Reporter, Standing
+from lib.engine.reports import DELIVERY_TIMEOUT_S, Identity, Reporter, Standing
 from lib.local.engine import LocalEngine, serve_engine
 from lib.metrics import Ledger, Outcome
 
@@ -27,9 +27,11 @@ REQUESTS_PER_REPORT = 1  # the engine beside it remembers each
 
 
 class HurriedClock(SystemClock):
-    """Every delay is over at once, but for time-outs of seconds."""
+    """Every delay is over at once, but for the time-out of a delivery."""
 
     def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer:
+        if delay_s >= DELIVERY_TIMEOUT_S:
+            return super().call_later(delay_s, callback)
         return asyncio.get_running_loop().call_soon(callback)
 
 

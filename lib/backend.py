@@ -14,6 +14,8 @@ import logging
 import math
 import re
 import secrets
+import socket
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from typing import Any, cast
 
 import aiohttp
 import anyio
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from lib.access.envelope import Envelope
 from lib.access.queue import SlotQueue
@@ -41,6 +43,7 @@ from lib.errors import (
     attempt_async,
     error_response,
     internal_error_response,
+    returnable,
 )
 from lib.metrics import Entry, Ledger, Outcome
 from lib.model.answers import drain
@@ -63,8 +66,9 @@ CLIENT_CLOSED_REQUEST = 499  # in the log only: nobody is there to read it
 RETRY_NOT_READY_S = 10.0
 _FORWARDED = ("Accept", "X-Request-Id", "Accept-Encoding")
 _REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 # What an author's override is told from.
-_DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__
+_DEFAULT_ANSWER = cast(Any, EndpointHandler).generate_client_response
 _NOT_READY = (State.LOADING, State.BENCHMARKING, State.DRAINING)
 
 
@@ -218,7 +222,7 @@ class Backend:
                     await drain(answer)
                     return web.Response(status=answer.status)
         except web.HTTPException as e:
-            return e
+            return returnable(e)
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
             raise _broken(request, e) from e
 
@@ -266,13 +270,12 @@ class Backend:
                 log.warning("request %s: %s", call.id, e)
                 response = _aborted(request)
             except ClientGone:
-                response = _aborted(request)
+                return _aborted(request)
             except Exception:  # noqa: BLE001 - whatever an author raises is a 500
                 response = internal_error_response(log, call.id)
                 if _begun(request):
                     response = _aborted(request)
-            if call.entry is None or call.entry.outcome is not Outcome.CANCELLED:
-                status = response.status
+            status = response.status
             return response
         finally:
             self._conclude(route, request, call, status)
@@ -296,9 +299,8 @@ class Backend:
             (call.started or now) - call.began,
             now - call.began,
         )
-        stop = route.handler.on_client_disconnect
-        if stop is not None and call.started is not None and entry and entry.outcome is Outcome.CANCELLED:
-            self.spawn(partial(_tell, stop, call))
+        if call.started is not None and entry and entry.outcome is Outcome.CANCELLED:
+            self.spawn(partial(_tell, route.handler, call))
 
     # What the server uses
 
@@ -385,15 +387,10 @@ def _no_server(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def _payload_of(handler: EndpointHandler[Any], envelope: Envelope) -> Any:
     """The payload, as the handler's author reads it. Raises `Invalid` (422)."""
-    own: Any = type(handler).get_data_from_request
-    overridden = getattr(own, "__func__", own) is not _DEFAULT_READER
     try:
-        if overridden:
-            return handler.get_data_from_request(envelope.as_request())[1]
-        payload_cls: Any = handler.payload_cls()
-        return envelope.payload if payload_cls is dict else payload_cls.from_json_msg(envelope.payload)
+        return handler.read_payload(envelope.as_request())
     except JsonDataException as e:
-        raise Invalid(e.message if overridden else {"payload": e.message}) from e
+        raise Invalid(e.message) from e
 
 
 def _forwarded_headers(request: web.Request, handler: EndpointHandler[Any]) -> dict[str, str]:
@@ -401,9 +398,9 @@ def _forwarded_headers(request: web.Request, handler: EndpointHandler[Any]) -> d
 
     An author's own `generate_client_response` reads the body, so none is asked for that is compressed.
     """
-    reads_body = type(handler).generate_client_response is not EndpointHandler.generate_client_response
+    reads_body = cast(Any, type(handler)).generate_client_response is not _DEFAULT_ANSWER
     names = _FORWARDED[:2] if reads_body else _FORWARDED
-    return {name: request.headers[name] for name in names if name in request.headers}
+    return {name: ", ".join(request.headers.getall(name)) for name in names if name in request.headers}
 
 
 async def _write_out(request: web.Request, response: web.StreamResponse, finish: bool) -> None:
@@ -443,8 +440,11 @@ def _begun(request: web.Request) -> bool:
 
 def _aborted(request: web.Request) -> web.Response:
     """Abort the client's connection; the answer given here reaches nobody."""
-    if request.transport is not None:
-        request.transport.abort()
+    transport = request.transport
+    if transport is not None:
+        if request.version < HttpVersion11:  # its answer ends with its connection: only a reset tells
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        transport.abort()
     return web.Response(status=502)
 
 
@@ -454,9 +454,12 @@ def _request_id(request: web.Request) -> str:
     return own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(8)
 
 
-async def _tell(stop: Callable[[Any], Awaitable[None]], call: Call) -> None:
-    failure = await attempt_async(stop(call.payload))
-    if isinstance(failure, Exception):
+async def _tell(handler: EndpointHandler[Any], call: Call) -> None:
+    async def stop() -> None:  # calling an author's function may raise too
+        await handler.on_client_disconnect(call.payload)
+
+    failure = await attempt_async(stop())
+    if failure is not None:
         log.warning("request %s: on_client_disconnect raised %r", call.id, failure)
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Protocol
+
+import anyio
 
 
 class Timer(Protocol):
@@ -64,3 +67,14 @@ async def wait_for(clock: Clock, event: asyncio.Event, limit_s: float) -> bool:
     finally:
         timer.cancel()
         woken.cancel()
+
+
+@contextmanager
+def time_limit(clock: Clock, limit_s: float) -> Generator[anyio.CancelScope, None, None]:
+    """Cut the block once `limit_s` seconds have passed on `clock`; the scope's `cancelled_caught` tells."""
+    with anyio.CancelScope() as scope:
+        timer = clock.call_later(limit_s, scope.cancel)
+        try:
+            yield scope
+        finally:
+            timer.cancel()

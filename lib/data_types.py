@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import aiohttp
 from aiohttp import web
@@ -59,51 +59,51 @@ class AuthData:
     @classmethod
     def from_json_msg(cls, json_msg: Mapping[str, Any]) -> Self:
         """Raises `JsonDataException` naming each field that is missing or wrong; ignores unknown ones."""
+        message = {key: _cost(value) if key == "cost" else value for key, value in json_msg.items()}
+        values: dict[str, Any] = {}
         problems: dict[str, Any] = {}
-        message = dict(json_msg)
-        if isinstance(message.get("cost"), str):
-            message["cost"] = _number_in(message["cost"])
         try:
-            fields = read_fields(cls, message)
+            values = read_fields(cls, message)
         except JsonDataException as e:
-            fields, problems = {}, dict(e.message)
-        for name in _not_finite(json_msg):
-            problems.setdefault(name, "must be finite")
-        if "cost" not in problems and fields.get("cost", 0) < 0:
-            problems["cost"] = "must be 0 or more"
-        for name in ("reqnum", "request_idx"):
-            if name not in problems and not -_INT64 <= (fields.get(name) or 0) < _INT64:
-                problems[name] = "must fit into 64 bits"
-        if "request_idx" not in problems and (fields.get("request_idx") or 0) < 0:
-            problems["request_idx"] = "must be 0 or more"
+            problems = e.message
+        for name, value in message.items():
+            if name not in problems and (problem := _out_of_range(name, value)):
+                problems[name] = problem
         if problems:
             raise JsonDataException(problems)
-        fields["cost"] = float(fields["cost"])
-        fields["request_idx"] = fields.get("request_idx") or None
-        return cls(**fields)
+        values["request_idx"] = values.get("request_idx") or None
+        return cls(**values)
 
 
-def _number_in(text: str) -> Any:
+def _cost(value: Any) -> Any:
+    """`value` as a float where it is a number or the text of one, else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return value
     try:
-        return float(text)
+        return float(value)
     except ValueError:
-        return text
+        return value
+    except OverflowError:  # an integer past every float
+        return math.inf
 
 
-def _not_finite(message: Mapping[str, Any]) -> list[str]:
-    """The keys of `message` under which a NaN or an infinity lies, at any depth."""
-    return [key for key, value in message.items() if not _is_finite(value, key == "cost")]
+def _out_of_range(name: str, value: Any) -> str | None:
+    """What is wrong with `value`, whose type is right."""
+    if not _is_finite(value):
+        return "must be finite"
+    if name in ("cost", "request_idx") and value is not None and value < 0:
+        return "must be 0 or more"
+    if name in ("reqnum", "request_idx") and value is not None and not -_INT64 <= value < _INT64:
+        return "must fit into 64 bits"
+    return None
 
 
-def _is_finite(root: Any, numeric_text: bool = False) -> bool:
-    if numeric_text and isinstance(root, str):
-        root = _number_in(root)
+def _is_finite(root: Any) -> bool:
+    """Whether no NaN and no infinity lies in `root`, at any depth."""
     pending = [root]
     while pending:
         value = pending.pop()
         if isinstance(value, float) and not math.isfinite(value):
-            return False
-        if isinstance(value, int) and numeric_text and abs(value) > 1e300:
             return False
         if isinstance(value, dict):
             pending.extend(cast("dict[str, Any]", value).values())
@@ -164,11 +164,9 @@ class EndpointHandler(ABC, Generic[P]):
     max_queue_time: float | None = None
     max_concurrency: int | None = None
     benchmark_concurrency: int | None = None
+    benchmark_warmup: bool = True
     on_disconnect: OnDisconnect = "cancel"
     keepalive_s: float | None = None
-
-    # Not a field: defined by subclasses that must stop what closing a connection doesn't stop.
-    on_client_disconnect: ClassVar[Any] = None
 
     @property
     @abstractmethod
@@ -184,6 +182,12 @@ class EndpointHandler(ABC, Generic[P]):
     @abstractmethod
     def payload_cls(cls) -> type[P]:
         """The payload's class; `dict` takes the payload as it came."""
+
+    @property
+    def benchmark_name(self) -> str:
+        """What a saved benchmark is for: a handler of another name is measured anew."""
+        kind = type(self)
+        return f"{kind.__module__}.{kind.__qualname__}"
 
     def make_benchmark_payload(self) -> P:
         """A payload for the benchmark; made anew for each of its requests."""
@@ -214,6 +218,12 @@ class EndpointHandler(ABC, Generic[P]):
 
         return await pass_on(client_request, model_response)
 
+    async def on_client_disconnect(self, payload: P) -> None:
+        """The client of `payload` has left while the model worked; its call is closed by now.
+
+        The place to stop what closing a connection doesn't stop.
+        """
+
     @classmethod
     def get_data_from_request(
         cls, req_data: dict[str, Any]
@@ -222,18 +232,27 @@ class EndpointHandler(ABC, Generic[P]):
 
         Raises `JsonDataException`, which the client gets as 422.
         """
-        payload_cls = cls.payload_cls()
+        return AuthData.from_json_msg(req_data["auth_data"]), cls._payload_in(req_data)
+
+    def read_payload(self, req_data: dict[str, Any]) -> P:
+        """The payload in a whole envelope, authenticated by now. Raises `JsonDataException` (422)."""
+        reader: Any = type(self).get_data_from_request
+        if getattr(reader, "__func__", reader) is _DEFAULT_READER:
+            return self._payload_in(req_data)  # the same, without reading `auth_data` once more
+        return self.get_data_from_request(req_data)[1]
+
+    @classmethod
+    def _payload_in(cls, req_data: dict[str, Any]) -> P:
+        payload_cls: Any = cls.payload_cls()
         raw = req_data["payload"]
-        payload = raw if payload_cls is dict else _parse(payload_cls, raw)
-        return AuthData.from_json_msg(req_data["auth_data"]), cast(P, payload)
+        try:
+            return raw if payload_cls is dict else payload_cls.from_json_msg(raw)
+        except JsonDataException as e:
+            raise JsonDataException({"payload": e.message}) from e
+
+
+_DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__
 
 
 def _no_form() -> None:
     return None
-
-
-def _parse(payload_cls: Any, raw: dict[str, Any]) -> Any:
-    try:
-        return payload_cls.from_json_msg(raw)
-    except JsonDataException as e:
-        raise JsonDataException({"payload": e.message}) from e

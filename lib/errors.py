@@ -6,9 +6,11 @@ metrics.py; how a broken stream is aborted is in backend.py.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -124,17 +126,44 @@ class AnswerCut(Exception):
 
 
 class ClientGone(Exception):
-    """The client left while its answer was being written."""
+    """The client left: nobody is there to answer."""
 
 
 def error_response(error: WorkerError) -> web.Response:
-    return web.json_response(error.body(), status=error.status, headers=error.headers())
+    return web.json_response(
+        error.body(),
+        status=error.status,
+        headers=error.headers(),
+        dumps=partial(json.dumps, default=str),  # an author's `JsonDataException` may hold an exception
+    )
 
 
 def internal_error_response(log: logging.Logger, request_id: str) -> web.Response:
     """A bare 500 for the exception being handled, whose traceback goes to the log under `request_id`."""
     log.exception("request %s: unexpected error", request_id)
     return web.json_response({"error": "internal error", "request": request_id}, status=500)
+
+
+def returnable(raised: web.HTTPException) -> web.Response:
+    """An author's HTTP exception as an answer; aiohttp is about to take none that is returned as it is."""
+    answer = web.Response(
+        status=raised.status, reason=raised.reason, headers=raised.headers, body=raised.body
+    )
+    answer.cookies.update(raised.cookies)
+    return answer
+
+
+@web.middleware
+async def refusals_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """The router's own 404 and 405 as JSON objects; what an author's route raises is left as it is."""
+    refusal = request.match_info.http_exception
+    if refusal is None:
+        return await handler(request)
+    headers = {k: v for k, v in refusal.headers.items() if k == "Allow"}
+    message = f"{request.method} {request.path}: {refusal.reason.lower()}"
+    return web.json_response({"error": message}, status=refusal.status, headers=headers)
 
 
 def attempt(call: Callable[[], T]) -> T | Exception:

@@ -18,7 +18,7 @@ def configure_logging(level: str, form: LogFormat) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"

@@ -45,7 +45,12 @@ def loopback_routes(backend: Backend) -> list[web.RouteDef]:
 def without(routes: Iterable[web.RouteDef], taken: Iterable[web.AbstractRouteDef]) -> list[web.RouteDef]:
     """`routes` less those whose method and path `taken` has."""
     own = {(r.method, r.path) for r in taken if isinstance(r, web.RouteDef)}
-    return [r for r in routes if not {(r.method, r.path), ("*", r.path)} & own]
+    return [r for r in routes if not {(method, r.path) for method in (*_methods(r), "*")} & own]
+
+
+def _methods(route: web.RouteDef) -> tuple[str, ...]:
+    """The methods that adding `route` registers."""
+    return ("GET", "HEAD") if route.method == "GET" else (route.method,)
 
 
 async def _ping(request: web.Request) -> web.Response:
@@ -64,8 +69,7 @@ async def _readyz(backend: Backend, request: web.Request) -> web.Response:
 async def _update(backend: Backend, request: web.Request) -> web.Response:
     """Ask `start_server.sh` to fetch the code anew; only for the engine."""
     settings = backend.parts.settings
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-    if not settings.master_token or not hmac.compare_digest(given.encode(), settings.master_token.encode()):
+    if not settings.master_token or not hmac.compare_digest(_token(request), settings.master_token.encode()):
         return web.json_response({"error": "the token is not this instance's MASTER_TOKEN"}, status=401)
     try:
         await in_thread(Path(settings.force_update_file).touch)
@@ -74,6 +78,13 @@ async def _update(backend: Backend, request: web.Request) -> web.Response:
         return web.json_response({"error": f"{settings.force_update_file}: {e.strerror}"}, status=500)
     log.info("update asked for: %s written", settings.force_update_file)
     return web.json_response({"success": True})
+
+
+def _token(request: web.Request) -> bytes:
+    """What `Authorization` holds, after its `Bearer` if there is one; bytes as they came."""
+    header = request.headers.get("Authorization", "").strip()
+    scheme, _, token = header.partition(" ")
+    return (token.strip() if scheme.lower() == "bearer" else header).encode(errors="surrogateescape")
 
 
 async def _metrics(backend: Backend, request: web.Request) -> web.Response:

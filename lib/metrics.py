@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from types import TracebackType
 
 from lib.clock import Clock, SystemClock
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # protocol.md §3: undelivered entries past this many are dropped, oldest first.
 MAX_UNDELIVERED = 10_000
+# More than this is counted as this: sums of it stay finite, and small loads beside it are not lost in them.
+MAX_WORKLOAD = 1e12
 
 
 class Outcome(Enum):
@@ -55,10 +58,11 @@ class Snapshot:
 class Ledger:
     """Counts requests and their workload; tells what happened since the last acknowledged report.
 
-    `on_event` is called after every change that a report would show.
+    `on_event` is called after every change that a report would show. Of the finished requests that are not
+    delivered yet, at most `max_undelivered` are kept.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, max_undelivered: int = MAX_UNDELIVERED) -> None:
         self.clock: Clock = clock or SystemClock()
         self.on_event: Callable[[], None] = _nothing
         self.received = 0
@@ -73,6 +77,7 @@ class Ledger:
         self._opened = 0
         self._told_new = self._told_rejected = self._told_served = 0.0
         self._finished: deque[FinishedRequest] = deque()
+        self._max_undelivered = max_undelivered
         self._delivered = 0
         self._empty = asyncio.Event()
 
@@ -116,9 +121,10 @@ class Ledger:
         """The engine has confirmed a report with `snapshot`: tell what it told no more."""
         self._told_new, self._told_rejected, self._told_served = snapshot.marks
 
-    def finished(self) -> tuple[tuple[FinishedRequest, ...], int]:
-        """The undelivered entries, and the mark to acknowledge once they are delivered."""
-        return tuple(self._finished), self._delivered + len(self._finished)
+    def finished(self, limit: int = MAX_UNDELIVERED) -> tuple[tuple[FinishedRequest, ...], int]:
+        """The oldest undelivered entries, and the mark to acknowledge once they are delivered."""
+        entries = tuple(islice(self._finished, limit))
+        return entries, self._delivered + len(entries)
 
     def acknowledge_finished(self, mark: int) -> None:
         """Everything up to `mark` was delivered."""
@@ -154,7 +160,7 @@ class Ledger:
         self.on_event()
 
     def _finish(self, request_idx: int, entry: Entry, outcome: Outcome) -> None:
-        if len(self._finished) >= MAX_UNDELIVERED:
+        if len(self._finished) >= self._max_undelivered:
             self._finished.popleft()
             self._delivered += 1
             self.dropped_entries += 1
@@ -191,7 +197,7 @@ class Entry:
 
     def weigh(self, workload: float) -> None:
         """How much work this is; before `accept`."""
-        self.workload = workload
+        self.workload = min(workload, MAX_WORKLOAD)
 
     def accept(self) -> None:
         """The request is let in: it counts as load from now on."""

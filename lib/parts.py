@@ -6,9 +6,11 @@ through them is backend.py's, and server.py runs their tasks.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,8 @@ class ModelConfig:
         if self.log_actions and self.log_file is None:
             problems.append("log_actions are given, but no model_log_file to look for them in")
         problems += [f"log_actions: an empty text for {a.name}" for a, text in self.log_actions if not text]
+        if not 0 <= self.max_perf < math.inf:
+            problems.append(f"max_perf is {self.max_perf}, not a finite number of workload/s ≥ 0")
         if self.url and not self.signs:
             problems.append(
                 "nothing tells when the model is loaded: give a LogAction.ModelLoaded line with "
@@ -120,17 +124,29 @@ class Parts:
         self.readiness.key_found()
 
     async def _live(self) -> None:
-        """Inside the author's lifecycle until the worker stops; leaving it is never cut short."""
-        assert self.lifecycle is not None
-        manager = self.lifecycle() if callable(self.lifecycle) else self.lifecycle
-        stack = AsyncExitStack()
-        await stack.enter_async_context(manager)
+        """Inside the author's lifecycle until the worker stops; leaving it is never cut short.
+
+        A task of its own, which anyio's scopes don't reach: they would cancel the author's clean-up too.
+        """
+        stopping = asyncio.Event()
+        life = asyncio.create_task(self._lifetime(stopping), name="lifecycle of the author's")
         try:
-            self.readiness.seen(Sign.LIFECYCLE, "lifecycle entered")
-            await anyio.sleep_forever()
+            await asyncio.shield(life)
         finally:
+            stopping.set()
+            if not self.readiness.loaded:  # it may wait in there for ever
+                life.cancel()
             with anyio.CancelScope(shield=True):
-                await stack.aclose()
+                await asyncio.wait({life})
+            if not life.cancelled():
+                life.result()
+
+    async def _lifetime(self, stopping: asyncio.Event) -> None:
+        assert self.lifecycle is not None
+        given = self.lifecycle  # one made by @asynccontextmanager is callable too, as a decorator
+        async with given if isinstance(given, AbstractAsyncContextManager) else given():
+            self.readiness.seen(Sign.LIFECYCLE, "lifecycle entered")
+            await stopping.wait()
 
 
 @asynccontextmanager

@@ -15,7 +15,9 @@ import resource
 import signal
 import ssl
 import sys
+import threading
 import time
+import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,7 +29,7 @@ import psutil
 from aiohttp import web
 
 from lib.backend import Backend
-from lib.errors import SettingsError, attempt_async
+from lib.errors import SettingsError, attempt_async, refusals_as_json
 from lib.logs import configure_logging
 from lib.management import loopback_routes, public_routes, without
 from lib.model.readiness import Cause
@@ -72,23 +74,28 @@ def start_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **sit
 
     Raises `SystemExit` with the exit statuses above, but for 0.
     """
+    uses_uvloop = importlib.util.find_spec("uvloop") is not None
+    status = anyio.run(
+        partial(run_server, backend, routes, **site_kwargs), backend_options={"use_uvloop": uses_uvloop}
+    )
+    if status:
+        raise SystemExit(status)
+
+
+async def run_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **site_kwargs: Any) -> int:
+    """Like `start_server`, on the running event loop: the process's exit status."""
     try:
         settings = from_environment()
         configure_logging(settings.log_level, settings.log_format)
+        warnings.filterwarnings("ignore", message=".*RequestKey")  # `client_request["outcome"]` is our API
         _raise_file_limit()
-        uses_uvloop = importlib.util.find_spec("uvloop") is not None
-        status = anyio.run(
-            partial(_serve_until_signal, backend, routes, settings, site_kwargs),
-            backend_options={"use_uvloop": uses_uvloop},
-        )
+        return await _serve_until_signal(backend, routes, settings, site_kwargs)
     except SettingsError as e:
         print(e, file=sys.stderr)  # noqa: T201 - there may be no logging yet
-        raise SystemExit(EXIT_SETTINGS) from None
+        return EXIT_SETTINGS
     except PortTaken as e:
         log.error("%s", e)
-        raise SystemExit(EXIT_PORT_TAKEN) from None
-    if status:
-        raise SystemExit(status)
+        return EXIT_PORT_TAKEN
 
 
 async def serve(
@@ -108,17 +115,23 @@ async def serve(
     """
     async with (
         backend.run_with(settings, directory, _process_age_s()) as parts,
+        _listening(backend, routes, settings, site_kwargs) as sockets,
         anyio.create_task_group() as life,
     ):
-        async with _listening(backend, routes, settings, site_kwargs):
+        async with _calls(backend, sockets):
             for name, task in parts.tasks():
                 life.start_soon(_run, task, name, parts, stop, name=name)
             if started is not None:
                 started(parts)
             await stop.asked.wait()
             await _drain(backend, settings, stop)
-        if not stop.at_once.is_set():
-            await parts.reporter.finish(FLUSH_LIMIT_S)
+            if backend.metrics.in_flight:
+                log.warning("%d requests are cut: they did not finish in time", backend.metrics.in_flight)
+                backend.cut()
+                sockets.abort()
+        with anyio.move_on_after(CLOSE_LIMIT_S):
+            await backend.metrics.emptied()
+        await _unless_at_once(stop, partial(parts.reporter.finish, FLUSH_LIMIT_S))
         life.cancel_scope.cancel()
     return EXIT_FAILED if stop.failed or stop.at_once.is_set() else 0
 
@@ -127,9 +140,14 @@ async def _serve_until_signal(
     backend: Backend, routes: Sequence[web.AbstractRouteDef], settings: Settings, site_kwargs: dict[str, Any]
 ) -> int:
     stop, loop = Stop(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    for number in numbers:
         loop.add_signal_handler(number, stop.ask)
-    return await serve(backend, routes, settings, stop, directory=Path.cwd(), **site_kwargs)
+    try:
+        return await serve(backend, routes, settings, stop, directory=Path.cwd(), **site_kwargs)
+    finally:
+        for number in numbers:  # the loop may be an author's, and go on
+            loop.remove_signal_handler(number)
 
 
 async def _run(task: Callable[[], Awaitable[None]], name: str, parts: Parts, stop: Stop) -> None:
@@ -145,19 +163,41 @@ async def _drain(backend: Backend, settings: Settings, stop: Stop) -> None:
     """Let what is in flight finish, for `DRAIN_TIMEOUT_S` at most; a second signal ends that at once."""
     backend.drain()
     log.info("stopping: %d requests in flight", backend.metrics.in_flight)
-    async with anyio.create_task_group() as waiting:
+    with anyio.move_on_after(settings.drain_timeout_s):
+        await _unless_at_once(stop, backend.metrics.emptied)
+
+
+async def _unless_at_once(stop: Stop, work: Callable[[], Awaitable[object]]) -> None:
+    """Do `work`, to its end or until a second signal asks to stop at once."""
+    async with anyio.create_task_group() as group:
 
         async def hurry() -> None:
             await stop.at_once.wait()
-            waiting.cancel_scope.cancel()
+            group.cancel_scope.cancel()
 
-        waiting.start_soon(hurry)
-        with anyio.move_on_after(settings.drain_timeout_s):
-            await backend.metrics.emptied()
-        waiting.cancel_scope.cancel()
-    if backend.metrics.in_flight:
-        log.warning("%d requests are cut: they did not finish in time", backend.metrics.in_flight)
-        backend.cut()
+        group.start_soon(hurry)
+        await work()
+        group.cancel_scope.cancel()
+
+
+class _Sockets:
+    """The servers behind the public and the loopback port."""
+
+    def __init__(self, *runners: web.AppRunner) -> None:
+        self._runners = runners
+
+    def abort(self) -> None:
+        """Cut every connection: what is on them ends at once."""
+        for runner in self._runners:
+            for connection in runner.server.connections if runner.server else ():
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+    async def close(self) -> None:
+        """Listen no more; connections have a moment to take their last bytes."""
+        with anyio.CancelScope(shield=True):
+            for runner in self._runners:
+                await runner.cleanup()
 
 
 @asynccontextmanager
@@ -166,28 +206,36 @@ async def _listening(
     routes: Sequence[web.AbstractRouteDef],
     settings: Settings,
     site_kwargs: dict[str, Any],
-) -> AsyncGenerator[None, None]:
-    """Both sockets listen inside the block; leaving it ends what requests are left, and waits for that."""
+) -> AsyncGenerator[_Sockets, None]:
+    """Both sockets listen inside the block. Raises `SettingsError` and `PortTaken`, bare: in no group."""
     public = _runner([*routes, *without(public_routes(backend), routes)], settings)
     loopback = _runner(loopback_routes(backend), settings)
     options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
     options["ssl_context"] = _tls(settings) if settings.use_ssl else None
+    sockets = _Sockets(public, loopback)
+    try:
+        await _listen(public, options)
+        await _listen(loopback, {"host": "127.0.0.1", "port": settings.worker_http_port})
+        log.info("listening on port %d, public URL %s", settings.worker_port, settings.public_url)
+        yield sockets
+    finally:
+        await sockets.close()
+
+
+@asynccontextmanager
+async def _calls(backend: Backend, sockets: _Sockets) -> AsyncGenerator[None, None]:
+    """Calls may outlive their clients inside the block; leaving it ends them, and the requests with them."""
     async with anyio.create_task_group() as calls:
         backend.spawn = calls.start_soon
         try:
-            await _listen(public, options)
-            await _listen(loopback, {"host": "127.0.0.1", "port": settings.worker_http_port})
-            log.info("listening on port %d, public URL %s", settings.worker_port, settings.public_url)
             yield
         finally:
-            with anyio.CancelScope(shield=True):
-                await public.cleanup()
-                await loopback.cleanup()
+            await sockets.close()
             calls.cancel_scope.cancel()
 
 
 def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
-    app = web.Application(client_max_size=settings.max_json_bytes)
+    app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
     app.add_routes(routes)
     return web.AppRunner(
         app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S
@@ -206,12 +254,15 @@ async def _listen(runner: web.AppRunner, options: dict[str, Any]) -> None:
 
 def _holder(port: int) -> str:
     """Which process listens on `port`, as far as this one may see."""
-    for connection in psutil.net_connections("tcp"):
-        if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-            if connection.pid is None:
-                break
-            process = psutil.Process(connection.pid)
-            return f"process {connection.pid} ({' '.join(process.cmdline()) or process.name()})"
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                if connection.pid is None:
+                    break
+                process = psutil.Process(connection.pid)
+                return f"process {connection.pid} ({' '.join(process.cmdline()) or process.name()})"
+    except psutil.Error:  # it may not be looked at, or is gone by now
+        pass
     return "another process"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -116,6 +117,8 @@ class Settings:
         )
         if not settings.unsecured and set(settings.report_addrs) == {STATUS_ONLY_ADDR}:
             read.problem("REPORT_ADDR", f"{STATUS_ONLY_ADDR} has no public key: add another report address")
+        if settings.worker_http_port > 65535:
+            read.problem("WORKER_HTTP_PORT", f"missing: there is no port {port + 1} after WORKER_PORT {port}")
         if settings.worker_port == settings.worker_http_port:
             read.problem("WORKER_HTTP_PORT", f"{settings.worker_http_port} is the public port too")
         read.finish()
@@ -239,7 +242,7 @@ def _seconds(raw: str) -> float:
 
 def _host(raw: str) -> str:
     host = f"[{raw}]" if ":" in raw and not raw.startswith("[") else raw
-    if not _is_base_url(f"http://{host}") or urlsplit(f"http://{host}").netloc != host:
+    if not _is_base_url(f"http://{host}") or urlsplit(f"http://{host}").netloc != host or "@" in host:
         raise ValueError("is not a host name or an IP address")
     return host
 
@@ -255,8 +258,15 @@ def _addresses(raw: str) -> tuple[str, ...]:
 def _is_base_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
+        if parts.hostname and ":" in parts.hostname:
+            IPv6Address(parts.hostname)
+        elif not parts.hostname or not parts.hostname.encode("idna"):  # a name that no look-up would take
+            return False
         return (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query
+            parts.scheme in ("http", "https")
+            and not any(c.isspace() for c in parts.netloc)
+            and parts.port != 0
+            and not parts.query
         )
     except ValueError:
         return False

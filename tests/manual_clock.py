@@ -59,6 +59,15 @@ class ManualClock:
             while self.pending < count:
                 await self._set.wait()
 
+    async def wait_for_timer(self, within_s: float) -> None:
+        """Return once a timer is set that is due within `within_s` seconds from now."""
+        with anyio.fail_after(GUARD_S):
+            while not self._is_due(within_s):
+                await self._set.wait()
+
+    def _is_due(self, within_s: float) -> bool:
+        return any(not t.cancelled and t.due_s <= self._now_s + within_s for _, _, t in self._timers)
+
     def advance(self, seconds: float) -> None:
         """Move on, firing what falls due on the way in its order, each at its own time.
 

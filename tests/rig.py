@@ -69,8 +69,15 @@ class WorkerProcess:
         self.process.send_signal(signal.SIGTERM)
 
     def memory_kib(self) -> int:
+        return self._memory_kib("VmRSS")
+
+    def peak_memory_kib(self) -> int:
+        """The most that it held at any time since its start."""
+        return self._memory_kib("VmHWM")
+
+    def _memory_kib(self, name: str) -> int:
         fields = Path(f"/proc/{self.process.pid}/status").read_text().split("\n")
-        return next(int(line.split()[1]) for line in fields if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) for line in fields if line.startswith(name))
 
     async def exit_status(self) -> int:
         with anyio.fail_after(GUARD_S):
@@ -266,8 +273,7 @@ async def inner_rig(
             Settings(container_id=CONTAINER_ID, public_url=here.url, report_addrs=(here.engine_url,)),
             worker_port=int(here.url.rsplit(":", 1)[1]),
             worker_http_port=int(here.loopback_url.rsplit(":", 1)[1]),
-            master_token=MASTER_TOKEN,
-            **settings,
+            **{"master_token": MASTER_TOKEN, **settings},
         )
         stop, listening = Stop(), anyio.Event()
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import anyio
 from aiohttp import web
 
-from lib.errors import BodyStalled, BodyTooLarge, CodingNotUnderstood, Invalid, Unavailable
+from lib.errors import BodyStalled, BodyTooLarge, ClientGone, CodingNotUnderstood, Invalid, Unavailable
 
 # protocol.md §2: what bodies that are read and not verified yet may hold together.
 UNVERIFIED_BYTES = 256 * 1024 * 1024
@@ -21,6 +22,13 @@ WHOLE_BODY_FACTOR = 10
 RETRY_AFTER_S = 1.0
 _CODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
 _ZLIB_AUTO = 47  # wbits that take gzip and zlib headers alike
+
+
+class _Decompressor(Protocol):
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
 class BodyReader:
@@ -32,11 +40,12 @@ class BodyReader:
         self._free_bytes = unverified_bytes
 
     @asynccontextmanager
-    async def read(self, request: web.Request) -> AsyncGenerator[bytes, None]:
+    async def read(self, request: web.Request) -> AsyncGenerator[bytearray, None]:
         """The body, unpacked; inside the block it counts as not verified yet.
 
         Raises `BodyTooLarge` (413), `BodyStalled` (408), `CodingNotUnderstood` (415), `Unavailable` (503,
-        too many bodies at once) and `Invalid` (422, a body that breaks off or isn't in its coding).
+        too many bodies at once), `Invalid` (422, a body that breaks off or isn't in its coding), and
+        `ClientGone`.
         """
         self._check_headers(request)
         body = bytearray()
@@ -46,7 +55,7 @@ class BodyReader:
                 body += part
                 if self._free_bytes < 0:
                     raise Unavailable("busy", "too many request bodies at once", RETRY_AFTER_S)
-            yield bytes(body)
+            yield body  # not a copy: what the budget counts is what is held
         finally:
             self._free_bytes += len(body)
 
@@ -60,22 +69,20 @@ class BodyReader:
             )
 
     async def _unpacked(self, request: web.Request) -> AsyncGenerator[bytes, None]:
-        """The body's parts, unpacked, never more than the limit in all."""
+        """The body's parts, unpacked; neither they nor what was sent is more than the limit in all."""
         unpack = zlib.decompressobj(_ZLIB_AUTO) if _coding(request) not in ("", "identity") else None
-        total = 0
+        sent_bytes = plain_bytes = 0
         async for part in self._parts(request):
+            sent_bytes += len(part)
             while part:
-                try:
-                    plain = unpack.decompress(part, self._max_bytes - total + 1) if unpack else part
-                except zlib.error as e:
-                    raise Invalid({"body": f"not {_coding(request)}: {e}"}) from e
-                total += len(plain)
-                if total > self._max_bytes:
+                plain = _inflate(unpack, part, self._max_bytes - plain_bytes + 1) if unpack else part
+                plain_bytes += len(plain)
+                if max(sent_bytes, plain_bytes) > self._max_bytes:
                     raise self._too_large()
                 yield plain
                 part = unpack.unconsumed_tail if unpack else b""
-        if unpack is not None and (not unpack.eof or unpack.unused_data):
-            raise Invalid({"body": f"not {_coding(request)}: it breaks off, or something follows it"})
+        if unpack is not None and not unpack.eof:
+            raise Invalid({"body": "its compressed form breaks off"})
 
     async def _parts(self, request: web.Request) -> AsyncGenerator[bytes, None]:
         content = request.content
@@ -94,9 +101,22 @@ class BodyReader:
             raise BodyStalled(f"the body made no progress for {self._stall_s:g} s, or took too long") from e
         except web.RequestPayloadError as e:
             raise Invalid({"body": f"breaks off: {e}"}) from e
+        except ConnectionError as e:
+            raise ClientGone from e
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is larger than {self._max_bytes} bytes (MAX_JSON_BYTES)")
+
+
+def _inflate(unpack: _Decompressor, part: bytes, limit_bytes: int) -> bytes:
+    """At most `limit_bytes` out of `part`. Raises `Invalid` at once where the compressed form has ended."""
+    try:
+        plain = unpack.decompress(part, limit_bytes)
+    except zlib.error as e:
+        raise Invalid({"body": f"not compressed as its Content-Encoding says: {e}"}) from e
+    if unpack.unused_data:
+        raise Invalid({"body": "something follows its compressed form"})
+    return plain
 
 
 def _coding(request: web.Request) -> str:

@@ -41,7 +41,7 @@ class Envelope:
 class SealedEnvelope:
     """An envelope of which only `auth_data` may be believed to be there, until its signature holds."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes | bytearray) -> None:
         self._body = body
         self._whole: dict[str, Any] | None = None
         if len(body) <= PARSED_WHOLE_BYTES:
@@ -63,7 +63,7 @@ class SealedEnvelope:
         return Envelope(self.raw_auth, self.auth, whole["payload"])
 
 
-def _object_in(body: bytes) -> dict[str, Any]:
+def _object_in(body: bytes | bytearray) -> dict[str, Any]:
     try:
         value = json.loads(body.decode("utf-8-sig"))
     except RecursionError as e:
@@ -85,7 +85,7 @@ def _check_shape(whole: dict[str, Any]) -> None:
         raise Invalid(problems)
 
 
-def _leading_auth_data(body: bytes) -> dict[str, Any]:
+def _leading_auth_data(body: bytes | bytearray) -> dict[str, Any]:
     text = body[:AUTH_DATA_BYTES].decode("utf-8-sig", errors="replace")
     start = _FIRST_KEY.match(text)
     try:

@@ -46,6 +46,11 @@ class Signatures:
     def has_key(self) -> bool:
         return self._verifier is not None
 
+    @property
+    def public_key(self) -> str:
+        """The PEM text in use; "" before there is one."""
+        return self._pem
+
     def use_key(self, pem: str) -> None:
         """Verify with the key in `pem` from now on. Raises `ValueError` when there is none in it.
 

@@ -8,9 +8,8 @@ import random
 from collections.abc import Callable, Sequence
 
 import aiohttp
-import anyio
 
-from lib.clock import Clock, sleep
+from lib.clock import Clock, sleep, time_limit
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class EngineKey:
 
         Several callers at once share one look.
         """
-        with anyio.move_on_after(REFETCH_LIMIT_S):
+        with time_limit(self._clock, REFETCH_LIMIT_S):
             async with self._fetching:
                 now = self._clock.monotonic()
                 if self._last_refetch is not None and now - self._last_refetch < REFETCH_INTERVAL_S:
@@ -67,8 +66,18 @@ class EngineKey:
                     f"{addr}/pubkey/", timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
                 ) as answer:
                     answer.raise_for_status()
-                    self._use((await answer.content.read(MAX_KEY_BYTES)).decode())
+                    self._use((await _body(answer)).decode())
                 return True
             except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, ValueError) as e:
                 log.warning("no public key from %s: %s", addr, str(e) or type(e).__name__)
         return False
+
+
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    """The whole body, in however many pieces it comes. Raises `ValueError` when it is too long."""
+    body = b""
+    async for piece in answer.content.iter_any():
+        body += piece
+        if len(body) > MAX_KEY_BYTES:
+            raise ValueError(f"more than {MAX_KEY_BYTES} bytes")
+    return body

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import anyio
 from anyio.to_thread import run_sync as in_thread
 
-from lib.clock import Clock, wait_for
+from lib.clock import Clock, sleep, time_limit, wait_for
 from lib.engine.disk import DiskUse
 from lib.metrics import Ledger, Snapshot
 from lib.wire import DeleteRequests, WorkerStatus
@@ -34,8 +33,11 @@ IDLE_INTERVAL_S = 9.0
 COMPLETIONS_INTERVAL_S = 1.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 8.0
+# So many finished requests go into one message: making it must not hold up the event loop.
+MAX_ENTRIES_PER_MESSAGE = 1000
 # Changes of `error_msg` that are kept while the engine takes none; the oldest go first.
 MAX_UNTOLD_ERRORS = 32
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # it is kept by our own clock
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One attempt to deliver a message: Unix time, and the engine's status or what went wrong."""
+    """One attempt to deliver a message: Unix time, and the engine's status or what went wrong.
+
+    `message` is without the token, and with the number of finished requests in their place.
+    """
 
     at: float
     path: str
@@ -87,11 +92,12 @@ class Reporter:
         self._standing = standing
         self._clock = clock
         self._disk = DiskUse()
-        self._untold_errors: deque[str] = deque([""])
+        self._error_msg = ""
+        self._untold_errors: deque[str] = deque()
         self._urgent = asyncio.Event()
         self._event = asyncio.Event()
         self._finished = asyncio.Event()
-        self._closing = False
+        self._closing = asyncio.Event()
         self._ended = (asyncio.Event(), asyncio.Event())
 
     @property
@@ -104,29 +110,45 @@ class Reporter:
         self._event.set()
         self._finished.set()
 
-    def state_changed(self, error_msg: str) -> None:
-        """The worker's state changed: report at once. Each change of `error_msg` is told, in order."""
-        if error_msg != self._untold_errors[-1]:
-            self._untold_errors.append(error_msg)
-            if len(self._untold_errors) > MAX_UNTOLD_ERRORS:
-                self._untold_errors.popleft()
-        self._urgent.set()
+    def state_changed(self, error_msg: str, at_once: bool = True) -> None:
+        """The worker's state changed, or, not `at_once`, only its `error_msg`: report.
+
+        Each error and each recovery is told, in order; of a run of errors the first and the latest, so
+        that a log full of them can't flood the engine.
+        """
+        if error_msg != self._error_msg:
+            self._error_msg = error_msg
+            untold = self._untold_errors
+            if error_msg and len(untold) > 1 and untold[-1] and untold[-2]:
+                untold.pop()
+            if not untold or untold[-1] != error_msg:
+                untold.append(error_msg)
+            if len(untold) > MAX_UNTOLD_ERRORS:
+                untold.popleft()
         self._event.set()
+        if at_once:
+            self._urgent.set()
 
     async def report_status(self) -> None:
         """Deliver status reports until `finish`; the last one tells all that happened."""
         retry = _Retry()
+        in_one_go = 0  # changes of the error message to tell without a pause
         while True:
-            started, last = self._clock.monotonic(), self._closing
+            started, last = self._clock.monotonic(), self._closing.is_set()
+            if self._urgent.is_set():
+                in_one_go = len(self._untold_errors)
             self._urgent.clear()
             self._event.clear()
             if not await self._report_once():
                 await wait_for(self._clock, self._urgent, retry.next_s())
                 continue
             retry = _Retry()
-            if len(self._untold_errors) > 1:
-                continue
-            if last:
+            in_one_go -= 1
+            if self._untold_errors:
+                if in_one_go > 0:
+                    continue
+                self._event.set()
+            elif last:
                 self._ended[0].set()
                 return
             await self._next_occasion(started)
@@ -135,30 +157,26 @@ class Reporter:
         """Deliver finished requests, once a second while there are any, until `finish`."""
         retry = _Retry()
         while True:
+            last = self._closing.is_set()
             self._finished.clear()
-            last = self._closing
-            requests, mark = self._ledger.finished()
-            delivered = True
-            if requests and self._completions.addrs:
-                message = DeleteRequests(self._identity.container_id, self._identity.master_token, requests)
-                delivered = await self._completions.deliver(message.to_json())
-                if delivered:
-                    self._ledger.acknowledge_finished(mark)
-            if delivered and last:
+            if not await self._tell_finished():
+                delay_s = retry.next_s()
+                await (sleep(self._clock, delay_s) if last else self._unless_closing(delay_s))
+                continue
+            if last:
                 self._ended[1].set()
                 return
-            if delivered:
-                retry = _Retry()
-                await self._finished.wait()
-            await wait_for(self._clock, self._urgent, COMPLETIONS_INTERVAL_S if delivered else retry.next_s())
+            retry = _Retry()
+            await self._finished.wait()
+            await self._unless_closing(COMPLETIONS_INTERVAL_S)
 
     async def finish(self, limit_s: float) -> bool:
         """Deliver what is left; whether the engine took all of it within `limit_s` seconds."""
-        self._closing = True
+        self._closing.set()
         self._urgent.set()
         self._event.set()
         self._finished.set()
-        with anyio.move_on_after(limit_s):
+        with time_limit(self._clock, limit_s):
             for ended in self._ended:
                 await ended.wait()
             return True
@@ -173,6 +191,9 @@ class Reporter:
             if due_s > 0:
                 await wait_for(self._clock, self._urgent, due_s)
 
+    async def _unless_closing(self, delay_s: float) -> None:
+        await wait_for(self._clock, self._closing, delay_s)
+
     async def _report_once(self) -> bool:
         disk = await in_thread(self._disk.read)
         snapshot = self._ledger.snapshot()
@@ -181,8 +202,23 @@ class Reporter:
             return False
         self._ledger.acknowledge(snapshot)
         self._disk.acknowledge(disk)
-        if len(self._untold_errors) > 1 and self._untold_errors[0] == report.error_msg:
+        # A change that came meanwhile is none that this report told: neighbours in the queue differ.
+        if self._untold_errors and self._untold_errors[0] == report.error_msg:
             self._untold_errors.popleft()
+        return True
+
+    async def _tell_finished(self) -> bool:
+        """Whether all that has finished is delivered, or there is nobody to tell."""
+        full = True
+        while full:  # one that is not full had the last of them
+            requests, mark = self._ledger.finished(MAX_ENTRIES_PER_MESSAGE)
+            full = len(requests) == MAX_ENTRIES_PER_MESSAGE
+            if not requests:
+                break
+            message = DeleteRequests(self._identity.container_id, self._identity.master_token, requests)
+            if self._completions.addrs and not await self._completions.deliver(message.to_json()):
+                return False
+            self._ledger.acknowledge_finished(mark)
         return True
 
     def _build(self, snapshot: Snapshot, disk_usage_gib: float, grown_gib: float) -> WorkerStatus:
@@ -197,7 +233,7 @@ class Reporter:
             rej_load=snapshot.rej_load,
             cur_perf=snapshot.cur_perf,
             max_perf=standing.max_perf,
-            error_msg=self._untold_errors[0],
+            error_msg=self._untold_errors[0] if self._untold_errors else self._error_msg,
             num_requests_working=snapshot.working,
             num_requests_received=snapshot.received,
             working_request_idxs=snapshot.working_request_idxs,
@@ -222,7 +258,7 @@ class _Mailbox:
         for addr in tuple(self.addrs):
             answer, delivered = await self._post(addr, message)
             self.attempts.append(
-                Delivery(self._clock.wall(), self._path, addr, _without_token(message), answer, delivered)
+                Delivery(self._clock.wall(), self._path, addr, _noted(message), answer, delivered)
             )
             if delivered:
                 self._log_change(False, f"{addr}{self._path} takes reports again")
@@ -233,16 +269,19 @@ class _Mailbox:
         return False
 
     async def _post(self, addr: str, message: dict[str, Any]) -> tuple[str, bool]:
-        try:
-            async with self._http.post(
-                f"{addr}{self._path}",
-                data=io.BytesIO(json.dumps(message).encode()),  # 10,000 completions are more than 1 MiB
-                headers={"Content-Type": "application/json"},
-                timeout=aiohttp.ClientTimeout(total=DELIVERY_TIMEOUT_S),
-            ) as answer:
-                return f"{answer.status} {answer.reason}", 200 <= answer.status < 300
-        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
-            return str(e) or type(e).__name__, False
+        with time_limit(self._clock, DELIVERY_TIMEOUT_S):
+            try:
+                async with self._http.post(
+                    f"{addr}{self._path}",
+                    data=io.BytesIO(json.dumps(message).encode()),  # it may be long: sent piece by piece
+                    headers={"Content-Type": "application/json"},
+                    timeout=_NO_TIMEOUT,
+                    allow_redirects=False,  # followed, it would arrive as a GET, and seem to be taken
+                ) as answer:
+                    return f"{answer.status} {answer.reason}", 200 <= answer.status < 300
+            except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
+                return str(e) or type(e).__name__, False
+        return f"no answer within {DELIVERY_TIMEOUT_S:g} s", False
 
     def _log_change(self, failing: bool, line: str) -> None:
         """Each turn for the worse or the better once, not each report."""
@@ -262,5 +301,7 @@ class _Retry:
         return delay_s * random.uniform(0.5, 1.0)
 
 
-def _without_token(message: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in message.items() if k != "mtoken"}
+def _noted(message: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a message: no secret, and nothing long."""
+    kept = {k: v for k, v in message.items() if k != "mtoken"}
+    return {**kept, "requests": len(message["requests"])} if "requests" in message else kept

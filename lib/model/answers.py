@@ -120,12 +120,12 @@ async def _decoded(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 def _needs_decoding(request: web.Request, answer: aiohttp.ClientResponse) -> bool:
     """Whether the answer is compressed in a way that the client did not ask for."""
-    coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    coding = answer.headers.get("Content-Encoding", "identity").strip().lower().removeprefix("x-")
     if coding in ("", "identity") or answer.status in _NO_BODY or request.method == "HEAD":
         return False
-    if accepts_coding(request.headers.get("Accept-Encoding", ""), coding):
+    if accepts_coding(",".join(request.headers.getall("Accept-Encoding", [])), coding):
         return False
-    if coding not in ("gzip", "x-gzip", "deflate"):
+    if coding not in ("gzip", "deflate"):
         raise ModelUnreachable(
             f"the model server's answer is {coding}-encoded, which the client doesn't accept"
         )
@@ -133,13 +133,17 @@ def _needs_decoding(request: web.Request, answer: aiohttp.ClientResponse) -> boo
 
 
 def accepts_coding(accept_encoding: str, coding: str) -> bool:
-    """Whether an `Accept-Encoding` field (RFC 9110 §12.5.3) admits `coding`; an absent one admits none."""
+    """Whether an `Accept-Encoding` field (RFC 9110 §12.5.3) admits `coding`; an absent one admits none.
+
+    `x-gzip` is another name for `gzip`.
+    """
     quality: dict[str, float] = {}
     for item in accept_encoding.lower().split(","):
         name, _, weight = item.partition(";")
         key, _, value = weight.partition("=")
         try:
-            quality[name.strip()] = float(value) if key.strip() == "q" else 1.0
+            q = float(value) if key.strip() == "q" else 1.0
         except ValueError:
-            quality[name.strip()] = 0.0
+            q = 0.0
+        quality[name.strip().removeprefix("x-")] = q
     return quality.get(coding, quality.get("*", 0.0)) > 0

@@ -50,8 +50,9 @@ class ModelServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self.kept.close()
-        await self.fresh.close()
+        with anyio.CancelScope(shield=True):  # a cancelled worker closes both as well
+            await self.kept.close()
+            await self.fresh.close()
 
     @property
     def kept(self) -> aiohttp.ClientSession:

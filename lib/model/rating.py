@@ -84,6 +84,7 @@ class Rating:
             max_concurrency=self.max_concurrency,
             time_limit_s=self.time_limit_s,
             clock=self.clock,
+            warm_up=self.handler.benchmark_warmup,
         )
         await in_thread(benchmark_store.save, self.directory, inputs, measured.perf)
         self.readiness.measured_as(measured.perf, f"benchmark: {measured.perf:g} workload/s")
@@ -94,9 +95,8 @@ class Rating:
         workloads = {self.count_workload(sample) for sample in samples}
         message = attempt(lambda: self.handler.generate_payload_json(samples[0]))
         shape = payload_shape(None if isinstance(message, Exception) else message)
-        kind = type(self.handler)
         return BenchmarkInputs(
-            handler=f"{kind.__module__}.{kind.__qualname__}",
+            handler=self.handler.benchmark_name,
             concurrency=self.handler.benchmark_concurrency,
             runs=self.handler.benchmark_runs,
             model_url=self.server.url,

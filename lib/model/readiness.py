@@ -61,13 +61,14 @@ class Change:
 class Readiness:
     """The state, out of what is known: signs of loading, the benchmark, the key, errors, draining.
 
-    `on_change` is called with the current error message ("" for none) after each change of state or error.
+    `on_change` is called after each change of state or error, with the current error message ("" for none)
+    and whether the state changed.
     """
 
     def __init__(
         self, signs: Collection[Sign], needs_key: bool, clock: Clock, process_age_s: float = 0.0
     ) -> None:
-        self.on_change: Callable[[str], None] = _nothing
+        self.on_change: Callable[[str, bool], None] = _nothing
         self.max_perf = 0.0
         self.loadtime_s = 0.0
         self._clock = clock
@@ -79,6 +80,7 @@ class Readiness:
         self._errors: dict[Cause, str] = {}
         self._moved = anyio.Event()
         self._state = State.LOADING
+        self._told_error = ""
         self.timeline: deque[Change] = deque(
             [Change(clock.wall(), State.LOADING, "started")], maxlen=TIMELINE_LENGTH
         )
@@ -127,7 +129,7 @@ class Readiness:
     def fail(self, cause: Cause, message: str) -> None:
         """An error holds from now on; a newer one of the same cause replaces it."""
         self._errors.pop(cause, None)
-        self._errors[cause] = message.strip()[:MAX_ERROR_LENGTH] or "unknown error"
+        self._errors[cause] = str(message).strip()[:MAX_ERROR_LENGTH] or "unknown error"
         self._settle(f"{cause.value}: {self._errors[cause]}")
 
     def recover(self, cause: Cause, reason: str) -> None:
@@ -165,7 +167,9 @@ class Readiness:
             level = logging.WARNING if self._state is State.ERRORED else logging.INFO
             log.log(level, "%s → %s: %s", before.value, self._state.value, reason)
         self._wake()
-        self.on_change(self.error_msg)
+        error_before, self._told_error = self._told_error, self.error_msg
+        if self._state is not before or self._told_error != error_before:
+            self.on_change(self._told_error, self._state is not before)
 
     def _derived(self) -> State:
         if self._draining:
@@ -179,5 +183,5 @@ class Readiness:
         return State.LOADING if self._needs_key else State.READY
 
 
-def _nothing(error_msg: str) -> None:
+def _nothing(error_msg: str, state_changed: bool) -> None:
     return None

@@ -16,7 +16,7 @@ import aiohttp
 import anyio
 from yarl import URL
 
-from lib.clock import Clock, sleep
+from lib.clock import Clock, sleep, time_limit
 from lib.data_types import LogAction
 from lib.model.connection import ModelServer, describe
 from lib.model.log_tail import LogTail
@@ -31,6 +31,7 @@ FAILURES_UNTIL_ERROR = 3
 # What a server without such a check answers.
 NO_SUCH_CHECK = frozenset({404, 405, 501})
 BELIEF_INTERVAL_S = 0.1
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # it is kept by our own clock
 
 
 @dataclass
@@ -58,6 +59,7 @@ class LogWatch:
     lines: int = 0
     last_line: str = ""
     _loaded_line: str | None = None
+    _error_lines: int = 0
     _said_loaded: anyio.Event = field(default_factory=anyio.Event)
 
     async def follow(self) -> None:
@@ -80,6 +82,7 @@ class LogWatch:
             self._said_loaded.set()
         if LogAction.ModelError in actions:
             self._loaded_line = None
+            self._error_lines += 1
             self.readiness.fail(Cause.LOG, line)
 
     async def believe(self) -> None:
@@ -88,8 +91,9 @@ class LogWatch:
             await self._said_loaded.wait()
             self._said_loaded = anyio.Event()
             while (line := self._loaded_line) is not None:
-                accepts = await self.server.accepts_connections()
-                if self._loaded_line is not line:  # an error, or a newer line, came meanwhile
+                errors = self._error_lines
+                accepts = not self.server.url or await self.server.accepts_connections()
+                if self._error_lines != errors:  # an error came meanwhile
                     continue
                 if accepts:
                     self._loaded_line = None
@@ -136,16 +140,14 @@ class HealthWatch:
 
     async def _check(self) -> tuple[int, str]:
         """The check's status (0: none came), and what is wrong ("": nothing)."""
-        try:
-            async with self._server.fresh.get(
-                self._url, timeout=aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
-            ) as answer:
-                good = 200 <= answer.status < 300
-                return answer.status, "" if good else f"health check answered {answer.status}"
-        except (TimeoutError, asyncio.TimeoutError):
-            return 0, f"health check timed out after {HEALTH_TIMEOUT_S:g} s"
-        except (aiohttp.ClientError, OSError) as e:
-            return 0, f"health check failed: {describe(e)}"
+        with time_limit(self._clock, HEALTH_TIMEOUT_S):
+            try:
+                async with self._server.fresh.get(self._url, timeout=_NO_TIMEOUT) as answer:
+                    good = 200 <= answer.status < 300
+                    return answer.status, "" if good else f"health check answered {answer.status}"
+            except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
+                return 0, f"health check failed: {describe(e)}"
+        return 0, f"health check timed out after {HEALTH_TIMEOUT_S:g} s"
 
     def _succeeded(self) -> None:
         self._readiness.recover(Cause.HEALTH, "health check answers again")

@@ -65,21 +65,24 @@ class Target:
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` `-k`, `-e` and `-l`, which `target_of` reads."""
+    """Give `parser` `-k`, `-e`, `-l` and `--engine`, which `target_of` reads."""
     parser.add_argument("-k", dest="api_key", metavar="KEY", help="your API key; not needed with -l")
     parser.add_argument(
         "-e", dest="endpoint_group_name", metavar="NAME", help="name of the endpoint; with -l: local"
     )
     parser.add_argument("-l", dest="local", action="store_true", help=f"ask the local engine, {LOCAL_ENGINE}")
+    parser.add_argument("--engine", metavar="URL", help="ask the local engine at this address")
 
 
 def target_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Target:
     """What the arguments say. Where they are not enough, `parser` says so and exits with status 2."""
-    local = args.local
-    if not local and not (args.api_key and args.endpoint_group_name):
+    if args.engine and not _is_url(args.engine):
+        parser.error(f"argument --engine: {args.engine!r} is not an http(s) URL")
+    local_url = args.engine or (LOCAL_ENGINE if args.local else None)
+    if not local_url and not (args.api_key and args.endpoint_group_name):
         parser.error("-k KEY and -e NAME are needed, or -l for the local engine")
     return Target(
-        engine_url=LOCAL_ENGINE if local else CLOUD_ENGINE,
+        engine_url=local_url or CLOUD_ENGINE,
         endpoint=args.endpoint_group_name or LOCAL_NAME,
         api_key=args.api_key or LOCAL_NAME,
     )

@@ -303,7 +303,12 @@ class MaliciousModel:
 
     async def _do_cut_whole(self, request: Received, writer: asyncio.StreamWriter) -> bool:
         """A whole answer that is shorter than it says."""
-        await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        await _write(writer, _head(200, b" " * 100) + b"{")
+        return False
+
+    async def _do_cut_large(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        """A large answer of known length that is closed in its middle."""
+        await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 500_000)
         return False
 
     async def _do_silent_stream(self, request: Received, writer: asyncio.StreamWriter) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +21,13 @@ from lib.server import start_server
 PATHS = (
     *("echo", "held", "stream", "flood", "bytewise", "gzip", "brotli", "gzip_stream", "binary", "accepted"),
     *("empty", "redirect", "error500", "error422", "hop", "close", "half_head", "once", "stale"),
-    *("cut_stream", "reset_stream", "cut_whole", "silent_stream", "missing"),
+    *("cut_stream", "reset_stream", "cut_whole", "cut_large", "silent_stream", "missing"),
 )
 READY_LINE = "model is ready"
 ERROR_LINE = "CUDA error"
+
+# How often each function of the author's ran in this process, for tests that run the worker in theirs.
+AUTHOR_CALLS: Counter[str] = Counter()
 
 
 @dataclass
@@ -33,7 +37,13 @@ class Job(ApiPayload):
     workload: float = 1.0
     data: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Job:
+        AUTHOR_CALLS["from_json_msg"] += 1
+        return super().from_json_msg(json_msg)
+
     def count_workload(self) -> float:
+        AUTHOR_CALLS["count_workload"] += 1
         return self.workload
 
     @classmethod
@@ -63,11 +73,14 @@ class RaisingHandler(JobHandler):
 
     @classmethod
     def get_data_from_request(cls, req_data: dict[str, Any]) -> Any:
+        AUTHOR_CALLS["get_data_from_request"] += 1
         data = req_data["payload"].get("data", {})
         if data.get("raise") == "parser":
             raise RuntimeError("parser bug")
         if data.get("raise") == "json":
             raise JsonDataException({"payload": {"data": "not like this"}})
+        if data.get("raise") == "json-exception":
+            raise JsonDataException({"payload": {"data": ValueError("an exception as a message")}})
         return super().get_data_from_request(req_data)
 
     async def generate_client_response(self, client_request: web.Request, model_response: Any) -> Any:
@@ -81,10 +94,25 @@ class RaisingHandler(JobHandler):
             await response.write(b"half")
             raise RuntimeError("response bug after the status line")
         if what == "http":
-            raise web.HTTPConflict(text="not now")
-        if what == "errored":
-            client_request["outcome"] = "errored"
+            conflict = web.HTTPConflict(text="not now")
+            conflict.set_cookie("tried", "1")
+            raise conflict
+        if what in ("errored", "served"):
+            client_request["outcome"] = what
         return web.json_response({"raised": False}, status=body["data"].get("status", 200))
+
+
+@dataclass
+class StoppingHandler(JobHandler):
+    """Tells the model server which job to stop once its client has left; raises where the job says so."""
+
+    backend: Backend | None = None
+
+    async def on_client_disconnect(self, payload: Job) -> None:
+        assert self.backend is not None
+        async with self.backend.session.post("/interrupt", json=payload.data):
+            if payload.data.get("raise"):
+                raise RuntimeError("stop bug")
 
 
 @dataclass(kw_only=True)
@@ -120,6 +148,9 @@ def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
     for path in ("held", "stream", "echo"):
         handler = JobHandler(path=f"/{path}", **finish)
         routes.append(web.post(f"/finish/{path}", backend.create_handler(handler)))
+    for path in ("held", "stream"):
+        stopping = StoppingHandler(path=f"/{path}", backend=backend, **setup.handler)
+        routes.append(web.post(f"/stopping/{path}", backend.create_handler(stopping)))
     raising = RaisingHandler(path="/echo", **setup.handler)
     routes.append(web.post("/raising", backend.create_handler(raising)))
     return backend, routes

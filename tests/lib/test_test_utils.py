@@ -58,7 +58,7 @@ def test_help_names_every_argument(
 def test_the_shared_parser_stays_as_it_was() -> None:
     args = test_utils.test_args.parse_args(["-k", "KEY", "-e", "mine"])
 
-    assert args == argparse.Namespace(api_key="KEY", endpoint_group_name="mine", local=False)
+    assert args == argparse.Namespace(api_key="KEY", endpoint_group_name="mine", local=False, engine=None)
 
 
 def test_pytest_takes_none_of_it_for_a_test() -> None:

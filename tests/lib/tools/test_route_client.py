@@ -238,6 +238,7 @@ def test_the_arguments_name_the_engine() -> None:
     assert parse("-k", "KEY", "-e", "mine") == Target(CLOUD_ENGINE, "mine", "KEY")
     assert parse("-l") == Target(LOCAL_ENGINE, "local", "local")
     assert parse("-l", "-e", "mine") == replace(parse("-l"), endpoint="mine")
+    assert parse("--engine", "http://[::1]:9") == Target("http://[::1]:9", "local", "local")
 
 
 @pytest.mark.parametrize("args", [(), ("-k", "KEY"), ("-e", "mine")])

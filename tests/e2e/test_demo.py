@@ -1,0 +1,212 @@
+"""`pyworker demo` as a user runs it: a process, its output, its exit status, and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HELLO_WORLD = Path("workers", "hello_world")
+GUARD_S = 60.0
+
+
+class Demo:
+    """A demo under way; `read` is its output so far, `children` its processes when last looked at."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.read = ""
+        self.children: list[psutil.Process] = []
+
+    async def until(self, text: str) -> None:
+        """Return once it has printed `text`."""
+        assert self.process.stdout is not None
+        with anyio.fail_after(GUARD_S):
+            while text not in self.read:
+                part = await self.process.stdout.read(65536)
+                assert part, f"it ended without {text!r}:\n{self.read}"
+                self.read += part.decode()
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+
+    async def end(self) -> tuple[int, str]:
+        """Its exit status and standard error; fails where one of its children lives on."""
+        with anyio.fail_after(GUARD_S):
+            output, errors = await self.process.communicate()
+        self.read += output.decode()
+        assert not [child for child in self.children if child.is_running()]
+        assert self.process.returncode is not None
+        return self.process.returncode, errors.decode()
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, *args: str, instead: str = "") -> AsyncGenerator[Demo, None]:
+    """A demo in an empty folder, which it must leave empty; modules come from `instead` first."""
+    folder, temporary = tmp_path / "folder", tmp_path / "tmp"
+    folder.mkdir(parents=True)
+    temporary.mkdir()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lib.tools.cli", "demo", *args),
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(place for place in (instead, str(ROOT)) if place),
+            "TMPDIR": str(temporary),
+            # What a real instance has must not mislead the demo's worker.
+            "USE_SSL": "true",
+            "MODEL_LOG": "/nonexistent/model.log",
+            "WORKER_PORT": "1",
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Demo(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert not list(folder.iterdir())
+    assert not list(temporary.iterdir())
+
+
+def altered(tmp_path: Path, name: str, text: str, place: str = "") -> str:
+    """A folder with a hello_world whose module `name` is `text`, or has `text` in place of `place`."""
+    folder = tmp_path / "altered"
+    shutil.copytree(ROOT / HELLO_WORLD, folder / HELLO_WORLD)
+    module = folder / HELLO_WORLD / name
+    if place:
+        assert place in module.read_text()
+        text = module.read_text().replace(place, text)
+    module.write_text(text)
+    return str(folder)
+
+
+async def once(tmp_path: Path) -> str:
+    """What `demo --once` prints."""
+    async with running(tmp_path, "--once") as demo:
+        await demo.until("loading (started)")
+        assert len(demo.children) == 2
+        assert await demo.end() == (0, "")
+    return demo.read
+
+
+async def test_once_shows_everything_and_ends_and_two_fit_beside_each_other(tmp_path: Path) -> None:
+    for output in await asyncio.gather(once(tmp_path / "one"), once(tmp_path / "two")):
+        start, whole, streamed, told = re.split(r"^(?:Request|What).*\n", output, flags=re.MULTILINE)
+        assert start.startswith("\nPyWorker demo")
+        for text, least in ((whole, 20), (streamed, 80)):
+            assert text.strip().startswith("The White Rabbit")
+            assert len(text.split()) > least
+            assert max(len(line) for line in text.splitlines()) <= 110
+        rows = dict(re.findall(r"^  (\S+(?: \d)?)\s+(\S+)", told, re.MULTILINE))
+        assert rows["requests"] == "2"
+        assert (rows["new_load"], rows["cur_load"], rows["cur_perf"]) == ("190", "0", "190")
+        assert 0 < float(rows["max_perf"]) <= 300
+        assert (rows["request 1"], rows["request 2"]) == ("Success", "Success")
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "place", "said", "tail"),
+    [
+        (
+            "model_server.py",
+            "raise SystemExit('weights.bin: no such file')",
+            "",
+            "the model server ended with exit status 1",
+            "  | weights.bin: no such file",
+        ),
+        (
+            "model_server.py",
+            "import signal\nprint('Exception: corrupted model file', flush=True)\nsignal.pause()",
+            "",
+            "the worker reports an error: Exception: corrupted model file",
+            "loading → errored",
+        ),
+        (
+            "server.py",
+            "import os\nos.abort()",
+            "",
+            "the worker was ended by signal 6",
+            "(it is empty)",
+        ),
+        (
+            "server.py",
+            '"/elsewhere"',
+            '"/generate_stream", backend',
+            "/generate_stream was answered with 404",
+            "The end of the worker's log",
+        ),
+        (
+            "model_server.py",
+            '"chunk"',
+            '"token":',
+            "the answer has no 'token': b'{\"chunk\"",
+            "The end of the worker's log",
+        ),
+    ],
+)
+async def test_what_fails_is_told_with_the_end_of_its_log(
+    module: str, text: str, place: str, said: str, tail: str, tmp_path: Path
+) -> None:
+    if place:
+        text += place.removeprefix('"/generate_stream"').removeprefix('"token"')
+    async with running(tmp_path, instead=altered(tmp_path, module, text, place)) as demo:
+        await demo.until("  worker  ")
+        status, errors = await demo.end()
+    assert status == 1
+    assert errors.startswith(f"\npyworker demo: {said}")
+    assert tail in errors
+    assert "Traceback" not in errors
+
+
+async def test_it_runs_on_until_ctrl_c_and_takes_the_requests_it_suggests(tmp_path: Path) -> None:
+    async with running(tmp_path) as demo:
+        await demo.until("Ctrl-C ends it.\n")
+        suggested = next(line for line in demo.read.splitlines() if "hello_world.client" in line)
+        client = await asyncio.create_subprocess_exec(
+            *shlex.split(suggested),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        with anyio.fail_after(GUARD_S):
+            answer, _ = await client.communicate()
+        assert client.returncode == 0
+        assert answer.startswith(b"Alice was ")
+
+        demo.process.send_signal(signal.SIGINT)
+        assert await demo.end() == (0, "")
+    assert "Stopping" in demo.read
+
+
+async def test_a_worker_that_dies_later_is_told_too(tmp_path: Path) -> None:
+    async with running(tmp_path) as demo:
+        await demo.until("Ctrl-C ends it.\n")
+        worker = next(c for c in demo.children if "workers.hello_world.server" in c.cmdline())
+        worker.kill()
+        status, errors = await demo.end()
+    assert status == 1
+    assert errors.startswith("\npyworker demo: the worker was ended by signal 9\n")
+    assert "benchmark" in errors
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_an_end_before_everything_was_shown_is_no_success(
+    signum: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    async with running(tmp_path, "--once") as demo:
+        await demo.until("  worker  ")
+        demo.process.send_signal(signum)
+        assert await demo.end() == (status, "")

@@ -1,0 +1,80 @@
+"""What README.md promises: its worker runs, its commands and paths are there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from aiohttp.test_utils import TestServer
+
+from lib.settings import Settings
+from tests.fakes.worker import Setup
+from tests.rig import peers, worker_process
+from workers.hello_world.model_server import READY_LINE, ModelServer, Pace
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def block_after(marker: str) -> str:
+    """The code block that follows `marker`."""
+    _, after = README.split(f"<!-- {marker} -->")
+    return after.split("```", 2)[1].split("\n", 1)[1]
+
+
+async def test_its_worker_runs(tmp_path: Path) -> None:
+    model = ModelServer(Pace(0))
+    await model.load()
+    async with peers(tmp_path) as rig, TestServer(model.app()) as server:
+        rig.write_log(READY_LINE + "\n")
+        worker = block_after("test: worker.py")
+        for told, here in (
+            ("http://127.0.0.1:5001", str(server.make_url(""))),
+            ("/tmp/hello_world.log", str(rig.model_log)),
+        ):
+            assert worker.count(told) == 1
+            worker = worker.replace(told, here)
+        (tmp_path / "readme_worker.py").write_text(worker)
+
+        async with worker_process(rig, tmp_path, Setup(), module="readme_worker"):
+            await rig.ready()
+            request = {"auth_data": rig.auth(7.0), "payload": {"prompt": "Hi", "max_response_tokens": 7}}
+            async with rig.http.post(f"{rig.url}/generate", json=request) as answer:
+                assert answer.status == 200
+                assert (await answer.json())["tokens"] == 7
+            await rig.told(served=7.0)
+
+
+def test_every_file_it_links_to_exists() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 10
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_every_name_it_gives_is_where_it_says() -> None:
+    rows = re.findall(r"`([A-Za-z_.]+)`(?:, by default `(\w+)`)? in \[([^]]+)\]", README)
+    assert len(rows) > 4
+    for name, other, path in rows:
+        for word in (other or name).split("."):
+            assert re.search(rf"\b(class|def) {word}\b", (ROOT / path).read_text()), (word, path)
+
+
+def test_every_variable_it_tells_is_read() -> None:
+    table = README.split("## Environment")[1].split("\n## ")[0]
+    names = re.findall(
+        r"`([A-Z][A-Z_]+)[`_<]", "\n".join(re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE))
+    )
+    source = Path(sys.modules[Settings.__module__].__file__ or "").read_text()
+    assert len(names) > 10
+    assert not [name for name in names if f'"{name}"' not in source and f'f"{name}' not in source]
+
+
+def test_its_commands_are_one_line_each_and_valid_shell() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    first, tests = blocks[0], blocks[1]
+    assert first.count("\n") == tests.count("\n") == 1
+    assert tests == block_after("ci: tests")
+    for block in blocks:
+        subprocess.run(["bash", "-n", "-c", block], check=True)

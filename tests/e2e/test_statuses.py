@@ -1,0 +1,397 @@
+"""Every status that the worker answers of its own accord (protocol.md §2), over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lib.local.faults import Fault
+from tests.fakes.raw_client import Head, connected, request_bytes
+from tests.fakes.worker import Setup
+from tests.rig import Rig, inner_rig, peers, worker_process
+
+MISSING = "missing parameter"
+AUTH_FIELDS = ("signature", "cost", "endpoint", "reqnum", "url")
+
+
+class Answer:
+    """One of the worker's own: its status, headers and JSON."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.json: Any = json.loads(body)
+
+    @property
+    def error(self) -> str:
+        return self.json["error"]
+
+    @property
+    def retry_after_s(self) -> int:
+        return int(self.headers["Retry-After"])
+
+
+async def post(rig: Rig, path: str, body: object, **headers: str) -> Answer:
+    """The answer to `body`, sent as it is where it is bytes, else as JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with rig.http.post(rig.url + path, data=data, headers=headers) as answer:
+        assert answer.content_type == "application/json"
+        return Answer(answer.status, answer.headers, await answer.read())
+
+
+async def signed(rig: Rig, path: str, workload: float = 1.0, data: dict[str, Any] | None = None) -> Answer:
+    return await post(rig, path, rig.envelope(workload, data))
+
+
+def outcomes(rig: Rig) -> dict[str, int]:
+    assert rig.backend is not None
+    return {o.name.lower(): count for o, count in rig.backend.metrics.outcomes.items()}
+
+
+# 422
+
+
+async def test_422_has_the_shapes_of_the_table(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig:
+        auth = rig.auth()
+        cases: list[tuple[object, object]] = [
+            ({}, {"auth_data": "field missing", "payload": "field missing"}),
+            ({"auth_data": auth}, {"payload": "field missing"}),
+            ({"auth_data": {}, "payload": {}}, {"auth_data": dict.fromkeys(AUTH_FIELDS, MISSING)}),
+            (
+                {"auth_data": {**auth, "reqnum": "1", "cost": -1}, "payload": {}},
+                {"auth_data": {"reqnum": "must be an integer", "cost": "must be 0 or more"}},
+            ),
+            (
+                {"auth_data": auth, "payload": {"workload": "much", "data": 5}},
+                {"payload": {"workload": "must be a number", "data": "must be an object"}},
+            ),
+        ]
+        for body, expected in cases:
+            answer = await post(rig, "/echo", body)
+            assert (answer.status, answer.json) == (422, expected)
+        for body in (b"", b"\xff{}", b"{", b"[]", b"null", b'"x"', b"[" * 100_000):
+            answer = await post(rig, "/echo", body)
+            assert answer.status == 422
+            assert list(answer.json) == ["body"]
+        assert outcomes(rig) == {"errored": 1}  # the one that was authenticated
+        assert rig.model.requests == []
+
+
+async def test_an_authors_own_refusal_is_a_422_as_he_wrote_it(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig:
+        answer = await signed(rig, "/raising", data={"raise": "json"})
+        assert (answer.status, answer.json) == (422, {"payload": {"data": "not like this"}})
+        answer = await signed(rig, "/raising", data={"raise": "json-exception"})
+        assert (answer.status, answer.json) == (422, {"payload": {"data": "an exception as a message"}})
+
+
+# 401
+
+
+async def test_401_says_which_of_the_three_and_no_more(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig:
+        used = rig.envelope()
+        assert (await post(rig, "/echo", used)).status == 200
+        far_behind = {"auth_data": rig.auth(reqnum=used["auth_data"]["reqnum"] - 101), "payload": {}}
+        forged = {"auth_data": {**rig.auth(), "cost": 0.0}, "payload": {}}
+        elsewhere = {"auth_data": rig.engine.sign(url="http://other:1"), "payload": {}}
+        for body, what in (
+            (used, "replay: this signature was used before, or is too old"),
+            (far_behind, "replay: this signature was used before, or is too old"),
+            (forged, "the signature does not hold"),
+            (elsewhere, "the signature is for another worker's URL"),
+        ):
+            answer = await post(rig, "/echo", body)
+            assert (answer.status, answer.json) == (401, {"error": what})
+        assert outcomes(rig) == {"served": 1}
+
+
+# 404, 405
+
+
+async def test_404_and_405_are_json(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig:
+        answer = await post(rig, "/nowhere?api_key=secret", {})
+        assert (answer.status, answer.json) == (404, {"error": "POST /nowhere: not found"})
+        async with rig.http.get(rig.url + "/echo") as got:
+            assert got.status == 405
+            assert got.headers["Allow"] == "POST"
+            assert await got.json() == {"error": "GET /echo: method not allowed"}
+
+
+# 408, 413, 415
+
+
+async def test_408_for_a_body_that_stalls(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, request_body_timeout_s=0.05) as rig, connected(rig.url) as client:
+        await client.send(request_bytes("/echo", b"x" * 100)[:-1])
+        head, body = await client.answer()
+        assert (head.status, list(json.loads(body))) == (408, ["error"])
+        assert outcomes(rig) == {}
+
+
+async def test_413_names_the_limit_and_415_what_is_understood(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, max_json_bytes=1000) as rig:
+        packed = gzip.compress(b" " * 1001)
+        for data, headers in ((b" " * 1001, {}), (packed, {"Content-Encoding": "gzip"})):
+            answer = await post(rig, "/echo", data, **headers)
+            assert (answer.status, "1000 bytes" in answer.error) == (413, True)
+        async with connected(rig.url) as client:  # refused for what it announces
+            await client.post("/echo", b"", {"Content-Length": "1001"})
+            assert (await client.head()).status == 413
+        answer = await post(rig, "/echo", b"x", **{"Content-Encoding": "br"})
+        assert (answer.status, "gzip" in answer.error) == (415, True)
+        assert outcomes(rig) == {}
+
+
+async def test_a_gzipped_envelope_is_understood(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig:
+        body = gzip.compress(json.dumps(rig.envelope(data={"a": 1})).encode())
+        answer = await post(rig, "/echo", body, **{"Content-Encoding": "gzip"})
+        assert answer.status == 200
+        assert rig.model.requests[0].json()["data"] == {"a": 1}
+        assert rig.model.requests[0].header("Content-Encoding") is None
+
+
+# 429
+
+
+async def test_429_on_arrival_by_the_estimate(tmp_path: Path) -> None:
+    setup = Setup(health="/health", handler={"max_queue_time": 5.0}, backend={"max_perf": 10.0})
+    async with inner_rig(tmp_path, setup) as rig:
+        works = asyncio.create_task(signed(rig, "/held", 123.0))
+        await rig.model.until(lambda: rig.model.working == 1)
+        answer = await signed(rig, "/echo")
+        assert answer.status == 429
+        assert answer.retry_after_s == 8  # 123 units at 10 a second, less the 5 s that it may wait: 7.3 s
+        assert "12.3 s" in answer.error
+        rig.model.release()
+        assert (await works).status == 200
+        assert (await signed(rig, "/echo")).status == 200
+        assert outcomes(rig) == {"served": 2, "rejected": 1}
+
+
+async def test_429_after_waiting_by_the_clock(tmp_path: Path) -> None:
+    handler = {"max_queue_time": 0.05, "allow_parallel_requests": False}
+    async with inner_rig(tmp_path, Setup(health="/health", handler=handler)) as rig:
+        works = asyncio.create_task(signed(rig, "/held"))
+        await rig.model.until(lambda: rig.model.working == 1)
+        answer = await signed(rig, "/held")
+        assert (answer.status, list(answer.json)) == (429, ["error"])
+        assert answer.retry_after_s >= 1
+        assert rig.model.most_working == 1
+        rig.model.release()
+        assert (await works).status == 200
+        await rig.engine.wait_for(lambda: rig.totals.rej_load)
+        assert (rig.totals.rej_load, outcomes(rig)) == (1.0, {"served": 1, "rejected": 1})
+
+
+# 500
+
+
+async def test_500_carries_an_id_under_which_the_log_has_the_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with inner_rig(tmp_path) as rig:
+        for where in ("parser", "response"):
+            caplog.clear()
+            answer = await signed(rig, "/raising", data={"raise": where})
+            assert (answer.status, list(answer.json)) == (500, ["error", "request"])
+            assert answer.error == "internal error"
+            logged = [r for r in caplog.records if r.levelno == logging.ERROR]
+            assert [answer.json["request"] in r.getMessage() for r in logged] == [True]
+            assert f"{where} bug" in caplog.text
+            assert "Traceback" in caplog.text
+        assert outcomes(rig) == {"errored": 2}
+
+
+async def test_the_clients_own_id_is_the_one(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig:
+        body = rig.envelope(data={"raise": "parser"})
+        assert (await post(rig, "/raising", body, **{"X-Request-Id": "mine-1"})).json["request"] == "mine-1"
+        body = rig.envelope(data={"raise": "parser"})
+        strange = await post(rig, "/raising", body, **{"X-Request-Id": "no id; at all"})
+        assert strange.json["request"] not in ("", "no id; at all")
+
+
+# 502, 504
+
+
+async def test_502_without_a_status_line(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig:
+        for path in ("/close", "/half_head"):
+            answer = await signed(rig, path)
+            assert (answer.status, list(answer.json)) == (502, ["error"])
+        await rig.model.stop()
+        assert (await signed(rig, "/echo")).status == 502
+        assert outcomes(rig) == {"errored": 3}
+
+
+async def test_504_when_the_model_takes_too_long(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, model_timeout_s=0.05) as rig:
+        answer = await signed(rig, "/held")
+        assert (answer.status, list(answer.json)) == (504, ["error"])
+        await rig.model.until(lambda: rig.model.cancelled == 1)
+        assert outcomes(rig) == {"errored": 1}
+
+
+# 503, and the state in which requests are tried all the same
+
+
+async def test_503_without_a_key_and_while_loading(tmp_path: Path) -> None:
+    setup = Setup(log=str(tmp_path / "model.log"))
+    async with peers(tmp_path) as rig:
+        rig.engine.faults.pubkey = Fault(refuse=True)
+        async with worker_process(rig, tmp_path, setup):
+            await rig.engine.wait_for(lambda: rig.last_report)
+            answer = await signed(rig, "/echo")
+            assert (answer.status, answer.json["state"]) == (503, "no public key")
+            assert answer.retry_after_s >= 1
+
+            refused = rig.engine.requests_seen["pubkey"]
+            rig.engine.faults.clear()
+            await rig.engine.wait_for(lambda: rig.engine.requests_seen["pubkey"] > refused)
+            while (answer := await signed(rig, "/echo")).json["state"] == "no public key":
+                pass  # the key is on its way back
+            assert (answer.status, answer.json["state"]) == (503, "loading")
+            assert "loading" in answer.error
+            assert answer.retry_after_s >= 1
+            assert (await post(rig, "/echo", {"auth_data": rig.auth()})).status == 422  # in this order
+
+            rig.write_log()
+            await rig.ready()
+            assert (await signed(rig, "/echo")).status == 200
+
+
+async def test_503_while_draining(tmp_path: Path) -> None:
+    handler = {"allow_parallel_requests": False}
+    async with inner_rig(tmp_path, Setup(health="/health", handler=handler)) as rig:
+        assert rig.backend is not None
+        works = asyncio.create_task(signed(rig, "/held"))
+        await rig.model.until(lambda: rig.model.working == 1)
+        waits = asyncio.create_task(signed(rig, "/held"))
+        await rig.engine.wait_for(lambda: rig.last_report.num_requests_working == 2)
+        rig.backend.drain()
+        for answer in (await waits, await signed(rig, "/echo")):
+            assert (answer.status, answer.json["state"]) == (503, "draining")
+            assert answer.retry_after_s >= 1
+        rig.model.release()
+        assert (await works).status == 200
+
+
+async def test_errored_requests_are_still_tried(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig:
+        assert rig.backend is not None
+        rig.backend.backend_errored("broken GPU")
+        assert await rig.errored() == "broken GPU"
+        assert (await signed(rig, "/echo")).status == 200
+
+
+# Whatever comes
+
+
+@asynccontextmanager
+async def hosted(tmp_path: Path, **options: Any) -> AsyncGenerator[Rig, None]:
+    """An inner rig in a task of its own: a fixture is entered in one task and left in another."""
+    made: asyncio.Future[Rig] = asyncio.get_running_loop().create_future()
+    done = asyncio.Event()
+
+    async def host() -> None:
+        async with inner_rig(tmp_path, **options) as rig:
+            made.set_result(rig)
+            await done.wait()
+
+    task = asyncio.create_task(host())
+    await asyncio.wait({task, made}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        yield made.result()
+    finally:
+        done.set()
+        await task
+
+
+@pytest.fixture
+async def fuzzed(tmp_path: Path) -> AsyncGenerator[Rig, None]:
+    async with hosted(tmp_path, request_body_timeout_s=0.05, max_json_bytes=2000) as rig:
+        yield rig
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["auth_data", "payload", *AUTH_FIELDS, "request_idx", "session_id", "workload"])
+ENVELOPES = st.fixed_dictionaries({"auth_data": st.dictionaries(KEYS, JSON), "payload": JSON})
+BODIES = st.binary(max_size=2100) | (JSON | ENVELOPES).map(lambda value: json.dumps(value).encode())
+HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "Content-Encoding": st.sampled_from(["gzip", "deflate", "br", "identity", "gzip, gzip", ""]),
+        "Content-Type": st.sampled_from(["application/json", "text/plain", "multipart/form-data", "?"]),
+        "Accept-Encoding": st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=9),
+    },
+)
+FRAMINGS = st.sampled_from(["length", "chunked", "bad chunks", "short", "cut chunks"])
+OWN_REFUSALS = {401, 408, 413, 415, 422}
+EXAMPLES = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def framed(framing: str, body: bytes, headers: dict[str, str]) -> bytes:
+    """A POST of `body`, its end told in one of the ways in which it can be told, right or wrong."""
+    if framing == "length":
+        return request_bytes("/echo", body, headers)
+    if framing == "short":
+        return request_bytes("/echo", body, {**headers, "Content-Length": str(len(body) + 1)})
+    chunks = {"chunked": b"%x\r\n%b\r\n0\r\n\r\n", "bad chunks": b"q%x\r\n%b\r\n", "cut chunks": b"%x\r\n%b"}
+    data = chunks[framing] % (len(body), body)
+    return request_bytes("/echo", data, {**headers, "Transfer-Encoding": "chunked"})
+
+
+async def first_answer(rig: Rig, data: bytes) -> Head:
+    async with connected(rig.url) as client:
+        await client.send(data)
+        return await client.head()
+
+
+@EXAMPLES
+@given(body=BODIES, headers=HEADERS, framing=FRAMINGS)
+async def test_no_unauthenticated_bytes_give_another_status_or_change_the_ledger(
+    fuzzed: Rig, body: bytes, headers: dict[str, str], framing: str
+) -> None:
+    head = await first_answer(fuzzed, framed(framing, body, headers))
+    # What isn't HTTP/1.1 at all is a 400, as RFC 9112 has it.
+    assert head.status in OWN_REFUSALS | ({400} if "chunk" in framing else set())
+    assert (outcomes(fuzzed), fuzzed.model.requests) == ({}, [])
+
+
+@EXAMPLES
+@given(data=st.data())
+async def test_no_mutilated_envelope_gives_another_status(fuzzed: Rig, data: st.DataObject) -> None:
+    envelope = fuzzed.envelope()
+    part = data.draw(st.sampled_from(["auth_data", "payload"]))
+    changes = data.draw(st.dictionaries(KEYS | st.just("data"), JSON, min_size=1, max_size=3))
+    envelope[part] = {**envelope[part], **changes}
+    body = json.dumps(envelope).encode()
+    start = data.draw(st.integers(0, len(body)))
+    end = min(len(body), start + data.draw(st.integers(0, 3)))
+    before = outcomes(fuzzed)
+    whole = body[:start] + data.draw(st.binary(max_size=3)) + body[end:]
+    head = await first_answer(fuzzed, request_bytes("/echo", whole))
+    assert head.status in OWN_REFUSALS | {200}
+    if head.status == 401:
+        assert outcomes(fuzzed) == before
+    assert all(outcome in ("served", "errored") for outcome in outcomes(fuzzed))

@@ -1,0 +1,237 @@
+"""Bodies in bounds: of size, of time, and of what is held together (protocol.md §2)."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.access.body import BodyReader
+from lib.errors import (
+    BodyStalled,
+    BodyTooLarge,
+    ClientGone,
+    CodingNotUnderstood,
+    Invalid,
+    Unavailable,
+    WorkerError,
+)
+
+STALL_S = 30.0
+
+# The same bytes in every process: tests are named by them.
+PACKED = gzip.compress(b"abc", mtime=0)
+
+
+class Upload:
+    """A request whose body arrives as the test feeds it."""
+
+    def __init__(self, coding: str | None = None, length: int | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        protocol = BaseProtocol(loop)
+        protocol.connection_made(asyncio.Transport())
+        self.content = aiohttp.StreamReader(protocol, 2**16, loop=loop)
+        headers = {"Content-Encoding": coding} if coding is not None else {}
+        if length is not None:
+            headers["Content-Length"] = str(length)
+        self.request: web.Request = make_mocked_request("POST", "/", headers, payload=self.content)
+
+    def arrive(self, *parts: bytes, whole: bool = True) -> web.Request:
+        for part in parts:
+            self.content.feed_data(part)
+        if whole:
+            self.content.feed_eof()
+        return self.request
+
+
+@asynccontextmanager
+async def reading(reader: BodyReader, request: web.Request) -> AsyncGenerator[asyncio.Task[bytes], None]:
+    """A task that reads; the block runs once it waits for more."""
+
+    async def read() -> bytes:
+        async with reader.read(request) as body:
+            return bytes(body)
+
+    task = asyncio.create_task(read())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def body_of(reader: BodyReader, request: web.Request) -> bytes:
+    async with reader.read(request) as body:
+        return bytes(body)
+
+
+async def test_a_body_is_what_arrived() -> None:
+    reader = BodyReader(100, STALL_S)
+    assert await body_of(reader, Upload().arrive(b"abc")) == b"abc"
+    assert await body_of(reader, Upload().arrive()) == b""
+    upload = Upload()
+    async with reading(reader, upload.request) as task:
+        for part in (b"a", b"bc"):
+            upload.content.feed_data(part)
+            await asyncio.sleep(0)
+        upload.content.feed_eof()
+        assert await task == b"abc"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP ", "deflate"])
+async def test_a_compressed_body_is_unpacked(coding: str) -> None:
+    plain = b"all that is packed " * 100
+    packed = zlib.compress(plain) if coding == "deflate" else gzip.compress(plain)
+    upload = Upload(coding).arrive(*(packed[i : i + 7] for i in range(0, len(packed), 7)))
+    assert await body_of(BodyReader(len(plain), STALL_S), upload) == plain
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "chunked"])
+async def test_another_coding_is_refused(coding: str) -> None:
+    with pytest.raises(CodingNotUnderstood) as refused:
+        await body_of(BodyReader(100, STALL_S), Upload(coding).arrive(b"abc"))
+    assert refused.value.status == 415
+
+
+async def test_a_body_is_refused_for_its_announced_length_before_it_arrives() -> None:
+    with pytest.raises(BodyTooLarge) as refused:
+        await body_of(BodyReader(100, STALL_S), Upload(length=101).request)
+    assert refused.value.status == 413
+    assert "100 bytes" in refused.value.message
+    assert "MAX_JSON_BYTES" in refused.value.message
+
+
+async def test_the_last_byte_that_is_allowed_is_allowed() -> None:
+    reader = BodyReader(100, STALL_S)
+    assert len(await body_of(reader, Upload().arrive(b"x" * 60, b"x" * 40))) == 100
+    assert len(await body_of(reader, Upload("gzip").arrive(gzip.compress(b"x" * 100, mtime=0)))) == 100
+    with pytest.raises(BodyTooLarge):
+        await body_of(reader, Upload().arrive(b"x" * 60, b"x" * 41, whole=False))
+
+
+async def test_a_packed_body_is_refused_by_its_unpacked_size_before_it_is_unpacked() -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    with pytest.raises(BodyTooLarge):
+        await body_of(BodyReader(60_000, STALL_S), Upload("gzip").arrive(bomb, whole=False))
+
+
+async def test_a_packed_body_that_unpacks_to_nothing_is_bounded_too() -> None:
+    upload, nothing = Upload("gzip"), b"\x00\x00\x00\xff\xff" * 1000  # empty stored blocks
+    head = gzip.compress(b"", mtime=0)[:10]
+    with pytest.raises(BodyTooLarge):
+        await body_of(BodyReader(9_000, STALL_S), upload.arrive(head, nothing, nothing, whole=False))
+
+
+async def test_what_follows_a_packed_body_is_refused_as_soon_as_it_comes() -> None:
+    upload = Upload("gzip")
+    with pytest.raises(Invalid, match="invalid request") as refused:
+        await body_of(BodyReader(100, STALL_S), upload.arrive(gzip.compress(b"{}"), b"more", whole=False))
+    assert refused.value.body() == {"body": "something follows its compressed form"}
+
+
+@pytest.mark.parametrize("packed", [b"", b"abc", PACKED[:-1], PACKED[:5]])
+async def test_a_body_that_is_not_in_its_coding_is_invalid(packed: bytes) -> None:
+    with pytest.raises(Invalid) as refused:
+        await body_of(BodyReader(100, STALL_S), Upload("gzip").arrive(packed))
+    assert list(refused.value.fields) == ["body"]
+
+
+async def test_a_body_that_stalls_is_refused() -> None:
+    with pytest.raises(BodyStalled) as refused:
+        await body_of(BodyReader(100, 0.01), Upload().arrive(b"{", whole=False))
+    assert refused.value.status == 408
+
+
+async def test_a_body_that_trickles_is_refused_in_the_end() -> None:
+    upload, stall_s = Upload(), 0.02
+    loop = asyncio.get_running_loop()
+
+    def trickle() -> None:
+        upload.content.feed_data(b" ")
+        timers.append(loop.call_later(stall_s / 4, trickle))
+
+    timers = [loop.call_soon(trickle)]
+    try:
+        with pytest.raises(BodyStalled):
+            await body_of(BodyReader(10**9, stall_s), upload.request)
+    finally:
+        timers[-1].cancel()
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [(web.RequestPayloadError("bad chunk"), Invalid), (ConnectionResetError("gone"), ClientGone)],
+)
+async def test_a_body_that_breaks_off(error: Exception, becomes: type[Exception]) -> None:
+    upload = Upload()
+    async with reading(BodyReader(100, STALL_S), upload.arrive(b"{", whole=False)) as task:
+        upload.content.set_exception(error)
+        with pytest.raises(becomes):
+            await task
+
+
+async def test_bodies_that_are_not_verified_yet_are_bounded_together() -> None:
+    reader = BodyReader(100, STALL_S, unverified_bytes=150)
+    async with reading(reader, Upload().arrive(b"x" * 90, whole=False)):
+        async with reader.read(Upload().arrive(b"x" * 60)):
+            with pytest.raises(Unavailable) as refused:
+                await body_of(reader, Upload().arrive(b"x"))
+            assert refused.value.status == 503
+            assert refused.value.body() == {"error": "too many request bodies at once", "state": "busy"}
+            assert refused.value.headers() == {"Retry-After": "1"}
+        assert len(await body_of(reader, Upload().arrive(b"x" * 60))) == 60
+        with pytest.raises(Unavailable):  # what is refused is given back as well
+            await body_of(reader, Upload().arrive(b"x" * 61))
+        assert len(await body_of(reader, Upload().arrive(b"x" * 60))) == 60
+    assert len(await body_of(reader, Upload().arrive(b"x" * 100))) == 100
+
+
+async def test_what_a_packed_body_holds_counts_unpacked() -> None:
+    reader = BodyReader(1000, STALL_S, unverified_bytes=500)
+    with pytest.raises(Unavailable):
+        await body_of(reader, Upload("gzip").arrive(gzip.compress(bytes(501))))
+    assert len(await body_of(reader, Upload("gzip").arrive(gzip.compress(bytes(500))))) == 500
+
+
+PARTS = st.lists(st.binary(max_size=30), max_size=6)
+CODINGS = st.sampled_from([None, "", "identity", "gzip", "deflate", "br"])
+
+
+@given(PARTS, CODINGS, st.booleans())
+def test_any_body_is_read_or_refused_and_nothing_stays_held(
+    parts: Sequence[bytes], coding: str | None, packs: bool
+) -> None:
+    async def example() -> None:
+        reader = BodyReader(100, STALL_S, unverified_bytes=120)
+        sent, plain = list(parts), b"".join(parts)
+        if packs and coding in ("gzip", "deflate"):
+            packer = gzip.compress if coding == "gzip" else zlib.compress
+            packed = packer(plain)
+            sent = [packed[i : i + 9] for i in range(0, len(packed), 9)]
+        status = 200
+        try:
+            body = await body_of(reader, Upload(coding).arrive(*sent))
+            assert body == plain or not packs
+            assert len(body) <= 100
+        except WorkerError as e:
+            status = e.status
+        assert status in (200, 413, 415, 422)
+        async with (
+            reader.read(Upload().arrive(b"x" * 100)) as first,
+            reader.read(Upload().arrive(b"x" * 20)) as second,
+        ):
+            assert len(first) + len(second) == 120
+
+    asyncio.run(example())

@@ -1,0 +1,271 @@
+"""The envelope's shape, and `AuthData` out of whatever JSON holds (protocol.md §2)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.access.envelope import AUTH_DATA_BYTES, PARSED_WHOLE_BYTES, SealedEnvelope
+from lib.data_types import AuthData, JsonDataException
+from lib.errors import Invalid
+
+AUTH = {"signature": "s", "cost": 2.5, "endpoint": "e", "reqnum": 3, "url": "http://w:1"}
+MISSING = "missing parameter"
+# Larger than what is parsed before the signature holds.
+FILLING = "x" * PARSED_WHOLE_BYTES
+
+
+def wrong_with(body: bytes) -> dict[str, Any]:
+    with pytest.raises(Invalid) as refused:
+        SealedEnvelope(body).open()
+    assert refused.value.status == 422
+    return dict(refused.value.fields)
+
+
+def wrong_with_json(value: object) -> dict[str, Any]:
+    return wrong_with(json.dumps(value).encode())
+
+
+def wrong_with_auth(**changes: object) -> Any:
+    answer = wrong_with_json({"auth_data": {**AUTH, **changes}, "payload": {}})
+    assert list(answer) == ["auth_data"]
+    return answer["auth_data"]
+
+
+# The shape
+
+
+def test_an_envelope_gives_its_parts_as_they_came() -> None:
+    raw = {**AUTH, "cost": "2.5", "request_idx": 0, "__request_id": "r"}
+    sealed = SealedEnvelope(json.dumps({"payload": {"a": 1}, "auth_data": raw, "more": []}).encode())
+    assert sealed.raw_auth == raw
+    assert sealed.auth == AuthData("s", 2.5, "e", 3, "http://w:1", None)
+    assert sealed.open().as_request() == {"auth_data": raw, "payload": {"a": 1}}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+    envelope = json.dumps({"auth_data": AUTH, "payload": {"a": FILLING}}).encode()
+    assert SealedEnvelope(b"\xef\xbb\xbf" + envelope).open().payload == {"a": FILLING}
+    assert SealedEnvelope(b"\xef\xbb\xbf" + envelope.replace(FILLING.encode(), b"")).open().payload == {
+        "a": ""
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", "empty: JSON is expected"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b'{"auth_data": {"endpoint": "\xe9"}}', "not JSON"),
+        (b"{", "not JSON"),
+        (b"{} {}", "not JSON"),
+        (b"1" * 5000, "not JSON"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"a":' * 150_000, "nested too deeply"),
+        (b"[]", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b'"text"', "must be a JSON object"),
+        (b"NaN", "must be a JSON object"),
+    ],
+)
+def test_what_is_no_json_object_says_so(body: bytes, problem: str) -> None:
+    answer = wrong_with(body)
+    assert list(answer) == ["body"]
+    assert problem in answer["body"]
+
+
+@pytest.mark.parametrize(
+    ("envelope", "answer"),
+    [
+        ({}, {"auth_data": "field missing", "payload": "field missing"}),
+        ({"auth_data": AUTH}, {"payload": "field missing"}),
+        ({"payload": {}}, {"auth_data": "field missing"}),
+        (
+            {"auth_data": [], "payload": "p"},
+            {"auth_data": "must be an object", "payload": "must be an object"},
+        ),
+        ({"auth_data": None, "payload": None}, dict.fromkeys(("auth_data", "payload"), "must be an object")),
+        ({"auth_data": {}, "payload": []}, {"payload": "must be an object"}),
+        (
+            {"auth_data": {}, "payload": {}},
+            {"auth_data": dict.fromkeys(("signature", "cost", "endpoint", "reqnum", "url"), MISSING)},
+        ),
+    ],
+)
+def test_each_wrong_part_is_named(envelope: object, answer: object) -> None:
+    assert wrong_with_json(envelope) == answer
+
+
+# Large bodies: nothing but `auth_data` is parsed before its signature holds
+
+
+def test_a_large_body_is_parsed_when_it_is_opened() -> None:
+    body = json.dumps({"auth_data": AUTH, "payload": {"a": FILLING}}, indent=2).encode()
+    sealed = SealedEnvelope(bytearray(body))
+    assert sealed.auth.reqnum == 3
+    assert sealed.open().payload == {"a": FILLING}
+
+
+def test_the_rest_of_a_large_body_is_not_parsed_before() -> None:
+    body = json.dumps({"auth_data": AUTH, "payload": {}}).encode()[:-1] + b"[" * PARSED_WHOLE_BYTES
+    sealed = SealedEnvelope(body)
+    with pytest.raises(Invalid):
+        sealed.open()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"payload": {"a": FILLING}, "auth_data": AUTH}).encode(),
+        json.dumps({"auth_data": {**AUTH, "x": FILLING}, "payload": {}}).encode(),
+        json.dumps({"auth_data": [FILLING], "payload": {}}).encode(),
+        b"[" * (PARSED_WHOLE_BYTES + 1),
+        b'{"auth_data": ' + b"[" * PARSED_WHOLE_BYTES,
+        b'{"auth_data": ' + b"1" * PARSED_WHOLE_BYTES,
+        b"\xff" * (PARSED_WHOLE_BYTES + 1),
+    ],
+)
+def test_auth_data_comes_first_in_a_large_body(body: bytes) -> None:
+    problem = wrong_with(body)["auth_data"]
+    assert "the first key" in problem
+    assert str(AUTH_DATA_BYTES) in problem
+
+
+def test_the_rules_change_with_one_byte() -> None:
+    envelope = {"payload": {"a": ""}, "auth_data": AUTH}
+    room = PARSED_WHOLE_BYTES - len(json.dumps(envelope))
+    whole = {**envelope, "payload": {"a": "x" * room}}
+    assert SealedEnvelope(json.dumps(whole).encode()).open().payload == whole["payload"]
+    assert "auth_data" in wrong_with_json({**envelope, "payload": {"a": "x" * (room + 1)}})
+
+
+def test_what_was_verified_is_what_is_used() -> None:
+    twice = json.dumps({"auth_data": AUTH, "payload": {"a": FILLING}})[:-1] + ', "auth_data": {"cost": 0}}'
+    assert wrong_with(twice.encode()) == {"auth_data": "given twice"}
+
+
+# `auth_data`
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    answer = wrong_with_auth(signature=5, cost=-1, endpoint=None, reqnum=True, url=[], request_idx="7")
+    assert answer == {
+        "signature": "must be a string",
+        "cost": "must be 0 or more",
+        "endpoint": "must be a string",
+        "reqnum": "must be an integer",
+        "url": "must be a string",
+        "request_idx": "must be an integer or null",
+    }
+
+
+@pytest.mark.parametrize(
+    ("sent", "cost"),
+    [(0, 0.0), (256, 256.0), ("256", 256.0), ("1e3", 1000.0), (1e-300, 1e-300), (2**1000, float(2**1000))],
+)
+def test_a_cost_is_a_number_or_the_text_of_one(sent: object, cost: float) -> None:
+    read = AuthData.from_json_msg({**AUTH, "cost": sent}).cost
+    assert (read, type(read)) == (cost, float)
+
+
+@pytest.mark.parametrize("cost", [True, None, "", "many", [1], {}, "0x10", "1,5"])
+def test_any_other_cost_is_refused(cost: object) -> None:
+    assert wrong_with_auth(cost=cost) == {"cost": "must be a number"}
+
+
+@pytest.mark.parametrize(
+    "cost", [math.nan, math.inf, -math.inf, "nan", "-Infinity", "1e999", 10**400, "9" * 400]
+)
+def test_a_cost_past_every_float_is_refused(cost: object) -> None:
+    assert wrong_with_auth(cost=cost) == {"cost": "must be finite"}
+
+
+def test_a_number_too_large_for_json_text_is_infinite() -> None:
+    body = json.dumps({"auth_data": {**AUTH, "cost": 0.5}, "payload": {}}).replace("0.5", "1e999").encode()
+    assert wrong_with(body) == {"auth_data": {"cost": "must be finite"}}
+
+
+@pytest.mark.parametrize("value", [math.nan, [math.inf], {"a": [{"b": -math.inf}]}])
+def test_nothing_infinite_hides_in_what_is_ignored(value: object) -> None:
+    assert wrong_with_auth(other=value) == {"other": "must be finite"}
+
+
+@pytest.mark.parametrize("reqnum", [3.0, "3", None, 1e3])
+def test_a_reqnum_is_an_integer(reqnum: object) -> None:
+    assert wrong_with_auth(reqnum=reqnum) == {"reqnum": "must be an integer"}
+
+
+@pytest.mark.parametrize("number", [2**63, 10**400])
+def test_the_wires_integers_have_64_bits(number: int) -> None:
+    assert wrong_with_auth(reqnum=number, request_idx=number) == {
+        "reqnum": "must fit into 64 bits",
+        "request_idx": "must fit into 64 bits",
+    }
+    assert wrong_with_auth(reqnum=-number - 1) == {"reqnum": "must fit into 64 bits"}
+
+
+@pytest.mark.parametrize(("sent", "read"), [(0, None), (None, None), (1, 1), (2**63 - 1, 2**63 - 1)])
+def test_a_request_idx_of_0_is_none(sent: int | None, read: int | None) -> None:
+    assert AuthData.from_json_msg({**AUTH, "request_idx": sent}).request_idx == read
+
+
+def test_a_negative_request_idx_is_refused() -> None:
+    assert wrong_with_auth(request_idx=-1) == {"request_idx": "must be 0 or more"}
+
+
+# Whatever comes
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=8)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+FIELDS = ["signature", "cost", "endpoint", "reqnum", "url", "request_idx", "other"]
+# Near misses: a good message with some of its fields replaced.
+MESSAGES = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4).map(lambda changes: {**AUTH, **changes})
+
+
+@given(MESSAGES | st.dictionaries(st.text(max_size=9), JSON, max_size=4))
+def test_auth_data_is_read_exactly_or_refused(message: dict[str, Any]) -> None:
+    problems = dict[str, Any]()
+    auth = None
+    try:
+        auth = AuthData.from_json_msg(message)
+    except JsonDataException as e:
+        problems = e.message
+    assert all(isinstance(problem, str) for problem in problems.values())
+    if auth is None:
+        assert problems
+        return
+    json.dumps(message, allow_nan=False)
+    assert math.isfinite(auth.cost)
+    assert auth.cost >= 0
+    assert auth.cost == float(message["cost"])
+    assert -(2**63) <= auth.reqnum < 2**63
+    assert auth.request_idx is None or 1 <= auth.request_idx < 2**63
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_an_envelope_or_invalid(body: bytes) -> None:
+    try:
+        SealedEnvelope(body).open()
+    except Invalid as e:
+        json.dumps(e.body(), allow_nan=False)
+
+
+@given(st.data())
+def test_a_mutilated_envelope_is_an_envelope_or_invalid(data: st.DataObject) -> None:
+    good = json.dumps({"auth_data": AUTH, "payload": {"a": [1, {"b": "ü"}]}}).encode()
+    start = data.draw(st.integers(0, len(good)))
+    end = data.draw(st.integers(start, len(good)))
+    body = good[:start] + data.draw(st.binary(max_size=6)) + good[end:]
+    try:
+        SealedEnvelope(body).open()
+    except Invalid as e:
+        json.dumps(e.body(), allow_nan=False)

@@ -1,0 +1,121 @@
+"""A reporter between a ledger and local engines, over real sockets, on a clock that tests move by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import anyio
+from Crypto.PublicKey import RSA
+
+from lib.engine.reports import IDLE_INTERVAL_S, Identity, Reporter, Standing
+from lib.local.engine import LocalEngine, serve_engine
+from lib.metrics import Entry, Ledger, Outcome
+from tests.manual_clock import ManualClock
+
+WORKER_ID = 7
+KEY = RSA.generate(1024)
+
+
+@dataclass
+class Stand:
+    """`engines` are at `urls`; `standing` is what the worker says of itself."""
+
+    engines: list[LocalEngine]
+    urls: list[str]
+    clock: ManualClock
+    ledger: Ledger
+    reporter: Reporter
+    engine_clock: ManualClock
+    standing: Standing = field(default_factory=lambda: Standing(0.0, 0.0))
+
+    @property
+    def engine(self) -> LocalEngine:
+        return self.engines[0]
+
+    def accept(self, workload: float = 1.0, request_idx: int | None = None) -> Entry:
+        entry = self.ledger.open(request_idx)
+        entry.weigh(workload)
+        entry.accept()
+        return entry
+
+    def serve(self, workload: float = 1.0, request_idx: int | None = None) -> None:
+        """One request comes and is served."""
+        with self.ledger.open(request_idx) as entry:
+            entry.weigh(workload)
+            entry.accept()
+            entry.start()
+            entry.settle(Outcome.SERVED)
+
+    def fail(self, error: Exception, workload: float = 0.0, request_idx: int | None = None) -> None:
+        """One request ends in `error`, before it is let in."""
+        with contextlib.suppress(type(error)), self.ledger.open(request_idx) as entry:
+            entry.weigh(workload)
+            raise error
+
+    def messages(self, engine: int = 0) -> list[Any]:
+        """The status reports that an engine took, oldest first."""
+        return [r.message for r in self.engines[engine].worker(WORKER_ID).reports]
+
+    async def reported(self, count: int, engine: int = 0) -> Any:
+        """The `count`-th report that an engine took, once it is there and acknowledged."""
+        await self.engines[engine].wait_for(lambda: len(self.messages(engine)) >= count)
+        await self.idle()
+        return self.messages(engine)[count - 1]
+
+    async def idle(self) -> None:
+        """Return once a timer runs that is no delivery's: the reporter waits for its next occasion."""
+        await self.clock.wait_for_timer(IDLE_INTERVAL_S)
+
+    async def tried(self, count: int) -> None:
+        """Return once so many deliveries were tried, and the reporter waits for its next occasion."""
+        with anyio.fail_after(10):
+            while len(self.reporter.deliveries) < count:
+                await self.clock.wait_for_timer(IDLE_INTERVAL_S)
+                await anyio.lowlevel.checkpoint()
+        await self.idle()
+
+    def told(self, engine: int = 0) -> tuple[float, float, float]:
+        """The sums of `new_load`, `rej_load` and `cur_perf` that an engine took."""
+        totals = self.engines[engine].worker(WORKER_ID).totals
+        return totals.new_load, totals.rej_load, totals.cur_perf
+
+
+@asynccontextmanager
+async def stand(
+    engines: int = 1, *, key_addrs: slice = slice(None), status: bool = True, completions: bool = False
+) -> AsyncGenerator[Stand, None]:
+    """A reporter to so many engines, of which `key_addrs` take completions; what of it runs.
+
+    Alone, status reports have all the timers: a test knows what it waits for.
+    """
+    async with AsyncExitStack() as stack:
+        clock = ManualClock()
+        engine_clock = ManualClock()
+        served = [LocalEngine(clock=engine_clock, key=KEY) for _ in range(engines)]
+        urls = [await stack.enter_async_context(serve_engine(engine)) for engine in served]
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        ledger = Ledger(clock)
+        here: Stand
+        reporter = Reporter(
+            http,
+            urls,
+            urls[key_addrs],
+            Identity(WORKER_ID, "token", "http://127.0.0.1:3000"),
+            ledger,
+            lambda: here.standing,
+            clock,
+        )
+        here = Stand(served, urls, clock, ledger, reporter, engine_clock)
+        ledger.on_event = reporter.request_changed
+        async with anyio.create_task_group() as tasks:
+            if status:
+                tasks.start_soon(reporter.report_status)
+            if completions:
+                tasks.start_soon(reporter.report_completions)
+            yield here
+            tasks.cancel_scope.cancel()

@@ -1,0 +1,352 @@
+"""What the model server's log and its health check lead to (lessons 20 to 23, 25)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from lib.data_types import LogAction
+from lib.model.connection import ModelServer
+from lib.model.log_tail import MISSING_WARN_AFTER_S, POLL_INTERVAL_S
+from lib.model.readiness import Cause, Readiness, Sign, State
+from lib.model.watch import (
+    BELIEF_INTERVAL_S,
+    FAILURES_UNTIL_ERROR,
+    HEALTH_INTERVAL_LOADING_S,
+    HEALTH_INTERVAL_S,
+    HEALTH_TIMEOUT_S,
+    HealthWatch,
+    LogRule,
+    LogWatch,
+)
+from tests.fakes.model_server import MaliciousModel, malicious_model
+from tests.manual_clock import ManualClock
+
+LOADED, BROKEN = "model is ready", "CUDA error"
+RULES = [(LogAction.ModelLoaded, LOADED), (LogAction.ModelError, BROKEN)]
+
+
+@dataclass
+class Scene:
+    model: MaliciousModel
+    server: ModelServer
+    readiness: Readiness
+    clock: ManualClock
+
+    async def until(self, state: State) -> None:
+        with anyio.fail_after(10):
+            await self.readiness.until(lambda: self.readiness.state is state)
+
+
+class SlowToAccept(ModelServer):
+    """Accepts a connection once told to."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.asked, self.accepted = anyio.Event(), anyio.Event()
+
+    async def accepts_connections(self, limit_s: float = 2.0) -> bool:
+        self.asked.set()
+        await self.accepted.wait()
+        return True
+
+
+@asynccontextmanager
+async def scene(*signs: Sign, perf: float | None = 1.0) -> AsyncGenerator[Scene, None]:
+    """A model server and what is known of it; measured already, unless `perf` is None."""
+    clock = ManualClock()
+    async with malicious_model() as model, ModelServer(model.url) as server:
+        readiness = Readiness(signs, False, clock)
+        if perf is not None:
+            readiness.measured_as(perf, "given")
+        yield Scene(model, server, readiness, clock)
+
+
+# The log
+
+
+@asynccontextmanager
+async def watched(
+    here: Scene, path: Path, rules: Sequence[tuple[LogAction, str]] = RULES
+) -> AsyncGenerator[LogWatch, None]:
+    """A watch that believes; its lines are given by the test."""
+    watch = LogWatch(path, [LogRule(a, t) for a, t in rules], here.server, here.readiness, here.clock)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch.believe)
+        yield watch
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_loaded_line_is_believed_at_once_where_the_server_listens(tmp_path: Path) -> None:
+    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+        watch.on_line("12:00 INFO Model Is Ready")  # case counts
+        assert here.readiness.state is State.LOADING
+        watch.on_line(f"12:00 INFO {LOADED}, listening")
+        await here.until(State.READY)
+        assert here.readiness.timeline[-1].reason == f"log: 12:00 INFO {LOADED}, listening"
+
+
+async def test_a_stale_loaded_line_does_not_make_a_dead_server_ready(tmp_path: Path) -> None:
+    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+        await here.model.stop()
+        watch.on_line(LOADED)
+        for _ in range(3):
+            await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+            assert here.readiness.state is State.LOADING
+            here.clock.advance(BELIEF_INTERVAL_S)
+        await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+        await here.model.start()
+        here.clock.advance(BELIEF_INTERVAL_S)
+        await here.until(State.READY)
+
+
+async def test_an_error_after_the_line_takes_it_back(tmp_path: Path) -> None:
+    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+        await here.model.stop()
+        watch.on_line(LOADED)
+        await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+        watch.on_line(f"{BROKEN}: out of memory")
+        await here.model.start()
+        here.clock.advance(BELIEF_INTERVAL_S)
+        assert here.readiness.error_msg == f"{BROKEN}: out of memory"
+        watch.on_line(LOADED)
+        await here.until(State.READY)
+
+
+async def test_an_error_while_the_line_is_looked_into_counts(tmp_path: Path) -> None:
+    async with scene(Sign.LOG) as here:
+        here.server = server = SlowToAccept(here.model.url)
+        async with watched(here, tmp_path) as watch:
+            watch.on_line(LOADED)
+            await server.asked.wait()
+            watch.on_line(BROKEN)
+            server.accepted.set()
+            await anyio.wait_all_tasks_blocked()
+            assert here.readiness.state is State.ERRORED
+            assert not here.readiness.loaded
+
+
+async def test_a_line_that_is_both_is_an_error(tmp_path: Path) -> None:
+    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+        watch.on_line(f"{LOADED}, but {BROKEN}")
+        assert here.readiness.state is State.ERRORED
+
+
+async def test_loaded_lines_without_end_are_believed(tmp_path: Path) -> None:
+    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+        with anyio.fail_after(10):
+            while here.readiness.state is not State.READY:
+                watch.on_line(f"{LOADED} {watch.lines}")
+                await anyio.lowlevel.checkpoint()
+
+
+async def test_several_rules_count_their_matches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rules = [
+        *RULES,
+        (LogAction.ModelLoaded, "weights loaded"),
+        (LogAction.ModelError, "Traceback"),
+        (LogAction.Info, "Downloading"),
+    ]
+    async with scene(Sign.LOG) as here, watched(here, tmp_path, rules) as watch:
+        with caplog.at_level(logging.INFO):
+            for line in ("Downloading 1", "Downloading 2", "nothing special", "Traceback (most recent"):
+                watch.on_line(line)
+        assert here.readiness.error_msg == "Traceback (most recent"
+        watch.on_line("weights loaded")
+        await here.until(State.READY)
+        assert [(r.text, r.matches, r.last_line) for r in watch.rules] == [
+            (LOADED, 0, ""),
+            (BROKEN, 0, ""),
+            ("weights loaded", 1, "weights loaded"),
+            ("Traceback", 1, "Traceback (most recent"),
+            ("Downloading", 2, "Downloading 2"),
+        ]
+        assert (watch.lines, watch.last_line) == (5, "weights loaded")
+    assert "model: Downloading 2" in caplog.text
+
+
+async def test_without_a_model_server_a_loaded_line_is_believed(tmp_path: Path) -> None:
+    async with scene(Sign.LOG) as here:
+        here.server = ModelServer("")
+        async with watched(here, tmp_path) as watch:
+            watch.on_line(LOADED)
+            await here.until(State.READY)
+
+
+async def test_the_file_is_followed_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "model.log"
+    async with scene(Sign.LOG) as here, watched(here, path) as watch:
+        path.write_bytes(f"\xff old lines\n{LOADED[:5]}".encode("latin-1"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch.follow)
+            await here.clock.wait_for_timer(POLL_INTERVAL_S)
+            assert watch.last_line == "ÿ old lines"
+            with path.open("a") as f:
+                f.write(f"{LOADED[5:]}\n")
+            here.clock.advance(POLL_INTERVAL_S)
+            await here.until(State.READY)
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_wrong_path_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "no" / "such.log"
+    async with scene(Sign.LOG) as here, watched(here, path) as watch, anyio.create_task_group() as tasks:
+        tasks.start_soon(watch.follow)
+        for _ in range(2):
+            await here.clock.wait_for_timer(POLL_INTERVAL_S)
+            here.clock.advance(MISSING_WARN_AFTER_S)
+        await here.clock.wait_for_timer(POLL_INTERVAL_S)
+        tasks.cancel_scope.cancel()
+    assert f"model log {path} does not exist" in caplog.text
+
+
+# The health check
+
+
+@asynccontextmanager
+async def checked(here: Scene, clears_all: bool = False) -> AsyncGenerator[None, None]:
+    watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch.follow)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def next_check(here: Scene) -> None:
+    """Once the last check is over, ten seconds pass, and the next one is over."""
+    await here.clock.wait_for_timer(HEALTH_INTERVAL_S)
+    checks = here.model.health_checks
+    here.clock.advance(HEALTH_INTERVAL_S)
+    await here.model.until(lambda: here.model.health_checks > checks)
+    await over(here)
+
+
+async def over(here: Scene) -> None:
+    """Return once no check is in the air: then its connection is gone."""
+    await here.model.until(lambda: here.model.open_connections == 0)
+    await here.clock.wait_for_timer(HEALTH_INTERVAL_S)
+
+
+async def test_a_2xx_is_the_sign_and_checks_are_rarer_from_then_on() -> None:
+    async with scene(Sign.HEALTH) as here:
+        here.model.health_status = 503
+        async with checked(here):
+            await here.model.until(lambda: here.model.health_checks == 1)
+            await here.clock.wait_for_timer(HEALTH_INTERVAL_LOADING_S)
+            assert here.readiness.state is State.LOADING
+            here.model.health_status = 202
+            here.clock.advance(HEALTH_INTERVAL_LOADING_S)
+            await here.until(State.READY)
+            await over(here)
+            here.clock.advance(HEALTH_INTERVAL_S - 0.01)
+            assert here.model.health_checks == 2
+            here.clock.advance(0.01)
+            await here.model.until(lambda: here.model.health_checks == 3)
+
+
+async def test_three_failures_in_a_row_are_an_error_and_the_next_success_clears_it() -> None:
+    async with scene(Sign.HEALTH) as here, checked(here):
+        await here.until(State.READY)
+        await over(here)
+        here.model.health_status = 500
+        for _ in range(FAILURES_UNTIL_ERROR - 1):
+            await next_check(here)
+        here.model.health_status = 200
+        await next_check(here)  # not in a row
+        here.model.health_status = 500
+        for _ in range(FAILURES_UNTIL_ERROR - 1):
+            await next_check(here)
+        assert here.readiness.state is State.READY
+        await next_check(here)
+        assert here.readiness.error_msg == "health check answered 500"
+        here.readiness.fail(Cause.LOG, BROKEN)
+        here.model.health_status = 200
+        await next_check(here)
+        assert here.readiness.error_msg == BROKEN  # that, and only that
+        assert not here.readiness.has_error(Cause.HEALTH)
+
+
+async def test_a_hung_model_server_is_an_error_with_a_message() -> None:
+    async with scene(Sign.HEALTH) as here, checked(here):
+        await here.until(State.READY)
+        await over(here)
+        here.model.health_stalls = True
+        for number in range(FAILURES_UNTIL_ERROR):
+            assert here.readiness.state is State.READY
+            here.clock.advance(HEALTH_INTERVAL_S)
+            await here.model.until(lambda seen=number: here.model.health_checks == seen + 2)
+            here.clock.advance(HEALTH_TIMEOUT_S)
+            await here.model.until(lambda: here.model.open_connections == 0)
+            await here.clock.wait_for_timer(HEALTH_INTERVAL_S)
+        assert here.readiness.error_msg == "health check timed out after 10 s"
+        here.model.health_stalls = False
+        await next_check(here)
+        assert here.readiness.state is State.READY
+
+
+async def test_a_server_that_is_gone_is_an_error_with_a_message(caplog: pytest.LogCaptureFixture) -> None:
+    async with scene(Sign.HEALTH) as here, checked(here):
+        await here.until(State.READY)
+        await over(here)
+        await here.model.stop()
+        for number in range(1, FAILURES_UNTIL_ERROR + 1):
+            assert here.readiness.state is State.READY
+            here.clock.advance(HEALTH_INTERVAL_S)
+            with anyio.fail_after(10):
+                while f"({number} in a row)" not in caplog.text:
+                    await anyio.lowlevel.checkpoint()
+        await here.until(State.ERRORED)
+        assert here.readiness.error_msg.startswith("health check failed: ")
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_a_server_without_a_check_is_left_alone(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    async with scene(Sign.HEALTH) as here:
+        here.model.health_status = status
+        watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
+        await watch.follow()
+        assert here.readiness.state is State.READY
+        assert (here.model.health_checks, here.clock.pending) == (1, 0)
+    assert [r.getMessage() for r in caplog.records if "no health check" in r.getMessage()] == [
+        f"the model server has no health check at {here.model.url}/health ({status}): left out"
+    ]
+
+
+async def test_failures_before_it_is_measured_are_no_error() -> None:
+    async with scene(Sign.HEALTH, perf=None) as here, checked(here):
+        await here.until(State.BENCHMARKING)
+        await over(here)
+        here.model.health_status = 500
+        for _ in range(FAILURES_UNTIL_ERROR + 1):
+            await next_check(here)
+        assert here.readiness.state is State.BENCHMARKING
+
+
+@pytest.mark.parametrize("clears_all", [False, True])
+async def test_without_load_rules_a_server_that_comes_back_clears_what_its_log_said(clears_all: bool) -> None:
+    async with scene(Sign.HEALTH) as here, checked(here, clears_all):
+        await here.until(State.READY)
+        await over(here)
+        here.readiness.fail(Cause.LOG, BROKEN)
+        await next_check(here)
+        assert here.readiness.error_msg == BROKEN  # it answers still: no sign of a new start
+        here.model.health_status = 503
+        await next_check(here)
+        here.model.health_status = 200
+        await next_check(here)
+        assert here.readiness.error_msg == ("" if clears_all else BROKEN)
+
+
+async def test_the_check_has_a_connection_of_its_own_each_time() -> None:
+    async with scene(Sign.HEALTH) as here, checked(here):
+        await here.until(State.READY)
+        await over(here)
+        await next_check(here)
+        await next_check(here)
+        assert here.model.connections == here.model.health_checks == 3

@@ -1,0 +1,281 @@
+"""The ledger adds up, whatever happens in whatever order (lessons 9, 10, 13, 14)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from lib.errors import AnswerCut, ClientGone, Invalid, TooBusy, Unavailable
+from lib.metrics import MAX_UNDELIVERED, MAX_WORKLOAD, Entry, Ledger, Outcome, Snapshot
+from lib.wire import FinishedRequest
+from tests.manual_clock import ManualClock
+
+LIMIT = 5
+WORKLOADS = st.integers(0, 1000)
+IDXS = st.one_of(st.none(), st.integers(1, 3))
+
+# What may end a request's block, and the outcome that this means.
+ENDINGS: list[tuple[BaseException | None, Outcome]] = [
+    (None, Outcome.ERRORED),
+    (RuntimeError("parser bug"), Outcome.ERRORED),
+    (Invalid({"payload": {}}), Outcome.ERRORED),
+    (AnswerCut("cut"), Outcome.ERRORED),
+    (KeyboardInterrupt(), Outcome.ERRORED),
+    (asyncio.CancelledError(), Outcome.CANCELLED),
+    (ClientGone(), Outcome.CANCELLED),
+    (TooBusy("busy", 1.0), Outcome.REJECTED),
+    (Unavailable("loading", "loading", 1.0), Outcome.REJECTED),
+]
+
+
+def end(entry: Entry, error: BaseException | None = None, settled: Outcome | None = None) -> None:
+    """Leave the entry's block by `error`, or by its end once it is `settled`."""
+    if settled is not None:
+        entry.settle(settled)
+    entry.__exit__(type(error) if error else None, error, None)
+
+
+def accepted(ledger: Ledger, workload: float = 1.0, request_idx: int | None = None) -> Entry:
+    entry = ledger.open(request_idx)
+    entry.weigh(workload)
+    entry.accept()
+    return entry
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Requests, reports and completions in any order, against sums kept beside them.
+
+    Workloads are integers, so that sums are exact. One report and one message of completions may be in the
+    air; each is acknowledged, or lost, after whatever else happened.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger(ManualClock(), LIMIT)
+        self.open: list[Entry] = []
+        self.report: Snapshot | None = None
+        self.completions: tuple[tuple[FinishedRequest, ...], int] | None = None
+        self.served = self.rejected = self.net = 0.0
+        self.told_served = self.told_rejected = self.told_new = 0.0
+        self.received = self.ended = 0
+        self.highest_told_net = 0.0
+        self.net_in_report = 0.0
+        self.finished: list[tuple[int, str]] = []
+        self.delivered: list[tuple[int, str]] = []
+
+    # Requests
+
+    @rule(workload=WORKLOADS, idx=IDXS)
+    def arrive(self, workload: int, idx: int | None) -> None:
+        self.open.append(accepted(self.ledger, workload, idx))
+        self.received += 1
+        self.net += workload
+
+    @rule(workload=WORKLOADS, idx=IDXS, ending=st.sampled_from(ENDINGS))
+    def arrive_in_vain(
+        self, workload: int, idx: int | None, ending: tuple[BaseException | None, Outcome]
+    ) -> None:
+        entry = self.ledger.open(idx)
+        entry.weigh(workload)
+        end(entry, ending[0])
+        self.rejected += workload if ending[1] is Outcome.REJECTED else 0
+        self.closed(entry, ending[1])
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), settled=st.sampled_from([*Outcome, None]), ending=st.sampled_from(ENDINGS))
+    def leave(
+        self,
+        data: st.DataObject,
+        settled: Outcome | None,
+        ending: tuple[BaseException | None, Outcome],
+    ) -> None:
+        entry = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        if data.draw(st.booleans()):
+            entry.start()
+        end(entry, ending[0], settled)
+        outcome = settled or ending[1]
+        if outcome is Outcome.SERVED:
+            self.served += entry.workload
+        elif outcome is Outcome.REJECTED:
+            self.rejected += entry.workload
+        if outcome in (Outcome.CANCELLED, Outcome.REJECTED):
+            self.net -= entry.workload
+        self.closed(entry, outcome)
+
+    def closed(self, entry: Entry, outcome: Outcome) -> None:
+        assert entry.outcome is outcome
+        self.ended += 1
+        if entry.request_idx is not None:
+            self.finished.append((entry.request_idx, outcome.status))
+
+    # Reports
+
+    @precondition(lambda self: self.report is None)
+    @rule()
+    def send_report(self) -> None:
+        self.report, self.net_in_report = self.ledger.snapshot(), self.net
+        assert self.report.new_load >= 0
+
+    @precondition(lambda self: self.report is not None)
+    @rule(acknowledged=st.booleans())
+    def answer_report(self, acknowledged: bool) -> None:
+        report, self.report = self.report, None
+        assert report is not None
+        if not acknowledged:
+            return
+        self.ledger.acknowledge(report)
+        self.told_served += report.cur_perf
+        self.told_rejected += report.rej_load
+        self.told_new += report.new_load
+        self.highest_told_net = max(self.highest_told_net, self.net_in_report)
+
+    @precondition(lambda self: self.completions is None)
+    @rule(limit=st.integers(1, LIMIT + 1))
+    def send_completions(self, limit: int) -> None:
+        self.completions = self.ledger.finished(limit)
+
+    @precondition(lambda self: self.completions is not None)
+    @rule(acknowledged=st.booleans())
+    def answer_completions(self, acknowledged: bool) -> None:
+        assert self.completions is not None
+        (entries, mark), self.completions = self.completions, None
+        if acknowledged:
+            self.ledger.acknowledge_finished(mark)
+            self.delivered += [(e.request_idx, e.status) for e in entries]
+
+    # What holds at any time
+
+    @invariant()
+    def what_is_open_is_in_flight(self) -> None:
+        snapshot = self.ledger.snapshot()
+        assert snapshot.cur_load == sum(e.workload for e in self.open)
+        assert snapshot.working == len(self.open) == self.ledger.in_flight
+        assert snapshot.received == self.received
+        assert list(snapshot.working_request_idxs) == [e.request_idx for e in self.open if e.request_idx]
+
+    @invariant()
+    def told_and_untold_add_up(self) -> None:
+        snapshot = self.ledger.snapshot()
+        assert self.told_served + snapshot.cur_perf == self.served
+        assert self.told_rejected + snapshot.rej_load == self.rejected
+        # What was told too much of stays owed: a deficit is carried over, and nothing negative is told.
+        assert self.told_new == self.highest_told_net
+        assert self.told_new + snapshot.new_load == max(self.told_new, self.net)
+
+    @invariant()
+    def every_request_has_one_outcome(self) -> None:
+        assert sum(self.ledger.outcomes.values()) == self.ended
+
+    @invariant()
+    def undelivered_entries_are_the_latest(self) -> None:
+        entries, _ = self.ledger.finished()
+        kept = [(e.request_idx, e.status) for e in entries]
+        assert len(kept) <= LIMIT
+        assert kept == self.finished[len(self.finished) - len(kept) :]
+        assert len(set(self.delivered)) <= len(self.finished)
+        assert len(self.finished) - len(kept) <= len(self.delivered) + self.ledger.dropped_entries
+
+
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+
+
+@pytest.mark.parametrize(("error", "outcome"), ENDINGS)
+def test_whatever_is_raised_ends_in_one_outcome(error: BaseException | None, outcome: Outcome) -> None:
+    ledger = Ledger(ManualClock())
+    with contextlib.suppress(type(error) if error else NotImplementedError), ledger.open(1) as entry:
+        entry.accept()
+        if error is not None:
+            raise error
+    assert dict(ledger.outcomes) == {outcome: 1}
+    (told,), _ = ledger.finished()
+    assert (told.status, told.success) == outcome.value
+
+
+def test_what_was_settled_last_holds() -> None:
+    ledger = Ledger(ManualClock())
+    entry = accepted(ledger)
+    entry.settle(Outcome.SERVED)
+    end(entry, asyncio.CancelledError(), Outcome.ERRORED)
+    assert dict(ledger.outcomes) == {Outcome.ERRORED: 1}
+
+
+def test_times_are_wall_times_and_nothing_for_what_never_was() -> None:
+    clock = ManualClock(wall_s=1000.0)
+    ledger = Ledger(clock)
+    with pytest.raises(TooBusy), ledger.open(1):
+        raise TooBusy("busy", 1.0)
+    with ledger.open(2) as entry:
+        entry.accept()
+        clock.advance(1.0)
+        entry.start()
+        clock.advance(2.0)
+        entry.settle(Outcome.SERVED)
+    (refused, served), _ = ledger.finished()
+    assert (refused.entered_queue_at, refused.work_started_at) == (0.0, 0.0)
+    assert (served.entered_queue_at, served.work_started_at, served.work_completed_at) == (1000, 1001, 1003)
+
+
+def test_nothing_in_flight_is_no_load_at_all() -> None:
+    ledger = Ledger(ManualClock())
+    entries = [accepted(ledger, 0.1) for _ in range(3)]
+    for entry in entries:
+        end(entry, settled=Outcome.SERVED)
+    assert ledger.cur_load == 0.0
+
+
+def test_enormous_workloads_leave_later_reports_right() -> None:
+    ledger = Ledger(ManualClock())
+    for _ in range(3):
+        end(accepted(ledger, 1.7e308), settled=Outcome.SERVED)
+    first = ledger.snapshot()
+    assert first.cur_perf == first.new_load == 3 * MAX_WORKLOAD
+    ledger.acknowledge(first)
+    end(accepted(ledger, 1.5), ClientGone())
+    end(accepted(ledger, 1.5), settled=Outcome.SERVED)
+    assert (ledger.snapshot().cur_perf, ledger.snapshot().new_load) == (1.5, 1.5)
+
+
+def test_memory_of_undelivered_requests_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(ManualClock())
+    with caplog.at_level(logging.WARNING):
+        for number in range(1, MAX_UNDELIVERED + 2002):
+            end(accepted(ledger, request_idx=number), settled=Outcome.SERVED)
+    entries, _ = ledger.finished()
+    assert [e.request_idx for e in entries] == list(range(2002, MAX_UNDELIVERED + 2002))
+    assert ledger.dropped_entries == 2001
+    assert len(caplog.records) == 3  # the first, and each thousandth
+
+
+def test_entries_dropped_while_a_message_is_in_the_air_are_not_taken_off_twice() -> None:
+    ledger = Ledger(ManualClock(), 3)
+    for number in (1, 2, 3):
+        end(accepted(ledger, request_idx=number), settled=Outcome.SERVED)
+    _, mark = ledger.finished()
+    for number in (4, 5):
+        end(accepted(ledger, request_idx=number), settled=Outcome.SERVED)
+    ledger.acknowledge_finished(mark)
+    entries, _ = ledger.finished()
+    assert [e.request_idx for e in entries] == [4, 5]
+
+
+async def test_emptied_waits_for_the_last_one() -> None:
+    ledger = Ledger(ManualClock())
+    await ledger.emptied()
+    entries = [accepted(ledger), accepted(ledger)]
+    waiting = asyncio.ensure_future(ledger.emptied())
+    for entry in entries:
+        assert not waiting.done()
+        end(entry, settled=Outcome.SERVED)
+    await waiting

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import anyio
+import pytest
+
+from lib.tools.cli import COMMANDS, main
+from tests.lib.tools.stand_ins import Engine, Worker
+
+ROOT = Path(__file__).parents[3]
+GUARD_S = 30.0
+
+LAZY = """
+import sys
+from lib.tools.cli import main
+try:
+    main(["--help"])
+except SystemExit as e:
+    assert e.code == 0
+heavy = {"aiohttp", "rich", "lib.local.engine"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+async def start(*args: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lib.tools.cli", *args),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def result(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
+    """Exit status, output and errors."""
+    with anyio.fail_after(GUARD_S):
+        output, errors = await process.communicate()
+    return process.returncode, output.decode(), errors.decode()
+
+
+@asynccontextmanager
+async def engine(*args: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str], None]:
+    """A local engine as a process, on a free port, and its URL."""
+    process = await start("engine", "--port", "0", *args)
+    assert process.stdout is not None
+    try:
+        with anyio.fail_after(GUARD_S):
+            line = (await process.stdout.readline()).decode()
+        assert line.startswith("local engine on http://127.0.0.1:")
+        yield process, line.split()[3]
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+def exit_status(*argv: str) -> object:
+    with pytest.raises(SystemExit) as raised:
+        main(argv)
+    return raised.value.code
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--help") == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^    {name}\b", text, re.MULTILINE) for name in COMMANDS)
+    assert "Start with `pyworker demo`" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("demo", ["--once"]),
+        ("engine", ["--port", "--host", "--scheme", "--api-key", "--endpoint"]),
+        ("load-test", ["-k", "-e", "-l", "--engine", "-n", "-rps", "--route", "--payload", "--cost"]),
+    ],
+)
+def test_a_commands_help_names_its_arguments(
+    command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"  {argument} " in text or f"  {argument}\n" in text for argument in arguments)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    subprocess.run([sys.executable, "-c", LAZY], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_no_command_is_answered_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().err
+
+
+def test_the_processes_own_arguments_are_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pyworker"])
+    assert main() == 2
+    assert "usage: pyworker" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["enigne"], "there is no command 'enigne': did you mean 'engine'?"),
+        (["xyzzy"], "there is no command 'xyzzy': there are demo, engine, load-test"),
+        (["--verbose"], "unrecognized arguments: --verbose"),
+        (["demo", "twice"], "unrecognized arguments: twice"),
+        (["engine", "--port", "http"], "argument --port: must be 0 to 65535"),
+        (["engine", "--port", "65536"], "argument --port: must be 0 to 65535"),
+        (["engine", "--scheme", "half"], "argument --scheme: invalid choice: 'half'"),
+        (["engine", "--api-key", ""], "argument --api-key: must not be empty"),
+        (["engine", "--endpoint", ""], "argument --endpoint: must be a name of 1 to"),
+        (["load-test"], "-k KEY and -e NAME are needed, or -l for the local engine"),
+        (["load-test", "--engine", "here"], "argument --engine: 'here' is not an http(s) URL"),
+        (["load-test", "-l", "-n", "none"], "argument -n"),
+        (["load-test", "-l", "--payload", "{"], "argument --payload: is not JSON"),
+        (["load-test", "-l", "--payload", "[]"], "argument --payload: must be a JSON object"),
+        (["load-test", "-l", "--cost", "free"], "argument --cost: must be a finite number, 0 or more"),
+        (["load-test", "-l", "--cost", "nan"], "argument --cost: must be a finite number, 0 or more"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status: object
+    try:
+        status = main(argv)
+    except SystemExit as e:
+        status = e.code
+    assert status == 2
+    errors = capsys.readouterr().err
+    assert said in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+async def test_an_engine_serves_until_ctrl_c() -> None:
+    async with engine("--scheme", "url", "--endpoint", "mine", "--api-key", "secret") as (process, url):
+        async with aiohttp.ClientSession() as http:
+            async with http.get(f"{url}/pubkey/") as answer:
+                assert "PUBLIC KEY" in await answer.text()
+            request = {"endpoint": "mine", "api_key": "other", "cost": 1.0}
+            async with http.post(f"{url}/route/", json=request) as answer:
+                assert answer.status == 401
+        process.send_signal(signal.SIGINT)
+        status, _, errors = await result(process)
+    assert status == 130
+    assert "Traceback" not in errors
+
+
+async def test_a_port_in_use_is_told_in_one_line() -> None:
+    async with engine() as (_, url):
+        port = url.rsplit(":", 1)[1]
+        status, output, errors = await result(await start("engine", "--port", port))
+    assert (status, output) == (2, "")
+    assert errors == (f"pyworker engine: port {port} on 127.0.0.1 is in use: choose another with --port\n")
+
+
+def test_an_output_that_nobody_reads_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "lib.tools.cli", "engine", "--port", "0"],
+            cwd=ROOT,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            timeout=GUARD_S,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+async def test_a_load_test_sends_what_it_was_given() -> None:
+    worker = Worker()
+    async with worker.server:
+        asked = Engine(worker.url)
+        async with asked.server:
+            process = await start(
+                *("load-test", "--engine", asked.target.engine_url, "-e", "small", "-n", "3", "-rps", "500"),
+                *("--route", "chat", "--payload", '{"words": 7}', "--cost", "7"),
+            )
+            status, output, errors = await result(process)
+    assert (status, errors) == (0, "")
+    assert output.startswith("3 of 3 requests")
+    assert worker.paths == ["/chat"] * 3
+    assert all(b'"payload": {"words": 7}' in body for body in worker.bodies)
+    assert {(a["endpoint"], a["cost"]) for a in asked.asked} == {("small", 7.0)}
+
+
+async def test_a_load_test_without_an_engine_fails_and_says_so() -> None:
+    process = await start("load-test", "--engine", "http://127.0.0.1:1", "-n", "1")
+    status, output, errors = await result(process)
+    assert (status, errors) == (1, "")
+    assert "engine: cannot connect" in output
