@@ -230,6 +230,7 @@ class Backend:
 
     async def _answer(self, route: Route, request: web.Request) -> web.StreamResponse:
         """Serve a request; a client that leaves cancels it, or lets it finish in the server's task group."""
+        request = _without_api_key(request)
         call = Call(_request_id(request), self.clock.monotonic())
         if route.handler.on_disconnect != "finish":
             return await self._concluded(route, request, call)
@@ -350,7 +351,7 @@ class Backend:
 
     def _concurrency_of(self, handler: EndpointHandler[Any]) -> int | None:
         if handler.max_concurrency is not None:
-            return handler.max_concurrency
+            return max(1, handler.max_concurrency)  # less is refused at the start, with all else
         return None if self._is_parallel(handler) else 1
 
     def _is_parallel(self, handler: EndpointHandler[Any]) -> bool:
@@ -446,6 +447,13 @@ def _aborted(request: web.Request) -> web.Response:
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         transport.abort()
     return web.Response(status=502)
+
+
+def _without_api_key(request: web.Request) -> web.Request:
+    """`request` without the `api_key` in its query: no handler may log it or pass it on."""
+    if "api_key" not in request.rel_url.query:
+        return request
+    return request.clone(rel_url=request.rel_url.without_query_params("api_key"))
 
 
 def _request_id(request: web.Request) -> str:

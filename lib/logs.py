@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 
+from aiohttp.http_exceptions import HttpProcessingError
+
 from lib.settings import LogFormat
 
 # Chatty at DEBUG, and with payloads or addresses in their lines (lessons.md 39).
@@ -19,6 +21,12 @@ def configure_logging(level: str, form: LogFormat) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("aiohttp.server").addFilter(_is_the_workers_own)
+
+
+def _is_the_workers_own(record: logging.LogRecord) -> bool:
+    """False for a client's broken HTTP, which aiohttp logs with a traceback and with what was sent."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"

@@ -107,7 +107,7 @@ class Parts:
             ("completions", self.reporter.report_completions),
         ]
         if self.key is not None:
-            tasks.append(("public key", self._fetch_key))
+            tasks.append(("public key", self._keep_key))
         if self.log_watch is not None:
             tasks += [("model log", self.log_watch.follow), ("loaded line", self.log_watch.believe)]
         if self.health_watch is not None:
@@ -118,10 +118,11 @@ class Parts:
             tasks.append(("lifecycle", self._live))
         return tasks
 
-    async def _fetch_key(self) -> None:
+    async def _keep_key(self) -> None:
         assert self.key is not None
         await self.key.fetch()
         self.readiness.key_found()
+        await self.key.look_when_asked()
 
     async def _live(self) -> None:
         """Inside the author's lifecycle until the worker stops; leaving it is never cut short.

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -21,6 +21,7 @@ from typing import Any
 
 import aiohttp
 import anyio
+from aiohttp import web
 from Crypto.PublicKey import RSA
 
 from lib.backend import Backend
@@ -98,6 +99,8 @@ class Rig:
     worker: WorkerProcess | None = None
     backend: Backend | None = None
     parts: Parts | None = None
+    stop: Stop | None = None
+    exit_status: int | None = None
 
     def auth(self, cost: float = 1.0, **signed: Any) -> dict[str, Any]:
         """`auth_data` signed by the engine for this worker."""
@@ -263,19 +266,24 @@ async def inner_rig(
     *,
     scheme: Any = "full",
     wait: bool = True,
+    make: Callable[[str, Setup], tuple[Backend, Sequence[web.AbstractRouteDef]]] = build,
     **settings: Any,
 ) -> AsyncGenerator[Rig, None]:
-    """Everything, the worker as a task in this process; `settings` replace those of the rig."""
+    """Everything, the worker as a task in this process; `settings` replace those of the rig.
+
+    `make` makes the worker, for a model server's URL and a `Setup`.
+    It is stopped at the end of the block, unless the test has; then `exit_status` is known.
+    """
     setup = setup or Setup(health="/health")
     async with peers(tmp_path, scheme) as here:
-        here.backend, routes = build(here.model.url, setup)
+        here.backend, routes = make(here.model.url, setup)
         everything = replace(
             Settings(container_id=CONTAINER_ID, public_url=here.url, report_addrs=(here.engine_url,)),
             worker_port=int(here.url.rsplit(":", 1)[1]),
             worker_http_port=int(here.loopback_url.rsplit(":", 1)[1]),
             **{"master_token": MASTER_TOKEN, **settings},
         )
-        stop, listening = Stop(), anyio.Event()
+        here.stop, listening = Stop(), anyio.Event()
 
         def started(parts: Parts) -> None:
             here.parts = parts
@@ -283,8 +291,15 @@ async def inner_rig(
 
         async def run() -> None:
             assert here.backend is not None
-            await serve(
-                here.backend, routes, everything, stop, directory=tmp_path, started=started, host="127.0.0.1"
+            assert here.stop is not None
+            here.exit_status = await serve(
+                here.backend,
+                routes,
+                everything,
+                here.stop,
+                directory=tmp_path,
+                started=started,
+                host="127.0.0.1",
             )
 
         async with anyio.create_task_group() as tasks:
@@ -294,4 +309,5 @@ async def inner_rig(
             if wait:
                 await here.ready()
             yield here
-            stop.ask()
+            if not here.stop.asked.is_set():
+                here.stop.ask()

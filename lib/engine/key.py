@@ -36,8 +36,9 @@ class EngineKey:
         self._addrs = addrs
         self._use = use
         self._clock = clock
-        self._last_refetch: float | None = None
-        self._fetching = asyncio.Lock()
+        self._last_look_s: float | None = None
+        self._asked = asyncio.Event()
+        self._looked = asyncio.Event()
 
     async def fetch(self) -> None:
         """Return once there is a key, however long that takes."""
@@ -46,18 +47,31 @@ class EngineKey:
             await sleep(self._clock, delay_s * random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2, LAST_RETRY_S)
 
+    async def look_when_asked(self) -> None:
+        """Look for a rotated key whenever `refetch` asks, for as long as the worker lives.
+
+        In a task of its own, so that a client that leaves can't call the look off for the others.
+        """
+        while True:
+            await self._asked.wait()
+            self._last_look_s = self._clock.monotonic()
+            await self._fetch_once()
+            self._asked = asyncio.Event()
+            looked, self._looked = self._looked, asyncio.Event()
+            looked.set()
+
     async def refetch(self) -> None:
-        """Look for a rotated key, unless that was done in the last minute; takes 5 s at most.
+        """Have a rotated key looked for, unless that was done in the last minute; takes 5 s at most.
 
         Several callers at once share one look.
         """
+        if not self._asked.is_set():
+            last_s = self._last_look_s
+            if last_s is not None and self._clock.monotonic() - last_s < REFETCH_INTERVAL_S:
+                return
+            self._asked.set()
         with time_limit(self._clock, REFETCH_LIMIT_S):
-            async with self._fetching:
-                now = self._clock.monotonic()
-                if self._last_refetch is not None and now - self._last_refetch < REFETCH_INTERVAL_S:
-                    return
-                self._last_refetch = now
-                await self._fetch_once()
+            await self._looked.wait()
 
     async def _fetch_once(self) -> bool:
         for addr in self._addrs:

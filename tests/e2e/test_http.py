@@ -388,7 +388,14 @@ async def test_nothing_caps_parallel_requests_and_the_health_check_is_served_bes
         assert {status for status, _ in await asyncio.gather(*calls)} == {200}
 
 
-# The log
+# The log, and what an author sees
+
+
+async def test_an_author_sees_the_query_without_the_api_key(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as here:
+        body = here.envelope(data={"raise": "query"})
+        async with here.http.post(f"{here.url}/raising?a=1&api_key=secret&b=2", json=body) as answer:
+            assert await answer.json() == {"path": "/raising?a=1&b=2", "query": {"a": "1", "b": "2"}}
 
 
 async def test_a_request_has_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lib.local.faults import Fault
 from tests.fakes.raw_client import Head, connected, request_bytes
 from tests.fakes.worker import Setup
-from tests.rig import Rig, inner_rig, peers, worker_process
+from tests.rig import Rig, inner_rig, peers, rig, worker_process
 
 MISSING = "missing parameter"
 AUTH_FIELDS = ("signature", "cost", "endpoint", "reqnum", "url")
@@ -164,6 +164,27 @@ async def test_a_gzipped_envelope_is_understood(tmp_path: Path) -> None:
         assert rig.model.requests[0].header("Content-Encoding") is None
 
 
+async def test_a_client_that_asks_before_it_sends_is_told_to_go_on(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as rig, connected(rig.url) as client:
+        await client.send(request_bytes("/echo", b"{}", {"Expect": "100-continue"})[:-2])
+        assert (await client.head()).status == 100
+        await client.send(b"{}")
+        head, _ = await client.answer()
+        assert head.status == 422
+
+
+async def test_what_is_no_http_is_no_traceback_in_the_log(tmp_path: Path) -> None:
+    async with rig(tmp_path) as here:
+        for data in (b"\x16\x03\x01 hello\r\n\r\n", framed("bad chunks", b"secret", {})):
+            async with connected(here.url) as client:
+                await client.send(data)
+                assert (await client.head()).status == 400
+        assert (await here.call("/echo"))[0] == 200
+        assert here.worker is not None
+        assert "Traceback" not in here.worker.output()
+        assert "secret" not in here.worker.output()
+
+
 # 429
 
 
@@ -233,6 +254,7 @@ async def test_502_without_a_status_line(tmp_path: Path) -> None:
         for path in ("/close", "/half_head"):
             answer = await signed(rig, path)
             assert (answer.status, list(answer.json)) == (502, ["error"])
+            assert answer.error.startswith("the model server could not be reached: ")
         await rig.model.stop()
         assert (await signed(rig, "/echo")).status == 502
         assert outcomes(rig) == {"errored": 3}
@@ -241,7 +263,7 @@ async def test_502_without_a_status_line(tmp_path: Path) -> None:
 async def test_504_when_the_model_takes_too_long(tmp_path: Path) -> None:
     async with inner_rig(tmp_path, model_timeout_s=0.05) as rig:
         answer = await signed(rig, "/held")
-        assert (answer.status, list(answer.json)) == (504, ["error"])
+        assert (answer.status, answer.json) == (504, {"error": "the model server took too long"})
         await rig.model.until(lambda: rig.model.cancelled == 1)
         assert outcomes(rig) == {"errored": 1}
 

@@ -97,6 +97,8 @@ class RaisingHandler(JobHandler):
             conflict = web.HTTPConflict(text="not now")
             conflict.set_cookie("tried", "1")
             raise conflict
+        if what == "query":
+            return web.json_response({"path": client_request.path_qs, "query": dict(client_request.query)})
         if what in ("errored", "served"):
             client_request["outcome"] = what
         return web.json_response({"raised": False}, status=body["data"].get("status", 200))

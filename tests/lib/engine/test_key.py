@@ -18,6 +18,12 @@ from tests.manual_clock import ManualClock
 PEM = "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----\n"
 
 
+def _set_event() -> anyio.Event:
+    event = anyio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class KeyServer:
     """Answers `/pubkey/` with what `answers` say in turn, the last one from then on; counts how often."""
@@ -26,11 +32,13 @@ class KeyServer:
     url: str = ""
     asked: int = 0
     asked_again: anyio.Event = field(default_factory=anyio.Event)
+    held: anyio.Event = field(default_factory=_set_event)
 
     async def pubkey(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
         self.asked_again.set()
         self.asked_again = anyio.Event()
+        await self.held.wait()
         answer = self.answers[min(self.asked, len(self.answers)) - 1](request)
         if answer is None:
             await anyio.sleep_forever()
@@ -83,7 +91,11 @@ async def served(*servers: KeyServer) -> AsyncGenerator[Keys, None]:
                 await runner.setup()
                 await web.TCPSite(runner, "127.0.0.1", 0).start()
                 server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            yield Keys(EngineKey(http, [s.url for s in servers], use, clock), clock, found)
+            key = EngineKey(http, [s.url for s in servers], use, clock)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(key.look_when_asked)
+                yield Keys(key, clock, found)
+                tasks.cancel_scope.cancel()
         finally:
             for runner in runners:
                 await runner.cleanup()
@@ -146,6 +158,19 @@ async def test_a_request_does_not_wait_for_ever_for_a_rotated_key() -> None:
         await server.asked_again.wait()
         here.clock.advance(REFETCH_LIMIT_S)
     assert server.asked == 1
+
+
+async def test_a_client_that_leaves_does_not_call_the_look_off() -> None:
+    server = KeyServer([text(PEM)], held=anyio.Event())
+    async with served(server) as here:
+        async with anyio.create_task_group() as clients:
+            clients.start_soon(here.key.refetch)
+            await server.asked_again.wait()
+            clients.cancel_scope.cancel()
+        async with anyio.create_task_group() as clients:
+            clients.start_soon(here.key.refetch)  # shares the look that the other one asked for
+            server.held.set()
+        assert (here.found, server.asked) == ([PEM], 1)
 
 
 def test_the_address_that_takes_status_reports_only_is_left_out() -> None:

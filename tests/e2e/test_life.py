@@ -1,0 +1,375 @@
+"""A worker process from its first line to its exit status (lessons 25, 33, 37, 39)."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import anyio.lowlevel
+import pytest
+
+from lib.errors import SettingsError
+from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
+from tests.fakes.worker import Setup
+from tests.manual_clock import ManualClock
+from tests.rig import MASTER_TOKEN, ROOT, Rig, inner_rig, peers, rig, worker_process
+
+HEALTHY = Setup(health="/health")
+
+
+async def refusal(
+    tmp_path: Path, setup: Setup, env: dict[str, str], module: str = "tests.fakes.worker"
+) -> tuple[int, str]:
+    """Exit status and output of a worker that refuses to start."""
+    async with peers(tmp_path) as here, worker_process(here, tmp_path, setup, env, module=module) as worker:
+        status = await worker.exit_status()
+        assert here.model.health_checks == 0
+        return status, worker.output()
+
+
+# It can't start
+
+
+async def test_missing_variables_are_told_at_once_without_a_traceback(tmp_path: Path) -> None:
+    env = {"CONTAINER_ID": "", "PUBLIC_IPADDR": "", "DRAIN_TIMEOUT_S": "soon"}
+    status, output = await refusal(tmp_path, HEALTHY, env)
+    assert status == EXIT_SETTINGS
+    assert "CONTAINER_ID: missing (the instance's id, an integer)" in output
+    assert "PUBLIC_IPADDR: missing (the instance's public address)" in output
+    assert "DRAIN_TIMEOUT_S: 'soon'" in output
+    assert "Traceback" not in output
+
+
+async def test_a_worker_without_a_sign_of_readiness_says_what_to_configure(tmp_path: Path) -> None:
+    status, output = await refusal(tmp_path, Setup(), {})
+    assert status == EXIT_SETTINGS
+    assert "nothing tells when the model is loaded: give a LogAction.ModelLoaded line" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("setup", "said"),
+    [
+        (Setup(health="/health", backend={"max_perf": float("inf")}), "max_perf is inf"),
+        (Setup(log="", health="/health"), "no model_log_file to look for them in"),
+        (Setup(health="/health", handler={"max_concurrency": 0}), "max_concurrency is 0"),
+    ],
+)
+async def test_what_cannot_work_is_refused(tmp_path: Path, setup: Setup, said: str) -> None:
+    with pytest.raises(BaseException, match="unhandled errors") as raised:
+        async with inner_rig(tmp_path, setup):
+            pytest.fail("it started")
+    assert said in str(settings_error(raised.value))
+
+
+def settings_error(error: BaseException) -> SettingsError:
+    """The one error within the test's own task groups."""
+    while not isinstance(error, SettingsError):
+        (error,) = error.exceptions  # type: ignore[attr-defined]
+    return error
+
+
+async def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
+    async with rig(tmp_path) as here, worker_process(here, tmp_path, HEALTHY, name="second.log") as second:
+        assert here.worker is not None
+        assert await second.exit_status() == EXIT_PORT_TAKEN
+        port = here.url.rsplit(":", 1)[1]
+        assert f"port {port} is taken by process {here.worker.process.pid} (" in second.output()
+        assert "Traceback" not in second.output()
+        assert (await here.call("/echo"))[0] == 200
+
+
+async def test_a_taken_loopback_port_is_told_too(tmp_path: Path) -> None:
+    async with peers(tmp_path) as here:
+        port = here.model.url.rsplit(":", 1)[1]
+        async with worker_process(here, tmp_path, HEALTHY, {"WORKER_HTTP_PORT": port}) as worker:
+            assert await worker.exit_status() == EXIT_PORT_TAKEN
+            assert f"port {port} is taken by process" in worker.output()
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = str(folder / "instance.crt"), str(folder / "instance.key")
+    options = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-keyout", key, "-out", cert, *options]
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+async def test_tls(tmp_path: Path, certificate: tuple[str, str]) -> None:
+    cert, key = certificate
+    trusted = ssl.create_default_context(cafile=cert)
+    async with rig(tmp_path, env={"USE_SSL": "true", "SSL_CERT": cert, "SSL_KEY": key}) as here:
+        here.url = here.url.replace("http://", "https://")
+        assert here.last_report.url == here.url
+        closing = {"Connection": "close"}
+        assert (await here.call("/echo", ssl=trusted, headers=closing))[0] == 200
+        async with here.http.get(here.loopback_url + "/readyz") as answer:  # plain, on this machine
+            assert answer.status == 200
+
+
+async def test_tls_without_its_files_is_one_message(tmp_path: Path) -> None:
+    env = {"USE_SSL": "true", "SSL_CERT": "/none.crt", "SSL_KEY": "/none.key"}
+    status, output = await refusal(tmp_path, HEALTHY, env)
+    assert status == EXIT_SETTINGS
+    assert "/none.crt (SSL_CERT) and /none.key (SSL_KEY) can't be used" in output
+    assert "Traceback" not in output
+
+
+# It stops
+
+
+@asynccontextmanager
+async def calls(rig: Rig, *paths: str) -> AsyncGenerator[dict[str, Any], None]:
+    """Signed requests under way; their answers (status and headers), or what was raised, once they end."""
+    answers: dict[str, Any] = {}
+
+    async def call(path: str) -> None:
+        try:
+            async with rig.post(path, 5.0) as answer:
+                await answer.read()
+                answers[path] = answer.status, answer.headers
+        except aiohttp.ClientError as e:
+            answers[path] = e
+
+    async with anyio.create_task_group() as tasks:
+        for path in paths:
+            tasks.start_soon(call, path)
+        yield answers
+
+
+async def state_of(rig: Rig) -> str:
+    async with rig.http.get(rig.loopback_url + "/readyz") as answer:
+        return await answer.text()
+
+
+async def draining(rig: Rig) -> None:
+    with anyio.fail_after(20):
+        while await state_of(rig) != "draining":
+            pass
+
+
+async def test_sigterm_lets_work_finish_and_tells_the_engine(tmp_path: Path) -> None:
+    setup = Setup(health="/health", backend={"allow_parallel_requests": False})
+    async with rig(tmp_path, setup) as here:
+        assert here.worker is not None
+        await here.call("/echo", 7.0)
+        async with calls(here, "/held") as first:
+            await here.model.until(lambda: here.model.working == 1)
+            async with calls(here, "/echo") as queued:
+                await here.engine.wait_for(lambda: here.last_report.num_requests_working == 2, 20)
+                here.worker.terminate()
+            status, headers = queued["/echo"]
+            assert (status, int(headers["Retry-After"]) >= 1) == (503, True)
+            await draining(here)
+            async with here.post("/echo", 3.0) as late:
+                assert (late.status, (await late.json())["state"]) == (503, "draining")
+                assert int(late.headers["Retry-After"]) >= 1
+            assert first == {}
+            here.model.release()
+        assert first["/held"][0] == 200
+        assert await here.worker.exit_status() == 0
+        totals = here.totals
+        assert (totals.cur_perf, totals.new_load, totals.rej_load) == (12.0, 17.0, 8.0)
+        assert here.last_report.num_requests_working == 0
+        told = sorted(f.request.status for f in here.engine.finished)
+        assert told == ["Rejected", "Rejected", "Success", "Success"]
+        assert "Traceback" not in here.worker.output()
+
+
+async def test_what_takes_too_long_is_cut_and_counts_as_errored(tmp_path: Path) -> None:
+    async with rig(tmp_path, env={"DRAIN_TIMEOUT_S": "0.1"}) as here:
+        assert here.worker is not None
+        async with calls(here, "/held", "/stream", "/finish/held") as answers:
+            await here.model.until(lambda: len(here.model.requests) == 3)
+            here.worker.terminate()
+        assert all(isinstance(answer, aiohttp.ClientError) for answer in answers.values())
+        assert await here.worker.exit_status() == 0
+        assert [f.request.status for f in here.engine.finished] == ["Error"] * 3
+        assert here.totals.cur_perf == 0.0
+        assert here.last_report.num_requests_working == 0
+        await here.model.until(lambda: here.model.cancelled == 3)
+        assert "Traceback" not in here.worker.output()
+
+
+async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    async with rig(tmp_path, env={"DRAIN_TIMEOUT_S": "600"}) as here:
+        assert here.worker is not None
+        async with calls(here, "/held") as answers:
+            await here.model.until(lambda: here.model.working == 1)
+            here.worker.terminate()
+            await draining(here)
+            here.worker.terminate()
+        assert isinstance(answers["/held"], aiohttp.ClientError)
+        assert await here.worker.exit_status() == EXIT_FAILED
+
+
+async def test_stopping_at_once_lets_nothing_finish(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as here:
+        assert here.stop is not None
+        async with calls(here, "/held") as answers:
+            await here.model.until(lambda: here.model.working == 1)
+            here.stop.ask()
+            here.stop.ask()
+            await anyio.wait_all_tasks_blocked()
+            here.model.release()
+        assert isinstance(answers["/held"], aiohttp.ClientError)
+    assert here.exit_status == EXIT_FAILED
+
+
+async def test_an_engine_that_is_gone_does_not_hold_up_a_second_signal(tmp_path: Path) -> None:
+    setup = Setup(health="/health", backend={"clock": ManualClock()})  # on it, no limit ever passes
+    with anyio.fail_after(20):
+        async with inner_rig(tmp_path, setup) as here:
+            assert here.stop is not None
+            here.engine.faults.reports.delay_s = 3600.0
+            seen = here.engine.requests_seen["reports"]
+            here.stop.ask()
+            await here.engine.wait_for(lambda: here.engine.requests_seen["reports"] > seen)
+            here.stop.ask()
+    assert here.exit_status == EXIT_FAILED
+
+
+# Its lifecycle
+
+
+class Life:
+    """An async context manager that notes what happens to it."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    async def __aenter__(self) -> None:
+        self.notes.append("entered")
+
+    async def __aexit__(self, *error: object) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.notes.append("left")
+
+
+@pytest.mark.parametrize("called", [False, True])
+async def test_a_lifecycle_is_the_sign_of_readiness_and_is_left_last(tmp_path: Path, called: bool) -> None:
+    life = Life()
+    setup = Setup(backend={"lifecycle": (lambda: life) if called else life})
+    async with inner_rig(tmp_path, setup) as here:
+        assert life.notes == ["entered"]
+        assert here.last_report.loadtime > 0
+        assert here.stop is not None
+        here.stop.ask()
+        here.stop.ask()  # at once, and yet it is left
+    assert life.notes == ["entered", "left"]
+
+
+BROKEN = "tests.e2e.broken_worker"
+
+
+async def test_a_lifecycle_that_fails_ends_the_worker_with_an_error_report(tmp_path: Path) -> None:
+    env = {"TEST_LIFE": "raises"}
+    async with peers(tmp_path) as here, worker_process(here, tmp_path, HEALTHY, env, module=BROKEN) as worker:
+        assert await worker.exit_status() == EXIT_FAILED
+        assert "no licence for this model" in here.last_report.error_msg
+        assert "RuntimeError: no licence for this model" in worker.output()
+
+
+@pytest.mark.parametrize("kind", ["hangs", "plain"])
+async def test_sigterm_leaves_the_lifecycle(tmp_path: Path, kind: str) -> None:
+    async with peers(tmp_path) as here:
+        async with worker_process(here, tmp_path, HEALTHY, {"TEST_LIFE": kind}, module=BROKEN) as worker:
+            if kind == "plain":
+                await here.ready()
+            else:
+                await here.engine.wait_for(lambda: here.last_report, 20)
+            worker.terminate()
+            assert await worker.exit_status() == 0
+        assert (tmp_path / "left").read_text() == "whole"
+
+
+# What it logs
+
+
+async def test_json_lines_without_payloads_tokens_or_signatures(tmp_path: Path) -> None:
+    env = {"LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"}
+    async with rig(tmp_path, env=env) as here:
+        assert here.worker is not None
+        envelope = here.envelope(5.0, {"prompt": "a secret prompt"})
+        for path in ("/echo", "/raising"):
+            headers = {"Authorization": "Bearer a-secret-key"}
+            url = f"{here.url}{path}?api_key=another-secret"
+            async with here.http.post(url, json=envelope, headers=headers) as answer:
+                await answer.read()
+            envelope = here.envelope(5.0, {"prompt": "a secret prompt", "raise": "response"})
+        here.worker.terminate()
+        assert await here.worker.exit_status() == 0
+        output = here.worker.output()
+        lines = [json.loads(line) for line in output.splitlines()]
+    assert {"time", "level", "logger", "message"} <= lines[0].keys()
+    assert any("RuntimeError: response bug" in line.get("traceback", "") for line in lines)
+    assert any(line["logger"] == "lib.access" for line in lines)
+    for secret in ("secret", MASTER_TOKEN, envelope["auth_data"]["signature"]):
+        assert secret not in output
+
+
+# What importing it does
+
+AUDIT = """
+import sys
+import aiohttp, aiohttp.web, anyio, psutil, yarl, Crypto.PublicKey.RSA, Crypto.Signature.pkcs1_15
+import Crypto.Hash.SHA256, anyio._backends._asyncio, anyio.to_thread
+from collections.abc import MutableMapping
+import os
+
+opened, read = [], []
+
+class Recording(dict):
+    def __getitem__(self, key):
+        read.append(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        read.append(key)
+        return super().get(key, default)
+
+    def __contains__(self, key):
+        read.append(key)
+        return super().__contains__(key)
+
+def watch(event, args):
+    if event.startswith("socket.") or event.startswith("subprocess.") or event == "os.system":
+        opened.append((event, str(args)))
+    if event == "open" and isinstance(args[0], (str, bytes)):
+        if not str(args[0]).endswith((".py", ".pyc", ".so")):
+            opened.append((event, str(args[0])))
+
+os.environ = Recording(os.environ)
+sys.addaudithook(watch)
+import logging
+handlers = logging.getLogger().handlers[:]
+import lib.backend, lib.server, lib.data_types, lib.metrics
+from lib.backend import Backend, LogAction
+rules = [(LogAction.ModelLoaded, "ready")]
+backend = Backend("http://model:1/", "/no/such.log", True, None, rules, healthcheck_url="/health")
+assert logging.getLogger().handlers == handlers
+ours = [n for n in read if n.startswith(("VAST", "WORKER", "MODEL", "LOG", "CONTAINER", "REPORT", "MASTER"))]
+print(opened, ours)
+"""
+
+
+def test_importing_and_constructing_touch_nothing() -> None:
+    """No network, no file, no environment, no logging set-up, no event loop."""
+    done = subprocess.run(
+        [sys.executable, "-c", AUDIT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[] []\n", "")
