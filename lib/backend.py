@@ -16,8 +16,8 @@ import re
 import secrets
 import socket
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,16 @@ from aiohttp import HttpVersion11, web
 
 from lib.access.envelope import Envelope
 from lib.access.queue import SlotQueue
-from lib.clock import Clock, SystemClock
+from lib.access.sessions import Session, SessionEnd, SessionTerms
+from lib.clock import Clock, SystemClock, time_limit
 from lib.data_types import EndpointHandler, JsonDataException, LogAction
 from lib.errors import (
+    CLIENT_CLOSED_REQUEST,
     AnswerCut,
     ClientGone,
     Invalid,
     ModelTimedOut,
+    SessionGone,
     SettingsError,
     TooBusy,
     Unavailable,
@@ -62,8 +65,9 @@ AioHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # Hands a call that must outlive its caller to the server's task group.
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 
-CLIENT_CLOSED_REQUEST = 499  # in the log only: nobody is there to read it
 RETRY_NOT_READY_S = 10.0
+ON_CLOSE_LIMIT_S = 10.0
+SESSION_GONE = "the session is unknown, has ended or has expired"
 _FORWARDED = ("Accept", "X-Request-Id", "Accept-Encoding")
 _REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
@@ -134,6 +138,7 @@ class Backend:
         self._parts: Parts | None = None
         self.spawn: Spawn = _no_server
         self._cutting = False
+        self._session_entries: dict[str, Entry] = {}
 
     # What an author uses
 
@@ -167,11 +172,12 @@ class Backend:
         code raises (500).
         """
         envelope = await self.parts.gate.admit(request)
-        with self.metrics.open(envelope.auth.request_idx) as entry:
+        with self._entry_of(envelope) as entry:
             call.entry = entry
             call.payload = _payload_of(route.handler, envelope)
             entry.weigh(route.workload.count(call.payload))
-            self._check_admission(route)
+            self._check_state()
+            self._check_wait(route)
             entry.accept()
             try:
                 async with route.queue.slot(route.max_queue_time_s):
@@ -186,11 +192,31 @@ class Backend:
             entry.settle(_outcome(request, response))
             return response
 
-    def _check_admission(self, route: Route) -> None:
-        """Raises `Unavailable` (503) while not ready, `TooBusy` (429) when the wait would be too long."""
+    @contextmanager
+    def _entry_of(self, envelope: Envelope) -> Generator[Entry, None, None]:
+        """The request's entry in the ledger, and its part in the session that it is in.
+
+        Raises `SessionGone` (410), inside the entry, when there is no such session.
+        """
+        session = envelope.session
+        if session is not None:
+            with self.parts.sessions.used(session), self.metrics.open(counted=False) as entry:
+                yield entry
+        else:
+            gone = envelope.session_id is not None
+            with self.metrics.open(None if gone else envelope.auth.request_idx) as entry:
+                if gone:
+                    raise SessionGone(SESSION_GONE)
+                yield entry
+
+    def _check_state(self) -> None:
+        """Raises `Unavailable` (503) while the worker is not ready."""
         state = self.parts.readiness.state
         if state in _NOT_READY:
             raise Unavailable(state.value, f"the worker is {state.value}", RETRY_NOT_READY_S)
+
+    def _check_wait(self, route: Route) -> None:
+        """Raises `TooBusy` (429) when by estimate the wait would be too long."""
         max_perf = self.parts.readiness.max_perf
         if route.max_queue_time_s is not None and max_perf > 0:
             wait_s = self.metrics.cur_load / max_perf
@@ -225,6 +251,48 @@ class Backend:
             return returnable(e)
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
             raise _broken(request, e) from e
+
+    # Sessions: what the engine sees as one request
+
+    def open_session(self, envelope: Envelope) -> Session:
+        """A session for the client of `envelope`; its cost is in flight until its end.
+
+        Raises `Invalid` (422), `Unavailable` (503) while not ready, `TooBusy` (429) past `max_sessions`.
+        """
+        entry = self.metrics.open(envelope.auth.request_idx)
+        try:
+            terms = SessionTerms.from_json(envelope.payload)
+            entry.weigh(envelope.auth.cost)
+            self._check_state()
+            session = self.parts.sessions.create(envelope.raw_auth, terms)
+        except WorkerError as e:
+            entry.close(e)
+            raise
+        entry.accept()
+        entry.start()
+        self._session_entries[session.id] = entry
+        return session
+
+    def _session_ended(self, session: Session, how: SessionEnd) -> None:
+        entry = self._session_entries.pop(session.id)
+        entry.settle(Outcome.CANCELLED if how is SessionEnd.DRAINED else Outcome.SERVED)
+        entry.close()
+        log.info("session %s… %s", session.id[:6], how.value)
+        if session.terms.on_close_route is not None:
+            self.spawn(partial(self._post_on_close, session, session.terms.on_close_route))
+
+    async def _post_on_close(self, session: Session, route: str) -> None:
+        """Tell the model server that a session is over; best effort."""
+        message = {**(session.terms.on_close_payload or {}), "session_id": session.id}
+        with self.metrics.open(counted=False) as entry, time_limit(self.clock, ON_CLOSE_LIMIT_S) as scope:
+            entry.accept()
+            failure = await attempt_async(self._post(route, message))
+        if isinstance(failure, Exception) or scope.cancelled_caught:
+            log.warning("session %s…: POST %s on its end failed", session.id[:6], route)
+
+    async def _post(self, route: str, message: dict[str, Any]) -> None:
+        async with self.parts.server.caller({}).post_json(route, message) as answer:
+            await drain(answer)
 
     # From the story's end to the client and the log
 
@@ -324,6 +392,7 @@ class Backend:
             raise SettingsError(problems)
         async with assemble(config, settings, self.metrics, self.clock, directory, process_age_s) as parts:
             self._parts = parts
+            parts.sessions.on_end = self._session_ended
             try:
                 yield parts
             finally:
@@ -332,6 +401,7 @@ class Backend:
     def drain(self) -> None:
         """Take no more requests, and release those that wait with 503."""
         self.parts.readiness.drain()
+        self.parts.sessions.end_all(SessionEnd.DRAINED)
         for queue in {id(r.queue): r.queue for r in self._routes}.values():
             queue.release_all(partial(Unavailable, "draining", "the worker is stopping", RETRY_NOT_READY_S))
 
@@ -379,6 +449,7 @@ class Backend:
             benchmark_handler=self.benchmark_handler,
             benchmark_cap=self._concurrency_of(self.benchmark_handler) if self.benchmark_handler else None,
             max_perf=self.max_perf,
+            max_sessions=self.max_sessions,
         )
 
 

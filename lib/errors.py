@@ -17,6 +17,8 @@ from aiohttp import web
 
 T = TypeVar("T")
 
+CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it
+
 
 class SettingsError(Exception):
     """The environment, or a declaration, can't work. `problems` has a line for each thing that is wrong."""
@@ -65,6 +67,12 @@ class BodyStalled(WorkerError):
     """408: the body made no progress for `REQUEST_BODY_TIMEOUT_S`, or took ten times as long."""
 
     status = 408
+
+
+class SessionGone(WorkerError):
+    """410: the session is unknown, has ended or has expired."""
+
+    status = 410
 
 
 class BodyTooLarge(WorkerError):
@@ -157,10 +165,18 @@ def returnable(raised: web.HTTPException) -> web.Response:
 async def refusals_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """The router's own 404 and 405 as JSON objects; what an author's route raises is left as it is."""
+    """The router's own 404 and 405, and every `WorkerError`, as the answers that clients are promised.
+
+    What else an author's route raises is left as it is.
+    """
     refusal = request.match_info.http_exception
     if refusal is None:
-        return await handler(request)
+        try:
+            return await handler(request)
+        except WorkerError as e:
+            return error_response(e)
+        except ClientGone:
+            return web.Response(status=CLIENT_CLOSED_REQUEST)
     headers = {k: v for k, v in refusal.headers.items() if k == "Allow"}
     message = f"{request.method} {request.path}: {refusal.reason.lower()}"
     return web.json_response({"error": message}, status=refusal.status, headers=headers)

@@ -79,6 +79,7 @@ class Ledger:
         self._finished: deque[FinishedRequest] = deque()
         self._max_undelivered = max_undelivered
         self._delivered = 0
+        self._uncounted: set[int] = set()
         self._empty = asyncio.Event()
 
     @property
@@ -91,15 +92,19 @@ class Ledger:
         return len(self._in_flight)
 
     async def emptied(self) -> None:
-        """Return once nothing is in flight."""
-        while self._in_flight:
+        """Return once nothing is in flight, counted or not."""
+        while self._in_flight or self._uncounted:
             self._empty.clear()
             await self._empty.wait()
 
-    def open(self, request_idx: int | None = None) -> Entry:
-        """A new entry, for a request that has been authenticated; use it in a `with`."""
+    def open(self, request_idx: int | None = None, *, counted: bool = True) -> Entry:
+        """A new entry, for a request that has been authenticated; use it in a `with`, or `close` it.
+
+        One that is not `counted` is part of something that is, a session: it is no load of its own, and
+        the engine doesn't hear of it.
+        """
         self._opened += 1
-        return Entry(self, self._opened, request_idx)
+        return Entry(self, self._opened, request_idx if counted else None, counted)
 
     def snapshot(self) -> Snapshot:
         """What a report built now tells; changes nothing."""
@@ -135,6 +140,9 @@ class Ledger:
     # What entries do
 
     def accept(self, entry: Entry) -> None:
+        if not entry.counted:
+            self._uncounted.add(entry.number)
+            return
         self.received += 1
         self.accepted_load += entry.workload
         self._in_flight[entry.number] = entry
@@ -143,8 +151,11 @@ class Ledger:
 
     def close(self, entry: Entry, outcome: Outcome) -> None:
         accepted = self._in_flight.pop(entry.number, None) is not None
-        if not self._in_flight:
+        self._uncounted.discard(entry.number)
+        if not self._in_flight and not self._uncounted:
             self._empty.set()
+        if not entry.counted:
+            return
         if accepted:
             # Floats drift: with nothing in flight the load is exactly nothing.
             self._cur_load = self._cur_load - entry.workload if self._in_flight else 0.0
@@ -179,14 +190,15 @@ class Ledger:
 
 
 class Entry:
-    """One authenticated request in the ledger; leaving its `with` block gives it exactly one outcome.
+    """One authenticated request in the ledger; leaving its `with` block, or `close`, gives it one outcome.
 
     The outcome is what `settle` said last, or what the exception that ended the block means: the client
     left (cancelled), refused with 429 or 503 (rejected), anything else errored. Times are Unix seconds.
     """
 
-    def __init__(self, ledger: Ledger, number: int, request_idx: int | None) -> None:
+    def __init__(self, ledger: Ledger, number: int, request_idx: int | None, counted: bool) -> None:
         self._ledger = ledger
+        self.counted = counted
         self._settled: Outcome | None = None
         self.number = number
         self.request_idx = request_idx
@@ -211,14 +223,19 @@ class Entry:
     def settle(self, outcome: Outcome) -> None:
         self._settled = outcome
 
+    def close(self, error: BaseException | None = None) -> None:
+        """It has ended, with `error` or as settled; a second time does nothing."""
+        if self.outcome is None:
+            self.outcome = self._settled or _meaning(error)
+            self._ledger.close(self, self.outcome)
+
     def __enter__(self) -> Entry:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.outcome = self._settled or _meaning(error)
-        self._ledger.close(self, self.outcome)
+        self.close(error)
 
 
 def _meaning(error: BaseException | None) -> Outcome:

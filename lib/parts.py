@@ -21,6 +21,7 @@ import anyio
 
 from lib.access.body import BodyReader
 from lib.access.gate import Gate
+from lib.access.sessions import Sessions
 from lib.access.signatures import Signatures
 from lib.clock import Clock
 from lib.data_types import EndpointHandler, LogAction
@@ -52,12 +53,15 @@ class ModelConfig:
     benchmark_handler: EndpointHandler[Any] | None
     benchmark_cap: int | None
     max_perf: float
+    max_sessions: int | None
 
     def problems(self) -> list[str]:
         """Every reason why this can't work, a line each."""
         problems: list[str] = []
         if self.url and not (urlsplit(self.url).scheme in ("http", "https") and urlsplit(self.url).hostname):
             problems.append(f"model_server_url: {self.url!r} is not an http(s) URL")
+        if self.max_sessions is not None and self.max_sessions < 0:
+            problems.append(f"max_sessions is {self.max_sessions}, less than 0")
         if self.log_actions and self.log_file is None:
             problems.append("log_actions are given, but no model_log_file to look for them in")
         problems += [f"log_actions: an empty text for {a.name}" for a, text in self.log_actions if not text]
@@ -95,6 +99,7 @@ class Parts:
     key: EngineKey | None
     readiness: Readiness
     reporter: Reporter
+    sessions: Sessions
     log_watch: LogWatch | None
     health_watch: HealthWatch | None
     rating: Rating | None
@@ -184,17 +189,20 @@ async def assemble(
             log.warning("UNSECURED is on: requests are accepted without a signature, from anyone")
         if model.benchmark_handler is None:
             readiness.measured_as(model.max_perf, f"no benchmark: {model.max_perf:g} workload/s as given")
+        sessions = Sessions(model.max_sessions, clock)
         yield Parts(
             settings=settings,
             server=server,
             gate=Gate(
                 BodyReader(settings.max_json_bytes, settings.request_body_timeout_s),
                 signatures,
+                sessions,
                 key.refetch if key else _no_key,
             ),
             key=key,
             readiness=readiness,
             reporter=reporter,
+            sessions=sessions,
             log_watch=_log_watch(model, server, readiness, clock),
             health_watch=_health_watch(model, server, readiness, clock),
             rating=_rating(model, server, readiness, settings, clock, directory),

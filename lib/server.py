@@ -34,6 +34,7 @@ from lib.logs import configure_logging
 from lib.management import loopback_routes, public_routes, without
 from lib.model.readiness import Cause
 from lib.parts import Parts
+from lib.session_routes import end_route, session_routes
 from lib.settings import Settings, from_environment
 
 log = logging.getLogger(__name__)
@@ -208,8 +209,9 @@ async def _listening(
     site_kwargs: dict[str, Any],
 ) -> AsyncGenerator[_Sockets, None]:
     """Both sockets listen inside the block. Raises `SettingsError` and `PortTaken`, bare: in no group."""
-    public = _runner([*routes, *without(public_routes(backend), routes)], settings)
-    loopback = _runner(loopback_routes(backend), settings)
+    own = [*public_routes(backend), *session_routes(backend)]
+    public = _runner([*routes, *without(own, routes)], settings)
+    loopback = _runner([*loopback_routes(backend), end_route(backend)], settings)
     options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
     options["ssl_context"] = _tls(settings) if settings.use_ssl else None
     sockets = _Sockets(public, loopback)

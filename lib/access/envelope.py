@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, cast
 
+from lib.access.sessions import Session
 from lib.data_types import AuthData
 from lib.errors import Invalid
 from lib.json_fields import JsonDataException
@@ -27,15 +28,21 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Envelope:
-    """A request's parts: `raw_auth` as received, `auth` read from it, the payload as it came."""
+    """A request's parts: `raw_auth` as received, `auth` read from it, the payload as it came.
+
+    `session_id` names the session that it says to be in; `session` is that session, or None when it is gone.
+    """
 
     raw_auth: dict[str, Any]
     auth: AuthData
     payload: dict[str, Any]
+    session_id: str | None = None
+    session: Session | None = None
 
     def as_request(self) -> dict[str, Any]:
         """The whole envelope, as `EndpointHandler.get_data_from_request` takes it."""
-        return {"auth_data": self.raw_auth, "payload": self.payload}
+        whole: dict[str, Any] = {"auth_data": self.raw_auth, "payload": self.payload}
+        return whole if self.session_id is None else {**whole, "session_id": self.session_id}
 
 
 class SealedEnvelope:
@@ -44,26 +51,37 @@ class SealedEnvelope:
     def __init__(self, body: bytes | bytearray) -> None:
         self._body = body
         self._whole: dict[str, Any] | None = None
-        if len(body) <= PARSED_WHOLE_BYTES:
-            self._whole = _object_in(body)
+        if len(body) > PARSED_WHOLE_BYTES:
+            self.raw_auth = _leading_auth_data(body)
+        else:
+            self._whole = object_in(body)
             _check_shape(self._whole)
             self.raw_auth: dict[str, Any] = self._whole["auth_data"]
-        else:
-            self.raw_auth = _leading_auth_data(body)
         self.auth = _auth_data(self.raw_auth)
 
-    def open(self) -> Envelope:
-        """The whole envelope; only once the signature holds."""
-        whole = self._whole
-        if whole is None:
-            whole = _object_in(self._body)
+    @property
+    def session_id(self) -> str | None:
+        """The session that it says to be in; None as well while only `auth_data` is parsed."""
+        return None if self._whole is None else self._whole.get("session_id")
+
+    def parse(self) -> dict[str, Any]:
+        """All of it as JSON; of a large one only once its `auth_data` is known to be good."""
+        if self._whole is None:
+            whole = object_in(self._body)
             _check_shape(whole)
             if whole["auth_data"] != self.raw_auth:
                 raise Invalid({"auth_data": "given twice"})
-        return Envelope(self.raw_auth, self.auth, whole["payload"])
+            self._whole = whole
+        return self._whole
+
+    def open(self) -> Envelope:
+        """The whole envelope; only once the signature holds."""
+        whole = self.parse()
+        return Envelope(self.raw_auth, self.auth, whole["payload"], whole.get("session_id"))
 
 
-def _object_in(body: bytes | bytearray) -> dict[str, Any]:
+def object_in(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in `body`. Raises `Invalid` (422)."""
     try:
         value = json.loads(body.decode("utf-8-sig"))
     except RecursionError as e:
@@ -81,6 +99,8 @@ def _check_shape(whole: dict[str, Any]) -> None:
         for name in ("auth_data", "payload")
         if not isinstance(whole.get(name), dict)
     }
+    if not isinstance(whole.get("session_id"), (str, type(None))):
+        problems["session_id"] = "must be a string or null"
     if problems:
         raise Invalid(problems)
 

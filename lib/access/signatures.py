@@ -63,8 +63,8 @@ class Signatures:
             self._replay = ReplayWindow()
             self._verified.clear()
 
-    def check(self, raw: Mapping[str, Any], reqnum: int) -> None:
-        """Return if the engine signed `raw`, for this worker, and it was not used before.
+    def check(self, raw: Mapping[str, Any], reqnum: int, *, once: bool = True) -> None:
+        """Return if the engine signed `raw`, for this worker, and, if `once`, it was not used before.
 
         `raw` is `auth_data` as received: the signed text holds its values as the client sent them.
         Raises `Unauthorized`; `BadSignature` when no form of the signature holds.
@@ -72,7 +72,7 @@ class Signatures:
         message = self._verified_message(raw)
         if self._checks_url and _address(raw["url"]) != self._address:
             raise Unauthorized("the signature is for another worker's URL")
-        if message is not None and not self._replay.accept(reqnum, message):
+        if once and message is not None and not self._replay.accept(reqnum, message):
             raise Unauthorized("replay: this signature was used before, or is too old")
 
     def _verified_message(self, raw: Mapping[str, Any]) -> bytes | None:
