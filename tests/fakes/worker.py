@@ -17,6 +17,7 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.data_types import ApiPayload, EndpointHandler, JsonDataException, LogAction
 from lib.server import start_server
+from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
 
 PATHS = (
     *("echo", "held", "stream", "flood", "bytewise", "gzip", "brotli", "gzip_stream", "binary", "accepted"),
@@ -119,8 +120,12 @@ class StoppingHandler(JobHandler):
 
 @dataclass(kw_only=True)
 class Setup:
-    """What a test varies: `handler` for every handler, `backend` for the backend, both as keywords."""
+    """What a test varies: `handler` for every handler, `backend` for the backend, both as keywords.
 
+    `declared`: the same worker, said the declarative way.
+    """
+
+    declared: bool = False
     log: str | None = None
     health: str | None = None
     model_path: str = ""
@@ -129,8 +134,11 @@ class Setup:
     backend: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
+def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
     """The worker in front of the model server at `model_url`."""
+    if setup.declared:
+        worker = declare(model_url, setup)
+        return worker.backend, worker.routes
     options: dict[str, Any] = {
         "allow_parallel_requests": True,
         "healthcheck_url": setup.health,
@@ -142,7 +150,7 @@ def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
     if setup.benchmark is not None:
         options["benchmark_handler"] = JobHandler(path=setup.benchmark, **setup.handler)
     backend = Backend(model_url + setup.model_path, **options)
-    routes = [
+    routes: list[web.AbstractRouteDef] = [
         web.post(f"/{path}", backend.create_handler(JobHandler(path=f"/{path}", **setup.handler)))
         for path in PATHS
     ]
@@ -156,6 +164,42 @@ def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
     raising = RaisingHandler(path="/echo", **setup.handler)
     routes.append(web.post("/raising", backend.create_handler(raising)))
     return backend, routes
+
+
+def declare(model_url: str, setup: Setup) -> Worker:
+    """The same worker, declared; without the handlers that stop the model, which need a class."""
+    backend: dict[str, Any] = {"allow_parallel_requests": True, **setup.backend}
+    handler: dict[str, Any] = {"max_queue_time": None, **setup.handler}
+    handler.setdefault("allow_parallel_requests", backend.pop("allow_parallel_requests"))
+    runs, at_once = handler.pop("benchmark_runs", 8), handler.pop("benchmark_concurrency", None)
+    finish: dict[str, Any] = {**handler, "on_disconnect": "finish"}
+    benchmark = BenchmarkConfig(runs=runs, concurrency=at_once)
+    lines = LogActionConfig(on_load=[READY_LINE], on_error=[ERROR_LINE]) if setup.log else LogActionConfig()
+    return Worker(
+        WorkerConfig(
+            model_server_url=model_url + setup.model_path,
+            model_log_file=setup.log,
+            model_healthcheck_url=setup.health,
+            log_action_config=lines,
+            handlers=[
+                *(
+                    HandlerConfig(
+                        f"/{path}",
+                        payload_class=Job,
+                        benchmark_config=benchmark if setup.benchmark == f"/{path}" else None,
+                        **handler,
+                    )
+                    for path in PATHS
+                ),
+                *(
+                    HandlerConfig(f"/finish/{p}", payload_class=Job, **finish)
+                    for p in ("held", "stream", "echo")
+                ),
+                HandlerConfig("/raising", handler_class=RaisingHandler, **handler),
+            ],
+            **backend,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,163 @@
+"""A declared worker as its author runs it: a script, a process, an exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+
+from tests.fakes.worker import Setup
+from tests.rig import GUARD_S, ROOT, Rig, peers, worker_process
+
+IMPORTS = "from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig\n"
+
+
+async def answer_of(rig: Rig, path: str, payload: dict[str, Any]) -> tuple[int, Any]:
+    envelope = {"auth_data": rig.auth(), "payload": payload}
+    async with rig.http.post(rig.url + path, json=envelope) as answer:
+        return answer.status, await answer.json()
+
+
+async def run_script(tmp_path: Path, text: str, **env: str) -> tuple[int, str]:
+    """Exit status and output of a `worker.py` that ends by itself."""
+    script = tmp_path / "worker.py"
+    script.write_text(IMPORTS + text)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(script),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    with anyio.fail_after(GUARD_S):
+        output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_a_whole_worker_in_one_page(tmp_path: Path) -> None:
+    async with peers(tmp_path) as here:
+        env = {"MODEL_LOG": str(here.model_log)}
+        async with worker_process(here, tmp_path, Setup(), env, module="tests.authors.declared") as worker:
+            here.write_log()
+            await here.ready()
+            sent = [r.json() for r in here.model.requests]
+            assert {"prompt": "Once", "max_tokens": 16} in sent
+            assert {"prompt": "upon", "max_tokens": 8} in sent
+            assert here.last_report.max_perf > 0
+
+            status, seen = await answer_of(here, "/echo", {"prompt": "hi", "max_tokens": "3", "more": 1})
+            assert (status, json.loads(seen["body"])) == (200, {"prompt": "hi", "max_tokens": 3})
+            assert await answer_of(here, "/shout", {"text": "hi", "times": 2}) == (200, {"result": "HI HI"})
+            await here.told(served=103.0)
+
+            status, said = await answer_of(here, "/echo", {})
+            assert (status, said) == (422, {"payload": {"prompt": "missing parameter"}})
+            status, said = await answer_of(here, "/shout", {"txt": "hi"})
+            assert status == 422
+            assert said == {"payload": {"text": "missing parameter", "txt": "unknown parameter"}}
+
+            here.write_log("CUDA error: out of memory\n")
+            assert await here.errored() == "CUDA error: out of memory"
+            worker.terminate()
+            assert await worker.exit_status() == 0
+
+
+@pytest.mark.parametrize(
+    ("declaration", "problems"),
+    [
+        (
+            'WorkerConfig(handlers=[HandlerConfig("/a", max_queue_tim=3), HandlerConfig("/a")])',
+            [
+                "2 handlers have the route POST /a",
+                "handler '/a': no field 'max_queue_tim': did you mean 'max_queue_time'?",
+                "handler '/a': there is neither a remote_function nor a model_server_url",
+            ],
+        ),
+        (
+            'WorkerConfig(model_server_url="http://model", model_server_port=70000, benchmark_route="/b")',
+            [
+                "model_server_port 70000 is not a port, 1 to 65535",
+                "benchmark_route '/b' is the route of no handler: there are /",
+                "nothing tells when the model is loaded",
+            ],
+        ),
+    ],
+)
+async def test_a_declaration_that_cannot_work_is_one_message_and_status_2(
+    tmp_path: Path, declaration: str, problems: list[str]
+) -> None:
+    status, output = await run_script(tmp_path, f"Worker({declaration}).run()\n")
+    assert status == 2
+    assert "Traceback" not in output
+    assert output.startswith("cannot start:\n  - ")
+    for problem in problems:
+        assert f"  - {problem}" in output
+
+
+async def test_an_instance_without_its_variables_is_status_2_too(tmp_path: Path) -> None:
+    declared = 'Worker(WorkerConfig(handlers=[HandlerConfig("/a", remote_function=lambda: 1)]))'
+    for run in (f"{declared}.run()\n", f"import asyncio\nasyncio.run({declared}.run_async())\n"):
+        status, output = await run_script(tmp_path, run, CONTAINER_ID="", PUBLIC_IPADDR="")
+        assert (status, "Traceback" in output) == (2, False)
+        assert "PUBLIC_IPADDR" in output
+
+
+ON_A_LOOP_OF_THE_AUTHORS = """
+import asyncio
+
+async def main():
+    worker = Worker(WorkerConfig(handlers=[HandlerConfig("/double", remote_function=lambda n: 2 * n)]))
+    await worker.run_async(host="127.0.0.1")
+    print("the author's loop goes on")
+
+asyncio.run(main())
+"""
+
+
+async def test_run_async_serves_on_the_running_loop(tmp_path: Path) -> None:
+    (tmp_path / "on_a_loop.py").write_text(IMPORTS + ON_A_LOOP_OF_THE_AUTHORS)
+    async with peers(tmp_path) as here:
+        async with worker_process(here, tmp_path, Setup(), module="on_a_loop") as worker:
+            await here.ready()
+            assert await answer_of(here, "/double", {"n": 21}) == (200, {"result": 42})
+            async with worker_process(here, tmp_path, Setup(), name="2.log", module="on_a_loop") as second:
+                assert await second.exit_status() == 3
+                assert "is taken by process" in second.output()
+                assert "Traceback" not in second.output()
+            worker.terminate()
+            assert await worker.exit_status() == 0
+        assert worker.output().endswith("the author's loop goes on\n")
+
+
+STUCK = """
+import threading
+
+def stuck():
+    threading.Event().wait()
+
+Worker(WorkerConfig(handlers=[HandlerConfig("/stuck", remote_function=stuck)])).run(host="127.0.0.1")
+"""
+
+
+async def test_a_process_with_a_stuck_function_ends(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(IMPORTS + STUCK)
+    async with peers(tmp_path) as here:
+        env = {"DRAIN_TIMEOUT_S": "0.01"}
+        async with worker_process(here, tmp_path, Setup(), env, module="stuck") as worker:
+            await here.ready()
+            asked = asyncio.create_task(answer_of(here, "/stuck", {}))
+            await here.engine.wait_for(lambda: here.last_report.num_requests_working == 1)
+            worker.terminate()
+            assert await worker.exit_status() == 0
+            with pytest.raises(aiohttp.ClientError):
+                await asked
+        assert [f.request.status for f in here.engine.finished] == ["Error"]

@@ -1,0 +1,284 @@
+"""Python functions as models: workers without a model server, on the wire (authoring.md §2)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import web
+
+from lib.backend import Backend
+from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
+from tests.fakes.raw_client import connected
+from tests.fakes.worker import Setup
+from tests.rig import GUARD_S, Rig, inner_rig
+
+Make = Callable[[str, Setup], tuple[Backend, list[web.AbstractRouteDef]]]
+
+
+@dataclass
+class Script:
+    """What the functions do: they wait for `release`, and note how they fare."""
+
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    thread_released: threading.Event = field(default_factory=threading.Event)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    ended: int = 0
+
+    def release(self) -> None:
+        self.released.set()
+        self.thread_released.set()
+
+    async def waits(self, data: Any = None, workload: float = 1.0) -> str:
+        self.began.set()
+        try:
+            await self.released.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        self.ended += 1
+        return "done"
+
+    def works(self, data: Any = None, workload: float = 1.0) -> str:
+        self.loop.call_soon_threadsafe(self.began.set)
+        assert self.thread_released.wait(GUARD_S)
+        self.ended += 1
+        return "done"
+
+    async def streams(self, data: Any = None, workload: float = 1.0) -> AsyncIterator[dict[str, int]]:
+        for number in range(3):
+            yield {"n": number}
+            await self.waits()
+
+
+def echo(workload: float, data: dict[str, Any]) -> dict[str, Any]:
+    return {"workload": workload, "data": data}
+
+
+def raises(workload: float, data: Any) -> None:
+    raise {"time": TimeoutError("its own"), "bug": ZeroDivisionError()}[data["raise"]]
+
+
+def half(workload: float, data: Any) -> Iterator[Any]:
+    yield 1
+    yield object()
+
+
+def not_json(workload: float, data: Any) -> Any:
+    return {1, 2}
+
+
+async def answer_in_capitals(request: web.Request, answer: Any) -> web.StreamResponse:
+    return web.Response(text=json.dumps(await answer.json()).upper())
+
+
+def a_worker(handlers: Sequence[HandlerConfig], **config: Any) -> Make:
+    """What makes a worker of `handlers`, without a model server."""
+    worker = Worker(WorkerConfig(handlers=list(handlers), **config))
+    return lambda model_url, setup: (worker.backend, worker.routes)
+
+
+def functions(tmp_path: Path, *handlers: HandlerConfig, **config: Any) -> AbstractAsyncContextManager[Rig]:
+    """A worker of functions only; ready at once."""
+    return inner_rig(tmp_path, make=a_worker(handlers, **config))
+
+
+async def statuses(rig: Rig, count: int) -> list[str]:
+    await rig.engine.wait_for(lambda: len(rig.engine.finished) >= count)
+    return [f.request.status for f in rig.engine.finished]
+
+
+@asynccontextmanager
+async def asking(rig: Rig, path: str, script: Script, workload: float = 1.0) -> AsyncGenerator[Any, None]:
+    """A client that has asked `path`, once the function has begun."""
+    async with connected(rig.url) as client:
+        await client.post(path, rig.envelope(workload))
+        with anyio.fail_after(GUARD_S):
+            await script.began.wait()
+        yield client
+
+
+async def test_a_function_answers_without_a_model_server(tmp_path: Path) -> None:
+    async with functions(tmp_path, HandlerConfig("/echo", remote_function=echo)) as rig:
+        assert rig.last_report.max_perf == 100.0
+        async with rig.post("/echo", 7.0, {"a": 1}) as answer:
+            assert (answer.status, answer.content_type) == (200, "application/json")
+            assert await answer.json() == {"result": {"workload": 7.0, "data": {"a": 1}}}
+        assert rig.model.requests == []
+        assert await statuses(rig, 1) == ["Success"]
+
+
+async def test_wrong_keywords_are_422_and_name_them(tmp_path: Path) -> None:
+    async with functions(tmp_path, HandlerConfig("/echo", remote_function=echo)) as rig:
+        wrong: list[tuple[dict[str, Any], dict[str, str]]] = [
+            ({"workload": 1}, {"data": "missing parameter"}),
+            ({"workload": 1, "data": {}, "x": 1}, {"x": "unknown parameter"}),
+        ]
+        for payload, said in wrong:
+            envelope = {"auth_data": rig.auth(), "payload": payload}
+            async with rig.http.post(rig.url + "/echo", json=envelope) as answer:
+                assert (answer.status, await answer.json()) == (422, {"payload": said})
+
+
+async def test_what_a_function_raises_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = {"/raises": raises, "/half": half, "/set": not_json}
+    handlers = [HandlerConfig(route, remote_function=function) for route, function in made.items()]
+    async with functions(tmp_path, *handlers) as rig:
+        for path, what in (("/raises", "time"), ("/raises", "bug"), ("/set", "")):
+            async with rig.post(path, data={"raise": what}) as answer:
+                assert (answer.status, (await answer.json())["error"]) == (500, "internal error")
+        async with connected(rig.url) as client:  # a status line is out: only the connection can tell
+            await client.post("/half", rig.envelope())
+            await client.head()
+            assert await client.chunk() == b"1\n"
+            with pytest.raises(ConnectionError):
+                await client.chunk()
+        assert await statuses(rig, 4) == ["Error"] * 4
+        assert "ZeroDivisionError" in caplog.text
+
+
+async def test_items_are_streamed_as_they_come(tmp_path: Path) -> None:
+    script = Script()
+    async with (
+        functions(tmp_path, HandlerConfig("/streams", remote_function=script.streams)) as rig,
+        connected(rig.url) as client,
+    ):
+        await client.post("/streams", rig.envelope(3.0))
+        head = await client.head()
+        assert (head.status, head.headers["content-type"]) == (200, "application/x-ndjson")
+        assert await client.chunk() == b'{"n": 0}\n'
+        script.release()
+        assert [await client.chunk() for _ in range(3)] == [b'{"n": 1}\n', b'{"n": 2}\n', b""]
+        await rig.told(served=3.0)
+
+
+async def test_a_response_generator_reads_a_functions_answer(tmp_path: Path) -> None:
+    handler = HandlerConfig("/echo", remote_function=echo, response_generator=answer_in_capitals)
+    async with functions(tmp_path, handler) as rig:
+        status, body = await rig.call("/echo", data={"a": "b"})
+        assert (status, json.loads(body)["RESULT"]["DATA"]) == (200, {"A": "B"})
+
+
+async def test_an_async_function_is_cancelled_when_its_client_leaves(tmp_path: Path) -> None:
+    script = Script()
+    handlers = HandlerConfig("/waits", remote_function=script.waits)
+    async with functions(tmp_path, handlers) as rig:
+        async with asking(rig, "/waits", script) as client:
+            client.leave()
+            with anyio.fail_after(GUARD_S):
+                await script.cancelled.wait()
+        assert await statuses(rig, 1) == ["Cancelled"]
+        assert script.ended == 0
+
+
+async def test_a_plain_function_keeps_its_place_until_it_is_done(tmp_path: Path) -> None:
+    script = Script()
+    works = HandlerConfig("/works", remote_function=script.works)
+    handlers = [works, HandlerConfig("/e", remote_function=echo)]
+    async with functions(tmp_path, *handlers) as rig:
+        async with asking(rig, "/works", script) as client:
+            client.leave()
+        waits = asyncio.create_task(rig.call("/e"))  # one at a time: neither handler is parallel
+        await rig.engine.wait_for(lambda: rig.last_report.num_requests_working == 2)
+        assert rig.engine.finished == []
+        script.release()
+        assert (await waits)[0] == 200
+        assert await statuses(rig, 2) == ["Cancelled", "Success"]
+        assert script.ended == 1
+
+
+@pytest.mark.parametrize("name", ["waits", "works", "streams"])
+async def test_a_function_that_is_to_finish(tmp_path: Path, name: str) -> None:
+    script = Script()
+    handler = HandlerConfig("/job", remote_function=getattr(script, name), on_disconnect="finish")
+    async with functions(tmp_path, handler) as rig:
+        async with asking(rig, "/job", script, 5.0) as client:
+            client.leave()
+        script.release()
+        assert await statuses(rig, 1) == ["Success"]
+        await rig.told(served=5.0)
+        assert not script.cancelled.is_set()
+        assert script.ended == (3 if name == "streams" else 1)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_stuck_function_does_not_keep_the_worker_from_stopping(tmp_path: Path, leaves: bool) -> None:
+    script = Script()
+    handler = HandlerConfig("/works", remote_function=script.works)
+    async with (
+        inner_rig(tmp_path, make=a_worker([handler]), drain_timeout_s=0.01) as rig,
+        asking(rig, "/works", script) as client,
+    ):
+        if leaves:
+            client.leave()
+        assert rig.stop is not None
+        rig.stop.ask()
+        assert await statuses(rig, 1) == ["Error"]
+    assert script.ended == 0
+    script.release()
+
+
+async def test_a_function_is_benchmarked_like_any_handler(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def model(**payload: Any) -> int:
+        calls.append(payload)
+        return 1
+
+    benchmark = BenchmarkConfig([{"n": 1}, {"n": 2}], runs=2, concurrency=3, do_warmup=False)
+    handler = HandlerConfig("/model", None, True, benchmark_config=benchmark, remote_function=model)
+    async with functions(tmp_path, handler) as rig:
+        assert rig.last_report.max_perf > 0
+        assert len(calls) == 6
+        saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
+        assert saved["inputs"]["handler"].startswith("/model tests.")
+
+
+async def test_a_function_that_fails_its_benchmark_says_why(tmp_path: Path) -> None:
+    benchmark = BenchmarkConfig([{"workload": 1, "data": {"raise": "bug"}}], runs=1)
+    handler = HandlerConfig("/raises", benchmark_config=benchmark, remote_function=raises)
+    async with inner_rig(tmp_path, make=a_worker([handler]), wait=False) as rig:
+        assert "ZeroDivisionError()" in await rig.errored()
+
+
+async def test_ready_once_the_lifecycle_is_entered(tmp_path: Path) -> None:
+    loaded, left = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def life() -> AsyncGenerator[None, None]:
+        await loaded.wait()
+        yield
+        left.set()
+
+    for lifecycle in (life, life()):
+        loaded.clear()
+        left.clear()
+        handler = HandlerConfig("/echo", remote_function=echo)
+        make = a_worker([handler], lifecycle=lifecycle)
+        async with inner_rig(tmp_path, make=make, wait=False, unsecured=True) as rig:
+            assert (await rig.call("/echo"))[0] == 503
+            loaded.set()
+            await rig.ready()
+            assert (await rig.call("/echo"))[0] == 200
+        assert left.is_set()
+
+
+async def test_routes_of_the_authors_own(tmp_path: Path) -> None:
+    async def hello(_: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    worker = Worker(WorkerConfig(handlers=[HandlerConfig("/echo", remote_function=echo)]))
+    worker.routes.append(web.get("/hello", hello))
+    make: Make = lambda model_url, setup: (worker.backend, worker.routes)  # noqa: E731
+    async with inner_rig(tmp_path, make=make) as rig, rig.http.get(rig.url + "/hello") as answer:
+        assert await answer.text() == "hello"

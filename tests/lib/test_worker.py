@@ -1,0 +1,570 @@
+"""What a declaration becomes, and how one that can't work is refused (authoring.md §2)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from lib.config_fields import DeclarationRefused, Declared
+from lib.data_types import ApiPayload, EndpointHandler, LogAction
+from lib.declared import AnsweringHandler, DeclaredHandler
+from lib.errors import SettingsError
+from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
+
+URL = "http://127.0.0.1:8000"
+
+# The same, for declarations that a type checker refuses too.
+AnyWorkerConfig: Any = WorkerConfig
+AnyHandlerConfig: Any = HandlerConfig
+AnyBenchmarkConfig: Any = BenchmarkConfig
+AnyLogActionConfig: Any = LogActionConfig
+
+
+@dataclass
+class Words(ApiPayload):
+    words: int
+
+    def count_workload(self) -> float:
+        return self.words
+
+    @classmethod
+    def for_test(cls) -> Words:
+        return cls(words=3)
+
+
+@dataclass
+class Untested(ApiPayload):
+    words: int
+
+    def count_workload(self) -> float:
+        return self.words
+
+
+class Handler(EndpointHandler[Words]):
+    """As an author may write one: no `@dataclass`, an `__init__` of its own, health check included."""
+
+    max_queue_time = 7.0
+    max_concurrency = 3
+
+    def __init__(self) -> None:
+        self.benchmark_runs = 5
+
+    @property
+    def endpoint(self) -> str:
+        return "/own"
+
+    @property
+    def healthcheck_endpoint(self) -> str | None:
+        return "/alive"
+
+    @classmethod
+    def payload_cls(cls) -> type[Words]:
+        return Words
+
+
+class Unfinished(EndpointHandler[Words]):
+    """Abstract still."""
+
+
+def answer() -> int:
+    return 42
+
+
+async def later(*_: Any) -> Any: ...
+
+
+@asynccontextmanager
+async def life() -> AsyncGenerator[None, None]:
+    yield
+
+
+@asynccontextmanager
+async def life_of(app: str) -> AsyncGenerator[None, None]:
+    yield
+
+
+@contextmanager
+def short_life() -> Generator[None, None, None]:
+    yield
+
+
+async def undecorated() -> AsyncGenerator[None, None]:
+    yield
+
+
+def a_worker(*handlers: HandlerConfig, **config: Any) -> Worker:
+    """One with a model server and a health check."""
+    return Worker(served(*handlers, **config))
+
+
+def problems_of(declare: Callable[[], Any]) -> list[str]:
+    with pytest.raises(DeclarationRefused) as refused:
+        declare()
+    return list(refused.value.problems)
+
+
+# Names, order and defaults
+
+
+@pytest.mark.parametrize(
+    ("config", "signature"),
+    [
+        (
+            WorkerConfig,
+            "model_server_url=None, model_server_port=None, model_log_file=None, benchmark_data=[], "
+            "handlers=[], model_healthcheck_url=None, benchmark_route=None, "
+            "log_action_config=LogActionConfig(on_load=[], on_error=[], on_info=[]), max_sessions=10, "
+            "lifecycle=None",
+        ),
+        (
+            HandlerConfig,
+            "route, healthcheck=None, allow_parallel_requests=False, max_queue_time=30.0, "
+            "benchmark_config=None, handler_class=None, payload_class=None, request_parser=None, "
+            "response_generator=None, workload_calculator=None, is_remote_dispatch=False, "
+            "remote_function=None, *, method='POST', max_concurrency=None, benchmark_concurrency=None, "
+            "on_disconnect='cancel', keepalive_s=None",
+        ),
+        (BenchmarkConfig, "dataset=None, generator=None, runs=8, concurrency=10, do_warmup=True"),
+        (LogActionConfig, "on_load=[], on_error=[], on_info=[]"),
+    ],
+)
+def test_names_order_and_defaults(config: type[Declared], signature: str) -> None:
+    told: list[str] = []
+    for field in fields(config):
+        if field.kw_only and "*" not in told:
+            told.append("*")
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        told.append(field.name if default is MISSING else f"{field.name}={default!r}")
+    assert ", ".join(told) == signature
+
+
+def test_lists_are_nobody_elses() -> None:
+    LogActionConfig().on_load.append("x")
+    WorkerConfig().handlers.append(HandlerConfig("/x"))
+    assert LogActionConfig().on_load == []
+    assert WorkerConfig().handlers == []
+
+
+def test_positions_names_and_assignments_say_the_same() -> None:
+    by_name = HandlerConfig("/a", max_queue_time=1.0)
+    assigned = HandlerConfig("/a")
+    assigned.max_queue_time = 1.0
+    assert HandlerConfig("/a", None, False, 1.0) == by_name == assigned
+    assert by_name.given == assigned.given == {"route", "max_queue_time"}
+
+
+# What it becomes
+
+
+def test_a_declared_worker() -> None:
+    log = LogActionConfig(on_load=["up"], on_error=["bad", "worse"], on_info=["note"])
+    worker = Worker(
+        WorkerConfig(
+            "http://127.0.0.1/base",
+            "9000",
+            "/tmp/model.log",
+            handlers=[HandlerConfig("/a"), HandlerConfig("/b", method="PUT")],
+            log_action_config=log,
+        )
+    )
+    backend = worker.backend
+    assert backend.model_server_url == "http://127.0.0.1:9000/base"
+    assert str(backend.model_log_file) == "/tmp/model.log"
+    assert backend.log_actions == (
+        (LogAction.ModelLoaded, "up"),
+        (LogAction.ModelError, "bad"),
+        (LogAction.ModelError, "worse"),
+        (LogAction.Info, "note"),
+    )
+    assert (backend.max_sessions, backend.healthcheck_url, backend.benchmark_handler) == (10, None, None)
+    routes = [(r.method, r.path) for r in worker.routes if isinstance(r, web.RouteDef)]
+    assert routes == [("POST", "/a"), ("PUT", "/b")]
+
+
+def test_a_declared_handler() -> None:
+    handler = HandlerConfig("/a").build(None)
+    assert isinstance(handler, DeclaredHandler)
+    assert (handler.endpoint, handler.healthcheck_endpoint) == ("/a", None)
+    assert (handler.allow_parallel_requests, handler.max_queue_time) == (False, 30.0)
+    assert (handler.max_concurrency, handler.on_disconnect, handler.keepalive_s) == (None, "cancel", None)
+    other = HandlerConfig(
+        "/b", None, True, None, max_concurrency=4, on_disconnect="finish", keepalive_s=5
+    ).build(None)
+    assert (other.allow_parallel_requests, other.max_queue_time) == (True, None)
+    assert (other.max_concurrency, other.on_disconnect, other.keepalive_s) == (4, "finish", 5)
+
+
+def test_without_handlers_there_is_one_at_the_root() -> None:
+    (route,) = a_worker().routes
+    assert isinstance(route, web.RouteDef)
+    assert (route.method, route.path) == ("POST", "/")
+
+
+def test_an_answer_is_only_touched_where_there_is_a_generator_of_it() -> None:
+    assert not isinstance(HandlerConfig("/a").build(None), AnsweringHandler)
+    assert isinstance(HandlerConfig("/a", response_generator=later).build(None), AnsweringHandler)
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_no_limit_of_sessions(limit: int | None) -> None:
+    assert a_worker(max_sessions=limit).backend.max_sessions is None
+
+
+@pytest.mark.parametrize(
+    ("url", "port", "expected"),
+    [
+        (URL, None, URL),
+        (URL, 8000, URL),
+        ("http://127.0.0.1", 80, "http://127.0.0.1:80"),
+        ("https://[::1]/v1?a=b", 8443, "https://[::1]:8443/v1?a=b"),
+        ("http://user:word@model:", "81", "http://user:word@model:81"),
+    ],
+)
+def test_the_model_servers_url(url: str, port: int | str | None, expected: str) -> None:
+    assert a_worker(model_server_url=url, model_server_port=port).backend.model_server_url == expected
+
+
+def test_the_health_check_is_the_workers_or_else_a_handlers() -> None:
+    plain, checked = HandlerConfig("/a"), HandlerConfig("/b", "/of-b")
+    classed = HandlerConfig("/c", handler_class=Handler)
+    for handlers, expected in (
+        ((plain, checked, classed), "/of-b"),
+        ((plain, classed), "/alive"),
+        ((HandlerConfig("/c", "/mine", handler_class=Handler),), "/mine"),
+    ):
+        assert a_worker(*handlers, model_healthcheck_url=None).backend.healthcheck_url == expected
+    assert a_worker(plain, checked).backend.healthcheck_url == "/health"
+
+
+@pytest.mark.parametrize("lifecycle", [life, life()])
+def test_a_lifecycle_is_a_context_manager_or_gives_one(lifecycle: Any) -> None:
+    assert a_worker(model_healthcheck_url=None, lifecycle=lifecycle).backend.lifecycle is lifecycle
+
+
+# With a class of the author's own
+
+
+def test_only_given_fields_override_the_class() -> None:
+    handler = HandlerConfig("/a", handler_class=Handler).build(None)
+    assert isinstance(handler, Handler)
+    assert (handler.endpoint, handler.max_queue_time, handler.max_concurrency) == ("/own", 7.0, 3)
+    assert (handler.allow_parallel_requests, handler.on_disconnect) == (None, "cancel")
+    given = HandlerConfig(
+        "/a", allow_parallel_requests=True, max_queue_time=None, handler_class=Handler, keepalive_s=2.0
+    ).build(None)
+    assert (given.allow_parallel_requests, given.max_queue_time) == (True, None)
+    assert (given.keepalive_s, given.max_concurrency) == (2.0, 3)
+
+
+def test_its_benchmark_is_overridden_as_far_as_given() -> None:
+    config = HandlerConfig("/a", benchmark_config=BenchmarkConfig(), handler_class=Handler)
+    handler = config.build(config.benchmark_config)
+    assert (handler.benchmark_runs, handler.benchmark_concurrency, handler.benchmark_warmup) == (
+        5,
+        None,
+        True,
+    )
+    assert handler.make_benchmark_payload() == Words(3)
+    benchmark = BenchmarkConfig([{"words": 1}, {"words": 2}], runs=9, concurrency=4, do_warmup=False)
+    handler = config.build(benchmark)
+    assert (handler.benchmark_runs, handler.benchmark_concurrency, handler.benchmark_warmup) == (9, 4, False)
+    assert [handler.make_benchmark_payload() for _ in range(3)] == [Words(1), Words(2), Words(1)]
+
+
+# The benchmark
+
+
+def test_a_route_and_its_data_are_that_handlers_benchmark() -> None:
+    worker = a_worker(
+        HandlerConfig("/a"), HandlerConfig("/b"), benchmark_route="/b", benchmark_data=[{"n": 1}, {"n": 2}]
+    )
+    handler = worker.backend.benchmark_handler
+    assert isinstance(handler, DeclaredHandler)
+    assert (handler.route, handler.benchmark_runs, handler.benchmark_concurrency) == ("/b", 8, 10)
+    assert [handler.make_benchmark_payload().json["n"] for _ in range(3)] == [1, 2, 1]
+
+
+def test_the_only_handler_needs_no_benchmark_route() -> None:
+    handler = a_worker(benchmark_data=[{"n": 1}]).backend.benchmark_handler
+    assert handler is not None
+    assert handler.endpoint == "/"
+
+
+def test_a_benchmark_of_a_handlers_own() -> None:
+    numbers = iter(range(9))
+    benchmark = BenchmarkConfig(
+        generator=lambda: {"n": next(numbers)}, runs=3, concurrency=None, do_warmup=False
+    )
+    worker = a_worker(HandlerConfig("/a", benchmark_config=benchmark), benchmark_route="/a")
+    handler = worker.backend.benchmark_handler
+    assert handler is not None
+    assert (handler.benchmark_runs, handler.benchmark_concurrency, handler.benchmark_warmup) == (
+        3,
+        None,
+        False,
+    )
+    assert [handler.make_benchmark_payload().json["n"] for _ in range(2)] == [0, 1]
+
+
+def test_benchmark_concurrency_is_the_handlers_where_given() -> None:
+    config = HandlerConfig("/a", benchmark_config=BenchmarkConfig([{}]), benchmark_concurrency=2)
+    handler = a_worker(config).backend.benchmark_handler
+    assert handler is not None
+    assert handler.benchmark_concurrency == 2
+
+
+def test_payloads_of_the_payload_class() -> None:
+    config = HandlerConfig("/a", payload_class=Words)
+    handler = a_worker(config, benchmark_route="/a").backend.benchmark_handler
+    assert handler is not None
+    payload = handler.make_benchmark_payload()
+    assert (handler.generate_payload_json(payload), payload.count_workload()) == ({"words": 3}, 3)
+
+
+def test_a_function_needs_no_model_server() -> None:
+    worker = Worker(WorkerConfig(handlers=[HandlerConfig("/a", remote_function=answer)]))
+    assert (worker.backend.model_server_url, worker.backend.healthcheck_url) == ("", None)
+    config = HandlerConfig("/a", is_remote_dispatch=True, remote_function=answer)
+    assert config.build(None).benchmark_name.endswith("test_worker.answer")
+
+
+# What is refused
+
+
+def function(**fields: Any) -> WorkerConfig:
+    return WorkerConfig(handlers=[AnyHandlerConfig("/a", **{"remote_function": answer, **fields})])
+
+
+def served(*handlers: HandlerConfig, **config: Any) -> WorkerConfig:
+    where = {"model_server_url": URL, "model_healthcheck_url": "/health"}
+    return AnyWorkerConfig(handlers=list(handlers), **{**where, **config})
+
+
+def benchmark(**config: Any) -> WorkerConfig:
+    return served(HandlerConfig("/a", benchmark_config=AnyBenchmarkConfig(**config)))
+
+
+def by_position(a: int, /) -> int:
+    return a
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        (served(max_session=3), "no field 'max_session': did you mean 'max_sessions'?"),
+        (served(zzz=3), "no field 'zzz'"),
+        (served(AnyHandlerConfig()), "handlers[0]: route is missing"),
+        (served(HandlerConfig("a")), "handler 'a': route 'a' is not a path: it begins with '/', without "),
+        (served(HandlerConfig("/{a}")), "handler '/{a}': route '/{a}' is not a path"),
+        (served(HandlerConfig("/a?b")), "handler '/a?b': route '/a?b' is not a path"),
+        (served(HandlerConfig("/a"), HandlerConfig("/a")), "2 handlers have the route POST /a"),
+        (function(max_queue_time=-1), "handler '/a': max_queue_time is -1, not a finite number of seconds"),
+        (function(max_queue_time=float("nan")), "handler '/a': max_queue_time is nan, not a finite number"),
+        (function(keepalive_s=float("inf")), "handler '/a': keepalive_s is inf, not a finite number"),
+        (function(max_concurrency=0), "handler '/a': max_concurrency is 0, less than 1"),
+        (
+            function(max_concurrency=True),
+            "handler '/a': max_concurrency must be an integer or None, not True",
+        ),
+        (
+            function(on_disconnect="stop"),
+            "handler '/a': on_disconnect must be one of 'cancel', 'finish', not",
+        ),
+        (function(method="post"), "handler '/a': method must be one of 'POST', 'GET', 'PUT', 'PATCH', 'DEL"),
+        (function(remote_function="f"), "handler '/a': remote_function must be a function or None, not 'f'"),
+        (function(remote_function=type), "handler '/a': remote_function has no signature that tells its"),
+        (function(remote_function=by_position), "handler '/a': remote_function takes a by position only"),
+        (
+            function(is_remote_dispatch=False),
+            "handler '/a': remote_function is given, but is_remote_dispatch",
+        ),
+        (
+            served(HandlerConfig("/a", is_remote_dispatch=True)),
+            "handler '/a': is_remote_dispatch, but there is no remote_function",
+        ),
+        (function(request_parser=later), "handler '/a': request_parser is async: give a plain function"),
+        (function(request_parser=answer), "handler '/a': request_parser can't be called with 1 argument"),
+        (
+            function(response_generator=len),
+            "handler '/a': response_generator can't be called with 2 arguments",
+        ),
+        (function(workload_calculator=later), "handler '/a': workload_calculator is async: give a plain"),
+        (function(payload_class=int), "handler '/a': payload_class int has no from_json_msg"),
+        (function(payload_class=Words(1)), "handler '/a': payload_class must be a class or None, not Words("),
+        (
+            function(handler_class=Words),
+            "handler '/a': handler_class must be a subclass of EndpointHandler or",
+        ),
+        (
+            function(handler_class=Handler, request_parser=dict),
+            "handler '/a': handler_class is given as well as request_parser, remote_function: put that into",
+        ),
+        (
+            served(HandlerConfig("/a", handler_class=Unfinished)),
+            "handler '/a': handler_class Unfinished can't be used: TypeError(",
+        ),
+        (benchmark(dataset=[]), "handler '/a': benchmark_config: dataset is empty"),
+        (
+            benchmark(dataset=["a"]),
+            "handler '/a': benchmark_config: dataset must be a list, each item a dict",
+        ),
+        (
+            benchmark(dataset=[{}], generator=dict),
+            "handler '/a': benchmark_config: dataset and generator are both given",
+        ),
+        (benchmark(), "handler '/a': its benchmark has neither a dataset nor a generator"),
+        (benchmark(dataset=[{}], runs=0), "handler '/a': benchmark_config: runs is 0, less than 1"),
+        (
+            benchmark(dataset=[{}], concurrency=0),
+            "handler '/a': benchmark_config: concurrency is 0, less than",
+        ),
+        (benchmark(generator=later), "handler '/a': benchmark_config: generator is async: give a plain"),
+        (
+            benchmark(generator=len),
+            "handler '/a': benchmark_config: generator can't be called with 0 arguments",
+        ),
+        (
+            served(HandlerConfig("/a", payload_class=Untested), benchmark_route="/a"),
+            "handler '/a': its benchmark has neither a dataset nor a generator",
+        ),
+        (
+            served(HandlerConfig("/a", benchmark_concurrency=2)),
+            "handler '/a': benchmark_concurrency is given, but it has no benchmark",
+        ),
+        (
+            served(
+                HandlerConfig(
+                    "/a", benchmark_config=BenchmarkConfig([{}], concurrency=3), benchmark_concurrency=2
+                )
+            ),
+            "handler '/a': benchmark_concurrency is 2, but benchmark_config says concurrency=3",
+        ),
+        (
+            served(HandlerConfig("/a"), benchmark_route="/b"),
+            "benchmark_route '/b' is the route of no handler: ",
+        ),
+        (
+            served(HandlerConfig("/a"), HandlerConfig("/a", method="GET"), benchmark_route="/a"),
+            "benchmark_route '/a' is the route of 2 handlers",
+        ),
+        (
+            served(HandlerConfig("/a"), HandlerConfig("/b"), benchmark_data=[{}]),
+            "benchmark_data is given without benchmark_route, and there are several handlers",
+        ),
+        (
+            served(
+                HandlerConfig("/a", benchmark_config=BenchmarkConfig([{}])),
+                HandlerConfig("/b"),
+                benchmark_route="/b",
+                benchmark_data=[{}],
+            ),
+            "more than one benchmark: of handler '/a', handler '/b'",
+        ),
+        (
+            served(
+                HandlerConfig("/a", benchmark_config=BenchmarkConfig([{}])),
+                benchmark_route="/a",
+                benchmark_data=[{}],
+            ),
+            "more than one benchmark: of handler '/a', handler '/a'",
+        ),
+        (served(model_server_url="ftp://model"), "model_server_url 'ftp://model' is not an http(s) URL"),
+        (served(model_server_url="http://a:b"), "model_server_url 'http://a:b' is not an http(s) URL"),
+        (served(model_server_url="http://"), "model_server_url 'http://' is not an http(s) URL"),
+        (served(model_server_url=8000), "model_server_url must be a string or None, not 8000"),
+        (served(model_server_port=0), "model_server_port 0 is not a port, 1 to 65535"),
+        (served(model_server_port=65536), "model_server_port 65536 is not a port, 1 to 65535"),
+        (served(model_server_port="http"), "model_server_port 'http' is not a port, 1 to 65535"),
+        (served(model_server_port=9000), "model_server_port is 9000, but model_server_url says 8000"),
+        (WorkerConfig(model_server_port=9000), "model_server_port is given without model_server_url"),
+        (WorkerConfig(), "handler '/': there is neither a remote_function nor a model_server_url"),
+        (
+            WorkerConfig(handlers=[HandlerConfig("/a", "/health", remote_function=answer)]),
+            "handler '/a': healthcheck is given without model_server_url",
+        ),
+        (
+            WorkerConfig(model_healthcheck_url="/health"),
+            "model_healthcheck_url is given without model_server_url",
+        ),
+        (
+            served(HandlerConfig("/a", "/1"), HandlerConfig("/b", "/2"), model_healthcheck_url=None),
+            "the handlers have different health checks: /1 (handler '/a'), /2 (handler '/b'): choose by",
+        ),
+        (
+            served(model_healthcheck_url=None),
+            "nothing tells when the model is loaded: give model_healthcheck_url, a lifecycle, or log_action_",
+        ),
+        (AnyWorkerConfig(handlers=[3]), "handlers must be a list, each item a HandlerConfig, not [3]"),
+        (served(max_sessions=-1), "max_sessions is -1, less than 0"),
+        (
+            served(log_action_config=LogActionConfig(on_error=["bad"])),
+            "log_action_config has lines to look for, but there is no model_log_file",
+        ),
+        (
+            served(log_action_config=LogActionConfig(on_load=[""]), model_log_file="x"),
+            "log_action_config: on_load has an empty text",
+        ),
+        (
+            served(log_action_config=AnyLogActionConfig(on_info="bad")),
+            "log_action_config: on_info must be a list, each item a string, not 'bad'",
+        ),
+        (served(lifecycle=3), "lifecycle must be an async context manager or a function or None, not 3"),
+        (served(lifecycle=later), "lifecycle is an async function: make it a contextlib.asynccontextmanager"),
+        (served(lifecycle=undecorated), "lifecycle is an async function: make it a contextlib.async"),
+        (served(lifecycle=short_life()), "lifecycle is a context manager, but not an async one"),
+        (served(lifecycle=life_of), "lifecycle must be callable without arguments"),
+    ],
+)
+def test_what_is_refused(declared: WorkerConfig, problem: str) -> None:
+    problems = problems_of(lambda: Worker(declared))
+    assert [p for p in problems if p.startswith(problem)], problems
+
+
+def test_one_message_names_all_that_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    config = WorkerConfig(
+        "model",
+        0,
+        handlers=[
+            AnyHandlerConfig("/a", max_concurrency=0, max_queue_tim=1),
+            HandlerConfig("/b", keepalive_s=-1),
+        ],
+        max_sessions=-1,
+        log_action_config=LogActionConfig(["up"]),
+    )
+    problems = problems_of(lambda: Worker(config))
+    assert len(problems) == 7
+    assert capsys.readouterr().err == "cannot start:\n" + "".join(f"  - {p}\n" for p in problems)
+
+
+def test_too_many_arguments_and_the_same_one_twice() -> None:
+    log: Any = LogActionConfig
+    assert "5 positional arguments, at most 3 are taken" in log(["a"], [], [], [], []).check()
+    assert "on_load is given twice" in log(["a"], on_load=["b"]).check()
+
+
+def test_an_unhandled_refusal_is_exit_status_2() -> None:
+    with pytest.raises(SystemExit) as ended:
+        Worker(WorkerConfig())
+    assert ended.value.code == 2
+    assert isinstance(ended.value, SettingsError)
+
+
+def test_a_worker_is_made_of_a_worker_config() -> None:
+    declared: Any = HandlerConfig("/a")
+    assert problems_of(lambda: Worker(declared)) == ["Worker takes a WorkerConfig, not a HandlerConfig"]
+
+
+def test_constructing_one_runs_no_code_of_the_authors() -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("called")
+
+    a_worker(
+        HandlerConfig("/a", request_parser=never, response_generator=never, workload_calculator=never),
+        HandlerConfig("/b", benchmark_config=BenchmarkConfig(generator=never), remote_function=never),
+        lifecycle=never,
+    )
