@@ -28,6 +28,7 @@ import anyio
 from aiohttp import HttpVersion11, web
 
 from lib.access.envelope import Envelope
+from lib.access.gate import is_upload
 from lib.access.queue import SlotQueue
 from lib.access.sessions import Session, SessionEnd, SessionTerms
 from lib.clock import Clock, SystemClock, time_limit
@@ -48,13 +49,16 @@ from lib.errors import (
     internal_error_response,
     returnable,
 )
+from lib.guarded import BareHandler, GuardedHandler
 from lib.metrics import Entry, Ledger, Outcome
 from lib.model.answers import drain
 from lib.model.connection import ModelSession, describe
+from lib.model.keepalive import KeepAlive
 from lib.model.readiness import Cause, State
 from lib.parts import Lifecycle, ModelConfig, Parts, assemble
 from lib.settings import Settings
-from lib.workload import WorkloadCounter
+from lib.uploads import Upload
+from lib.workload import DEFAULT_WORKLOAD, WorkloadCounter
 
 __all__ = ["Backend", "LogAction"]
 
@@ -154,6 +158,20 @@ class Backend:
         self._routes.append(route)
         return partial(self._answer, route)
 
+    def guard(
+        self,
+        function: BareHandler,
+        *,
+        workload: float | Callable[[Any], float] = DEFAULT_WORKLOAD,
+        **fields: Any,
+    ) -> AioHandler:
+        """A bare aiohttp handler behind the same checks, queue and ledger as all others.
+
+        `function` finds `request["payload"]`, JSON or an `Upload`, and `request["auth_data"]`. `workload` is
+        a number, or a function of the payload; `fields` are an `EndpointHandler`'s.
+        """
+        return self.create_handler(GuardedHandler(function=function, workload=workload, **fields))
+
     @property
     def session(self) -> ModelSession:
         """An HTTP client for the model server, while the worker runs; relative paths go below its URL."""
@@ -171,26 +189,33 @@ class Backend:
         Raises `WorkerError` (the answer is its status), `ClientGone`, `AnswerCut`, or whatever an author's
         code raises (500).
         """
-        envelope = await self.parts.gate.admit(request)
+        gate, handler = self.parts.gate, route.handler
+        envelope = await gate.admit(request)
         with self._entry_of(envelope) as entry:
             call.entry = entry
-            call.payload = _payload_of(route.handler, envelope)
-            entry.weigh(route.workload.count(call.payload))
-            self._check_state()
-            self._check_wait(route)
-            entry.accept()
-            try:
-                async with route.queue.slot(route.max_queue_time_s):
-                    entry.start()
-                    call.started = self.clock.monotonic()
-                    response = await self._ask_model(route.handler, request, call.payload)
-                await _write_out(request, response, route.handler.on_disconnect == "finish")
-            except asyncio.CancelledError:
-                if self._cutting:
-                    entry.settle(Outcome.ERRORED)
-                raise
-            entry.settle(_outcome(request, response))
-            return response
+            if is_upload(request, envelope):
+                entry.weigh(DEFAULT_WORKLOAD)  # until it is here
+                self._check_state()
+            async with gate.payload(request, envelope, handler.takes_uploads) as received:
+                request["auth_data"], request["payload"] = envelope.auth, received
+                call.payload = _payload_of(handler, envelope, received)
+                entry.weigh(route.workload.count(call.payload))
+                self._check_state()
+                self._check_wait(route)
+                entry.accept()
+                try:
+                    response = await self._work(route, request, call)
+                    written = await _write_out(request, response, handler.on_disconnect == "finish")
+                except asyncio.CancelledError:
+                    if self._cutting:
+                        entry.settle(Outcome.ERRORED)
+                    raise
+                except Exception as e:
+                    if _is_late(request) and not isinstance(e, ClientGone):
+                        entry.settle(Outcome.ERRORED)
+                    raise
+                entry.settle(_outcome(request, response))
+                return written
 
     @contextmanager
     def _entry_of(self, envelope: Envelope) -> Generator[Entry, None, None]:
@@ -226,6 +251,20 @@ class Backend:
                     wait_s - route.max_queue_time_s,
                 )
 
+    async def _work(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
+        """The answer, once it is this request's turn; newlines to its client meanwhile, where it has them."""
+        work, handler = self._in_turn(route, request, call), route.handler
+        if not handler.keepalive_s or request.method == "HEAD":  # whose answer has no body
+            return await work
+        return await KeepAlive(request, handler.keepalive_s, self.clock).during(work)
+
+    async def _in_turn(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
+        assert call.entry is not None
+        async with route.queue.slot(route.max_queue_time_s):
+            call.entry.start()
+            call.started = self.clock.monotonic()
+            return await self._ask_model(route.handler, request, call.payload)
+
     async def _ask_model(
         self, handler: EndpointHandler[Any], request: web.Request, payload: Any
     ) -> web.StreamResponse:
@@ -233,7 +272,7 @@ class Backend:
 
         A client that leaves closes the call with it, unless the handler lets it finish.
         """
-        caller = self.parts.server.caller(_forwarded_headers(request, handler))
+        caller = self.parts.server.caller(_forwarded_headers(request, handler), request)
         try:
             async with handler.call_model(caller, payload) as answer:
                 if isinstance(answer, web.StreamResponse):
@@ -250,22 +289,27 @@ class Backend:
         except web.HTTPException as e:
             return returnable(e)
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
+            if isinstance(e, ConnectionError) and _left(request):
+                raise ClientGone from e
             raise _broken(request, e) from e
 
     # Sessions: what the engine sees as one request
 
-    def open_session(self, envelope: Envelope) -> Session:
-        """A session for the client of `envelope`; its cost is in flight until its end.
+    async def open_session(self, request: web.Request) -> Session:
+        """A session for the client of `request`; its cost is in flight until its end.
 
-        Raises `Invalid` (422), `Unavailable` (503) while not ready, `TooBusy` (429) past `max_sessions`.
+        Raises what `Gate.admit` and `Gate.json_payload` raise, `Invalid` (422), `Unavailable` (503) while not
+        ready, `TooBusy` (429) past `max_sessions`.
         """
+        gate = self.parts.gate
+        envelope = await gate.admit(request)
         entry = self.metrics.open(envelope.auth.request_idx)
         try:
-            terms = SessionTerms.from_json(envelope.payload)
+            terms = SessionTerms.from_json(await gate.json_payload(request, envelope))
             entry.weigh(envelope.auth.cost)
             self._check_state()
             session = self.parts.sessions.create(envelope.raw_auth, terms)
-        except WorkerError as e:
+        except BaseException as e:
             entry.close(e)
             raise
         entry.accept()
@@ -279,15 +323,17 @@ class Backend:
         entry.close()
         log.info("session %s… %s", session.id[:6], how.value)
         if session.terms.on_close_route is not None:
-            self.spawn(partial(self._post_on_close, session, session.terms.on_close_route))
+            call = self.metrics.open(counted=False)
+            call.accept()  # from now on: a worker that drains waits for it
+            self.spawn(partial(self._post_on_close, session, session.terms.on_close_route, call))
 
-    async def _post_on_close(self, session: Session, route: str) -> None:
+    async def _post_on_close(self, session: Session, route: str, call: Entry) -> None:
         """Tell the model server that a session is over; best effort."""
         message = {**(session.terms.on_close_payload or {}), "session_id": session.id}
-        with self.metrics.open(counted=False) as entry, time_limit(self.clock, ON_CLOSE_LIMIT_S) as scope:
-            entry.accept()
+        failure: Exception | None = TimeoutError()  # what it stays, where the limit cuts the call
+        with call, time_limit(self.clock, ON_CLOSE_LIMIT_S):
             failure = await attempt_async(self._post(route, message))
-        if isinstance(failure, Exception) or scope.cancelled_caught:
+        if failure is not None:
             log.warning("session %s…: POST %s on its end failed", session.id[:6], route)
 
     async def _post(self, route: str, message: dict[str, Any]) -> None:
@@ -334,25 +380,20 @@ class Backend:
             try:
                 response = await self._serve(route, request, call)
             except WorkerError as e:
-                response = self._failed(request, call, e)
+                if e.status >= 500 and not isinstance(e, Unavailable):
+                    log.warning("request %s: %d: %s", call.id, e.status, e.message)
+                response = await _told(request, error_response(e))
             except AnswerCut as e:
                 log.warning("request %s: %s", call.id, e)
                 response = _aborted(request)
             except ClientGone:
                 return _aborted(request)
             except Exception:  # noqa: BLE001 - whatever an author raises is a 500
-                response = internal_error_response(log, call.id)
-                if _begun(request):
-                    response = _aborted(request)
+                response = await _told(request, internal_error_response(log, call.id))
             status = response.status
             return response
         finally:
             self._conclude(route, request, call, status)
-
-    def _failed(self, request: web.Request, call: Call, error: WorkerError) -> web.StreamResponse:
-        if error.status >= 500 and not isinstance(error, Unavailable):
-            log.warning("request %s: %d: %s", call.id, error.status, error.message)
-        return _aborted(request) if _begun(request) else error_response(error)
 
     def _conclude(self, route: Route, request: web.Request, call: Call, status: int) -> None:
         """Log the request; tell the handler if its client left while the model worked."""
@@ -457,10 +498,12 @@ def _no_server(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
     raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
 
 
-def _payload_of(handler: EndpointHandler[Any], envelope: Envelope) -> Any:
+def _payload_of(handler: EndpointHandler[Any], envelope: Envelope, received: dict[str, Any] | Upload) -> Any:
     """The payload, as the handler's author reads it. Raises `Invalid` (422)."""
     try:
-        return handler.read_payload(envelope.as_request())
+        if isinstance(received, Upload):
+            return handler.read_upload(received)
+        return handler.read_payload(envelope.as_request(received))
     except JsonDataException as e:
         raise Invalid(e.message) from e
 
@@ -468,22 +511,49 @@ def _payload_of(handler: EndpointHandler[Any], envelope: Envelope) -> Any:
 def _forwarded_headers(request: web.Request, handler: EndpointHandler[Any]) -> dict[str, str]:
     """The headers of a client's request that reach the model server (protocol.md §2).
 
-    An author's own `generate_client_response` reads the body, so none is asked for that is compressed.
+    An author's own `generate_client_response` reads the body, and one that follows newlines is read by the
+    client as it is: then none is asked for that is compressed.
     """
     reads_body = cast(Any, type(handler)).generate_client_response is not _DEFAULT_ANSWER
-    names = _FORWARDED[:2] if reads_body else _FORWARDED
+    names = _FORWARDED[:2] if reads_body or handler.keepalive_s is not None else _FORWARDED
     return {name: ", ".join(request.headers.getall(name)) for name in names if name in request.headers}
 
 
-async def _write_out(request: web.Request, response: web.StreamResponse, finish: bool) -> None:
-    """Write what of `response` is not written yet. Raises `ClientGone`, unless the call was to `finish`."""
+async def _write_out(request: web.Request, response: web.StreamResponse, finish: bool) -> web.StreamResponse:
+    """Write what of `response` is not written yet; what the client got in the end.
+
+    Raises `ClientGone`, unless the call was to `finish`.
+    """
+    keepalive = KeepAlive.of(request)
     try:
         if not (finish and _left(request)):
+            if keepalive is not None and keepalive.waiting:
+                return await keepalive.finish(response)
             await response.prepare(request)
             await response.write_eof()
     except ConnectionError as e:
         if not finish:
             raise ClientGone from e
+    return response
+
+
+async def _told(request: web.Request, response: web.Response) -> web.StreamResponse:
+    """The failure `response` as its client can still be told it; an answer under way is aborted."""
+    keepalive = KeepAlive.of(request)
+    if _begun(request):
+        return _aborted(request)
+    if keepalive is None or not keepalive.waiting:
+        return response
+    try:
+        return await keepalive.finish(response)
+    except ConnectionError:
+        return _aborted(request)
+
+
+def _is_late(request: web.Request) -> bool:
+    """Whether newlines have told the client 200 already."""
+    keepalive = KeepAlive.of(request)
+    return keepalive is not None and keepalive.begun
 
 
 def _outcome(request: web.Request, response: web.StreamResponse) -> Outcome:
@@ -491,7 +561,7 @@ def _outcome(request: web.Request, response: web.StreamResponse) -> Outcome:
     told = request.get("outcome")
     if told in ("served", "errored"):
         return Outcome.SERVED if told == "served" else Outcome.ERRORED
-    return Outcome.SERVED if response.status < 500 else Outcome.ERRORED
+    return Outcome.SERVED if response.status < (400 if _is_late(request) else 500) else Outcome.ERRORED
 
 
 def _broken(request: web.Request, error: BaseException) -> Exception:
@@ -506,8 +576,9 @@ def _left(request: web.Request) -> bool:
 
 
 def _begun(request: web.Request) -> bool:
-    """Whether a status line is out: no other may follow it."""
-    return request.writer.output_size > 0
+    """Whether an answer is out, more than newlines: no other may follow it."""
+    keepalive = KeepAlive.of(request)
+    return request.writer.output_size > 0 and not (keepalive is not None and keepalive.waiting)
 
 
 def _aborted(request: web.Request) -> web.Response:

@@ -7,6 +7,7 @@ worker.py.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -30,6 +31,7 @@ from lib.declared import (
 )
 from lib.functions import RemoteFunction, is_async, takes, unusable
 from lib.parts import Lifecycle
+from lib.uploads import Upload
 
 Method = Literal["POST", "GET", "PUT", "PATCH", "DELETE"]
 
@@ -51,8 +53,9 @@ _OF_THE_BENCHMARK = {
 }
 # Functions that are called on the event loop, with how many arguments.
 _ARGUMENTS = {"request_parser": 1, "workload_calculator": 1, "response_generator": 2}
-# In a route they would make a pattern or end the path; the model server has the same one.
-_NO_PATH = frozenset("{}?# \t\r\n")
+# In a route they would end the path or make it a pattern, but for parameters; the model server has the same.
+_NO_PATH = re.compile(r"[{}?#\s]")
+_PATH_PARAMETER = re.compile(r"\{[A-Za-z_]\w*\}")
 
 
 class LogActionConfig(Declared):
@@ -156,6 +159,7 @@ class HandlerConfig(Declared):
         kind = DeclaredHandler if self.response_generator is None else AnsweringHandler
         return kind(
             route=self.route,
+            method=self.method,
             payload_class=self.payload_class,
             request_parser=self.request_parser,
             response_generator=self.response_generator,
@@ -179,8 +183,13 @@ class HandlerConfig(Declared):
         return handler
 
     def _route_problems(self) -> Iterator[str]:
-        if self.has("route") and (not self.route.startswith("/") or _NO_PATH & set(self.route)):
-            yield f"route {self.route!r} is not a path: it begins with '/', without pattern, query or space"
+        if not self.has("route"):
+            return
+        if not self.route.startswith("/") or _NO_PATH.search(_PATH_PARAMETER.sub("", self.route)):
+            yield (
+                f"route {self.route!r} is not a path: it begins with '/', has parameters as {{name}}, and "
+                "neither a query nor a space"
+            )
 
     def _function_problems(self) -> Iterator[str]:
         if self.remote_function is None:
@@ -197,6 +206,9 @@ class HandlerConfig(Declared):
         if self.handler_class is not None and idle:
             yield f"handler_class is given as well as {', '.join(idle)}: put that into the class"
         own = self.payload_class
+        if isinstance(own, type) and issubclass(own, Upload):
+            of_json = [n for n in ("request_parser", "workload_calculator") if getattr(self, n) is not None]
+            yield from (f"{n} is given, but an Upload has no JSON: use its methods" for n in of_json)
         if self.has("payload_class") and own is not dict and not hasattr(own, "from_json_msg"):
             yield f"payload_class {cast(Any, own).__name__} has no from_json_msg"
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from lib.model.connection import ModelCaller
+    from lib.uploads import Upload
 
 __all__ = ["ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction"]
 
@@ -189,6 +190,11 @@ class EndpointHandler(ABC, Generic[P]):
         kind = type(self)
         return f"{kind.__module__}.{kind.__qualname__}"
 
+    @property
+    def benchmark_method(self) -> str:
+        """The method of the benchmark's requests, which no client chooses."""
+        return "POST"
+
     def make_benchmark_payload(self) -> P:
         """A payload for the benchmark; made anew for each of its requests."""
         return cast(Any, self.payload_cls()).for_test()
@@ -199,16 +205,21 @@ class EndpointHandler(ABC, Generic[P]):
         return own() if own else payload
 
     def call_model(self, model: ModelCaller, payload: P) -> AbstractAsyncContextManager[Any]:
-        """The model's response to `payload`, as an async context manager; by default of a POST to `endpoint`.
+        """The model's response to `payload`, as an async context manager.
 
+        By default of one request to `endpoint`, by the client's method: a POST, or a GET with the payload
+        in its query; a `{name}` in `endpoint` is filled in (`ModelCaller.send`).
         The place to speak another protocol to the model server, or to compute the answer here. It gives
         what `generate_client_response` takes, or an `aiohttp.web.StreamResponse` that is the answer.
         """
-        form = getattr(payload, "generate_payload_multipart", _no_form)()
+        upload = getattr(payload, "generate_payload_upload", _none)()
+        if upload is not None:
+            return model.send_upload(self.endpoint, upload)
+        form = getattr(payload, "generate_payload_multipart", _none)()
         if form is not None:
             return model.post_form(self.endpoint, form)
         message = self.generate_payload_json(payload)
-        return model.post_json(self.endpoint, message)  # read last: some handlers decide it on the way
+        return model.send(self.endpoint, message)  # read last: some handlers decide it on the way
 
     async def generate_client_response(
         self, client_request: web.Request, model_response: aiohttp.ClientResponse
@@ -241,6 +252,15 @@ class EndpointHandler(ABC, Generic[P]):
             return self._payload_in(req_data)  # the same, without reading `auth_data` once more
         return self.get_data_from_request(req_data)[1]
 
+    @property
+    def takes_uploads(self) -> bool:
+        """Whether bodies that are not JSON are taken: by default, if the payload class has `from_upload`."""
+        return hasattr(self.payload_cls(), "from_upload")
+
+    def read_upload(self, upload: Upload) -> P:
+        """The payload in a body that is not JSON, authenticated by now. Raises `JsonDataException` (422)."""
+        return cast(Any, self.payload_cls()).from_upload(upload)
+
     @classmethod
     def _payload_in(cls, req_data: dict[str, Any]) -> P:
         payload_cls: Any = cls.payload_cls()
@@ -254,5 +274,5 @@ class EndpointHandler(ABC, Generic[P]):
 _DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__
 
 
-def _no_form() -> None:
+def _none() -> None:
     return None

@@ -21,6 +21,7 @@ from aiohttp import web
 from lib.data_types import ApiPayload, EndpointHandler
 from lib.functions import RemoteFunction
 from lib.json_fields import JsonDataException
+from lib.uploads import Upload
 from lib.workload import DEFAULT_WORKLOAD
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class DeclaredPayload:
         own = getattr(self.typed, "generate_payload_multipart", None)
         return own() if own else None
 
+    def generate_payload_upload(self) -> Upload | None:
+        own = getattr(self.typed, "generate_payload_upload", None)
+        return own() if own else None
+
     def count_workload(self) -> float:
         if self.workload_calculator is not None:
             return self.workload_calculator(self.json)
@@ -76,6 +81,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
     """A handler for `route` on the model server, or for `function` instead of one."""
 
     route: str
+    method: str = "POST"
     payload_class: type[Any] | None = None
     request_parser: RequestParser | None = None
     response_generator: ResponseGenerator | None = None
@@ -91,9 +97,21 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
     def benchmark_name(self) -> str:
         return f"{self.route} {self.function.name}" if self.function else self.route
 
+    @property
+    def benchmark_method(self) -> str:
+        return self.method
+
     @classmethod
     def payload_cls(cls) -> type[DeclaredPayload]:
         return DeclaredPayload
+
+    @property
+    def takes_uploads(self) -> bool:
+        return hasattr(self.payload_class, "from_upload")
+
+    def read_upload(self, upload: Upload) -> DeclaredPayload:
+        typed = cast(Any, self.payload_class).from_upload(upload)
+        return DeclaredPayload({"upload": typed}, typed)
 
     def read_payload(self, req_data: Json) -> DeclaredPayload:
         return self._read(req_data["payload"])

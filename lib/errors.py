@@ -87,6 +87,12 @@ class CodingNotUnderstood(WorkerError):
     status = 415
 
 
+class MediaTypeRefused(WorkerError):
+    """415: the route takes JSON, and the request's body is something else."""
+
+    status = 415
+
+
 class Refused(WorkerError):
     """Not now: counted as rejected. `retry_after_s` is rounded up to whole seconds, at least 1."""
 

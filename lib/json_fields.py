@@ -1,8 +1,8 @@
 """JSON objects into dataclasses, with every wrong field named at once.
 
-Owns `JsonDataException` and the reading of dataclass fields. Only simple types are checked: str, int,
-float, bool, list, dict, None, literals, unions of them and nested dataclasses; any other annotation takes
-the value as it is.
+Owns `JsonDataException`, the `Parameters` of a URL, and the reading of dataclass fields. Only simple types
+are checked: str, int, float, bool, list, dict, None, literals, unions of them and nested dataclasses; any
+other annotation takes the value as it is.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -47,13 +48,15 @@ def read_fields(cls: type[Any], message: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     problems: dict[str, Any] = {}
+    from_url = isinstance(message, Parameters)
     for name, wanted, required in _fields_of(cls):
         if name not in message:
             if required:
                 problems[name] = "missing parameter"
             continue
         try:
-            values[name] = _read(wanted, message[name])
+            given = message[name]
+            values[name] = _read(wanted, _stands_for(wanted, given) if from_url else given)
         except JsonDataException as e:
             problems[name] = e.message
         except TypeError as e:
@@ -61,6 +64,44 @@ def read_fields(cls: type[Any], message: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise JsonDataException(problems)
     return values
+
+
+class Parameters(dict[str, Any]):
+    """Parameters of a URL: texts, and lists of them for names that come more than once.
+
+    A field that wants something else than a text takes what the text stands for.
+    """
+
+
+def _stands_for(wanted: Any, text: Any) -> Any:
+    """`text` as what a field of the type `wanted` takes, or as it is where it can't be that."""
+    options = _options(wanted)
+    lists = [option for option in options if (typing.get_origin(option) or option) is list]
+    if lists and not isinstance(text, list):
+        text = [text]
+    if isinstance(text, list):
+        of = (typing.get_args(lists[0]) or (str,))[0] if lists else str
+        return [_stands_for(of, item) for item in cast("list[Any]", text)]
+    choices = [
+        c for option in options if typing.get_origin(option) is Literal for c in typing.get_args(option)
+    ]
+    for choice in choices:
+        if _stands_for(type(choice), text) == choice:
+            return choice
+    if str in options:
+        return text
+    for kind, read in _READERS:
+        if kind in options:
+            with suppress(ValueError, KeyError):
+                return read(text)
+    return text
+
+
+_READERS: Sequence[tuple[type[Any], Callable[[str], Any]]] = (
+    (bool, {"true": True, "false": False, "1": True, "0": False}.__getitem__),
+    (int, int),
+    (float, float),
+)
 
 
 @lru_cache(maxsize=256)
@@ -103,7 +144,7 @@ def _options(wanted: Any) -> tuple[Any, ...]:
 
 def _fits(wanted: Any, value: Any) -> bool:
     origin = typing.get_origin(wanted) or wanted
-    if origin is typing.Literal:
+    if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in typing.get_args(wanted))
     if origin in (int, float) and isinstance(value, bool):
         return False
@@ -119,7 +160,7 @@ def _fits(wanted: Any, value: Any) -> bool:
 
 def _name(wanted: Any) -> str:
     origin = typing.get_origin(wanted) or wanted
-    if origin is typing.Literal:
+    if origin is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(wanted))
     if origin is list and typing.get_args(wanted):
         return "a list, each item " + " or ".join(_name(o) for o in _options(typing.get_args(wanted)[0]))

@@ -195,6 +195,9 @@ async def assemble(
             server=server,
             gate=Gate(
                 BodyReader(settings.max_json_bytes, settings.request_body_timeout_s),
+                BodyReader(
+                    settings.max_request_bytes, settings.request_body_timeout_s, setting="MAX_REQUEST_BYTES"
+                ),
                 signatures,
                 sessions,
                 key.refetch if key else _no_key,

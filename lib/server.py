@@ -11,8 +11,10 @@ import asyncio
 import errno
 import importlib.util
 import logging
+import os
 import resource
 import signal
+import socket
 import ssl
 import sys
 import threading
@@ -22,7 +24,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import psutil
@@ -32,6 +34,7 @@ from lib.backend import Backend
 from lib.errors import SettingsError, attempt_async, refusals_as_json
 from lib.logs import configure_logging
 from lib.management import loopback_routes, public_routes, without
+from lib.model.keepalive import check_prepared
 from lib.model.readiness import Cause
 from lib.parts import Parts
 from lib.session_routes import end_route, session_routes
@@ -47,6 +50,8 @@ FLUSH_LIMIT_S = 10.0
 # How long connections may take to take their last bytes once no request is in flight.
 CLOSE_LIMIT_S = 2.0
 BACKLOG = 4096
+# Proxies and address translators forget connections that are silent for a minute (lesson 32).
+TCP_KEEP_ALIVE_S = 30
 
 
 class PortTaken(Exception):
@@ -238,16 +243,30 @@ async def _calls(backend: Backend, sockets: _Sockets) -> AsyncGenerator[None, No
 
 def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
     app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
+    app.on_response_prepare.append(check_prepared)
     app.add_routes(routes)
     return web.AppRunner(
         app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S
     )
 
 
+class _Site(web.TCPSite):
+    """A site whose connections show the network that they are in use, and soon find out when they are not."""
+
+    async def start(self) -> None:
+        await super().start()
+        for listening in cast(asyncio.Server, self._server).sockets:
+            # A duplicate, since uvloop's own objects take no options; what is accepted inherits them.
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, TCP_KEEP_ALIVE_S)
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, TCP_KEEP_ALIVE_S)
+
+
 async def _listen(runner: web.AppRunner, options: dict[str, Any]) -> None:
     await runner.setup()
     try:
-        await web.TCPSite(runner, **options).start()
+        await _Site(runner, **options).start()
     except OSError as e:
         if e.errno != errno.EADDRINUSE:
             raise

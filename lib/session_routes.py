@@ -31,7 +31,7 @@ def end_route(backend: Backend) -> web.RouteDef:
 
 
 async def _create(backend: Backend, request: web.Request) -> web.Response:
-    session = backend.open_session(await backend.parts.gate.admit(request))
+    session = await backend.open_session(request)
     answer = {"session_id": session.id, "expiration": session.expiration}
     return web.json_response(answer, status=201)
 

@@ -7,6 +7,7 @@ The engine and the model server live in the test's process, on its event loop; t
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -106,6 +107,15 @@ class Rig:
         """`auth_data` signed by the engine for this worker."""
         everything: dict[str, Any] = {"url": self.url, "cost": cost, **signed}
         return self.engine.sign(**everything)
+
+    def bearer(self, cost: float = 1.0, **signed: Any) -> str:
+        """The same as a bearer token of header authentication."""
+        raw = json.dumps(self.auth(cost, **signed)).encode()
+        return "vast." + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+    def header(self, cost: float = 1.0, **signed: Any) -> dict[str, str]:
+        """The same as the header of a request."""
+        return {"Authorization": f"Bearer {self.bearer(cost, **signed)}"}
 
     def envelope(
         self, workload: float = 1.0, data: dict[str, Any] | None = None, **signed: Any

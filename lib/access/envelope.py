@@ -1,13 +1,15 @@
-"""The envelope `{"auth_data", "payload"}`: JSON in, its parts out (protocol.md §2).
+"""The envelope `{"auth_data", "payload"}`, or `auth_data` in a header: its parts out (protocol.md §2).
 
-Owns the shape of a request's body. Whether its signature holds is signatures.py's; what the payload means
-is the handler's. Everything wrong raises `Invalid` (422) naming each wrong field.
+Owns the shape of both. Whether the signature holds is signatures.py's; what the payload means is the
+handler's. Everything wrong raises `Invalid` (422) naming each wrong field.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +24,9 @@ PARSED_WHOLE_BYTES = 1024 * 1024
 # As much of a large body is parsed to find `auth_data`.
 AUTH_DATA_BYTES = 64 * 1024
 
+# What a bearer token begins with that is header authentication.
+BEARER_PREFIX = "vast."
+EMPTY = "empty: JSON is expected, or authentication by a header"
 _FIRST_KEY = re.compile(r'\s*\{\s*"auth_data"\s*:\s*')
 _DECODER = json.JSONDecoder()
 
@@ -30,18 +35,19 @@ _DECODER = json.JSONDecoder()
 class Envelope:
     """A request's parts: `raw_auth` as received, `auth` read from it, the payload as it came.
 
+    `payload` None: authenticated by a header, the body is the payload and has not been read.
     `session_id` names the session that it says to be in; `session` is that session, or None when it is gone.
     """
 
     raw_auth: dict[str, Any]
     auth: AuthData
-    payload: dict[str, Any]
+    payload: dict[str, Any] | None
     session_id: str | None = None
     session: Session | None = None
 
-    def as_request(self) -> dict[str, Any]:
-        """The whole envelope, as `EndpointHandler.get_data_from_request` takes it."""
-        whole: dict[str, Any] = {"auth_data": self.raw_auth, "payload": self.payload}
+    def as_request(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """A whole envelope around `payload`, as `EndpointHandler.get_data_from_request` takes it."""
+        whole: dict[str, Any] = {"auth_data": self.raw_auth, "payload": payload}
         return whole if self.session_id is None else {**whole, "session_id": self.session_id}
 
 
@@ -80,6 +86,39 @@ class SealedEnvelope:
         return Envelope(self.raw_auth, self.auth, whole["payload"], whole.get("session_id"))
 
 
+def envelope_in(headers: Mapping[str, str]) -> Envelope | None:
+    """What header authentication gives; None: there is none, and the body has an envelope.
+
+    `X-Vast-Auth: <base64url of auth_data>`, or the same as a bearer token after "vast.". Any other bearer
+    token means nothing. Raises `Invalid` (422).
+    """
+    scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
+    tokens = {_unpadded(headers["X-Vast-Auth"])} if "X-Vast-Auth" in headers else set[str]()
+    if scheme.lower() == "bearer" and bearer.strip().startswith(BEARER_PREFIX):
+        tokens.add(_unpadded(bearer.strip()[len(BEARER_PREFIX) :]))
+    if not tokens:
+        return None
+    if len(tokens) > 1:
+        raise Invalid({"auth_data": "Authorization and X-Vast-Auth differ"})
+    raw_auth = _decoded(tokens.pop())
+    return Envelope(raw_auth, _auth_data(raw_auth), None)
+
+
+def _unpadded(token: str) -> str:
+    return token.strip().rstrip("=")
+
+
+def _decoded(token: str) -> dict[str, Any]:
+    try:
+        text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except ValueError as e:  # not of its alphabet, not ASCII, or of a length that can't be
+        raise Invalid({"auth_data": f"not base64url of JSON: {e}"}) from e
+    try:
+        return object_in(text)
+    except Invalid as e:
+        raise Invalid({"auth_data": e.fields["body"]}) from e
+
+
 def object_in(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object in `body`. Raises `Invalid` (422)."""
     try:
@@ -87,7 +126,7 @@ def object_in(body: bytes | bytearray) -> dict[str, Any]:
     except RecursionError as e:
         raise Invalid({"body": "nested too deeply"}) from e
     except ValueError as e:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise Invalid({"body": f"not JSON: {e}" if body else "empty: JSON is expected"}) from e
+        raise Invalid({"body": f"not JSON: {e}" if body else EMPTY}) from e
     if not isinstance(value, dict):
         raise Invalid({"body": "must be a JSON object"})
     return cast("dict[str, Any]", value)

@@ -15,6 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from lib.errors import AnswerCut, ClientGone, ModelTimedOut, ModelUnreachable
+from lib.model.keepalive import KeepAlive
 
 # RFC 9110 §7.6.1: these concern one connection, not the message.
 HOP_BY_HOP = frozenset(
@@ -49,16 +50,24 @@ async def pass_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.S
         headers.popall("Content-Encoding")
         headers.popall("Content-Length", None)
     length = answer.content_length
-    if not decoding and not is_streamed(answer) and length is not None and length <= WHOLE_BYTES:
-        body = b"".join([chunk async for chunk in _chunks(answer)])
+    chunks = _decoded(answer) if decoding else _chunks(answer)
+    keepalive = KeepAlive.of(request)
+    late = keepalive is not None and keepalive.begun
+    has_body = request.method != "HEAD"  # a length may be told without one
+    if (late and answer.status >= 400) or (
+        has_body and not decoding and not is_streamed(answer) and length is not None and length <= WHOLE_BYTES
+    ):
+        body = b"".join([chunk async for chunk in chunks])
         headers.popall("Content-Length", None)  # aiohttp counts the body itself
         return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
-    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-    chunks = _decoded(answer) if decoding else _chunks(answer)
     try:
-        await response.prepare(request)
-        async for chunk in chunks:
-            await _write(response, chunk)
+        response = await keepalive.answer(answer.content_type) if keepalive is not None else None
+        if response is None:
+            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+            await response.prepare(request)
+        if has_body:
+            async for chunk in chunks:
+                await _write(response, chunk)
         await response.write_eof()
     except ConnectionError as e:
         raise ClientGone from e
@@ -119,15 +128,18 @@ async def _decoded(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 def _needs_decoding(request: web.Request, answer: aiohttp.ClientResponse) -> bool:
-    """Whether the answer is compressed in a way that the client did not ask for."""
+    """Whether the answer is compressed in a way that the client did not ask for, or that follows newlines."""
     coding = answer.headers.get("Content-Encoding", "identity").strip().lower().removeprefix("x-")
     if coding in ("", "identity") or answer.status in _NO_BODY or request.method == "HEAD":
         return False
-    if accepts_coding(",".join(request.headers.getall("Accept-Encoding", [])), coding):
+    accepted = accepts_coding(",".join(request.headers.getall("Accept-Encoding", [])), coding)
+    if accepted and KeepAlive.of(request) is None:
         return False
     if coding not in ("gzip", "deflate"):
         raise ModelUnreachable(
             f"the model server's answer is {coding}-encoded, which the client doesn't accept"
+            if not accepted
+            else f"the model server's answer is {coding}-encoded, and keepalive_s takes none that is"
         )
     return True
 

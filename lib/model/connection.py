@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from types import SimpleNamespace, TracebackType
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 import anyio
+from aiohttp import web
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
-from lib.errors import ModelTimedOut, ModelUnreachable
+from lib.errors import Invalid, ModelTimedOut, ModelUnreachable
+from lib.uploads import Upload
 
 # Servers close idle connections after 5 to 15 s (protocol.md §2): ours go before.
 KEEP_ALIVE_S = 4.0
@@ -29,6 +33,9 @@ CONNECT_TIMEOUT_S = 10.0
 LARGE_BODY_BYTES = 1024 * 1024
 # What aiohttp would add of its own accord: the model server gets what the client sent, and no more.
 _ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "User-Agent")
+# Methods whose parameters are in the URL.
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class ModelServer:
@@ -73,9 +80,11 @@ class ModelServer:
             return URL(text)
         return URL(f"{self.url}/{text.lstrip('/')}")
 
-    def caller(self, headers: Mapping[str, str]) -> ModelCaller:
-        """What a handler's `call_model` gets: this server, with one client request's `headers`."""
-        return ModelCaller(self, headers)
+    def caller(
+        self, headers: Mapping[str, str], client_request: web.Request | None = None, method: str = "POST"
+    ) -> ModelCaller:
+        """What a handler's `call_model` gets: this server as one request sees it."""
+        return ModelCaller(self, headers, client_request, method)
 
     async def accepts_connections(self, limit_s: float = 2.0) -> bool:
         """Whether something listens at the model server's address."""
@@ -102,24 +111,50 @@ class ModelServer:
 
 
 class ModelCaller:
-    """The model server as one request sees it: calls carry the headers that its client sent."""
+    """The model server as one request sees it: calls carry the headers that its client sent.
 
-    def __init__(self, server: ModelServer, headers: Mapping[str, str]) -> None:
+    `client_request` is that client's, None in the benchmark; `method` is its method.
+    """
+
+    def __init__(
+        self,
+        server: ModelServer,
+        headers: Mapping[str, str],
+        client_request: web.Request | None = None,
+        method: str = "POST",
+    ) -> None:
         self.server = server
         self.headers = headers
+        self.client_request = client_request
+        self.method = method if client_request is None else client_request.method
+
+    def send(self, endpoint: str | None, message: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send `message` by the client's method: in the query of a GET, HEAD or DELETE, else as JSON.
+
+        A `{name}` in `endpoint` is the parameter of that name in the client's path, or else in `message`,
+        which then goes without it. Raises `Invalid` (422) for one that is missing or has a "." or ".." as a
+        part, which would lead elsewhere, `ModelUnreachable` (502), `ModelTimedOut` (504).
+        """
+        fields = cast("dict[str, Any]", message) if isinstance(message, dict) else None
+        target, rest = self._filled(endpoint, fields or {})
+        if self.method in _WITHOUT_BODY:
+            return self.request(self.method, _with_query(target, rest))
+        return self._send_json(self.method, target, message if fields is None else rest)
+
+    def send_upload(
+        self, endpoint: str | None, upload: Upload
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send `upload` on as it came, by the client's method; `endpoint` may have names as for `send`."""
+        headers = {"Content-Type": upload.content_type, "Content-Length": str(upload.size_bytes)}
+        return self.request(
+            self.method, self._filled(endpoint, {})[0], partial(upload.path.open, "rb"), headers
+        )
 
     def post_json(
         self, endpoint: str | None, message: Any
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """POST `message` as JSON. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
-        body = json.dumps(message).encode()
-        large = len(body) > LARGE_BODY_BYTES
-        return self.request(
-            "POST",
-            endpoint,
-            (lambda: io.BytesIO(body)) if large else (lambda: body),
-            {"Content-Type": "application/json", "Content-Length": str(len(body))},
-        )
+        return self._send_json("POST", endpoint, message)
 
     def post_form(
         self, endpoint: str | None, fields: Mapping[str, Any]
@@ -164,6 +199,37 @@ class ModelCaller:
             raise _failure(e) from e
         async with response:
             yield response
+
+    def _send_json(
+        self, method: str, endpoint: str | None, message: Any
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        body = json.dumps(message).encode()
+        large = len(body) > LARGE_BODY_BYTES
+        return self.request(
+            method,
+            endpoint,
+            (lambda: io.BytesIO(body)) if large else (lambda: body),
+            {"Content-Type": "application/json", "Content-Length": str(len(body))},
+        )
+
+    def _filled(self, endpoint: str | None, fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """`endpoint` with its names filled in, and those of `fields` that are not in it."""
+        if endpoint is None or not (names := _PLACEHOLDER.findall(endpoint)):
+            return endpoint, fields
+        request = self.client_request
+        in_path: Mapping[str, str] = {} if request is None else request.match_info
+        given = {name: in_path[name] if name in in_path else fields.get(name) for name in names}
+        values = {name: "" if value is None else _text(value) for name, value in given.items()}
+        problems = {name: "missing parameter" for name in names if not values[name]}
+        for name, value in values.items():
+            if {".", ".."} & set(value.split("/")):
+                problems[name] = "can't be part of a path"
+        if problems:
+            raise Invalid({"payload": problems})
+        filled = _PLACEHOLDER.sub(lambda found: quote(values[found[1]], safe=""), endpoint)
+        # A body is the client's own, whatever its fields are called; a URL's parameters are all one.
+        taken = [name for name in names if name not in in_path or self.method in _WITHOUT_BODY]
+        return filled, {name: value for name, value in fields.items() if name not in taken}
 
     async def _send(
         self,
@@ -223,6 +289,21 @@ class ModelSession:
 
     def ws_connect(self, url: StrOrURL, **kwargs: Any) -> Any:
         return self._server.kept.ws_connect(self._server.resolve(url), **kwargs)
+
+
+def _with_query(target: str | None, fields: Mapping[str, Any]) -> str | None:
+    """`target` with `fields` in its query: lists repeat, None is left out, objects are JSON."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in fields.items():
+        items = cast("list[Any]", value) if isinstance(value, list) else [value]
+        pairs += [(name, _text(item)) for item in items if item is not None]
+    if target is None or not pairs:
+        return target
+    return f"{target}{'&' if '?' in target else '?'}{urlencode(pairs)}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def make_form(fields: Mapping[str, Any]) -> aiohttp.FormData:

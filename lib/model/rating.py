@@ -124,7 +124,8 @@ class Rating:
 
     async def _call(self, payload: Any) -> tuple[int, str]:
         """Status and the beginning of the body of one answer, read to its last byte."""
-        async with self.handler.call_model(self.server.caller({}), payload) as answer:
+        caller = self.server.caller({}, method=self.handler.benchmark_method)
+        async with self.handler.call_model(caller, payload) as answer:
             if isinstance(answer, web.StreamResponse):
                 return answer.status, _text(answer)
             return answer.status, await _read(answer)

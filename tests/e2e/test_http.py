@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import resource
+import socket
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from lib.backend import Backend
+from lib.server import TCP_KEEP_ALIVE_S
 from tests.fakes.raw_client import Head, RawClient, connected
-from tests.fakes.worker import Setup
+from tests.fakes.worker import Setup, build
 from tests.manual_clock import ManualClock
 from tests.rig import Rig, inner_rig, rig
 
@@ -406,3 +410,29 @@ async def test_a_request_has_one_line_in_the_log(tmp_path: Path, caplog: pytest.
         assert len(lines) == 1
         assert lines[0].startswith("id-1 POST /echo 200 served workload=1 ")
         assert json.loads((await ask(here, "/echo"))[1])["path"] == "/echo"
+
+
+# The connection to the client
+
+
+async def tcp_options(request: web.Request) -> web.Response:
+    """Of the connection that it comes by: keep-alive, and after how many silent seconds."""
+    assert request.transport is not None
+    connection = request.transport.get_extra_info("socket")
+    silent_s = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+    return web.json_response([connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), silent_s])
+
+
+def telling(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+    backend, routes = build(model_url, setup)
+    return backend, [*routes, web.get("/tcp", tcp_options)]
+
+
+async def test_tcp_keeps_connections_alive(tmp_path: Path) -> None:
+    """Proxies forget those that are silent for a minute; the system's default is two hours (lesson 32)."""
+    async with (
+        inner_rig(tmp_path, make=telling) as here,
+        here.http.get(here.url + "/tcp") as answer,
+    ):
+        assert await answer.json() == [1, TCP_KEEP_ALIVE_S]
+    assert TCP_KEEP_ALIVE_S < 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import zlib
 from collections.abc import AsyncGenerator, Sequence
@@ -16,7 +17,7 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.access.body import BodyReader
+from lib.access.body import INFLATED_BYTES, BodyReader
 from lib.errors import (
     BodyStalled,
     BodyTooLarge,
@@ -127,6 +128,17 @@ async def test_a_packed_body_is_refused_by_its_unpacked_size_before_it_is_unpack
         await body_of(BodyReader(60_000, STALL_S), Upload("gzip").arrive(bomb, whole=False))
 
 
+@pytest.mark.parametrize("size", [n * INFLATED_BYTES + d for n in (1, 2) for d in (-1, 0, 1)] + [10**7])
+@pytest.mark.parametrize("step", [1, 7, 65536])
+async def test_a_packed_body_is_unpacked_in_small_pieces(size: int, step: int) -> None:
+    plain = bytes(size)
+    packed = gzip.compress(plain, mtime=0)
+    upload = Upload("gzip").arrive(*(packed[i : i + step] for i in range(0, len(packed), step)))
+    parts = [part async for part in BodyReader(size, STALL_S).parts(upload)]
+    assert b"".join(parts) == plain
+    assert max(map(len, parts)) <= INFLATED_BYTES
+
+
 async def test_a_packed_body_that_unpacks_to_nothing_is_bounded_too() -> None:
     upload, nothing = Upload("gzip"), b"\x00\x00\x00\xff\xff" * 1000  # empty stored blocks
     head = gzip.compress(b"", mtime=0)[:10]
@@ -172,7 +184,11 @@ async def test_a_body_that_trickles_is_refused_in_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("error", "becomes"),
-    [(web.RequestPayloadError("bad chunk"), Invalid), (ConnectionResetError("gone"), ClientGone)],
+    [
+        (web.RequestPayloadError("bad chunk"), Invalid),
+        (ConnectionResetError("gone"), ClientGone),
+        (OSError(errno.EHOSTUNREACH, "unreachable"), ClientGone),
+    ],
 )
 async def test_a_body_that_breaks_off(error: Exception, becomes: type[Exception]) -> None:
     upload = Upload()

@@ -45,7 +45,9 @@ def test_an_envelope_gives_its_parts_as_they_came() -> None:
     sealed = SealedEnvelope(json.dumps({"payload": {"a": 1}, "auth_data": raw, "more": []}).encode())
     assert sealed.raw_auth == raw
     assert sealed.auth == AuthData("s", 2.5, "e", 3, "http://w:1", None)
-    assert sealed.open().as_request() == {"auth_data": raw, "payload": {"a": 1}}
+    envelope = sealed.open()
+    assert envelope.payload == {"a": 1}
+    assert envelope.as_request({"a": 1}) == {"auth_data": raw, "payload": {"a": 1}}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
