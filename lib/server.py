@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,23 @@ def start_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **sit
     )
     if status:
         raise SystemExit(status)
+
+
+def run_worker(
+    build: Callable[[Mapping[str, str]], tuple[Backend, Sequence[web.AbstractRouteDef]]],
+    environ: Mapping[str, str],
+    **site_kwargs: Any,
+) -> None:
+    """`start_server` with what `build` makes of the environment.
+
+    The `SettingsError` of an environment that can't work is told, and is exit status 2.
+    """
+    try:
+        backend, routes = build(environ)
+    except SettingsError as e:
+        print(e, file=sys.stderr)  # noqa: T201 - there may be no logging yet
+        raise SystemExit(EXIT_SETTINGS) from e
+    start_server(backend, routes, **site_kwargs)
 
 
 async def run_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **site_kwargs: Any) -> int:

@@ -1,7 +1,7 @@
 """A client of the serverless engine: asks it for a worker, and calls that worker (protocol.md §1, §2).
 
-Owns the two requests of every call, and the arguments that say which engine is asked as whom. What is
-sent and what becomes of the answer is the caller's.
+Owns the two requests of every call, the arguments that say which engine is asked as whom, and what every
+example client does about failures. What is sent and what becomes of the answer is the caller's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -45,6 +46,10 @@ class EngineError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"engine: {message}")
         self.status = status
+
+
+class CallFailed(Exception):
+    """The worker answered with an error."""
 
 
 class NoWorker(Exception):
@@ -204,6 +209,25 @@ class RouteClient:
                     certificate = await response.read()
                 self._tls = await asyncio.to_thread(_tls_context, certificate)
         return self._tls
+
+
+async def check(response: aiohttp.ClientResponse) -> None:
+    """Raises `CallFailed`, with what the worker said, for any status but 200."""
+    if response.status != 200:
+        raise CallFailed(f"worker: HTTP {response.status} {await response.text(errors='replace')}")
+
+
+def tell_waiting(workers: Any) -> None:
+    """For `RouteClient.route`'s `on_wait`: a line on standard error."""
+    print(f"no worker is ready yet: {workers}", file=sys.stderr)
+
+
+def run_client(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run an example client to its end. What fails is told in one line, with exit status 1."""
+    try:
+        asyncio.run(main())
+    except (CallFailed, NoWorker, EngineError, aiohttp.ClientError) as e:
+        sys.exit(str(e))
 
 
 def _tls_context(ca_certificate: bytes) -> ssl.SSLContext:

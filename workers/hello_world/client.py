@@ -7,51 +7,43 @@ in `ask` and `stream`: the engine names a worker and signs for it, then the work
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import sys
 from typing import Any
 
 import aiohttp
 
-from lib.tools.route_client import EngineError, NoWorker, RouteClient, add_target_arguments, target_of
-
-
-class Failed(Exception):
-    """The worker answered with an error."""
+from lib.tools.route_client import (
+    RouteClient,
+    add_target_arguments,
+    check,
+    run_client,
+    target_of,
+    tell_waiting,
+)
 
 
 async def ask(engine: RouteClient, prompt: str, tokens: int) -> str:
     """The whole answer at once."""
     # 1. `cost` is the request's workload, in the unit that the worker counts in: tokens.
     #    While no worker is ready, this asks again, with the same `request_idx`.
-    worker = await engine.route(cost=tokens, on_wait=_say_waiting)
+    worker = await engine.route(cost=tokens, on_wait=tell_waiting)
     # 2. The worker is sent {"auth_data": what the engine answered, "payload": what we want}.
     payload = {"prompt": prompt, "max_response_tokens": tokens}
     async with engine.call(worker, "/generate", payload) as response:
-        await _check(response)
+        await check(response)
         answer: dict[str, Any] = await response.json()
     return answer["response"]
 
 
 async def stream(engine: RouteClient, prompt: str, tokens: int) -> None:
     """Print each token as it comes: one JSON object a line."""
-    worker = await engine.route(cost=tokens, on_wait=_say_waiting)
+    worker = await engine.route(cost=tokens, on_wait=tell_waiting)
     payload = {"prompt": prompt, "max_response_tokens": tokens}
     async with engine.call(worker, "/generate_stream", payload) as response:
-        await _check(response)
+        await check(response)
         async for line in response.content:
             print(json.loads(line)["token"], end="", flush=True)
     print()
-
-
-async def _check(response: aiohttp.ClientResponse) -> None:
-    if response.status != 200:
-        raise Failed(f"worker: HTTP {response.status} {await response.text()}")
-
-
-def _say_waiting(workers: Any) -> None:
-    print(f"no worker is ready yet: {workers}", file=sys.stderr)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -74,7 +66,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main())
-    except (Failed, NoWorker, EngineError, aiohttp.ClientError) as e:
-        sys.exit(str(e))
+    run_client(main)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lib.data_types import ApiPayload, JsonDataException
-from workers.hello_world.words import some_words
+from lib.words import some_words
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -7,7 +7,6 @@ is ready. A worker is these two files; copy them to begin your own (README.md te
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,11 +14,10 @@ from aiohttp import web
 
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
-from lib.errors import SettingsError
 from lib.model_settings import ModelSettings
-from lib.server import EXIT_SETTINGS, start_server
+from lib.server import run_worker
+from lib.words import some_words
 from workers.hello_world.data_types import InputData
-from workers.hello_world.words import some_words
 
 # Where the model server is and what it writes into its log. Each can be overridden by environment.
 MODEL_SERVER_URL = "http://127.0.0.1:5001"
@@ -109,15 +107,5 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
     return backend, routes
 
 
-def main(environ: Mapping[str, str]) -> None:
-    """Run the worker until it is stopped. Exit status 2: the environment can't work, and why is told."""
-    try:
-        backend, routes = build(environ)
-    except SettingsError as e:
-        print(e, file=sys.stderr)
-        sys.exit(EXIT_SETTINGS)
-    start_server(backend, routes)
-
-
 if __name__ == "__main__":
-    main(os.environ)
+    run_worker(build, os.environ)

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from lib.tools.route_client import RouteClient, Target
+from lib.tools.route_client import CallFailed, RouteClient, Target
 from workers.hello_world import client
 from workers.hello_world.model_server import ModelServer, Pace
 
@@ -61,5 +61,5 @@ async def test_it_prints_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
 
 async def test_a_refusal_is_told() -> None:
     async with routed() as engine:
-        with pytest.raises(client.Failed, match=r"HTTP 422 .*max_response_tokens"):
+        with pytest.raises(CallFailed, match=r"HTTP 422 .*max_response_tokens"):
             await client.ask(engine, "the loveliest", 0)

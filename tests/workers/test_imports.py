@@ -1,0 +1,85 @@
+"""What importing a ready-made worker does: nothing but defining it, with the core dependencies alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import files, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+WORKERS = sorted(path.parent.name for path in ROOT.glob("workers/*/server.py"))
+
+# Notes who looks into the environment; bars sockets, writing and the reading of data.
+SPY = """
+import importlib, os, sys
+
+class Spy(dict):
+    asked = set()
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+    def __getitem__(self, key):
+        self.asked.add(key)
+        return super().__getitem__(key)
+    def __contains__(self, key):
+        self.asked.add(key)
+        return super().__contains__(key)
+
+def bar(event, args):
+    assert event not in ("socket.bind", "socket.connect", "socket.getaddrinfo"), event
+    assert event != "open" or not set(str(args[1])) & set("wax+"), args
+    assert event != "open" or not str(args[0]).endswith((".txt", ".json")), args
+
+sys.dont_write_bytecode = True
+os.environ = Spy(os.environ)
+sys.addaudithook(bar)
+import logging
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+ours = ("MODEL", "MAX_", "CONTAINER", "WORKER", "REPORT", "LOG_", "COMFY")
+own = {name for name in Spy.asked if name.startswith(ours)}
+assert not own, own
+assert not logging.getLogger().handlers
+"""
+
+
+def core_distributions() -> set[str]:
+    """The project's own dependencies, and theirs."""
+    pending, names = ["pyworker"], set[str]()
+    while pending:
+        name = canonicalize_name(pending.pop())
+        if name not in names:
+            names.add(name)
+            needed = [Requirement(text) for text in requires(name) or []]
+            pending += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return names - {"pyworker"}
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to import from which has the core dependencies and nothing else."""
+    folder = tmp_path_factory.mktemp("core")
+    for name in core_distributions():
+        for file in files(name) or []:
+            if (top := file.parts[0]) not in ("..", "__pycache__") and not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(file.locate())).parents[len(file.parts) - 1] / top)
+    return folder
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_importing_does_nothing_and_needs_little(worker: str, core: Path) -> None:
+    parts = [f"workers.{worker}.{part}" for part in ("server", "client", "test_load")]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", SPY, *parts, "lib.test_harness"],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{core}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,138 @@
+"""A stand-in for Text Generation Inference, as a process: `python -m tests.workers.tgi.stand_in`.
+
+It answers in TGI's shapes and generates nothing but " word". Tests ask it what it received (`GET /received`)
+and wait until a client of it has left (`GET /left`). The prompt says what goes wrong: "fail" is a 424,
+"overloaded" a 429, "crash" a 500, "break" an error within a stream, "hang" a stream that never goes on; a
+temperature of 0 is a 422.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+log = logging.getLogger("stand-in")
+
+FAILURES = {
+    "fail": (424, "Request failed during generation: Server error: CUDA out of memory", "generation"),
+    "overloaded": (429, "Model is overloaded", "overloaded"),
+    "crash": (500, "Incomplete generation", "incomplete_generation"),
+}
+WORD = " word"
+
+
+@dataclass
+class StandIn:
+    """The server. `eos_after`: an answer ends after so many tokens."""
+
+    eos_after: int | None = None
+    notes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/received", self.received)
+        app.router.add_get("/left", self.left)
+        app.router.add_post("/generate", self.generate)
+        app.router.add_post("/generate_stream", self.generate)
+        return app
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def received(self, _: web.Request) -> web.Response:
+        return web.json_response(self.notes)
+
+    async def left(self, _: web.Request) -> web.Response:
+        await self.gone.wait()
+        return web.Response()
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        asked = await request.json()
+        self.notes.append({"path": request.path, "body": json.dumps(asked)})
+        if asked["inputs"] in FAILURES:
+            return _error(*FAILURES[asked["inputs"]])
+        if asked["parameters"].get("temperature") == 0:
+            return _error(
+                422, "Input validation error: `temperature` must be strictly positive", "validation"
+            )
+        count = min(asked["parameters"]["max_new_tokens"], self.eos_after or sys.maxsize)
+        reason = "length" if count == asked["parameters"]["max_new_tokens"] else "eos_token"
+        details = {"finish_reason": reason, "generated_tokens": count, "seed": None}
+        if request.path == "/generate":
+            answer = {"generated_text": WORD * count}
+            wanted = asked["parameters"].get("details")
+            return web.json_response({**answer, "details": details} if wanted else answer)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            await self._stream(response, asked["inputs"], count, details)
+        except (asyncio.CancelledError, ConnectionError):
+            self.gone.set()
+            raise
+        return response
+
+    async def _stream(
+        self, response: web.StreamResponse, prompt: str, count: int, details: Mapping[str, Any]
+    ) -> None:
+        for index in range(1, count + 1):
+            token = {"id": 7, "text": WORD, "logprob": -0.5, "special": False}
+            last = index == count
+            told = {"generated_text": WORD * count, "details": details} if last else {}
+            await _event(
+                response, {"index": index, "token": token, "generated_text": None, "details": None, **told}
+            )
+            if prompt == "break":
+                return await _event(response, {"error": FAILURES["fail"][1], "error_type": "generation"})
+            if prompt == "hang":
+                await asyncio.Event().wait()
+        return None
+
+
+async def _event(response: web.StreamResponse, message: Mapping[str, Any]) -> None:
+    await response.write(b"data:" + json.dumps(message, separators=(",", ":")).encode() + b"\n\n")
+
+
+def _error(status: int, message: str, kind: str) -> web.Response:
+    return web.json_response({"error": message, "error_type": kind}, status=status)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    server = StandIn(options.eos_after)
+    runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    for line in options.line:
+        log.info("%s", line)
+    sys.stdout.write(f"listening on http://127.0.0.1:{runner.addresses[0][1]}\n")
+    sys.stdout.flush()
+    await stop.wait()
+    await runner.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--line", action="append", default=[], help="a line for the log, once it listens")
+    parser.add_argument("--eos-after", type=int)
+    options = parser.parse_args()
+    handler = logging.FileHandler(options.log, encoding="utf-8")
+    logging.basicConfig(level="INFO", format="%(message)s", handlers=[handler])
+    asyncio.run(serve(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The TGI worker as a process, through the local engine, in front of a stand-in for TGI."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.raw_client import connected
+from tests.fakes.worker import Setup
+from tests.rig import worker_process
+from tests.workers.served import PERF, Served, served
+from tests.workers.tgi.stand_in import FAILURES, WORD
+
+JSON_LINE = '{"level":"INFO","message":"Connected","target":"text_generation_router"}'
+TEXT_LINE = "2026-01-01T00:00:00Z  INFO text_generation_router::server: router/src/server.rs:2210: Connected"
+
+
+def tgi(
+    tmp_path: Path, line: str = JSON_LINE, *options: str, measured: bool = True
+) -> AbstractAsyncContextManager[Served]:
+    module = "tests.workers.tgi.stand_in"
+    return served(tmp_path, "tgi", module, options=["--line", line, *options], measured=measured)
+
+
+async def test_whole_and_streamed(tmp_path: Path) -> None:
+    async with tgi(tmp_path) as here:
+        payload = {"inputs": "Hello", "parameters": {"max_new_tokens": 3, "seed": 5, "stop": ["\n"]}}
+        assert await here.call("/generate", payload) == (200, {"generated_text": WORD * 3})
+        assert await here.last_message() == payload
+        async with here.post("/generate_stream", payload, 3.0) as answer:
+            assert answer.content_type == "text/event-stream"
+            events = [line async for line in answer.content if line.strip()]
+        assert [event[:5] for event in events] == [b"data:"] * 3
+        assert json.loads(events[-1][5:])["generated_text"] == WORD * 3
+        await here.rig.told(6.0)
+        assert (here.rig.totals.cur_perf, here.rig.last_report.max_perf) == (6.0, PERF)
+
+
+async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
+    async with tgi(tmp_path) as here:
+        status, answer = await here.call("/generate", {"inputs": 5, "parameters": {"max_new_tokens": 0}})
+        assert (status, set(answer["payload"])) == (422, {"inputs", "parameters"})
+        assert await here.received() == []
+        for prompt, (status, message, kind) in FAILURES.items():
+            assert await here.call("/generate", {"inputs": prompt}) == (
+                status,
+                {"error": message, "error_type": kind},
+            )
+        status, answer = await here.call("/generate", {"inputs": "x", "parameters": {"temperature": 0}})
+        assert (status, answer["error_type"]) == (422, "validation")
+        async with here.post("/generate_stream", {"inputs": "break"}) as broken:
+            assert FAILURES["fail"][1].encode() in await broken.read()
+        await here.rig.engine.wait_for(lambda: len(here.rig.engine.finished) == 6)
+        statuses = [f.request.status for f in here.rig.engine.finished]
+        # Of TGI's own errors, only the 500 says that it didn't do its part.
+        assert statuses == ["Error", "Success", "Success", "Error", "Success", "Success"]
+
+
+async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None:
+    async with tgi(tmp_path) as here, connected(here.rig.url) as client:
+        await client.post(
+            "/generate_stream", {"auth_data": here.rig.auth(256.0), "payload": {"inputs": "hang"}}
+        )
+        assert (await client.head()).status == 200
+        await client.chunk()
+        client.leave()
+        await here.client_left()
+        await here.rig.told()
+        assert here.rig.totals.cur_perf == 0.0
+
+
+@pytest.mark.parametrize("line", [JSON_LINE, TEXT_LINE], ids=["json", "text"])
+async def test_it_is_measured_by_what_was_generated_and_that_is_saved(tmp_path: Path, line: str) -> None:
+    """TGI ends its answers after 100 tokens: 256 of them take three."""
+    async with tgi(tmp_path, line, "--eos-after", "100", measured=False) as here:
+        messages = [json.loads(r["body"]) for r in await here.received()]
+        asked = [m["parameters"]["max_new_tokens"] for m in messages]
+        assert asked.count(256) == asked.count(156) == asked.count(56) == len(asked) / 3
+        assert len({m["inputs"] for m in messages}) == len(messages)
+    saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
+    assert saved["perf"] == here.rig.last_report.max_perf > 0
+
+
+async def test_a_restart_does_not_measure_again(tmp_path: Path) -> None:
+    async with tgi(tmp_path, measured=False) as first:
+        assert first.rig.last_report.max_perf > 0
+        first.worker.terminate()
+        assert await first.worker.exit_status() == 0
+        count = len(await first.received())
+        variables = {"MODEL_SERVER_URL": first.model_url, "MODEL_LOG": str(tmp_path / "model.log")}
+        async with worker_process(
+            first.rig, tmp_path, Setup(), variables, "second.log", "workers.tgi.server"
+        ) as second:
+            reports = first.rig.totals.reports
+            await first.rig.engine.wait_for(
+                lambda: first.rig.totals.reports > reports and first.rig.last_report.max_perf > 0
+            )
+            assert "saved benchmark" in second.output()
+        assert len(await first.received()) == count
+
+
+async def test_what_its_log_says_of_a_failure_is_reported(tmp_path: Path) -> None:
+    async with tgi(tmp_path) as here:
+        with (tmp_path / "model.log").open("a") as log:
+            log.write("Error: DownloadError\n")
+        assert "Error: DownloadError" in await here.rig.errored()
+
+
+async def test_the_example_client_and_the_load_test(tmp_path: Path) -> None:
+    async with tgi(tmp_path) as here:
+        status, output = await here.run("workers.tgi.client", "--tokens", "3", "Once")
+        assert (status, output.splitlines()) == (
+            0,
+            ["Once word word word", "", "And once more, token by token:", "", "Once word word word"],
+        )
+        status, output = await here.run("workers.tgi.client", "overloaded")
+        assert (status, "HTTP 429" in output) == (1, True)
+        status, output = await here.run("workers.tgi.test_load", "-n", "2", "-rps", "1000")
+        assert (status, "2 of 2 requests" in output) == (0, True)

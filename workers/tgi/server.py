@@ -1,0 +1,61 @@
+"""The worker for Hugging Face Text Generation Inference: `python -m workers.tgi.server`.
+
+Owns what TGI writes into its log, and what an operator may override. A request's shape is in data_types.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from lib.backend import Backend
+from lib.model_settings import ModelSettings
+from lib.server import run_worker
+from workers.tgi.benchmark import BenchmarkHandler
+from workers.tgi.handlers import GenerateHandler, GenerateStreamHandler
+
+MODEL_SERVER_URL = "http://127.0.0.1:5001"
+MODEL_LOG = "/tmp/tgi.log"
+# TGI logs JSON (`--json-output`), with the router or a part of it as the target, or text, whose middle
+# differs by version: "INFO text_generation_router::server: router/src/server.rs:2210: Connected".
+LOAD_LINES = ('"message":"Connected","target":"text_generation_router', ": Connected")
+ERROR_LINES = ("Error: WebserverFailed", "Error: DownloadError")
+INFO_LINES = ('"message":"Download',)
+HEALTH = "/health"
+# Requests are counted by what they may generate, and most generate far less: a wait by estimate, in seconds,
+# is a multiple of the real one.
+MAX_QUEUE_TIME_S = 600.0
+
+
+def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
+    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    settings = ModelSettings.from_env(
+        environ,
+        server_url=MODEL_SERVER_URL,
+        log=MODEL_LOG,
+        load_lines=LOAD_LINES,
+        error_lines=ERROR_LINES,
+        info_lines=INFO_LINES,
+        health=HEALTH,
+        max_queue_time=MAX_QUEUE_TIME_S,
+    )
+    generate = GenerateHandler(health=settings.health, max_queue_time=settings.max_queue_time)
+    stream = GenerateStreamHandler(health=settings.health, max_queue_time=settings.max_queue_time)
+    backend = Backend(
+        model_server_url=settings.server_url,
+        model_log_file=settings.log,
+        allow_parallel_requests=True,  # TGI batches what comes at once
+        benchmark_handler=BenchmarkHandler(health=settings.health),
+        log_actions=settings.log_actions,
+    )
+    routes = [
+        web.post("/generate", backend.create_handler(generate)),
+        web.post("/generate_stream", backend.create_handler(stream)),
+    ]
+    return backend, routes
+
+
+if __name__ == "__main__":
+    run_worker(build, os.environ)

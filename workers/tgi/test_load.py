@@ -1,0 +1,16 @@
+"""Load test of the TGI worker.
+
+`python -m workers.tgi.test_load -n 1000 -rps 0.5 -k "$API_KEY" -e "$ENDPOINT_NAME"`
+
+With `-l` it asks the local engine, and needs neither key nor name.
+"""
+
+from __future__ import annotations
+
+from lib.test_utils import test_args, test_load_cmd
+from workers.tgi.data_types import InputData
+
+WORKER_ENDPOINT = "/generate_stream"
+
+if __name__ == "__main__":
+    test_load_cmd(InputData, WORKER_ENDPOINT, arg_parser=test_args)
