@@ -17,7 +17,7 @@ import secrets
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -143,6 +143,7 @@ class Backend:
         self.spawn: Spawn = _no_server
         self._cutting = False
         self._session_entries: dict[str, Entry] = {}
+        self._arriving: set[anyio.CancelScope] = set()  # uploads on their way here
 
     # What an author uses
 
@@ -189,14 +190,11 @@ class Backend:
         Raises `WorkerError` (the answer is its status), `ClientGone`, `AnswerCut`, or whatever an author's
         code raises (500).
         """
-        gate, handler = self.parts.gate, route.handler
-        envelope = await gate.admit(request)
+        handler = route.handler
+        envelope = await self.parts.gate.admit(request)
         with self._entry_of(envelope) as entry:
             call.entry = entry
-            if is_upload(request, envelope):
-                entry.weigh(DEFAULT_WORKLOAD)  # until it is here
-                self._check_state()
-            async with gate.payload(request, envelope, handler.takes_uploads) as received:
+            async with self._received(route, request, envelope, entry) as received:
                 request["auth_data"], request["payload"] = envelope.auth, received
                 call.payload = _payload_of(handler, envelope, received)
                 entry.weigh(route.workload.count(call.payload))
@@ -233,6 +231,31 @@ class Backend:
                 if gone:
                     raise SessionGone(SESSION_GONE)
                 yield entry
+
+    @asynccontextmanager
+    async def _received(
+        self, route: Route, request: web.Request, envelope: Envelope, entry: Entry
+    ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
+        """The payload as it came; an upload isn't waited for where that would be in vain."""
+        payload = self.parts.gate.payload(request, envelope, route.handler.takes_uploads)
+        if not is_upload(request, envelope):
+            async with payload as received:
+                yield received
+            return
+        entry.weigh(DEFAULT_WORKLOAD)  # until it is here
+        self._check_state()
+        self._check_wait(route)
+        received = None
+        async with AsyncExitStack() as kept:
+            with anyio.CancelScope() as arriving:
+                self._arriving.add(arriving)
+                try:
+                    received = await kept.enter_async_context(payload)
+                finally:
+                    self._arriving.discard(arriving)
+            if received is None:  # `drain` has cancelled it
+                raise _stopping()
+            yield received
 
     def _check_state(self) -> None:
         """Raises `Unavailable` (503) while the worker is not ready."""
@@ -444,7 +467,9 @@ class Backend:
         self.parts.readiness.drain()
         self.parts.sessions.end_all(SessionEnd.DRAINED)
         for queue in {id(r.queue): r.queue for r in self._routes}.values():
-            queue.release_all(partial(Unavailable, "draining", "the worker is stopping", RETRY_NOT_READY_S))
+            queue.release_all(_stopping)
+        for upload in self._arriving:
+            upload.cancel()
 
     def cut(self) -> None:
         """The requests still in flight are cut from now on, by the worker: they count as errored."""
@@ -496,6 +521,10 @@ class Backend:
 
 def _no_server(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
     raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("draining", "the worker is stopping", RETRY_NOT_READY_S)
 
 
 def _payload_of(handler: EndpointHandler[Any], envelope: Envelope, received: dict[str, Any] | Upload) -> Any:

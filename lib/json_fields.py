@@ -97,8 +97,13 @@ def _stands_for(wanted: Any, text: Any) -> Any:
     return text
 
 
+def _boolean(text: str) -> bool:
+    """Raises `KeyError`. Python's clients write "True", others "true" or "1"."""
+    return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+
+
 _READERS: Sequence[tuple[type[Any], Callable[[str], Any]]] = (
-    (bool, {"true": True, "false": False, "1": True, "0": False}.__getitem__),
+    (bool, _boolean),
     (int, int),
     (float, float),
 )

@@ -84,7 +84,7 @@ class Gate:
             return
         async with spooled(self.uploads.parts(request)) as (path, size_bytes):
             query = {name: request.query.getall(name) for name in request.query}
-            kind = request.headers.get("Content-Type", request.content_type)
+            kind = request.headers.get("Content-Type") or request.content_type
             yield Upload(path, kind, size_bytes, query)
 
     async def session_in(self, request: web.Request) -> Session | None:

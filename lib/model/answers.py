@@ -11,7 +11,7 @@ import zlib
 from collections.abc import AsyncIterator
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from lib.errors import AnswerCut, ClientGone, ModelTimedOut, ModelUnreachable
@@ -64,6 +64,8 @@ async def pass_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.S
         response = await keepalive.answer(answer.content_type) if keepalive is not None else None
         if response is None:
             response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+            if request.version < HttpVersion11 and "Content-Length" not in headers:
+                response.force_close()  # the connection's end is the answer's, whatever the client asked for
             await response.prepare(request)
         if has_body:
             async for chunk in chunks:

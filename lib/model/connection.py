@@ -320,7 +320,10 @@ def _add_field(form: aiohttp.FormData, name: str, item: Any) -> None:
         return
     if isinstance(item, tuple):
         filename, content, content_type = cast("tuple[str, bytes, str]", item)
-        form.add_field(name, content, filename=filename, content_type=content_type)
+        large = len(content) > LARGE_BODY_BYTES
+        form.add_field(
+            name, io.BytesIO(content) if large else content, filename=filename, content_type=content_type
+        )
     elif isinstance(item, (bytes, bytearray, memoryview)):
         raise TypeError(f"form field {name!r} is bare bytes: give (filename, bytes, content_type)")
     elif isinstance(item, (dict, list)):

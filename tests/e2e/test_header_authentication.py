@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from lib.local.faults import Fault
 from tests.fakes import shapes
 from tests.fakes.raw_client import connected, request_bytes
 from tests.fakes.worker import AUTHOR_CALLS, Setup
-from tests.rig import Rig, inner_rig, rig
+from tests.rig import Rig, inner_rig, peers, rig, worker_process
 
 AUTH_FIELDS = ("signature", "cost", "endpoint", "reqnum", "url")
 
@@ -57,6 +58,15 @@ async def test_both_headers_must_agree(tmp_path: Path) -> None:
         assert (await ask(here, both))[0] == 200
         other = {**both, "X-Vast-Auth": here.bearer().removeprefix("vast.")}
         assert await ask(here, other) == (422, {"auth_data": "Authorization and X-Vast-Auth differ"})
+
+
+async def test_the_same_in_both_is_the_same_padded_or_not(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, make=shapes.build, scheme="url") as here:
+        token = here.bearer().removeprefix("vast.")
+        for scheme in ("Bearer", "bearer", "BEARER", "bEaReR"):
+            headers = {"Authorization": f"{scheme} vast.{token}==", "X-Vast-Auth": f" {token} "}
+            assert (await ask(here, headers))[0] == 200
+        assert (await ask(here, {"Authorization": f"Bearer VAST.{token}"}))[0] == 422
 
 
 async def test_any_other_bearer_token_means_nothing(tmp_path: Path) -> None:
@@ -221,3 +231,95 @@ async def test_no_token_reaches_the_log(tmp_path: Path) -> None:
         output = here.worker.output()
         assert "/echo" in output
         assert not [secret for secret in secrets if secret[20:60] in output]
+
+
+# Beside other ways in
+
+
+async def test_a_guarded_route_is_given_an_envelope_as_it_came(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, make=shapes.build) as here:
+        body = {**here.envelope(9.0), "work": 2.0, "session_id": "unknown"}
+        async with here.http.post(here.url + "/own", json=body, headers=here.header(4.0)) as answer:
+            told = await answer.json(content_type=None)
+        assert (answer.status, told) == (203, {"payload": body, "cost": 4.0})
+        await here.told(served=2.0)
+
+
+async def test_a_session_is_not_entered_by_a_header(tmp_path: Path) -> None:
+    """Where a header authenticates, `session_id` is the payload's."""
+    async with inner_rig(tmp_path, make=shapes.build) as here:
+        auth = here.auth(50.0)
+        async with here.http.post(
+            here.url + "/session/create", headers={"X-Vast-Auth": token_of(auth)}
+        ) as answer:
+            assert answer.status == 201  # without a body, all is by default
+            session_id = (await answer.json())["session_id"]
+        inside = {"auth_data": auth, "payload": {"workload": 7.0}, "session_id": session_id}
+        assert (await ask(here, {"Authorization": "Bearer sk-1"}, inside))[0] == 200
+        assert (await ask(here, here.header(), {"workload": 3.0, "session_id": session_id}))[0] == 200
+        assert (await ask(here, here.header(), {"workload": 4.0, "session_id": "unknown"}))[0] == 200
+        await here.engine.wait_for(lambda: here.totals.cur_perf == 7.0)
+        assert (here.totals.new_load, here.last_report.cur_load) == (57.0, 50.0)
+        # The session's own signature opens no door beside it.
+        assert (await ask(here, {"X-Vast-Auth": token_of(auth)}))[0] == 401
+
+
+async def test_a_session_takes_terms_in_json_only(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, make=shapes.build) as here:
+        headers = {**here.header(5.0, request_idx=70), "Content-Type": "text/plain"}
+        assert (await ask(here, headers, b"{}", "/session/create"))[0] == 415
+        await here.engine.wait_for(lambda: here.engine.finished)
+        assert [f.request.status for f in here.engine.finished] == ["Error"]
+        assert here.totals.new_load == 0.0
+
+
+# The order of the checks
+
+
+async def test_the_url_form_alone(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, make=shapes.build, auth_scheme="url") as here:
+        assert (await ask(here, here.header()))[0] == 401
+        assert (await ask(here, here.header(scheme="url")))[0] == 200
+
+
+async def test_without_a_key_nobody_is_told_more(tmp_path: Path) -> None:
+    async with peers(tmp_path) as here:
+        here.engine.faults.pubkey = Fault(refuse=True)
+        async with worker_process(here, tmp_path, Setup(health="/health")):
+            await here.engine.wait_for(lambda: here.last_report)
+            for headers in (here.header(), {"X-Vast-Auth": "%%%"}, {"X-Vast-Auth": token_of({})}):
+                status, answer = await ask(here, headers)
+                assert (status, answer["state"]) == (503, "no public key")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "audio/wav"])
+async def test_a_body_is_judged_only_after_its_sender(tmp_path: Path, kind: str) -> None:
+    async with inner_rig(
+        tmp_path, make=shapes.build, max_json_bytes=10, max_request_bytes=10, request_body_timeout_s=0.05
+    ) as here:
+        large = {"Content-Length": "100", "Content-Type": kind}
+        strange = {**large, "Content-Encoding": "br", "Content-Length": "1"}
+        stalls = {**large, "Content-Length": "1"}
+        forged = {"X-Vast-Auth": token_of({**here.auth(), "signature": "AAAA"})}
+        for headers, status in ((large, 413), (strange, 415), (stalls, 408)):
+            for auth, expected in ((forged, 401), ({"X-Vast-Auth": "%"}, 422), (here.header(), status)):
+                async with connected(here.url) as client:
+                    await client.post("/sound/echo", b"", {**headers, **auth})
+                    assert (await client.head()).status == expected
+        await here.engine.wait_for(lambda: len(here.engine.finished) == 3)
+        assert [f.request.status for f in here.engine.finished] == ["Error"] * 3
+        assert (here.totals.new_load, here.totals.rej_load, here.model.requests) == (0.0, 0.0, [])
+
+
+async def test_no_key_and_no_token_reach_the_model_server(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, make=shapes.build) as here:
+        token = here.bearer().removeprefix("vast.")
+        both = {"Authorization": f"Bearer vast.{token}", "X-Vast-Auth": token, "Cookie": f"a={token}"}
+        assert (await ask(here, both, {}, "/echo?api_key=secret&a=1"))[0] == 200
+        upload = {**here.header(), "Content-Type": "audio/wav"}
+        assert (await ask(here, upload, b"x", "/sound/echo?api_key=secret&a=1"))[0] == 200
+        async with here.http.get(here.url + "/own?api_key=secret&a=1", headers=here.header()) as answer:
+            assert (await answer.json(content_type=None))["payload"] == {"a": "1"}
+        passed = str([(r.path, r.headers, r.body) for r in here.model.requests])
+        assert len(here.model.requests) == 2
+        assert not [text for text in ("secret", "api_key", token[:20], "vast.") if text in passed]

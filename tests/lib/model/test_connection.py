@@ -8,13 +8,16 @@ import email.message
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from yarl import URL
 
-from lib.errors import ModelTimedOut, ModelUnreachable
+from lib.errors import Invalid, ModelTimedOut, ModelUnreachable
 from lib.model.connection import LARGE_BODY_BYTES, ModelServer, ModelSession, make_form
+from lib.uploads import Upload
 from tests.fakes.model_server import MaliciousModel, Received, malicious_model
 
 
@@ -244,6 +247,100 @@ def test_a_handler_without_an_endpoint_says_so() -> None:
 async def test_a_server_that_is_not_open_says_so() -> None:
     with pytest.raises(RuntimeError, match="when the worker starts"):
         await ModelServer("http://m:1").kept.get("/")
+
+
+# By a method, and with a URL's parameters
+
+
+@asynccontextmanager
+async def sent(
+    method: str, endpoint: str | None, message: Any, in_path: Mapping[str, str] | None = None, base: str = ""
+) -> AsyncGenerator[Received, None]:
+    """What the model server gets; by a client's request where `in_path` has its path's parameters."""
+    async with connection(base) as wired:
+        client = None
+        if in_path is not None:
+            client = make_mocked_request(method, "/", match_info=dict(in_path))
+        caller = wired.server.caller({}, client, method)
+        async with caller.send(endpoint, message) as answer:
+            assert answer.status == 200
+        yield wired.model.requests[-1]
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize(
+    ("endpoint", "message", "path"),
+    [
+        ("/echo", {}, "/echo"),
+        ("/echo", {"a": [], "b": None}, "/echo"),
+        ("/echo", {"a": "x y&z=ü+"}, "/echo?a=x+y%26z%3D%C3%BC%2B"),
+        ("/echo", {"a": [1, "b", None, True]}, "/echo?a=1&a=b&a=true"),
+        ("/echo", {"a": {"b": 1.5}}, "/echo?a=%7B%22b%22:+1.5%7D"),
+        ("/echo?v=1", {"a": False}, "/echo?v=1&a=false"),
+        ("/{a}/echo", {"a": 5, "b": 6}, "/5/echo?b=6"),
+        ("/{a}/{b}/{a}/echo", {"a": True, "b": "c/d"}, "/true/c%2Fd/true/echo"),
+        ("/echo", [1, 2], "/echo"),
+    ],
+)
+async def test_a_message_without_a_body_is_the_query(
+    method: str, endpoint: str, message: Any, path: str
+) -> None:
+    async with sent(method, endpoint, message) as received:
+        assert (received.method, received.path, received.body) == (method, path, b"")
+        assert received.header("Content-Type") is None
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+async def test_a_body_keeps_what_the_clients_path_has_and_loses_what_fills_the_path(method: str) -> None:
+    message = {"a": 1, "b": 2}
+    async with sent(method, "/{a}/echo", message, {"a": "x"}) as received:
+        assert (received.method, received.path, received.json()) == (method, "/x/echo", message)
+    async with sent(method, "/{a}/echo", message, {}) as received:
+        assert (received.method, received.path, received.json()) == (method, "/1/echo", {"b": 2})
+    async with sent(method, "/echo", [1]) as received:  # what is no object is sent as it is
+        assert received.json() == [1]
+
+
+async def test_the_clients_path_comes_before_the_message() -> None:
+    async with sent("GET", "/{a}/echo", {"a": "mine", "b": 1}, {"a": "ü/?#"}, base="/v1") as received:
+        assert received.path == "/v1/%C3%BC%2F%3F%23/echo?b=1"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *((dots, "can't be part of a path") for dots in (".", "..", "a/..", "../a", "./a", "a/./b")),
+        *((nothing, "missing parameter") for nothing in ("", None)),
+    ],
+)
+async def test_what_would_lead_elsewhere_is_refused_before_anything_is_sent(
+    method: str, value: object, said: str
+) -> None:
+    async with connection() as wired:
+        for message in ({"a": value, "b": 1}, {"b": 1} if value is None else {"a": value}):
+            with pytest.raises(Invalid) as refused:
+                wired.server.caller({}, method=method).send("/{a}/{b}/echo", {"b": 1, **message})
+            assert (refused.value.status, refused.value.fields) == (422, {"payload": {"a": said}})
+        assert wired.model.requests == []
+
+
+async def test_an_upload_is_sent_whole_again_when_it_is_sent_once_more(tmp_path: Path) -> None:
+    path = tmp_path / "body"
+    path.write_bytes(b"\x00" * 300_000)
+    upload = Upload(path, "audio/wav", 300_000, {})
+    async with connection() as wired:
+        client = make_mocked_request("PUT", "/", match_info={"id": "a b"})
+        caller = wired.server.caller({"X-Request-Id": "r"}, client)
+        for _ in range(2):
+            async with caller.send_upload("/{id}/stale", upload) as answer:
+                assert answer.status == 200
+        assert len(wired.model.requests) == 3
+        for got in wired.model.requests:
+            assert (got.method, got.path, got.body) == ("PUT", "/a%20b/stale", path.read_bytes())
+            assert got.header("Content-Type") == "audio/wav"
+            assert (got.header("Content-Length"), got.header("Transfer-Encoding")) == ("300000", None)
+            assert got.header("X-Request-Id") == "r"
 
 
 # The author's session

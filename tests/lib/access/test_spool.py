@@ -1,0 +1,182 @@
+"""Bodies on disk: what arrives is in the file, and the file goes with its request (protocol.md §2)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lib.access.spool import PIECE_BYTES, spooled
+from lib.errors import BodyTooLarge, Unavailable
+
+# Two and a half pieces to write.
+PARTS = [bytes([number]) * (PIECE_BYTES // 2) for number in range(5)]
+# Turns of the event loop: more than a whole body takes to be written and deleted.
+TURNS = range(60)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path, None, None]:
+    """Where bodies are kept; at the end of the test none is there, and none is open."""
+    folder = tmp_path / "bodies"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert_nothing_left(folder)
+
+
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def assert_nothing_left(folder: Path) -> None:
+    assert files_in(folder) == []
+    assert [path for path in _open_files() if path.startswith(str(folder))] == []
+
+
+def _open_files() -> list[str]:
+    """The paths of this process's open files, deleted ones included."""
+    paths: list[str] = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that lists them
+            paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return paths
+
+
+async def arriving(parts: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+    for part in parts:
+        await asyncio.sleep(0)
+        yield part
+
+
+async def test_a_file_for_a_block(folder: Path) -> None:
+    async with spooled(arriving(PARTS)) as (path, size_bytes):
+        assert files_in(folder) == [path]
+        assert path.read_bytes() == b"".join(PARTS)
+        assert size_bytes == path.stat().st_size
+        assert path.stat().st_mode & 0o077 == 0  # nobody else's business
+    assert not path.exists()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.binary(max_size=40) | st.integers(0, 2 * PIECE_BYTES).map(bytes), max_size=6))
+def test_any_bytes_in_any_parts_arrive_unchanged(folder: Path, parts: Sequence[bytes]) -> None:
+    async def example() -> None:
+        async with spooled(arriving(parts)) as (path, size_bytes):
+            assert path.read_bytes() == b"".join(parts)
+            assert size_bytes == sum(map(len, parts))
+
+    asyncio.run(example())
+    assert_nothing_left(folder)
+
+
+async def test_two_at_once_have_files_of_their_own(folder: Path) -> None:
+    async with spooled(arriving([b"a"])) as (one, _), spooled(arriving([b"b"])) as (other, _):
+        assert (one.read_bytes(), other.read_bytes()) == (b"a", b"b")
+
+
+async def test_an_author_may_move_the_file_away(folder: Path, tmp_path: Path) -> None:
+    async with spooled(arriving([b"a"])) as (path, _):
+        path.rename(tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes() == b"a"
+
+
+async def test_a_body_that_is_refused_on_its_way_leaves_nothing(folder: Path) -> None:
+    async def too_much() -> AsyncGenerator[bytes, None]:
+        for part in PARTS:
+            yield part
+        raise BodyTooLarge("too much")
+
+    with pytest.raises(BodyTooLarge):
+        async with spooled(too_much()):
+            pytest.fail("it was never whole")
+
+
+async def test_an_error_in_the_block_leaves_nothing(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="bug"):
+        async with spooled(arriving(PARTS)):
+            raise RuntimeError("bug")
+
+
+async def test_a_disk_that_takes_no_file_is_a_503(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "missing"))
+    with pytest.raises(Unavailable) as refused:
+        async with spooled(arriving(PARTS)):
+            pytest.fail("there is no file")
+    assert refused.value.body() == {
+        "error": "the body can't be kept: No such file or directory",
+        "state": "no room",
+    }
+
+
+# Cancelled at any point: while the file is made, written, closed, used or deleted
+
+
+async def kept_for_ever() -> None:
+    async with spooled(arriving(PARTS)):
+        await asyncio.Event().wait()
+
+
+async def kept_for_a_moment() -> None:
+    async with spooled(arriving(PARTS)):
+        pass
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
+async def test_a_cancelled_body_leaves_nothing(folder: Path, again: bool) -> None:
+    for body in (kept_for_ever, kept_for_a_moment):
+        for turns in TURNS:
+            task = asyncio.create_task(body())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            while again and not task.done():
+                await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.wait({task})
+            assert task.cancelled() or body is kept_for_a_moment
+            assert_nothing_left(folder)
+
+
+async def test_a_body_whose_scope_is_cancelled_leaves_nothing(folder: Path) -> None:
+    for turns in TURNS:
+        async with anyio.create_task_group() as group:
+            group.start_soon(kept_for_ever)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            group.cancel_scope.cancel()
+        assert_nothing_left(folder)
+
+
+@pytest.mark.parametrize("arrived", range(len(PARTS) + 1))
+async def test_a_body_cancelled_between_its_parts_leaves_nothing(folder: Path, arrived: int) -> None:
+    waits, closed = asyncio.Event(), asyncio.Event()
+
+    async def stalling() -> AsyncGenerator[bytes, None]:
+        try:
+            for part in PARTS[:arrived]:
+                yield part
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    async def keep() -> None:
+        async with spooled(stalling()):
+            pytest.fail("it was never whole")
+
+    task = asyncio.create_task(keep())
+    await waits.wait()
+    assert len(files_in(folder)) == 1
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert closed.is_set()
