@@ -94,7 +94,7 @@ async def stand_in(module: str, log: Path, *options: str) -> AsyncGenerator[str,
 async def served(
     tmp_path: Path,
     name: str,
-    module: str,
+    stand_in_of: str | None = None,
     *,
     env: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
@@ -103,13 +103,14 @@ async def served(
 ) -> AsyncGenerator[Served, None]:
     """The worker `workers.NAME.server` as a process, ready at the beginning of the block.
 
-    `module` is the stand-in's, `options` are its arguments; unless `measured`, the worker runs its benchmark.
+    The stand-in is that of the worker `stand_in_of`, by default its own, with `options` as its arguments.
+    Unless `measured`, the worker runs its benchmark.
     """
     if measured:
         (tmp_path / ".has_benchmark").write_text(str(PERF))
     log = tmp_path / "model.log"
     async with (
-        stand_in(module, log, *options) as model_url,
+        stand_in(f"tests.workers.{stand_in_of or name}.stand_in", log, *options) as model_url,
         peers(tmp_path, scheme) as rig,
     ):
         variables = {"MODEL_SERVER_URL": model_url, "MODEL_LOG": str(log), **(env or {})}

@@ -21,8 +21,7 @@ TEXT_LINE = "2026-01-01T00:00:00Z  INFO text_generation_router::server: router/s
 def tgi(
     tmp_path: Path, line: str = JSON_LINE, *options: str, measured: bool = True
 ) -> AbstractAsyncContextManager[Served]:
-    module = "tests.workers.tgi.stand_in"
-    return served(tmp_path, "tgi", module, options=["--line", line, *options], measured=measured)
+    return served(tmp_path, "tgi", options=["--line", line, *options], measured=measured)
 
 
 async def test_whole_and_streamed(tmp_path: Path) -> None:

@@ -1,0 +1,251 @@
+"""The workers in front of real model servers: `pytest -m real`, with the servers' commands in variables.
+
+`REAL_VLLM` and `REAL_LLAMA` are command lines that run a vLLM and a llama.cpp server (llama-server, or that
+of llama-cpp-python), `REAL_OPENAI` one that runs another server (`transformers serve`), in the foreground,
+with `{port}` and `{log}` where these belong. What is left out is skipped. A tiny model on a CPU is enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+
+from tests.fakes.worker import Setup
+from tests.rig import GUARD_S, ROOT, PortLease, Rig, WorkerProcess, peers, worker_process
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+
+# Servers load for a while; failing three health checks takes half a minute.
+LOADING_S = 180.0
+NOTICED_S = 60.0
+MODEL_TIMEOUT_S = 15.0
+# How long a cut stream may take to end: the model's time limit, and some.
+ENDED_S = MODEL_TIMEOUT_S + 10.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One real server: the variable with its command, its worker, and the worker's settings that differ.
+
+    `lenient`: it takes fields that are not OpenAI's, and ends its streams with `[DONE]`.
+    """
+
+    variable: str
+    worker: str
+    env: dict[str, str]
+    lenient: bool = True
+
+
+KINDS = [
+    Kind("REAL_OPENAI", "openai", {}, lenient=False),
+    Kind("REAL_VLLM", "vllm", {}),
+    # llama-cpp-python's server has no /health, and writes another line than llama-server's.
+    Kind(
+        "REAL_LLAMA",
+        "llama",
+        {
+            "MODEL_HEALTH_ENDPOINT": "/v1/models",
+            "MODEL_LOAD_LOG_MSG": "server is listening on\nApplication startup complete.",
+        },
+    ),
+]
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.worker)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    if request.param.variable not in os.environ:
+        pytest.skip(f"no {request.param.variable}: the command of a real server, with {{port}} and {{log}}")
+    return request.param
+
+
+class RealServer:
+    """The model server's processes, on one port and with one log through all its lives."""
+
+    def __init__(self, command: str, log: Path) -> None:
+        self._lease = PortLease()
+        self.log = log
+        self.url = f"http://127.0.0.1:{self._lease.port}"
+        self._command = [part.format(port=self._lease.port, log=log) for part in shlex.split(command)]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal: SIGTERM to the first process, as a process manager does, others to all of them."""
+        assert self._process is not None
+        if number is signal.SIGTERM:
+            self._process.send_signal(number)
+        else:
+            os.killpg(self._process.pid, number)
+
+    async def end(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self.signal(signal.SIGKILL)
+            await self._process.wait()
+        self._lease.close()
+
+
+@dataclass
+class Place:
+    rig: Rig
+    server: RealServer
+    worker: WorkerProcess
+
+    async def client(self, kind: Kind, *args: str) -> str:
+        """What the example client prints."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", f"workers.{kind.worker}.client", "--engine", self.rig.engine_url, *args),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        with anyio.fail_after(GUARD_S):
+            output, _ = await process.communicate()
+        assert process.returncode == 0, output
+        return output.decode()
+
+    def complete(self, **request: Any) -> Any:
+        # The noise of a tiny model may end early, or be no text for a while, which holds a stream back: so it
+        # has to say one thing only.
+        message = {"prompt": "Hello", "max_tokens": 8, "logit_bias": {"40": 100}, **request}
+        envelope = {"auth_data": self.rig.auth(8.0), "payload": {"input": message}}
+        timeout = aiohttp.ClientTimeout(total=GUARD_S)
+        return self.rig.http.post(self.rig.url + "/v1/completions", json=envelope, timeout=timeout)
+
+
+@asynccontextmanager
+async def place(kind: Kind, tmp_path: Path, **env: str) -> AsyncGenerator[Place, None]:
+    """A real server and its worker, both just started."""
+    server = RealServer(os.environ[kind.variable], tmp_path / "model.log")
+    variables = {
+        "MODEL_SERVER_URL": server.url,
+        "MODEL_LOG": str(server.log),
+        "BENCHMARK_TIME_LIMIT_S": "20",
+        **kind.env,
+        **env,
+    }
+    try:
+        async with (
+            peers(tmp_path) as rig,
+            worker_process(
+                rig, tmp_path, Setup(), variables, module=f"workers.{kind.worker}.server"
+            ) as worker,
+        ):
+            await server.start()
+            await rig.engine.wait_for(
+                lambda: rig.last_report is not None and rig.last_report.loadtime > 0, LOADING_S
+            )
+            yield Place(rig, server, worker)
+    finally:
+        await server.end()
+
+
+async def test_it_serves_and_survives_the_death_of_the_model_server(kind: Kind, tmp_path: Path) -> None:
+    async with place(kind, tmp_path) as here:
+        await it_is_ready_by_log_and_health_and_measured(here, tmp_path)
+        await it_answers_and_streams(here, kind)
+        await a_killed_server_is_told(here)
+        await here.server.start()
+        await here.rig.engine.wait_for(lambda: here.rig.last_report.error_msg == "", LOADING_S)
+        async with here.complete() as answer:
+            assert answer.status == 200
+        assert "Traceback" not in here.worker.output()
+
+
+async def it_is_ready_by_log_and_health_and_measured(here: Place, tmp_path: Path) -> None:
+    output = here.worker.output()
+    assert "loading → benchmarking" in output
+    saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
+    assert here.rig.last_report.max_perf == saved["perf"] > 0
+
+
+async def it_answers_and_streams(here: Place, kind: Kind) -> None:
+    strict = [] if kind.lenient else ["--strict"]
+    output = await here.client(kind, *strict, "--tokens", "16", "completion", "chat", "stream")
+    shown = [line for line in output.splitlines() if line.startswith("# ")]
+    assert shown == ["# completion", "# chat", "# stream"]
+    async with here.complete(max_tokens=64, stream=True) as answer:
+        assert answer.content_type == "text/event-stream"
+        events = (await answer.read()).strip().split(b"\n\n")
+    assert len(events) > 8
+    assert events[-1] == b"data: [DONE]" or not kind.lenient
+    async with here.complete(max_tokens=-1) as answer:
+        assert answer.status == 422
+    async with here.complete(prompt=[[]], max_tokens=8) as answer:
+        assert 400 <= answer.status < 600
+
+
+async def a_killed_server_is_told(here: Place) -> None:
+    """In mid-stream: the client's connection is cut, the next request is a 502, the engine is told."""
+    async with here.complete(max_tokens=1500, stream=True) as answer:
+        await answer.content.readany()
+        here.server.signal(signal.SIGKILL)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+    async with here.complete() as answer:
+        assert answer.status == 502
+    await here.rig.engine.wait_for(lambda: here.rig.last_report.error_msg, NOTICED_S)
+    assert "health check failed" in here.rig.last_report.error_msg
+
+
+async def test_a_stream_ends_whatever_the_model_server_does(kind: Kind, tmp_path: Path) -> None:
+    async with place(kind, tmp_path, MODEL_TIMEOUT_S=str(MODEL_TIMEOUT_S)) as here:
+        await a_client_may_leave_a_silent_stream(here)
+        await a_silent_stream_is_cut(here)
+        async with here.complete() as answer:
+            assert answer.status == 200
+        # Servers differ in what they make of this one: whatever it is, the client's stream ends, too.
+        await told_how_a_stream_ends(here, signal.SIGTERM)
+        await here.rig.engine.wait_for(lambda: here.rig.last_report.num_requests_working == 0, GUARD_S)
+
+
+async def a_client_may_leave_a_silent_stream(here: Place) -> None:
+    async with here.complete(max_tokens=1900, stream=True) as answer:
+        await answer.content.readany()
+        here.server.signal(signal.SIGSTOP)
+        await here.rig.engine.wait_for(lambda: here.rig.last_report.num_requests_working == 1, GUARD_S)
+    await here.rig.engine.wait_for(lambda: here.rig.last_report.num_requests_working == 0, GUARD_S)
+    here.server.signal(signal.SIGCONT)
+
+
+async def a_silent_stream_is_cut(here: Place) -> None:
+    """By the worker, past its time limit. On a busy machine a stream may be whole before it is stopped."""
+    for _ in range(5):
+        how = await told_how_a_stream_ends(here, signal.SIGSTOP)
+        here.server.signal(signal.SIGCONT)
+        if how == "was cut":
+            return
+    pytest.fail("every stream was whole before the server could be stopped")
+
+
+async def told_how_a_stream_ends(here: Place, number: signal.Signals) -> str:
+    """What becomes of a client's stream once the model server gets a signal; printed with `pytest -s`."""
+    async with here.complete(max_tokens=1900, stream=True) as answer:
+        began = time.monotonic()
+        rest = await answer.content.readany()
+        here.server.signal(number)
+        with anyio.fail_after(ENDED_S):
+            try:
+                while piece := await answer.content.readany():
+                    rest = (rest + piece)[-400:]
+                how = f"ended with {rest!r}"
+            except aiohttp.ClientPayloadError:
+                how = "was cut"
+    sys.stderr.write(f"\n{number.name}: after {time.monotonic() - began:.1f} s the stream {how}\n")
+    return how

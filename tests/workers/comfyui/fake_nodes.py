@@ -1,0 +1,116 @@
+"""What the stand-in for ComfyUI knows about graphs: its nodes, its checks, their order.
+
+Owns the shapes of refused prompts, as a ComfyUI 0.3.64 answered them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from aiohttp import web
+
+# Required inputs of the nodes it knows; all others do not exist.
+NODES: dict[str, tuple[str, ...]] = {
+    "EmptyLatentImage": ("width", "height", "batch_size"),
+    "EmptySD3LatentImage": ("width", "height", "batch_size"),
+    "KSampler": ("seed", "steps", "latent_image"),
+    "SamplerCustomAdvanced": ("noise", "guider", "sampler", "sigmas", "latent_image"),
+    "RegexReplace": ("regex_pattern",),
+    "Hold": (),
+    "Text": ("text",),
+    **dict.fromkeys(
+        (
+            *("CLIPTextEncode", "VAEDecode", "VAELoader", "DualCLIPLoader", "UNETLoader", "KSamplerSelect"),
+            *("BasicScheduler", "BasicGuider", "RandomNoise", "FluxGuidance", "ModelSamplingFlux"),
+            *("CheckpointLoaderSimple", "ModelSamplingSD3", "PrimitiveInt"),
+        ),
+        (),
+    ),
+}
+OUTPUT_NODES: dict[str, tuple[str, ...]] = {
+    "SaveImage": ("images",),
+    "PreviewImage": ("images",),
+    "PreviewAny": ("source",),
+    "VHS_VideoCombine": ("images",),
+    "SaveAudio": ("audio",),
+    "SaveImageWebsocket": ("images",),
+    "SaveLarge": ("size_mib",),
+}
+
+
+def validate(graph: dict[str, Any]) -> tuple[web.Response | None, dict[str, Any]]:
+    for name, node in graph.items():
+        known = node.get("class_type")
+        if known is None:
+            what = "Cannot execute because a node is missing the class_type property."
+            return invalid("invalid_prompt", what, f"Node ID '#{name}'"), {}
+        if known not in NODES and known not in OUTPUT_NODES:
+            what = f"Cannot execute because node {known} does not exist."
+            return invalid("invalid_prompt", what, f"Node ID '#{name}'"), {}
+    outputs = [name for name, node in graph.items() if node["class_type"] in OUTPUT_NODES]
+    if not outputs:
+        return invalid("prompt_no_outputs", "Prompt has no outputs", ""), {}
+    errors: dict[str, Any] = {}
+    good: list[str] = []
+    for output in outputs:
+        wrong = {name: _missing(graph[name], output) for name in in_order(graph, [output])}
+        wrong = {name: error for name, error in wrong.items() if error is not None}
+        errors.update(wrong)
+        if not wrong:
+            good.append(output)
+    if not good:
+        what = "Prompt outputs failed validation"
+        return invalid("prompt_outputs_failed_validation", what, "", errors), errors
+    for output in outputs:
+        if output not in good:
+            del graph[output]
+    return None, errors
+
+
+def _missing(node: dict[str, Any], output: str) -> dict[str, Any] | None:
+    kind = node["class_type"]
+    required = {**NODES, **OUTPUT_NODES}[kind]
+    absent = [name for name in required if name not in node["inputs"]]
+    if not absent:
+        return None
+    what = {"type": "required_input_missing", "message": "Required input is missing"}
+    errors = [{**what, "details": name, "extra_info": {"input_name": name}} for name in absent]
+    return {"errors": errors, "dependent_outputs": [output], "class_type": kind}
+
+
+def invalid(kind: str, message: str, details: str, errors: dict[str, Any] | None = None) -> web.Response:
+    error: dict[str, Any] = {"type": kind, "message": message, "details": details, "extra_info": {}}
+    return web.json_response({"error": error, "node_errors": errors or {}}, status=400)
+
+
+def error_of(node: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "exception_message": "missing ), unterminated subpattern at position 0\n",
+        "exception_type": "re.error",
+        "traceback": ['  File "execution.py", line 1, in execute\n'],
+        "current_inputs": {name: [value] for name, value in node["inputs"].items()},
+        "current_outputs": [],
+    }
+
+
+def in_order(graph: dict[str, Any], outputs: list[str]) -> list[str]:
+    """The nodes that `outputs` need, each after those that it needs."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        for value in graph[name]["inputs"].values():
+            if isinstance(value, list) and value and cast("list[Any]", value)[0] in graph:
+                visit(cast("list[Any]", value)[0])
+        order.append(name)
+
+    for output in outputs:
+        visit(output)
+    return order
+
+
+def key(graph: dict[str, Any], name: str) -> str:
+    """What a node's output depends on."""
+    return json.dumps([name, *(graph[other] for other in in_order(graph, [name]))], sort_keys=True)

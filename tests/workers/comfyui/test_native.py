@@ -1,0 +1,482 @@
+"""The native dialect end to end: client, worker and a stand-in for ComfyUI, each a process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.fakes.raw_client import RawClient, connected
+from tests.workers.comfyui.graphs import Graph, failing, image, invalid, node
+from tests.workers.comfyui.images import png
+from tests.workers.comfyui.stand import Rig, native_rig
+
+SYNC = "/generate/sync"
+STREAM = "/generate/stream"
+Answer = tuple[int, Any]
+
+
+def asked(graph: Graph, **more: Any) -> dict[str, Any]:
+    return {"input": {"workflow_json": graph, **more}}
+
+
+async def events(answer: aiohttp.ClientResponse) -> list[dict[str, Any]]:
+    """All of a stream's events."""
+    body = await answer.text()
+    return [
+        json.loads(event.removeprefix("data: ")) for event in body.split("\n\n") if event.startswith("data")
+    ]
+
+
+async def next_event(answer: aiohttp.ClientResponse) -> dict[str, Any]:
+    while not (line := (await answer.content.readline()).strip()).startswith(b"data"):
+        assert not answer.content.at_eof()
+    return json.loads(line.removeprefix(b"data: "))
+
+
+async def test_an_image(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        status, answer = await here.generate(image(), request_id="req-1")
+
+        assert status == 200
+        assert (answer["id"], answer["status"], answer["message"]) == (
+            "req-1",
+            "completed",
+            "Processing complete.",
+        )
+        output = answer["output"][0]
+        assert (output["type"], output["subfolder"], output["node_id"], output["output_type"]) == (
+            *("output", "", "9", "images"),
+        )
+        assert output["filename"].endswith(".png")
+        assert output["mimetype"] == "image/png"
+        assert base64.b64decode(output["data"]) == await here.model.view(output)
+        timings = answer["timings"]
+        assert set(timings) == {
+            *(
+                "queued_at_ms",
+                "preprocess_ms",
+                "generation_ms",
+                "postprocess_ms",
+                "completed_at_ms",
+                "total_ms",
+            ),
+        }
+        assert 0 <= timings["generation_ms"] <= timings["total_ms"]
+        state = await here.model.state()
+        assert all("Origin" not in request["headers"] for request in state["requests"])
+        assert len([r for r in state["requests"] if r["path"].startswith("/ws?clientId=")]) == 1
+        await here.told("Success")
+
+
+async def test_a_cached_image_comes_again(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        first = await here.generate(image())
+        again = await here.generate(image())
+
+        assert again[0] == 200
+        assert again[1]["output"] == first[1]["output"]
+        assert again[1]["id"] != first[1]["id"]
+
+
+async def test_every_kind_of_output(tmp_path: Path) -> None:
+    graph = {
+        **image(),
+        "9": node("SaveImage", images=["8", 0], filename_prefix="many", count=2),
+        "10": node("PreviewImage", images=["8", 0]),
+        "11": node("VHS_VideoCombine", images=["8", 0]),
+        "12": node("SaveAudio", audio=["8", 0]),
+        "13": node("PreviewAny", source="only text"),
+    }
+    async with native_rig(tmp_path) as here:
+        status, answer = await here.generate(graph)
+
+        assert status == 200
+        found = [
+            (o["node_id"], o["output_type"], o["type"], o["subfolder"], o["mimetype"])
+            for o in answer["output"]
+        ]
+        assert found == [
+            ("9", "images", "output", "", "image/png"),
+            ("9", "images", "output", "", "image/png"),
+            ("10", "images", "temp", "", "image/png"),
+            ("11", "gifs", "output", "clips", "video/mp4"),
+            ("12", "audio", "output", "", "audio/x-flac"),
+        ]
+        for output in answer["output"]:
+            assert base64.b64decode(output["data"]) == await here.model.view(output)
+
+
+async def test_an_invalid_prompt_is_422_with_comfyuis_own_words(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        for path in (SYNC, STREAM):
+            status, answer = await here.call(path, asked(invalid()))
+            assert status == 422
+            assert answer["error"]["type"] == "prompt_outputs_failed_validation"
+            assert answer["node_errors"]["5"]["errors"][0]["details"] == "width"
+        status, answer = await here.generate({"1": node("NoSuchNode")})
+        assert (status, answer["error"]["message"]) == (
+            *(422, "Cannot execute because node NoSuchNode does not exist."),
+        )
+        status, answer = await here.call("/custom-workflow", {"workflow": invalid()})
+        assert (status, list(answer["node_errors"])) == (422, ["5"])
+        assert (await here.model.state())["ran"] == []
+
+
+async def test_one_of_two_outputs_may_be_invalid(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        status, answer = await here.generate({**image(), "10": node("SaveImage")})
+
+        assert (status, len(answer["output"])) == (200, 1)
+        assert answer["node_errors"]["10"]["errors"][0]["type"] == "required_input_missing"
+
+
+async def test_a_node_that_fails_is_500_with_its_name(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        status, answer = await here.generate(failing(), request_id="bad")
+
+        assert status == 500
+        assert (answer["node_id"], answer["node_type"], answer["exception_type"]) == (
+            "1",
+            "RegexReplace",
+            "re.error",
+        )
+        assert answer["error"] == (
+            "node 1 (RegexReplace) failed: re.error: missing ), unterminated subpattern at position 0"
+        )
+        assert (answer["id"], answer["status"], answer["output"]) == ("bad", "failed", [])
+        assert "traceback" not in answer
+        status, answer = await here.call("/custom-workflow", {"workflow": failing()})
+        assert (status, answer["node_type"]) == (500, "RegexReplace")
+        async with here.post(STREAM, asked(failing())) as stream:
+            told = await events(stream)
+        assert (stream.status, told[-1]["status"]) == (200, "final_result")
+        assert (told[-1]["result"]["status"], told[-1]["result"]["node_id"]) == ("failed", "1")
+        await here.told("Error", "Error", "Error")
+
+
+async def test_the_progress_as_it_happens(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        await someone_elses(here, image(7, hold=True))
+        async with here.post(STREAM, asked(image(8, size=640), request_id="req-sse")) as answer:
+            assert answer.content_type == "text/event-stream"
+            assert (await next_event(answer))["message"] == "Request queued"
+            waiting = await next_event(answer)
+            assert (waiting["status"], waiting["queue_position"]["position"]) == ("queued", 1)
+            await here.model.steer(release=True)
+            told = await events(answer)
+
+        assert {event["request_id"] for event in told} == {"req-sse"}
+        assert {event["status"] for event in told[:-1]} == {"processing"}
+        nodes = [event["node"]["id"] for event in told[:-1] if "node" in event]
+        assert list(dict.fromkeys(nodes)) == ["5", "3", "8", "9"]
+        steps = [(e["node"]["type"], e["step"], e["steps"]) for e in told[:-1] if "step" in e]
+        assert steps == [("KSampler", 1, 3), ("KSampler", 2, 3), ("KSampler", 3, 3)]
+        result = told[-1]["result"]
+        assert (told[-1]["status"], result["status"], result["id"]) == (
+            "final_result",
+            "completed",
+            "req-sse",
+        )
+        output = result["output"][0]
+        assert base64.b64decode(output["data"]) == await here.model.view(output)
+        await here.told("Success")
+
+
+async def someone_elses(here: Rig, graph: Graph) -> str:
+    """A prompt that another client of ComfyUI has queued, once something runs; its id."""
+    message = {"prompt": graph, "client_id": "someone-else"}
+    async with here.http.post(here.model.url + "/prompt", json=message) as answer:
+        told = await answer.json()
+    await here.model.until("running")
+    return told["prompt_id"]
+
+
+@asynccontextmanager
+async def asking(
+    here: Rig, path: str, payload: dict[str, Any], state: str
+) -> AsyncGenerator[RawClient, None]:
+    """A client that has asked, once its prompt is in ComfyUI's list `state`."""
+    async with connected(here.url) as client:
+        await client.post(path, here.envelope(payload))
+        await here.model.until(state)
+        yield client
+
+
+@asynccontextmanager
+async def asking_soon(call: Coroutine[Any, Any, Answer]) -> AsyncGenerator[asyncio.Task[Answer], None]:
+    """`call` under way, while the test does something else."""
+    task = asyncio.ensure_future(call)
+    try:
+        yield task
+    finally:
+        task.cancel()
+
+
+PATHS: dict[str, Callable[[], dict[str, Any]]] = {
+    SYNC: lambda: asked(image(8, hold=True)),
+    STREAM: lambda: asked(image(8, hold=True)),
+    "/custom-workflow": lambda: {"workflow": image(8, hold=True)},
+}
+
+
+async def test_a_client_that_leaves_takes_its_queued_prompt_along(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        other = await someone_elses(here, image(7, hold=True))
+        for path, payload in PATHS.items():
+            async with asking(here, path, payload(), "pending") as client:
+                client.leave()
+                state = await here.model.until_no("pending")
+            assert (state["running"], state["interrupts"]) == ([other], [])
+        await here.told(*["Cancelled"] * len(PATHS))
+        await here.model.steer(release=True)
+        await here.model.until("history")
+        assert (await here.generate(image(9)))[0] == 200
+        state = await here.model.state()
+        assert (state["ran"][0], len(state["ran"])) == (other, 2)
+
+
+async def test_a_client_that_leaves_interrupts_its_running_prompt(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        for number, (path, payload) in enumerate(PATHS.items(), 1):
+            async with asking(here, path, payload(), "running") as client:
+                ours = (await here.model.state())["running"]
+                await someone_elses(here, image(100 + number))
+                client.half_close()
+                state = await here.model.until("history", 2 * number)
+            assert state["interrupts"][number - 1 :] == ours
+            assert state["ran"][-1] not in state["interrupts"]  # the other's went on to its end
+        await here.told(*["Cancelled"] * len(PATHS))
+
+
+async def test_a_prompt_that_turns_up_after_its_client_has_left_is_stopped(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        await here.model.steer(slow=True)
+        async with asking(here, SYNC, asked(image(8, hold=True)), "posted") as client:
+            client.leave()
+            await here.model.until("posted")
+        await here.model.steer(slow=False, release=True)
+        await here.told("Cancelled")
+        await here.model.steer(release=False)
+        await here.model.until("history")
+        state = await here.model.state()
+        assert (state["running"], state["pending"]) == ([], [])
+
+
+async def test_a_client_that_leaves_after_the_end_interrupts_nobody(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        assert (await here.generate(image(1)))[0] == 200
+        other = await someone_elses(here, image(7, hold=True))
+        state = await here.model.state()
+        assert (state["running"], state["interrupts"]) == ([other], [])
+        await here.model.steer(release=True)
+
+
+async def test_a_prompt_interrupted_by_someone_else(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here, asking_soon(here.generate(image(hold=True))) as answer:
+        await here.model.until("running")
+        async with here.http.post(here.model.url + "/interrupt"):
+            pass
+        status, body = await answer
+        assert (status, body["node_type"]) == (500, "Hold")
+        assert "interrupted" in body["error"]
+
+
+async def test_the_websocket_may_drop(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here, here.post(STREAM, asked(image(hold=True))) as answer:
+        await here.model.until("running")
+        await here.model.steer(drop=True)
+        connections = (await here.model.until("connections", 2))["connections"]
+        assert len(set(connections)) == 1  # the same client has come back
+        await here.model.steer(release=True)
+        told = await events(answer)
+        assert told[-1]["result"]["status"] == "completed"
+        assert [event["step"] for event in told if "step" in event] == [1, 2, 3]
+
+
+async def test_without_events_the_history_tells(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        for number, how in enumerate(("no_sockets", "mute"), 1):
+            await here.model.steer(**{how: True})
+            status, answer = await here.generate(image(number))
+            assert (status, len(answer["output"])) == (200, 1)
+            async with here.post(STREAM, asked(image(10 + number))) as stream:
+                told = await events(stream)
+            assert told[-1]["result"]["status"] == "completed"
+            await here.model.steer(**{how: False})
+
+
+async def test_images_that_are_sent_and_not_saved(tmp_path: Path) -> None:
+    graph = {**image(), "9": node("SaveImageWebsocket", images=["8", 0])}
+    async with native_rig(tmp_path) as here:
+        status, answer = await here.generate(graph)
+        assert status == 200
+        contents = [base64.b64decode(output["data"]) for output in answer["output"]]
+        assert contents == [png(json.dumps(graph) + str(number)) for number in range(3)]
+        assert {(o["node_id"], o["type"], o["mimetype"]) for o in answer["output"]} == {
+            ("9", "websocket", "image/png")
+        }
+        status, answer = await here.call(
+            "/custom-workflow", {"workflow": {**graph, "5": {**graph["5"], "x": 1}}}
+        )
+        assert (status, len(answer["images"])) == (200, 3)
+        await here.model.steer(no_sockets=True)
+        status, answer = await here.generate(graph)
+        assert status == 502
+        assert "SaveImageWebsocket" in answer["error"]
+
+
+async def test_a_prompt_that_a_restart_has_lost_is_502(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here, asking_soon(here.generate(image(hold=True))) as answer:
+        await here.model.until("running")
+        await here.model.steer(forget=True, drop=True)
+        status, body = await answer
+        assert status == 502
+        assert "was it restarted?" in body["error"]
+        await here.told("Error")
+
+
+async def test_a_comfyui_that_dies_is_502(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here, asking_soon(here.generate(image(hold=True))) as answer:
+        await here.model.until("running")
+        here.model.process.kill()
+        status, body = await answer
+        assert (status, body["status"]) == (502, "failed")
+        assert "could not be reached" in body["error"]
+        status, body = await here.generate(image())
+        assert status == 502
+
+
+async def test_a_job_that_takes_too_long_is_504_and_stopped(tmp_path: Path) -> None:
+    async with native_rig(tmp_path, {"MODEL_TIMEOUT_S": "0.5"}) as here:
+        status, body = await here.generate(image(hold=True))
+        assert (status, body["error"]) == (504, "the model server took too long")
+        assert len((await here.model.until("interrupts"))["interrupts"]) == 1
+
+
+async def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        status, answer = await here.call(
+            SYNC,
+            {
+                "input": {
+                    "modifier": "X",
+                    "webhook": {"url": "http://a/"},
+                    "workflow_json": {"1": "no node"},
+                },
+                "priority": 1,
+            },
+        )
+        assert status == 422
+        wrong = answer["payload"]
+        assert set(wrong) == {"input", "priority"}
+        assert set(wrong["input"]) == {"modifier", "webhook", "workflow_json"}
+        assert "not supported by the native dialect" in wrong["input"]["webhook"]
+        status, answer = await here.call(STREAM, {"input": {"request_id": "../x", "modifier": None}})
+        assert (status, set(answer["payload"]["input"])) == (422, {"request_id", "workflow_json"})
+
+
+PROMPT = 'a "fox",\n{{SEED}} \\ __RANDOM_INT__ ünïcödé 狐 {{PROMPT}}'
+
+
+async def test_a_prompt_arrives_unchanged(tmp_path: Path) -> None:
+    async with native_rig(tmp_path, {"COMFY_MODEL": "sd3"}) as here:
+        payload = {"prompt": PROMPT, "width": 640, "height": 512, "steps": 7, "seed": 2**64 - 1}
+        status, answer = await here.call("/prompt", payload)
+
+        assert (status, len(answer["images"])) == (200, 1)
+        kind, _, data = answer["images"][0].partition(",")
+        assert kind == "data:image/png;base64"
+        history = await here.model.state()
+        async with here.http.get(f"{here.model.url}/history/{history['ran'][0]}") as told:
+            entry = (await told.json())[history["ran"][0]]
+        graph = entry["prompt"][2]
+        assert graph["6"]["inputs"]["text"] == PROMPT
+        assert (graph["5"]["inputs"]["width"], graph["5"]["inputs"]["height"]) == (640, 512)
+        assert (graph["3"]["inputs"]["steps"], graph["3"]["inputs"]["seed"]) == (7, 2**64 - 1)
+        assert base64.b64decode(data) == await here.model.view(entry["outputs"]["9"]["images"][0])
+        await here.engine.wait_for(lambda: here.last_report.cur_load == 0)
+        assert "workload=" in here.worker.output()
+
+
+async def test_a_custom_workflow(tmp_path: Path) -> None:
+    graph = image()
+    graph["5"]["inputs"] |= {"width": "{{WIDTH}}", "height": "{{height}}"}
+    graph["9"]["inputs"]["filename_prefix"] = "{{NAME}}-__RANDOM_INT__"
+    async with native_rig(tmp_path) as here:
+        fields = {"width": 256, "height": 320, "name": "mine"}
+        status, answer = await here.call("/custom-workflow", {"workflow": graph, "custom_fields": fields})
+
+        assert (status, len(answer["images"])) == (200, 1)
+        no_image = {"1": node("VHS_VideoCombine", images=["2", 0]), "2": node("VAEDecode")}
+        status, answer = await here.call("/custom-workflow", {"workflow": no_image})
+        assert (status, answer) == (422, {"error": "the workflow made no images"})
+
+
+async def test_a_file_by_its_name(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        _, made = await here.generate(image())
+        output = made["output"][0]
+        query = {name: output[name] for name in ("filename", "subfolder", "type")}
+        async with here.view(query) as answer:
+            assert (answer.status, answer.content_type) == (200, "image/png")
+            assert answer.headers["Content-Disposition"] == f'filename="{output["filename"]}"'
+            assert await answer.read() == base64.b64decode(output["data"])
+        async with here.view(query, Range="bytes=0-7") as answer:
+            assert (answer.status, await answer.read()) == (206, png("")[:8])
+        async with here.view({"filename": "nothing.png"}) as answer:
+            assert answer.status == 404
+        async with here.view({"filename": "../secret", "type": "models"}) as answer:
+            assert answer.status == 422
+            assert set((await answer.json())["payload"]) == {"filename", "type"}
+        async with here.http.get(here.url + "/view", params=query) as answer:
+            assert answer.status == 422  # without authentication
+        asked = [r["path"] for r in (await here.model.state())["requests"] if "/view" in r["path"]]
+        assert len(asked) == 4  # of which the first is the worker's own
+        await here.model.steer(release=False)
+        async with asking(here, SYNC, asked_to_hold(), "running"), here.view(query) as answer:
+            assert answer.status == 200  # it doesn't wait for the image under way
+
+
+def asked_to_hold() -> dict[str, Any]:
+    return asked(image(5, hold=True))
+
+
+async def test_a_large_output_costs_little_memory(tmp_path: Path) -> None:
+    async with native_rig(tmp_path) as here:
+        assert (await here.generate(image()))[0] == 200
+        before_kib = here.worker.peak_memory_kib()
+        async with here.post(SYNC, asked({"1": node("SaveLarge", size_mib=96)})) as answer:
+            assert answer.status == 200
+            length = 0
+            async for chunk in answer.content.iter_any():
+                length += len(chunk)
+        assert length == answer.content_length
+        assert length > 96 * 2**20 * 4 / 3
+        assert here.worker.peak_memory_kib() - before_kib < 64 * 1024
+        async with here.post(STREAM, asked({"1": node("SaveLarge", size_mib=32)})) as answer:
+            body = await answer.read()
+        assert body.endswith(b"}\n\n")
+        assert len(body) > 32 * 2**20 * 4 / 3
+
+
+async def test_the_benchmark_is_measured_and_saved(tmp_path: Path) -> None:
+    async with native_rig(tmp_path, rated=False) as here:
+        state = await here.model.state()
+        graphs = [json.dumps(await graph_of(here, prompt_id)) for prompt_id in state["ran"]]
+        assert len(graphs) >= 4
+        assert len(set(graphs)) == len(graphs)  # equal ones would come from the cache
+        assert here.last_report.max_perf > 0
+        saved = json.loads((tmp_path / "worker" / ".pyworker_benchmark.json").read_text())
+        assert "comfyui /generate/sync native flux" in json.dumps(saved)
+
+
+async def graph_of(here: Rig, prompt_id: str) -> Graph:
+    async with here.http.get(f"{here.model.url}/history/{prompt_id}") as answer:
+        return (await answer.json())[prompt_id]["prompt"][2]

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from lib.errors import ModelUnreachable, SettingsError
+from lib.model.connection import ModelServer
+from workers.comfyui import server
+from workers.comfyui.data_types import GenerateInput, PromptInput, ViewQuery
+from workers.comfyui.dialects import Choice
+from workers.comfyui.server import GenerateHandler, PromptHandler, ViewHandler
+from workers.comfyui.settings import ComfySettings
+
+ROOT = Path(__file__).parents[3]
+
+# Imports the modules with an environment that notes who looks into it, and with sockets and writing barred.
+SPY = """
+import os, sys
+
+class Spy(dict):
+    asked = set()
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+    def __getitem__(self, key):
+        self.asked.add(key)
+        return super().__getitem__(key)
+    def __contains__(self, key):
+        self.asked.add(key)
+        return super().__contains__(key)
+
+def bar(event, args):
+    assert event not in ("socket.bind", "socket.connect", "socket.getaddrinfo"), event
+    assert event != "open" or not set(str(args[1])) & set("wax+"), args
+    assert event != "open" or not str(args[0]).endswith(".json"), args
+
+sys.dont_write_bytecode = True
+os.environ = Spy(os.environ)
+sys.addaudithook(bar)
+import logging
+import workers.comfyui.server, workers.comfyui.client, workers.comfyui.test_load
+own = {n for n in Spy.asked if n.startswith(("MODEL", "MAX_", "COMFY", "BENCHMARK", "S3_", "AWS", "REPORT"))}
+assert not own, own
+assert not {"boto3", "botocore"} & set(sys.modules)
+assert not logging.getLogger().handlers
+"""
+
+
+def test_importing_does_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", SPY], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_worker_as_it_is() -> None:
+    backend, routes = server.build({"COMFYUI_DIALECT": "native"})
+
+    assert [(route.method, route.path) for route in routes] == [
+        ("POST", "/generate/sync"),
+        ("POST", "/generate/stream"),
+        ("POST", "/prompt"),
+        ("POST", "/custom-workflow"),
+        ("GET", "/view"),
+    ]
+    assert backend.model_server_url == "http://127.0.0.1:18188"
+    assert not backend.allow_parallel_requests
+    assert backend.lifecycle is None
+    assert backend.benchmark_handler
+    assert backend.benchmark_handler.healthcheck_endpoint == "/prompt"
+    assert backend.benchmark_handler.endpoint == "/generate/sync"
+
+
+def test_without_a_dialect_finding_it_is_the_sign_of_readiness() -> None:
+    backend, _ = server.build({})
+
+    assert backend.lifecycle is not None
+    assert backend.benchmark_handler
+    assert backend.benchmark_handler.healthcheck_endpoint is None
+
+
+@pytest.mark.parametrize(
+    ("env", "path"),
+    [
+        ({"COMFYUI_DIALECT": "wrapper"}, "/generate/sync"),
+        ({"COMFYUI_DIALECT": "runsync"}, "/prompt"),
+        ({"COMFYUI_DIALECT": "native", "BENCHMARK_ROUTE": "/prompt"}, "/prompt"),
+    ],
+)
+def test_what_the_benchmark_asks(env: dict[str, str], path: str) -> None:
+    backend, _ = server.build(env)
+
+    assert backend.benchmark_handler
+    assert backend.benchmark_handler.endpoint == path
+
+
+def choice(**env: str) -> Choice:
+    return Choice(ComfySettings.from_env({"COMFYUI_DIALECT": "native", **env}))
+
+
+def test_benchmark_payloads_differ_and_are_one_job_each() -> None:
+    handler = GenerateHandler(choice=choice(), path="/generate/sync")
+    payloads = [handler.make_benchmark_payload() for _ in range(8)]
+
+    assert len({str(p.input) for p in payloads}) == 8
+    assert {p.count_workload() for p in payloads} == {100.0}
+    assert not any(p.uploads for p in payloads)
+
+
+def test_the_benchmark_of_prompts_counts_in_tokens() -> None:
+    handler = PromptHandler(choice=choice(COMFY_MODEL="sd3"), path="/prompt")
+    payload = handler.make_benchmark_payload()
+
+    assert (payload.width, payload.height, payload.steps, payload.model) == (512, 512, 20, "sd3")
+    assert payload.count_workload() == pytest.approx(1200 * 260 / 785 * 18.77 / 23.65)
+
+
+def test_another_benchmark_has_another_name() -> None:
+    names = {
+        handler.benchmark_name
+        for handler in (
+            GenerateHandler(choice=choice(), path="/generate/sync"),
+            GenerateHandler(choice=choice(COMFY_MODEL="sd3"), path="/generate/sync"),
+            GenerateHandler(choice=choice(BENCHMARK_TEST_STEPS="3"), path="/generate/sync"),
+            GenerateHandler(choice=choice(COMFYUI_DIALECT="wrapper"), path="/generate/sync"),
+            PromptHandler(choice=choice(), path="/prompt"),
+        )
+    }
+    assert len(names) == 5
+
+
+def test_clients_do_not_choose_the_model() -> None:
+    handler = PromptHandler(choice=choice(COMFY_MODEL="sd3"), path="/prompt")
+    payload = handler.read_payload({"payload": {"prompt": "x", "model": "flux"}, "auth_data": {}})
+
+    assert isinstance(payload, PromptInput)
+    assert payload.model == "sd3"
+
+
+async def test_a_file_is_passed_on_from_comfyui() -> None:
+    asked: list[str] = []
+
+    async def view(request: web.Request) -> web.Response:
+        asked.append(request.path_qs)
+        return web.Response(body=b"content")
+
+    app = web.Application()
+    app.router.add_get("/view", view)
+    async with TestServer(app) as comfyui, ModelServer("http://127.0.0.1:9") as model:
+        url = str(comfyui.make_url("")).rstrip("/")
+        handler = ViewHandler(choice=choice(COMFYUI_DIALECT="wrapper", COMFYUI_URL=url), path="/view")
+        payload = ViewQuery("a&b=ü.png", "x/y", "temp")
+        async with handler.call_model(model.caller({}), payload) as answer:
+            assert await answer.read() == b"content"
+    assert asked == ["/view?filename=a%26b%3D%C3%BC.png&subfolder=x/y&type=temp"]
+    assert handler.allow_parallel_requests
+
+
+def test_before_a_model_server_is_found_there_is_none_to_ask() -> None:
+    unknown = Choice(ComfySettings.from_env({}))
+    handler = GenerateHandler(choice=unknown, path="/generate/sync")
+    payload = handler.read_payload({"payload": {"input": {"modifier": "x"}}, "auth_data": {}})
+
+    assert isinstance(payload, GenerateInput)
+    with pytest.raises(ModelUnreachable):
+        handler.call_model(cast(Any, None), payload)
+
+
+def test_a_wrong_environment_is_told_whole() -> None:
+    with pytest.raises(SettingsError, match=r"(?s)MODEL_SERVER_URL.*COMFY_MODEL"):
+        server.build({"MODEL_SERVER_URL": "nowhere", "COMFY_MODEL": "sd1"})
+
+
+def test_the_process_says_what_is_wrong_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.comfyui.server"],
+        cwd=ROOT,
+        env={**os.environ, "COMFYUI_DIALECT": "gradio"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "COMFYUI_DIALECT: 'gradio' is none of wrapper, native, runsync" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,254 @@
+"""A stand-in for an OpenAI-compatible model server, as a process: `python -m tests.workers.openai.stand_in`.
+
+It answers in the shapes of the real ones and generates nothing but "word". Tests ask it what it received
+(`GET /received`) and wait until a client of it has left (`GET /left`). What goes wrong is asked for by the
+request: the prompt "fail" is a 500, "break" an error in the middle of a stream, "hang" a stream that never
+goes on, and a `model` that it doesn't have a 404.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+log = logging.getLogger("stand-in")
+
+MODEL = "tiny"
+SPEECH = bytes(range(256)) * 400
+ENGINE_FIELDS = {"ignore_eos", "top_k"}
+
+
+@dataclass
+class StandIn:
+    """The server. `eos_after`: an answer ends after so many tokens, unless it is told to ignore that.
+
+    `strict`: fields that are not OpenAI's are an error. `done`: whether a stream ends in `[DONE]`. `usage`:
+    whether answers tell how many tokens they have. `lacks`: routes that it doesn't have.
+    """
+
+    eos_after: int | None = None
+    strict: bool = False
+    done: bool = True
+    usage: bool = True
+    lacks: frozenset[str] = frozenset()
+    notes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/received", self.received)
+        app.router.add_get("/left", self.left)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_post("/v1/audio/transcriptions", self.form)
+        app.router.add_post("/v1/audio/translations", self.form)
+        app.router.add_post("/v1/images/edits", self.form)
+        app.router.add_post("/{path:.*}", self.post)
+        return app
+
+    async def health(self, _request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def received(self, _request: web.Request) -> web.Response:
+        return web.json_response(self.notes)
+
+    async def left(self, _request: web.Request) -> web.Response:
+        await self.gone.wait()
+        return web.Response()
+
+    async def models(self, request: web.Request) -> web.Response:
+        self._note(request)
+        if request.path in self.lacks:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
+    async def form(self, request: web.Request) -> web.Response:
+        """Takes a form and answers with what was in it."""
+        parts: list[dict[str, Any]] = []
+        for name, value in (await request.post()).items():
+            if isinstance(value, web.FileField):
+                content = value.file.read()
+                parts.append(
+                    {
+                        "name": name,
+                        "filename": value.filename,
+                        "type": value.content_type,
+                        "size": len(content),
+                        "sha256": hashlib.sha256(content).hexdigest(),
+                    }
+                )
+            else:
+                parts.append({"name": name, "text": str(value)})
+        self._note(request)
+        return web.json_response({"text": "word", "parts": parts})
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        message: dict[str, Any] = await request.json()
+        self._note(request, (await request.read()).decode())
+        if self.strict and (unknown := ENGINE_FIELDS & set(message)):
+            return _error(400, f"Unrecognized request argument: {', '.join(sorted(unknown))}")
+        if message.get("model", MODEL) != MODEL:
+            return _error(404, f"The model `{message['model']}` does not exist.")
+        answer = self._answers().get(request.path)
+        if answer is None or request.path in self.lacks:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        return await answer(request, message)
+
+    def _answers(self) -> Mapping[str, Any]:
+        return {
+            "/v1/completions": self.completion,
+            "/v1/chat/completions": self.chat,
+            "/v1/responses": self.response,
+            "/v1/embeddings": self.embeddings,
+            "/v1/rerank": self.rerank,
+            "/v1/score": self.score,
+            "/v1/audio/speech": self.speech,
+            "/v1/images/generations": self.images,
+        }
+
+    async def completion(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
+        if message["prompt"] == "fail":
+            return _error(500, "CUDA out of memory")
+        tokens = self._tokens(message)
+        if message.get("stream"):
+            return await self._stream(request, message["prompt"], tokens, "text_completion")
+        choice = {"index": 0, "text": " word" * tokens, "finish_reason": "length"}
+        answer: dict[str, Any] = {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "model": MODEL,
+            "choices": [choice],
+        }
+        if self.usage:
+            usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 1 + tokens}
+            answer["usage"] = usage
+        return web.json_response(answer)
+
+    async def chat(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
+        last = message["messages"][-1]
+        if message.get("stream"):
+            return await self._stream(
+                request, last["content"], self._tokens(message), "chat.completion.chunk"
+            )
+        said: dict[str, Any] = {"role": "assistant", "content": f"{last['role']}: {last['content']}"}
+        if message.get("tools") and last["role"] == "user":
+            call = {"name": message["tools"][0]["function"]["name"], "arguments": '{"city": "Lisbon"}'}
+            said = {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "call-1", "type": "function", "function": call}],
+            }
+        return web.json_response({"object": "chat.completion", "choices": [{"index": 0, "message": said}]})
+
+    async def response(self, _request: web.Request, message: dict[str, Any]) -> web.Response:
+        return web.json_response({"object": "response", "output": [], "status": "completed"})
+
+    async def embeddings(self, _request: web.Request, message: dict[str, Any]) -> web.Response:
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}]
+        return web.json_response({"object": "list", "data": data})
+
+    async def rerank(self, _request: web.Request, message: dict[str, Any]) -> web.Response:
+        results = [{"index": i, "relevance_score": 0.5} for i in range(len(message["documents"]))]
+        return web.json_response({"results": results})
+
+    async def score(self, _request: web.Request, message: dict[str, Any]) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"index": 0, "score": 0.5}]})
+
+    async def speech(self, _request: web.Request, message: dict[str, Any]) -> web.Response:
+        return web.Response(body=SPEECH, content_type="audio/mpeg")
+
+    async def images(self, _request: web.Request, message: dict[str, Any]) -> web.Response:
+        return web.json_response({"created": 1, "data": [{"b64_json": "AAAA"}]})
+
+    async def _stream(self, request: web.Request, prompt: str, tokens: int, kind: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        try:
+            await response.prepare(request)
+            while tokens > 0:
+                part = {"text": " word"} if kind == "text_completion" else {"delta": {"content": " word"}}
+                await _event(response, {"object": kind, "choices": [{"index": 0, **part}]})
+                if prompt == "break":
+                    await _event(response, {"error": {"message": "CUDA out of memory", "code": 500}})
+                    return response
+                if prompt == "hang":
+                    await asyncio.Event().wait()
+                tokens -= 1
+            if self.done:
+                await response.write(b"data: [DONE]\n\n")
+        except (asyncio.CancelledError, ConnectionError):
+            self.gone.set()
+            raise
+        return response
+
+    def _tokens(self, message: Mapping[str, Any]) -> int:
+        tokens = message.get("max_tokens") or 16
+        if self.eos_after is None or message.get("ignore_eos"):
+            return tokens
+        return min(tokens, self.eos_after)
+
+    def _note(self, request: web.Request, body: str | None = None) -> None:
+        self.notes.append(
+            {
+                "method": request.method,
+                "path": request.path_qs,
+                "headers": {name.lower(): value for name, value in request.headers.items()},
+                "body": body,
+            }
+        )
+
+
+async def _event(response: web.StreamResponse, message: Mapping[str, Any]) -> None:
+    await response.write(b"data: " + json.dumps(message).encode() + b"\n\n")
+
+
+def _error(status: int, message: str) -> web.Response:
+    error = {"message": message, "type": "BadRequestError", "param": None, "code": status}
+    return web.json_response({"error": error}, status=status)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    server = StandIn(
+        options.eos_after, options.strict, not options.no_done, not options.no_usage, frozenset(options.lacks)
+    )
+    runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", options.port).start()
+    for line in options.line:
+        log.info("%s", line)
+    sys.stdout.write(f"listening on http://127.0.0.1:{runner.addresses[0][1]}\n")
+    sys.stdout.flush()
+    await stop.wait()
+    await runner.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--line", action="append", default=[], help="a line for the log, once it listens")
+    parser.add_argument("--eos-after", type=int)
+    parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--no-done", action="store_true")
+    parser.add_argument("--no-usage", action="store_true")
+    parser.add_argument("--lacks", action="append", default=[], help="a route that it doesn't have")
+    options = parser.parse_args()
+    handler = logging.FileHandler(options.log, encoding="utf-8")
+    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", handlers=[handler])
+    asyncio.run(serve(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""OpenAI's own client, unmodified, with a routed worker: its API key is what the engine has signed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.workers.openai.stand_in import MODEL, SPEECH
+from tests.workers.served import served
+
+
+async def test_openais_client_uses_every_route(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path, "openai", env={"MODEL_NAME": MODEL}, scheme="url") as here,
+        openai.AsyncOpenAI(base_url=here.rig.url + "/v1", api_key=here.rig.bearer(), max_retries=0) as client,
+    ):
+        whole = await client.completions.create(model=MODEL, prompt="Hello", max_tokens=3)
+        assert whole.choices[0].text == " word" * 3
+        chat = await client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=3, stream=True
+        )
+        assert [chunk.choices[0].delta.content async for chunk in chat] == [" word"] * 3
+        assert [model.id async for model in client.models.list()] == [MODEL]
+        assert (await here.received())[-1]["method"] == "GET"
+        vectors = await client.embeddings.create(model=MODEL, input="Hello", encoding_format="float")
+        assert vectors.data[0].embedding == [0.5, -1.0]
+        spoken = await client.audio.speech.create(model=MODEL, voice="alloy", input="Hello")
+        assert await spoken.aread() == SPEECH
+        drawn = await client.images.generate(model=MODEL, prompt="A house")
+        assert drawn.data
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            await client.completions.create(model="other", prompt="Hello")
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            await client.completions.create(model=MODEL, prompt="Hello", max_tokens=0)
+        assert "max_tokens" in refused.value.response.text
+
+
+async def test_a_form_goes_on_as_it_came(tmp_path: Path) -> None:
+    sound = bytes(range(256)) * 10_000
+    async with (
+        served(tmp_path, "openai", scheme="url") as here,
+        openai.AsyncOpenAI(base_url=here.rig.url + "/v1", api_key=here.rig.bearer(), max_retries=0) as client,
+    ):
+        heard = await client.audio.transcriptions.create(
+            model=MODEL, file=("a b.wav", sound), timestamp_granularities=["word"], response_format="json"
+        )
+        assert heard.text == "word"
+        parts = {part["name"]: part for part in heard.model_extra["parts"]} if heard.model_extra else {}
+        assert parts["model"]["text"] == MODEL
+        assert parts["timestamp_granularities[]"]["text"] == "word"
+        assert (parts["file"]["filename"], parts["file"]["sha256"]) == (
+            "a b.wav",
+            hashlib.sha256(sound).hexdigest(),
+        )
+        await here.rig.told(served=len(sound) / 16_000 * 10)
+        async with here.rig.http.post(
+            here.rig.url + "/v1/audio/translations",
+            data=b"sound",
+            headers={**here.rig.header(), "Content-Type": "audio/wav"},
+        ) as answer:
+            assert answer.status == 422
+            assert "must be multipart/form-data or JSON, not audio/wav" in await answer.text()
+        async with here.rig.http.post(
+            here.rig.url + "/v1/completions",
+            data=b"sound",
+            headers={**here.rig.header(), "Content-Type": "audio/wav"},
+        ) as answer:
+            assert answer.status == 415

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from lib.data_types import LogAction
+from lib.errors import SettingsError
+from workers.llama import server as llama
+from workers.openai import server
+from workers.openai.benchmark import BenchmarkHandler
+from workers.sglang import server as sglang
+from workers.vllm import server as vllm
+
+ROOT = Path(__file__).parents[3]
+NAMES = ("openai", "vllm", "sglang", "llama")
+PATHS = [
+    *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"),
+    *("/v1/score", "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations"),
+    *("/v1/images/generations", "/v1/images/edits", "/v1/models"),
+]
+
+# Imports the modules with sockets and writing barred, and with an environment that nobody may look into.
+SPY = """
+import os, sys
+
+class Spy(dict):
+    asked = set()
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+    def __getitem__(self, key):
+        self.asked.add(key)
+        return super().__getitem__(key)
+    def __contains__(self, key):
+        self.asked.add(key)
+        return super().__contains__(key)
+
+def bar(event, args):
+    assert event not in ("socket.bind", "socket.connect", "socket.getaddrinfo"), event
+    assert event != "open" or not set(str(args[1])) & set("wax+"), args
+
+sys.dont_write_bytecode = True
+os.environ = Spy(os.environ)
+sys.addaudithook(bar)
+import importlib, logging
+for name in ("openai", "vllm", "sglang", "llama"):
+    for module in ("data_types", "server", "client", "test_load"):
+        importlib.import_module(f"workers.{name}.{module}")
+own = {n for n in Spy.asked if n.startswith(("MODEL", "MAX_", "CONTAINER", "WORKER", "REPORT", "HF_"))}
+assert not own, own
+assert not logging.getLogger().handlers
+"""
+
+
+def test_importing_does_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", SPY], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def paths(routes: Sequence[web.RouteDef], method: str) -> list[str]:
+    return [route.path for route in routes if route.method == method]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_worker_as_it_is(name: str) -> None:
+    module: Any = importlib.import_module(f"workers.{name}.server")
+    backend, routes = module.build({})
+
+    assert backend.model_server_url == "http://127.0.0.1:18000"
+    assert backend.allow_parallel_requests
+    assert paths(routes, "POST") == PATHS
+    assert paths(routes, "GET") == ["/v1/models"]
+    benchmark = backend.benchmark_handler
+    assert isinstance(benchmark, BenchmarkHandler)
+    assert (benchmark.endpoint, benchmark.healthcheck_endpoint) == ("/v1/completions", "/health")
+    assert benchmark.ignore_eos == (name != "openai")
+
+
+def test_any_server_is_known_by_its_health_alone() -> None:
+    backend, _ = server.build({})
+    assert (backend.model_log_file, backend.log_actions) == (None, ())
+
+    backend, _ = server.build({"MODEL_LOG": "/tmp/any.log"})
+    assert {action for action, _ in backend.log_actions} == {LogAction.ModelError}
+
+
+def test_each_engine_has_its_log_and_its_lines() -> None:
+    loaded = {
+        engine: [line for action, line in build({})[0].log_actions if action is LogAction.ModelLoaded]
+        for engine, build in (("vllm", vllm.build), ("sglang", sglang.build), ("llama", llama.build))
+    }
+    assert loaded == {
+        "vllm": ["Application startup complete."],
+        "sglang": ["The server is fired up and ready to roll!"],
+        "llama": ["server is listening on"],
+    }
+    errors = [line for action, line in vllm.build({})[0].log_actions if action is LogAction.ModelError]
+    assert errors == ["INFO exited: vllm", "RuntimeError: Engine"]
+    assert sglang.build({})[0].model_log_file == Path("/var/log/portal/sglang.log")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_worker_in_another_environment(name: str) -> None:
+    module: Any = importlib.import_module(f"workers.{name}.server")
+    backend, _ = module.build(
+        {
+            "MODEL_SERVER_URL": "http://127.0.0.1:7/base/",
+            "MODEL_LOG": "/tmp/other.log",
+            "MODEL_LOAD_LOG_MSG": "up",
+            "MODEL_ERROR_LOG_MSGS": "down\nbroken",
+            "MODEL_INFO_LOG_MSGS": "on its way",
+            "MODEL_HEALTH_ENDPOINT": "/v1/models",
+            "MODEL_NAME": " tiny ",
+        }
+    )
+
+    assert backend.model_server_url == "http://127.0.0.1:7/base"
+    assert backend.model_log_file == Path("/tmp/other.log")
+    assert backend.log_actions == (
+        (LogAction.ModelLoaded, "up"),
+        (LogAction.ModelError, "down"),
+        (LogAction.ModelError, "broken"),
+        (LogAction.Info, "on its way"),
+    )
+    benchmark = backend.benchmark_handler
+    assert isinstance(benchmark, BenchmarkHandler)
+    assert (benchmark.model_name, benchmark.healthcheck_endpoint) == ("tiny", "/v1/models")
+
+
+def test_a_wrong_environment_is_told_whole() -> None:
+    with pytest.raises(SettingsError, match=r"(?s)MODEL_SERVER_URL.*MAX_QUEUE_TIME"):
+        server.build({"MODEL_SERVER_URL": "nowhere", "MAX_QUEUE_TIME": "long"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_process_says_what_is_wrong_without_a_traceback(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"workers.{name}.server"],
+        cwd=ROOT,
+        env={**os.environ, "MODEL_SERVER_URL": "nowhere"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "MODEL_SERVER_URL: 'nowhere' is not an http(s) URL" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.data_types import JsonDataException
+from workers.openai import uploads
+from workers.openai.uploads import AUDIO, IMAGES, MIB, BadFile, EncodedFile, read_files, safe_basename
+
+FIELDS = {"file": AUDIO, "image": IMAGES, "mask": IMAGES}
+DATA = base64.b64encode(b"sound").decode()
+SOUND_ENDINGS = "must be one of these: flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav, webm"
+
+
+def problems_of(request: dict[str, Any]) -> dict[str, Any]:
+    with pytest.raises(JsonDataException) as raised:
+        read_files(request, FIELDS)
+    return raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("request_", "name", "content_type"),
+    [
+        ({"file": DATA, "filename": "a.mp3"}, "a.mp3", "audio/mpeg"),
+        ({"file": DATA, "filename": "A.WAV"}, "A.WAV", "audio/wav"),
+        ({"file": {"data": DATA, "filename": "a.ogg"}, "filename": "b.mp3"}, "a.ogg", "audio/ogg"),
+        ({"file": f"data:audio/x-wav;base64,{DATA}", "filename": "a.wav"}, "a.wav", "audio/x-wav"),
+        ({"file": f"data:audio/ogg;codecs=opus;base64,{DATA}"}, "file.oga", "audio/ogg"),
+        ({"file": f"DATA:AUDIO/MPEG;BASE64,{DATA}"}, "file.mp3", "audio/mpeg"),
+    ],
+)
+def test_a_file_has_a_name_and_a_type(request_: dict[str, Any], name: str, content_type: str) -> None:
+    (file,) = read_files(request_, FIELDS)["file"]
+    assert file.decoded() == (name, b"sound", content_type)
+    assert file.size_bytes == 5
+
+
+def test_several_files_and_none() -> None:
+    uri = f"data:image/png;base64,{DATA}"
+    files = read_files({"image": [uri, {"data": DATA, "filename": "b.jpg"}], "mask": None}, FIELDS)
+    assert [f.filename for f in files["image"]] == ["image.png", "b.jpg"]
+    assert list(files) == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        ({"file": DATA}, "needs a filename, a string"),
+        ({"file": DATA, "filename": 5}, "its filename must be a string"),
+        ({"file": DATA, "filename": ""}, f"the ending of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": "mp3"}, f"the ending of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": ".mp3"}, f"the ending of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": "a.mp3.sh"}, f"the ending of its filename {SOUND_ENDINGS}"),
+        ({"file": f"data:text/html;base64,{DATA}"}, f"is text/html, but {SOUND_ENDINGS}"),
+        (
+            {"file": f"data:text/html;base64,{DATA}", "filename": "a.mp3"},
+            f"is text/html, but {SOUND_ENDINGS}",
+        ),
+        ({"file": "data:,sound"}, "must be a data: URI in base64: data:TYPE;base64,..."),
+        (
+            {"file": 5, "filename": "a.mp3"},
+            'must be base64, a data: URI, or {"data": one of these, "filename": a string}',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told(request_: dict[str, Any], problem: str) -> None:
+    assert problems_of(request_) == {"file": problem}
+
+
+def test_every_wrong_field_is_told() -> None:
+    assert set(problems_of({"file": 1, "image": DATA, "mask": []})) == {"file", "image"}
+
+
+def test_files_are_bounded_before_they_are_decoded() -> None:
+    largest = "A" * (uploads.MAX_FILE_BYTES // 3 * 4) + "AA=="  # 1 byte more than whole threes
+    assert read_files({"file": largest, "filename": "a.mp3"}, FIELDS)["file"][0].size_bytes == 25 * MIB
+    assert problems_of({"file": "A" * 4 + largest, "filename": "a.mp3"}) == {
+        "file": "has more than 26214400 bytes"
+    }
+    image = {"data": largest, "filename": "a.png"}
+    small = {"data": DATA, "filename": "a.png"}
+    too_much = "a request's files have at most 67108864 bytes together"
+    assert problems_of({"image": [image] * 2, "mask": image}) == {"image": too_much, "mask": too_much}
+    assert problems_of({"image": [small] * 17}) == {"image": "a request has at most 16 files"}
+    assert len(read_files({"image": [small] * 15, "mask": small}, FIELDS)["image"]) == 15
+
+
+@pytest.mark.parametrize("text", ["?", "A", "AAA", "AA=A", "Ω===", "A" * 5])
+def test_what_is_no_base64_is_told_when_it_is_decoded(text: str) -> None:
+    with pytest.raises(BadFile, match=r"^is not base64: "):
+        EncodedFile("a.mp3", "audio/mpeg", text).decoded()
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300), st.sampled_from(["\n", "\r\n", " ", ""]))
+def test_any_content_survives_with_white_space_in_it_or_without(content: bytes, between: str) -> None:
+    encoded = base64.b64encode(content).decode()
+    lines = between.join(encoded[i : i + 76] for i in range(0, len(encoded), 76))
+    file = EncodedFile("a.mp3", "audio/mpeg", lines)
+    assert file.decoded()[1] == content
+    assert file.size_bytes >= len(content)
+    assert EncodedFile("a.mp3", "audio/mpeg", encoded).size_bytes == len(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("a.mp3", "a.mp3"),
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\a.mp3", "a.mp3"),
+        ("..", ""),
+        (".hidden.mp3", "hidden.mp3"),
+        ('a"b\r\n;c.mp3', "a_b___c.mp3"),
+        ("grüße 1.mp3", "grüße 1.mp3"),
+        ("x" * 200 + ".mp3", "x" * 96 + ".mp3"),
+        ("", ""),
+    ],
+)
+def test_names_are_made_safe(name: str, safe: str) -> None:
+    assert safe_basename(name) == safe
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_name_is_made_safe(name: str) -> None:
+    safe = safe_basename(name)
+    assert not set(safe) & set('/\\"\r\n\0;:*?<>|')
+    assert not safe.startswith((".", " "))
+    assert len(safe) <= uploads.MAX_NAME_CHARACTERS
+    assert safe_basename(safe) == safe

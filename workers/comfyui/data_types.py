@@ -1,0 +1,213 @@
+"""The payloads of the comfyui worker: what a client sends on each route, and what it costs.
+
+Owns the requests' shapes, their ranges and their workload. What becomes of them depends on the model server's
+dialect and is in native.py, wrapper.py and runsync.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from lib.data_types import ApiPayload, JsonDataException
+from lib.words import some_words
+from workers.comfyui.workflows import RANDOM_INT, RANDOM_INTS, default_workflow, fill, graph_problem
+from workers.comfyui.workload import (
+    MAX_SIZE,
+    MAX_STEPS,
+    STANDARD_SIZE,
+    STANDARD_STEPS,
+    graph_work,
+    image_workload,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# One job of `/generate/sync` that doesn't tell its size and steps.
+JOB_WORKLOAD = 100.0
+# What a seed may be: an unsigned integer of 64 bits.
+MAX_SEED = 2**64 - 1
+MIN_SIZE = 16
+
+DEFAULT_MODEL = "flux"
+TEST_PROMPT_WORDS = 30
+TEST_SIZE = 512
+TEST_STEPS = 20
+
+_OUTPUT_TYPES = ("output", "temp", "input")
+
+
+@dataclass
+class GenerateInput(ApiPayload):
+    """`/generate/sync` and `/generate/stream`: `{"input": {…}}`, the wrapper's own request.
+
+    `benchmark_work` is the work of the benchmark's graph in standard images, None where that doesn't tell.
+    `uploads`: the outputs may go to the worker's own bucket; those of the benchmark don't.
+    """
+
+    input: dict[str, Any]
+    others: dict[str, Any] = field(init=False, default_factory=dict[str, Any])
+    benchmark_work: float | None = field(init=False, default=None)
+    uploads: bool = field(init=False, default=True)
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
+        payload = super().from_json_msg(json_msg)
+        payload.others = {name: value for name, value in json_msg.items() if name != "input"}
+        return payload
+
+    def generate_payload_json(self) -> dict[str, Any]:
+        """All of it as it came."""
+        return {"input": self.input, **self.others}
+
+    def count_workload(self) -> float:
+        """100.0 for a job like the benchmark's, and for one whose graph doesn't tell its size and steps."""
+        graph = self.input.get("workflow_json", {})
+        work = graph_work(graph) if graph_problem(graph) is None else None
+        if work is None or self.benchmark_work is None:
+            return JOB_WORKLOAD
+        return JOB_WORKLOAD * work / self.benchmark_work
+
+    @classmethod
+    def for_test(cls) -> Self:
+        return cls({"workflow_json": PromptInput.for_test().graph()})
+
+
+@dataclass
+class PromptInput(ApiPayload):
+    """`/prompt`: an image by the default workflow of `model` (`COMFY_MODEL`), which no client chooses.
+
+    Sizes are in pixels. A request without a seed gets a random one.
+    """
+
+    prompt: str
+    width: int = STANDARD_SIZE
+    height: int = STANDARD_SIZE
+    steps: int = STANDARD_STEPS
+    seed: int | None = None
+    model: str = field(init=False, default=DEFAULT_MODEL)
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
+        problems: dict[str, Any] = {}
+        for name, low, high in (
+            ("width", MIN_SIZE, MAX_SIZE),
+            ("height", MIN_SIZE, MAX_SIZE),
+            ("steps", 1, MAX_STEPS),
+            ("seed", 0, MAX_SEED),
+        ):
+            value = json_msg.get(name)
+            if isinstance(value, int) and not low <= value <= high:
+                problems[name] = f"must be from {low} to {high}"
+        return _checked(super().from_json_msg, json_msg, problems)
+
+    def graph(self) -> dict[str, Any]:
+        """The workflow to run."""
+        return fill(
+            default_workflow(self.model),
+            {
+                "PROMPT": self.prompt,
+                "WIDTH": self.width,
+                "HEIGHT": self.height,
+                "STEPS": self.steps,
+                "SEED": random.randrange(RANDOM_INTS) if self.seed is None else self.seed,
+            },
+        )
+
+    def count_workload(self) -> float:
+        """In tokens, of which an RTX 4090 makes 200 a second."""
+        return image_workload(self.model, self.width, self.height, self.steps)
+
+    @classmethod
+    def for_test(cls) -> Self:
+        return cls(some_words(TEST_PROMPT_WORDS), TEST_SIZE, TEST_SIZE, TEST_STEPS)
+
+
+@dataclass
+class CustomWorkflowInput(ApiPayload):
+    """`/custom-workflow`: the client's own `workflow`, in which `{{NAME}}` becomes `custom_fields["name"]`.
+
+    The case of names doesn't matter. A field is a text, a number or a boolean.
+    """
+
+    workflow: dict[str, Any]
+    custom_fields: dict[str, Any] = field(default_factory=dict[str, Any])
+    model: str = field(init=False, default=DEFAULT_MODEL)
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
+        problems: dict[str, Any] = {}
+        if "workflow" in json_msg and (problem := graph_problem(json_msg["workflow"])):
+            problems["workflow"] = problem
+        if isinstance(given := json_msg.get("custom_fields"), dict):
+            fields = cast("dict[str, Any]", given)
+            nested = [name for name, value in fields.items() if not isinstance(value, (str, int, float))]
+            if nested:
+                problems["custom_fields"] = dict.fromkeys(nested, "must be a string, a number or a boolean")
+        return _checked(super().from_json_msg, json_msg, problems)
+
+    def graph(self) -> dict[str, Any]:
+        return fill(self.workflow, {name.upper(): value for name, value in self.custom_fields.items()})
+
+    def count_workload(self) -> float:
+        """In tokens like `/prompt`; a graph that doesn't tell its size and steps is a standard image."""
+        work = graph_work(self.graph())
+        return image_workload(self.model, STANDARD_SIZE, STANDARD_SIZE, STANDARD_STEPS) * (
+            1.0 if work is None else work
+        )
+
+    @classmethod
+    def for_test(cls) -> Self:
+        fields = {"prompt": some_words(TEST_PROMPT_WORDS), "width": TEST_SIZE, "height": TEST_SIZE}
+        workflow = fill(default_workflow(DEFAULT_MODEL), {"SEED": RANDOM_INT})
+        return cls(workflow, {**fields, "steps": TEST_STEPS})
+
+
+@dataclass
+class ViewQuery(ApiPayload):
+    """`GET /view`: a file that ComfyUI has written, by name only."""
+
+    filename: str
+    subfolder: str = ""
+    type: str = "output"
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
+        """Other parameters than these three are left out: ComfyUI would convert images by them."""
+        problems: dict[str, Any] = {}
+        if isinstance(name := json_msg.get("filename"), str) and not _is_name(name):
+            problems["filename"] = "must be the name of a file, without a folder"
+        folder = json_msg.get("subfolder", "")
+        if isinstance(folder, str) and folder and not all(map(_is_name, folder.split("/"))):
+            problems["subfolder"] = "must be a relative path without .."
+        if isinstance(kind := json_msg.get("type"), str) and kind not in _OUTPUT_TYPES:
+            problems["type"] = f"must be one of {', '.join(_OUTPUT_TYPES)}"
+        return _checked(super().from_json_msg, json_msg, problems)
+
+    def count_workload(self) -> float:
+        """None: the GPU has no part in it."""
+        return 0.0
+
+    @classmethod
+    def for_test(cls) -> Self:
+        return cls("flux_00001_.png")
+
+
+def _checked(
+    read: Callable[[dict[str, Any]], Any], json_msg: dict[str, Any], problems: dict[str, Any]
+) -> Any:
+    """What `read` reads. Raises `JsonDataException` with what it finds wrong, and with `problems`."""
+    try:
+        payload = read(json_msg)
+    except JsonDataException as e:
+        raise JsonDataException({**problems, **e.message}) from e
+    if problems:
+        raise JsonDataException(problems)
+    return payload
+
+
+def _is_name(part: str) -> bool:
+    return part not in ("", ".", "..") and not set(part) & set("/\\\0")

@@ -1,0 +1,134 @@
+"""Which model server is behind the worker: one of the three dialects, told or found out.
+
+Owns the choice. `COMFYUI_DIALECT` makes it at once; without it, the addresses are asked again and again, and
+the first one that answers as its dialect does is the model server. What a dialect does is its own module's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import aiohttp
+import anyio
+
+from lib.backend import Backend
+from lib.clock import sleep
+from lib.errors import ModelUnreachable
+from lib.model.connection import ModelCaller
+from lib.model.watch import HealthWatch
+from workers.comfyui.data_types import GenerateInput
+from workers.comfyui.native import Native
+from workers.comfyui.runsync import Runsync
+from workers.comfyui.settings import DEFAULTS, ComfySettings, DialectName
+from workers.comfyui.wrapper import Wrapper
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+PROBE_LIMIT_S = 5.0
+# What only a server of the dialect answers so: a path of its own, and its status to a GET.
+_SIGNS: Mapping[DialectName, tuple[str, int]] = {
+    DialectName.WRAPPER: ("/generate/sync", 405),
+    DialectName.NATIVE: ("/system_stats", 200),
+    DialectName.RUNSYNC: ("/runsync", 405),
+}
+
+
+class Dialect(Protocol):
+    """How requests are told to the model server. What its methods give is the client's answer."""
+
+    def check(self, payload: GenerateInput) -> None: ...
+
+    def generate(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]: ...
+
+    def stream(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]: ...
+
+    def images(self, model: ModelCaller, graph: dict[str, Any]) -> AbstractAsyncContextManager[Any]: ...
+
+
+@dataclass
+class Choice:
+    """The model server, once it is known."""
+
+    settings: ComfySettings
+    _found: tuple[DialectName, str] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = self.settings.dialect is not None
+        self._found = self.settings.candidates[0] if known else None
+
+    @property
+    def known(self) -> bool:
+        return self._found is not None
+
+    @property
+    def name(self) -> str:
+        """Its dialect, or "unknown"."""
+        return self._found[0].value if self._found else "unknown"
+
+    @property
+    def dialect(self) -> Dialect:
+        """Raises `ModelUnreachable` (502) while none has answered."""
+        name, url = self._located()
+        if name is DialectName.WRAPPER:
+            return Wrapper(url, self.settings.comfyui_url)
+        return Runsync(url) if name is DialectName.RUNSYNC else Native(url, self.settings.bucket)
+
+    @property
+    def comfyui_url(self) -> str:
+        """Where ComfyUI itself is: the model server, or what is behind it. Raises `ModelUnreachable`."""
+        name, url = self._located()
+        return url if name is DialectName.NATIVE else self.settings.comfyui_url
+
+    @asynccontextmanager
+    async def finding(self, backend: Backend) -> AsyncGenerator[None, None]:
+        """A lifecycle: entered once a model server is found and well; its health is watched from then on."""
+        http = backend.parts.server.fresh
+        addresses = ", ".join(f"{url} ({name.value})" for name, url in self.settings.candidates)
+        log.info("COMFYUI_DIALECT is not set: waiting for an answer of %s", addresses)
+        while (found := await _first(http, self.settings.candidates)) is None:
+            await sleep(backend.clock, POLL_S)
+        self._found = found
+        log.info("found a model server of the dialect %s at %s", found[0].value, found[1])
+        health = self.settings.model.health or DEFAULTS[found[0]].health
+        if health is None:
+            yield
+            return
+        url = health if "://" in health else found[1] + health
+        while not await _answers(http, url, 200):
+            await sleep(backend.clock, POLL_S)
+        parts = backend.parts
+        watch = HealthWatch(parts.server, url, parts.readiness, backend.clock, clears_all=True)
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch.follow, name="health check")
+            yield
+            group.cancel_scope.cancel()
+
+    def _located(self) -> tuple[DialectName, str]:
+        if self._found is None:
+            raise ModelUnreachable("no model server has answered yet")
+        return self._found
+
+
+async def _first(
+    http: aiohttp.ClientSession, candidates: tuple[tuple[DialectName, str], ...]
+) -> tuple[DialectName, str] | None:
+    """The first of `candidates`, in their order, that answers now as its dialect does."""
+    answers = await asyncio.gather(
+        *(_answers(http, url + _SIGNS[name][0], _SIGNS[name][1]) for name, url in candidates)
+    )
+    return next((c for c, answered in zip(candidates, answers, strict=True) if answered), None)
+
+
+async def _answers(http: aiohttp.ClientSession, url: str, status: int) -> bool:
+    try:
+        with anyio.fail_after(PROBE_LIMIT_S):
+            async with http.get(url) as answer:
+                return answer.status == status
+    except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError):
+        return False

@@ -1,0 +1,307 @@
+"""The native dialect: a stock ComfyUI, spoken to as its own web page does, with the wrapper's answers.
+
+Owns what a request may ask for here, what a prompt's end means for its client, and the progress told on the
+way. The prompt itself is jobs.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, cast
+
+import anyio
+from aiohttp import web
+
+from lib.data_types import JsonDataException
+from lib.errors import ModelUnreachable, WorkerError
+from lib.model.connection import ModelCaller
+from workers.comfyui import storage
+from workers.comfyui.api import ComfyApi, Refused
+from workers.comfyui.data_types import GenerateInput
+from workers.comfyui.jobs import Job, Progress, Waiting
+from workers.comfyui.outputs import Delivery, Timings, as_images, best_of, opened, outputs_of
+from workers.comfyui.spool import Spool
+from workers.comfyui.storage import Bucket, UploadFailed
+from workers.comfyui.workflows import fill, graph_problem
+
+log = logging.getLogger(__name__)
+
+SSE_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+# Proxies cut connections that are silent for a minute.
+SILENCE_S = 15.0
+
+# What a request id may be: it is part of an uploaded file's name.
+_REQUEST_ID = re.compile(r"[\w.:@-]{1,200}")
+_DOTS = re.compile(r"\.+")
+_FIELDS = ("request_id", "workflow_json", "s3")
+_ELSEWHERE = "is not supported by the native dialect (COMFYUI_DIALECT): it needs the wrapper"
+
+
+class JobFailed(WorkerError):
+    """500: a node raised, or the prompt was interrupted. `details` go into the answer."""
+
+    def __init__(self, message: str, details: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.details = details
+
+    def body(self) -> dict[str, Any]:
+        return {"error": self.message, **self.details}
+
+
+class BadBucket(WorkerError):
+    """422: the bucket that the request names didn't take its outputs."""
+
+    status = 422
+
+
+@dataclass(frozen=True)
+class Native:
+    """The ComfyUI at `url`; outputs go to `bucket` where the request names none."""
+
+    url: str
+    bucket: Bucket | None = None
+
+    def check(self, payload: GenerateInput) -> None:
+        """Raises `JsonDataException` (422) naming each field that is wrong or not supported here."""
+        given = {name: value for name, value in payload.input.items() if value is not None}
+        problems: dict[str, Any] = {name: _ELSEWHERE for name in given if name not in _FIELDS}
+        request_id = given.get("request_id", "-")
+        if (
+            not isinstance(request_id, str)
+            or not _REQUEST_ID.fullmatch(request_id)
+            or _DOTS.fullmatch(request_id)
+        ):
+            problems["request_id"] = "must be a string of 1 to 200 letters, digits and _.:@-"
+        if "workflow_json" not in given:
+            problems["workflow_json"] = "missing parameter"
+        elif problem := graph_problem(given["workflow_json"]):
+            problems["workflow_json"] = problem
+        if "s3" in given and (problem := _s3_problem(given["s3"])):
+            problems["s3"] = problem
+        others: dict[str, Any] = dict.fromkeys(payload.others, _ELSEWHERE)
+        if problems or others:
+            raise JsonDataException({**({"input": problems} if problems else {}), **others})
+
+    @asynccontextmanager
+    async def generate(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AsyncGenerator[web.StreamResponse, None]:
+        """The whole answer, with all outputs."""
+        request = self._request(model, payload)
+        try:
+            async with Job.submitted(request.api, request.graph) as job:
+                response = await request.result(job)
+        except Refused as e:
+            response = e.answer
+        except WorkerError as e:
+            response = web.json_response(request.failure(e), status=e.status)
+        yield response
+
+    @asynccontextmanager
+    async def stream(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AsyncGenerator[web.StreamResponse | ProgressStream, None]:
+        """The answer as it comes; leaving the block stops the prompt, if it is not over."""
+        request = self._request(model, payload)
+        try:
+            async with Job.submitted(request.api, request.graph) as job:
+                yield ProgressStream(request, job)
+        except Refused as e:
+            yield e.answer
+
+    @asynccontextmanager
+    async def images(
+        self, model: ModelCaller, graph: dict[str, Any]
+    ) -> AsyncGenerator[web.StreamResponse, None]:
+        """The images of `graph`, whose placeholders are filled in by now, as data URIs."""
+        api = ComfyApi(model, self.url)
+        try:
+            async with Job.submitted(api, graph) as job:
+                _check(await job.finished())
+                chosen = best_of(outputs_of(job))
+                response = await as_images([partial(opened, api, output) for output in chosen])
+        except Refused as e:
+            response = e.answer
+        yield response
+
+    def _request(self, model: ModelCaller, payload: GenerateInput) -> Request:
+        given = payload.input
+        own = given.get("s3")
+        default = self.bucket if payload.uploads else None
+        return Request(
+            api=ComfyApi(model, self.url),
+            id=given.get("request_id") or str(uuid.uuid4()),
+            graph=fill(given["workflow_json"], {}),
+            bucket=storage.bucket_in(own) if own else default,
+            own_bucket=bool(own),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A client's job: what it wants, and how it is told."""
+
+    api: ComfyApi
+    id: str
+    graph: dict[str, Any]
+    bucket: Bucket | None
+    own_bucket: bool
+    timings: Timings = field(default_factory=Timings)
+
+    async def put_result(self, spool: Spool, job: Job) -> None:
+        """Put the answer into `spool`, once `job` is over. Raises `WorkerError`."""
+        _check(job.entry)
+        self.timings.generated()
+        delivery = Delivery(self.id, partial(opened, self.api), self.bucket)
+        extra = {"node_errors": job.node_errors} if job.node_errors else {}
+        try:
+            await delivery.put_envelope(spool, outputs_of(job), self.timings, extra)
+        except UploadFailed as e:
+            raise (BadBucket if self.own_bucket else ModelUnreachable)(str(e)) from e
+
+    async def result(self, job: Job) -> web.Response:
+        await job.finished()
+        async with Spool() as spool:
+            await self.put_result(spool, job)
+            return await spool.response()
+
+    def failure(self, error: WorkerError) -> dict[str, Any]:
+        """The envelope of a failed job."""
+        return {
+            "id": self.id,
+            "message": error.message,
+            "status": "failed",
+            "comfyui_response": {},
+            **error.body(),
+            "output": [],
+            "timings": self.timings.to_json(),
+        }
+
+
+@dataclass
+class ProgressStream:
+    """An answer under way: `send` tells the progress as server-sent events, ending in `final_result`."""
+
+    request: Request
+    job: Job
+    _last_s: float = field(init=False, default_factory=anyio.current_time)
+
+    async def send(self, client_request: web.Request) -> web.StreamResponse:
+        """The answer, written to its last byte. A failure is told in `final_result`, a 5xx is errored."""
+        response = web.StreamResponse(headers=SSE_HEADERS)
+        await response.prepare(client_request)
+        await self._write(response, self._event("queued", "Request queued"))
+        async with Spool() as spool:
+            try:
+                async with aclosing(self.job.follow()) as news:
+                    async for progress in news:
+                        await self._tell(response, progress)
+                await self._put_final(spool)
+            except WorkerError as e:
+                log.warning("request %s: %d: %s", self.request.id, e.status, e.message)
+                if e.status >= 500:
+                    client_request["outcome"] = "errored"
+                result = {"status": "final_result", "result": self.request.failure(e)}
+                await response.write(
+                    _sse({"request_id": self.request.id, **result, "elapsed_time": self._elapsed_s})
+                )
+            else:
+                async for chunk in spool.chunks():
+                    await response.write(chunk)
+        await response.write_eof()
+        return response
+
+    async def _put_final(self, spool: Spool) -> None:
+        head = json.dumps({"request_id": self.request.id, "status": "final_result"})
+        await spool.put(f'data: {head[:-1]}, "result": '.encode())
+        await self.request.put_result(spool, self.job)
+        await spool.put(f', "elapsed_time": {self._elapsed_s}}}\n\n'.encode())
+
+    async def _tell(self, response: web.StreamResponse, progress: Progress | None) -> None:
+        if progress is not None:
+            await self._write(response, self._progress(progress))
+        elif anyio.current_time() - self._last_s >= SILENCE_S:
+            await self._write(response, b": still at work\n\n")
+
+    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        self._last_s = anyio.current_time()
+        await response.write(data)
+
+    def _progress(self, progress: Progress) -> bytes:
+        if isinstance(progress, Waiting):
+            place = {
+                "current_queue": "generation",
+                "position": progress.position,
+                "queue_size": progress.size,
+            }
+            return self._event("queued", f"{progress.position} prompts before this one", queue_position=place)
+        if not progress.node_id:
+            return self._event("processing", "Execution started")
+        node = {"id": progress.node_id, "type": progress.node_type}
+        if not progress.steps:
+            return self._event("processing", f"Processing node: {progress.node_id}", node=node)
+        return self._event(
+            "processing",
+            f"Processing node: {progress.node_id}, step {progress.step} of {progress.steps}",
+            node=node,
+            step=progress.step,
+            steps=progress.steps,
+        )
+
+    def _event(self, status: str, message: str, **more: Any) -> bytes:
+        return _sse(
+            {
+                "request_id": self.request.id,
+                "status": status,
+                "message": message,
+                "timestamp": datetime.now(timezone.utc).replace(tzinfo=None).isoformat(),
+                "elapsed_time": self._elapsed_s,
+                **more,
+            }
+        )
+
+    @property
+    def _elapsed_s(self) -> float:
+        return round(self.request.timings.elapsed_s, 3)
+
+
+def _check(entry: dict[str, Any]) -> None:
+    """Raises `JobFailed` (500) for a prompt that came to no good end."""
+    status: dict[str, Any] = entry.get("status") or {}
+    if status.get("status_str", "success") == "success":
+        return
+    for kind, data in cast("list[tuple[str, dict[str, Any]]]", status.get("messages") or []):
+        if kind == "execution_error":
+            names = ("node_id", "node_type", "exception_type", "exception_message")
+            details = {name: data.get(name) for name in names}
+            node = f"node {data.get('node_id')} ({data.get('node_type')})"
+            what = str(data.get("exception_message")).strip()
+            raise JobFailed(f"{node} failed: {data.get('exception_type')}: {what}", details)
+        if kind == "execution_interrupted":
+            details = {name: data.get(name) for name in ("node_id", "node_type")}
+            raise JobFailed("the prompt was interrupted at ComfyUI, by someone else", details)
+    raise JobFailed("ComfyUI says that the prompt failed, and not why", {})
+
+
+def _s3_problem(given: Any) -> dict[str, str] | str | None:
+    if not isinstance(given, dict):
+        return "must be an object"
+    if not storage.is_installed():
+        return storage.NOT_INSTALLED
+    return storage.problems(cast("dict[str, Any]", given)) or None
+
+
+def _sse(message: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(message).encode() + b"\n\n"

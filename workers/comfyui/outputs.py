@@ -1,0 +1,205 @@
+"""What a prompt has made: the files in its history, and the forms in which a client gets them.
+
+Owns the list of a history's files, the answer envelope of the wrapper, and the data URIs of `/prompt`. Where
+files come from is the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from aiohttp import web
+
+from workers.comfyui.api import ComfyApi, File
+from workers.comfyui.jobs import Job, SentImage
+from workers.comfyui.spool import Spool, on_disk
+from workers.comfyui.storage import Bucket
+
+# Types of files: saved (the default), previewed, sent over the WebSocket.
+SAVED = "output"
+PREVIEWED = "temp"
+SENT = "websocket"
+
+NO_IMAGES = "the workflow made no images"
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that node `node_id` put out under `output_type` (images, gifs, audio, …).
+
+    `sent`: it is no file of ComfyUI's, the node sent it.
+    """
+
+    file: File
+    node_id: str
+    output_type: str
+    sent: SentImage | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "filename": self.file.filename,
+            "type": self.file.type,
+            "subfolder": self.file.subfolder,
+            "node_id": self.node_id,
+            "output_type": self.output_type,
+        }
+
+
+def outputs_of(job: Job) -> list[Output]:
+    """Every file in the history of a job that is over, in its order, and what was sent.
+
+    What is no file (texts, flags) is left out.
+    """
+    outputs = [
+        Output(file, node_id, kind)
+        for node_id, node in cast("dict[str, dict[str, Any]]", job.entry.get("outputs") or {}).items()
+        for kind, items in node.items()
+        for item in (cast("list[Any]", items) if isinstance(items, list) else [])
+        if (file := _file(item)) is not None
+    ]
+    for number, image in enumerate(job.images, 1):
+        suffix = mimetypes.guess_extension(image.mimetype) or ".png"
+        file = File(f"{image.node_id}_{number:05}{suffix}", "", SENT)
+        outputs.append(Output(file, image.node_id, "images", image))
+    return outputs
+
+
+def best_of(outputs: Sequence[Output]) -> Sequence[Output]:
+    """The outputs that were saved or sent, or where none was, the previews."""
+    return [output for output in outputs if output.file.type != PREVIEWED] or outputs
+
+
+# A file's content type, and its bytes in chunks.
+Opened = AbstractAsyncContextManager[tuple[str, AsyncIterator[bytes]]]
+View = Callable[[Output], Opened]
+Opener = Callable[[], Opened]
+
+
+@asynccontextmanager
+async def opened(api: ComfyApi, output: Output) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
+    """Content type and content of `output`. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
+    if output.sent is None:
+        async with api.view(output.file) as file:
+            yield file
+    else:
+        yield output.sent.mimetype, _once(output.sent.content)
+
+
+@dataclass
+class Timings:
+    """The times of one request: Unix time in the answer, durations by a monotonic clock."""
+
+    queued_at_s: float = field(default_factory=time.time)
+    began_s: float = field(default_factory=time.monotonic)
+    generated_s: float | None = None
+
+    def generated(self) -> None:
+        """The prompt is over, its files are not fetched yet."""
+        self.generated_s = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.began_s
+
+    def to_json(self) -> dict[str, int]:
+        """As the wrapper tells them, in milliseconds; no generation where it failed before its end."""
+        now_s = time.monotonic()
+        times = {"queued_at_ms": _ms(self.queued_at_s), "preprocess_ms": 0}
+        if self.generated_s is not None:
+            times["generation_ms"] = _ms(self.generated_s - self.began_s)
+            times["postprocess_ms"] = _ms(now_s - self.generated_s)
+        times["completed_at_ms"] = _ms(self.queued_at_s + now_s - self.began_s)
+        times["total_ms"] = _ms(now_s - self.began_s)
+        return times
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How the outputs of one request are handed over: in base64, or uploaded to `bucket`."""
+
+    request_id: str
+    view: View
+    bucket: Bucket | None
+
+    async def put_envelope(
+        self, spool: Spool, outputs: Sequence[Output], timings: Timings, extra: dict[str, Any]
+    ) -> None:
+        """Put the answer into `spool`. Raises `UploadFailed`, and what `view` raises."""
+        head: dict[str, Any] = {
+            "id": self.request_id,
+            "message": "Processing complete.",
+            "status": "completed",
+            "comfyui_response": {},
+            **extra,
+        }
+        await spool.put(_open(head) + b',"output":[')
+        for number, output in enumerate(outputs):
+            await spool.put(b"," if number else b"")
+            if self.bucket is None:
+                await self._put_data(spool, output)
+            else:
+                url, mimetype = await self._upload(output, self.bucket, number)
+                await spool.put(_dumps({**output.to_json(), "url": url, "mimetype": mimetype}))
+        await spool.put(b'],"timings":' + _dumps(timings.to_json()) + b"}")
+
+    async def _put_data(self, spool: Spool, output: Output) -> None:
+        async with self.view(output) as (mimetype, chunks):
+            await spool.put(_open(output.to_json()) + b',"data":"')
+            await spool.put_base64(chunks)
+        await spool.put(b'","mimetype":' + _dumps(mimetype) + b"}")
+
+    async def _upload(self, output: Output, bucket: Bucket, number: int) -> tuple[str, str]:
+        """A link to the file, and its type. Outputs may have the same name: `number` tells them apart."""
+        key = f"{self.request_id}/{number}/{output.file.filename}"
+        async with self.view(output) as (mimetype, chunks), on_disk(chunks) as file:
+            return await bucket.upload(file, key, mimetype), mimetype
+
+
+async def as_images(files: Sequence[Opener]) -> web.Response:
+    """`{"images": [data URIs]}` of those of `files` that are images; 422 where none is.
+
+    Raises what opening and reading them raises.
+    """
+    found = 0
+    async with Spool() as spool:
+        await spool.put(b'{"images":[')
+        for opener in files:
+            async with opener() as (mimetype, chunks):
+                if mimetype.startswith("image/"):
+                    head = f'"data:{mimetype};base64,'
+                    await spool.put((", " if found else "").encode() + head.encode())
+                    await spool.put_base64(chunks)
+                    await spool.put(b'"')
+                    found += 1
+        await spool.put(b"]}")
+        return await spool.response() if found else web.json_response({"error": NO_IMAGES}, status=422)
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def _file(item: Any) -> File | None:
+    fields = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
+    if not isinstance(fields.get("filename"), str):
+        return None
+    return File(fields["filename"], fields.get("subfolder", ""), fields.get("type", SAVED))
+
+
+def _open(value: dict[str, Any]) -> bytes:
+    """`value` as JSON without its last brace: more follows."""
+    return _dumps(value)[:-1]
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,83 @@
+"""The runsync dialect: the older API, with `POST /runsync` and files on the machine's own disk.
+
+Owns its one request and its one answer, `{"output": {"images": [{"local_path": …}]}}`. It tells no progress.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from anyio import open_file
+
+from lib.errors import ModelUnreachable
+from lib.model.connection import ModelCaller
+from workers.comfyui.api import read_whole
+from workers.comfyui.data_types import GenerateInput
+from workers.comfyui.outputs import as_images
+from workers.comfyui.spool import CHUNK_BYTES
+from workers.comfyui.wrapper import outputs_of, plain, relayed
+
+# The handler there that runs a workflow as it is.
+RAW = "RawWorkflow"
+NO_PROGRESS = "the runsync dialect tells no progress: use /generate/sync"
+
+
+@dataclass(frozen=True)
+class Runsync:
+    """The API at `url`, on this machine: the paths in its answers are read here."""
+
+    url: str
+
+    def check(self, payload: GenerateInput) -> None:
+        """What a request may ask for is the API's to say."""
+
+    def generate(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """The request as it is, for the raw workflow where it names no other handler; the answer too."""
+        message = payload.generate_payload_json()
+        return model.post_json(
+            f"{self.url}/runsync", {**message, "input": {"handler": RAW, **message["input"]}}
+        )
+
+    @asynccontextmanager
+    async def stream(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AsyncGenerator[web.StreamResponse, None]:
+        yield web.json_response({"error": NO_PROGRESS}, status=404)
+
+    @asynccontextmanager
+    async def images(
+        self, model: ModelCaller, graph: dict[str, Any]
+    ) -> AsyncGenerator[web.StreamResponse, None]:
+        """The images of `graph` as data URIs."""
+        message = {"input": {"handler": RAW, "workflow_json": graph}}
+        async with plain(model).post_json(f"{self.url}/runsync", message) as answer:
+            body = await read_whole(answer)
+            if answer.status != 200:
+                yield relayed(answer, body)
+                return
+        paths = [output.get("local_path") for output in outputs_of(body, "output", "images")]
+        yield await as_images([partial(_opened, Path(path)) for path in paths if isinstance(path, str)])
+
+
+@asynccontextmanager
+async def _opened(path: Path) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
+    yield mimetypes.guess_type(path.name)[0] or "image/png", _chunks(path)
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    try:
+        async with await open_file(path, "rb") as file:
+            while chunk := await file.read(CHUNK_BYTES):
+                yield chunk
+    except OSError as e:
+        raise ModelUnreachable(f"the model server's output can't be read: {e}") from e

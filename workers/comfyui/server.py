@@ -1,0 +1,219 @@
+"""The comfyui worker: `python -m workers.comfyui.server`.
+
+Owns the routes and what they have in common, whatever the model server's dialect is. Payloads are in
+data_types.py, variables in settings.py, the dialects in native.py, wrapper.py and runsync.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from lib.backend import Backend
+from lib.data_types import EndpointHandler, JsonDataException
+from lib.model.connection import ModelCaller
+from lib.server import run_worker
+from lib.words import some_words
+from workers.comfyui.api import File
+from workers.comfyui.data_types import (
+    TEST_PROMPT_WORDS,
+    CustomWorkflowInput,
+    GenerateInput,
+    PromptInput,
+    ViewQuery,
+)
+from workers.comfyui.dialects import Choice
+from workers.comfyui.native import ProgressStream
+from workers.comfyui.settings import PROMPT_ROUTE, SYNC_ROUTE, ComfySettings
+from workers.comfyui.workflows import RANDOM_INTS, fill, reseeded
+from workers.comfyui.workload import graph_work
+
+P = TypeVar("P")
+
+# ComfyUI sends a part of a file, or says that it hasn't changed.
+_VIEW_HEADERS = ("Range", "If-Range", "If-None-Match", "If-Modified-Since")
+# An image takes seconds, and one at a time is all that ComfyUI does.
+BENCHMARK_RUNS = 3
+
+
+@dataclass(kw_only=True)
+class ComfyHandler(EndpointHandler[P]):
+    """What the routes share. `path` is the route's own; where it leads is the dialect's to say."""
+
+    choice: Choice
+    path: str
+    benchmark_runs: int = BENCHMARK_RUNS
+
+    @property
+    def settings(self) -> ComfySettings:
+        return self.choice.settings
+
+    @property
+    def endpoint(self) -> str:
+        return self.path
+
+    @property
+    def healthcheck_endpoint(self) -> str | None:
+        """With an unknown dialect, what is asked is found out with it."""
+        return self.settings.model.health if self.settings.dialect else None
+
+    @property
+    def benchmark_name(self) -> str:
+        """Another dialect, model or graph is measured anew."""
+        graph = json.dumps(self.settings.benchmark_graph, sort_keys=True).encode()
+        digest = hashlib.sha256(graph).hexdigest()[:16]
+        return f"comfyui {self.path} {self.choice.name} {self.settings.comfy_model} {digest}"
+
+
+@dataclass(kw_only=True)
+class GenerateHandler(ComfyHandler[GenerateInput]):
+    """`/generate/sync`: the whole answer, with all outputs, when they are there."""
+
+    @classmethod
+    def payload_cls(cls) -> type[GenerateInput]:
+        return GenerateInput
+
+    def read_payload(self, req_data: dict[str, Any]) -> GenerateInput:
+        """The payload, checked for what the dialect supports. Raises `JsonDataException` (422)."""
+        payload = self._weighed(super().read_payload(req_data))
+        if self.choice.known:
+            try:
+                self.choice.dialect.check(payload)
+            except JsonDataException as e:
+                raise JsonDataException({"payload": e.message}) from e
+        return payload
+
+    def make_benchmark_payload(self) -> GenerateInput:
+        """The benchmark's graph, each time with another prompt and seed: ComfyUI caches equal ones."""
+        values = {"PROMPT": some_words(TEST_PROMPT_WORDS), "SEED": random.randrange(RANDOM_INTS)}
+        graph = reseeded(fill(self.settings.benchmark_graph, values))
+        payload = self._weighed(GenerateInput({"workflow_json": graph}))
+        payload.uploads = False
+        return payload
+
+    def call_model(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.generate(model, payload)
+
+    def _weighed(self, payload: GenerateInput) -> GenerateInput:
+        payload.benchmark_work = graph_work(self.settings.benchmark_graph)
+        return payload
+
+
+@dataclass(kw_only=True)
+class StreamHandler(GenerateHandler):
+    """`/generate/stream`: the same, with its progress on the way."""
+
+    def call_model(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.stream(model, payload)
+
+    async def generate_client_response(
+        self, client_request: web.Request, model_response: Any
+    ) -> web.StreamResponse:
+        if isinstance(model_response, ProgressStream):
+            return await model_response.send(client_request)
+        return await super().generate_client_response(client_request, model_response)
+
+
+@dataclass(kw_only=True)
+class PromptHandler(ComfyHandler[PromptInput]):
+    """`/prompt`: images by the default workflow."""
+
+    @classmethod
+    def payload_cls(cls) -> type[PromptInput]:
+        return PromptInput
+
+    def read_payload(self, req_data: dict[str, Any]) -> PromptInput:
+        payload = super().read_payload(req_data)
+        payload.model = self.settings.comfy_model
+        return payload
+
+    def make_benchmark_payload(self) -> PromptInput:
+        width, height = self.settings.benchmark_size
+        prompt = some_words(TEST_PROMPT_WORDS)
+        payload = PromptInput(prompt, width, height, self.settings.benchmark_steps)
+        payload.model = self.settings.comfy_model
+        return payload
+
+    def call_model(self, model: ModelCaller, payload: PromptInput) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.images(model, payload.graph())
+
+
+@dataclass(kw_only=True)
+class CustomWorkflowHandler(ComfyHandler[CustomWorkflowInput]):
+    """`/custom-workflow`: images by a workflow of the client's."""
+
+    @classmethod
+    def payload_cls(cls) -> type[CustomWorkflowInput]:
+        return CustomWorkflowInput
+
+    def read_payload(self, req_data: dict[str, Any]) -> CustomWorkflowInput:
+        payload = super().read_payload(req_data)
+        payload.model = self.settings.comfy_model
+        return payload
+
+    def call_model(
+        self, model: ModelCaller, payload: CustomWorkflowInput
+    ) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.images(model, payload.graph())
+
+
+@dataclass(kw_only=True)
+class ViewHandler(ComfyHandler[ViewQuery]):
+    """`GET /view`: one file from ComfyUI, passed on as it comes. It waits for no image under way."""
+
+    allow_parallel_requests: bool | None = True
+
+    @classmethod
+    def payload_cls(cls) -> type[ViewQuery]:
+        return ViewQuery
+
+    def call_model(self, model: ModelCaller, payload: ViewQuery) -> AbstractAsyncContextManager[Any]:
+        file = File(payload.filename, payload.subfolder, payload.type)
+        sent: Mapping[str, str] = {} if model.client_request is None else model.client_request.headers
+        headers = {name: sent[name] for name in _VIEW_HEADERS if name in sent}
+        return model.request("GET", f"{self.choice.comfyui_url}/view?{file.query}", None, headers)
+
+
+def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
+    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    settings = ComfySettings.from_env(environ)
+    choice = Choice(settings)
+    wait: dict[str, Any] = {"choice": choice, "max_queue_time": settings.model.max_queue_time}
+
+    generate = GenerateHandler(path=SYNC_ROUTE, **wait)
+    stream = StreamHandler(path="/generate/stream", **wait)
+    prompt = PromptHandler(path=PROMPT_ROUTE, **wait)
+    custom_workflow = CustomWorkflowHandler(path="/custom-workflow", **wait)
+    view = ViewHandler(path="/view", choice=choice)
+
+    backend = Backend(
+        model_server_url=settings.model.server_url,
+        model_log_file=settings.model.log,
+        allow_parallel_requests=False,  # ComfyUI runs one prompt at a time
+        benchmark_handler=prompt if settings.benchmark_route == PROMPT_ROUTE else generate,
+        log_actions=settings.model.log_actions,
+    )
+    if not choice.known:
+        backend.lifecycle = partial(choice.finding, backend)
+
+    routes = [
+        web.post(generate.path, backend.create_handler(generate)),
+        web.post(stream.path, backend.create_handler(stream)),
+        web.post(prompt.path, backend.create_handler(prompt)),
+        web.post(custom_workflow.path, backend.create_handler(custom_workflow)),
+        web.get(view.path, backend.create_handler(view)),
+    ]
+    return backend, routes
+
+
+if __name__ == "__main__":
+    run_worker(build, os.environ)

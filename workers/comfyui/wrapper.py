@@ -1,0 +1,108 @@
+"""The wrapper dialect: the ComfyUI API wrapper, to which requests are passed on as they are.
+
+Owns what `/prompt` and `/custom-workflow` become there. A client that leaves closes its connection to the
+wrapper, which cancels the job itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import aiohttp
+from aiohttp import web
+
+from lib.errors import ModelUnreachable
+from lib.model.answers import end_to_end_headers
+from lib.model.connection import ModelCaller
+from workers.comfyui.api import ComfyApi, File, read_whole
+from workers.comfyui.data_types import GenerateInput
+from workers.comfyui.outputs import PREVIEWED, as_images
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """The wrapper at `url`. Files that it only names come from the ComfyUI behind it, at `comfyui_url`."""
+
+    url: str
+    comfyui_url: str
+
+    def check(self, payload: GenerateInput) -> None:
+        """What a request may ask for is the wrapper's to say."""
+
+    def generate(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return model.post_json(f"{self.url}/generate/sync", payload.generate_payload_json())
+
+    def stream(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return model.post_json(f"{self.url}/generate/stream", payload.generate_payload_json())
+
+    @asynccontextmanager
+    async def images(
+        self, model: ModelCaller, graph: dict[str, Any]
+    ) -> AsyncGenerator[web.StreamResponse, None]:
+        """The images of `graph` as data URIs."""
+        message = {"input": {"workflow_json": graph}}
+        async with plain(model).post_json(f"{self.url}/generate/sync", message) as answer:
+            body = await read_whole(answer)
+            if answer.status != 200:
+                yield relayed(answer, body)
+                return
+        api = ComfyApi(model, self.comfyui_url)
+        outputs = outputs_of(body, "output")
+        chosen = [output for output in outputs if output.get("type") != PREVIEWED] or outputs
+        yield await as_images([partial(_opened, api, output) for output in chosen])
+
+
+def plain(model: ModelCaller) -> ModelCaller:
+    """`model` for an answer that is read here: none is asked for that is compressed."""
+    return model.server.caller({k: v for k, v in model.headers.items() if k.lower() == "x-request-id"})
+
+
+def relayed(answer: aiohttp.ClientResponse, body: bytes) -> web.Response:
+    """The model server's own answer, its body read already."""
+    headers = end_to_end_headers(answer.headers)
+    headers.popall("Content-Length", None)
+    return web.Response(status=answer.status, body=body, headers=headers)
+
+
+def outputs_of(body: bytes, *path: str) -> list[dict[str, Any]]:
+    """The list of objects at `path` in a model server's JSON. Raises `ModelUnreachable` (502)."""
+    try:
+        value: Any = json.loads(body)
+        for name in path:
+            value = value[name]
+    except (ValueError, KeyError, TypeError) as e:
+        raise ModelUnreachable(f"the model server's answer has no {'.'.join(path)}") from e
+    items = cast("list[Any]", value if isinstance(value, list) else [])
+    return [cast("dict[str, Any]", item) for item in items if isinstance(item, dict)]
+
+
+@asynccontextmanager
+async def _opened(
+    api: ComfyApi, output: dict[str, Any]
+) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
+    """The type and the bytes of one of the wrapper's outputs: from the answer itself, or from ComfyUI."""
+    data = output.get("data")
+    if isinstance(data, str):
+        yield str(output.get("mimetype") or "image/png"), decoded(data)
+        return
+    file = File(*(str(output.get(name, "")) for name in ("filename", "subfolder", "type")))
+    async with api.view(file) as opened:
+        yield opened
+
+
+async def decoded(data: str) -> AsyncIterator[bytes]:
+    """The bytes that `data` is the base64 of. Raises `ModelUnreachable` (502)."""
+    try:
+        yield base64.b64decode(data, validate=True)
+    except ValueError as e:
+        raise ModelUnreachable("the model server's answer has data that is not base64") from e

@@ -1,0 +1,104 @@
+"""The benchmark of the OpenAI worker: completions of which every token that counts was generated.
+
+Owns what the benchmark sends and how its answers are counted. When it runs, and at which concurrency, is
+the library's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from aiohttp import web
+
+from lib.words import some_words
+from workers.openai.data_types import TEST_TOKENS, CompletionRequest, OpenAIRequest
+from workers.openai.handlers import CompletionsHandler
+
+if TYPE_CHECKING:
+    from lib.model.connection import ModelCaller
+
+log = logging.getLogger(__name__)
+
+# A model that stops early is asked again; one that needs more answers than this for its tokens is broken.
+MAX_ANSWERS = 50
+
+
+@dataclass(kw_only=True)
+class BenchmarkHandler(CompletionsHandler):
+    """Asks for completions of 500 tokens, with prompts that differ, and goes on until so many are there.
+
+    `ignore_eos`: the engine can be told not to stop at the model's end of text. To others the field may be
+    an error, and their answers may be shorter than what was asked for: whatever is missing by the answer's
+    own `usage` is asked for again, with another prompt, before the request counts as done.
+    """
+
+    ignore_eos: bool = False
+    _served_model: str | None = field(default=None, init=False)
+
+    def make_benchmark_payload(self) -> OpenAIRequest:
+        request: dict[str, Any] = {"prompt": some_words(self.benchmark_words), "max_tokens": TEST_TOKENS}
+        return CompletionRequest({**request, "ignore_eos": True} if self.ignore_eos else request)
+
+    @asynccontextmanager
+    async def call_model(self, model: ModelCaller, payload: OpenAIRequest) -> AsyncGenerator[Any, None]:
+        yield await self._generated(model, self.generate_payload_json(payload))
+
+    async def _generated(self, model: ModelCaller, request: dict[str, Any]) -> web.Response:
+        """The last answer, once all tokens of `request` are generated; or the first that is an error."""
+        if not request.get("model") and (name := await self._first_model(model)):
+            request = {**request, "model": name}
+        wanted: int = request["max_tokens"]
+        missing = wanted
+        for _ in range(MAX_ANSWERS):
+            async with model.post_json(self.endpoint, {**request, "max_tokens": missing}) as answer:
+                status, body = answer.status, await answer.read()
+            if not 200 <= status < 300:
+                return web.Response(status=status, body=body)
+            missing -= _tokens_in(body, missing)
+            if missing <= 0:
+                return web.Response(status=status, body=body)
+            request = {**request, "prompt": some_words(self.benchmark_words)}
+        told = f"the model ended {MAX_ANSWERS} answers after {wanted - missing} tokens in all, of {wanted}"
+        return web.json_response({"error": told}, status=502)
+
+    async def _first_model(self, model: ModelCaller) -> str:
+        """The first model that the server has, "" if it tells none: some engines demand a name."""
+        if self._served_model is None:
+            async with model.get("/v1/models") as answer:
+                self._served_model = _name_in(await answer.read()) if answer.status == 200 else ""
+            log.info(
+                "MODEL_NAME is not set: the benchmark is of %s", self._served_model or "the server's own"
+            )
+        return self._served_model
+
+
+def _tokens_in(body: bytes, asked: int) -> int:
+    """How many tokens the answer `body` says that it has; all that were `asked` for where it doesn't."""
+    tokens = _at(_json(body), "usage", "completion_tokens")
+    return tokens if isinstance(tokens, int) else asked
+
+
+def _name_in(body: bytes) -> str:
+    """The id of the first model in a list of models."""
+    models = _at(_json(body), "data")
+    name = _at(cast("list[Any]", models)[0], "id") if isinstance(models, list) and models else None
+    return name if isinstance(name, str) else ""
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
+def _at(value: Any, *path: str) -> Any:
+    """What lies at `path` in `value`, or None."""
+    for name in path:
+        value = cast("Mapping[str, Any]", value).get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,319 @@
+"""The payloads of the OpenAI worker: one class for each kind of request, with what must hold of it.
+
+Owns what is checked and which formula counts. The formulas are workload.py's, files are uploads.py's, and
+which route takes which class is told in handlers.py. A request goes on as it came: only what the worker
+itself relies on is checked, the rest is for the model server to accept or to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from lib.data_types import ApiPayload, JsonDataException
+from lib.uploads import Upload
+from lib.words import some_words
+from workers.openai import workload
+from workers.openai.uploads import AUDIO, IMAGES, BadFile, EncodedFile, Types, read_files
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MISSING = "missing parameter"
+FORM = "multipart/form-data"
+# A request is accounted by what it asks for: these limits are above what any server grants, and keep one
+# request from counting as the work of years. 2^20 tokens is the longest context in use; 128 answers, 2048
+# prompts and images of 8192 x 8192 pixels are limits of OpenAI's own API, or beyond them.
+MAX_TOKENS = 1_048_576
+MAX_N = 128
+MAX_PROMPTS = 2048
+MAX_SIDE_PIXELS = 8192
+
+# What the benchmark and load tests ask for (workers.md).
+TEST_PROMPT_WORDS = 100
+TEST_TOKENS = 500
+
+
+@dataclass
+class OpenAIRequest(ApiPayload):
+    """`input` is the OpenAI request, as it came: alone, or as `{"input": {…}}`, the documented form."""
+
+    input: dict[str, Any]
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
+        """Reads both forms. Raises `JsonDataException`, nested like the request, for what can't be right."""
+        inner = json_msg.get("input")
+        # OpenAI requests have an `input` of their own, but never an object and nothing else.
+        if not isinstance(inner, dict) or len(json_msg) > 1:
+            return cls.of(json_msg)
+        try:
+            return cls.of(cast("dict[str, Any]", inner))
+        except JsonDataException as e:
+            raise JsonDataException({"input": e.message}) from e
+
+    @classmethod
+    def of(cls, request: dict[str, Any]) -> Self:
+        """The payload of a bare OpenAI request. Raises `JsonDataException`."""
+        if problems := dict(cls.wrong_fields(request)):
+            raise JsonDataException(problems)
+        return cls(request)
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Each field that can't be right, with why. Null counts as left out, as OpenAI has it."""
+        yield from ()
+
+    def generate_payload_json(self) -> dict[str, Any]:
+        return self.input
+
+
+@dataclass
+class GeneratingRequest(OpenAIRequest):
+    """A request for text. Its workload is the number of tokens that may be generated."""
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        for name in workload.TOKEN_FIELDS:
+            yield from _count_problem(request, name, MAX_TOKENS)
+        yield from _count_problem(request, "n", MAX_N)
+
+    def count_workload(self) -> float:
+        return workload.of_generation(self.input)
+
+
+@dataclass
+class CompletionRequest(GeneratingRequest):
+    """A text to go on with: `/v1/completions`. A list of texts is as many requests in one."""
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().wrong_fields(request)
+        if request.get("prompt_embeds") is None:  # vLLM takes these in place of a prompt
+            yield from _kind_problem(request, "prompt", (str, list), "a string or a list")
+        if workload.number_of_prompts(request.get("prompt")) > MAX_PROMPTS:
+            yield "prompt", f"must have at most {MAX_PROMPTS} prompts"
+
+    @classmethod
+    def for_test(cls) -> Self:
+        return cls({"prompt": some_words(TEST_PROMPT_WORDS), "max_tokens": TEST_TOKENS})
+
+
+@dataclass
+class ChatRequest(GeneratingRequest):
+    """A conversation to go on with: `/v1/chat/completions`."""
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().wrong_fields(request)
+        yield from _kind_problem(request, "messages", (list,), "a list")
+
+
+@dataclass
+class ResponseRequest(GeneratingRequest):
+    """A request to `/v1/responses`; it may go on from an earlier one, and then has no `input`."""
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().wrong_fields(request)
+        if request.get("input") is not None:
+            yield from _kind_problem(request, "input", (str, list), "a string or a list")
+
+
+@dataclass
+class EmbeddingRequest(OpenAIRequest):
+    """Texts to turn into vectors: `/v1/embeddings`."""
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if request.get("messages") is None:  # vLLM embeds messages, too
+            yield from _kind_problem(request, "input", (str, list, dict), "a string or a list")
+
+    def count_workload(self) -> float:
+        return workload.of_reading(self.input.get("input"), self.input.get("messages"))
+
+
+@dataclass
+class RerankRequest(OpenAIRequest):
+    """Documents to put in order by a query: `/v1/rerank`."""
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from _kind_problem(request, "query", (str, list, dict), "a string")
+        yield from _kind_problem(request, "documents", (list, dict), "a list")
+
+    def count_workload(self) -> float:
+        return workload.of_pairs(self.input["query"], self.input["documents"])
+
+
+@dataclass
+class ScoreRequest(OpenAIRequest):
+    """A request to `/v1/score`. Engines don't agree on the names of its fields: none is demanded here."""
+
+    queries: ClassVar = ("text_1", "queries", "query", "data_1")
+    documents: ClassVar = ("text_2", "documents", "items", "data_2")
+
+    def count_workload(self) -> float:
+        return workload.of_pairs(self._first(self.queries), self._first(self.documents))
+
+    def _first(self, names: tuple[str, ...]) -> Any:
+        return next((self.input[name] for name in names if self.input.get(name) is not None), None)
+
+
+@dataclass
+class SpeechRequest(OpenAIRequest):
+    """A text to read aloud: `/v1/audio/speech`."""
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from _kind_problem(request, "input", (str,), "a string")
+
+    def count_workload(self) -> float:
+        return workload.of_speech(self.input["input"])
+
+
+@dataclass
+class ImageRequest(OpenAIRequest):
+    """An image to make: `/v1/images/generations`."""
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from _kind_problem(request, "prompt", (str,), "a string")
+        yield from _image_problems(request)
+
+    def count_workload(self) -> float:
+        return workload.of_images(self.input)
+
+
+@dataclass
+class FileRequest(OpenAIRequest):
+    """A request with files, which the model server takes as a form (`multipart/form-data`).
+
+    `fields` are the names that files have, the first of which must be there. A client that authenticates by
+    header may send the form itself: it is the `upload`, goes on as it came, and `input` is empty.
+    """
+
+    fields: ClassVar[Mapping[str, Types]] = {}
+
+    files: dict[str, list[EncodedFile]] = field(default_factory=dict[str, list[EncodedFile]])
+    wrapped: bool = False
+    upload: Upload | None = None
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
+        payload = super().from_json_msg(json_msg)
+        payload.wrapped = payload.input is not json_msg
+        return payload
+
+    @classmethod
+    def of(cls, request: dict[str, Any]) -> Self:
+        problems: dict[str, Any] = dict(cls.wrong_fields(request))
+        files: dict[str, list[EncodedFile]] = {}
+        try:
+            files = read_files(request, cls.fields)
+        except JsonDataException as e:
+            problems |= e.message
+        required = next(iter(cls.fields))
+        if required not in problems and not files.get(required):
+            problems[required] = MISSING
+        if problems:
+            raise JsonDataException(problems)
+        return cls(request, files)
+
+    @classmethod
+    def from_upload(cls, upload: Upload) -> Self:
+        """The payload of a form as it came. Raises `JsonDataException` for any other kind of body."""
+        if upload.content_type.partition(";")[0].strip().lower() != FORM:
+            kind = upload.content_type or "nothing"
+            raise JsonDataException({"body": f"must be {FORM} or JSON, not {kind}"})
+        return cls({}, upload=upload)
+
+    def generate_payload_upload(self) -> Upload | None:
+        return self.upload
+
+    def generate_payload_multipart(self) -> dict[str, Any]:
+        """The form. A list's name gets `[]` behind it, as OpenAI's clients write it.
+
+        Decodes the files: call it in a thread. Raises `JsonDataException` for what is no base64.
+        """
+        form: dict[str, Any] = {}
+        problems: dict[str, Any] = {}
+        for name, value in self.input.items():
+            if name in self.files:
+                try:
+                    value = self._decoded(name)
+                except BadFile as e:
+                    problems[name] = str(e)
+            if name != "filename":
+                form[f"{name}[]" if isinstance(value, list) and not name.endswith("[]") else name] = value
+        if problems:
+            raise JsonDataException({"input": problems} if self.wrapped else problems)
+        return form
+
+    def _decoded(self, name: str) -> Any:
+        """The file of this name, or the list of files, as a form takes them. Raises `BadFile`."""
+        files = [file.decoded() for file in self.files[name]]
+        return files if isinstance(self.input[name], list) else files[0]
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of all files together; of a form as it came, that of the form."""
+        if self.upload is not None:
+            return self.upload.size_bytes
+        return sum(file.size_bytes for several in self.files.values() for file in several)
+
+
+@dataclass
+class RecordingRequest(FileRequest):
+    """A recording to transcribe or to translate."""
+
+    fields: ClassVar[Mapping[str, Types]] = {"file": AUDIO}
+
+    def count_workload(self) -> float:
+        return workload.of_recording(self.file_bytes)
+
+
+@dataclass
+class ImageEditRequest(FileRequest):
+    """Images to change, all of them or where the mask has a hole: `/v1/images/edits`."""
+
+    fields: ClassVar[Mapping[str, Types]] = {"image": IMAGES, "mask": IMAGES}
+
+    @classmethod
+    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from _image_problems(request)
+
+    def count_workload(self) -> float:
+        return workload.of_images(self.input)
+
+
+@dataclass
+class ModelsRequest(OpenAIRequest):
+    """A request for the list of models: nothing is asked of it, and it is no work."""
+
+    def count_workload(self) -> float:
+        return 0.0
+
+
+def _kind_problem(
+    request: Mapping[str, Any], name: str, kinds: tuple[type, ...], words: str
+) -> Iterator[tuple[str, str]]:
+    value = request.get(name)
+    if value is None:
+        yield name, MISSING
+    elif not isinstance(value, kinds):
+        yield name, f"must be {words}"
+
+
+def _count_problem(request: Mapping[str, Any], name: str, most: int) -> Iterator[tuple[str, str]]:
+    value = request.get(name)
+    if value is not None and (type(value) is not int or not 1 <= value <= most):
+        yield name, f"must be an integer from 1 to {most}"
+
+
+def _image_problems(request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from _count_problem(request, "n", MAX_N)
+    size = workload.image_size(request.get("size"))
+    if size is not None and max(size) > MAX_SIDE_PIXELS:
+        yield "size", f"must be at most {MAX_SIDE_PIXELS}x{MAX_SIDE_PIXELS}"
