@@ -57,6 +57,7 @@ from lib.model.keepalive import KeepAlive
 from lib.model.readiness import Cause, State
 from lib.parts import Lifecycle, ModelConfig, Parts, assemble
 from lib.settings import Settings
+from lib.timings import FirstByte, Timing, Timings
 from lib.uploads import Upload
 from lib.workload import DEFAULT_WORKLOAD, WorkloadCounter
 
@@ -99,6 +100,7 @@ class Call:
     started: float | None = None
     entry: Entry | None = None
     payload: Any = None
+    first_byte: FirstByte | None = None
 
 
 class Backend:
@@ -137,6 +139,7 @@ class Backend:
         self.unsecured = unsecured
         self.clock: Clock = clock or SystemClock()
         self.metrics = Ledger(self.clock)
+        self.timings = Timings()
         self._routes: list[Route] = []
         self._one_at_a_time = self._queue(1)
         self._parts: Parts | None = None
@@ -399,6 +402,7 @@ class Backend:
     async def _concluded(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
         """The answer, whatever became of the request; one line in the log."""
         status = CLIENT_CLOSED_REQUEST
+        call.first_byte = FirstByte(request, self.clock)
         try:
             try:
                 response = await self._serve(route, request, call)
@@ -432,6 +436,8 @@ class Backend:
             (call.started or now) - call.began,
             now - call.began,
         )
+        if entry is not None and entry.outcome is not None:
+            self.timings.add(_timing(request, call, status, entry.workload, entry.outcome, self.clock))
         if call.started is not None and entry and entry.outcome is Outcome.CANCELLED:
             self.spawn(partial(_tell, route.handler, call))
 
@@ -444,6 +450,19 @@ class Backend:
             raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
         return self._parts
 
+    @property
+    def handlers(self) -> list[EndpointHandler[Any]]:
+        """The handlers of the routes, and the benchmark's, each once."""
+        handlers = {id(r.handler): r.handler for r in self._routes}
+        if self.benchmark_handler is not None:
+            handlers[id(self.benchmark_handler)] = self.benchmark_handler
+        return list(handlers.values())
+
+    def problems(self) -> list[str]:
+        """Everything in what the author told that can't work, a line each."""
+        of_handlers = (f"{type(h).__name__}: {problem}" for h in self.handlers for problem in _problems_of(h))
+        return [*self.model_config().problems(), *of_handlers]
+
     @asynccontextmanager
     async def run_with(
         self, settings: Settings, directory: Path, process_age_s: float = 0.0
@@ -451,8 +470,8 @@ class Backend:
         """Serve requests inside the block. Raises `SettingsError` when what the author told can't work."""
         if self.unsecured is not None:
             settings = replace(settings, unsecured=self.unsecured)
-        config = self._model_config()
-        if problems := [*config.problems(), *_handler_problems(self._routes, self.benchmark_handler)]:
+        config = self.model_config()
+        if problems := self.problems():
             raise SettingsError(problems)
         async with assemble(config, settings, self.metrics, self.clock, directory, process_age_s) as parts:
             self._parts = parts
@@ -501,7 +520,8 @@ class Backend:
         """Seconds until what is in flight now will be done, at the measured throughput."""
         return self.metrics.cur_load / max(self.parts.readiness.max_perf, 1e-9)
 
-    def _model_config(self) -> ModelConfig:
+    def model_config(self) -> ModelConfig:
+        """What the author told of the model server and its life."""
         handlers = [r.handler for r in self._routes]
         if self.benchmark_handler is not None:
             handlers.insert(0, self.benchmark_handler)
@@ -633,6 +653,23 @@ def _request_id(request: web.Request) -> str:
     return own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(8)
 
 
+def _timing(
+    request: web.Request, call: Call, status: int, workload: float, outcome: Outcome, clock: Clock
+) -> Timing:
+    now, first_byte = clock.monotonic(), call.first_byte
+    return Timing(
+        id=call.id,
+        route=f"{request.method} {request.path}",
+        status=status,
+        outcome=outcome.name.lower(),
+        workload=workload,
+        queue_s=(call.started or now) - call.began,
+        first_byte_s=first_byte.at - call.began if first_byte and first_byte.at is not None else None,
+        total_s=now - call.began,
+        ended_at=clock.wall(),
+    )
+
+
 async def _tell(handler: EndpointHandler[Any], call: Call) -> None:
     async def stop() -> None:  # calling an author's function may raise too
         await handler.on_client_disconnect(call.payload)
@@ -640,13 +677,6 @@ async def _tell(handler: EndpointHandler[Any], call: Call) -> None:
     failure = await attempt_async(stop())
     if failure is not None:
         log.warning("request %s: on_client_disconnect raised %r", call.id, failure)
-
-
-def _handler_problems(routes: Sequence[Route], benchmark: EndpointHandler[Any] | None) -> list[str]:
-    handlers = {id(r.handler): r.handler for r in routes}
-    if benchmark is not None:
-        handlers[id(benchmark)] = benchmark
-    return [f"{type(h).__name__}: {problem}" for h in handlers.values() for problem in _problems_of(h)]
 
 
 def _problems_of(handler: EndpointHandler[Any]) -> list[str]:

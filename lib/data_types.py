@@ -217,7 +217,7 @@ class EndpointHandler(ABC, Generic[P]):
             return model.send_upload(self.endpoint, upload)
         form = getattr(payload, "generate_payload_multipart", _none)()
         if form is not None:
-            return model.post_form(self.endpoint, form)
+            return model.send_form(self.endpoint, form)
         message = self.generate_payload_json(payload)
         return model.send(self.endpoint, message)  # read last: some handlers decide it on the way
 

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from aiohttp import web
 from anyio.to_thread import run_sync as in_thread
 
 from lib.backend import Backend
+from lib.gpu import Gpus
 from lib.metrics import Outcome
 from lib.model.readiness import State
+from lib.model.watch import HealthWatch, LogWatch
 
 log = logging.getLogger(__name__)
+
+SLOWEST_SHOWN = 10
+# The model server is on this machine: whether it listens is known at once, or something is wrong.
+REACH_LIMIT_S = 1.0
 
 
 def public_routes(backend: Backend) -> list[web.RouteDef]:
@@ -33,12 +40,13 @@ def public_routes(backend: Backend) -> list[web.RouteDef]:
     ]
 
 
-def loopback_routes(backend: Backend) -> list[web.RouteDef]:
-    """For the loopback port."""
+def loopback_routes(backend: Backend, routes: Iterable[web.AbstractRouteDef]) -> list[web.RouteDef]:
+    """For the loopback port; `routes` are the author's, which `/status` lists."""
+    named = [f"{r.method} {r.path}" for r in routes if isinstance(r, web.RouteDef)]
     return [
         *public_routes(backend),
-        web.get("/metrics", partial(_metrics, backend)),
-        web.get("/status", partial(_status, backend)),
+        web.get("/metrics", partial(_metrics, backend, Gpus())),
+        web.get("/status", partial(_status, backend, named)),
     ]
 
 
@@ -87,41 +95,48 @@ def _token(request: web.Request) -> bytes:
     return (token.strip() if scheme.lower() == "bearer" else header).encode(errors="surrogateescape")
 
 
-async def _metrics(backend: Backend, request: web.Request) -> web.Response:
-    # here: only this route needs it
-    from prometheus_client import CONTENT_TYPE_LATEST
-
-    from lib.prometheus import exposition
-
-    return web.Response(body=exposition(backend), headers={"Content-Type": CONTENT_TYPE_LATEST})
+async def _metrics(backend: Backend, gpus: Gpus, request: web.Request) -> web.Response:
+    prometheus = await in_thread(_import_prometheus)
+    body = prometheus.exposition(backend, await in_thread(gpus.read))
+    return web.Response(body=body, headers={"Content-Type": prometheus.CONTENT_TYPE_LATEST})
 
 
-async def _status(backend: Backend, request: web.Request) -> web.Response:
-    return web.json_response(status_of(backend))
+def _import_prometheus() -> ModuleType:
+    """The module; its own imports would hold up every request, and none but this route needs it."""
+    from lib import prometheus
+
+    return prometheus
+
+
+async def _status(backend: Backend, routes: Sequence[str], request: web.Request) -> web.Response:
+    server = backend.parts.server
+    reachable = await server.accepts_connections(REACH_LIMIT_S) if server.url else None
+    return web.json_response(
+        {
+            **status_of(backend),
+            "model_server": {"url": server.url, "reachable": reachable},
+            "routes": list(routes),
+        }
+    )
 
 
 def status_of(backend: Backend) -> dict[str, Any]:
     """What a person asks of a running worker: state and its history, log rules, reports, the queue."""
     parts, ledger = backend.parts, backend.metrics
     waiting, working = backend.queue_lengths()
-    watch = parts.log_watch
     return {
+        "now": backend.clock.wall(),
         "state": parts.readiness.state.value,
         "error_msg": parts.readiness.error_msg,
+        "waiting_for": list(parts.readiness.lacking),
         "url": parts.settings.public_url,
         "loadtime_s": parts.readiness.loadtime_s,
         "max_perf": parts.readiness.max_perf,
         "timeline": [
             {"at": c.at, "state": c.state.value, "reason": c.reason} for c in parts.readiness.timeline
         ],
-        "log": None
-        if watch is None
-        else {
-            "file": str(watch.path),
-            "lines": watch.lines,
-            "last_line": watch.last_line,
-            "rules": [{**asdict(r), "action": r.action.name} for r in watch.rules],
-        },
+        "log": _log_facts(parts.log_watch),
+        "health": _health_facts(parts.health_watch),
         "requests": {
             "received": ledger.received,
             "in_flight": ledger.in_flight,
@@ -129,5 +144,25 @@ def status_of(backend: Backend) -> dict[str, Any]:
         },
         "load": {"current": ledger.cur_load, "served": ledger.served_load, "rejected": ledger.rejected_load},
         "queue": {"waiting": waiting, "working": working},
+        "slowest": [asdict(t) for t in backend.timings.slowest(SLOWEST_SHOWN)],
         "reports": [asdict(d) for d in parts.reporter.deliveries],
     }
+
+
+def _log_facts(watch: LogWatch | None) -> dict[str, Any] | None:
+    if watch is None:
+        return None
+    return {
+        "file": str(watch.path),
+        "trouble": watch.trouble,
+        "unbelieved": watch.unbelieved,
+        "lines": watch.lines,
+        "last_line": watch.last_line,
+        "rules": [{**asdict(r), "action": r.action.name} for r in watch.rules],
+    }
+
+
+def _health_facts(watch: HealthWatch | None) -> dict[str, Any] | None:
+    if watch is None:
+        return None
+    return {"url": watch.url, "checks": watch.checks, "last_problem": watch.last_problem}

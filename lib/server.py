@@ -20,8 +20,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +40,7 @@ from lib.model.readiness import Cause
 from lib.parts import Parts
 from lib.session_routes import end_route, session_routes
 from lib.settings import Settings, from_environment
+from lib.timings import note_head
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,11 @@ CLOSE_LIMIT_S = 2.0
 BACKLOG = 4096
 # Proxies and address translators forget connections that are silent for a minute (lesson 32).
 TCP_KEEP_ALIVE_S = 30
+
+
+# Is given a worker in place of the sockets that would serve it; gives the exit status.
+Inspector = Callable[[Backend, Sequence[web.AbstractRouteDef]], Awaitable[int]]
+_inspector: ContextVar[Inspector | None] = ContextVar("inspector", default=None)
 
 
 class PortTaken(Exception):
@@ -107,6 +114,9 @@ def run_worker(
 
 async def run_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **site_kwargs: Any) -> int:
     """Like `start_server`, on the running event loop: the process's exit status."""
+    inspect = _inspector.get()
+    if inspect is not None:
+        return await inspect(backend, routes)
     try:
         settings = from_environment()
         configure_logging(settings.log_level, settings.log_format)
@@ -119,6 +129,19 @@ async def run_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], *
     except PortTaken as e:
         log.error("%s", e)
         return EXIT_PORT_TAKEN
+
+
+@contextmanager
+def inspected_by(inspector: Inspector) -> Generator[None, None, None]:
+    """A worker that would be served inside the block is handed to `inspector` instead, on its event loop.
+
+    It is how `pyworker check` sees what a worker's own file makes, without serving it.
+    """
+    token = _inspector.set(inspector)
+    try:
+        yield
+    finally:
+        _inspector.reset(token)
 
 
 async def serve(
@@ -167,7 +190,8 @@ async def _serve_until_signal(
     for number in numbers:
         loop.add_signal_handler(number, stop.ask)
     try:
-        return await serve(backend, routes, settings, stop, directory=Path.cwd(), **site_kwargs)
+        directory = Path.cwd() / settings.benchmark_dir
+        return await serve(backend, routes, settings, stop, directory=directory, **site_kwargs)
     finally:
         for number in numbers:  # the loop may be an author's, and go on
             loop.remove_signal_handler(number)
@@ -233,7 +257,7 @@ async def _listening(
     """Both sockets listen inside the block. Raises `SettingsError` and `PortTaken`, bare: in no group."""
     own = [*public_routes(backend), *session_routes(backend)]
     public = _runner([*routes, *without(own, routes)], settings)
-    loopback = _runner([*loopback_routes(backend), end_route(backend)], settings)
+    loopback = _runner([*loopback_routes(backend, routes), end_route(backend)], settings)
     options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
     options["ssl_context"] = _tls(settings) if settings.use_ssl else None
     sockets = _Sockets(public, loopback)
@@ -260,7 +284,7 @@ async def _calls(backend: Backend, sockets: _Sockets) -> AsyncGenerator[None, No
 
 def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
     app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
-    app.on_response_prepare.append(check_prepared)
+    app.on_response_prepare.extend((check_prepared, note_head))
     app.add_routes(routes)
     return web.AppRunner(
         app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S

@@ -52,6 +52,7 @@ class Settings:
     request_body_timeout_s: float = 60.0
     model_timeout_s: float | None = None
     benchmark_time_limit_s: float = 300.0
+    benchmark_dir: Path = Path()
     drain_timeout_s: float = 30.0
     log_level: str = "INFO"
     log_format: LogFormat = "text"
@@ -66,11 +67,11 @@ class Settings:
         says what each is for.
         """
         read = Reader(environ)
-        port = read.port("WORKER_PORT", 3000, "the worker's public port")
+        port, http_port = _ports(read)
         settings = cls(
             container_id=read.required("CONTAINER_ID", _integer, 0, "the instance's id, an integer"),
             worker_port=port,
-            worker_http_port=read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port"),
+            worker_http_port=http_port,
             report_addrs=read.value(
                 "REPORT_ADDR",
                 _addresses,
@@ -103,6 +104,7 @@ class Settings:
                 cls.benchmark_time_limit_s,
                 "limit of the benchmark, seconds",
             ),
+            benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
             drain_timeout_s=read.seconds(
                 "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may finish on shutdown, seconds"
             ),
@@ -128,6 +130,14 @@ class Settings:
     def key_addrs(self) -> tuple[str, ...]:
         """The report addresses that also give the public key and take completions."""
         return tuple(a for a in self.report_addrs if a != STATUS_ONLY_ADDR)
+
+
+def ports_in(environ: Mapping[str, str]) -> tuple[int, int]:
+    """The worker's public and its loopback port, by `environ`. Raises `SettingsError`."""
+    read = Reader(environ)
+    ports = _ports(read)
+    read.finish()
+    return ports
 
 
 def from_environment() -> Settings:
@@ -190,6 +200,11 @@ class Reader:
             return fold(raw)
         self.problem(name, f"{raw!r} is none of {', '.join(choices)} ({purpose})")
         return choices[0]
+
+
+def _ports(read: Reader) -> tuple[int, int]:
+    port = read.port("WORKER_PORT", 3000, "the worker's public port")
+    return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
 
 
 def _public_url(read: Reader, port: int, use_ssl: bool) -> str:

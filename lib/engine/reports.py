@@ -105,6 +105,11 @@ class Reporter:
         """The last attempts to deliver, oldest first."""
         return tuple(sorted((*self._status.attempts, *self._completions.attempts), key=lambda d: d.at))
 
+    @property
+    def attempts(self) -> dict[str, tuple[int, int]]:
+        """By path, how many attempts to deliver a message succeeded and how many failed."""
+        return {box.path: (box.delivered, box.failed) for box in (self._status, self._completions)}
+
     def request_changed(self) -> None:
         """A request came, went on or ended: report within a second."""
         self._event.set()
@@ -248,8 +253,9 @@ class _Mailbox:
     def __init__(self, http: aiohttp.ClientSession, addrs: Sequence[str], path: str, clock: Clock) -> None:
         self.addrs = list(addrs)
         self.attempts: deque[Delivery] = deque(maxlen=20)
+        self.path = path
+        self.delivered = self.failed = 0
         self._http = http
-        self._path = path
         self._clock = clock
         self._failing = False
 
@@ -258,12 +264,14 @@ class _Mailbox:
         for addr in tuple(self.addrs):
             answer, delivered = await self._post(addr, message)
             self.attempts.append(
-                Delivery(self._clock.wall(), self._path, addr, _noted(message), answer, delivered)
+                Delivery(self._clock.wall(), self.path, addr, _noted(message), answer, delivered)
             )
             if delivered:
-                self._log_change(False, f"{addr}{self._path} takes reports again")
+                self.delivered += 1
+                self._log_change(False, f"{addr}{self.path} takes reports again")
                 return True
-            self._log_change(True, f"{addr}{self._path} took no report: {answer}")
+            self.failed += 1
+            self._log_change(True, f"{addr}{self.path} took no report: {answer}")
             self.addrs.remove(addr)
             self.addrs.append(addr)
         return False
@@ -272,7 +280,7 @@ class _Mailbox:
         with time_limit(self._clock, DELIVERY_TIMEOUT_S):
             try:
                 async with self._http.post(
-                    f"{addr}{self._path}",
+                    f"{addr}{self.path}",
                     data=io.BytesIO(json.dumps(message).encode()),  # it may be long: sent piece by piece
                     headers={"Content-Type": "application/json"},
                     timeout=_NO_TIMEOUT,

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
@@ -25,12 +23,14 @@ import anyio
 
 from lib.local.engine import LocalEngine, serve_engine
 from lib.local.fleet import WorkerRecord
+from lib.local.instance import WORKER_ID, instance_variables, with_code
 from lib.local.processes import (
     Child,
     ChildFailed,
     Interrupted,
     free_port,
     python_module,
+    signals_asked,
     while_running,
 )
 from lib.local.screen import Screen
@@ -40,7 +40,6 @@ MODEL_MODULE = "workers.hello_world.model_server"
 WORKER_MODULE = "workers.hello_world.server"
 CLIENT_MODULE = "workers.hello_world.client"
 LOAD_TEST_MODULE = "workers.hello_world.test_load"
-WORKER_ID = 1
 
 # As fast as a person can just about follow.
 TOKENS_PER_S = 250
@@ -60,7 +59,6 @@ _INSTANCE_VARIABLES = (
     *("AUTH_", "BENCHMARK_", "CONTAINER_ID", "DRAIN_", "LOG_", "MASTER_TOKEN", "MAX_", "MODEL_"),
     *("PUBLIC_IPADDR", "REPORT_ADDR", "REQUEST_BODY_", "UNSECURED", "USE_SSL", "VAST_", "WORKER_"),
 )
-_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -111,15 +109,13 @@ async def _demo(environ: Mapping[str, str], once: bool, screen: Screen, director
 
 def _signals() -> asyncio.Future[int]:
     """What becomes the number of the first signal that asks for an end."""
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[int] = loop.create_future()
+    stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def ask(signum: int) -> None:
         if not stop.done():
             stop.set_result(signum)
 
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(signum, ask, signum)
+    signals_asked(ask)
     return stop
 
 
@@ -143,12 +139,7 @@ async def _stage(environ: Mapping[str, str], directory: Path) -> AsyncGenerator[
         )
         model_url = f"http://127.0.0.1:{model_port}"
         instance = {
-            "CONTAINER_ID": str(WORKER_ID),
-            "PUBLIC_IPADDR": "127.0.0.1",
-            f"VAST_TCP_PORT_{port}": str(port),
-            "WORKER_PORT": str(port),
-            "WORKER_HTTP_PORT": str(loopback_port),
-            "REPORT_ADDR": engine_url,
+            **instance_variables(engine_url, port, loopback_port),
             "MODEL_SERVER_URL": model_url,
             "MODEL_LOG": str(model_log),
             "BENCHMARK_TIME_LIMIT_S": str(BENCHMARK_LIMIT_S),
@@ -165,9 +156,7 @@ async def _stage(environ: Mapping[str, str], directory: Path) -> AsyncGenerator[
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
     """`environ` less what configures workers; its processes find the code that this one runs."""
-    inherited = {k: v for k, v in environ.items() if not k.startswith(_INSTANCE_VARIABLES)}
-    places = [inherited.get("PYTHONPATH", ""), str(_ROOT)]
-    return {**inherited, "PYTHONPATH": os.pathsep.join(place for place in places if place)}
+    return with_code({k: v for k, v in environ.items() if not k.startswith(_INSTANCE_VARIABLES)})
 
 
 async def _show(stage: Stage, screen: Screen) -> None:

@@ -1,15 +1,17 @@
-"""Processes of the demo's own: their start, their logs, and their end, whatever happens.
+"""Processes of our own: their ports, their start, their logs, and their end, whatever happens.
 
-Owns children as such. Which programs they run is demo.py's.
+Owns children as such. Which programs they run is demo.py's, beside.py's and trial.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +56,20 @@ class Child:
 
 
 @contextmanager
-def free_port() -> Generator[int, None, None]:
-    """A port that the system gives to nobody else inside the block, for a server that will bind it.
+def free_port(wanted: int = 0) -> Generator[int, None, None]:
+    """A port for a server that will bind it: `wanted`, or where that is 0 or not to be had any other.
 
-    It is bound here and never listened on; servers set SO_REUSEADDR, and so may bind it as well.
+    It is bound here and never listened on, so that the system gives it to nobody else inside the block;
+    servers set SO_REUSEADDR, and so may bind it as well.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
+        try:
+            holder.bind(("", wanted))
+        except OSError as e:
+            if e.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            holder.bind(("", 0))
         yield holder.getsockname()[1]
 
 
@@ -83,6 +91,27 @@ async def python_module(
         yield Child(name, process, log)
     finally:
         await _end(process, end_limit_s)
+
+
+@asynccontextmanager
+async def attached(
+    command: Sequence[str], environ: Mapping[str, str]
+) -> AsyncGenerator[asyncio.subprocess.Process, None]:
+    """`command`, its output ours; it has ended when the block has, and gets no signal from a terminal."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        await _end(process, END_LIMIT_S)
+
+
+def signals_asked(stop: Callable[[int], object]) -> None:
+    """Have `stop` called with the number of each signal that asks for an end."""
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, stop, signum)
 
 
 async def while_running(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 from aiohttp import HttpVersion11, web
@@ -16,6 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from lib.errors import AnswerCut, ClientGone, ModelTimedOut, ModelUnreachable
 from lib.model.keepalive import KeepAlive
+from lib.timings import FirstByte
 
 # RFC 9110 §7.6.1: these concern one connection, not the message.
 HOP_BY_HOP = frozenset(
@@ -37,12 +38,18 @@ _ZLIB_AUTO = 47  # wbits that take gzip and zlib headers alike
 _NO_BODY = frozenset({204, 304})
 
 
-async def pass_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+async def pass_on(
+    request: web.Request,
+    answer: aiohttp.ClientResponse,
+    *,
+    on_chunk: Callable[[bytes], None] | None = None,
+) -> web.StreamResponse:
     """The client's answer, with the model server's status, end-to-end headers and body.
 
     A streamed answer is written and flushed chunk by chunk before this returns; a short whole one is
-    returned unwritten. Raises `ClientGone`, `AnswerCut`, `ModelTimedOut`, and `ModelUnreachable` for a coding
-    that nobody can undo.
+    returned unwritten. `on_chunk` is shown a streamed body, piece by piece, for a handler that judges
+    answers by what is in them. Raises `ClientGone`, `AnswerCut`, `ModelTimedOut`, and `ModelUnreachable`
+    for a coding that nobody can undo.
     """
     headers = end_to_end_headers(answer.headers)
     decoding = _needs_decoding(request, answer)
@@ -60,6 +67,7 @@ async def pass_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.S
         body = b"".join([chunk async for chunk in chunks])
         headers.popall("Content-Length", None)  # aiohttp counts the body itself
         return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
+    first_byte = FirstByte.of(request)
     try:
         response = await keepalive.answer(answer.content_type) if keepalive is not None else None
         if response is None:
@@ -69,6 +77,10 @@ async def pass_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.S
             await response.prepare(request)
         if has_body:
             async for chunk in chunks:
+                if first_byte is not None:
+                    first_byte.part()
+                if on_chunk is not None:
+                    on_chunk(chunk)
                 await _write(response, chunk)
         await response.write_eof()
     except ConnectionError as e:

@@ -166,6 +166,13 @@ class ModelCaller:
         make_form(fields)  # what is wrong with the fields is found before anything is sent
         return self.request("POST", endpoint, lambda: make_form(fields))
 
+    def send_form(
+        self, endpoint: str | None, fields: Mapping[str, Any]
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send `fields` as `post_form` does, by the client's method, to an `endpoint` as `send` takes it."""
+        make_form(fields)
+        return self.request(self.method, self._filled(endpoint, {})[0], lambda: make_form(fields))
+
     def get(self, endpoint: str | None) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """GET `endpoint`. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
         return self.request("GET", endpoint)

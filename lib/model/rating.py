@@ -78,7 +78,7 @@ class Rating:
             self.readiness.measured_as(saved, f"saved benchmark: {saved:g} workload/s")
             return
         measured = await measure(
-            self._attempt,
+            self.attempt,
             runs=self.handler.benchmark_runs,
             concurrency=inputs.concurrency,
             max_concurrency=self.max_concurrency,
@@ -112,7 +112,8 @@ class Rating:
             raise BenchmarkFailed(f"make_benchmark_payload raised {payload!r}") from payload
         return payload
 
-    async def _attempt(self) -> Attempt:
+    async def attempt(self) -> Attempt:
+        """One request as the benchmark sends it. Raises `BenchmarkFailed` when its payload can't be made."""
         payload = self._payload()
         workload = self.count_workload(payload)
         result = await attempt_async(self._call(payload))

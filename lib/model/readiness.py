@@ -103,6 +103,12 @@ class Readiness:
     def measured(self) -> bool:
         return self._measured
 
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """What has to come before the worker can be ready: signs, then "benchmark" and "key"."""
+        later = (("benchmark", not self._measured), ("key", self._needs_key))
+        return (*sorted(s.value for s in self._missing), *(name for name, lacks in later if lacks))
+
     def has_error(self, cause: Cause) -> bool:
         return cause in self._errors
 

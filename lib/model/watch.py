@@ -58,13 +58,25 @@ class LogWatch:
     clock: Clock
     lines: int = 0
     last_line: str = ""
+    _tail: LogTail | None = None
     _loaded_line: str | None = None
     _error_lines: int = 0
     _said_loaded: anyio.Event = field(default_factory=anyio.Event)
 
     async def follow(self) -> None:
         """Read the log for as long as the worker lives."""
-        await LogTail(self.path).follow(self.on_line, self.clock)
+        self._tail = LogTail(self.path)
+        await self._tail.follow(self.on_line, self.clock)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the log can't be read, or None."""
+        return self._tail.trouble if self._tail else None
+
+    @property
+    def unbelieved(self) -> bool:
+        """Whether a "loaded" line has come, and the model server accepts no connection yet."""
+        return self._loaded_line is not None
 
     def on_line(self, line: str) -> None:
         """Let the rules look at one line; where several match, an error counts last."""
@@ -117,12 +129,20 @@ class HealthWatch:
         self._clock = clock
         self._clears_all = clears_all
         self._failures = 0
+        self.checks = 0
+        self.last_problem = ""
+
+    @property
+    def url(self) -> str:
+        return str(self._url)
 
     async def follow(self) -> None:
         """Check until the model server says that it has no such check."""
         seen = False
         while True:
-            status, problem = await self._check()
+            status, problem = await self.check()
+            self.checks += 1
+            self.last_problem = problem
             if status in NO_SUCH_CHECK:
                 log.warning("the model server has no health check at %s (%d): left out", self._url, status)
                 self._readiness.seen(Sign.HEALTH, f"it answers, without a health check ({status})")
@@ -138,7 +158,7 @@ class HealthWatch:
     def _watching(self, seen: bool) -> bool:
         return seen and self._readiness.loaded
 
-    async def _check(self) -> tuple[int, str]:
+    async def check(self) -> tuple[int, str]:
         """The check's status (0: none came), and what is wrong ("": nothing)."""
         with time_limit(self._clock, HEALTH_TIMEOUT_S):
             try:

@@ -38,7 +38,7 @@ class Demo:
                 part = await self.process.stdout.read(65536)
                 assert part, f"it ended without {text!r}:\n{self.read}"
                 self.read += part.decode()
-        self.children = psutil.Process(self.process.pid).children(recursive=True)
+        self.children = psutil.Process(self.process.pid).children()
 
     async def end(self) -> tuple[int, str]:
         """Its exit status and standard error; fails where one of its children lives on."""

@@ -70,12 +70,29 @@ async def test_status_tells_what_a_person_asks(tmp_path: Path) -> None:
         "last_line": f"{READY_LINE} now",
     }
     assert (status["requests"]["received"], status["requests"]["served"]) == (1, 1)
+    assert status["waiting_for"] == []
+    assert status["model_server"] == {"url": rig.model.url, "reachable": True}
+    assert "POST /echo" in status["routes"]
+    assert (status["log"]["trouble"], status["log"]["unbelieved"], status["health"]) == (None, False, None)
+    assert [t["route"] for t in status["slowest"]] == ["POST /echo"]
     assert status["load"] == {"current": 0.0, "served": 3.0, "rejected": 0.0}
     assert status["queue"] == {"waiting": 0, "working": 0}
     assert sum(r["message"].get("cur_perf", 0.0) for r in status["reports"]) == 3.0
     assert any(r["path"] == "/delete_requests/" for r in status["reports"])
     assert all(r["answer"].startswith("200") for r in status["reports"] if r["delivered"])
     assert MASTER_TOKEN not in text
+
+
+async def test_status_tells_what_a_worker_waits_for(tmp_path: Path) -> None:
+    setup = Setup(log=str(tmp_path / "model.log"), health="/error500", benchmark="/echo")
+    async with inner_rig(tmp_path, setup, wait=False) as rig:
+        await rig.model.until(lambda: len(rig.model.requests) > 1)  # the first check has been judged
+        async with rig.http.get(rig.loopback_url + "/status") as answer:
+            status: Any = await answer.json()
+    assert status["waiting_for"][:3] == ["health", "log", "benchmark"]
+    assert status["log"]["trouble"] == "does not exist"
+    assert status["health"]["url"] == rig.model.url + "/error500"
+    assert status["health"]["last_problem"] == "health check answered 500"
 
 
 async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:

@@ -1,0 +1,199 @@
+"""`pyworker check`: what it finds in workers of each kind, before anything is served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib.local.instance import instance_variables
+from tests.fakes.command import ROOT, done
+from tests.rig import peers
+
+AUTHORS = ROOT / "tests" / "authors"
+INSTANCE = instance_variables("http://127.0.0.1:1", 3000, 3001)
+
+# A worker by classes; a test changes a part of it.
+CLASSIC = """
+import os
+from dataclasses import dataclass
+from aiohttp import web
+from lib.backend import Backend, LogAction
+from lib.data_types import ApiPayload, EndpointHandler
+from lib.server import start_server
+
+@dataclass
+class Job(ApiPayload):
+    prompt: str
+    words: int = 5
+    def count_workload(self): return self.words
+    @classmethod
+    def for_test(cls): return cls("Once")
+
+@dataclass
+class Handler(EndpointHandler[Job]):
+    @property
+    def endpoint(self): return "/echo"
+    @property
+    def healthcheck_endpoint(self): return "/health"
+    @classmethod
+    def payload_cls(cls): return Job
+
+print("I say something")
+handler = Handler()
+backend = Backend(os.environ.get("TEST_MODEL_URL", "http://127.0.0.1:1"), benchmark_handler=handler)
+routes = [web.post("/generate", backend.create_handler(handler))]
+if __name__ == "__main__":
+    start_server(backend, routes)
+"""
+
+
+def found(output: str, level: str, about: str) -> list[str]:
+    """The findings of this level on this part, without them."""
+    begin = f"{level:<8} {about:<13} "
+    return [line.removeprefix(begin) for line in output.splitlines() if line.startswith(begin)]
+
+
+async def test_a_classic_worker_is_seen_through_its_own_main(tmp_path: Path) -> None:
+    async with peers(tmp_path) as here:
+        here.write_log("loading\ninfer server has started\n")
+        env = {"TEST_MODEL_URL": here.model.url, "MODEL_LOG": str(here.model_log), **INSTANCE}
+        checked = await done("check", str(AUTHORS / "classic.py"), cwd=tmp_path, env=env)
+        assert checked.status == 0, checked.output
+        assert not here.engine.workers  # it was not served
+        assert [r.path for r in here.model.requests if r.method == "POST"] == ["/base/echo"]
+    assert found(checked.output, "ok", "settings") == ["every variable is there and well-formed"]
+    assert "POST /generate_stream" in found(checked.output, "ok", "worker")[0]
+    assert found(checked.output, "ok", "workload") == ["the benchmark's payload counts 50"]
+    assert found(checked.output, "ok", "request")[0].startswith("answered 200 after ")
+    assert any("fires on line 2: infer server has started" in t for t in found(checked.output, "ok", "log"))
+    assert found(checked.output, "note", "log")
+    assert checked.output.splitlines()[-1].endswith("classic.py: no problems, no warnings")
+
+
+async def test_a_declared_worker_is_too_and_its_function(tmp_path: Path) -> None:
+    env = {"TEST_MODEL_URL": "http://127.0.0.1:1", "MODEL_LOG": str(tmp_path / "no" / "model.log")}
+    checked = await done("check", str(AUTHORS / "declared.py"), cwd=tmp_path, env=env)
+    assert checked.status == 0, checked.output
+    assert found(checked.output, "ok", "worker") == ["routes: POST /echo, POST /shout"]
+    assert found(checked.output, "note", "settings")[0].startswith("CONTAINER_ID: missing (")
+    assert found(checked.output, "note", "model server") == [
+        "nothing listens at http://127.0.0.1:1: no request was sent"
+    ]
+    assert "does not exist, and neither does its folder" in found(checked.output, "warning", "log")[0]
+
+
+async def test_a_ready_made_worker_by_name_and_its_settings_with_the_instances(tmp_path: Path) -> None:
+    log = tmp_path / "model.log"
+    log.write_text("loading model\nInfer server has started\n")
+    checked = await done("check", "hello_world", "--log", str(log), cwd=tmp_path)
+    assert checked.status == 1
+    assert found(checked.output, "problem", "log") == [
+        "load rule 'infer server has started' matches no line, but for its letters' case or spaces: line 2: "
+        "Infer server has started",
+        "no load rule matches: with this log the worker would never be ready",
+    ]
+    env = {**INSTANCE, "CONTAINER_ID": "first", "MODEL_SERVER_URL": "here", "MAX_QUEUE_TIME": "soon"}
+    checked = await done("check", "hello_world", cwd=tmp_path, env=env)
+    assert checked.status == 1
+    assert [t.split(":")[0] for t in found(checked.output, "problem", "settings")] == ["CONTAINER_ID"]
+    assert [t.split(":")[0] for t in found(checked.output, "problem", "worker")] == [
+        "MODEL_SERVER_URL",
+        "MAX_QUEUE_TIME",
+    ]
+
+
+async def test_on_an_instance_a_missing_variable_is_a_problem(tmp_path: Path) -> None:
+    checked = await done("check", "hello_world", cwd=tmp_path, env={"CONTAINER_ID": "1"})
+    assert checked.status == 1
+    assert [t.split(":")[0] for t in found(checked.output, "problem", "settings")] == [
+        "PUBLIC_IPADDR",
+        "VAST_TCP_PORT_3000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "about", "said"),
+    [
+        ('cls("Once")', "cls(7)", "benchmark", 'is refused: {"payload": {"prompt": "must be a string"}}'),
+        ('cls("Once")', "1 / 0", "benchmark", "make_benchmark_payload raised ZeroDivisionError"),
+        ('cls("Once")', 'cls(b"Once")', "benchmark", "is refused: it is not JSON: "),
+        ("return self.words", "return -1", "workload", "count_workload gave -1, no finite number"),
+        ("return self.words", "return 1 / 0", "workload", "count_workload raised ZeroDivisionError"),
+        ("return self.words", "return 0", "workload", "counts 0: its throughput would be 0"),
+        ("start_server(backend, routes)", "pass", "worker", "it ended without serving: call start_server"),
+        ("start_server(backend, routes)", "start_server(backend, [])", "worker", "it has no routes"),
+        (
+            "start_server(backend, routes)",
+            "raise SystemExit(4)",
+            "worker",
+            "before it served, with exit status 4",
+        ),
+        ("handler = Handler()", "handler = Handlr()", "worker", "line 27: handler = Handlr(): NameError"),
+        ("handler = Handler()", "handler = Handler(max_concurrency=0)", "worker", "max_concurrency is 0"),
+        (
+            "handler = Handler()",
+            "os.environ['HF_TOKEN_']; handler = Handler()",
+            "worker",
+            "HF_TOKEN_ is missing",
+        ),
+        ('"http://127.0.0.1:1"', '"127.0.0.1:1"', "worker", "is not an http(s) URL"),
+        (
+            "benchmark_handler=handler)",
+            "log_actions=[(LogAction.ModelError, 'a\\nb')], model_log_file='/no/m.log')",
+            "log",
+            "error rule 'a\\nb' can never match",
+        ),
+    ],
+)
+async def test_what_is_wrong_is_found(old: str, new: str, about: str, said: str, tmp_path: Path) -> None:
+    assert CLASSIC.count(old) == 1
+    (tmp_path / "worker.py").write_text(CLASSIC.replace(old, new))
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 1
+    assert any(said in text for text in found(checked.output, "problem", about)), checked.output
+    assert "I say something" not in checked.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "about", "said"),
+    [
+        ('"/echo"', '"/error500"', "request", "failed after "),
+        ('"/health"', '"/error500"', "health check", "health check answered 500"),
+        (
+            "benchmark_handler=handler",
+            "model_log_file='/no/m.log'",
+            "log",
+            "does not exist, though the model server is up",
+        ),
+    ],
+)
+async def test_a_model_server_that_is_up_is_asked(
+    old: str, new: str, about: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "worker.py").write_text(CLASSIC.replace(old, new))
+    async with peers(tmp_path) as here:
+        checked = await done("check", cwd=tmp_path, env={"TEST_MODEL_URL": here.model.url})
+    assert checked.status == 1
+    assert any(said in text for text in found(checked.output, "problem", about)), checked.output
+
+
+async def test_a_payload_that_clients_upload_need_not_be_json(tmp_path: Path) -> None:
+    uploads = (
+        "@classmethod\n    def from_upload(cls, upload): return cls('')\n    @classmethod\n    def for_test"
+    )
+    text = CLASSIC.replace("@classmethod\n    def for_test", uploads).replace('cls("Once")', 'cls(b"Once")')
+    (tmp_path / "worker.py").write_text(text)
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 0, checked.output
+    assert "clients send uploads" in found(checked.output, "note", "benchmark")[0]
+
+
+async def test_machines_get_the_findings_as_json(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(CLASSIC)
+    checked = await done("check", "--json", cwd=tmp_path)
+    told = json.loads(checked.output)
+    assert (checked.status, told["ok"], told["worker"]) == (0, True, "worker.py")
+    assert {"level": "ok", "about": "worker", "text": "routes: POST /generate"} in told["findings"]
+    assert "I say something" in checked.errors

@@ -1,0 +1,152 @@
+"""`pyworker run`: whose exit status it has, what signals do, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.command import ROOT, command, done
+from tests.fakes.worker import Setup
+from tests.rig import environment, peers
+
+FAKE_WORKER = str(ROOT / "tests" / "fakes" / "worker.py")
+
+# Says of the worker what it waits for at once, instead of after a while.
+IMPATIENT = """
+import os, sys
+from lib.local.beside import run_beside
+sys.exit(run_beside("hello_world", "hello_world", os.environ, patience_s=0.2))
+"""
+
+
+def worker_in(folder: Path, text: str) -> str:
+    (folder / "worker.py").write_text(text)
+    return "worker.py"
+
+
+async def test_a_signal_reaches_the_worker_which_drains(tmp_path: Path) -> None:
+    async with peers(tmp_path) as rig:
+        env = environment(rig, Setup(health="/health"))
+        async with command("run", FAKE_WORKER, cwd=tmp_path, env=env) as worker:
+            await rig.ready()
+            assert (await rig.call("/echo", 2.0))[0] == 200
+            worker.process.send_signal(signal.SIGTERM)
+            ended = await worker.end()
+        await rig.told(served=2.0)
+    assert ended.status == 0
+    assert "ready → draining" in ended.errors
+
+
+@pytest.mark.parametrize("local", [(), ("--local",)])
+async def test_the_exit_status_is_the_workers(local: tuple[str, ...], tmp_path: Path) -> None:
+    name = worker_in(tmp_path, "import sys\nprint('here I am', sys.argv, flush=True)\nsys.exit(7)\n")
+    ended = await done("run", name, *local, cwd=tmp_path)
+    assert ended.status == 7
+    assert f"here I am ['{tmp_path / name}']" in ended.output
+
+
+async def test_a_worker_that_is_killed_is_told_as_a_shell_would(tmp_path: Path) -> None:
+    name = worker_in(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    ended = await done("run", name, "--local", cwd=tmp_path)
+    assert ended.status == 128 + signal.SIGKILL
+    assert "The worker ended by itself, with exit status -9" in ended.output
+
+
+async def test_it_runs_in_its_projects_folder_and_finds_its_modules(tmp_path: Path) -> None:
+    folder = tmp_path / "project" / "mine"
+    folder.mkdir(parents=True)
+    (tmp_path / "project" / "requirements.txt").write_text("")
+    (tmp_path / "project" / "words.txt").write_text("from the project")
+    (folder / "beside.py").write_text("from pathlib import Path\nTEXT = Path('words.txt').read_text()\n")
+    worker_in(folder, "import beside, mine.beside\nprint(beside.TEXT, __name__)\n")
+    ended = await done("run", "project/mine", cwd=tmp_path)
+    assert (ended.status, ended.output) == (0, "from the project __main__\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "import os\nimport no_such_thing.at_all\n",
+            "worker.py, line 2: import no_such_thing.at_all\n  ModuleNotFound",
+        ),
+        ("from os import no_such_name\n", "worker.py, line 1: from os import no_such_name\n  ImportError: "),
+        ("x = 1\ndef f(:\n", "worker.py, line 2: def f(:\n  SyntaxError: "),
+        (
+            "import os\nTOKEN = os.environ['NO_SUCH_TOKEN']\n",
+            "line 2: TOKEN = os.environ['NO_SUCH_TOKEN']\n  the variable NO_SUCH_TOKEN is missing",
+        ),
+        (
+            "import json\njson.loads('{')\n",
+            "worker.py, line 2: json.loads('{')\n  json.decoder.JSONDecodeError: ",
+        ),
+    ],
+)
+async def test_what_fails_in_the_worker_is_told_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+    ended = await done("run", worker_in(tmp_path, text), cwd=tmp_path)
+    assert ended.status == 1
+    assert ended.errors.startswith("pyworker run: ")
+    assert said in ended.errors
+    assert "runpy" not in ended.errors
+
+
+async def test_off_an_instance_it_names_what_is_missing_and_the_way_to_try_it(tmp_path: Path) -> None:
+    ended = await done("run", "hello_world", cwd=tmp_path)
+    assert ended.status == 2
+    for name in ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_TCP_PORT_3000"):
+        assert f"  - {name}: missing (" in ended.errors
+    assert "Try it on this machine: pyworker run " in ended.errors
+    assert ended.errors.endswith("--local\n")
+
+
+async def test_a_refusal_of_the_workers_own_is_told_once(tmp_path: Path) -> None:
+    ended = await done("run", "hello_world", cwd=tmp_path, env={"MAX_QUEUE_TIME": "soon"})
+    assert ended.status == 2
+    assert ended.errors.count("\n") == 2
+    assert "MAX_QUEUE_TIME: 'soon' is neither" in ended.errors
+
+
+async def test_a_taken_port_is_told_with_its_holder_and_a_way_out(tmp_path: Path) -> None:
+    async with peers(tmp_path) as rig:
+        env = environment(rig, Setup(health="/health"))
+        with socket.create_server(("127.0.0.1", int(env["WORKER_PORT"]))):
+            ended = await done("run", FAKE_WORKER, cwd=tmp_path, env=env)
+    assert ended.status == 3
+    assert f"port {env['WORKER_PORT']} is taken by process {os.getpid()}" in ended.errors
+    assert "choose another by WORKER_PORT; --local takes a free one" in ended.errors
+
+
+async def test_beside_an_engine_taken_ports_are_others_and_it_says_so(tmp_path: Path) -> None:
+    name = worker_in(tmp_path, "import os\nprint('my port is', os.environ['WORKER_PORT'])\n")
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
+        ports = one.getsockname()[1], other.getsockname()[1]
+        env = {"WORKER_PORT": str(ports[0]), "WORKER_HTTP_PORT": str(ports[1])}
+        ended = await done("run", name, "--local", cwd=tmp_path, env=env)
+    assert ended.status == 0
+    assert f"(port {ports[0]} is taken)" in ended.output
+    assert f"(port {ports[1]} is taken)" in ended.output
+    assert f"my port is {ports[0]}\n" not in ended.output
+
+
+async def test_a_port_that_is_none_is_refused(tmp_path: Path) -> None:
+    ended = await done("run", "hello_world", "--local", cwd=tmp_path, env={"WORKER_PORT": "http"})
+    assert (ended.status, ended.output) == (2, "")
+    assert ended.errors.startswith("pyworker run: WORKER_PORT: 'http' is not an integer")
+
+
+async def test_a_worker_that_waits_says_for_what(tmp_path: Path) -> None:
+    log = tmp_path / "model.log"
+    log.write_text("loading model\nstill at it\n")
+    env = {"MODEL_LOG": str(log), "MODEL_SERVER_URL": "http://127.0.0.1:1", "WORKER_PORT": "0"}
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
+        env |= {"WORKER_PORT": str(one.getsockname()[1]), "WORKER_HTTP_PORT": str(other.getsockname()[1])}
+        async with command("python", "-c", IMPATIENT, cwd=tmp_path, env=env) as worker:
+            await worker.until("Not ready yet: the worker doesn't listen yet.")
+            await worker.until("nothing listens at http://127.0.0.1:1: is the model server running?")
+            await worker.until("no load rule has matched 2 lines yet")
+            worker.process.send_signal(signal.SIGINT)
+            assert (await worker.end()).status == 0

@@ -1,0 +1,90 @@
+"""`pyworker` as a user runs it: a process, its output as it comes, its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import psutil
+
+ROOT = Path(__file__).parents[2]
+GUARD_S = 60.0
+# What a real instance has must not be found by what is tested.
+_INSTANCE = ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_", "WORKER_", "REPORT_ADDR", "MODEL_", "BACKEND")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    status: int
+    output: str
+    errors: str
+
+
+class Command:
+    """A command under way; `output` is what was read of it so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.output = ""
+        self._children: list[psutil.Process] = []
+
+    async def until(self, text: str) -> None:
+        """Return once it has printed `text`."""
+        assert self.process.stdout is not None
+        with anyio.fail_after(GUARD_S):
+            while text not in self.output:
+                part = await self.process.stdout.read(65536)
+                assert part, f"it ended without {text!r}:\n{self.output}"
+                self.output += part.decode()
+        self._children = psutil.Process(self.process.pid).children(recursive=True)
+
+    async def end(self) -> Done:
+        """What became of it; fails where one of its children lives on."""
+        with anyio.fail_after(GUARD_S):
+            output, errors = await self.process.communicate()
+        assert not [child for child in self._children if child.is_running()]
+        assert self.process.returncode is not None
+        return Done(self.process.returncode, self.output + output.decode(), errors.decode())
+
+
+@asynccontextmanager
+async def command(
+    *words: str, cwd: Path, env: Mapping[str, str] | None = None
+) -> AsyncGenerator[Command, None]:
+    """`pyworker words` in the folder `cwd`, with `env` in its environment; `python …` for another program."""
+    python, rest = (words[0] == "python"), words[1:]
+    process = await asyncio.create_subprocess_exec(
+        *((sys.executable, *rest) if python else (sys.executable, "-m", "lib.tools.cli", *words)),
+        cwd=cwd,
+        env={**_plain(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Command(process)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            with anyio.move_on_after(GUARD_S):
+                await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def done(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Done:
+    """`pyworker words`, run to its end."""
+    async with command(*words, cwd=cwd, env=env) as running:
+        return await running.end()
+
+
+def _plain() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(_INSTANCE)}

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from rich.console import Console
+
+from lib.local.screen import Screen
+from lib.tools.status_page import NoStatus, duration, fetch, headline, show
+
+LOG = {
+    "file": "/var/log/model.log",
+    "trouble": None,
+    "unbelieved": False,
+    "lines": 1204,
+    "last_line": "loading shard 3 of 8",
+    "rules": [
+        {"action": "ModelLoaded", "text": "server is up", "matches": 0, "last_line": ""},
+        {"action": "Info", "text": "loading", "matches": 3, "last_line": "loading shard 3 of 8"},
+    ],
+}
+
+
+def status(**changed: Any) -> dict[str, Any]:
+    """A worker that loads, 94 s after its start."""
+    return {
+        "now": 1094.0,
+        "state": "loading",
+        "error_msg": "",
+        "waiting_for": ["log", "benchmark", "key"],
+        "url": "http://10.0.0.1:3000",
+        "loadtime_s": 0.0,
+        "max_perf": 0.0,
+        "timeline": [{"at": 1000.0, "state": "loading", "reason": "started"}],
+        "log": LOG,
+        "health": None,
+        "model_server": {"url": "http://127.0.0.1:5001", "reachable": True},
+        "routes": ["POST /generate"],
+        "requests": {"received": 0, "in_flight": 0, "served": 0, "errored": 0, "cancelled": 0, "rejected": 0},
+        "load": {"current": 0.0, "served": 0.0, "rejected": 0.0},
+        "queue": {"waiting": 0, "working": 0},
+        "slowest": [],
+        "reports": [],
+        **changed,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {},
+            "loading for 94 s; last log line “loading shard 3 of 8”; "
+            "no load rule has matched 1,204 lines yet",
+        ),
+        (
+            {"model_server": {"url": "http://127.0.0.1:5001", "reachable": False}, "waiting_for": ["health"]},
+            "loading for 94 s; nothing listens at http://127.0.0.1:5001: is the model server running?",
+        ),
+        (
+            {"log": {**LOG, "trouble": "does not exist"}},
+            "loading for 94 s; its log /var/log/model.log does not exist",
+        ),
+        ({"log": {**LOG, "lines": 0}}, "loading for 94 s; its log /var/log/model.log is empty"),
+        (
+            {"log": {**LOG, "unbelieved": True}},
+            "loading for 94 s; its log says it is loaded, but it accepts no connection",
+        ),
+        (
+            {
+                "waiting_for": ["health"],
+                "health": {
+                    "url": "http://h/health",
+                    "checks": 3,
+                    "last_problem": "health check answered 503",
+                },
+            },
+            "loading for 94 s; http://h/health: health check answered 503",
+        ),
+        ({"waiting_for": ["lifecycle"]}, "loading for 94 s; its lifecycle has not been entered yet"),
+        (
+            {"waiting_for": ["key"], "reports": [{"addr": "http://e", "answer": "502 Bad Gateway"}]},
+            "loading for 94 s; the engine has given no public key: http://e said '502 Bad Gateway'",
+        ),
+        (
+            {"waiting_for": ["key"]},
+            "loading for 94 s; the engine has given no public key: it was not heard of yet",
+        ),
+        (
+            {"state": "benchmarking", "waiting_for": ["benchmark"]},
+            "benchmarking for 94 s; the benchmark runs",
+        ),
+        ({"state": "errored", "error_msg": "CUDA error"}, "errored for 94 s: CUDA error"),
+        ({"state": "ready", "max_perf": 12.5, "waiting_for": []}, "ready for 94 s: 12.5 workload/s"),
+        ({"state": "draining", "waiting_for": []}, "draining for 94 s"),
+    ],
+)
+def test_a_sentence_tells_what_it_waits_for(changed: dict[str, Any], said: str) -> None:
+    assert headline(status(**changed)) == said
+
+
+def test_the_page_shows_all_of_it() -> None:
+    changes = [{"at": 1000.0 + i, "state": "errored", "reason": f"reason {i}"} for i in range(20)]
+    message = {"new_load": 7, "cur_load": 1, "cur_perf": 6, "max_perf": 12, "error_msg": "CUDA error"}
+    report = {
+        "at": 1090.0,
+        "path": "/worker_status/",
+        "addr": "http://e",
+        "message": message,
+        "answer": "503 Busy",
+    }
+    finished = {**report, "path": "/delete_requests/", "message": {"requests": 4}}
+    slow = {"id": "r-1", "route": "POST /generate", "status": 200, "outcome": "served", "workload": 20.0}
+    times = {"queue_s": 0.25, "first_byte_s": 0.5, "total_s": 12.125, "ended_at": 1080.0}
+    cut = {**slow, **times, "id": "r-2", "first_byte_s": None, "outcome": "cancelled", "status": 499}
+    output = io.StringIO()
+    show(
+        status(
+            timeline=changes,
+            max_perf=10.0,
+            load={"current": 25.0, "served": 0.0, "rejected": 0.0},
+            error_msg="CUDA error",
+            reports=[report, finished],
+            slowest=[{**slow, **times}, cut],
+            health={"url": "http://h/health", "checks": 1, "last_problem": "health check answered 503"},
+        ),
+        Screen(Console(file=output, highlight=False, width=200)),
+    )
+    page = output.getvalue()
+    for text in (
+        "http://10.0.0.1:3000: loading for 75 s",
+        "POST /generate",
+        "10 workload/s; 25 in flight, 2.5 s of work",
+        "States (the last 12 of 20)",
+        "reason 19",
+        "/var/log/model.log, 1,204 lines",
+        "“server is up”: no line yet",
+        "“loading”: 3 lines, last “loading shard 3 of 8”",
+        "0.250       0.500   12.125  200 served",
+        "0.250           -   12.125  499 cancelled",
+        "new_load=7 cur_load=1 cur_perf=6 max_perf=12 “CUDA error”",
+        "4 finished",
+        "http://e: 503 Busy",
+    ):
+        assert text in page
+    assert "reason 7\n" not in page
+
+
+async def answer_other(_request: web.Request) -> web.Response:
+    return web.json_response([1])
+
+
+async def test_where_no_worker_tells_it_is_said_what_to_do() -> None:
+    with pytest.raises(NoStatus, match=r"there is no worker at .*: nothing listens there"):
+        await fetch("http://127.0.0.1:1")
+    async with TestServer(web.Application()) as public:
+        with pytest.raises(NoStatus, match="it may be the worker's public port"):
+            await fetch(str(public.make_url("")))
+    app = web.Application()
+    app.router.add_get("/status", answer_other)
+    async with TestServer(app) as other:
+        with pytest.raises(NoStatus, match="another program has that port"):
+            await fetch(str(other.make_url("")))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-1, "0.0 s"), (3.21, "3.2 s"), (94, "94 s"), (600, "10 min"), (12000, "3 h 20 min")],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
