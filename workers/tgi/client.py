@@ -48,7 +48,7 @@ async def complete(engine: RouteClient, inputs: str, tokens: int) -> str:
 
 async def stream(engine: RouteClient, inputs: str, tokens: int) -> None:
     """Print each token as it comes: one server-sent event each."""
-    async with ask(engine, "/generate_stream", inputs, max_new_tokens=tokens, seed=1) as response:
+    async with ask(engine, "/generate_stream", inputs, max_new_tokens=tokens) as response:
         async for line in response.content:
             name, _, data = line.decode().partition(":")
             if name != "data":

@@ -19,8 +19,9 @@ from workers.tgi.handlers import GenerateHandler, GenerateStreamHandler
 MODEL_SERVER_URL = "http://127.0.0.1:5001"
 MODEL_LOG = "/tmp/tgi.log"
 # TGI logs JSON (`--json-output`), with the router or a part of it as the target, or text, whose middle
-# differs by version: "INFO text_generation_router::server: router/src/server.rs:2210: Connected".
-LOAD_LINES = ('"message":"Connected","target":"text_generation_router', ": Connected")
+# differs by version: "INFO text_generation_router::server: router/src/server.rs:2210: Connected". The text is
+# in colour unless TGI is told otherwise, also in a file: then a code stands between.
+LOAD_LINES = ('"message":"Connected","target":"text_generation_router', ": Connected", "\x1b[0m Connected")
 ERROR_LINES = ("Error: WebserverFailed", "Error: DownloadError")
 INFO_LINES = ('"message":"Download',)
 HEALTH = "/health"

@@ -5,7 +5,7 @@ import asyncio
 import json
 import ssl
 import subprocess
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,10 @@ from lib.tools.route_client import (
     RouteClient,
     Target,
     add_target_arguments,
+    check,
+    run_client,
     target_of,
+    tell_waiting,
 )
 from tests.lib.tools.stand_ins import Answer, Engine, Worker, ok
 from tests.manual_clock import ManualClock
@@ -248,3 +251,36 @@ def test_the_cloud_needs_a_key_and_a_name(args: tuple[str, ...], capsys: pytest.
 
     assert raised.value.code == 2
     assert "-k KEY and -e NAME" in capsys.readouterr().err
+
+
+# What every example client does about failures
+
+
+async def nothing() -> None:
+    pass
+
+
+async def no_worker() -> None:
+    raise NoWorker({"loading": 1})
+
+
+async def refused() -> None:
+    async with engine_and_worker() as (_, worker, http):
+        worker.answer = answering(429, "Model is overloaded")
+        async with http.post(worker.url + "/generate") as response:
+            await check(response)
+
+
+@pytest.mark.parametrize(
+    ("client", "told"),
+    [(no_worker, "no worker is ready: {'loading': 1}"), (refused, "HTTP 429 .*overloaded")],
+)
+def test_what_fails_is_told_in_one_line(client: Callable[[], Coroutine[Any, Any, None]], told: str) -> None:
+    with pytest.raises(SystemExit, match=told):
+        run_client(client)
+    run_client(nothing)
+
+
+def test_waiting_is_told_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_waiting({"loading": 1})
+    assert capsys.readouterr() == ("", "no worker is ready yet: {'loading': 1}\n")

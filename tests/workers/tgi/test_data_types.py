@@ -9,54 +9,78 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data_types import JsonDataException
-from workers.tgi.data_types import MAX_TOKENS, InputData
+from workers.tgi.data_types import DEFAULT_TOKENS, MAX_TOKENS, TEST_TOKENS, InputData
 
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
+OWN = {"inputs", "parameters", "stream", "max_new_tokens"}
+others = st.dictionaries(st.text().filter(lambda name: name not in OWN), json_values, max_size=4)
 
 
-@given(st.text(), st.dictionaries(st.text().filter(lambda n: n != "max_new_tokens"), json_values, max_size=4))
-def test_everything_but_the_limit_passes_untouched(inputs: str, parameters: dict[str, Any]) -> None:
-    payload = InputData.from_json_msg({"inputs": inputs, "parameters": parameters})
-    assert payload.generate_payload_json() == {
-        "inputs": inputs,
-        "parameters": {**parameters, "max_new_tokens": 256},
-    }
-    assert payload.count_workload() == 256.0
+@given(st.text(), others, others, st.integers(1, MAX_TOKENS))
+def test_all_but_the_choice_of_route_passes_untouched(
+    inputs: str, parameters: dict[str, Any], beside: dict[str, Any], tokens: int
+) -> None:
+    request = {**beside, "inputs": inputs, "parameters": {**parameters, "max_new_tokens": tokens}}
+    for message in (request, {**request, "stream": True}, {**request, "stream": False}):
+        payload = InputData.from_json_msg(message)
+        assert payload.generate_payload_json() == request
+        assert payload.count_workload() == tokens
+        assert payload.stream is message.get("stream", False)
 
 
-@given(st.integers(1, MAX_TOKENS))
-def test_the_workload_is_what_may_be_generated(tokens: int) -> None:
-    payload = InputData.from_json_msg({"inputs": "", "parameters": {"max_new_tokens": tokens}})
-    assert payload.count_workload() == tokens
-    assert payload.generate_payload_json()["parameters"] == {"max_new_tokens": tokens}
+@given(others)
+def test_left_out_or_null_the_limit_is_256(parameters: dict[str, Any]) -> None:
+    for given_parameters in (parameters, {**parameters, "max_new_tokens": None}):
+        before = dict(given_parameters)
+        payload = InputData.from_json_msg({"inputs": "x", "parameters": given_parameters})
+        assert payload.generate_payload_json()["parameters"] == {
+            **parameters,
+            "max_new_tokens": DEFAULT_TOKENS,
+        }
+        assert payload.count_workload() == 256.0
+        assert given_parameters == before
 
 
-@pytest.mark.parametrize("parameters", [{}, {"max_new_tokens": None}])
-def test_left_out_it_is_256(parameters: dict[str, Any]) -> None:
-    assert InputData.from_json_msg({"inputs": "x", "parameters": parameters}).count_workload() == 256.0
-    assert InputData.from_json_msg({"inputs": "x"}).count_workload() == 256.0
+def test_without_parameters_it_is_as_well() -> None:
+    sent = InputData.from_json_msg({"inputs": "x"}).generate_payload_json()
+    assert sent == {"inputs": "x", "parameters": {"max_new_tokens": 256}}
 
 
-@pytest.mark.parametrize("tokens", [0, -1, MAX_TOKENS + 1, 10**300, 1.5, "5", True, [5]])
-def test_a_limit_that_is_none_is_refused(tokens: Any) -> None:
+@pytest.mark.parametrize("tokens", [0, -1, MAX_TOKENS + 1, 10**300, 1.5, 5.0, "5", True, [5]])
+def test_every_wrong_field_is_named(tokens: Any) -> None:
     with pytest.raises(JsonDataException) as refused:
-        InputData.from_json_msg({"inputs": 5, "parameters": {"max_new_tokens": tokens}})
+        InputData.from_json_msg({"inputs": 5, "parameters": {"max_new_tokens": tokens}, "stream": 1})
     assert refused.value.message == {
         "inputs": "must be a string",
         "parameters": {"max_new_tokens": f"must be an integer from 1 to {MAX_TOKENS}"},
+        "stream": "must be true or false",
     }
 
 
-def test_every_wrong_field_is_named() -> None:
+@pytest.mark.parametrize("parameters", [[], None, "x", 5])
+def test_what_is_missing_or_no_object_is_named(parameters: Any) -> None:
     with pytest.raises(JsonDataException) as refused:
-        InputData.from_json_msg({"parameters": []})
+        InputData.from_json_msg({"parameters": parameters})
     assert refused.value.message == {"inputs": "missing parameter", "parameters": "must be an object"}
 
 
-def test_load_is_not_told_apart_from_traffic() -> None:
-    prompts = {InputData.for_test().inputs for _ in range(10)}
-    assert len(prompts) == 10
+@given(json_values, json_values, json_values)
+def test_nothing_but_a_refusal_can_come_of_it(inputs: Any, parameters: Any, stream: Any) -> None:
+    message = {"inputs": inputs, "parameters": parameters, "stream": stream}
+    wrong: dict[str, Any] = {}
+    try:
+        assert 1 <= InputData.from_json_msg(message).count_workload() <= MAX_TOKENS
+    except JsonDataException as e:
+        wrong = e.message
+    assert set(wrong) <= set(message)
+
+
+def test_payloads_for_tests_are_valid_and_differ() -> None:
+    payloads = [InputData.for_test() for _ in range(8)]
+    assert [InputData.from_json_msg(payload) for payload in payloads] == payloads
+    assert {payload.count_workload() for payload in payloads} == {TEST_TOKENS}
+    assert len({payload["inputs"] for payload in payloads}) == 8

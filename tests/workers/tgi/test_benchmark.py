@@ -1,0 +1,81 @@
+"""The benchmark's requests, in front of a TGI whose answers are written down here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from lib.model.connection import ModelServer
+from workers.tgi.benchmark import BenchmarkHandler
+from workers.tgi.data_types import InputData
+
+
+class Scripted:
+    """Gives one answer after the other; `asked` are the requests that came."""
+
+    def __init__(self, *answers: tuple[int, Any]) -> None:
+        self._answers = list(answers)
+        self.asked: list[dict[str, Any]] = []
+
+    async def generate(self, request: web.Request) -> web.Response:
+        self.asked.append(await request.json())
+        status, answer = self._answers.pop(0)
+        return web.Response(status=status, text=answer if isinstance(answer, str) else json.dumps(answer))
+
+    @property
+    def limits(self) -> Sequence[int]:
+        return [request["parameters"]["max_new_tokens"] for request in self.asked]
+
+
+def generated(tokens: Any) -> tuple[int, Any]:
+    return 200, {
+        "generated_text": " a",
+        "details": {"finish_reason": "eos_token", "generated_tokens": tokens},
+    }
+
+
+async def measured(script: Scripted) -> tuple[int, bytes]:
+    """Status and body of what the benchmark is given for one request of 256 tokens."""
+    app = web.Application()
+    app.router.add_post("/generate", script.generate)
+    async with TestServer(app) as tgi, ModelServer(str(tgi.make_url("/"))) as server:
+        payload = InputData.of("Hello", max_new_tokens=256)
+        async with BenchmarkHandler().call_model(server.caller({}), payload) as answer:
+            assert isinstance(answer.body, bytes)
+            return answer.status, answer.body
+
+
+async def test_what_is_missing_is_asked_for_with_another_prompt() -> None:
+    script = Scripted(generated(200), generated(1), generated(55))
+    assert (await measured(script))[0] == 200
+    assert script.limits == [256, 56, 55]
+    assert len({request["inputs"] for request in script.asked}) == 3
+    assert all(request["parameters"]["details"] is True for request in script.asked)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        generated(256),
+        generated(0),
+        generated(-5),
+        generated("5"),
+        generated(None),
+        (200, []),
+        (200, "no JSON"),
+    ],
+)
+async def test_an_answer_that_tells_no_number_is_taken_for_whole(answer: tuple[int, Any]) -> None:
+    script = Scripted(answer)
+    assert (await measured(script))[0] == 200
+    assert script.limits == [256]
+
+
+async def test_a_failure_ends_it_and_is_told() -> None:
+    error = {"error": "CUDA out of memory", "error_type": "generation"}
+    assert await measured(Scripted(generated(1), (424, error))) == (424, json.dumps(error).encode())

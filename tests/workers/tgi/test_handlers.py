@@ -1,0 +1,66 @@
+"""Which answers tell of a failed generation, and how many tokens an answer says that it has."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.tgi.handlers import MAX_LINE_BYTES, Events
+
+FAILED = {"error": "CUDA out of memory", "error_type": "generation"}
+REFUSED = {"error": "`temperature` must be strictly positive", "error_type": "validation"}
+TOKEN = {"index": 1, "token": {"text": '{"error": "x"}\ndata:{"error"'}, "generated_text": None}
+
+
+def is_failed(*pieces: bytes) -> bool:
+    events = Events()
+    for piece in pieces:
+        events.add(piece)
+    return events.end()
+
+
+@given(
+    st.lists(st.sampled_from([FAILED, REFUSED, TOKEN]), max_size=4),
+    st.sampled_from(["data:", "data: "]),
+    st.sampled_from(["\n\n", "\r\n\r\n"]),
+    st.booleans(),
+    st.lists(st.integers(0, 400), max_size=6),
+)
+def test_a_failure_is_found_however_the_stream_is_cut(
+    events: list[Any], name: str, end: str, closed: bool, cuts: list[int]
+) -> None:
+    told = end.join(name + json.dumps(event) for event in events) + (end if closed else "")
+    places = [0, *sorted(cuts), None]
+    pieces = [told.encode()[a:b] for a, b in pairwise(places)]
+    assert is_failed(*pieces) == (FAILED in events)
+
+
+@pytest.mark.parametrize(
+    ("line", "failed"),
+    [
+        (b'data:{"error":"a","error_type":"overloaded"}', False),
+        (b'data:{"error":"a","error_type":"incomplete_generation"}', True),
+        (b'data:{"error":"a","error_type":null}', True),
+        (b'data:{"error":"a"}', True),
+        (b'data:{"error":"a', True),
+        (b'{"error":"a","error_type":"generation"}', False),
+        (b"data:[DONE]", False),
+        (b":", False),
+        (b"", False),
+    ],
+)
+def test_of_what_kind_an_error_is(line: bytes, failed: bool) -> None:
+    assert is_failed(line + b"\n\n") is failed
+
+
+def test_a_line_without_end_is_not_held() -> None:
+    events = Events()
+    for _ in range(40):
+        events.add(b"x" * MAX_LINE_BYTES)
+    events.add(b'\ndata:{"error":"a","error_type":"generation"}')
+    assert events.end()
