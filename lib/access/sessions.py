@@ -66,10 +66,14 @@ class SessionTerms:
 
 @dataclass(eq=False)
 class Session:
-    """One session. `expiration` and `created_at` in Unix seconds, `expires_s` on the monotonic clock."""
+    """One session; `digest` is that of its `raw_auth`.
+
+    `expiration` and `created_at` in Unix seconds, `expires_s` on the monotonic clock.
+    """
 
     id: str
     raw_auth: dict[str, Any]
+    digest: bytes
     terms: SessionTerms
     created_at: float
     expiration: float
@@ -106,22 +110,29 @@ class Sessions:
         return len(self._sessions)
 
     def create(self, raw_auth: dict[str, Any], terms: SessionTerms) -> Session:
-        """A new session for the client that `raw_auth` let in. Raises `TooBusy` (429): there are too many."""
+        """A new session for the client that `raw_auth` let in.
+
+        Raises `TooBusy` (429): there are too many; `Invalid` (422): `raw_auth` is nested too deeply.
+        """
         if len(self._sessions) >= self._max:
             soonest_s = min(s.expires_s for s in self._sessions.values())
             left_s = soonest_s - self._clock.monotonic()
             raise TooBusy(f"{len(self)} sessions are open, as many as may be", left_s)
+        digest = _digest(raw_auth)
+        if digest is None:
+            raise Invalid({"auth_data": "nested too deeply"})
         now_s, now = self._clock.monotonic(), self._clock.wall()
         session = Session(
             id=secrets.token_urlsafe(24),
             raw_auth=raw_auth,
+            digest=digest,
             terms=terms,
             created_at=now,
             expiration=now + terms.lifetime_s,
             expires_s=now_s + terms.lifetime_s,
         )
         self._sessions[session.id] = session
-        self._auths[_digest(raw_auth)] += 1
+        self._auths[digest] += 1
         self._wake_at_expiry(session)
         return session
 
@@ -161,10 +172,10 @@ class Sessions:
             return
         if session.timer is not None:
             session.timer.cancel()
-        digest = _digest(session.raw_auth)
-        self._auths[digest] -= 1
-        self._auths += Counter()  # forgets those at nought
-        self._ended.append(digest)
+        self._auths[session.digest] -= 1
+        if not self._auths[session.digest]:
+            del self._auths[session.digest]
+        self._ended.append(session.digest)
         self.on_end(session, how)
 
     def end_all(self, how: SessionEnd) -> None:
@@ -189,12 +200,20 @@ def _nothing(session: Session, how: SessionEnd) -> None:
 
 
 def same_json(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal (1 and 1.0 are), compared in constant time."""
-    return hmac.compare_digest(_digest(one), _digest(other))
+    """Whether two JSON values are equal (1 and 1.0 are), compared in constant time.
+
+    One that is nested too deeply equals none: no session was created with it.
+    """
+    first, second = _digest(one), _digest(other)
+    return first is not None and second is not None and hmac.compare_digest(first, second)
 
 
-def _digest(value: Any) -> bytes:
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).digest()
+def _digest(value: Any) -> bytes | None:
+    """The same for equal JSON values; None: nested too deeply, which is nothing that a client means."""
+    try:
+        return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).digest()
+    except RecursionError:  # what one parser can read is not what Python can walk
+        return None
 
 
 def _plain(value: Any) -> Any:

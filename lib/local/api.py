@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -24,6 +25,7 @@ from lib.local.messages import (
     read_worker_status,
     wrong_endpoint_name,
 )
+from lib.local.overview import Overview
 
 if TYPE_CHECKING:
     from lib.local.engine import LocalEngine
@@ -32,6 +34,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # The largest message is 10,000 finished requests (protocol.md §3) of some 200 bytes each.
 MAX_BODY_BYTES = 8 * 1024 * 1024
+# The page at `/`: all that it loads is here.
+PAGE = Path(__file__).parent / "page"
 
 
 class NotFound(WorkerError):
@@ -69,6 +73,9 @@ class Api:
             )
         app.add_routes(
             [
+                web.get("/", _page),
+                web.static("/page/", PAGE),
+                web.get("/local/overview", self._overview),
                 web.get("/local/faults", self._show_faults),
                 web.post("/local/faults", self._set_faults),
                 web.post("/local/rotate_key", self._rotate_key),
@@ -126,6 +133,14 @@ class Api:
         name = self._endpoint_of(Fields(message), _prefix(request))
         return web.json_response([worker.to_json() for worker in self._engine.fleet.members(name)])
 
+    async def _overview(self, request: web.Request) -> web.Response:
+        since = request.query.get("since", "0")
+        try:
+            overview = Overview(self._engine, float(since))
+        except ValueError as e:
+            raise BadMessage(f"since {since!r} is not a time in Unix seconds") from e
+        return web.json_response(overview.to_json())
+
     async def _show_faults(self, _: web.Request) -> web.Response:
         return web.json_response(self._engine.faults.to_json())
 
@@ -171,6 +186,10 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         allowed = ", ".join(sorted(e.allowed_methods))
         error = f"{request.path} takes {allowed}, not {request.method}"
         return web.json_response({"error": error}, status=e.status, headers={"Allow": allowed})
+
+
+async def _page(_: web.Request) -> web.StreamResponse:
+    return web.FileResponse(PAGE / "index.html")
 
 
 async def _read(request: web.Request) -> Mapping[str, object]:

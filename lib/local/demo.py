@@ -287,7 +287,7 @@ def _told(stage: Stage, request_idxs: set[int]) -> bool:
 
 def _show_what_next(stage: Stage, screen: Screen) -> None:
     python = shlex.quote(sys.executable)
-    screen.title(f"All of it runs on. The engine's address is {stage.engine_url}")
+    screen.title(f"All of it runs on. Watch it in a browser: {stage.engine_url}/")
     screen.line("Send a request from another terminal, or a hundred:")
     screen.line()
     screen.command(f'{python} -m {CLIENT_MODULE} --engine {stage.engine_url} "Alice was"')

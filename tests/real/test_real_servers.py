@@ -196,8 +196,9 @@ async def a_killed_server_is_told(here: Place) -> None:
     async with here.complete(max_tokens=1500, stream=True) as answer:
         await answer.content.readany()
         here.server.signal(signal.SIGKILL)
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await answer.read()
+        # A busy server may have sent all of it by then; what was cut is never taken for whole.
+        with suppress(aiohttp.ClientPayloadError):
+            assert b'"finish_reason":"' in await answer.read()
     async with here.complete() as answer:
         assert answer.status == 502
     await here.rig.engine.wait_for(lambda: here.rig.last_report.error_msg, NOTICED_S)

@@ -1,0 +1,86 @@
+"""What the local engine's page shows: the fleet and its recent past, as JSON.
+
+Owns the selection and its units: loads in workload units, times in Unix seconds, durations in seconds. The
+page that draws it lies in lib/local/page/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lib.local.fleet import ReceivedReport, WorkerRecord
+
+if TYPE_CHECKING:
+    from lib.local.engine import LocalEngine, ReceivedFinish
+
+# As far back as the page's charts reach, in seconds.
+WINDOW_S = 600.0
+# Of a busy fleet's finished requests, the latest so many tell enough of their latencies.
+MAX_FINISHED = 2000
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The state of `engine` now, and what has happened since `since`, at most 10 minutes ago."""
+
+    engine: LocalEngine
+    since: float
+
+    def to_json(self) -> dict[str, Any]:
+        now = self.engine.clock.wall()
+        since = max(self.since, now - WINDOW_S)
+        return {
+            "now": now,
+            "window_s": WINDOW_S,
+            "open_requests": len(self.engine.open_requests),
+            "workers": [_worker(worker, since) for worker in self.engine.workers.values()],
+            "finished": [_finish(f) for f in _latest(self.engine.finished, since)],
+        }
+
+
+def _worker(worker: WorkerRecord, since: float) -> dict[str, Any]:
+    last = worker.last
+    assert last is not None, "only workers that have reported are kept"
+    return {
+        **worker.to_json(),
+        "endpoint": worker.endpoint,
+        "error_msg": last.error_msg,
+        "routed": worker.routed,
+        "loadtime": last.loadtime,
+        "reported_at": worker.reports[-1].received_at,
+        "samples": [_sample(report) for report in worker.reports if report.received_at > since],
+    }
+
+
+def _sample(report: ReceivedReport) -> dict[str, Any]:
+    message = report.message
+    state = "error" if message.error_msg else "ready" if message.loadtime > 0 else "loading"
+    return {
+        "at": report.received_at,
+        "state": state,
+        "cur_load": message.cur_load,
+        "max_perf": message.max_perf,
+        "cur_perf": message.cur_perf,
+        "working": message.num_requests_working,
+    }
+
+
+def _latest(finished: list[ReceivedFinish], since: float) -> Iterable[ReceivedFinish]:
+    latest = finished[-MAX_FINISHED:]
+    return (f for f in latest if f.received_at > since)
+
+
+def _finish(finish: ReceivedFinish) -> dict[str, Any]:
+    request = finish.request
+    began, ended = request.entered_queue_at, request.work_completed_at
+    started = request.work_started_at or ended
+    return {
+        "at": finish.received_at,
+        "worker_id": finish.worker_id,
+        "request_idx": request.request_idx,
+        "status": request.status,
+        "queue_s": max(0.0, started - began) if began else 0.0,
+        "total_s": max(0.0, ended - began) if began and ended else 0.0,
+    }

@@ -1,0 +1,120 @@
+"""What the page is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from lib.local.engine import LocalEngine, serve_engine
+from lib.local.overview import WINDOW_S, Overview
+from lib.wire import DeleteRequests, FinishedRequest, WorkerStatus
+from tests.manual_clock import ManualClock
+from tests.rig import engine_key
+
+STATUS = WorkerStatus(
+    id=7,
+    mtoken="secret-token",
+    url="http://127.0.0.1:1",
+    loadtime=0.0,
+    new_load=0.0,
+    cur_load=0.0,
+    rej_load=0.0,
+    cur_perf=0.0,
+    max_perf=0.0,
+    error_msg="",
+    num_requests_working=0,
+    num_requests_received=0,
+    working_request_idxs=(),
+    additional_disk_usage=0.0,
+    disk_usage=1.0,
+)
+
+
+def an_engine() -> tuple[LocalEngine, ManualClock]:
+    clock = ManualClock()
+    return LocalEngine(clock=clock, key=engine_key()), clock
+
+
+def told(engine: LocalEngine, since: float = 0.0) -> dict[str, Any]:
+    return Overview(engine, since).to_json()
+
+
+def test_without_workers() -> None:
+    engine, clock = an_engine()
+    assert told(engine) == {
+        "now": clock.wall(),
+        "window_s": WINDOW_S,
+        "open_requests": 0,
+        "workers": [],
+        "finished": [],
+    }
+
+
+def test_a_worker_and_how_it_went_with_it() -> None:
+    engine, clock = an_engine()
+    engine.take_report("local", STATUS)
+    clock.advance(5.0)
+    ready = replace(STATUS, loadtime=5.0, max_perf=50.0, cur_load=20.0, cur_perf=10.0, num_requests_working=2)
+    engine.take_report("local", ready)
+    clock.advance(5.0)
+    engine.take_report("local", replace(ready, error_msg="CUDA error"))
+    (worker,) = told(engine)["workers"]
+    assert [sample["state"] for sample in worker["samples"]] == ["loading", "ready", "error"]
+    assert worker["samples"][1] == {
+        "at": clock.wall() - 5.0,
+        "state": "ready",
+        "cur_load": 20.0,
+        "max_perf": 50.0,
+        "cur_perf": 10.0,
+        "working": 2,
+    }
+    assert (worker["status"], worker["error_msg"], worker["endpoint"]) == ("error", "CUDA error", "local")
+    assert "secret-token" not in str(told(engine))
+
+
+def test_only_what_is_new_and_not_too_old() -> None:
+    engine, clock = an_engine()
+    engine.take_report("local", STATUS)
+    clock.advance(WINDOW_S + 1)
+    engine.take_report("local", STATUS)
+    assert len(told(engine)["workers"][0]["samples"]) == 1
+    assert told(engine, clock.wall())["workers"][0]["samples"] == []
+
+
+def test_finished_requests_with_their_times() -> None:
+    engine, clock = an_engine()
+    now = clock.wall()
+    finished = FinishedRequest(3, True, "Success", now - 9.0, now - 6.0, now - 1.0)
+    rejected = FinishedRequest(4, False, "Rejected", now - 2.0, 0.0, 0.0)
+    engine.take_finished(DeleteRequests(7, "", (finished, rejected)))
+    assert [(f["request_idx"], f["queue_s"], f["total_s"]) for f in told(engine)["finished"]] == [
+        (3, 3.0, 8.0),
+        (4, 0.0, 0.0),
+    ]
+
+
+async def test_over_http() -> None:
+    engine, _ = an_engine()
+    async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
+        async with http.get(url + "/local/overview?since=yesterday") as answer:
+            assert answer.status == 400
+            assert "yesterday" in (await answer.json())["error"]
+        async with http.get(url + "/local/overview") as answer:
+            assert (await answer.json())["workers"] == []
+        async with http.get(url + "/") as answer:
+            assert (answer.status, answer.content_type) == (200, "text/html")
+
+
+@pytest.mark.parametrize("name", ["page.js", "page.css", "uplot.min.js", "uplot.min.css"])
+async def test_all_that_the_page_loads_is_here(name: str) -> None:
+    engine, _ = an_engine()
+    async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
+        async with http.get(url + "/") as answer:
+            page = await answer.text()
+        assert f"/page/{name}" in page
+        assert "//" not in page.replace("<!doctype html>", "")
+        async with http.get(f"{url}/page/{name}") as answer:
+            assert answer.status == 200
