@@ -1,0 +1,204 @@
+"""docs/protocol.md against what is said on the wire: samples, fields, statuses, routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from lib.backend import Backend
+from lib.management import loopback_routes, public_routes
+from lib.metrics import Outcome
+from lib.session_routes import end_route, session_routes
+from lib.wire import DeleteRequests, RouteRequest, full_signed_text, url_signed_text
+from lib.worker import HandlerConfig, Worker, WorkerConfig
+from tests.docs.blocks import codes, document, shape, table
+from tests.docs.test_operating import OTHER_STATUSES, own_statuses
+from tests.fakes.worker import Setup
+from tests.rig import GUARD_S, Rig, inner_rig
+
+DOC = document("protocol")
+CLIENT_CLOSED = 499  # in the log only
+
+
+async def post(rig: Rig, url: str, message: Any) -> tuple[int, Any]:
+    async with rig.http.post(url, json=message) as answer:
+        return answer.status, await answer.json()
+
+
+async def route(rig: Rig) -> Any:
+    """The engine's answer to the sample of a request, for the endpoint that there is."""
+    request = {**DOC.sample("route request"), "endpoint": rig.engine.endpoint}
+    status, answer = await post(rig, rig.engine_url + "/route/", request)
+    assert status == 200
+    return answer
+
+
+def like(answer: Any, sample: str) -> bool:
+    return shape(answer) == shape(DOC.sample(sample))
+
+
+async def test_a_worker_is_asked_for_and_called(tmp_path: Path) -> None:
+    assert like(RouteRequest("e", "k", 256.0).to_json(), "route request")
+    async with inner_rig(tmp_path, Setup(health="/held"), wait=False) as here:
+        await here.engine.wait_for(lambda: here.last_report is not None)
+        none, told = await route(here), DOC.sample("no worker")
+        assert shape({**none, "status": {}}) == shape({**told, "status": {}})
+        assert told["status"].items() <= none["status"].items()
+        status, refused = await post(here, here.url + "/echo", here.envelope())
+        assert (status, refused) == (503, DOC.sample("503"))
+
+        here.model.release()
+        await here.ready()
+        auth_data = await route(here)
+        assert like(auth_data, "route answer")
+        told = DOC.sample("envelope")
+        assert shape(told["auth_data"]) == {k: v for k, v in shape(auth_data).items() if k != "__request_id"}
+        envelope = {**told, "auth_data": {k: auth_data[k] for k in told["auth_data"]}}
+        assert (await post(here, here.url + "/echo", envelope))[0] == 200
+
+
+async def test_what_is_wrong_is_told_so(tmp_path: Path) -> None:
+    def make(url: str, _: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+        worker = Worker(WorkerConfig(handlers=[HandlerConfig("/say", remote_function=say)]))
+        return worker.backend, worker.routes
+
+    async with inner_rig(tmp_path, make=make) as here:
+        auth = here.auth()
+        assert await post(here, here.url + "/say", {"auth_data": auth}) == (422, DOC.sample("422 shape"))
+        wrong = {**{k: v for k, v in auth.items() if k != "url"}, "reqnum": "17"}
+        answer = await post(here, here.url + "/say", {"auth_data": wrong, "payload": {}})
+        assert answer == (422, DOC.sample("422 auth_data"))
+        answer = await post(here, here.url + "/say", {"auth_data": auth, "payload": {}})
+        assert answer == (422, DOC.sample("422 payload"))
+
+
+def say(prompt: str) -> str:
+    return prompt
+
+
+def test_the_signed_texts() -> None:
+    names: dict[str, Any] = {}
+    exec(DOC.block("python", "signed texts"), names)
+    auth_data = {**DOC.sample("route answer"), "cost": "256"}
+    assert names["full"](auth_data) == full_signed_text(auth_data)
+    assert names["url"](auth_data) == url_signed_text(auth_data["url"])
+
+
+async def chat(request: web.Request) -> web.Response:
+    asked = await request.json()
+    message = {"role": "assistant", "content": f"{asked['messages'][0]['content']} to you"}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    made = {"id": "c1", "created": 1, "model": asked["model"], "object": "chat.completion"}
+    return web.json_response({**made, "choices": [choice]})
+
+
+async def test_the_openai_client_with_a_token(tmp_path: Path) -> None:
+    app = web.Application()
+    app.add_routes([web.post("/v1/chat/completions", chat), web.get("/health", say_nothing)])
+    async with TestServer(app) as server:
+
+        def make(_: str, __: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+            handler = HandlerConfig("/v1/chat/completions", workload_calculator=tokens)
+            url = str(server.make_url(""))
+            worker = Worker(WorkerConfig(url, handlers=[handler], model_healthcheck_url="/health"))
+            return worker.backend, worker.routes
+
+        async with inner_rig(tmp_path, scheme="url", make=make) as here:
+            source = DOC.block("python", "openai")
+            for told, is_here in (
+                ("https://run.vast.ai", here.engine_url),
+                ('"my-endpoint"', f'"{here.engine.endpoint}"'),
+            ):
+                assert source.count(told) == 1
+                source = source.replace(told, is_here)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", source), stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
+            )
+            with anyio.fail_after(GUARD_S):
+                output, _ = await process.communicate()
+            assert (process.returncode, output.decode()) == (0, "Hello to you\n")
+            await here.told(served=256.0)
+
+
+def tokens(payload: dict[str, Any]) -> float:
+    return float(payload["max_tokens"])
+
+
+async def say_nothing(_: web.Request) -> web.Response:
+    return web.Response()
+
+
+async def test_a_session_from_its_creation_to_its_end(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as here:
+        asked = DOC.sample("session create")
+        auth = here.auth(50.0)
+        assert set(asked["auth_data"]) <= set(auth)
+        status, created = await post(here, here.url + "/session/create", {**asked, "auth_data": auth})
+        assert (status, shape(created)) == (201, shape(DOC.sample("session created")))
+        told = DOC.sample("session call")
+        call = {**told, "session_id": created["session_id"], "session_auth": auth}
+
+        inside = {"auth_data": auth, "payload": {}, "session_id": created["session_id"]}
+        assert (await post(here, here.url + "/echo", inside))[0] == 200
+        got = (await post(here, here.url + "/session/get", call))[1]
+        sample = DOC.sample("session got")
+        assert shape({**got, "auth_data": {}}) == shape({**sample, "auth_data": {}})
+        assert {k: got[k] for k in asked["payload"]} == asked["payload"]
+        assert await post(here, here.url + "/session/health", call) == (200, {"ok": True})
+        status, ended = await post(here, here.url + "/session/end", call)
+        assert (status, shape(ended)) == (200, shape(DOC.sample("session ended")))
+        assert await post(here, here.url + "/session/health", call) == (200, {"ok": False})
+        assert (await post(here, here.url + "/session/get", call))[0] == 410
+        await here.model.until(lambda: here.model.requests[-1].path == "/close")
+        assert here.model.requests[-1].json() == {"a": 1, "session_id": created["session_id"]}
+
+
+async def test_every_field_of_the_reports(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as here:
+        await here.call("/echo", 3.0)
+        await here.told(served=3.0)
+        await here.engine.wait_for(lambda: len(here.engine.finished) == 1)
+        async with here.http.get(here.loopback_url + "/status") as answer:
+            reports = (await answer.json())["reports"]
+        message = next(r["message"] for r in reports if r["path"] == "/worker_status/")
+        rows = table(DOC.section("### `POST {addr}/worker_status/`"))
+        told = {codes(row[0])[0]: row[1] for row in rows}
+        assert told == {**shape(message), "working_request_idxs": "list", "mtoken": "str"}
+        (version,) = [row[2] for row in rows if row[0] == "`version`"]
+        assert f'"{message["version"]}"' in version
+        finished = DeleteRequests(4711, "", (here.engine.finished[0].request,))
+        assert like(finished.to_json(), "delete_requests")
+
+
+def test_every_outcome() -> None:
+    told = [[row[0], codes(row[1])[0], row[2]] for row in table(DOC.section("### Outcomes"))]
+    assert told == [[o.name.lower(), o.status, json.dumps(o.success)] for o in Outcome]
+
+
+def test_every_status() -> None:
+    rows = table(DOC.section("### The answer"))
+    told = {int(status) for row in rows for status in re.findall(r"\d{3}", row[0])}
+    assert told == (own_statuses() | OTHER_STATUSES) - {CLIENT_CLOSED}
+
+
+def test_every_management_route() -> None:
+    backend = Backend(None)
+    public = {*_named(public_routes(backend)), *_named(session_routes(backend))}
+    loopback = {*_named(loopback_routes(backend, [])), *_named([end_route(backend)])}
+    rows = table(DOC.section("## 5. Management routes"))
+    where = {codes(row[0])[0]: row[1] for row in rows}
+    assert {name for name, ports in where.items() if ports != "loopback port"} == public
+    assert {name for name, ports in where.items() if ports != "public port"} == loopback
+
+
+def _named(routes: list[web.RouteDef]) -> list[str]:
+    return [f"{route.method} {route.path}" for route in routes]
