@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import anyio
@@ -39,6 +39,7 @@ from lib.errors import (
     ClientGone,
     Invalid,
     ModelTimedOut,
+    ModelUnreachable,
     SessionGone,
     SettingsError,
     TooBusy,
@@ -76,8 +77,6 @@ SESSION_GONE = "the session is unknown, has ended or has expired"
 _FORWARDED = ("Accept", "X-Request-Id", "Accept-Encoding")
 _REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
-# What an author's override is told from.
-_DEFAULT_ANSWER = cast(Any, EndpointHandler).generate_client_response
 _NOT_READY = (State.LOADING, State.BENCHMARKING, State.DRAINING)
 
 
@@ -560,11 +559,11 @@ def _payload_of(handler: EndpointHandler[Any], envelope: Envelope, received: dic
 def _forwarded_headers(request: web.Request, handler: EndpointHandler[Any]) -> dict[str, str]:
     """The headers of a client's request that reach the model server (protocol.md §2).
 
-    An author's own `generate_client_response` reads the body, and one that follows newlines is read by the
-    client as it is: then none is asked for that is compressed.
+    An answer that follows newlines is read by the client as it is, and one that an author's code reads
+    is not unpacked: then none is asked for that is compressed.
     """
-    reads_body = cast(Any, type(handler)).generate_client_response is not _DEFAULT_ANSWER
-    names = _FORWARDED[:2] if reads_body or handler.keepalive_s is not None else _FORWARDED
+    packed = handler.takes_packed_answers and handler.keepalive_s is None
+    names = _FORWARDED if packed else _FORWARDED[:2]
     return {name: ", ".join(request.headers.getall(name)) for name in names if name in request.headers}
 
 
@@ -617,6 +616,8 @@ def _broken(request: web.Request, error: BaseException) -> Exception:
     """What it means that an author's code failed to read the model server's answer to its end."""
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not _begun(request):
         return ModelTimedOut("the model server took too long")
+    if not isinstance(error, aiohttp.ClientPayloadError) and not _begun(request):
+        return ModelUnreachable(f"the model server could not be reached: {describe(error)}")
     return AnswerCut(f"the model server's answer broke off: {describe(error)}")
 
 

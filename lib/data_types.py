@@ -229,6 +229,16 @@ class EndpointHandler(ABC, Generic[P]):
 
         return await pass_on(client_request, model_response)
 
+    @property
+    def takes_packed_answers(self) -> bool:
+        """Whether the model server may compress its answers: only where they are passed on as they come.
+
+        By default, if neither `call_model` nor `generate_client_response` is the author's own.
+        """
+        own, base = cast(Any, type(self)), cast(Any, EndpointHandler)
+        same_call = own.call_model is base.call_model
+        return same_call and own.generate_client_response is base.generate_client_response
+
     async def on_client_disconnect(self, payload: P) -> None:
         """The client of `payload` has left while the model worked; its call is closed by now.
 

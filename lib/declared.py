@@ -106,6 +106,10 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         return DeclaredPayload
 
     @property
+    def takes_packed_answers(self) -> bool:
+        return self.response_generator is None
+
+    @property
     def takes_uploads(self) -> bool:
         return hasattr(self.payload_class, "from_upload")
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import json
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -196,16 +197,15 @@ async def test_what_is_wrong_with_a_session_is_named(tmp_path: Path) -> None:
     async with inner_rig(tmp_path) as here:
         id_problems = {"session_id": "must be a string"}
         auth_problems = {"session_auth": "must be an object"}
+        not_texts: list[Any] = [5, None, True, ["x"], {}]
+        not_objects: list[Any] = ["s", None, 0, False, []]
         table: list[tuple[dict[str, Any], dict[str, str]]] = [
             ({}, {"session_id": "missing parameter", "session_auth": "missing parameter"}),
             ({"session_id": "x"}, {"session_auth": "missing parameter"}),
             ({"session_auth": {}}, {"session_id": "missing parameter"}),
             ({"session_id": "x", "auth_data": {}}, {"session_auth": "missing parameter"}),
-            *(
-                ({"session_id": value, "session_auth": {}}, id_problems)
-                for value in (5, None, True, ["x"], {})
-            ),
-            *(({"session_id": "x", "session_auth": value}, auth_problems) for value in ("s", None, [], 0)),
+            *(({"session_id": value, "session_auth": {}}, id_problems) for value in not_texts),
+            *(({"session_id": "x", "session_auth": value}, auth_problems) for value in not_objects),
             ({"session_id": 5, "session_auth": []}, {**id_problems, **auth_problems}),
         ]
         for path in CALLS:
@@ -431,7 +431,7 @@ async def test_a_model_that_fails_inside_leaves_the_session_served(tmp_path: Pat
         session = await create(here)
         for path, told in (("/error500", 500), ("/close", 502), ("/raising", 500)):
             async with here.http.post(
-                here.url + path, json=inside(session, **{"raise": "response"})
+                here.url + path, json=inside(session, 7.0, **{"raise": "response"})
             ) as answer:
                 assert answer.status == told
         async with connected(here.url) as client:
@@ -887,11 +887,15 @@ async def test_a_thousand_sessions_leave_nothing_behind(tmp_path: Path) -> None:
             async with gate:
                 on_close_route = None if number % 10 else "/echo"
                 session = await create(here, cost=float(number), lifetime=10, on_close_route=on_close_route)
+                assert here.parts is not None
+                opened = here.parts.sessions.find(session[1], session[0])
+                assert opened is not None
+                alive.add(opened)
                 assert (await post(here, "/echo", inside(session)))[0] == 200
 
-        timers = clock.pending
+        timers, alive = clock.pending, weakref.WeakSet[Session]()
         await asyncio.gather(*(live(number) for number in range(1000)))
-        assert len(here.parts.sessions) == 1000
+        assert len(here.parts.sessions) == len(alive) == 1000
         assert here.backend.metrics.cur_load == sum(range(1000))
         clock.advance(10.0)
         assert len(here.parts.sessions) == 0
@@ -901,7 +905,7 @@ async def test_a_thousand_sessions_leave_nothing_behind(tmp_path: Path) -> None:
         assert len({body["session_id"] for body in told}) == len(told) == 100
         assert clock.pending <= timers + 1
         gc.collect()
-        assert not [left for left in gc.get_objects() if isinstance(left, Session)]
+        assert not alive
         assert await finished(here, 1000, stop=True) == ["Success"] * 1000
         assert len({f.request.request_idx for f in here.engine.finished}) == 1000
         await here.told(served=sum(range(1000)))
