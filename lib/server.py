@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -41,6 +40,7 @@ from lib.parts import Parts
 from lib.session_routes import end_route, session_routes
 from lib.settings import Settings, from_environment
 from lib.timings import note_head
+from lib.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +159,8 @@ async def serve(
     `directory` keeps the saved benchmark; `started` is called once the sockets listen. Raises
     `SettingsError` and `PortTaken`.
     """
+    tls = Certificate(settings.ssl_cert, settings.ssl_key, backend.clock) if settings.use_ssl else None
+    site_kwargs["ssl_context"] = tls and tls.context
     async with (
         backend.run_with(settings, directory, _process_age_s()) as parts,
         _listening(backend, routes, settings, site_kwargs) as sockets,
@@ -167,6 +169,8 @@ async def serve(
         async with _calls(backend, sockets):
             for name, task in parts.tasks():
                 life.start_soon(_run, task, name, parts, stop, name=name)
+            if tls is not None:
+                life.start_soon(_run, tls.follow, "certificate", parts, stop, name="certificate")
             if started is not None:
                 started(parts)
             await stop.asked.wait()
@@ -254,12 +258,11 @@ async def _listening(
     settings: Settings,
     site_kwargs: dict[str, Any],
 ) -> AsyncGenerator[_Sockets, None]:
-    """Both sockets listen inside the block. Raises `SettingsError` and `PortTaken`, bare: in no group."""
+    """Both sockets listen inside the block. Raises `PortTaken`, bare: in no group."""
     own = [*public_routes(backend), *session_routes(backend)]
     public = _runner([*routes, *without(own, routes)], settings)
     loopback = _runner([*loopback_routes(backend, routes), end_route(backend)], settings)
     options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
-    options["ssl_context"] = _tls(settings) if settings.use_ssl else None
     sockets = _Sockets(public, loopback)
     try:
         await _listen(public, options)
@@ -326,17 +329,6 @@ def _holder(port: int) -> str:
     except psutil.Error:  # it may not be looked at, or is gone by now
         pass
     return "another process"
-
-
-def _tls(settings: Settings) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.ssl_cert, settings.ssl_key)
-    except OSError as e:
-        raise SettingsError(
-            [f"USE_SSL: {settings.ssl_cert} (SSL_CERT) and {settings.ssl_key} (SSL_KEY) can't be used: {e}"]
-        ) from e
-    return context
 
 
 def _raise_file_limit() -> None:

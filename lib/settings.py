@@ -115,6 +115,7 @@ class Settings:
                 str.upper,
             ),
             log_format=cast(LogFormat, read.choice("LOG_FORMAT", ("text", "json"), "how log lines look")),
+            force_update_file=Path(read.text("FORCE_UPDATE_FILE", str(cls.force_update_file))),
             model_name=read.text("MODEL_NAME", "") or read.text("MODEL_ID", ""),
         )
         if not settings.unsecured and set(settings.report_addrs) == {STATUS_ONLY_ADDR}:

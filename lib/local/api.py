@@ -6,6 +6,7 @@ Owns paths, bodies and statuses. What the engine does with a message is in engin
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from lib.clock import wait_for
 from lib.errors import BodyTooLarge, WorkerError, error_response
+from lib.local.authority import MAX_REQUEST_BYTES
 from lib.local.faults import FaultKind
 from lib.local.messages import (
     BadMessage,
@@ -69,6 +71,8 @@ class Api:
                         f"{prefix}/delete_requests/", partial(self._play, "completions", self._finished)
                     ),
                     web.post(f"{prefix}/get_endpoint_workers/", self._endpoint_workers),
+                    web.post(f"{prefix}/api/v0/sign_cert/", self._sign_cert),
+                    web.get(f"{prefix}/static/jvastai_root.cer", self._root_certificate),
                 ]
             )
         app.add_routes(
@@ -141,6 +145,21 @@ class Api:
             raise BadMessage(f"since {since!r} is not a time in Unix seconds") from e
         return web.json_response(overview.to_json())
 
+    async def _sign_cert(self, request: web.Request) -> web.Response:
+        _prefix(request)
+        instance_id = request.query.get("instance_id", "")
+        if not re.fullmatch("[0-9]{1,18}", instance_id):
+            raise BadMessage("instance_id, in the query, must be an integer")
+        body = await _read_bytes(request)
+        if len(body) > MAX_REQUEST_BYTES:
+            raise BodyTooLarge(f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+        pem = self._engine.certify(int(instance_id), body)
+        return web.Response(text=pem, content_type="application/octet-stream")
+
+    async def _root_certificate(self, request: web.Request) -> web.Response:
+        _prefix(request)
+        return web.Response(text=self._engine.authority.root_pem, content_type="application/x-x509-ca-cert")
+
     async def _show_faults(self, _: web.Request) -> web.Response:
         return web.json_response(self._engine.faults.to_json())
 
@@ -193,8 +212,12 @@ async def _page(_: web.Request) -> web.StreamResponse:
 
 
 async def _read(request: web.Request) -> Mapping[str, object]:
+    return parse_object(await _read_bytes(request))
+
+
+async def _read_bytes(request: web.Request) -> bytes:
     try:
-        return parse_object(await request.read())
+        return await request.read()
     except web.HTTPRequestEntityTooLarge as e:
         raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes") from e
     except web.RequestPayloadError as e:

@@ -1,7 +1,8 @@
 """The local engine: a stand-in for the serverless engine, for development and tests on one machine.
 
 Owns the engine's state and what it does with each message, and its listening. It is no scheduler for
-production. Paths, bodies and statuses are in api.py, workers in fleet.py, signatures in signer.py.
+production. Paths, bodies and statuses are in api.py, workers in fleet.py, signatures in signer.py,
+certificates in authority.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from Crypto.PublicKey import RSA
 from lib.clock import Clock, SystemClock
 from lib.errors import Unauthorized
 from lib.local.api import Api
+from lib.local.authority import Authority, IssuedCertificate
 from lib.local.faults import FaultKind, Faults
 from lib.local.fleet import Fleet, WorkerRecord
 from lib.local.messages import RouteQuery, wrong_endpoint_name
@@ -97,6 +99,8 @@ class LocalEngine:
         self.endpoint = endpoint
         self.clock: Clock = clock or SystemClock()
         self.signer = Signer(key)
+        self.authority = Authority(self.clock)
+        self.certificates: list[IssuedCertificate] = []
         self.faults = Faults()
         self.fleet = Fleet(self.clock, endpoint, report_limit)
         self.open_requests = OpenRequests()
@@ -219,6 +223,14 @@ class LocalEngine:
         """
         request_idx = self.open_requests.open(request_idx)
         return self._signed(url, cost, endpoint or self.endpoint, request_idx, reqnum, scheme)
+
+    def certify(self, instance_id: int, request_pem: bytes) -> str:
+        """A PEM certificate for an instance's request; `certificates` keeps each. Raises `BadMessage`."""
+        pem = self.authority.sign(request_pem)
+        self.certificates.append(IssuedCertificate(instance_id, pem))
+        log.info("a certificate was signed for instance %d", instance_id)
+        self.wake()
+        return pem
 
     async def rotate_key(self, key: RSA.RsaKey | None = None) -> None:
         """Sign with `key`, or with a fresh one, and give that at `/pubkey/`."""

@@ -35,6 +35,12 @@ def test_defaults_are_those_of_the_instance() -> None:
     assert not settings.unsecured
 
 
+def test_files_may_be_elsewhere() -> None:
+    settings = read(SSL_CERT="/c", SSL_KEY="/k", FORCE_UPDATE_FILE="/u")
+    assert (settings.ssl_cert, settings.ssl_key) == (Path("/c"), Path("/k"))
+    assert settings.force_update_file == Path("/u")
+
+
 def test_all_that_is_missing_is_told_at_once_with_what_it_is_for() -> None:
     assert problems({}) == (
         "CONTAINER_ID: missing (the instance's id, an integer)",

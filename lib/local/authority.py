@@ -1,0 +1,129 @@
+"""The local engine's certificate authority: what the console signs in production, signed on this machine.
+
+Owns the authority's key and root certificate, and what it puts into the certificates of workers. Who asks
+for one is up to api.py. Its root is good for development only, and for as long as the engine runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from lib.clock import Clock
+from lib.local.messages import BadMessage
+
+NAME = "PyWorker local engine"
+# Certificates are valid from a while ago: clocks differ.
+BACKDATED_S = 3600.0
+ROOT_LIFETIME_S = 10 * 365 * 86400.0
+DEFAULT_LIFETIME_S = 90 * 86400.0
+# A request for one name is about 1 KB.
+MAX_REQUEST_BYTES = 64 * 1024
+MIN_RSA_BITS = 2048
+
+
+@dataclass(frozen=True)
+class IssuedCertificate:
+    """A certificate that was signed for an instance; `pem` is text."""
+
+    instance_id: int
+    pem: str
+
+
+class Authority:
+    """Signs certificate requests; a certificate is valid for `lifetime_s` seconds from now, by `clock`."""
+
+    def __init__(self, clock: Clock, lifetime_s: float = DEFAULT_LIFETIME_S) -> None:
+        self.lifetime_s = lifetime_s
+        self._clock = clock
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._root = self._make_root()
+
+    @property
+    def root_pem(self) -> str:
+        """The certificate that clients have to trust."""
+        return _pem(self._root)
+
+    def sign(self, request_pem: bytes) -> str:
+        """The PEM certificate for a PEM certificate request, with the alternative names that it asks for.
+
+        Raises `BadMessage` for a request that is none, isn't signed by its own key, has a weak key, or asks
+        for no name.
+        """
+        request = _read(request_pem)
+        key = request.public_key()
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        return _pem(
+            self._builder(request.subject, self.lifetime_s)
+            .public_key(key)
+            .add_extension(names.value, critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+            .sign(self._key, SHA256())
+        )
+
+    def _make_root(self) -> x509.Certificate:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+        key = self._key.public_key()
+        usage = x509.KeyUsage(
+            key_cert_sign=True,
+            crl_sign=True,
+            digital_signature=False,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
+        return (
+            self._builder(name, ROOT_LIFETIME_S)
+            .public_key(key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .sign(self._key, SHA256())
+        )
+
+    def _builder(self, subject: x509.Name, lifetime_s: float) -> x509.CertificateBuilder:
+        now = datetime.fromtimestamp(self._clock.wall(), timezone.utc)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)]))
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(seconds=BACKDATED_S))
+            .not_valid_after(now + timedelta(seconds=lifetime_s))
+        )
+
+
+def _read(request_pem: bytes) -> x509.CertificateSigningRequest:
+    try:
+        request = x509.load_pem_x509_csr(request_pem)
+        names = [e for e in request.extensions if isinstance(e.value, x509.SubjectAlternativeName)]
+        key, is_its_own = request.public_key(), request.is_signature_valid
+    except ValueError as e:
+        raise BadMessage(f"the body is not a PEM certificate request: {e}") from e
+    if not is_its_own:
+        raise BadMessage("the certificate request is not signed by its own key")
+    if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
+        raise BadMessage("the key must be RSA or on an elliptic curve")
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
+        raise BadMessage(f"the key has {key.key_size} bits, less than {MIN_RSA_BITS}")
+    if not names:
+        raise BadMessage("the certificate request has no subject alternative name")
+    return request
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode()

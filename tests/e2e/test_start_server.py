@@ -1,0 +1,497 @@
+"""`start_server.sh` as an instance runs it: every boot, and what can go wrong at one (launch.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import aiohttp
+import anyio
+import pytest
+from cryptography import x509
+
+from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S
+from lib.local.processes import free_port
+from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
+from tests.launching import CRASHING_WORKER, FAKE_WORKER, Instance, Launched, Repository, instance, make_wheel
+from tests.rig import CONTAINER_ID, GUARD_S, MASTER_TOKEN, ROOT
+
+NOBODY = 65534
+
+
+async def ready(here: Instance, launched: Launched) -> None:
+    """Return once the worker serves and the engine knows it."""
+    await launched.until("listening on port")
+    await here.rig.ready()
+
+
+def told(here: Instance) -> str:
+    """The error that the engine was told last."""
+    last = here.rig.last_report
+    assert last is not None
+    assert (last.id, last.mtoken, last.url) == (CONTAINER_ID, MASTER_TOKEN, here.rig.url)
+    return last.error_msg
+
+
+# One boot after another
+
+
+async def test_first_boot_installs_and_a_second_one_does_not(tmp_path: Path) -> None:
+    async with instance(tmp_path) as here:
+        calls = here.use_uv()
+        async with here.started() as first:
+            await ready(here, first)
+            assert (await here.rig.call("/echo", 3.0))[0] == 200
+            await here.rig.told(served=3.0)
+        assert first.process.returncode == 0
+        venv = here.workspace / "pyworker-venv"
+        assert calls.read_text().splitlines() == [
+            f"venv -q --python >=3.10 {venv}",
+            f"pip install -q --python {venv}/bin/python -e {here.script.parent}[speed]",
+        ]
+        assert "installing into" in first.output
+        assert "listening on port" in here.log.read_text()
+
+        async with here.started() as second:
+            await second.until("listening on port")
+        assert second.process.returncode == 0
+        assert "installing" not in second.output
+        assert len(calls.read_text().splitlines()) == 2
+
+        # What has to be installed has changed, and the environment is of a Python that is gone.
+        (here.script.parent / "pyproject.toml").write_text("")
+        (venv / "bin" / "python").unlink()
+        async with here.started() as third:
+            await third.until("listening on port")
+        assert len(calls.read_text().splitlines()) == 4
+
+
+async def test_the_log_of_the_last_boot_is_put_aside_once(tmp_path: Path) -> None:
+    async with instance(tmp_path, BACKEND="") as here:
+        log, old = here.rig.model_log, here.rig.model_log.with_suffix(".log.old")
+        log.write_text("stale: model is ready\n")
+        with log.open("a") as model:  # as a model server has it open
+            assert (await here.run())[0] == EXIT_SETTINGS
+            model.write("fresh: model is ready\n")
+        assert log.read_text() == "fresh: model is ready\n"
+        assert old.read_text() == "stale: model is ready\n"
+
+        await here.run()
+        assert log.read_text() == "fresh: model is ready\n"
+
+        (marker,) = here.workspace.glob(".rotated*")
+        marker.write_text("another boot\n")
+        here.alter("OLD_MODEL_LOG_BYTES=$((64 * 1024 * 1024))", "OLD_MODEL_LOG_BYTES=9")
+        await here.run()
+        assert (log.read_text(), old.read_text()) == ("", "is ready\n")
+
+
+async def test_a_log_that_appears_in_a_boot_is_left_alone_in_it(tmp_path: Path) -> None:
+    async with instance(tmp_path, BACKEND="nothing") as here:
+        await here.run()
+        here.rig.write_log()
+        await here.run()
+        assert here.rig.model_log.read_text() == "model is ready\n"
+
+
+async def test_the_log_of_a_ready_made_worker_is_found(tmp_path: Path) -> None:
+    async with instance(tmp_path, MODEL_LOG="", BACKEND="own", CONTAINER_ID="") as here:
+        here.add_worker("own", f'MODEL_LOG = "{here.rig.model_log}"\n')
+        here.rig.write_log("stale\n")
+        await here.run()
+        assert here.rig.model_log.read_text() == ""
+
+
+# What can't work
+
+
+async def test_all_that_is_missing_is_one_message_and_a_report(tmp_path: Path) -> None:
+    async with instance(tmp_path, BACKEND="", USE_SSL="maybe", PYWORKER_VENV="/none") as here:
+        port = here.rig.url.rsplit(":", 1)[1]
+        here.env |= {"PUBLIC_IPADDR": "", f"VAST_TCP_PORT_{port}": "", "MASTER_TOKEN": 'a"b\\c'}
+        here.env["REPORT_ADDR"] = f"{here.rig.engine_url}/ , {here.rig.engine_url}/e/other"
+        status, output = await here.run()
+        assert status == EXIT_SETTINGS
+        last = here.rig.last_report
+        for text in (output, here.log.read_text(), last.error_msg):
+            for name in ("BACKEND", "PUBLIC_IPADDR", f"VAST_TCP_PORT_{port}", "PYWORKER_VENV"):
+                assert f"- {name}: " in text
+            assert "USE_SSL: 'maybe' is none of" in text
+        assert (last.url, last.mtoken) == ("", 'a"b\\c')
+        assert last.disk_usage > 0
+        assert here.rig.totals.reports == 2
+        assert {r.endpoint for r in here.rig.engine.worker(CONTAINER_ID).reports} == {"local", "other"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("fka", "there is no worker 'fka' in {}, only fake"), ("../x", "'../x' is no worker's name")],
+)
+async def test_an_unknown_worker_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    async with instance(tmp_path, BACKEND=name) as here:
+        assert (await here.run())[0] == EXIT_SETTINGS
+        assert said.format(here.script.parent) in told(here)
+
+
+async def test_what_its_readme_calls_required_is_demanded_and_nothing_else(tmp_path: Path) -> None:
+    async with instance(tmp_path, BACKEND="needy", HF_TOKEN="") as here:
+        folder = here.add_worker("needy", FAKE_WORKER)
+        row = "| `{}` | {} | for models behind a licence |\n"
+        readme = folder / "README.md"
+        readme.write_text("HF_TOKEN is required here.\n\n" + row.format("HF_TOKEN", ""))
+        async with here.started() as launched:
+            await launched.until("listening on port")
+        readme.write_text(row.format("HF_TOKEN", "required") + row.format("PUBLIC_IPADDR", "required"))
+        status, output = await here.run()
+        assert status == EXIT_SETTINGS
+        assert "- HF_TOKEN: missing (for models behind a licence)" in output
+        assert "PUBLIC_IPADDR" not in output
+
+
+async def test_comfyui_needs_to_know_its_default_workflow(tmp_path: Path) -> None:
+    async with instance(tmp_path, BACKEND="comfyui", COMFY_MODEL="", BENCHMARK_JSON_PATH="") as here:
+        folder = here.add_worker("comfyui", FAKE_WORKER)
+        assert (await here.run())[0] == EXIT_SETTINGS
+        assert "COMFY_MODEL: missing" in told(here)
+        (folder / "misc").mkdir()
+        (folder / "misc" / "benchmark.json").write_text("{}")
+        async with here.started() as launched:
+            await launched.until("listening on port")
+
+
+@pytest.mark.parametrize("command", ["python3", "openssl", "curl"])
+async def test_a_missing_command_is_named(tmp_path: Path, command: str) -> None:
+    async with instance(tmp_path, USE_SSL="true", MASTER_TOKEN='a"\\\n\tü') as here:
+        (here.bin / command).unlink()
+        status, output = await here.run()
+        assert status == EXIT_SETTINGS
+        assert f"- {command} is missing" in output
+        if command != "curl":
+            assert f"- {command} is missing" in here.rig.last_report.error_msg
+
+
+async def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "workspace").write_text("a file")
+    async with instance(tmp_path) as here:
+        status, output = await here.run()
+        assert (status, "WORKSPACE_DIR: " in output) == (EXIT_SETTINGS, True)
+        assert "WORKSPACE_DIR: " in told(here)
+
+
+async def test_without_a_network_it_says_what_it_could_not_have(tmp_path: Path) -> None:
+    async with instance(tmp_path) as here:
+        here.hurry()
+        with free_port() as port:
+            here.env["REPORT_ADDR"] = f"http://127.0.0.1:{port}, http://127.0.0.1:{port}/e/x"
+            here.env["PYWORKER_REPO"] = f"http://me:secret@127.0.0.1:{port}/mine.git"
+            status, output = await here.run()
+        assert status == EXIT_FAILED
+        assert f"start_server.sh: http://127.0.0.1:{port}/mine.git could not be fetched" in output
+        assert output.count("could not be told") == 2
+        assert not list(here.workspace.glob("mine*/worker*"))
+
+
+# Another process on the port
+
+
+async def test_the_holder_of_the_port_is_named_and_left_alone(tmp_path: Path) -> None:
+    async with instance(tmp_path) as here, await asyncio.start_server(hang_up, "127.0.0.1", port_of(here)):
+        status, output = await here.run()
+        assert status == EXIT_PORT_TAKEN
+        assert f"port {port_of(here)} is taken by process {os.getpid()} (" in output
+        _, writer = await asyncio.open_connection("127.0.0.1", port_of(here))
+        writer.close()
+        await writer.wait_closed()
+        assert here.rig.last_report is None
+
+
+async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+def port_of(here: Instance) -> int:
+    """The worker's public port."""
+    return int(here.rig.url.rsplit(":", 1)[1])
+
+
+# The worker's end
+
+
+async def test_a_crash_is_reported_with_its_last_lines(tmp_path: Path) -> None:
+    async with instance(tmp_path, BACKEND="crashing") as here:
+        here.add_worker("crashing", CRASHING_WORKER)
+        assert (await here.run())[0] == 7
+        lines = 'a first line\nthen "boom": ü, \\ and \x01'
+        assert told(here) == f"the worker ended with exit status 7\n{lines}"
+        assert "the worker ended with exit status 7" in here.log.read_text()
+
+
+async def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
+    async with instance(tmp_path, BACKEND="crashing", TEST_KILLED="1") as here:
+        here.add_worker("crashing", CRASHING_WORKER)
+        assert (await here.run())[0] == 128 + signal.SIGKILL
+        assert told(here).startswith("the worker was ended by SIGKILL\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_the_worker(tmp_path: Path, number: signal.Signals) -> None:
+    async with instance(tmp_path) as here, here.started() as launched:
+        await ready(here, launched)
+        async with anyio.create_task_group() as calls:
+            calls.start_soon(call_held, here)
+            await here.rig.model.until(lambda: here.rig.model.working == 1)
+            launched.process.send_signal(number)
+            await launched.until("draining")
+            here.rig.model.release()
+        assert await launched.end() == 0
+        assert here.rig.totals.cur_perf == 5.0
+        assert "the worker ended with exit status 0" in launched.output
+
+
+async def call_held(here: Instance) -> None:
+    assert (await here.rig.call("/held", 5.0))[0] == 200
+
+
+async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    async with instance(tmp_path, DRAIN_TIMEOUT_S="600") as here, here.started() as launched:
+        await ready(here, launched)
+        async with anyio.create_task_group() as calls:
+            calls.start_soon(call_cut, here)
+            await here.rig.model.until(lambda: here.rig.model.working == 1)
+            launched.process.terminate()
+            await launched.until("draining")
+            launched.process.terminate()
+        assert await launched.end() == EXIT_FAILED
+        assert told(here) == ""
+
+
+async def call_cut(here: Instance) -> None:
+    with pytest.raises(aiohttp.ClientError):
+        await here.rig.call("/held", 5.0)
+
+
+async def test_a_signal_ends_an_installation(tmp_path: Path) -> None:
+    async with instance(tmp_path, TEST_UV_HANGS="1") as here:
+        here.use_uv()
+        async with here.started() as launched:
+            await launched.until("uv hangs")
+            launched.process.terminate()
+            assert await launched.end() == 128 + signal.SIGTERM
+            assert "stopped by SIGTERM" in launched.output
+
+
+TALKING_WORKER = """
+for number in range(20000):
+    print("line", number)
+"""
+
+
+async def test_the_worker_outlives_its_console_and_its_log_is_bounded(tmp_path: Path) -> None:
+    async with instance(tmp_path, BACKEND="talking") as here:
+        here.add_worker("talking", TALKING_WORKER)
+        here.alter("readonly LOG_BYTES=$((64 * 1024 * 1024))", "readonly LOG_BYTES=50000")
+        reader, console = os.pipe()
+        os.close(reader)
+        process = await asyncio.create_subprocess_exec(
+            here.script, env=here.environment(), stdout=console, stderr=console
+        )
+        os.close(console)
+        with anyio.fail_after(GUARD_S):
+            assert await process.wait() == 0
+        assert "the worker ended with exit status 0" in here.log.read_text()
+        for log in (here.log, here.log.with_suffix(".log.old")):
+            assert size(log) <= 50000 + 65536  # it is written by the chunk
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
+
+
+# TLS
+
+
+async def trusted(here: Instance) -> ssl.SSLContext:
+    """What a client knows that trusts the engine's authority, and no other."""
+    async with here.rig.http.get(here.rig.engine_url + "/static/jvastai_root.cer") as answer:
+        assert answer.status == 200
+        return ssl.create_default_context(cadata=await answer.text())
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+async def certificate(here: Instance, trust: ssl.SSLContext) -> str:
+    """The certificate that the worker shows, as PEM text."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port_of(here), ssl=trust)
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    await writer.wait_closed()
+    return ssl.DER_cert_to_PEM_cert(shown)
+
+
+async def test_tls_from_the_request_to_the_renewal(tmp_path: Path) -> None:
+    async with instance(tmp_path, USE_SSL="true") as here:
+        here.rig.url = here.rig.url.replace("http:", "https:")
+        engine = here.rig.engine
+        engine.authority.lifetime_s = BACKDATED_S / 2 + 3  # two seconds later, a third of its life is left
+        async with here.started() as launched:
+            first = await engine.wait_for(lambda: engine.certificates, GUARD_S)
+            assert [c.instance_id for c in first] == [CONTAINER_ID]
+            engine.authority.lifetime_s = DEFAULT_LIFETIME_S
+            await ready(here, launched)
+            assert here.rig.last_report.url == here.rig.url
+            assert mode(tmp_path / "instance.key") == 0o600
+
+            trust, closing = await trusted(here), {"Connection": "close"}
+            assert (await here.rig.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
+            assert await certificate(here, trust) == first[0].pem
+            async with aiohttp.ClientSession() as strangers:
+                with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                    await strangers.get(here.rig.url + "/ping")
+                elsewhere = here.rig.url.replace("127.0.0.1", "localhost")
+                with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                    await strangers.get(elsewhere + "/ping", ssl=trust)
+
+            await engine.wait_for(lambda: len(engine.certificates) == 2, GUARD_S)
+            with anyio.fail_after(GUARD_S):
+                while await certificate(here, trust) != engine.certificates[1].pem:
+                    pass
+            assert (await here.rig.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
+
+
+async def test_a_certificate_is_kept_until_it_is_for_another_address(tmp_path: Path) -> None:
+    async with instance(tmp_path, USE_SSL="true", BACKEND="quick") as here:
+        here.add_worker("quick", "")
+        engine = here.rig.engine
+        for address, signed in (("127.0.0.1", 1), ("127.0.0.1", 1), ("[::1]", 2), ("a.example", 3)):
+            here.env["PUBLIC_IPADDR"] = address
+            assert (await here.run())[0] == 0
+            assert len(engine.certificates) == signed
+        names = x509.load_pem_x509_certificate(engine.certificates[1].pem.encode())
+        assert "::1" in str(names.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+
+
+async def test_a_certificate_that_has_expired_is_not_used(tmp_path: Path) -> None:
+    async with instance(tmp_path, USE_SSL="true") as here:
+        here.rig.url = here.rig.url.replace("http:", "https:")
+        here.rig.engine.authority.lifetime_s = -1.0
+        here.hurry()
+        assert (await here.run())[0] == EXIT_FAILED
+        assert told(here).startswith("no certificate for 127.0.0.1 could be had")
+        assert "has expired" in told(here)
+        assert "instance.crt" not in os.listdir(tmp_path)
+
+
+async def test_a_certificate_that_is_due_will_do_where_no_other_can_be_had(tmp_path: Path) -> None:
+    async with instance(tmp_path, USE_SSL="true", BACKEND="quick") as here:
+        here.add_worker("quick", "")
+        here.rig.engine.authority.lifetime_s = 60.0
+        here.hurry()
+        assert (await here.run())[0] == 0
+        here.env["VAST_CONSOLE_URL"] = here.rig.engine_url + "/nothing"
+        status, output = await here.run()
+        assert (status, "404" in output) == (0, True)
+
+
+# Somebody's own repository
+
+
+OWN_WORKER = "import tiny; print('version', tiny.VERSION, flush=True)\n" + FAKE_WORKER
+
+
+async def test_a_repository_of_ones_own_piped_and_updated_when_asked(tmp_path: Path) -> None:
+    paths = [sysconfig.get_path("purelib"), str(ROOT)]
+    requirement = make_wheel(tmp_path, "tiny", "1.0", paths)
+    mine = Repository(tmp_path / "mine", {"worker.py": OWN_WORKER, "requirements.txt": requirement})
+    async with instance(tmp_path, PYWORKER_REPO=mine.url, PYWORKER_VENV="", PIP_NO_INDEX="1") as here:
+        here.env["BACKEND"] = ""
+        async with here.started(here.script) as first:
+            await first.until("listening on port")
+        assert "version 1.0" in first.output
+
+        mine.commit({"requirements.txt": make_wheel(tmp_path, "tiny", "2.0", paths)})
+        async with here.started(here.script) as second:
+            await second.until("listening on port")
+        assert "version 1.0" in second.output
+        assert "installing" not in second.output
+
+        here.force_update.touch()
+        async with here.started(here.script) as third:
+            await third.until("listening on port")
+        assert "version 2.0" in third.output
+        assert not here.force_update.exists()
+
+
+async def test_a_reference_is_fetched_and_what_fails_leaves_the_code_as_it_is(tmp_path: Path) -> None:
+    mine = Repository(tmp_path / "mine", {"worker.py": "print('one')"})
+    old = mine.commit({"worker.py": "print('two')"})
+    mine.commit({"worker.py": "print('three')"})
+    async with instance(tmp_path, PYWORKER_REPO=mine.url, PYWORKER_REF=old) as here:
+        here.hurry()
+        status, output = await here.run()
+        assert (status, "two\n" in output) == (0, True)
+        here.env["PYWORKER_REF"] = "main"
+        assert "three\n" in (await here.run())[1]
+
+        mine.folder.rename(tmp_path / "gone")
+        here.force_update.touch()
+        status, output = await here.run()
+        assert (status, "three\n" in output) == (0, True)
+        assert "could not be updated, and runs as it is" in output
+        assert here.force_update.exists()
+
+        here.env["PYWORKER_REF"] = "other"
+        here.force_update.unlink()
+        assert (await here.run())[0] == EXIT_FAILED
+        assert "at other could not be fetched" in told(here)
+
+        here.env["PYWORKER_REPO"] = "file:///elsewhere/mine"
+        assert (await here.run())[0] == EXIT_SETTINGS
+        assert "is a clone of file:///" in told(here)
+
+
+# Another user
+
+
+def python_for_all() -> str:
+    """A python3 that any user may run; without one, the test is skipped."""
+    for path in (os.path.realpath(sys.executable), "/usr/bin/python3"):
+        try:
+            subprocess.run([path, "-V"], user=NOBODY, group=NOBODY, check=True, capture_output=True)
+        except OSError:
+            continue
+        return path
+    pytest.skip("there is no python3 that another user may run")
+
+
+def give_away(root: Path) -> None:
+    """To the other user, with all that is in it."""
+    for path in (root, *root.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run the script as another user")
+async def test_another_user_than_root(tmp_path: Path) -> None:
+    python = python_for_all()
+    async with instance(tmp_path, PYWORKER_REPO="https://nowhere.example/mine") as here:
+        with tempfile.TemporaryDirectory(prefix="pyworker-nobody-") as folder:
+            root = Path(folder)
+            for parts in (("venv", "bin"), ("workspace", "mine")):
+                root.joinpath(*parts).mkdir(parents=True)
+            (root / "venv" / "bin" / "python").symlink_to(python)
+            (root / "venv" / "bin" / "python3").symlink_to(python)
+            (root / "workspace" / "mine" / "worker.py").write_text("import os; print('user', os.getuid())")
+            give_away(root)
+            here.env["WORKSPACE_DIR"] = str(root / "workspace")
+            here.env["PYWORKER_VENV"] = str(root / "venv")
+            here.env["PATH"] = f"{root}/venv/bin:{here.bin}:{os.environ['PATH']}"
+            status, output = await here.run(here.script, user=NOBODY)
+            assert (status, f"user {NOBODY}\n" in output) == (0, True), output

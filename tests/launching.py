@@ -1,0 +1,278 @@
+"""`start_server.sh` for a test: the real script, in a folder of its own, beside a test's engine and model.
+
+Commands come from a folder that has only what the script may rely on, so that what it lacks shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import psutil
+
+from tests.fakes.worker import Setup
+from tests.rig import GUARD_S, ROOT, Rig, environment, peers
+
+COMMANDS = (
+    *("bash", "sh", "git", "openssl", "curl"),
+    *(
+        "basename",
+        "cat",
+        "cp",
+        "date",
+        "df",
+        "dirname",
+        "id",
+        "ls",
+        "mkdir",
+        "mktemp",
+        "mv",
+        "readlink",
+        "rm",
+    ),
+    *("sha256sum", "tail", "touch", "tr"),
+)
+# The tests' own environment: nothing has to be installed.
+VENV = Path(sys.executable).parents[1]
+
+FAKE_WORKER = """
+import json, os
+from lib.server import start_server
+from tests.fakes.worker import Setup, build
+
+setup = Setup(**json.loads(os.environ["TEST_WORKER"]))
+start_server(*build(os.environ["TEST_MODEL_URL"], setup), host="127.0.0.1")
+"""
+CRASHING_WORKER = """
+import os, sys
+print("a first line")
+print('then "boom": ü, \\\\ and \\x01', file=sys.stderr)
+os.kill(os.getpid(), 9) if "TEST_KILLED" in os.environ else sys.exit(7)
+"""
+# An installer that notes what it is asked for, and makes environments that are the tests' own.
+FAKE_UV = """#!/usr/bin/env bash
+echo "$*" >>"$TEST_UV_CALLS"
+folder=${!#}
+if [[ $1 == venv ]]; then
+  if [[ ${TEST_UV_HANGS:-} ]]; then echo "uv hangs"; exec tail -f /dev/null; fi
+  mkdir -p "$folder/bin"
+  printf '#!/bin/sh\\nexec "%s" "$@"\\n' "$TEST_PYTHON" >"$folder/bin/python"
+  chmod +x "$folder/bin/python"
+fi
+"""
+
+
+@dataclass
+class Launched:
+    """A script under way; `output` is what it has printed so far."""
+
+    process: asyncio.subprocess.Process
+    output: str = ""
+
+    async def until(self, text: str) -> None:
+        """Return once it has printed `text`."""
+        assert self.process.stdout is not None
+        with anyio.fail_after(GUARD_S):
+            while text not in self.output:
+                part = await self.process.stdout.read(65536)
+                assert part, f"it ended without {text!r}:\n{self.output}"
+                self.output += part.decode(errors="replace")
+
+    async def end(self) -> int:
+        """Its exit status; all that it printed is in `output`."""
+        with anyio.fail_after(GUARD_S):
+            rest, _ = await self.process.communicate()
+        self.output += rest.decode(errors="replace")
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+@dataclass
+class Instance:
+    """A machine of the test's own under `root`: a checkout of the project, its commands, its workspace.
+
+    `env` is over what an instance has; `script` is what is run there.
+    """
+
+    rig: Rig
+    root: Path
+    setup: Setup = field(default_factory=lambda: Setup(health="/health"))
+    env: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        self.script.parent.mkdir()
+        shutil.copy(ROOT / "start_server.sh", self.script)
+        shutil.copy(ROOT / "pyproject.toml", self.script.parent)
+        (self.script.parent / "lib").symlink_to(ROOT / "lib")
+        self.bin.mkdir()
+        for name in COMMANDS:
+            found = shutil.which(name)
+            assert found, f"{name} is needed for the tests of start_server.sh"
+            (self.bin / name).symlink_to(found)
+        (self.bin / "python3").symlink_to(sys.executable)
+        self.add_worker("fake", FAKE_WORKER)
+        tls = {"SSL_CERT": str(self.root / "instance.crt"), "SSL_KEY": str(self.root / "instance.key")}
+        self.env = {**tls, **self.env}
+
+    @property
+    def script(self) -> Path:
+        return self.root / "checkout" / "start_server.sh"
+
+    @property
+    def bin(self) -> Path:
+        return self.root / "bin"
+
+    @property
+    def workspace(self) -> Path:
+        return self.root / "workspace"
+
+    @property
+    def log(self) -> Path:
+        return self.workspace / "pyworker.log"
+
+    @property
+    def force_update(self) -> Path:
+        return self.root / "force_update"
+
+    def add_worker(self, name: str, code: str) -> Path:
+        """The folder of a worker in the checkout, made of `code`."""
+        folder = self.script.parent / "workers" / name
+        folder.mkdir(parents=True)
+        (folder / "server.py").write_text(code)
+        return folder
+
+    def alter(self, text: str, other: str) -> None:
+        """Have another text in the script."""
+        script = self.script.read_text()
+        assert script.count(text) == 1
+        self.script.write_text(script.replace(text, other))
+
+    def hurry(self) -> None:
+        """Have what fails tried again at once."""
+        self.alter("for pause_s in 1 2 ''", "for pause_s in 0 0 ''")
+
+    def use_uv(self) -> Path:
+        """Have the fake uv, and nothing installed; the file that notes its calls."""
+        (self.bin / "uv").write_text(FAKE_UV)
+        (self.bin / "uv").chmod(0o755)
+        (self.bin / "chmod").symlink_to(shutil.which("chmod") or "")
+        calls = self.root / "uv_calls"
+        self.env |= {"PYWORKER_VENV": "", "TEST_UV_CALLS": str(calls), "TEST_PYTHON": sys.executable}
+        return calls
+
+    def environment(self) -> dict[str, str]:
+        """The variables of the instance."""
+        return environment(
+            self.rig,
+            self.setup,
+            {
+                "PATH": str(self.bin),
+                "BACKEND": "fake",
+                "USE_SSL": "false",
+                "WORKSPACE_DIR": str(self.workspace),
+                "PYWORKER_VENV": str(VENV),
+                "FORCE_UPDATE_FILE": str(self.force_update),
+                "VAST_CONSOLE_URL": self.rig.engine_url,
+                "MODEL_LOG": str(self.rig.model_log),
+                "GIT_CONFIG_GLOBAL": "/dev/null",
+                **self.env,
+            },
+        )
+
+    @asynccontextmanager
+    async def started(
+        self, stdin: Path | None = None, user: int | None = None
+    ) -> AsyncGenerator[Launched, None]:
+        """The script under way, as a file or piped from `stdin`; nothing of it is left after the block."""
+        command = ["bash"] if stdin else [str(self.script)]
+        with (stdin or Path("/dev/null")).open() as source:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                cwd=self.root if user is None else "/",
+                env=self.environment(),
+                stdin=source,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
+            )
+        launched = Launched(process)
+        try:
+            yield launched
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await launched.end()
+        # What the script has told to end may take a moment to be gone, and no longer.
+        _, alive = await asyncio.to_thread(psutil.wait_procs, self.processes(), timeout=GUARD_S)
+        assert not alive
+
+    async def run(self, stdin: Path | None = None, user: int | None = None) -> tuple[int, str]:
+        """Exit status and output of a script that ends by itself."""
+        async with self.started(stdin, user) as launched:
+            return await launched.end(), launched.output
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes that have to do with this instance."""
+        return [
+            process
+            for process in psutil.process_iter(["cmdline", "status"])
+            if str(self.root) in " ".join(process.info["cmdline"] or ())
+            and process.info["status"] != psutil.STATUS_ZOMBIE
+        ]
+
+
+@asynccontextmanager
+async def instance(tmp_path: Path, **options: str) -> AsyncGenerator[Instance, None]:
+    """An instance beside an engine and a model server; `options` are variables of its environment."""
+    async with peers(tmp_path) as rig:
+        yield Instance(rig, tmp_path, env=options)
+
+
+class Repository:
+    """A git repository of somebody's own worker, and its address."""
+
+    def __init__(self, folder: Path, files: dict[str, str]) -> None:
+        self.folder = folder
+        self.url = folder.as_uri()
+        folder.mkdir()
+        self._git("init", "-q", "-b", "main")
+        self.commit(files)
+
+    def commit(self, files: dict[str, str]) -> str:
+        """Add these files; the commit's id."""
+        for name, text in files.items():
+            (self.folder / name).write_text(text)
+        self._git("add", "-A")
+        self._git("-c", "user.name=A", "-c", "user.email=a@b", "commit", "-q", "-m", "change")
+        return self._git("rev-parse", "HEAD").strip()
+
+    def _git(self, *args: str) -> str:
+        command = ["git", "-C", str(self.folder), *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def make_wheel(folder: Path, name: str, version: str, paths: list[str]) -> str:
+    """A requirement that needs no index: a module `name`, which also makes `paths` importable."""
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"VERSION = '{version}'\n",
+        f"{name}.pth": "\n".join(paths) + "\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return f"{name} @ {wheel.as_uri()}"

@@ -1,0 +1,117 @@
+"""The local engine's certificate authority, over HTTP: what it signs, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_address
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S, MAX_REQUEST_BYTES
+from lib.local.engine import LocalEngine
+from tests.manual_clock import ManualClock
+from tests.rig import engine_key
+
+SIGN = "/api/v0/sign_cert/"
+KEY = ec.generate_private_key(ec.SECP256R1())
+NAMES: Sequence[x509.GeneralName] = (x509.IPAddress(ip_address("10.0.0.1")), x509.DNSName("a.example"))
+
+Client = TestClient[Any, Any]
+
+
+def request_pem(key: Any = KEY, names: Sequence[x509.GeneralName] = NAMES) -> bytes:
+    """A certificate request for `names`, signed by `key`."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an instance")])
+    builder = x509.CertificateSigningRequestBuilder(name)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
+
+
+@pytest.fixture
+def engine() -> LocalEngine:
+    return LocalEngine(clock=ManualClock(), key=engine_key())
+
+
+@pytest.fixture
+async def http(engine: LocalEngine) -> AsyncGenerator[Client, None]:
+    async with TestClient(TestServer(engine.app())) as client:
+        yield client
+
+
+async def text_of(answer: aiohttp.ClientResponse, media_type: str) -> str:
+    assert (answer.status, answer.content_type) == (200, media_type)
+    return await answer.text()
+
+
+@pytest.mark.parametrize("prefix", ["", "/e/chat"])
+async def test_it_signs_for_the_names_asked_for(http: Client, engine: LocalEngine, prefix: str) -> None:
+    answer = await http.post(f"{prefix}{SIGN}?instance_id=7", data=request_pem())
+    pem = await text_of(answer, "application/octet-stream")
+    root_pem = await text_of(
+        await http.get(f"{prefix}/static/jvastai_root.cer"), "application/x-x509-ca-cert"
+    )
+    signed = x509.load_pem_x509_certificate(pem.encode())
+    root = x509.load_pem_x509_certificate(root_pem.encode())
+    signed.verify_directly_issued_by(root)
+    root.verify_directly_issued_by(root)
+    assert list(signed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value) == list(NAMES)
+    assert signed.public_key() == KEY.public_key()
+    assert not signed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    now = datetime.fromtimestamp(engine.clock.wall(), timezone.utc)
+    assert signed.not_valid_before_utc == now - timedelta(seconds=BACKDATED_S)
+    assert signed.not_valid_after_utc == now + timedelta(seconds=DEFAULT_LIFETIME_S)
+    assert [(c.instance_id, c.pem) for c in engine.certificates] == [(7, pem)]
+
+
+def tampered() -> bytes:
+    """A request whose signature is another's."""
+    original = x509.load_pem_x509_csr(request_pem())
+    other = x509.load_pem_x509_csr(request_pem(names=NAMES[:1]))
+    der = original.public_bytes(Encoding.DER)
+    at = der.index(original.signature)
+    der = der[:at] + other.signature[: len(original.signature)].ljust(len(original.signature), b"\0")
+    return x509.load_der_x509_csr(der).public_bytes(Encoding.PEM)
+
+
+WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "said"),
+    [
+        ("", request_pem(), "instance_id"),
+        ("?instance_id=-1", request_pem(), "instance_id"),
+        ("?instance_id=1", b"", "not a PEM certificate request"),
+        ("?instance_id=1", b"\xff", "not a PEM certificate request"),
+        ("?instance_id=1", request_pem()[:200], "not a PEM certificate request"),
+        ("?instance_id=1", request_pem(names=()), "no subject alternative name"),
+        ("?instance_id=1", request_pem(WEAK), "1024 bits, less than 2048"),
+        ("?instance_id=1", request_pem(dsa.generate_private_key(1024)), "RSA or on an elliptic curve"),
+    ],
+)
+async def test_what_it_refuses(http: Client, engine: LocalEngine, query: str, body: bytes, said: str) -> None:
+    answer = await http.post(SIGN + query, data=body)
+    assert answer.status == 400
+    assert said in (await answer.json())["error"]
+    assert engine.certificates == []
+
+
+async def test_a_request_that_another_key_has_signed_is_refused(http: Client) -> None:
+    answer = await http.post(SIGN + "?instance_id=1", data=tampered())
+    assert answer.status == 400
+    assert (await answer.json())["error"]
+
+
+async def test_a_request_is_no_larger_than_needed(http: Client) -> None:
+    answer = await http.post(SIGN + "?instance_id=1", data=b"x" * (MAX_REQUEST_BYTES + 1))
+    assert answer.status == 413
