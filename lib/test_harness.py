@@ -17,6 +17,6 @@ def run(payload: Any, worker_endpoint: str) -> None:
     """Send `payload` to the worker's route `worker_endpoint` as the command line says, print what came of
     it, and exit.
 
-    `payload` is a payload, or a class with `for_test`. Takes `-k`, `-e`, `-l`, `-n` and `-rps`.
+    `payload` is a payload, or a class with `for_test`. The arguments are those of `test_load_cmd`.
     """
     test_load_cmd(payload, worker_endpoint, test_args)

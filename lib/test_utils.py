@@ -9,8 +9,8 @@ import argparse
 import sys
 from typing import Any
 
-from lib.tools.load_test import Plan, add_load_arguments, run_and_print
-from lib.tools.route_client import add_target_arguments, target_of
+from lib.tools.load_command import add_load_arguments, run_load_test
+from lib.tools.route_client import add_target_arguments
 
 # For pytest: nothing here is a test, whatever its name begins with.
 __test__ = False
@@ -28,13 +28,13 @@ def test_load_cmd(payload_cls: Any, endpoint: str, arg_parser: argparse.Argument
 
     `payload_cls` is a class with `for_test`, called for each request, or one payload; `endpoint` is the
     worker's route; `arg_parser` is `test_args`, to which an author may have added. The exit status is 0 if
-    any request succeeded, else 1.
+    every request succeeded, 1 if not, and 130 after Ctrl-C.
     """
     # A parser of its own: that of the caller stays as it was, and can be used again.
     parser = argparse.ArgumentParser(parents=[arg_parser], add_help=False, description=arg_parser.description)
     add_load_arguments(parser)
     args = parser.parse_args()
-    sys.exit(run_and_print(Plan(target_of(parser, args), endpoint, args.n, args.rps), payload_cls))
+    sys.exit(run_load_test(parser, args, endpoint, payload_cls))
 
 
 def print_truncate_res(res: Any) -> None:

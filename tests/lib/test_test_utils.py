@@ -34,6 +34,11 @@ def exit_code(*args: str, monkeypatch: pytest.MonkeyPatch, harness: bool = False
         (("-l", "-rps", "0"), "argument -rps: must be a finite number above 0"),
         (("-l", "-rps", "nan"), "argument -rps"),
         (("-l", "-n", "many"), "argument -n"),
+        (("-l", "-c", "0"), "argument -c/--concurrency: must be 1 or more"),
+        (("-l", "-c", "2", "-rps", "1"), "argument -c: not allowed with argument -rps"),
+        (("-l", "--duration", "0"), "argument --duration: must be a finite number above 0"),
+        (("-l", "--plot", "picture.txt"), "argument --plot: picture.txt must end in .pdf, .png, .svg"),
+        (("-l", "--plot", "no/such/folder/a.png"), "argument --plot: no/such/folder/a.png cannot be written"),
     ],
 )
 def test_wrong_arguments_are_told(
@@ -52,13 +57,30 @@ def test_help_names_every_argument(
 ) -> None:
     assert exit_code("-h", monkeypatch=monkeypatch) == 0
     text = capsys.readouterr().out
-    assert all(f"  {argument} " in text for argument in ("-k", "-e", "-l", "-n", "-rps"))
+    arguments = ("-k", "-e", "-l", "--engine", "-n", "-rps", "--duration", "--json", "--plot")
+    assert all(f"  {argument} " in text for argument in arguments)
+    assert "--concurrency N" in text
 
 
 def test_the_shared_parser_stays_as_it_was() -> None:
     args = test_utils.test_args.parse_args(["-k", "KEY", "-e", "mine"])
 
     assert args == argparse.Namespace(api_key="KEY", endpoint_group_name="mine", local=False, engine=None)
+
+
+def test_an_authors_own_arguments_keep_their_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser(parents=[test_utils.test_args], add_help=False)
+    parser.add_argument("-c", dest="chapter", help="the author's chapter")
+    parser.add_argument("--json", help="the author's file")
+    args = ["--engine", "http://127.0.0.1:1", "-c", "ten", "--json", "file"]
+    monkeypatch.setattr(sys, "argv", ["test_load", *args])
+    with pytest.raises(SystemExit) as raised:
+        test_utils.test_load_cmd(InputData, "/generate", parser)
+
+    assert raised.value.code == 1
+    assert capsys.readouterr().out.startswith("1 of 1 requests")
 
 
 def test_pytest_takes_none_of_it_for_a_test() -> None:

@@ -29,7 +29,7 @@ class JsonPayload:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from lib.tools.load_test import add_load_arguments
+    from lib.tools.load_command import add_load_arguments
     from lib.tools.route_client import add_target_arguments
 
     parser.formatter_class = argparse.HelpFormatter
@@ -55,19 +55,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from lib.tools.load_test import Plan, run_and_print
-    from lib.tools.route_client import target_of
+    from lib.tools.load_command import run_load_test
 
     route = args.route if args.route.startswith("/") else f"/{args.route}"
-    plan = Plan(target_of(parser, args), route, args.n, args.rps)
-    return run_and_print(plan, JsonPayload(args.payload, args.cost))
+    return run_load_test(parser, args, route, JsonPayload(args.payload, args.cost))
 
 
 COMMAND = Command(
     "send requests to an endpoint and measure them",
-    "Sends requests on time, whatever becomes of those before them, and prints what became of them and "
-    "how long it took. The exit status is 0 if any succeeded. Workers have a test of their own besides, "
-    "which sends what they take: python -m workers.NAME.test_load.",
+    "Sends requests on time, whatever becomes of those before them (-rps), or so many at once (-c), and "
+    "prints what became of them and how long it took; Ctrl-C ends it, and prints what there is. The exit "
+    "status is 0 if all succeeded. Workers have a test of their own besides, which sends what they take: "
+    "python -m workers.NAME.test_load.",
     configure,
     run,
 )

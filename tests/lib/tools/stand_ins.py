@@ -80,6 +80,17 @@ class Worker:
         return await self.answer(request)
 
 
+class InTurn:
+    """Answers each request once the test allows it."""
+
+    def __init__(self) -> None:
+        self.allowed = asyncio.Semaphore(0)
+
+    async def answer(self, _request: web.Request) -> web.Response:
+        await self.allowed.acquire()
+        return web.Response(text="done")
+
+
 async def ok(_request: web.Request) -> web.Response:
     return web.json_response({"response": "fine"})
 

@@ -88,6 +88,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("check", ["--log", "--json"]),
         ("engine", ["--port", "--host", "--scheme", "--api-key", "--endpoint"]),
         ("load-test", ["-k", "-e", "-l", "--engine", "-n", "-rps", "--route", "--payload", "--cost"]),
+        ("load-test", ["--duration", "--json", "--plot"]),
     ],
 )
 def test_a_commands_help_names_its_arguments(

@@ -11,18 +11,11 @@ import anyio
 import pytest
 from aiohttp import web
 
-from lib.clock import SystemClock
-from lib.tools.load_test import (
-    OK,
-    LoadTest,
-    Plan,
-    Sample,
-    Summary,
-    client_json,
-    payload_maker,
-    run_and_print,
-)
-from tests.lib.tools.stand_ins import Answer, Engine, Worker, cut, never, silent
+from lib.clock import Clock, SystemClock
+from lib.tools.load_tally import OK, Sample
+from lib.tools.load_test import LoadTest, Plan, client_json, payload_maker
+from lib.tools.route_client import Target
+from tests.lib.tools.stand_ins import Answer, Engine, InTurn, Worker, cut, never, silent
 from tests.manual_clock import ManualClock
 from workers.hello_world.data_types import InputData
 
@@ -42,11 +35,13 @@ def plan(engine: Engine, count: int, rps: float = 1000.0, timeout_s: float = 30.
     return Plan(engine.target, "/generate", count, rps, timeout_s)
 
 
-async def run(test_plan: Plan) -> list[Sample]:
-    test = LoadTest(test_plan, InputData.for_test)
+async def run(test_plan: Plan, clock: Clock | None = None) -> list[Sample]:
+    samples: list[Sample] = []
+    test = LoadTest(test_plan, InputData.for_test, clock=clock, on_sample=samples.append)
     with anyio.fail_after(GUARD_S):
         await test.run()
-    return test.samples
+    assert test.sent == test.tally.ended == len(samples)
+    return samples
 
 
 async def test_requests_leave_on_time_however_slow_the_answers_are() -> None:
@@ -59,21 +54,103 @@ async def test_requests_leave_on_time_however_slow_the_answers_are() -> None:
             return web.Response(text="done")
 
         worker.answer = when_released
-        test = LoadTest(plan(engine, 4, rps=0.5), InputData.for_test, clock=clock)
+        samples: list[Sample] = []
+        test = LoadTest(plan(engine, 4, rps=0.5), InputData.for_test, clock=clock, on_sample=samples.append)
         running = asyncio.ensure_future(test.run())
         with anyio.fail_after(GUARD_S):
             for sent in range(1, 5):
-                await clock.wait_for_timers()
+                await clock.wait_for_timer(within_s=2.0)
                 clock.advance(0.0 if sent == 1 else 2.0)
                 await worker.until_arrived(sent)
-            assert test.samples == []
+            assert (samples, test.in_flight) == ([], 4)
             clock.advance(10.0)
             release.set()
             await running
 
-    assert sorted(s.due_s for s in test.samples) == [0.0, 2.0, 4.0, 6.0]
-    assert {s.left_s for s in test.samples} == {0.0}
-    assert {s.due_s + s.ended_s for s in test.samples} == {16.0}
+    assert sorted(s.due_s for s in samples) == [0.0, 2.0, 4.0, 6.0]
+    assert {s.left_s for s in samples} == {0.0}
+    assert {s.due_s + s.ended_s for s in samples} == {16.0}
+    assert (test.elapsed_s, test.in_flight) == (16.0, 0)
+
+
+async def test_a_clock_that_is_behind_sends_what_is_due_and_says_how_late() -> None:
+    clock = ManualClock()
+    async with engine_and_worker() as (engine, _):
+        running = asyncio.ensure_future(run(plan(engine, 3, rps=1.0), clock))
+        with anyio.fail_after(GUARD_S):
+            await clock.wait_for_timers()
+            clock.advance(0.0)
+            await clock.wait_for_timer(within_s=1.0)
+            clock.advance(5.0)
+            await clock.wait_for_timer(within_s=0.0)
+            clock.advance(0.0)
+            samples = await running
+
+    assert sorted((s.due_s, s.left_s) for s in samples) == [(0.0, 0.0), (1.0, 4.0), (2.0, 3.0)]
+
+
+async def test_at_a_concurrency_the_next_leaves_when_one_has_ended() -> None:
+    clock, turn = ManualClock(), InTurn()
+    async with engine_and_worker() as (engine, worker):
+        worker.answer = turn.answer
+        samples: list[Sample] = []
+        closed = Plan(engine.target, "/generate", 4, concurrency=2)
+        test = LoadTest(closed, InputData.for_test, clock=clock, on_sample=samples.append)
+        running = asyncio.ensure_future(test.run())
+        with anyio.fail_after(GUARD_S):
+            for arrived in (2, 3, 4):
+                await worker.until_arrived(arrived)
+                assert (test.sent, test.in_flight) == (arrived, 2)
+                clock.advance(1.0)
+                turn.allowed.release()
+            turn.allowed.release()
+            await running
+
+    assert sorted(s.due_s for s in samples) == [0.0, 0.0, 1.0, 2.0]
+    assert {s.left_s for s in samples} == {0.0}
+    assert sum(s.ended_s for s in samples) == 6.0
+
+
+async def test_no_more_are_at_once_than_there_are() -> None:
+    async with engine_and_worker() as (engine, _):
+        samples = await run(Plan(engine.target, "/generate", 2, concurrency=50))
+
+    assert len(samples) == 2
+
+
+async def test_a_duration_ends_the_sending_and_lets_those_in_flight_finish() -> None:
+    clock, turn = ManualClock(), InTurn()
+    async with engine_and_worker() as (engine, worker):
+        worker.answer = turn.answer
+        lasting = Plan(engine.target, "/generate", None, concurrency=1, duration_s=10.0)
+        running = asyncio.ensure_future(run(lasting, clock))
+        with anyio.fail_after(GUARD_S):
+            for arrived, then_s in ((1, 9.0), (2, 9.0)):
+                await worker.until_arrived(arrived)
+                clock.advance(then_s)
+                turn.allowed.release()
+            samples = await running
+
+    assert [s.due_s for s in samples] == [0.0, 9.0]
+    assert [s.result for s in samples] == [OK, OK]
+
+
+async def test_a_rate_and_a_duration_make_a_number() -> None:
+    async with engine_and_worker() as (engine, _):
+        short = Plan(engine.target, "/generate", None, 1000.0, duration_s=0.0075)
+        assert sorted(s.due_s for s in await run(short)) == [n / 1000 for n in range(8)]
+        assert len(await run(Plan(engine.target, "/generate", 3, 1000.0, duration_s=0.0075))) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "rps", "options"),
+    [(1, None, {}), (1, 1.0, {"concurrency": 1}), (None, 1.0, {}), (None, None, {"concurrency": 1})],
+)
+def test_a_plan_without_a_pace_or_an_end_is_refused(
+    count: int | None, rps: float | None, options: dict[str, int]
+) -> None:
+    with pytest.raises(ValueError, match="needed"):
+        Plan(Target("http://engine", "e", "k"), "/", count, rps, concurrency=options.get("concurrency"))
 
 
 async def test_requests_past_a_pools_usual_limit_are_in_flight_together() -> None:
@@ -112,17 +189,15 @@ async def test_times_count_from_when_the_request_was_due() -> None:
 
     async with engine_and_worker() as (engine, worker):
         worker.answer = slowly
-        test = LoadTest(plan(engine, 1), InputData.for_test, clock=clock)
-        running = asyncio.ensure_future(test.run())
+        running = asyncio.ensure_future(run(plan(engine, 1), clock))
         with anyio.fail_after(GUARD_S):
             await clock.wait_for_timers()
             clock.advance(0.0)
             await asked.wait()
             clock.advance(4.0)
             go_on.set()
-            await running
+            (sample,) = await running
 
-    (sample,) = test.samples
     assert (sample.routed_s, sample.first_byte_s, sample.ended_s) == (0.0, 4.0, 4.0)
     assert sample.excerpt == "whole"
 
@@ -156,15 +231,56 @@ async def test_the_first_byte_is_timed_when_it_comes_and_the_last_when_that_does
 
     async with engine_and_worker() as (engine, worker):
         worker.answer = in_two_parts
-        test = LoadTest(plan(engine, 1), InputData.for_test, clock=clock)
-        with anyio.fail_after(GUARD_S):
-            await test.run()
+        (sample,) = await run(plan(engine, 1), clock)
 
-    (sample,) = test.samples
     began_s = 1.0
     assert sample.first_byte_s == first_timed_s[0] - began_s
     assert sample.ended_s > first_timed_s[0] - began_s
     assert sample.excerpt == "first last"
+
+
+class WatchedClock(ManualClock):
+    """Notes that it was looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked_at = asyncio.Event()
+
+    def monotonic(self) -> float:
+        self.looked_at.set()
+        return super().monotonic()
+
+
+async def test_the_time_between_a_streams_chunks_is_told() -> None:
+    clock = WatchedClock()
+
+    async def in_three_chunks(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for chunk, then_s in ((b"one ", 2.0), (b"two ", 3.0), (b"three", 4.0)):
+            clock.looked_at.clear()
+            await response.write(chunk)
+            await clock.looked_at.wait()
+            clock.advance(then_s)
+        return response
+
+    async with engine_and_worker() as (engine, worker):
+        worker.answer = in_three_chunks
+        (sample,) = await run(Plan(engine.target, "/generate", 1, concurrency=1), clock)
+
+    assert (sample.first_byte_s, list(sample.gaps_s), sample.ended_s) == (0.0, [2.0, 3.0], 9.0)
+    assert sample.excerpt == "one two three"
+
+
+async def test_an_answer_of_a_known_length_is_one_however_it_arrives() -> None:
+    async def whole(_request: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 1_000_000)
+
+    async with engine_and_worker() as (engine, worker):
+        worker.answer = whole
+        (sample,) = await run(plan(engine, 1))
+
+    assert list(sample.gaps_s) == []
 
 
 async def refuse(_request: web.Request) -> web.Response:
@@ -207,11 +323,51 @@ async def test_a_long_answer_is_read_whole_and_kept_in_part() -> None:
 
 
 async def test_a_request_that_takes_too_long_is_given_up() -> None:
+    clock = ManualClock()
     async with engine_and_worker() as (engine, worker):
         worker.answer = never
-        samples = await run(plan(engine, 2, timeout_s=0.2))
+        closed = Plan(engine.target, "/generate", 2, timeout_s=30.0, concurrency=2)
+        running = asyncio.ensure_future(run(closed, clock))
+        with anyio.fail_after(GUARD_S):
+            await worker.until_arrived(2)
+            clock.advance(30.0)
+            samples = await running
 
-    assert [s.result for s in samples] == ["timed out"] * 2
+    assert [(s.result, s.ended_s) for s in samples] == [("timed out", 30.0)] * 2
+
+
+async def test_an_engine_that_does_not_answer_is_told() -> None:
+    clock = ManualClock()
+    async with engine_and_worker() as (engine, _):
+        asked = asyncio.Event()
+
+        async def say_nothing(request: web.Request) -> web.StreamResponse:
+            asked.set()
+            return await never(request)
+
+        engine.answer = say_nothing
+        running = asyncio.ensure_future(run(Plan(engine.target, "/generate", 1, concurrency=1), clock))
+        with anyio.fail_after(GUARD_S):
+            await asked.wait()
+            clock.advance(600.0)
+            (sample,) = await running
+
+    assert sample.result == "engine: timed out"
+
+
+async def test_the_states_of_workers_are_told_as_long_as_none_is_ready() -> None:
+    clock = ManualClock()
+    async with engine_and_worker() as (engine, _):
+        engine.not_ready = 1
+        test = LoadTest(Plan(engine.target, "/generate", 1, concurrency=1), InputData.for_test, clock=clock)
+        running = asyncio.ensure_future(test.run())
+        with anyio.fail_after(GUARD_S):
+            await clock.wait_for_timer(within_s=1.0)
+            assert test.states == {"loading": 1}
+            clock.advance(1.0)
+            await running
+
+    assert (test.states, test.tally.ok) == (None, 1)
 
 
 async def test_a_worker_that_is_not_there_is_told() -> None:
@@ -249,40 +405,6 @@ async def test_no_worker_in_time_is_told() -> None:
         (sample,) = await run(plan(engine, 1, timeout_s=0.5))
 
     assert sample.result == "no worker"
-
-
-def served(number: int, worker: str = "http://a") -> Sample:
-    """Due at `number` / 10 s, its last byte `number` s later."""
-    return Sample(
-        number / 10, 0.0, workload=5.0, worker=worker, routed_s=0.1, first_byte_s=0.2, ended_s=float(number)
-    )
-
-
-def test_percentiles_are_times_that_occurred() -> None:
-    times = Summary.of([served(n) for n in range(100, 0, -1)], 100).times["last byte"]
-
-    assert times == {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
-    assert set(Summary.of([served(7)], 1).times["last byte"].values()) == {7.0}
-
-
-def test_only_successes_count_as_throughput_and_latency() -> None:
-    failed = Sample(0.0, 0.0, 5.0, "http://b", "HTTP 429", '{"error":\n "busy"}', 0.1, 0.2, 0.3)
-    summary = Summary.of([served(10), served(20, "http://b"), failed], planned=4)
-
-    assert (summary.planned, summary.ended, summary.ok) == (4, 3, 2)
-    assert summary.results == {OK: 2, "HTTP 429": 1}
-    assert summary.workers == {"http://a": 1, "http://b": 2}
-    assert summary.elapsed_s == 22.0
-    assert summary.ok_per_s == pytest.approx(2 / 22)  # pyright: ignore[reportUnknownMemberType]
-    assert summary.workload_per_s == pytest.approx(10 / 22)  # pyright: ignore[reportUnknownMemberType]
-    assert summary.times["last byte"]["p50"] == 10.0
-    text = "\n".join(summary.lines())
-    assert text.startswith("3 of 4 requests in 22.00 s")
-    assert '{"error": "busy"}' in text
-
-
-def test_a_summary_of_nothing_can_be_read() -> None:
-    assert Summary.of([], 3).lines()[0].startswith("0 of 3 requests in 0.00 s: 0.00 ok/s")
 
 
 @dataclass
@@ -326,15 +448,3 @@ async def test_a_payload_that_counts_nothing_costs_what_the_worker_counts() -> N
         await test.run()
 
     assert engine.asked[0]["cost"] == 100.0
-
-
-async def test_the_exit_status_tells_whether_anything_succeeded(capsys: pytest.CaptureFixture[str]) -> None:
-    async with engine_and_worker() as (engine, worker):
-        assert await asyncio.to_thread(run_and_print, plan(engine, 2), InputData) == 0
-        worker.answer = refuse
-        assert await asyncio.to_thread(run_and_print, plan(engine, 1), InputData.for_test()) == 1
-
-    printed = capsys.readouterr().out
-    assert "2 of 2 requests" in printed
-    assert "HTTP 429" in printed
-    assert engine.worker_url in printed

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.tools.load_plot import KINDS, CannotPlot, check_plot, save_plot
+from lib.tools.load_tally import OK, Sample
+from lib.tools.load_test import LoadTest, Plan
+from lib.tools.route_client import Target
+
+TARGET = Target("http://engine", "small", "key")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def load_test(*samples: Sample) -> LoadTest:
+    test = LoadTest(Plan(TARGET, "/generate", len(samples) or 1, 1.0), dict)
+    for sample in samples:
+        test.tally.add(sample)
+    return test
+
+
+def test_where_matplotlib_is_missing_it_is_told_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(CannotPlot, match=r"needs matplotlib: pip install 'pyworker\[plot\]'"):
+        check_plot(tmp_path / "out.png")
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out", ""])
+def test_a_kind_of_picture_that_is_not_made_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotPlot, match=r"must end in .pdf, .png, .svg"):
+        check_plot(tmp_path / name)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "folder.png", tmp_path / "missing" / "out.png"):
+        with pytest.raises(CannotPlot, match="cannot be written"):
+            check_plot(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "samples",
+    [
+        (),
+        (Sample(0.0, 0.0, 5.0, "http://a", "HTTP 429", ended_s=0.5),),
+        tuple(Sample(n / 10, 0.0, 5.0, "http://a", OK, "", 0.0, 0.1, n / 50) for n in range(50)),
+    ],
+    ids=["nothing", "a failure", "some"],
+)
+def test_a_picture_is_drawn_of_whatever_there_is(
+    kind: str, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib.figure")
+    path = tmp_path / f"out{kind}"
+    check_plot(path)
+    save_plot(load_test(*samples), path)
+
+    assert path.stat().st_size > 5_000
+    assert kind != ".png" or path.read_bytes().startswith(PNG)
+
+
+def test_a_disk_that_fails_at_the_end_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib.figure")
+    (tmp_path / "out.png").mkdir()
+    with pytest.raises(CannotPlot, match="cannot be written: Is a directory"):
+        save_plot(load_test(), tmp_path / "out.png")
