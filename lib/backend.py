@@ -201,7 +201,7 @@ class Backend:
                 call.payload = _payload_of(handler, envelope, received)
                 entry.weigh(route.workload.count(call.payload))
                 self._check_state()
-                self._check_wait(route)
+                self._check_wait(route, envelope.session)
                 entry.accept()
                 try:
                     response = await self._work(route, request, call)
@@ -246,7 +246,7 @@ class Backend:
             return
         entry.weigh(DEFAULT_WORKLOAD)  # until it is here
         self._check_state()
-        self._check_wait(route)
+        self._check_wait(route, envelope.session)
         received = None
         async with AsyncExitStack() as kept:
             with anyio.CancelScope() as arriving:
@@ -265,11 +265,15 @@ class Backend:
         if state in _NOT_READY:
             raise Unavailable(state.value, f"the worker is {state.value}", RETRY_NOT_READY_S)
 
-    def _check_wait(self, route: Route) -> None:
-        """Raises `TooBusy` (429) when by estimate the wait would be too long."""
+    def _check_wait(self, route: Route, session: Session | None) -> None:
+        """Raises `TooBusy` (429) when by estimate the wait would be too long.
+
+        A session's cost is no work that the requests inside it would wait for.
+        """
         max_perf = self.parts.readiness.max_perf
         if route.max_queue_time_s is not None and max_perf > 0:
-            wait_s = self.metrics.cur_load / max_perf
+            of_session = self._session_entries.get(session.id) if session is not None else None
+            wait_s = (self.metrics.cur_load - (of_session.workload if of_session else 0.0)) / max_perf
             if wait_s > route.max_queue_time_s:
                 raise TooBusy(
                     f"the wait would be {wait_s:.1f} s, more than {route.max_queue_time_s:g} s",
@@ -328,6 +332,8 @@ class Backend:
         """
         gate = self.parts.gate
         envelope = await gate.admit(request)
+        if envelope.session_id is not None:  # which would let a signature in again
+            raise Invalid({"session_id": "must not be given: a session is opened outside any other"})
         entry = self.metrics.open(envelope.auth.request_idx)
         try:
             terms = SessionTerms.from_json(await gate.json_payload(request, envelope))

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -29,6 +29,7 @@ from typing import Any, cast
 import anyio
 import psutil
 from aiohttp import web
+from anyio.abc import TaskGroup
 
 from lib.backend import Backend
 from lib.errors import SettingsError, attempt_async, refusals_as_json
@@ -277,12 +278,22 @@ async def _listening(
 async def _calls(backend: Backend, sockets: _Sockets) -> AsyncGenerator[None, None]:
     """Calls may outlive their clients inside the block; leaving it ends them, and the requests with them."""
     async with anyio.create_task_group() as calls:
-        backend.spawn = calls.start_soon
+        # Not `start_soon` itself: a timer's callback, on a loop that is an author's, is nowhere anyio knows.
+        waiting: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
+        backend.spawn = waiting.put_nowait
+        calls.start_soon(_start_each, calls, waiting)
         try:
             yield
         finally:
             await sockets.close()
             calls.cancel_scope.cancel()
+
+
+async def _start_each(
+    calls: TaskGroup, waiting: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]]
+) -> None:
+    while True:
+        calls.start_soon(await waiting.get())
 
 
 def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:

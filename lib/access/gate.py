@@ -127,11 +127,17 @@ class Gate:
         if self.sessions.remembers(sealed.raw_auth):
             sealed.parse()
         if sealed.session_id is None:
-            return sealed.open() if self._signed(sealed) else None
-        session = self.sessions.find(sealed.session_id, sealed.raw_auth)
-        if session is None and not self._signed(sealed, once=False):
-            return None
-        return replace(sealed.open(), session=session)
+            if not self._signed(sealed):
+                return None
+            envelope = sealed.open()
+        else:
+            session = self.sessions.find(sealed.session_id, sealed.raw_auth)
+            if session is None and not self._signed(sealed, once=False):
+                return None
+            envelope = sealed.open()
+        if envelope.session_id is None:
+            return envelope
+        return replace(envelope, session=self.sessions.find(envelope.session_id, envelope.raw_auth))
 
     def _signed(self, what: _Signed, once: bool = True) -> _Signed | None:
         """`what`, if its signature holds."""
