@@ -122,13 +122,11 @@ class _Inspection:
             replay(self._log, rules, self._found)
         elif own is not None and own.exists():
             replay(own, rules, self._found)
-        elif own is not None and up:
-            self._found.problem("log", f"{own.absolute()} does not exist, though the model server is up")
         elif own is not None:
-            folder = "" if own.parent.exists() else ", and neither does its folder"
-            self._found.warning(
-                "log", f"{own.absolute()} does not exist{folder}: give a log of the model server by --log"
-            )
+            more = ", though the model server is up" if up else ""
+            more += "" if own.parent.exists() else ", and neither does its folder"
+            hint = "" if up else ": start the model server, or give a log that it wrote by --log"
+            self._found.problem("log", f"{own.absolute()} does not exist{more}{hint}")
 
     async def _is_up(self, server: ModelServer) -> bool:
         if not server.url:

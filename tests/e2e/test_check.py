@@ -75,13 +75,14 @@ async def test_a_classic_worker_is_seen_through_its_own_main(tmp_path: Path) -> 
 async def test_a_declared_worker_is_too_and_its_function(tmp_path: Path) -> None:
     env = {"TEST_MODEL_URL": "http://127.0.0.1:1", "MODEL_LOG": str(tmp_path / "no" / "model.log")}
     checked = await done("check", str(AUTHORS / "declared.py"), cwd=tmp_path, env=env)
-    assert checked.status == 0, checked.output
+    assert checked.status == 1, checked.output
     assert found(checked.output, "ok", "worker") == ["routes: POST /echo, POST /shout"]
     assert found(checked.output, "note", "settings")[0].startswith("CONTAINER_ID: missing (")
     assert found(checked.output, "note", "model server") == [
         "nothing listens at http://127.0.0.1:1: no request was sent"
     ]
-    assert "does not exist, and neither does its folder" in found(checked.output, "warning", "log")[0]
+    (missing,) = found(checked.output, "problem", "log")
+    assert "does not exist, and neither does its folder: start the model server" in missing
 
 
 async def test_a_ready_made_worker_by_name_and_its_settings_with_the_instances(tmp_path: Path) -> None:
@@ -111,6 +112,46 @@ async def test_on_an_instance_a_missing_variable_is_a_problem(tmp_path: Path) ->
         "PUBLIC_IPADDR",
         "VAST_TCP_PORT_3000",
     ]
+
+
+READY_MADE = sorted(path.parent.name for path in ROOT.glob("workers/*/server.py"))
+
+# A copy of a ready-made worker, but for what its benchmark sends.
+ALTERED = """
+import os
+from lib.server import run_worker
+from workers.{name}.server import build
+
+def altered(environ):
+    backend, routes = build(environ)
+    backend.benchmark_handler.make_benchmark_payload = lambda: backend.benchmark_handler.payload_cls()
+    return backend, routes
+
+if __name__ == "__main__":
+    run_worker(altered, os.environ)
+"""
+
+
+@pytest.mark.parametrize("name", READY_MADE)
+async def test_in_each_ready_made_worker_each_thing_is_a_line(name: str, tmp_path: Path) -> None:
+    """A log that isn't there, a rule that can't match, a missing variable, a payload that is refused."""
+    (tmp_path / "worker.py").write_text(ALTERED.format(name=name))
+    instance = {variable: value for variable, value in INSTANCE.items() if variable != "CONTAINER_ID"}
+    env = {**instance, "COMFYUI_DIALECT": "native", "MODEL_LOG": str(tmp_path / "no.log")}
+    env["MODEL_SERVER_URL"] = "http://127.0.0.1:1"
+    checked = await done("check", "worker.py", cwd=tmp_path, env=env)
+    assert checked.status == 1
+    (missing,) = found(checked.output, "problem", "settings")
+    assert missing.startswith("CONTAINER_ID: missing")
+    assert "no.log does not exist" in found(checked.output, "problem", "log")[0]
+    assert len(found(checked.output, "problem", "benchmark")) == 1
+
+    (tmp_path / "model.log").write_text("the MODEL is there\n")
+    env["MODEL_LOAD_LOG_MSG"] = "The model is there"
+    checked = await done("check", "worker.py", "--log", "model.log", cwd=tmp_path, env=env)
+    assert checked.status == 1
+    cannot = "load rule 'The model is there' matches no line, but for its letters' case or spaces: line 1"
+    assert any(cannot in text for text in found(checked.output, "problem", "log")), checked.output
 
 
 @pytest.mark.parametrize(
