@@ -83,3 +83,20 @@ def test_importing_does_nothing_and_needs_little(worker: str, core: Path) -> Non
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_packages_of_the_same_names_are_not_taken_for_ours(tmp_path: Path) -> None:
+    """On an index there is a `lib` and a `utils` (lesson 38). What is run from here finds what is here."""
+    for name in ("lib", "utils"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('a stranger')")
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.hello_world.server"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("cannot start:\n  - CONTAINER_ID")
