@@ -10,27 +10,12 @@ import pytest
 
 from lib.local.engine import LocalEngine, serve_engine
 from lib.local.overview import WINDOW_S, Overview
-from lib.wire import DeleteRequests, FinishedRequest, WorkerStatus
+from lib.wire import DeleteRequests, FinishedRequest
+from tests.lib.local.test_fleet import READY
 from tests.manual_clock import ManualClock
 from tests.rig import engine_key
 
-STATUS = WorkerStatus(
-    id=7,
-    mtoken="secret-token",
-    url="http://127.0.0.1:1",
-    loadtime=0.0,
-    new_load=0.0,
-    cur_load=0.0,
-    rej_load=0.0,
-    cur_perf=0.0,
-    max_perf=0.0,
-    error_msg="",
-    num_requests_working=0,
-    num_requests_received=0,
-    working_request_idxs=(),
-    additional_disk_usage=0.0,
-    disk_usage=1.0,
-)
+STATUS = replace(READY, mtoken="secret-token", loadtime=0.0, max_perf=0.0)
 
 
 def an_engine() -> tuple[LocalEngine, ManualClock]:

@@ -27,44 +27,6 @@ PATHS = [
     *("/v1/images/generations", "/v1/images/edits", "/v1/models"),
 ]
 
-# Imports the modules with sockets and writing barred, and with an environment that nobody may look into.
-SPY = """
-import os, sys
-
-class Spy(dict):
-    asked = set()
-    def get(self, key, default=None):
-        self.asked.add(key)
-        return super().get(key, default)
-    def __getitem__(self, key):
-        self.asked.add(key)
-        return super().__getitem__(key)
-    def __contains__(self, key):
-        self.asked.add(key)
-        return super().__contains__(key)
-
-def bar(event, args):
-    assert event not in ("socket.bind", "socket.connect", "socket.getaddrinfo"), event
-    assert event != "open" or not set(str(args[1])) & set("wax+"), args
-
-sys.dont_write_bytecode = True
-os.environ = Spy(os.environ)
-sys.addaudithook(bar)
-import importlib, logging
-for name in ("openai", "vllm", "sglang", "llama"):
-    for module in ("data_types", "server", "client", "test_load"):
-        importlib.import_module(f"workers.{name}.{module}")
-own = {n for n in Spy.asked if n.startswith(("MODEL", "MAX_", "CONTAINER", "WORKER", "REPORT", "HF_"))}
-assert not own, own
-assert not logging.getLogger().handlers
-"""
-
-
-def test_importing_does_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", SPY], cwd=ROOT, capture_output=True, text=True, check=False)
-
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
 
 def paths(routes: Sequence[web.RouteDef], method: str) -> list[str]:
     return [route.path for route in routes if route.method == method]
