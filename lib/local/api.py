@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,30 +18,33 @@ from lib.clock import wait_for
 from lib.errors import BodyTooLarge, WorkerError, error_response
 from lib.local.authority import MAX_REQUEST_BYTES
 from lib.local.faults import FaultKind
+from lib.local.fleet import WorkerRecord
+from lib.local.groups import Endpoint, Workergroup
+from lib.local.groups_api import GroupsApi
+from lib.local.incoming import (
+    MAX_BODY_BYTES,
+    api_key_of,
+    endpoint_in_path,
+    read_bytes,
+    read_message,
+)
 from lib.local.messages import (
     BadMessage,
     Fields,
-    parse_object,
+    NotFound,
     read_delete_requests,
     read_route_query,
     read_worker_status,
-    wrong_endpoint_name,
 )
-from lib.local.overview import Overview
+from lib.local.overview import Overview, plans
 
 if TYPE_CHECKING:
     from lib.local.engine import LocalEngine
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# The largest message is 10,000 finished requests (protocol.md §3) of some 200 bytes each.
-MAX_BODY_BYTES = 8 * 1024 * 1024
 # The page at `/`: all that it loads is here.
 PAGE = Path(__file__).parent / "page"
-
-
-class NotFound(WorkerError):
-    status = 404
 
 
 class OnDemand(WorkerError):
@@ -61,6 +64,7 @@ class Api:
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
+        groups = GroupsApi(self._engine)
         for prefix in ("", "/e/{endpoint}"):
             app.add_routes(
                 [
@@ -71,6 +75,10 @@ class Api:
                         f"{prefix}/delete_requests/", partial(self._play, "completions", self._finished)
                     ),
                     web.post(f"{prefix}/get_endpoint_workers/", self._endpoint_workers),
+                    web.post(f"{prefix}/get_autogroup_workers/", self._group_workers),
+                    web.post(f"{prefix}/get_endpoint_logs/", self._endpoint_logs),
+                    web.post(f"{prefix}/get_autogroup_logs/", self._group_logs),
+                    *groups.routes(prefix),
                     web.post(f"{prefix}/api/v0/sign_cert/", self._sign_cert),
                     web.get(f"{prefix}/static/jvastai_root.cer", self._root_certificate),
                 ]
@@ -80,6 +88,7 @@ class Api:
                 web.get("/", _page),
                 web.static("/page/", PAGE),
                 web.get("/local/overview", self._overview),
+                web.get("/local/plan", self._plan),
                 web.get("/local/faults", self._show_faults),
                 web.post("/local/faults", self._set_faults),
                 web.post("/local/rotate_key", self._rotate_key),
@@ -117,25 +126,43 @@ class Api:
         return web.Response(text=self._engine.public_key)
 
     async def _route(self, request: web.Request) -> web.Response:
-        message = await _read(request)
+        message = await read_message(request)
         self._authenticate(request, message)
-        return web.json_response(self._engine.route(read_route_query(message, _prefix(request))))
+        return web.json_response(self._engine.route(read_route_query(message, endpoint_in_path(request))))
 
     async def _report(self, request: web.Request) -> web.Response:
-        endpoint = _prefix(request) or self._engine.endpoint
-        self._engine.take_report(endpoint, read_worker_status(await _read(request)))
+        endpoint = endpoint_in_path(request) or self._engine.endpoint
+        self._engine.take_report(endpoint, read_worker_status(await read_message(request)))
         return web.json_response({})
 
     async def _finished(self, request: web.Request) -> web.Response:
-        _prefix(request)
-        self._engine.take_finished(read_delete_requests(await _read(request)))
+        endpoint_in_path(request)
+        self._engine.take_finished(read_delete_requests(await read_message(request)))
         return web.json_response({})
 
     async def _endpoint_workers(self, request: web.Request) -> web.Response:
-        message = await _read(request)
-        self._authenticate(request, message)
-        name = self._endpoint_of(Fields(message), _prefix(request))
-        return web.json_response([worker.to_json() for worker in self._engine.fleet.members(name)])
+        endpoint = self._endpoint_of(request, await self._read(request))
+        return _listed(self._engine.fleet.members(endpoint.name))
+
+    async def _group_workers(self, request: web.Request) -> web.Response:
+        return _listed(self._engine.members(self._group_of(request, await self._read(request))))
+
+    async def _endpoint_logs(self, request: web.Request) -> web.Response:
+        message = await self._read(request)
+        return self._log(self._endpoint_of(request, message), message)
+
+    async def _group_logs(self, request: web.Request) -> web.Response:
+        message = await self._read(request)
+        return self._log(self._group_of(request, message), message)
+
+    def _log(self, thing: Endpoint | Workergroup, message: Mapping[str, object]) -> web.Response:
+        fields = Fields(message)
+        tail = fields.integer("tail", 0) if fields.has("tail") else None
+        fields.finish()
+        return web.json_response(self._engine.log_of(thing).to_json(tail))
+
+    async def _plan(self, _: web.Request) -> web.Response:
+        return web.json_response({"plans": plans(self._engine)})
 
     async def _overview(self, request: web.Request) -> web.Response:
         since = request.query.get("since", "0")
@@ -146,50 +173,67 @@ class Api:
         return web.json_response(overview.to_json())
 
     async def _sign_cert(self, request: web.Request) -> web.Response:
-        _prefix(request)
+        endpoint_in_path(request)
         instance_id = request.query.get("instance_id", "")
         if not re.fullmatch("[0-9]{1,18}", instance_id):
             raise BadMessage("instance_id, in the query, must be an integer")
-        body = await _read_bytes(request)
+        body = await read_bytes(request)
         if len(body) > MAX_REQUEST_BYTES:
             raise BodyTooLarge(f"the body is larger than {MAX_REQUEST_BYTES} bytes")
         pem = self._engine.certify(int(instance_id), body)
         return web.Response(text=pem, content_type="application/octet-stream")
 
     async def _root_certificate(self, request: web.Request) -> web.Response:
-        _prefix(request)
+        endpoint_in_path(request)
         return web.Response(text=self._engine.authority.root_pem, content_type="application/x-x509-ca-cert")
 
     async def _show_faults(self, _: web.Request) -> web.Response:
         return web.json_response(self._engine.faults.to_json())
 
     async def _set_faults(self, request: web.Request) -> web.Response:
-        self._engine.faults.update(await _read(request))
+        self._engine.faults.update(await read_message(request))
         return web.json_response(self._engine.faults.to_json())
 
     async def _rotate_key(self, _: web.Request) -> web.Response:
         await self._engine.rotate_key()
         return web.json_response({"public_key": self._engine.public_key})
 
-    def _authenticate(self, request: web.Request, message: Mapping[str, object]) -> None:
-        fields = Fields(message)
-        api_key = fields.text("api_key") if fields.has("api_key") else ""
-        fields.finish()
-        self._engine.authenticate(api_key or _bearer(request))
+    async def _read(self, request: web.Request) -> Mapping[str, object]:
+        """The message of someone who may ask."""
+        message = await read_message(request)
+        self._authenticate(request, message)
+        return message
 
-    def _endpoint_of(self, fields: Fields, prefix: str | None) -> str:
-        """The name of the endpoint that the `id` of a message, or the path, or both mean."""
-        ids = self._engine.fleet.endpoint_ids
-        if prefix is not None and prefix not in ids:
+    def _authenticate(self, request: web.Request, message: Mapping[str, object]) -> None:
+        self._engine.authenticate(api_key_of(request, message))
+
+    def _endpoint_of(self, request: web.Request, message: Mapping[str, object]) -> Endpoint:
+        """The endpoint that the `id` of a message, or the path, or both mean."""
+        prefix, fields = endpoint_in_path(request), Fields(message)
+        in_path = None if prefix is None else self._engine.groups.named(prefix)
+        if prefix is not None and in_path is None:
             raise NotFound(f"no worker has joined the endpoint {prefix!r}")
-        if prefix is not None and not fields.has("id"):
-            return prefix
+        if in_path is not None and not fields.has("id"):
+            return in_path
         wanted = fields.integer("id")
         fields.finish()
-        for name, endpoint_id in ids.items():
-            if endpoint_id == wanted and prefix in (None, name):
-                return name
-        raise NotFound(f"no endpoint has the id {wanted}" if prefix is None else f"{prefix!r} has another id")
+        if in_path is not None and in_path.id != wanted:
+            raise NotFound(f"{prefix!r} has another id")
+        return self._engine.groups.endpoint(wanted)
+
+    def _group_of(self, request: web.Request, message: Mapping[str, object]) -> Workergroup:
+        """The workergroup that the `id` of a message means, if it is one of the path's endpoint."""
+        prefix, fields = endpoint_in_path(request), Fields(message)
+        wanted = fields.integer("id")
+        fields.finish()
+        group = self._engine.groups.workergroup(wanted)
+        if prefix not in (None, self._engine.groups.endpoint(group.endpoint_id).name):
+            raise NotFound(f"{prefix!r} has no workergroup with the id {wanted}")
+        return group
+
+
+def _listed(workers: Sequence[WorkerRecord]) -> web.Response:
+    return web.json_response([worker.to_json() for worker in workers])
 
 
 @web.middleware
@@ -209,32 +253,6 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 
 async def _page(_: web.Request) -> web.StreamResponse:
     return web.FileResponse(PAGE / "index.html")
-
-
-async def _read(request: web.Request) -> Mapping[str, object]:
-    return parse_object(await _read_bytes(request))
-
-
-async def _read_bytes(request: web.Request) -> bytes:
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge as e:
-        raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes") from e
-    except web.RequestPayloadError as e:
-        raise BadMessage(f"the body can't be read: {e}") from e
-
-
-def _prefix(request: web.Request) -> str | None:
-    """The endpoint that the path names, if it does."""
-    name = request.match_info.get("endpoint")
-    if name is not None and (what := wrong_endpoint_name(name)):
-        raise BadMessage(f"the path's endpoint {what}")
-    return name
-
-
-def _bearer(request: web.Request) -> str:
-    kind, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else ""
 
 
 def _hang_up(request: web.Request) -> web.Response:

@@ -6,6 +6,7 @@ for one is up to api.py. Its root is good for development only, and for as long 
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -49,6 +50,10 @@ class Authority:
     def root_pem(self) -> str:
         """The certificate that clients have to trust."""
         return _pem(self._root)
+
+    def trusting_context(self) -> ssl.SSLContext:
+        """For clients of the workers whose certificates it signed; it takes a while to make."""
+        return ssl.create_default_context(cadata=self.root_pem)
 
     def sign(self, request_pem: bytes) -> str:
         """The PEM certificate for a PEM certificate request, with the alternative names that it asks for.

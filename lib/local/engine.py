@@ -1,8 +1,8 @@
 """The local engine: a stand-in for the serverless engine, for development and tests on one machine.
 
 Owns the engine's state and what it does with each message, and its listening. It is no scheduler for
-production. Paths, bodies and statuses are in api.py, workers in fleet.py, signatures in signer.py,
-certificates in authority.py.
+production. Paths, bodies and statuses are in api.py and groups_api.py, workers in fleet.py, endpoints and
+workergroups in groups.py, signatures in signer.py, certificates in authority.py.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import hmac
+import json
 import logging
 import sys
 import uuid
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,10 +28,13 @@ from lib.clock import Clock, SystemClock
 from lib.errors import Unauthorized
 from lib.local.api import Api
 from lib.local.authority import Authority, IssuedCertificate
+from lib.local.engine_logs import EngineLog, LogLevel
 from lib.local.faults import FaultKind, Faults
 from lib.local.fleet import Fleet, WorkerRecord
+from lib.local.groups import Endpoint, Groups, Workergroup
 from lib.local.messages import RouteQuery, wrong_endpoint_name
 from lib.local.open_requests import OpenRequests
+from lib.local.plan import Plan, plan
 from lib.local.signer import Scheme, Signer
 from lib.wire import DeleteRequests, FinishedRequest, WorkerStatus
 
@@ -42,6 +46,10 @@ DEFAULT_PORT = 8081
 DEFAULT_ENDPOINT = "local"
 DEFAULT_REPORT_LIMIT = 1000
 MAX_FINISHED = 100_000
+# What endpoints have for a key where any is let in.
+ANY_KEY = "local"
+# Of a long list, so many say enough in a line.
+MAX_SHOWN = 20
 # A request that is still being read when the engine stops has this long, in seconds.
 SHUTDOWN_LIMIT_S = 1.0
 # Guards a test that waits for what never comes, in seconds of real time.
@@ -102,10 +110,14 @@ class LocalEngine:
         self.authority = Authority(self.clock)
         self.certificates: list[IssuedCertificate] = []
         self.faults = Faults()
-        self.fleet = Fleet(self.clock, endpoint, report_limit)
-        self.open_requests = OpenRequests()
+        self.fleet = Fleet(self.clock, report_limit)
+        self.groups = Groups()
+        self.groups.add_endpoint(Endpoint(0, endpoint, self.clock.wall()))
         self.requests_seen: Counter[FaultKind] = Counter()
         self._api_key = api_key
+        self._open_requests = OpenRequests()
+        self._endpoint_logs: defaultdict[int, EngineLog] = defaultdict(EngineLog)
+        self._group_logs: defaultdict[int, EngineLog] = defaultdict(EngineLog)
         self._finished: deque[ReceivedFinish] = deque(maxlen=MAX_FINISHED)
         self._first_reqnum = first_reqnum
         self._reqnums: Counter[str] = Counter()
@@ -136,6 +148,32 @@ class LocalEngine:
         """A worker's reports and totals; of one that never reported, none and zeros."""
         return self.fleet.worker(worker_id)
 
+    @property
+    def api_key(self) -> str:
+        """A key that is let in: the only one, or any."""
+        return self._api_key or ANY_KEY
+
+    @property
+    def open_requests(self) -> OpenRequests:
+        """What was routed or is waiting for a worker, and has neither ended nor been given up."""
+        self._give_up_what_is_lost()
+        return self._open_requests
+
+    def plan_of(self, endpoint: Endpoint) -> Plan:
+        """What an autoscaler would want now; by the parameters of the endpoint and of its oldest group."""
+        group = self._oldest_group(endpoint) or Workergroup(0, endpoint.id, endpoint.created_at)
+        return plan(self.fleet.members(endpoint.name), group.over(endpoint.scaling), group.test_workers)
+
+    def log_of(self, thing: Endpoint | Workergroup) -> EngineLog:
+        """What was noted of an endpoint, or of a workergroup."""
+        logs = self._endpoint_logs if isinstance(thing, Endpoint) else self._group_logs
+        return logs[thing.id]
+
+    def members(self, group: Workergroup) -> list[WorkerRecord]:
+        """The workers of a group: those of its endpoint, where it is the oldest one there."""
+        endpoint = self.groups.endpoint(group.endpoint_id)
+        return self.fleet.members(endpoint.name) if self._oldest_group(endpoint) == group else []
+
     async def wait_for(self, predicate: Callable[[], T], limit_s: float = WAIT_LIMIT_S) -> T:
         """What `predicate` gives as soon as that is true; it is asked again after each message.
 
@@ -165,22 +203,66 @@ class LocalEngine:
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()
 
-    def take_report(self, endpoint: str, message: WorkerStatus) -> None:
-        """A report of a worker, which joins `endpoint` with it."""
-        before = self.worker(message.id).state
-        worker = self.fleet.take_report(endpoint, message)
+    def note(self, level: LogLevel, endpoint: Endpoint, text: str) -> None:
+        """A line for the log of an endpoint, and of its workers' group."""
+        now = self.clock.wall()
+        self.log_of(endpoint).add(level, now, text)
+        if group := self._oldest_group(endpoint):
+            self.log_of(group).add(level, now, text)
+
+    def take_report(self, endpoint_name: str, message: WorkerStatus) -> None:
+        """A report of a worker, which joins the endpoint with it."""
+        endpoint = self.groups.join(endpoint_name, self.clock.wall())
+        known = self.worker(message.id)
+        before, starts = known.state, known.starts
+        worker = self.fleet.take_report(endpoint_name, message)
+        if worker.starts > starts > 0:
+            self.note("info0", endpoint, f"worker {worker.id} was started anew")
+            self._give_up(worker, "was started anew")
         if worker.state != before:
-            log.info("worker %d of %s: %s", worker.id, endpoint, worker.state)
+            log.info("worker %d of %s: %s", worker.id, endpoint_name, worker.state)
+            why = f": {message.error_msg}" if message.error_msg else ""
+            self.note("info0", endpoint, f"worker {worker.id} is {worker.state}{why}")
+        self.note("debug", endpoint, f"report of worker {worker.id}: {json.dumps(_shown(message))}")
         self.wake()
 
     def take_finished(self, message: DeleteRequests) -> None:
         """Requests that a worker has finished: each is kept, and no longer open."""
         now = self.clock.wall()
+        endpoint = self.groups.named(self.worker(message.worker_id).endpoint)
         for request in message.requests:
             self._finished.append(ReceivedFinish(message.worker_id, message.mtoken, request, now))
-            self._unroute(request.request_idx)
-            self.open_requests.close(request.request_idx)
+            self.close(request.request_idx)
+            if endpoint:
+                told = f"request {request.request_idx}: {request.status} at worker {message.worker_id}"
+                self.note("trace", endpoint, told)
         self.wake()
+
+    def close(self, request_idx: int) -> None:
+        """A request has come to its end, or will come to none; nothing happens if it is not open."""
+        self._unroute(request_idx)
+        self._open_requests.close(request_idx)
+
+    def remove_endpoint(self, endpoint: Endpoint) -> None:
+        """Its workergroups and what is known of its workers go too; one that reports again makes it anew."""
+        for worker in self.fleet.members(endpoint.name):
+            self._give_up(worker, "was removed with its endpoint")
+        for group in self.groups.workergroups_of(endpoint):
+            self._group_logs.pop(group.id, None)
+        self._endpoint_logs.pop(endpoint.id, None)
+        self.fleet.forget(endpoint.name)
+        self.groups.remove_endpoint(endpoint)
+        log.info("endpoint %s was removed", endpoint.name)
+        self.wake()
+
+    def retire(self, worker_id: int) -> None:
+        """A worker is about to be ended: it gets no more requests."""
+        self.worker(worker_id).retired = True
+        self.wake()
+
+    def expect(self, worker_id: int) -> None:
+        """A worker that was retired is about to be started anew."""
+        self.worker(worker_id).retired = False
 
     def route(self, query: RouteQuery) -> dict[str, Any]:
         """The answer of `/route/` (protocol.md §1): signed for a worker, or without `url` if none is ready.
@@ -188,11 +270,13 @@ class LocalEngine:
         A retry of an open `request_idx` moves its cost from the worker that it was routed to before. An
         endpoint that no worker has joined yet is one without a ready worker.
         """
-        request_idx = self.open_requests.open(query.request_idx)
+        self._give_up_what_is_lost()
+        request_idx = self._open_requests.open(self.clock.monotonic(), query.request_idx)
         self._unroute(request_idx)
         worker = self.fleet.pick(query.endpoint)
         if worker is None or worker.last is None:
             states = self.fleet.states(query.endpoint)
+            told = "no worker is ready"
             answer: dict[str, Any] = {
                 "endpoint": query.endpoint,
                 "status": states,
@@ -201,8 +285,11 @@ class LocalEngine:
         else:
             worker.pending[request_idx] = query.cost
             worker.routed += 1
-            self.open_requests.route(request_idx, worker.id)
+            self._open_requests.route(request_idx, worker.id)
+            told = f"to worker {worker.id}, which then has a load of {worker.estimated_load:g}"
             answer = self._signed(worker.last.url, query.cost, query.endpoint, request_idx)
+        if endpoint := self.groups.named(query.endpoint):
+            self.note("trace", endpoint, f"request {request_idx} of cost {query.cost:g}: {told}")
         self.wake()
         return answer
 
@@ -221,7 +308,7 @@ class LocalEngine:
         Left out, `reqnum` is the next for this URL, `endpoint` and `scheme` are the engine's own, and
         `request_idx` is a new one. No worker's load changes.
         """
-        request_idx = self.open_requests.open(request_idx)
+        request_idx = self._open_requests.open(self.clock.monotonic(), request_idx)
         return self._signed(url, cost, endpoint or self.endpoint, request_idx, reqnum, scheme)
 
     def certify(self, instance_id: int, request_pem: bytes) -> str:
@@ -229,6 +316,9 @@ class LocalEngine:
         pem = self.authority.sign(request_pem)
         self.certificates.append(IssuedCertificate(instance_id, pem))
         log.info("a certificate was signed for instance %d", instance_id)
+        endpoint = self.groups.named(self.worker(instance_id).endpoint) or self.groups.named(self.endpoint)
+        if endpoint:
+            self.note("info1", endpoint, f"a certificate was signed for instance {instance_id}")
         self.wake()
         return pem
 
@@ -266,9 +356,40 @@ class LocalEngine:
         return self._first_reqnum + self._reqnums[url] - 1
 
     def _unroute(self, request_idx: int) -> None:
-        worker_id = self.open_requests.worker_id(request_idx)
+        worker_id = self._open_requests.worker_id(request_idx)
         if worker_id is not None:
             self.worker(worker_id).pending.pop(request_idx, None)
+
+    def _oldest_group(self, endpoint: Endpoint) -> Workergroup | None:
+        return next(iter(self.groups.workergroups_of(endpoint)), None)
+
+    def _give_up_what_is_lost(self) -> None:
+        """Requests of workers that fell silent will come to no end, nor those that nobody asks for."""
+        for worker in self.workers.values():
+            if worker.silent and not worker.lost:
+                worker.lost = True
+                log.info("worker %d of %s: stopped, no report for 30 s", worker.id, worker.endpoint)
+                if endpoint := self.groups.named(worker.endpoint):
+                    self.note("info0", endpoint, f"worker {worker.id} is stopped: no report for 30 s")
+                self._give_up(worker, "fell silent")
+        self._open_requests.close_abandoned(self.clock.monotonic(), self._works_on)
+
+    def _give_up(self, worker: WorkerRecord, why: str) -> None:
+        worker.pending.clear()
+        requests = self._open_requests.close_routed_to(worker.id)
+        if requests and (endpoint := self.groups.named(worker.endpoint)):
+            shown = ", ".join(map(str, requests[:MAX_SHOWN])) + ("…" if len(requests) > MAX_SHOWN else "")
+            told = f"{len(requests)} requests were given up, worker {worker.id} {why}: {shown}"
+            self.note("info1", endpoint, told)
+
+    def _works_on(self, worker_id: int, request_idx: int) -> bool:
+        last = self.worker(worker_id).last
+        return last is not None and request_idx in last.working_request_idxs
+
+
+def _shown(message: WorkerStatus) -> dict[str, Any]:
+    """A report less what is nobody's to read."""
+    return {name: value for name, value in message.to_json().items() if name != "mtoken"}
 
 
 def _bytes(text: str) -> bytes:

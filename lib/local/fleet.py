@@ -1,6 +1,6 @@
 """The local engine's workers: what each reported, what state that means, and which gets the next request.
 
-Owns workers and the endpoints that they joined. Messages are read in messages.py. Loads are in workload
+Owns workers and the endpoints that they report to. Messages are read in messages.py. Loads are in workload
 units, times in Unix seconds except where a name ends in `_s`.
 """
 
@@ -21,18 +21,25 @@ WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
 
 # Workers report every 10 s at the latest (protocol.md §3): three missed in a row, and it is gone.
 SILENCE_S = 30.0
+# The load that arrives is told by the reports of so many seconds: long enough for several of them, short
+# enough for whoever watches a load rise.
+ARRIVAL_S = 15.0
 # How far back the rolling average of the load reaches: a report this old weighs 1/e of a new one.
 AVERAGE_S = 60.0
 
 
 @dataclass(frozen=True)
 class ReceivedReport:
-    """A report that was accepted, and when: `received_at` by wall time, `received_s` by the monotonic."""
+    """A report that was accepted, and when: `received_at` by wall time, `received_s` by the monotonic.
+
+    `state` is what it made of its worker.
+    """
 
     message: WorkerStatus
     endpoint: str
     received_at: float
     received_s: float
+    state: WorkerState
 
 
 class Totals:
@@ -66,7 +73,10 @@ class WorkerRecord:
     """All that the engine knows of one worker; `reports` are the latest ones, the oldest first.
 
     `pending` is the cost of each request routed to it since its last report, by `request_idx`.
-    `loaded_at` is 0.0 until it says that it is loaded; a restart sets it back, and `started_at` anew.
+    `starts` counts the processes that it had. `loaded_at` is 0.0 until it says that it is loaded; a restart
+    sets it back, and `started_at` anew.
+    `retired` is one that was asked to end: it works on what it has, and gets nothing more. `lost` is one
+    whose open requests were given up, because it is silent.
     """
 
     id: int
@@ -75,6 +85,9 @@ class WorkerRecord:
     totals: Totals = field(default_factory=Totals)
     pending: dict[int, float] = field(default_factory=dict[int, float])
     routed: int = 0
+    retired: bool = False
+    lost: bool = False
+    starts: int = 0
     started_at: float = 0.0
     loaded_at: float = 0.0
     cur_load_rolling_avg: float = 0.0
@@ -90,14 +103,26 @@ class WorkerRecord:
         return self.reports[-1].endpoint if self.reports else ""
 
     @property
+    def silent(self) -> bool:
+        """It never reported, or not for 30 s."""
+        return not self.reports or self.clock.monotonic() - self.reports[-1].received_s > SILENCE_S
+
+    @property
     def state(self) -> WorkerState:
-        """The first of these that holds: stopped (silent), error (it says so), loading, ready."""
-        if not self.reports or self.clock.monotonic() - self.reports[-1].received_s > SILENCE_S:
-            return "stopped"
-        message = self.reports[-1].message
-        if message.error_msg:
-            return "error"
-        return "ready" if message.loadtime > 0 else "loading"
+        """The first of these that holds: stopped (silent or retired), error (it says so), loading, ready."""
+        return "stopped" if self.silent or self.retired else self.reports[-1].state
+
+    @property
+    def perf(self) -> float:
+        """What it measured, in workload units a second; 0.0 if it hasn't."""
+        return self.last.max_perf if self.last else 0.0
+
+    @property
+    def arriving(self) -> float:
+        """The workload a second that came to it lately, accepted or rejected."""
+        since_s = self.clock.monotonic() - ARRIVAL_S
+        recent = (r.message for r in self.reports if r.received_s > since_s)
+        return math.fsum(message.new_load + message.rej_load for message in recent) / ARRIVAL_S
 
     @property
     def estimated_load(self) -> float:
@@ -105,9 +130,17 @@ class WorkerRecord:
         reported = max(0.0, self.last.cur_load) if self.last else 0.0
         return reported + math.fsum(self.pending.values())
 
-    def take(self, report: ReceivedReport) -> None:
-        message, before = report.message, self.last
-        if before is None or (before.loadtime > 0 and message.loadtime == 0):
+    def take(self, endpoint: str, message: WorkerStatus) -> None:
+        before, state = self.last, _state(message)
+        report = ReceivedReport(
+            message,
+            endpoint,
+            self.clock.wall(),
+            self.clock.monotonic(),
+            "stopped" if self.retired else state,
+        )
+        if before is None or _is_anew(before, message):
+            self.starts += 1
             self.started_at, self.loaded_at = report.received_at, 0.0
         if message.loadtime > 0 and not self.loaded_at:
             self.loaded_at = report.received_at
@@ -116,6 +149,7 @@ class WorkerRecord:
             weight = -math.expm1((self.reports[-1].received_s - report.received_s) / AVERAGE_S)
         self.cur_load_rolling_avg += weight * (message.cur_load - self.cur_load_rolling_avg)
         self.pending.clear()
+        self.lost = False
         self.reports.append(report)
         self.totals.add(message)
 
@@ -142,16 +176,12 @@ class WorkerRecord:
 
 
 class Fleet:
-    """Every worker by its id, and every endpoint by its name; `endpoint` exists from the start, as id 1.
+    """Every worker by its id. Of each at most `report_limit` reports are kept."""
 
-    Of each worker at most `report_limit` reports are kept.
-    """
-
-    def __init__(self, clock: Clock, endpoint: str, report_limit: int) -> None:
+    def __init__(self, clock: Clock, report_limit: int) -> None:
         self._clock = clock
         self._report_limit = report_limit
         self.workers: dict[int, WorkerRecord] = {}
-        self.endpoint_ids: dict[str, int] = {endpoint: 1}
 
     def worker(self, worker_id: int) -> WorkerRecord:
         """The record of a worker; for one that never reported an empty one, which is not kept."""
@@ -166,9 +196,13 @@ class Fleet:
     def take_report(self, endpoint: str, message: WorkerStatus) -> WorkerRecord:
         """Record a report. Its worker joins `endpoint`, and leaves the one it was in."""
         worker = self.workers[message.id] = self.worker(message.id)
-        self.endpoint_ids.setdefault(endpoint, len(self.endpoint_ids) + 1)
-        worker.take(ReceivedReport(message, endpoint, self._clock.wall(), self._clock.monotonic()))
+        worker.take(endpoint, message)
         return worker
+
+    def forget(self, endpoint: str) -> None:
+        """No more is known of the workers of `endpoint`."""
+        for worker in self.members(endpoint):
+            del self.workers[worker.id]
 
     def pick(self, endpoint: str) -> WorkerRecord | None:
         """The ready worker of `endpoint` with the shortest queue in time; None if none is ready.
@@ -187,6 +221,17 @@ class Fleet:
 
 
 def _queue_time(worker: WorkerRecord) -> tuple[bool, float, int, int]:
-    speed = worker.last.max_perf if worker.last else 0.0
-    load = worker.estimated_load
+    speed, load = worker.perf, worker.estimated_load
     return (speed <= 0, load / speed if speed > 0 else load, worker.routed, worker.id)
+
+
+def _state(message: WorkerStatus) -> WorkerState:
+    if message.error_msg:
+        return "error"
+    return "ready" if message.loadtime > 0 else "loading"
+
+
+def _is_anew(before: WorkerStatus, now: WorkerStatus) -> bool:
+    """Whether a worker's process was started between two of its reports: what only grows is less."""
+    was_loaded = before.loadtime > 0 and now.loadtime == 0
+    return was_loaded or now.num_requests_received < before.num_requests_received

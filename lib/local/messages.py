@@ -37,6 +37,18 @@ class BadMessage(WorkerError):
     status = 400
 
 
+class NotFound(WorkerError):
+    """404: there is no such thing here."""
+
+    status = 404
+
+
+class Conflict(WorkerError):
+    """409: it is there already."""
+
+    status = 409
+
+
 def parse_object(body: bytes) -> Mapping[str, object]:
     """The JSON object in `body`. Raises `BadMessage` for anything else, NaN and infinities included."""
     try:
@@ -100,9 +112,13 @@ class Fields:
         """Whether there is a value other than null."""
         return self._message.get(name) is not None
 
+    def value(self, name: str) -> object:
+        """What is there, of whatever type; None where nothing is."""
+        return self._message.get(name)
+
     def number(self, name: str, least: float = -MAX_NUMBER) -> float:
         """A finite number, integers included; whether it came as an int or a float is kept."""
-        value = self._value(name)
+        value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self._wrong(name, "must be a number")
             return 0.0
@@ -118,10 +134,10 @@ class Fields:
         if name not in self._message:
             self.problem(name, "is missing")
             return 0
-        return self._as_integer(name, self._value(name), least)
+        return self._as_integer(name, self.value(name), least)
 
     def integers(self, name: str, least: int) -> tuple[int, ...]:
-        value = self._value(name)
+        value = self.value(name)
         if not isinstance(value, list):
             self._wrong(name, "must be a list of integers")
             return ()
@@ -129,14 +145,14 @@ class Fields:
         return tuple(self._as_integer(f"{name}[{i}]", item, least) for i, item in items)
 
     def text(self, name: str) -> str:
-        value = self._value(name)
+        value = self.value(name)
         if not isinstance(value, str):
             self._wrong(name, "must be a string")
             return ""
         return value
 
     def boolean(self, name: str) -> bool:
-        value = self._value(name)
+        value = self.value(name)
         if not isinstance(value, bool):
             self._wrong(name, "must be true or false")
             return False
@@ -144,7 +160,7 @@ class Fields:
 
     def objects(self, name: str) -> tuple[Fields, ...]:
         """A reader for each object of a list; what they find wrong counts here."""
-        value = self._value(name)
+        value = self.value(name)
         if not isinstance(value, list):
             self._wrong(name, "must be a list of objects")
             return ()
@@ -159,7 +175,7 @@ class Fields:
 
     def object(self, name: str) -> Fields:
         """A reader for a nested object; what it finds wrong counts here."""
-        value = self._value(name)
+        value = self.value(name)
         if not isinstance(value, dict):
             self._wrong(name, "must be an object")
             return Fields({})
@@ -170,9 +186,6 @@ class Fields:
         for name in self._message:
             if name not in names:
                 self.problem(name, f"is unknown; known are {', '.join(names)}")
-
-    def _value(self, name: str) -> object:
-        return self._message.get(name)
 
     def _wrong(self, name: str, what: str) -> None:
         self.problem(name, what if name in self._message else "is missing")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lib.local.fleet import ReceivedReport, WorkerRecord
+from lib.local.groups import Endpoint
 
 if TYPE_CHECKING:
     from lib.local.engine import LocalEngine, ReceivedFinish
@@ -35,9 +36,23 @@ class Overview:
             "now": now,
             "window_s": WINDOW_S,
             "open_requests": len(self.engine.open_requests),
+            "plans": plans(self.engine),
             "workers": [_worker(worker, since) for worker in self.engine.workers.values()],
             "finished": [_finish(f) for f in _latest(self.engine.finished, since)],
         }
+
+
+def plans(engine: LocalEngine) -> list[dict[str, Any]]:
+    """The plan of each endpoint, with the parameters that it follows from."""
+    return [_plan(engine, endpoint) for endpoint in engine.groups.endpoints.values()]
+
+
+def _plan(engine: LocalEngine, endpoint: Endpoint) -> dict[str, Any]:
+    return {
+        "endpoint": endpoint.name,
+        "endpoint_id": endpoint.id,
+        **engine.plan_of(endpoint).to_json(),
+    }
 
 
 def _worker(worker: WorkerRecord, since: float) -> dict[str, Any]:
@@ -56,10 +71,9 @@ def _worker(worker: WorkerRecord, since: float) -> dict[str, Any]:
 
 def _sample(report: ReceivedReport) -> dict[str, Any]:
     message = report.message
-    state = "error" if message.error_msg else "ready" if message.loadtime > 0 else "loading"
     return {
         "at": report.received_at,
-        "state": state,
+        "state": report.state,
         "cur_load": message.cur_load,
         "max_perf": message.max_perf,
         "cur_perf": message.cur_perf,

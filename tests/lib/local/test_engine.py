@@ -460,6 +460,30 @@ async def test_finished_requests_are_kept_and_closed(served: Served) -> None:
     assert served.engine.worker(7).estimated_load == 4.0
 
 
+async def test_requests_of_a_worker_that_is_gone_are_not_open(served: Served) -> None:
+    await served.ok("/worker_status/", report())
+    await route(served)
+    await served.ok("/worker_status/", report(loadtime=0.0))
+    assert len(served.engine.open_requests) == 0
+    await served.ok("/worker_status/", report())
+    await route(served)
+    served.clock.advance(30.1)
+    assert len(served.engine.open_requests) == 0
+    late = {"worker_id": 7, "mtoken": "", "requests": [finished(request_idx=2)]}
+    await served.ok("/delete_requests/", late)
+    assert len(served.engine.finished) == 1
+
+
+async def test_a_request_that_is_worked_on_stays_open(served: Served) -> None:
+    await served.ok("/worker_status/", report())
+    for _ in range(2):
+        await route(served)
+    for _ in range(40):
+        served.clock.advance(20.0)
+        await served.ok("/worker_status/", report(working_request_idxs=[2]))
+    assert [idx in served.engine.open_requests for idx in (1, 2)] == [False, True]
+
+
 async def test_each_attempt_is_an_entry_of_its_own(served: Served) -> None:
     for _ in range(2):
         await served.ok("/delete_requests/", {"worker_id": 7, "mtoken": "", "requests": [finished()]})

@@ -40,9 +40,7 @@ READY = WorkerStatus(
 )
 def test_states(loadtime: float, error_msg: str, state: str) -> None:
     clock = ManualClock()
-    worker = Fleet(clock, "local", 10).take_report(
-        "local", replace(READY, loadtime=loadtime, error_msg=error_msg)
-    )
+    worker = Fleet(clock, 10).take_report("local", replace(READY, loadtime=loadtime, error_msg=error_msg))
     assert worker.state == state
     clock.advance(30.1)
     assert worker.state == "stopped"
@@ -50,7 +48,7 @@ def test_states(loadtime: float, error_msg: str, state: str) -> None:
 
 def test_a_restart_starts_anew_and_a_recovery_does_not() -> None:
     clock = ManualClock(wall_s=100.0)
-    fleet = Fleet(clock, "local", 10)
+    fleet = Fleet(clock, 10)
     seen: list[tuple[float, float]] = []
     for message in (
         replace(READY, loadtime=0.0),
@@ -75,7 +73,7 @@ def test_a_restart_starts_anew_and_a_recovery_does_not() -> None:
 
 def test_the_rolling_average_forgets_in_a_minute() -> None:
     clock = ManualClock()
-    fleet = Fleet(clock, "local", 10)
+    fleet = Fleet(clock, 10)
     assert fleet.take_report("local", replace(READY, cur_load=100.0)).cur_load_rolling_avg == 100.0
     for _ in range(60):
         clock.advance(1.0)
@@ -94,13 +92,13 @@ def test_totals_are_exact(loads: list[float]) -> None:
 
 def test_open_requests_are_bounded_and_numbers_unique() -> None:
     requests = OpenRequests(limit=3)
-    assert [requests.open() for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert [requests.open(0.0) for _ in range(5)] == [1, 2, 3, 4, 5]
     assert len(requests) == 3
     assert 2 not in requests
     requests.close(2)
     requests.close(4)
-    assert requests.open(4) == 4
-    assert requests.open() == 6
+    assert requests.open(0.0, 4) == 4
+    assert requests.open(0.0) == 6
 
 
 @given(st.lists(st.integers(0, 30)))
@@ -109,10 +107,54 @@ def test_no_number_is_given_twice(brought: list[int]) -> None:
     given_out: set[int] = set()
     seen: set[int] = set()
     for request_idx in brought:
-        number = requests.open(request_idx)
+        number = requests.open(0.0, request_idx)
         if request_idx:
             assert number == request_idx
         else:
             assert number not in given_out | seen
             given_out.add(number)
         seen.add(number)
+
+
+def test_what_a_gone_worker_had_is_closed() -> None:
+    requests = OpenRequests()
+    for worker_id in (7, 8, 7):
+        requests.route(requests.open(0.0), worker_id)
+    assert requests.close_routed_to(7) == [1, 3]
+    assert requests.worker_id(2) == 8
+    assert requests.close_routed_to(7) == []
+
+
+def test_what_nobody_asks_for_is_closed_in_ten_minutes() -> None:
+    requests = OpenRequests()
+    for _ in range(3):
+        requests.open(0.0)
+    requests.route(2, 7)
+    requests.open(300.0, 3)
+    assert requests.close_abandoned(599.0, lambda _worker_id, _idx: False) == []
+    assert requests.close_abandoned(600.0, lambda worker_id, idx: (worker_id, idx) == (7, 2)) == [1]
+    assert (1 in requests, 2 in requests, 3 in requests) == (False, True, True)
+    assert requests.close_abandoned(900.0, lambda _worker_id, _idx: True) == [3]
+    assert requests.close_abandoned(1199.0, lambda _worker_id, _idx: False) == []
+    assert requests.close_abandoned(1200.0, lambda _worker_id, _idx: False) == [2]
+
+
+@pytest.mark.parametrize(
+    "anew", [{"loadtime": 0.0, "num_requests_received": 9}, {"num_requests_received": 8}]
+)
+def test_a_process_that_counts_from_the_start_is_another(anew: dict[str, float]) -> None:
+    fleet = Fleet(ManualClock(), 10)
+    fleet.take_report("local", replace(READY, num_requests_received=9))
+    fleet.take_report("local", replace(READY, num_requests_received=9))
+    assert fleet.worker(7).starts == 1
+    fleet.take_report("local", replace(READY, **anew))  # type: ignore[arg-type] # ints and floats
+    assert fleet.worker(7).starts == 2
+
+
+def test_a_retired_worker_gets_nothing_and_says_the_rest() -> None:
+    fleet = Fleet(ManualClock(), 10)
+    worker = fleet.take_report("local", READY)
+    worker.retired = True
+    fleet.take_report("local", replace(READY, cur_perf=3.0))
+    assert (worker.state, fleet.pick("local"), worker.totals.cur_perf) == ("stopped", None, 3.0)
+    assert [report.state for report in worker.reports] == ["ready", "stopped"]

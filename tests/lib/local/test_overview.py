@@ -29,8 +29,11 @@ def told(engine: LocalEngine, since: float = 0.0) -> dict[str, Any]:
 
 def test_without_workers() -> None:
     engine, clock = an_engine()
+    (plan,) = told(engine)["plans"]
+    assert (plan["endpoint"], plan["exploring"], plan["workers_ready_wanted"]) == ("local", True, 3)
     assert told(engine) == {
         "now": clock.wall(),
+        "plans": [plan],
         "window_s": WINDOW_S,
         "open_requests": 0,
         "workers": [],
