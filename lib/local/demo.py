@@ -1,8 +1,7 @@
 """`pyworker demo`: the whole system on this machine, and one request of each kind through it.
 
-Owns the demo's story and what its processes are told. The local engine lives in this process; the model
-server and the worker are processes, started by name and spoken to over HTTP, as on an instance. How
-processes are kept is in processes.py, how things look in screen.py.
+Owns the demo's story. The local engine lives in this process; the model server and the worker are processes
+(hello_world.py). How things look is in screen.py.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,21 +22,12 @@ import anyio
 
 from lib.local.engine import LocalEngine, serve_engine
 from lib.local.fleet import WorkerRecord
-from lib.local.instance import WORKER_ID, instance_variables, with_code
-from lib.local.processes import (
-    Child,
-    ChildFailed,
-    Interrupted,
-    free_port,
-    python_module,
-    signals_asked,
-    while_running,
-)
+from lib.local.hello_world import HelloWorld, hello_world
+from lib.local.instance import WORKER_ID
+from lib.local.processes import Child, ChildFailed, Interrupted, signals_asked, while_running
 from lib.local.screen import Screen
 from lib.tools.route_client import LOCAL_NAME, EngineError, NoWorker, RouteAnswer, RouteClient, Target
 
-MODEL_MODULE = "workers.hello_world.model_server"
-WORKER_MODULE = "workers.hello_world.server"
 CLIENT_MODULE = "workers.hello_world.client"
 LOAD_TEST_MODULE = "workers.hello_world.test_load"
 
@@ -47,18 +37,10 @@ PROMPT = "The White Rabbit"
 WHOLE_TOKENS = 40
 STREAMED_TOKENS = 150
 
-# The model's capacity is fixed: a few rounds find it.
-BENCHMARK_LIMIT_S = 3
 READY_LIMIT_S = 60.0
 REQUEST_LIMIT_S = 30.0
 POLL_S = 0.1
 _STATUS_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
-
-# Variables with such a beginning configure a worker: those of a real instance are not for this one.
-_INSTANCE_VARIABLES = (
-    *("AUTH_", "BENCHMARK_", "CONTAINER_ID", "DRAIN_", "LOG_", "MASTER_TOKEN", "MAX_", "MODEL_"),
-    *("PUBLIC_IPADDR", "REPORT_ADDR", "REQUEST_BODY_", "UNSECURED", "USE_SSL", "VAST_", "WORKER_"),
-)
 
 
 @dataclass(frozen=True)
@@ -67,15 +49,11 @@ class Stage:
 
     engine: LocalEngine
     engine_url: str
-    model_url: str
-    worker_url: str
-    loopback_url: str
-    model: Child
-    worker: Child
+    system: HelloWorld
 
     @property
-    def children(self) -> tuple[Child, ...]:
-        return (self.model, self.worker)
+    def worker(self) -> Child:
+        return self.system.worker
 
     @property
     def record(self) -> WorkerRecord:
@@ -96,12 +74,12 @@ def demo(environ: Mapping[str, str], *, once: bool = False, screen: Screen | Non
 async def _demo(environ: Mapping[str, str], once: bool, screen: Screen, directory: Path) -> None:
     stop = _signals()
     async with _stage(environ, directory) as stage:
-        await while_running(_show(stage, screen), stage.children, stop)
+        await while_running(_show(stage, screen), stage.system.children, stop)
         if once:
             return
         _show_what_next(stage, screen)
         try:
-            await while_running(anyio.sleep_forever(), stage.children, stop)
+            await while_running(anyio.sleep_forever(), stage.system.children, stop)
         except Interrupted:
             screen.line()
             screen.line("Stopping the worker, the model server and the engine.")
@@ -122,49 +100,22 @@ def _signals() -> asyncio.Future[int]:
 @asynccontextmanager
 async def _stage(environ: Mapping[str, str], directory: Path) -> AsyncGenerator[Stage, None]:
     """Engine, model server and worker, each on ports of its own; ended in the opposite order."""
-    async with AsyncExitStack() as stack:
-        model_port, port, loopback_port = (stack.enter_context(free_port()) for _ in range(3))
-        engine = LocalEngine(endpoint=LOCAL_NAME)
-        engine_url = await stack.enter_async_context(serve_engine(engine))
-        inherited = _inherited(environ)
-        model_log = directory / "model_server.log"
-        model = await stack.enter_async_context(
-            python_module(
-                "model server",
-                MODEL_MODULE,
-                *("--port", str(model_port), "--tokens-per-s", str(TOKENS_PER_S)),
-                environ=inherited,
-                log=model_log,
-            )
-        )
-        model_url = f"http://127.0.0.1:{model_port}"
-        instance = {
-            **instance_variables(engine_url, port, loopback_port),
-            "MODEL_SERVER_URL": model_url,
-            "MODEL_LOG": str(model_log),
-            "BENCHMARK_TIME_LIMIT_S": str(BENCHMARK_LIMIT_S),
-            "DRAIN_TIMEOUT_S": "1",
-        }
-        worker = await stack.enter_async_context(
-            python_module(
-                "worker", WORKER_MODULE, environ={**inherited, **instance}, log=directory / "worker.log"
-            )
-        )
-        loopback_url = f"http://127.0.0.1:{loopback_port}"
-        yield Stage(engine, engine_url, model_url, f"http://127.0.0.1:{port}", loopback_url, model, worker)
-
-
-def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` less what configures workers; its processes find the code that this one runs."""
-    return with_code({k: v for k, v in environ.items() if not k.startswith(_INSTANCE_VARIABLES)})
+    engine = LocalEngine(endpoint=LOCAL_NAME)
+    async with (
+        serve_engine(engine) as engine_url,
+        hello_world(engine_url, environ, directory, TOKENS_PER_S) as system,
+    ):
+        yield Stage(engine, engine_url, system)
 
 
 async def _show(stage: Stage, screen: Screen) -> None:
     """The story, from starting up to what the engine was told."""
     screen.title("PyWorker demo: an engine, a model server and a worker, all on this machine")
     screen.item("engine", f"{stage.engine_url}  stands in for the serverless engine")
-    screen.item("model server", f"{stage.model_url}  generates {TOKENS_PER_S} tokens/s, by a Markov chain")
-    screen.item("worker", f"{stage.worker_url}  checks, queues, forwards, streams and reports")
+    screen.item(
+        "model server", f"{stage.system.model_url}  generates {TOKENS_PER_S} tokens/s, by a Markov chain"
+    )
+    screen.item("worker", f"{stage.system.worker_url}  checks, queues, forwards, streams and reports")
     async with aiohttp.ClientSession() as http:
         await _await_ready(stage, screen, http)
         client = RouteClient(http, Target(stage.engine_url, LOCAL_NAME, "demo"))
@@ -202,7 +153,7 @@ async def _await_ready(stage: Stage, screen: Screen, http: aiohttp.ClientSession
 async def _states(stage: Stage, http: aiohttp.ClientSession) -> list[tuple[str, str]]:
     """The worker's own account of its states and what led to each; none while it doesn't listen."""
     try:
-        async with http.get(f"{stage.loopback_url}/status", timeout=_STATUS_TIMEOUT) as answer:
+        async with http.get(f"{stage.system.loopback_url}/status", timeout=_STATUS_TIMEOUT) as answer:
             status: dict[str, Any] = await answer.json()
     except aiohttp.ClientError:
         return []
@@ -295,7 +246,7 @@ def _show_what_next(stage: Stage, screen: Screen) -> None:
     screen.line()
     screen.line("What the worker says of itself, and the logs:")
     screen.line()
-    screen.command(f"curl {stage.loopback_url}/status")
-    screen.command(f"tail -f {shlex.quote(str(stage.worker.log))} {shlex.quote(str(stage.model.log))}")
+    screen.command(f"curl {stage.system.loopback_url}/status")
+    screen.command(f"tail -f {shlex.quote(str(stage.worker.log))} {shlex.quote(str(stage.system.model.log))}")
     screen.line()
     screen.line("Ctrl-C ends it.")

@@ -61,10 +61,12 @@ async def local_instance(
         yield Instance(engine, engine_url, port, loopback_port, {**with_code(environ), **variables})
 
 
-def instance_variables(engine_url: str, port: int, loopback_port: int) -> dict[str, str]:
+def instance_variables(
+    engine_url: str, port: int, loopback_port: int, worker_id: int = WORKER_ID
+) -> dict[str, str]:
     """What an instance sets for its worker (launch.md), here without TLS."""
     return {
-        "CONTAINER_ID": str(WORKER_ID),
+        "CONTAINER_ID": str(worker_id),
         "PUBLIC_IPADDR": HOST,
         f"VAST_TCP_PORT_{port}": str(port),
         "WORKER_PORT": str(port),

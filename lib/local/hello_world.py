@@ -1,0 +1,90 @@
+"""The worker hello_world and its model server as two processes, for whoever needs a worker that works.
+
+Owns what the two are told. They are started by name and spoken to over HTTP, as on an instance; how processes
+are kept is in processes.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.local.instance import HOST, WORKER_ID, instance_variables, with_code
+from lib.local.processes import Child, free_port, python_module
+
+MODEL_MODULE = "workers.hello_world.model_server"
+WORKER_MODULE = "workers.hello_world.server"
+
+# The model's capacity is fixed: a few rounds find it.
+BENCHMARK_LIMIT_S = 3
+DRAIN_TIMEOUT_S = 1
+
+# Variables with such a beginning configure a worker: those of a real instance are not for this one.
+_INSTANCE_VARIABLES = (
+    *("AUTH_", "BENCHMARK_", "CONTAINER_ID", "DRAIN_", "LOG_", "MASTER_TOKEN", "MAX_", "MODEL_"),
+    *("PUBLIC_IPADDR", "REPORT_ADDR", "REQUEST_BODY_", "SSL_", "UNSECURED", "USE_SSL", "VAST_", "WORKER_"),
+)
+
+
+@dataclass(frozen=True)
+class HelloWorld:
+    """Both processes, and where they are; `worker_url` is the worker's public URL."""
+
+    model: Child
+    worker: Child
+    model_url: str
+    worker_url: str
+    loopback_url: str
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        return (self.model, self.worker)
+
+
+@asynccontextmanager
+async def hello_world(
+    engine_url: str,
+    environ: Mapping[str, str],
+    directory: Path,
+    tokens_per_s: int,
+    *,
+    worker_id: int = WORKER_ID,
+    **variables: str,
+) -> AsyncGenerator[HelloWorld, None]:
+    """Both of them, each on ports of its own, the worker reporting to `engine_url`; ended with the block.
+
+    `environ` is what they inherit, less what configures workers, and `variables` what the worker is told
+    besides. Logs and the benchmark's result are kept in `directory`.
+    """
+    inherited = with_code({k: v for k, v in environ.items() if not k.startswith(_INSTANCE_VARIABLES)})
+    async with AsyncExitStack() as stack:
+        model_port, port, loopback_port = (stack.enter_context(free_port()) for _ in range(3))
+        model_log = directory / "model_server.log"
+        model = await stack.enter_async_context(
+            python_module(
+                "model server",
+                MODEL_MODULE,
+                *("--port", str(model_port), "--tokens-per-s", str(tokens_per_s)),
+                environ=inherited,
+                log=model_log,
+            )
+        )
+        model_url = f"http://{HOST}:{model_port}"
+        told = {
+            **inherited,
+            **instance_variables(engine_url, port, loopback_port, worker_id),
+            "MODEL_SERVER_URL": model_url,
+            "MODEL_LOG": str(model_log),
+            "BENCHMARK_TIME_LIMIT_S": str(BENCHMARK_LIMIT_S),
+            "DRAIN_TIMEOUT_S": str(DRAIN_TIMEOUT_S),
+            **variables,
+        }
+        worker = await stack.enter_async_context(
+            python_module("worker", WORKER_MODULE, environ=told, log=directory / "worker.log")
+        )
+        scheme = "https" if told["USE_SSL"] == "true" else "http"
+        yield HelloWorld(
+            model, worker, model_url, f"{scheme}://{HOST}:{port}", f"http://{HOST}:{loopback_port}"
+        )
