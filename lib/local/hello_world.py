@@ -51,7 +51,7 @@ async def hello_world(
     tokens_per_s: int,
     *,
     worker_id: int = WORKER_ID,
-    **variables: str,
+    variables: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[HelloWorld, None]:
     """Both of them, each on ports of its own, the worker reporting to `engine_url`; ended with the block.
 
@@ -79,7 +79,7 @@ async def hello_world(
             "MODEL_LOG": str(model_log),
             "BENCHMARK_TIME_LIMIT_S": str(BENCHMARK_LIMIT_S),
             "DRAIN_TIMEOUT_S": str(DRAIN_TIMEOUT_S),
-            **variables,
+            **(variables or {}),
         }
         worker = await stack.enter_async_context(
             python_module("worker", WORKER_MODULE, environ=told, log=directory / "worker.log")
