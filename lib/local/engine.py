@@ -15,7 +15,7 @@ import logging
 import sys
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -72,6 +72,16 @@ class ReceivedFinish:
     received_at: float
 
 
+@dataclass(frozen=True)
+class Autoscale:
+    """How many workers of an endpoint are kept running here, how many should be, and how many may."""
+
+    endpoint: str
+    most: int
+    running: int
+    wanted: int
+
+
 class LocalEngine:
     """The state of one engine and what it does; `app` gives it to clients and workers over HTTP.
 
@@ -113,6 +123,7 @@ class LocalEngine:
         self.fleet = Fleet(self.clock, report_limit)
         self.groups = Groups()
         self.groups.add_endpoint(Endpoint(0, endpoint, self.clock.wall()))
+        self.autoscale: Autoscale | None = None
         self.requests_seen: Counter[FaultKind] = Counter()
         self._api_key = api_key
         self._open_requests = OpenRequests()
@@ -436,22 +447,25 @@ async def run_engine(
     api_key: str | None = None,
     endpoint: str = DEFAULT_ENDPOINT,
     tell: Callable[[str], object] | None = None,
+    beside: Callable[[LocalEngine, str], Awaitable[None]] | None = None,
 ) -> None:
     """Serve a local engine until cancelled, having told in one line where and what it is.
 
-    The line goes to `tell`, by default to standard output. Raises `CannotListen`, whose text is what to
-    print and whose `exit_status` is what to exit with.
+    The line goes to `tell`, by default to standard output. `beside` is run with the engine and its URL, and
+    the engine ends when it does. Raises `CannotListen`, whose text is what to print and whose `exit_status`
+    is what to exit with.
     """
     # A worker remembers the highest reqnum it took: an engine that is started anew must not begin below.
     engine = LocalEngine(scheme, api_key, endpoint, first_reqnum=int(SystemClock().wall() * 1000))
     async with serve_engine(engine, host, port) as url:
-        (tell or _print)(
+        (tell or print_line)(
             f"local engine on {url} (endpoint {endpoint}, scheme {scheme}): "
             "a stand-in for development, not a production scheduler"
         )
-        await anyio.sleep_forever()
+        await (beside(engine, url) if beside else anyio.sleep_forever())
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """To standard output, at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.local.instance import HOST, WORKER_ID, instance_variables, with_code
-from lib.local.processes import Child, free_port, python_module
+from lib.local.processes import END_LIMIT_S, Child, free_port, python_module
 
 MODEL_MODULE = "workers.hello_world.model_server"
 WORKER_MODULE = "workers.hello_world.server"
 
 # The model's capacity is fixed: a few rounds find it.
 BENCHMARK_LIMIT_S = 3
-DRAIN_TIMEOUT_S = 1
 
 # Variables with such a beginning configure a worker: those of a real instance are not for this one.
 _INSTANCE_VARIABLES = (
@@ -52,11 +51,13 @@ async def hello_world(
     *,
     worker_id: int = WORKER_ID,
     variables: Mapping[str, str] | None = None,
+    drain_s: int = 1,
 ) -> AsyncGenerator[HelloWorld, None]:
     """Both of them, each on ports of its own, the worker reporting to `engine_url`; ended with the block.
 
     `environ` is what they inherit, less what configures workers, and `variables` what the worker is told
-    besides. Logs and the benchmark's result are kept in `directory`.
+    besides. Logs and the benchmark's result are kept in `directory`. Requests in progress have `drain_s`
+    seconds to end.
     """
     inherited = with_code({k: v for k, v in environ.items() if not k.startswith(_INSTANCE_VARIABLES)})
     async with AsyncExitStack() as stack:
@@ -78,11 +79,17 @@ async def hello_world(
             "MODEL_SERVER_URL": model_url,
             "MODEL_LOG": str(model_log),
             "BENCHMARK_TIME_LIMIT_S": str(BENCHMARK_LIMIT_S),
-            "DRAIN_TIMEOUT_S": str(DRAIN_TIMEOUT_S),
+            "DRAIN_TIMEOUT_S": str(drain_s),
             **(variables or {}),
         }
         worker = await stack.enter_async_context(
-            python_module("worker", WORKER_MODULE, environ=told, log=directory / "worker.log")
+            python_module(
+                "worker",
+                WORKER_MODULE,
+                environ=told,
+                log=directory / "worker.log",
+                end_limit_s=drain_s + END_LIMIT_S,
+            )
         )
         scheme = "https" if told["USE_SSL"] == "true" else "http"
         yield HelloWorld(

@@ -7,7 +7,7 @@ page that draws it lies in lib/local/page/.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lib.local.fleet import ReceivedReport, WorkerRecord
@@ -48,10 +48,13 @@ def plans(engine: LocalEngine) -> list[dict[str, Any]]:
 
 
 def _plan(engine: LocalEngine, endpoint: Endpoint) -> dict[str, Any]:
+    autoscale = engine.autoscale
+    ours = autoscale is not None and autoscale.endpoint == endpoint.name
     return {
         "endpoint": endpoint.name,
         "endpoint_id": endpoint.id,
         **engine.plan_of(endpoint).to_json(),
+        "autoscale": asdict(autoscale) if autoscale is not None and ours else None,
     }
 
 

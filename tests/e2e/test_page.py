@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import Autoscale, LocalEngine, serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.lib.local.test_overview import STATUS
 from tests.manual_clock import ManualClock
@@ -116,6 +116,23 @@ async def test_an_engine_that_was_started_anew_is_shown_anew() -> None:
                 await expect(page.locator("#none")).to_be_visible()
     finally:
         lease.close()
+
+
+async def test_it_shows_the_plan_and_what_was_started_by_it() -> None:
+    expect.set_options(timeout=WAIT_MS)
+    clock = ManualClock()
+    engine = LocalEngine(clock=clock, key=engine_key())
+    async with serve_engine(engine) as url, opened(url) as (page, complaints):
+        plan = page.locator("#plans tbody tr")
+        await expect(plan).to_contain_text("no worker has been measured yet: 3 to explore")
+        report(engine, **READY, new_load=7500.0)
+        await expect(plan).to_contain_text("a load of 500 wants a capacity of 555.6: 3 of 200")
+        await expect(plan).to_contain_text("1 of 3")
+        engine.autoscale = Autoscale("local", 8, 2, 3)
+        await expect(plan).to_contain_text("2 of 8")
+        engine.retire(7)
+        await expect(page.locator("#workers .state")).to_have_text("stopped")
+        assert complaints == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

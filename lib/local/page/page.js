@@ -13,7 +13,7 @@ const byId = (id) => document.getElementById(id);
 const compact = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 const clockTime = new Intl.DateTimeFormat("en", { timeStyle: "medium", hour12: false });
 
-const known = { workers: new Map(), finished: [], errors: [], now: 0, window_s: 600, open_requests: 0 };
+const known = { workers: new Map(), finished: [], plans: [], errors: [], now: 0, window_s: 600, open_requests: 0 };
 let since = 0;
 
 // What the engine told
@@ -22,6 +22,7 @@ function learn(told) {
   since = known.now = told.now;
   known.window_s = told.window_s;
   known.open_requests = told.open_requests;
+  known.plans = told.plans;
   const oldest = told.now - told.window_s;
   for (const worker of told.workers) {
     const before = known.workers.get(worker.id);
@@ -280,6 +281,26 @@ function drawWorkers() {
   byId("workers").tBodies[0].replaceChildren(...rows);
 }
 
+function drawPlans() {
+  const rows = known.plans.map((plan) => {
+    const row = element("tr");
+    const name = element("th", plan.endpoint);
+    name.scope = "row";
+    const numbers = [
+      compact.format(plan.load),
+      compact.format(plan.target_capacity),
+      compact.format(plan.ready_capacity),
+      compact.format(plan.cold_capacity),
+      `${plan.workers_ready} of ${plan.workers_ready_wanted}`,
+      `${plan.workers_cold} of ${plan.workers_cold_wanted}`,
+      plan.autoscale ? `${plan.autoscale.running} of ${plan.autoscale.most}` : "–",
+    ];
+    row.append(name, ...numbers.map((text) => element("td", text, "number")), element("td", plan.reason));
+    return row;
+  });
+  byId("plans").tBodies[0].replaceChildren(...rows);
+}
+
 function drawLists() {
   const errors = known.errors.map((error) =>
     element("li", `${clockTime.format(error.at * 1000)}, worker ${error.id}: ${error.text}`),
@@ -323,6 +344,7 @@ async function step() {
   drawTiles();
   drawWorkers();
   drawCharts();
+  drawPlans();
   drawLists();
 }
 
