@@ -1,0 +1,115 @@
+"""Every route of the engine, as its application has them: bad input is a clear error and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from lib.local.engine import LocalEngine, serve_engine
+from lib.local.messages import RouteQuery
+from tests.lib.local.test_fleet import READY
+from tests.manual_clock import ManualClock
+from tests.rig import engine_key
+
+KEY = {"Authorization": "Bearer any"}
+BAD_BODIES = {
+    "half": b"{",
+    "list": b"[]",
+    "null": b"null",
+    "text": b'"x"',
+    "binary": b"\xff\xfe",
+    "nan": b'{"id": NaN}',
+    "huge": b'{"id": ' + b"9" * 5000 + b"}",
+    "deep": b'{"a":' * 100_000,
+}
+# These read no body.
+WITHOUT_BODY = {"/local/rotate_key"}
+
+
+def routes() -> list[tuple[str, str]]:
+    """Method and path of each, its parameters filled in."""
+    found: list[tuple[str, str]] = []
+    for route in LocalEngine(key=engine_key()).app().router.routes():
+        resource = route.resource
+        assert resource is not None
+        if route.method != "HEAD" and not isinstance(resource, web.StaticResource):
+            path = resource.canonical.replace("{endpoint}", "local").replace("{id}", "1")
+            found.append((route.method, path))
+    return found
+
+
+ROUTES = routes()
+READING = [(m, p) for m, p in ROUTES if m in ("POST", "PUT", "DELETE") and p not in WITHOUT_BODY]
+
+
+@asynccontextmanager
+async def served() -> AsyncGenerator[tuple[LocalEngine, str, aiohttp.ClientSession], None]:
+    """An engine with a ready worker, in a workergroup, and an open request."""
+    engine = LocalEngine(clock=ManualClock(), key=engine_key())
+    engine.take_report("local", READY)
+    engine.route(RouteQuery("local", 5.0, 0))
+    async with serve_engine(engine) as url, aiohttp.ClientSession(headers=KEY) as http:
+        yield engine, url, http
+
+
+def state(engine: LocalEngine) -> Any:
+    return (
+        engine.public_key,
+        dict(engine.groups.endpoints),
+        dict(engine.groups.workergroups),
+        {i: (w.totals.reports, w.routed, dict(w.pending)) for i, w in engine.workers.items()},
+        engine.finished,
+        len(engine.open_requests),
+        engine.certificates,
+        engine.faults.to_json(),
+    )
+
+
+def test_the_routes_are_found() -> None:
+    assert ("POST", "/route/") in READING
+    assert ("DELETE", "/e/local/api/v0/workergroups/1/") in READING
+
+
+@pytest.mark.parametrize(("method", "path"), READING)
+async def test_a_bad_body(method: str, path: str) -> None:
+    async with served() as (engine, url, http):
+        before = state(engine)
+        for name, body in BAD_BODIES.items():
+            async with http.request(method, url + path, data=body) as answer:
+                told = await answer.json()
+                assert answer.status == 400, (name, told)
+                said = told.get("msg") or told["error"]
+                assert isinstance(said, str)
+                assert len(said.split()) > 2, name
+        assert state(engine) == before
+
+
+@pytest.mark.parametrize("path", sorted({path for _, path in ROUTES}))
+async def test_a_wrong_method(path: str) -> None:
+    async with served() as (engine, url, http):
+        before = state(engine)
+        async with http.patch(url + path, json={}) as answer:
+            assert answer.status == 405
+            assert "not PATCH" in (await answer.json())["error"]
+            assert answer.headers["Allow"]
+        assert state(engine) == before
+
+
+@pytest.mark.parametrize("name", ["a" * 129, "a%0Ab"])
+@pytest.mark.parametrize(
+    ("method", "path"), [(m, p) for m, p in ROUTES if "/e/local/" in p and "pubkey" not in p]
+)
+async def test_a_path_with_an_endpoint_that_can_not_be(method: str, path: str, name: str) -> None:
+    async with served() as (engine, url, http):
+        before = state(engine)
+        wrong = path.replace("/e/local/", f"/e/{name}/") + "?instance_id=1"
+        async with http.request(method, url + wrong, data=b'{"id": 1, "workergroup_id": 1}') as answer:
+            told = await answer.json()
+            assert answer.status == 400, told
+            assert "the path's endpoint must be a name" in (told.get("msg") or told["error"])
+        assert state(engine) == before
