@@ -1,0 +1,92 @@
+"""docs/local-engine.md against the local engine: its routes, parameters, states and faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from lib.local import autoscale
+from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine_logs import LOG_LEVELS
+from lib.local.faults import FAULT_KINDS, Fault
+from lib.local.fleet import ARRIVAL_S, SILENCE_S, WORKER_STATES
+from lib.local.groups import Scaling, Workergroup
+from lib.local.hello_world import hello_world
+from lib.local.instance import WORKER_ID
+from lib.local.open_requests import ABANDONED_S
+from tests.docs.blocks import codes, document, table
+from tests.fakes.command import done
+from tests.rig import GUARD_S, engine_key
+
+DOC = document("local-engine")
+MANAGING = DOC.section("## Managing endpoints and workergroups")
+
+
+def defaults(rows: list[list[str]]) -> dict[str, str]:
+    """What each name in the rows' first cell is by default."""
+    return {name: row[1] for row in rows for name in codes(row[0])}
+
+
+def test_parameters_and_their_defaults() -> None:
+    told = defaults(table(MANAGING, 1))
+    assert told.pop("endpoint_name") == "required"
+    assert {name: float(value) for name, value in told.items()} == dataclasses.asdict(Scaling())
+    told, group = defaults(table(MANAGING, 2)), Workergroup(0, 0, 0.0)
+    assert (float(told["test_workers"]), float(told["gpu_ram"])) == (group.test_workers, group.gpu_ram)
+    assert {name for name, value in told.items() if value == "the endpoint's"} == {
+        name for name in told if name in dataclasses.asdict(Scaling())
+    }
+
+
+def test_states_levels_and_times() -> None:
+    assert [codes(row[0])[0] for row in table(DOC.text)] == list(WORKER_STATES)
+    assert f"no report for {SILENCE_S:g} s" in DOC.text
+    assert ABANDONED_S == 600.0
+    assert f"within the last {ARRIVAL_S:g} s" in DOC.text
+    assert f"too many for {autoscale.PATIENCE_S:g} s" in DOC.text
+    assert f"makes {autoscale.TOKENS_PER_S} tokens a second" in DOC.prose
+    logs = next(row[1] for row in table(MANAGING) if "logs" in row[0])
+    assert [level for level in LOG_LEVELS if f"`{level}`" in logs] == list(LOG_LEVELS)
+
+
+def test_every_route_is_there() -> None:
+    app = LocalEngine(key=engine_key()).app()
+    known = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
+    for row in table(MANAGING):
+        words = codes(row[0])
+        methods = [word for word in words if word.isupper()]
+        paths = [word for word in words if word.startswith("/")]
+        assert methods
+        assert paths
+        assert {(m, p) for m in methods for p in paths} <= known
+    for method, path in re.findall(r"`(GET|POST) (/[a-z_/.0-9]+)", DOC.prose):
+        assert (method, path) in known
+
+
+async def test_faults() -> None:
+    section = DOC.section("## Faults")
+    assert {codes(row[0])[0] for row in table(section)} == {f.name for f in dataclasses.fields(Fault)}
+    assert all(f"`{kind}`" in section for kind in FAULT_KINDS)
+    engine = LocalEngine(key=engine_key())
+    async with (
+        serve_engine(engine) as url,
+        aiohttp.ClientSession() as http,
+        http.post(url + "/local/faults", json=DOC.sample("faults")) as answer,
+    ):
+        assert answer.status == 200
+    assert (engine.faults.reports, engine.faults.route) == (Fault(lose=True, times=3), Fault(delay_s=2.5))
+
+
+async def test_the_official_client(tmp_path: Path) -> None:
+    pytest.importorskip("vastai", reason="the official client, `vastai`, can't be installed here")
+    DOC.write_files(tmp_path)
+    engine = LocalEngine(key=engine_key())
+    async with serve_engine(engine) as url, hello_world(url, os.environ, tmp_path, 5000):
+        await engine.wait_for(lambda: engine.worker(WORKER_ID).state == "ready", GUARD_S)
+        asked = await done("python", "official.py", url, cwd=tmp_path)
+    assert "'tokens': 200" in asked.output, asked.errors
