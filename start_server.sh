@@ -51,14 +51,15 @@ main() {
   trap 'pass_on HUP' HUP
   check_settings
   refuse_taken_port
+  lock_workspace
+  refuse_taken_port # by whom it was locked
   get_code
   find_worker
   check_worker_needs
   make_environment
-  if [[ $USE_SSL == true ]]; then
-    get_certificate
-    start_renewals
-  fi
+  if [[ $USE_SSL == true ]]; then get_certificate; fi
+  exec 9>&- # everything is there: who waits may go on
+  if [[ $USE_SSL == true ]]; then start_renewals; fi
   run_worker
 }
 
@@ -466,6 +467,27 @@ holder() {
     fi
   done
   printf 'a process of another user'
+}
+
+# What runs at the same time in the same folder waits: two installations into one environment break it.
+readonly LOCK_PROGRAM='
+import fcntl, sys
+
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("waiting for another start_server.sh, which is at work in", sys.argv[1], flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+'
+
+# The lock is that of descriptor 9, and gone with the last process that has it.
+lock_workspace() {
+  local workspace=${WORKSPACE_DIR:-/workspace}
+  exec 9>>"$workspace/pyworker.lock"
+  launch python3 -ISc "$LOCK_PROGRAM" "$workspace"
+  to=$child
+  await || say "$workspace/pyworker.lock could not be locked"
+  leave_if_asked
 }
 
 # --- 4. Code and environment ---

@@ -277,6 +277,25 @@ async def call_cut(here: Instance) -> None:
         await here.rig.call("/held", 5.0)
 
 
+async def test_a_second_start_waits_for_the_installation_of_the_first(tmp_path: Path) -> None:
+    async with instance(tmp_path, TEST_UV_HANGS="1") as here:
+        here.use_uv()
+        async with here.started() as first:
+            await first.until("uv hangs")
+            async with here.started() as second:
+                await second.until("waiting for another start_server.sh")
+                first.process.terminate()
+                await second.until("uv hangs")
+                assert second.output.count("installing into") == 1
+        async with here.started() as first:
+            await first.until("uv hangs")
+            async with here.started() as second:
+                await second.until("waiting for another start_server.sh")
+                for launched in (second, first):
+                    launched.process.terminate()
+                    assert await launched.end() == 128 + signal.SIGTERM
+
+
 async def test_a_signal_ends_an_installation(tmp_path: Path) -> None:
     async with instance(tmp_path, TEST_UV_HANGS="1") as here:
         here.use_uv()
