@@ -16,7 +16,7 @@ import pytest
 from lib.local.autoscale import LOOK_S, PATIENCE_S, Autoscaler
 from lib.local.engine import Autoscale, LocalEngine, serve_engine
 from lib.local.processes import Child, python_module
-from tests.lib.local.test_fleet import READY
+from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 from tests.rig import engine_key
 

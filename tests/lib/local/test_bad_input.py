@@ -12,7 +12,7 @@ from aiohttp import web
 
 from lib.local.engine import LocalEngine, serve_engine
 from lib.local.messages import RouteQuery
-from tests.lib.local.test_fleet import READY
+from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 from tests.rig import engine_key
 

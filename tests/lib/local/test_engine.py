@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -23,16 +24,14 @@ from tests.manual_clock import ManualClock
 KEY = {"api_key": "any"}
 
 
+@dataclass
 class Served:
     """An engine behind a socket, a clock to move, and a client."""
 
-    def __init__(
-        self, engine: LocalEngine, clock: ManualClock, url: str, http: aiohttp.ClientSession
-    ) -> None:
-        self.engine = engine
-        self.clock = clock
-        self.url = url
-        self.http = http
+    engine: LocalEngine
+    clock: ManualClock
+    url: str
+    http: aiohttp.ClientSession
 
     async def post(self, path: str, body: object, **kwargs: Any) -> tuple[int, Any]:
         data = io.BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())

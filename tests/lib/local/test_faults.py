@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -12,26 +13,11 @@ from Crypto.PublicKey import RSA
 
 from lib.local.engine import LocalEngine, serve_engine
 from lib.local.faults import Fault, FaultKind, Faults
-from lib.wire import DeleteRequests, FinishedRequest, WorkerStatus
+from lib.wire import DeleteRequests, FinishedRequest
+from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 
-REPORT = WorkerStatus(
-    id=7,
-    mtoken="",
-    url="http://127.0.0.1:3000",
-    loadtime=1.0,
-    new_load=5.0,
-    cur_load=0.0,
-    rej_load=0.0,
-    cur_perf=0.0,
-    max_perf=10.0,
-    error_msg="",
-    num_requests_working=0,
-    num_requests_received=0,
-    working_request_idxs=(),
-    additional_disk_usage=0.0,
-    disk_usage=1.0,
-).to_json()
+REPORT = replace(READY, new_load=5.0).to_json()
 COMPLETIONS = DeleteRequests(7, "", (FinishedRequest(1, True, "Success", 1.0, 2.0, 3.0),)).to_json()
 ROUTE = {"endpoint": "local", "api_key": "k", "cost": 1.0}
 

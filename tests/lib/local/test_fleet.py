@@ -12,26 +12,8 @@ from hypothesis import strategies as st
 
 from lib.local.fleet import Fleet, Totals
 from lib.local.open_requests import OpenRequests
-from lib.wire import WorkerStatus
+from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
-
-READY = WorkerStatus(
-    id=7,
-    mtoken="",
-    url="http://127.0.0.1:3000",
-    loadtime=4.0,
-    new_load=0.0,
-    cur_load=0.0,
-    rej_load=0.0,
-    cur_perf=0.0,
-    max_perf=10.0,
-    error_msg="",
-    num_requests_working=0,
-    num_requests_received=0,
-    working_request_idxs=(),
-    additional_disk_usage=0.0,
-    disk_usage=1.0,
-)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import aiohttp
@@ -16,7 +16,7 @@ from lib.local.engine import LocalEngine, serve_engine
 from lib.local.engine_logs import LOG_LEVELS, MAX_LINES
 from lib.local.messages import RouteQuery
 from lib.wire import DeleteRequests, FinishedRequest
-from tests.lib.local.test_fleet import READY
+from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 from tests.rig import engine_key
 
@@ -25,16 +25,14 @@ GROUPS = "/api/v0/workergroups/"
 DEFAULTS = {"min_load": 10.0, "target_util": 0.9, "cold_mult": 2.5, "cold_workers": 5, "max_workers": 20}
 
 
+@dataclass
 class Console:
     """An engine with a clock to move, and its owner."""
 
-    def __init__(
-        self, engine: LocalEngine, clock: ManualClock, url: str, http: aiohttp.ClientSession
-    ) -> None:
-        self.engine = engine
-        self.clock = clock
-        self.url = url
-        self.http = http
+    engine: LocalEngine
+    clock: ManualClock
+    url: str
+    http: aiohttp.ClientSession
 
     async def ask(
         self, method: str, path: str, body: object = None, *, key: str | None = "any", status: int = 200

@@ -11,7 +11,7 @@ import pytest
 from lib.local.engine import LocalEngine, serve_engine
 from lib.local.overview import WINDOW_S, Overview
 from lib.wire import DeleteRequests, FinishedRequest
-from tests.lib.local.test_fleet import READY
+from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 from tests.rig import engine_key
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lib.local.fleet import ARRIVAL_S, Fleet
 from lib.local.groups import Scaling, Workergroup
 from lib.local.plan import Plan, plan
-from tests.lib.local.test_fleet import READY
+from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 
 

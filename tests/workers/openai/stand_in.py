@@ -12,60 +12,40 @@ import argparse
 import asyncio
 import hashlib
 import json
-import logging
-import signal
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-log = logging.getLogger("stand-in")
+from tests.workers.model_stand_in import ModelStandIn, arguments, run
 
 MODEL = "tiny"
 SPEECH = bytes(range(256)) * 400
 ENGINE_FIELDS = {"ignore_eos", "top_k"}
 
 
-@dataclass
-class StandIn:
-    """The server. `eos_after`: an answer ends after so many tokens, unless it is told to ignore that.
+@dataclass(kw_only=True)
+class StandIn(ModelStandIn):
+    """The server. An answer goes on past `eos_after` where it is told to ignore that.
 
     `strict`: fields that are not OpenAI's are an error. `done`: whether a stream ends in `[DONE]`. `usage`:
     whether answers tell how many tokens they have. `lacks`: routes that it doesn't have.
     """
 
-    eos_after: int | None = None
     strict: bool = False
     done: bool = True
     usage: bool = True
     lacks: frozenset[str] = frozenset()
-    notes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=2**30)
-        app.router.add_get("/health", self.health)
-        app.router.add_get("/received", self.received)
-        app.router.add_get("/left", self.left)
+        app = super().app()
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/audio/transcriptions", self.form)
         app.router.add_post("/v1/audio/translations", self.form)
         app.router.add_post("/v1/images/edits", self.form)
         app.router.add_post("/{path:.*}", self.post)
         return app
-
-    async def health(self, _request: web.Request) -> web.Response:
-        return web.Response()
-
-    async def received(self, _request: web.Request) -> web.Response:
-        return web.json_response(self.notes)
-
-    async def left(self, _request: web.Request) -> web.Response:
-        await self.gone.wait()
-        return web.Response()
 
     async def models(self, request: web.Request) -> web.Response:
         self._note(request)
@@ -217,37 +197,23 @@ def _error(status: int, message: str) -> web.Response:
     return web.json_response({"error": error}, status=status)
 
 
-async def serve(options: argparse.Namespace) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = StandIn(
-        options.eos_after, options.strict, not options.no_done, not options.no_usage, frozenset(options.lacks)
-    )
-    runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", options.port).start()
-    for line in options.line:
-        log.info("%s", line)
-    sys.stdout.write(f"listening on http://127.0.0.1:{runner.addresses[0][1]}\n")
-    sys.stdout.flush()
-    await stop.wait()
-    await runner.cleanup()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--line", action="append", default=[], help="a line for the log, once it listens")
-    parser.add_argument("--eos-after", type=int)
+    parser = arguments()
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--no-done", action="store_true")
     parser.add_argument("--no-usage", action="store_true")
     parser.add_argument("--lacks", action="append", default=[], help="a route that it doesn't have")
-    options = parser.parse_args()
-    handler = logging.FileHandler(options.log, encoding="utf-8")
-    logging.basicConfig(level="INFO", format="%(levelname)s: %(message)s", handlers=[handler])
-    asyncio.run(serve(options))
+    run(parser, _made, "%(levelname)s: %(message)s")
+
+
+def _made(options: argparse.Namespace) -> StandIn:
+    return StandIn(
+        eos_after=options.eos_after,
+        strict=options.strict,
+        done=not options.no_done,
+        usage=not options.no_usage,
+        lacks=frozenset(options.lacks),
+    )
 
 
 if __name__ == "__main__":

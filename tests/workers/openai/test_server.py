@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,19 +98,3 @@ def test_the_worker_in_another_environment(name: str) -> None:
 def test_a_wrong_environment_is_told_whole() -> None:
     with pytest.raises(SettingsError, match=r"(?s)MODEL_SERVER_URL.*MAX_QUEUE_TIME"):
         server.build({"MODEL_SERVER_URL": "nowhere", "MAX_QUEUE_TIME": "long"})
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_process_says_what_is_wrong_without_a_traceback(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", f"workers.{name}.server"],
-        cwd=ROOT,
-        env={**os.environ, "MODEL_SERVER_URL": "nowhere"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert done.returncode == 2
-    assert "MODEL_SERVER_URL: 'nowhere' is not an http(s) URL" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -8,20 +8,16 @@ temperature of 0 is a 422.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import logging
-import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-log = logging.getLogger("stand-in")
+from tests.workers.model_stand_in import ModelStandIn, arguments, run
 
 FAILURES = {
     "fail": (424, "Request failed during generation: Server error: CUDA out of memory", "generation"),
@@ -31,32 +27,15 @@ FAILURES = {
 WORD = " word"
 
 
-@dataclass
-class StandIn:
-    """The server. `eos_after`: an answer ends after so many tokens."""
-
-    eos_after: int | None = None
-    notes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+@dataclass(kw_only=True)
+class StandIn(ModelStandIn):
+    """The server."""
 
     def app(self) -> web.Application:
-        app = web.Application()
-        app.router.add_get("/health", self.health)
-        app.router.add_get("/received", self.received)
-        app.router.add_get("/left", self.left)
+        app = super().app()
         app.router.add_post("/generate", self.generate)
         app.router.add_post("/generate_stream", self.generate)
         return app
-
-    async def health(self, _: web.Request) -> web.Response:
-        return web.Response()
-
-    async def received(self, _: web.Request) -> web.Response:
-        return web.json_response(self.notes)
-
-    async def left(self, _: web.Request) -> web.Response:
-        await self.gone.wait()
-        return web.Response()
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
@@ -108,31 +87,5 @@ def _error(status: int, message: str, kind: str) -> web.Response:
     return web.json_response({"error": message, "error_type": kind}, status=status)
 
 
-async def serve(options: argparse.Namespace) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = StandIn(options.eos_after)
-    runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    for line in options.line:
-        log.info("%s", line)
-    sys.stdout.write(f"listening on http://127.0.0.1:{runner.addresses[0][1]}\n")
-    sys.stdout.flush()
-    await stop.wait()
-    await runner.cleanup()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--line", action="append", default=[], help="a line for the log, once it listens")
-    parser.add_argument("--eos-after", type=int)
-    options = parser.parse_args()
-    handler = logging.FileHandler(options.log, encoding="utf-8")
-    logging.basicConfig(level="INFO", format="%(message)s", handlers=[handler])
-    asyncio.run(serve(options))
-
-
 if __name__ == "__main__":
-    main()
+    run(arguments(), lambda options: StandIn(eos_after=options.eos_after), "%(message)s")
