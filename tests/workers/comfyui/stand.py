@@ -6,7 +6,6 @@ The engine lives in the test's process; the model server and the worker are proc
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import sys
@@ -19,8 +18,10 @@ from typing import Any
 import aiohttp
 import anyio
 
-from lib.local.engine import LocalEngine, serve_engine
-from tests.rig import CONTAINER_ID, GUARD_S, MASTER_TOKEN, ROOT, PortLease, WorkerProcess, engine_key
+from lib.local.engine import LocalEngine
+from tests.fakes.worker import Setup
+from tests.rig import GUARD_S, ROOT, WorkerProcess, peers, worker_process
+from tests.rig import Rig as Peers
 
 COMFYUI = "tests.workers.comfyui.fake_comfyui"
 APIS = "tests.workers.comfyui.fake_apis"
@@ -67,17 +68,37 @@ class Model:
 
 @dataclass
 class Stand:
-    engine: LocalEngine
-    engine_url: str
-    http: aiohttp.ClientSession
-    url: str
-    loopback_url: str
+    """The engine, and the ports for a worker, which are those of `peers`."""
+
+    peers: Peers
     tmp_path: Path
-    leases: list[PortLease] = field(default_factory=list[PortLease])
+
+    @property
+    def engine(self) -> LocalEngine:
+        return self.peers.engine
+
+    @property
+    def engine_url(self) -> str:
+        return self.peers.engine_url
+
+    @property
+    def http(self) -> aiohttp.ClientSession:
+        return self.peers.http
+
+    @property
+    def url(self) -> str:
+        return self.peers.url
+
+    @property
+    def loopback_url(self) -> str:
+        return self.peers.loopback_url
+
+    @property
+    def last_report(self) -> Any:
+        return self.peers.last_report
 
     def envelope(self, payload: dict[str, Any], cost: float = 100.0) -> dict[str, Any]:
-        auth: dict[str, Any] = self.engine.sign(url=self.url, cost=cost)
-        return {"auth_data": auth, "payload": payload}
+        return {"auth_data": self.peers.auth(cost), "payload": payload}
 
     def post(self, path: str, payload: dict[str, Any], **options: Any) -> Any:
         """POST a signed request to the worker; an aiohttp request context manager."""
@@ -90,21 +111,14 @@ class Stand:
 
     def view(self, query: dict[str, str], **headers: str) -> Any:
         """GET a file through the worker, authenticated by a header."""
-        auth = json.dumps(self.engine.sign(url=self.url, cost=0.0)).encode()
-        headers["X-Vast-Auth"] = base64.urlsafe_b64encode(auth).decode()
-        return self.http.get(self.url + "/view", params=query, headers=headers)
+        signed = self.peers.header(0.0)
+        return self.http.get(self.url + "/view", params=query, headers={**signed, **headers})
 
     async def generate(self, graph: dict[str, Any], **more: Any) -> tuple[int, Any]:
         return await self.call("/generate/sync", {"input": {"workflow_json": graph, **more}})
 
-    @property
-    def last_report(self) -> Any:
-        return self.engine.worker(CONTAINER_ID).last
-
     async def ready(self) -> None:
-        await self.engine.wait_for(
-            lambda: self.last_report is not None and self.last_report.loadtime > 0, GUARD_S
-        )
+        await self.peers.ready()
 
     async def told(self, *statuses: str) -> None:
         """Return once the engine was told of as many requests as `statuses`, which are theirs."""
@@ -115,16 +129,8 @@ class Stand:
 @asynccontextmanager
 async def stand(tmp_path: Path) -> AsyncGenerator[Stand, None]:
     """The engine, and the ports for a worker."""
-    leases = [PortLease(), PortLease()]
-    urls = [f"http://127.0.0.1:{lease.port}" for lease in leases]
-    engine = LocalEngine("full", key=engine_key())
-    limit = aiohttp.ClientTimeout(total=GUARD_S)
-    try:
-        async with serve_engine(engine) as engine_url, aiohttp.ClientSession(timeout=limit) as http:
-            yield Stand(engine, engine_url, http, urls[0], urls[1], tmp_path, leases)
-    finally:
-        for lease in leases:
-            lease.close()
+    async with peers(tmp_path) as here:
+        yield Stand(here, tmp_path)
 
 
 @asynccontextmanager
@@ -158,45 +164,13 @@ async def model_server(
 
 @asynccontextmanager
 async def worker(here: Stand, env: dict[str, str], rated: bool = True) -> AsyncGenerator[WorkerProcess, None]:
-    """The worker's process; `rated`: it has a benchmark's result and runs none."""
+    """The worker's process, in a folder of its own; `rated`: it has a benchmark's result and runs none."""
     folder = here.tmp_path / "worker"
     folder.mkdir(exist_ok=True)
     if rated:
         (folder / ".has_benchmark").write_text(str(RATED))
-    port, loopback = here.url.rsplit(":", 1)[1], here.loopback_url.rsplit(":", 1)[1]
-    log = here.tmp_path / "worker.log"
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            SERVER,
-            cwd=folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", ""),
-                "CONTAINER_ID": str(CONTAINER_ID),
-                "PUBLIC_IPADDR": "127.0.0.1",
-                "WORKER_PORT": port,
-                "WORKER_HTTP_PORT": loopback,
-                f"VAST_TCP_PORT_{port}": port,
-                "REPORT_ADDR": here.engine_url,
-                "MASTER_TOKEN": MASTER_TOKEN,
-                **env,
-            },
-            stdout=output,
-            stderr=output,
-        )
-    running = WorkerProcess(process, log)
-    try:
+    async with worker_process(here.peers, folder, Setup(), env, module=SERVER) as running:
         yield running
-    finally:
-        if process.returncode is None:
-            running.terminate()
-        with anyio.move_on_after(GUARD_S, shield=True):
-            await process.wait()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 @dataclass
