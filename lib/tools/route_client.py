@@ -56,7 +56,7 @@ class NoWorker(Exception):
     """No worker was ready in time. `workers` is how many are in which state, as the engine tells it."""
 
     def __init__(self, workers: Any) -> None:
-        super().__init__(f"no worker is ready: {workers}")
+        super().__init__(f"no worker is ready: {told_of(workers)}")
         self.workers = workers
 
 
@@ -219,7 +219,14 @@ async def check(response: aiohttp.ClientResponse) -> None:
 
 def tell_waiting(workers: Any) -> None:
     """For `RouteClient.route`'s `on_wait`: a line on standard error."""
-    print(f"no worker is ready yet: {workers}", file=sys.stderr)
+    print(f"no worker is ready yet: {told_of(workers)}", file=sys.stderr)
+
+
+def told_of(workers: Any) -> str:
+    """What the engine tells of an endpoint's workers, in words where there are none: a name may be wrong."""
+    if isinstance(workers, dict) and not any(cast("dict[str, Any]", workers).values()):
+        return "none has joined this endpoint"
+    return str(cast("object", workers))
 
 
 def run_client(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -284,3 +284,12 @@ def test_what_fails_is_told_in_one_line(client: Callable[[], Coroutine[Any, Any,
 def test_waiting_is_told_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     tell_waiting({"loading": 1})
     assert capsys.readouterr() == ("", "no worker is ready yet: {'loading': 1}\n")
+
+
+@pytest.mark.parametrize("states", [{"loading": 0, "ready": 0}, {}])
+def test_an_endpoint_that_nobody_joined_may_be_misspelled(
+    capsys: pytest.CaptureFixture[str], states: dict[str, int]
+) -> None:
+    tell_waiting(states)
+    assert "none has joined this endpoint" in capsys.readouterr().err
+    assert str(NoWorker(states)) == "no worker is ready: none has joined this endpoint"
