@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import shlex
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from lib.tools.cli import COMMANDS
 from tests.docs.blocks import DOCS, ROOT, Document, every_document
 
-# How blocks of a kind are tested: here for all, or in the test beside this one that is the document's.
+# How blocks of a kind are tested: shell in test_commands.py, others in the test that is the document's.
 KINDS = {"shell": {"sh"}, "file": {"python"}, "python": {"python"}, "json": {"json"}, "log": {"", "json"}}
 # kubernetes.md is tested in tests/lib/test_prometheus.py.
 ELSEWHERE = {"manifests": {"yaml"}}
-# Commands of other programs that the documents give.
-OTHERS = {"pytest", "sed"}
 
 DOCUMENTS = every_document()
 by_document = pytest.mark.parametrize("doc", DOCUMENTS, ids=lambda doc: doc.name)
-
-
-def accepts(words: list[str]) -> None:
-    """Fails where `pyworker` would refuse `words`."""
-    name, *arguments = words
-    assert name in COMMANDS, words
-    parser = argparse.ArgumentParser(prog=f"pyworker {name}", exit_on_error=False)
-    COMMANDS[name].configure(parser)
-    parser.parse_args(arguments)
-
-
-def commands(text: str) -> list[list[str]]:
-    """The words of each line."""
-    return [shlex.split(line.removesuffix("&")) for line in text.replace("\\\n", " ").splitlines() if line]
 
 
 @by_document
@@ -44,23 +25,6 @@ def test_every_block_says_how_it_is_tested(doc: Document) -> None:
     for block in doc.blocks:
         assert block.language in {**KINDS, **ELSEWHERE}.get(block.kind, ()), block
     assert doc.text.count("```") == 2 * len(doc.blocks)
-
-
-@by_document
-def test_every_command_is_one(doc: Document) -> None:
-    for block in doc.blocks:
-        if block.kind != "shell":
-            continue
-        subprocess.run(["bash", "-n", "-c", block.text], check=True)
-        for program, *words in commands(block.text):
-            if program == "pyworker":
-                accepts(words)
-            elif program == "python" and words[0] == "-m":
-                assert importlib.util.find_spec(words[1]), words
-            elif program == "python":
-                assert (ROOT / "lib/tools/template" / Path(words[0]).name).exists(), words
-            else:
-                assert program in OTHERS, program
 
 
 @by_document
