@@ -14,8 +14,6 @@ import logging
 import math
 import re
 import secrets
-import socket
-import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +23,7 @@ from typing import Any
 
 import aiohttp
 import anyio
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from lib.access.envelope import Envelope
 from lib.access.gate import is_upload
@@ -52,7 +50,7 @@ from lib.errors import (
 )
 from lib.guarded import BareHandler, GuardedHandler
 from lib.metrics import Entry, Ledger, Outcome
-from lib.model.answers import drain
+from lib.model.answers import aborted, drain
 from lib.model.connection import ModelSession, describe
 from lib.model.keepalive import KeepAlive
 from lib.model.readiness import Cause, State
@@ -76,7 +74,6 @@ ON_CLOSE_LIMIT_S = 10.0
 SESSION_GONE = "the session is unknown, has ended or has expired"
 _FORWARDED = ("Accept", "X-Request-Id", "Accept-Encoding")
 _REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 _NOT_READY = (State.LOADING, State.BENCHMARKING, State.DRAINING)
 
 
@@ -417,9 +414,9 @@ class Backend:
                 response = await _told(request, error_response(e))
             except AnswerCut as e:
                 log.warning("request %s: %s", call.id, e)
-                response = _aborted(request)
+                response = aborted(request)
             except ClientGone:
-                return _aborted(request)
+                return aborted(request)
             except Exception:  # noqa: BLE001 - whatever an author raises is a 500
                 response = await _told(request, internal_error_response(log, call.id))
             status = response.status
@@ -595,13 +592,13 @@ async def _told(request: web.Request, response: web.Response) -> web.StreamRespo
     """The failure `response` as its client can still be told it; an answer under way is aborted."""
     keepalive = KeepAlive.of(request)
     if _begun(request):
-        return _aborted(request)
+        return aborted(request)
     if keepalive is None or not keepalive.waiting:
         return response
     try:
         return await keepalive.finish(response)
     except ConnectionError:
-        return _aborted(request)
+        return aborted(request)
 
 
 def _is_late(request: web.Request) -> bool:
@@ -635,16 +632,6 @@ def _begun(request: web.Request) -> bool:
     """Whether an answer is out, more than newlines: no other may follow it."""
     keepalive = KeepAlive.of(request)
     return request.writer.output_size > 0 and not (keepalive is not None and keepalive.waiting)
-
-
-def _aborted(request: web.Request) -> web.Response:
-    """Abort the client's connection; the answer given here reaches nobody."""
-    transport = request.transport
-    if transport is not None:
-        if request.version < HttpVersion11:  # its answer ends with its connection: only a reset tells
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        transport.abort()
-    return web.Response(status=502)
 
 
 def _without_api_key(request: web.Request) -> web.Request:

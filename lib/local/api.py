@@ -36,6 +36,7 @@ from lib.local.messages import (
     read_route_query,
     read_worker_status,
 )
+from lib.local.openai_door import OpenAIDoor
 from lib.local.overview import Overview, plans
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Api:
                 web.post("/local/rotate_key", self._rotate_key),
             ]
         )
+        OpenAIDoor(self._engine).add_to(app)
         app.on_startup.append(self._prepare)
         app.on_shutdown.append(self._close)
         return app

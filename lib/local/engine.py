@@ -15,7 +15,7 @@ import logging
 import sys
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -50,6 +50,8 @@ MAX_FINISHED = 100_000
 ANY_KEY = "local"
 # Of a long list, so many say enough in a line.
 MAX_SHOWN = 20
+# Clients that come at once wait here to be let in; past it the system cuts their connections.
+BACKLOG = 4096
 # A request that is still being read when the engine stops has this long, in seconds.
 SHUTDOWN_LIMIT_S = 1.0
 # Guards a test that waits for what never comes, in seconds of real time.
@@ -253,6 +255,7 @@ class LocalEngine:
         """A request has come to its end, or will come to none; nothing happens if it is not open."""
         self._unroute(request_idx)
         self._open_requests.close(request_idx)
+        self.wake()
 
     def remove_endpoint(self, endpoint: Endpoint) -> None:
         """Its workergroups and what is known of its workers go too; one that reports again makes it anew."""
@@ -275,16 +278,17 @@ class LocalEngine:
         """A worker that was retired is about to be started anew."""
         self.worker(worker_id).retired = False
 
-    def route(self, query: RouteQuery) -> dict[str, Any]:
+    def route(self, query: RouteQuery, avoid: Collection[str] = ()) -> dict[str, Any]:
         """The answer of `/route/` (protocol.md §1): signed for a worker, or without `url` if none is ready.
 
         A retry of an open `request_idx` moves its cost from the worker that it was routed to before. An
-        endpoint that no worker has joined yet is one without a ready worker.
+        endpoint that no worker has joined yet is one without a ready worker. No worker whose URL is in
+        `avoid` is picked.
         """
         self._give_up_what_is_lost()
         request_idx = self._open_requests.open(self.clock.monotonic(), query.request_idx)
         self._unroute(request_idx)
-        worker = self.fleet.pick(query.endpoint)
+        worker = self.fleet.pick(query.endpoint, avoid)
         if worker is None or worker.last is None:
             states = self.fleet.states(query.endpoint)
             told = "no worker is ready"
@@ -412,11 +416,13 @@ async def serve_engine(
     engine: LocalEngine, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncGenerator[str, None]:
     """Serve `engine` and give its base URL; port 0 takes a free one. Raises `CannotListen`."""
-    runner = web.AppRunner(engine.app(), access_log=None, shutdown_timeout=SHUTDOWN_LIMIT_S)
+    runner = web.AppRunner(
+        engine.app(), access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_LIMIT_S
+    )
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
         except (OSError, OverflowError) as e:
             raise CannotListen(_why_not(host, port, e)) from e
         yield _base_url(runner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -204,12 +205,17 @@ class Fleet:
         for worker in self.members(endpoint):
             del self.workers[worker.id]
 
-    def pick(self, endpoint: str) -> WorkerRecord | None:
+    def pick(self, endpoint: str, avoid: Collection[str] = ()) -> WorkerRecord | None:
         """The ready worker of `endpoint` with the shortest queue in time; None if none is ready.
 
-        Of equals the one that was routed to least; one without a measured speed comes last.
+        Of equals the one that was routed to least; one without a measured speed comes last. Those whose URL
+        is in `avoid` don't count.
         """
-        ready = [worker for worker in self.members(endpoint) if worker.state == "ready"]
+        ready = [
+            worker
+            for worker in self.members(endpoint)
+            if worker.state == "ready" and worker.last and worker.last.url not in avoid
+        ]
         return min(ready, key=_queue_time, default=None)
 
     def states(self, endpoint: str) -> dict[WorkerState, int]:

@@ -1,12 +1,15 @@
 """The model server's answer, passed on to the client as it comes (protocol.md §2).
 
 Owns the streaming and the headers of a passed-on answer. Raises `ClientGone` when the client left and
-`AnswerCut` when the model server's answer broke off; what follows from those is in backend.py.
+`AnswerCut` when the model server's answer broke off; what follows from those is in backend.py. The local
+engine passes a worker's answer on in the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import zlib
 from collections.abc import AsyncIterator, Callable
 
@@ -36,6 +39,7 @@ HOP_BY_HOP = frozenset(
 WHOLE_BYTES = 256 * 1024
 _ZLIB_AUTO = 47  # wbits that take gzip and zlib headers alike
 _NO_BODY = frozenset({204, 304})
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 
 
 async def pass_on(
@@ -105,6 +109,16 @@ def end_to_end_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
         named = ",".join(headers.getall("Connection")).lower().split(",")
         dropped = dropped | {name.strip() for name in named}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
+
+
+def aborted(request: web.Request) -> web.Response:
+    """Abort the client's connection; the answer given here reaches nobody."""
+    transport = request.transport
+    if transport is not None:
+        if request.version < HttpVersion11:  # its answer ends with its connection: only a reset tells
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        transport.abort()
+    return web.Response(status=502)
 
 
 async def drain(answer: aiohttp.ClientResponse) -> None:

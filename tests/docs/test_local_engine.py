@@ -22,6 +22,7 @@ from lib.local.open_requests import ABANDONED_S
 from tests.docs.blocks import codes, document, table
 from tests.fakes.command import done
 from tests.rig import GUARD_S, engine_key
+from tests.workers.served import served
 
 DOC = document("local-engine")
 MANAGING = DOC.section("## Managing endpoints and workergroups")
@@ -90,3 +91,11 @@ async def test_the_official_client(tmp_path: Path) -> None:
         await engine.wait_for(lambda: engine.worker(WORKER_ID).state == "ready", GUARD_S)
         asked = await done("python", "official.py", url, cwd=tmp_path)
     assert "'tokens': 200" in asked.output, asked.errors
+
+
+async def test_openais_client(tmp_path: Path) -> None:
+    async with served(tmp_path, "openai") as here:
+        client, told = DOC.block("python", "openai"), "http://127.0.0.1:8081"
+        assert client.count(told) == 1
+        said = await done("python", "-c", client.replace(told, here.rig.engine_url), cwd=tmp_path)
+    assert (said.status, said.output) == (0, " word" * 50), said.errors

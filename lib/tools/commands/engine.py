@@ -151,7 +151,8 @@ COMMAND = Command(
     "Runs the local engine until Ctrl-C: it signs requests, takes workers' reports and picks the worker "
     "for a request. A worker joins it when it is started with the engine's address as REPORT_ADDR; "
     "http://HOST:PORT/e/NAME joins the endpoint NAME. With --autoscale it starts workers itself, as many as "
-    "the load wants. It is not a scheduler for production.",
+    "the load wants. OpenAI's clients reach the workers of NAME with http://HOST:PORT/openai/NAME/v1 as "
+    "their base URL. It is not a scheduler for production.",
     configure,
     run,
 )

@@ -61,6 +61,14 @@ async def test_an_address_that_can_not_be_had_is_told_in_one_line(
     assert "\n" not in str(told.value)
 
 
+async def test_hundreds_may_come_before_one_is_let_in(key: RSA.RsaKey) -> None:
+    async with serve_engine(LocalEngine(key=key)) as url:
+        port = int(url.rsplit(":", 1)[1])
+        with contextlib.ExitStack() as clients:
+            for _ in range(300):  # all in one turn of the engine's loop
+                clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=0.5))
+
+
 async def test_run_engine_tells_in_one_line_where_it_is_and_what() -> None:
     told: asyncio.Queue[str] = asyncio.Queue()
     running = asyncio.ensure_future(run_engine(port=0, endpoint="chat", scheme="url", tell=told.put_nowait))
