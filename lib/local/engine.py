@@ -281,14 +281,15 @@ class LocalEngine:
     def route(self, query: RouteQuery, avoid: Collection[str] = ()) -> dict[str, Any]:
         """The answer of `/route/` (protocol.md §1): signed for a worker, or without `url` if none is ready.
 
-        A retry of an open `request_idx` moves its cost from the worker that it was routed to before. An
-        endpoint that no worker has joined yet is one without a ready worker. No worker whose URL is in
-        `avoid` is picked.
+        A retry of an open `request_idx` moves its cost from the worker that it was routed to before, and goes
+        to another one if it can: that one may be dead, and not yet known to be. An endpoint that no worker
+        has joined yet is one without a ready worker. No worker whose URL is in `avoid` is picked.
         """
         self._give_up_what_is_lost()
         request_idx = self._open_requests.open(self.clock.monotonic(), query.request_idx)
-        self._unroute(request_idx)
-        worker = self.fleet.pick(query.endpoint, avoid)
+        before = self._unroute(request_idx)
+        others = {*avoid, before.last.url} if before and before.last else avoid
+        worker = self.fleet.pick(query.endpoint, others) or self.fleet.pick(query.endpoint, avoid)
         if worker is None or worker.last is None:
             states = self.fleet.states(query.endpoint)
             told = "no worker is ready"
@@ -370,10 +371,14 @@ class LocalEngine:
         self._reqnums[url] += 1
         return self._first_reqnum + self._reqnums[url] - 1
 
-    def _unroute(self, request_idx: int) -> None:
+    def _unroute(self, request_idx: int) -> WorkerRecord | None:
+        """The worker that it was routed to, if any; its cost is there no more."""
         worker_id = self._open_requests.worker_id(request_idx)
-        if worker_id is not None:
-            self.worker(worker_id).pending.pop(request_idx, None)
+        if worker_id is None:
+            return None
+        worker = self.worker(worker_id)
+        worker.pending.pop(request_idx, None)
+        return worker
 
     def _oldest_group(self, endpoint: Endpoint) -> Workergroup | None:
         return next(iter(self.groups.workergroups_of(endpoint)), None)

@@ -208,8 +208,8 @@ class Fleet:
     def pick(self, endpoint: str, avoid: Collection[str] = ()) -> WorkerRecord | None:
         """The ready worker of `endpoint` with the shortest queue in time; None if none is ready.
 
-        Of equals the one that was routed to least; one without a measured speed comes last. Those whose URL
-        is in `avoid` don't count.
+        Of equals the one that was routed to least for its speed; one without a measured speed comes last.
+        Those whose URL is in `avoid` don't count.
         """
         ready = [
             worker
@@ -226,9 +226,9 @@ class Fleet:
         return counts
 
 
-def _queue_time(worker: WorkerRecord) -> tuple[bool, float, int, int]:
-    speed, load = worker.perf, worker.estimated_load
-    return (speed <= 0, load / speed if speed > 0 else load, worker.routed, worker.id)
+def _queue_time(worker: WorkerRecord) -> tuple[bool, float, float, int]:
+    speed = worker.perf or 1.0
+    return (worker.perf <= 0, worker.estimated_load / speed, worker.routed / speed, worker.id)
 
 
 def _state(message: WorkerStatus) -> WorkerState:

@@ -265,6 +265,25 @@ async def test_a_retry_adds_no_load(served: Served) -> None:
     assert len(served.engine.open_requests) == 1
 
 
+async def test_a_retry_goes_to_another_worker_if_there_is_one(served: Served) -> None:
+    await served.ok("/worker_status/", report(url="http://a", max_perf=100.0))
+    first = await route(served, 10.0)
+    assert (await route(served, 10.0, request_idx=first["request_idx"]))["url"] == "http://a"
+    await served.ok("/worker_status/", report(url="http://a", max_perf=100.0))
+    await served.ok("/worker_status/", report(id=8, url="http://b", max_perf=1.0, cur_load=50.0))
+    assert (await route(served, 10.0, request_idx=first["request_idx"]))["url"] == "http://b"
+    assert (await route(served, 10.0, request_idx=first["request_idx"]))["url"] == "http://a"
+
+
+async def test_idle_workers_share_by_their_speed(served: Served) -> None:
+    urls: list[str] = []
+    for _ in range(40):
+        await served.ok("/worker_status/", report(url="http://a", max_perf=10.0))
+        await served.ok("/worker_status/", report(id=8, url="http://b", max_perf=30.0))
+        urls.append((await route(served))["url"])
+    assert urls.count("http://a") == 10
+
+
 async def test_a_request_idx_of_another_life_is_kept_and_not_given_again(served: Served) -> None:
     assert (await route(served, request_idx=2))["request_idx"] == 2
     assert [(await route(served))["request_idx"] for _ in range(3)] == [1, 3, 4]
