@@ -26,7 +26,8 @@ from typing import Any
 import anyio
 import psutil
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
+from lib.local.serving import serve_engine
 
 CONTAINER_ID = 1
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,8 @@ import psutil
 
 from lib.clock import SystemClock, Timer
 from lib.engine.reports import DELIVERY_TIMEOUT_S, Identity, Reporter, Standing
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
+from lib.local.serving import serve_engine
 from lib.metrics import Ledger, Outcome
 
 STEPS = 4

@@ -26,7 +26,8 @@ from aiohttp import web
 from Crypto.PublicKey import RSA
 
 from lib.backend import Backend
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
+from lib.local.serving import serve_engine
 from lib.parts import Parts
 from lib.server import Stop, serve
 from lib.settings import Settings

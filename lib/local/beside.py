@@ -14,10 +14,10 @@ from functools import partial
 
 import anyio
 
-from lib.local.engine import DEFAULT_PORT
 from lib.local.instance import WORKER_ID, Instance, local_instance
 from lib.local.processes import attached, signals_asked
 from lib.local.screen import Screen
+from lib.local.serving import DEFAULT_PORT
 from lib.settings import ports_in
 from lib.tools.command import EXIT_SIGNAL
 from lib.tools.route_client import LOCAL_ENGINE

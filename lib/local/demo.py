@@ -20,12 +20,13 @@ from typing import Any, NoReturn
 import aiohttp
 import anyio
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.fleet import WorkerRecord
 from lib.local.hello_world import HelloWorld, hello_world
 from lib.local.instance import WORKER_ID
 from lib.local.processes import Child, ChildFailed, Interrupted, signals_asked, while_running
 from lib.local.screen import Screen
+from lib.local.serving import serve_engine
 from lib.tools.route_client import LOCAL_NAME, EngineError, NoWorker, RouteAnswer, RouteClient, Target
 
 CLIENT_MODULE = "workers.hello_world.client"

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.clock import SystemClock
-from lib.local.engine import CannotListen, LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.processes import free_port
+from lib.local.serving import CannotListen, serve_engine
 
 HOST = "127.0.0.1"
 WORKER_ID = 1

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from lib.local import autoscale
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.engine_logs import LOG_LEVELS
 from lib.local.faults import FAULT_KINDS, Fault
 from lib.local.fleet import ARRIVAL_S, SILENCE_S, WORKER_STATES
@@ -19,6 +19,7 @@ from lib.local.groups import Scaling, Workergroup
 from lib.local.hello_world import hello_world
 from lib.local.instance import WORKER_ID
 from lib.local.open_requests import ABANDONED_S
+from lib.local.serving import serve_engine
 from tests.docs.blocks import codes, document, table
 from tests.fakes.command import done
 from tests.rig import GUARD_S, engine_key

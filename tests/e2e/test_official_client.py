@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.hello_world import hello_world
 from lib.local.instance import WORKER_ID
+from lib.local.serving import serve_engine
 from lib.tools.route_client import CA_PATH
 from tests.rig import GUARD_S, engine_key
 

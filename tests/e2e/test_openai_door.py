@@ -12,7 +12,8 @@ from typing import Any
 import openai
 import pytest
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
+from lib.local.serving import serve_engine
 from tests.fakes.worker import Setup
 from tests.rig import CONTAINER_ID, GUARD_S, PortLease, WorkerProcess, engine_key, worker_process
 from tests.workers.served import Served, served

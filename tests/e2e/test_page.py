@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from lib.local.engine import Autoscale, LocalEngine, serve_engine
+from lib.local.engine import Autoscale, LocalEngine
+from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.lib.local.test_overview import STATUS
 from tests.manual_clock import ManualClock

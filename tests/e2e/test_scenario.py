@@ -22,8 +22,9 @@ from Crypto.PublicKey import RSA
 
 from lib.backend import Backend
 from lib.clock import Clock, sleep
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.faults import Fault
+from lib.local.serving import serve_engine
 from lib.metrics import Outcome
 from lib.server import Stop, serve
 from lib.settings import Settings

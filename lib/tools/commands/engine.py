@@ -22,7 +22,8 @@ MAX_WORKERS = 64
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from lib.local.engine import DEFAULT_ENDPOINT, DEFAULT_PORT
+    from lib.local.engine import DEFAULT_ENDPOINT
+    from lib.local.serving import DEFAULT_PORT
 
     parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="where to listen; 0: any free port")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
@@ -61,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from lib.local.engine import CannotListen
+    from lib.local.serving import CannotListen
     from lib.logs import configure_logging
     from lib.tools.worker_file import NoSuchWorker
 
@@ -82,8 +83,8 @@ async def _run(args: argparse.Namespace) -> int:
     """Serve until a signal asks for the end; gives what a shell makes of it."""
     import anyio
 
-    from lib.local.engine import run_engine
     from lib.local.processes import signals_asked
+    from lib.local.serving import run_engine
 
     signals: list[int] = []
     with anyio.CancelScope() as scope, _autoscaled(args) as beside:
@@ -113,7 +114,7 @@ def _autoscaled(
         yield None
         return
     from lib.local.autoscale import Autoscaler, hello_worlds, workers_of
-    from lib.local.engine import print_line
+    from lib.local.serving import print_line
     from lib.tools.worker_file import find
 
     environ = os.environ  # noqa: TID251 - not read here, but handed on to the processes started

@@ -13,7 +13,8 @@ import anyio
 from Crypto.PublicKey import RSA
 
 from lib.engine.reports import IDLE_INTERVAL_S, Identity, Reporter, Standing
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
+from lib.local.serving import serve_engine
 from lib.metrics import Entry, Ledger, Outcome
 from tests.manual_clock import ManualClock
 

@@ -14,8 +14,9 @@ import anyio.lowlevel
 import pytest
 
 from lib.local.autoscale import LOOK_S, PATIENCE_S, Autoscaler
-from lib.local.engine import Autoscale, LocalEngine, serve_engine
+from lib.local.engine import Autoscale, LocalEngine
 from lib.local.processes import Child, python_module
+from lib.local.serving import serve_engine
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 from tests.rig import engine_key

@@ -10,8 +10,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.messages import RouteQuery
+from lib.local.serving import serve_engine
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 from tests.rig import engine_key

@@ -17,7 +17,8 @@ from Crypto.Hash import SHA256
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pkcs1_15
 
-from lib.local.engine import LocalEngine, Scheme, serve_engine
+from lib.local.engine import LocalEngine, Scheme
+from lib.local.serving import serve_engine
 from lib.wire import full_signed_text, url_signed_text
 from tests.manual_clock import ManualClock
 

@@ -11,8 +11,9 @@ import aiohttp
 import pytest
 from Crypto.PublicKey import RSA
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.faults import Fault, FaultKind, Faults
+from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock

@@ -12,9 +12,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.engine_logs import LOG_LEVELS, MAX_LINES
 from lib.local.messages import RouteQuery
+from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock

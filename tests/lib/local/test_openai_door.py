@@ -26,9 +26,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from lib.clock import Clock, SystemClock
 from lib.local.authority import Authority
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.messages import RouteQuery
 from lib.local.openai_door import DEFAULT_COST, MAX_ERROR_BYTES, MAX_JSON_BYTES, MAX_TOKENS, cost_of
+from lib.local.serving import serve_engine
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.raw_client import connected, request_bytes
 from tests.lib.local.test_authority import request_pem

@@ -8,8 +8,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lib.local.engine import LocalEngine, serve_engine
+from lib.local.engine import LocalEngine
 from lib.local.overview import WINDOW_S, Overview
+from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock

@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 from Crypto.PublicKey import RSA
 
-from lib.local.engine import CannotListen, LocalEngine, run_engine, serve_engine
+from lib.local.engine import LocalEngine
+from lib.local.serving import CannotListen, run_engine, serve_engine
 
 
 @pytest.fixture(scope="module")
