@@ -142,7 +142,7 @@ class Backend:
         self.spawn: Spawn = _no_server
         self._cutting = False
         self._session_entries: dict[str, Entry] = {}
-        self._arriving: set[anyio.CancelScope] = set()  # uploads on their way here
+        self._arriving: set[anyio.CancelScope] = set()  # bodies on their way here, of admitted requests
 
     # What an author uses
 
@@ -178,7 +178,10 @@ class Backend:
         return ModelSession(self.parts.server)
 
     def backend_errored(self, msg: str) -> None:
-        """Put the worker into *errored* with `msg`; the model's next "loaded" line clears it."""
+        """Put the worker into *errored* with `msg`, until the model's next "loaded" line.
+
+        Where no log rule is for such lines, a health check that succeeds after failed ones clears it.
+        """
         self.parts.readiness.fail(Cause.AUTHOR, msg)
 
     # The life of a request
@@ -200,19 +203,38 @@ class Backend:
                 self._check_state()
                 self._check_wait(route, envelope.session)
                 entry.accept()
-                try:
+                with self._judged(route, request, call):
                     response = await self._work(route, request, call)
                     written = await _write_out(request, response, handler.on_disconnect == "finish")
-                except asyncio.CancelledError:
-                    if self._cutting:
-                        entry.settle(Outcome.ERRORED)
-                    raise
-                except Exception as e:
-                    if _is_late(request) and not isinstance(e, ClientGone):
-                        entry.settle(Outcome.ERRORED)
-                    raise
                 entry.settle(_outcome(request, response))
                 return written
+
+    @contextmanager
+    def _judged(self, route: Route, request: web.Request, call: Call) -> Generator[None, None, None]:
+        """Whose doing it is that the work on a request was broken off: the worker's, its client's, its own.
+
+        Raises `ClientGone` for whatever is raised on the way out after the client left.
+        """
+        assert call.entry is not None
+        finishes = route.handler.on_disconnect == "finish"
+        try:
+            yield
+        except asyncio.CancelledError as e:
+            by_client = _left(request) and not (finishes and call.started is not None)
+            if self._cutting:
+                call.entry.settle(Outcome.ERRORED)
+            elif not (self._drains or by_client):
+                raise RuntimeError("the handler's own code was cancelled, by nobody here") from e
+            raise
+        except Exception as e:
+            if self._cutting:
+                call.entry.settle(Outcome.ERRORED)
+            elif _left(request) and not finishes and not isinstance(e, ClientGone):
+                log.warning("request %s: raised after its client had left: %r", call.id, e)
+                raise ClientGone from e
+            elif _is_late(request) and not isinstance(e, ClientGone):
+                call.entry.settle(Outcome.ERRORED)
+            raise
 
     @contextmanager
     def _entry_of(self, envelope: Envelope) -> Generator[Entry, None, None]:
@@ -235,15 +257,19 @@ class Backend:
     async def _received(
         self, route: Route, request: web.Request, envelope: Envelope, entry: Entry
     ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
-        """The payload as it came; an upload isn't waited for where that would be in vain."""
+        """The payload as it came; an upload isn't waited for where that would be in vain.
+
+        Raises `Unavailable` (503) when the worker is stopped before all of it is here.
+        """
         payload = self.parts.gate.payload(request, envelope, route.handler.takes_uploads)
-        if not is_upload(request, envelope):
+        if envelope.payload is not None:
             async with payload as received:
                 yield received
             return
-        entry.weigh(DEFAULT_WORKLOAD)  # until it is here
-        self._check_state()
-        self._check_wait(route, envelope.session)
+        if is_upload(request, envelope):
+            entry.weigh(DEFAULT_WORKLOAD)  # until it is here
+            self._check_state()
+            self._check_wait(route, envelope.session)
         received = None
         async with AsyncExitStack() as kept:
             with anyio.CancelScope() as arriving:
@@ -453,6 +479,10 @@ class Backend:
         return self._parts
 
     @property
+    def _drains(self) -> bool:
+        return self._parts is None or self._parts.readiness.state is State.DRAINING
+
+    @property
     def handlers(self) -> list[EndpointHandler[Any]]:
         """The handlers of the routes, and the benchmark's, each once."""
         handlers = {id(r.handler): r.handler for r in self._routes}
@@ -489,8 +519,8 @@ class Backend:
         self.parts.sessions.end_all(SessionEnd.DRAINED)
         for queue in {id(r.queue): r.queue for r in self._routes}.values():
             queue.release_all(_stopping)
-        for upload in self._arriving:
-            upload.cancel()
+        for body in self._arriving:
+            body.cancel()
 
     def cut(self) -> None:
         """The requests still in flight are cut from now on, by the worker: they count as errored."""
@@ -502,7 +532,10 @@ class Backend:
         return sum(q.waiting for q in queues), sum(q.working for q in queues)
 
     def _queue_of(self, handler: EndpointHandler[Any]) -> SlotQueue:
-        """All handlers that are not parallel wait in one queue; the others each in their own."""
+        """All handlers that are not parallel wait in one queue; the others each in one, on any route."""
+        for route in self._routes:
+            if route.handler is handler:
+                return route.queue
         limit = self._concurrency_of(handler)
         return self._one_at_a_time if limit == 1 and not self._is_parallel(handler) else self._queue(limit)
 

@@ -28,10 +28,10 @@ from lib.declared import (
     WorkloadCalculator,
     makes_own_samples,
     sample_payload,
+    takes_only_uploads,
 )
 from lib.functions import RemoteFunction, is_async, takes, unusable
 from lib.parts import Lifecycle
-from lib.uploads import Upload
 
 Method = Literal["POST", "GET", "PUT", "PATCH", "DELETE"]
 
@@ -200,15 +200,18 @@ class HandlerConfig(Declared):
                 yield "remote_function is given, but is_remote_dispatch is False"
             if problem := unusable(self.remote_function):
                 yield f"remote_function {problem}"
+            elif self._function_has_uploads() and not takes(self.remote_function, 0, "upload"):
+                yield "remote_function can't be called with upload= alone, as it is for an upload"
 
     def _class_problems(self) -> Iterator[str]:
         idle = [name for name in _OF_THE_CLASS if getattr(self, name) not in (None, False)]
         if self.handler_class is not None and idle:
             yield f"handler_class is given as well as {', '.join(idle)}: put that into the class"
         own = self.payload_class
-        if isinstance(own, type) and issubclass(own, Upload):
-            of_json = [n for n in ("request_parser", "workload_calculator") if getattr(self, n) is not None]
-            yield from (f"{n} is given, but an Upload has no JSON: use its methods" for n in of_json)
+        if self.request_parser is not None and takes_only_uploads(own):
+            yield "request_parser is given, but an upload has no JSON: use its class's from_upload"
+        if self.workload_calculator is not None and self._takes_uploads():
+            yield "workload_calculator is given, but an upload has no JSON: use its class's count_workload"
         if self.has("payload_class") and own is not dict and not hasattr(own, "from_json_msg"):
             yield f"payload_class {cast(Any, own).__name__} has no from_json_msg"
 
@@ -220,6 +223,14 @@ class HandlerConfig(Declared):
         own, its = self.benchmark_concurrency, benchmark.concurrency
         if "benchmark_concurrency" in self.given and "concurrency" in benchmark.given and own != its:
             yield f"benchmark_concurrency is {own}, but benchmark_config says concurrency={its}"
+
+    def _takes_uploads(self) -> bool:
+        """Whether a payload may be a body that is not JSON."""
+        return self.has("payload_class") and hasattr(self.payload_class, "from_upload")
+
+    def _function_has_uploads(self) -> bool:
+        """Whether `remote_function` is given uploads, not the JSON that their class makes of them."""
+        return self._takes_uploads() and not hasattr(self.payload_class, "generate_payload_json")
 
     def makes_samples(self) -> bool:
         """Whether payloads for a benchmark come from the handler's or the payload's class."""
@@ -343,8 +354,13 @@ class WorkerConfig(Declared):
         if len(benchmarks) > 1:
             yield f"more than one benchmark: of {', '.join(self.label(h) for h, _ in benchmarks)}"
         for handler, benchmark in benchmarks:
-            if benchmark.dataset is None and benchmark.generator is None and not handler.makes_samples():
-                yield f"{self.label(handler)}: its benchmark has neither a dataset nor a generator"
+            if benchmark.dataset is None and benchmark.generator is None:
+                if not handler.makes_samples():
+                    yield f"{self.label(handler)}: its benchmark has neither a dataset nor a generator"
+            elif takes_only_uploads(handler.payload_class):
+                what = "dataset" if benchmark.generator is None else "generator"
+                problem = f"its benchmark has a {what}, but an upload has no JSON: use its class's for_test"
+                yield f"{self.label(handler)}: {problem}"
         for handler in self.all_handlers():
             if handler.benchmark_concurrency is not None and self.benchmark_of(handler) is None:
                 yield f"{self.label(handler)}: benchmark_concurrency is given, but it has no benchmark"

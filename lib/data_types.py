@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from lib.json_fields import JsonDataException, read_dataclass, read_fields
+from lib.names import qualified_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -187,8 +188,7 @@ class EndpointHandler(ABC, Generic[P]):
     @property
     def benchmark_name(self) -> str:
         """What a saved benchmark is for: a handler of another name is measured anew."""
-        kind = type(self)
-        return f"{kind.__module__}.{kind.__qualname__}"
+        return qualified_name(type(self))
 
     @property
     def benchmark_method(self) -> str:

@@ -114,8 +114,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         return hasattr(self.payload_class, "from_upload")
 
     def read_upload(self, upload: Upload) -> DeclaredPayload:
-        typed = cast(Any, self.payload_class).from_upload(upload)
-        return DeclaredPayload({"upload": typed}, typed)
+        return _uploaded(cast(Any, self.payload_class).from_upload(upload))
 
     def read_payload(self, req_data: Json) -> DeclaredPayload:
         return self._read(req_data["payload"])
@@ -124,6 +123,8 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         if self.samples is not None:
             return self._read(self.samples.take())
         typed = cast(Any, self.payload_class).for_test()
+        if takes_only_uploads(self.payload_class):
+            return _uploaded(typed)
         return DeclaredPayload(cast(Json, typed.generate_payload_json()), typed, self.workload_calculator)
 
     def call_model(self, model: ModelCaller, payload: DeclaredPayload) -> AbstractAsyncContextManager[Any]:
@@ -166,6 +167,17 @@ def makes_own_samples(payload_class: type[Any] | None) -> bool:
     """Whether the payload class has a `for_test` of its own."""
     own = getattr(payload_class, "for_test", None)
     return own is not None and getattr(own, "__func__", own) is not cast(Any, ApiPayload.for_test).__func__
+
+
+def takes_only_uploads(payload_class: type[Any] | None) -> bool:
+    """Whether no JSON makes a payload of this class: it is an `Upload`'s that has no reader of JSON."""
+    reader = getattr(payload_class, "from_json_msg", None)
+    return getattr(reader, "__func__", reader) is cast(Any, Upload.from_json_msg).__func__
+
+
+def _uploaded(typed: Any) -> DeclaredPayload:
+    """An upload as the payload class has it; a function has it as its keyword `upload`."""
+    return DeclaredPayload({"upload": typed}, typed)
 
 
 def _parsed(parser: RequestParser, raw: Json) -> Json:

@@ -22,6 +22,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from lib.errors import attempt
 from lib.json_fields import JsonDataException
+from lib.names import qualified_name
 
 T = TypeVar("T")
 Items = AsyncGenerator[Any, None]
@@ -159,8 +160,7 @@ class RemoteFunction:
         function = self._function
         while isinstance(function, functools.partial):
             function = cast("functools.partial[Any]", function).func
-        named = function if hasattr(function, "__qualname__") else type(function)
-        return f"{named.__module__}.{named.__qualname__}"
+        return qualified_name(function if hasattr(function, "__qualname__") else type(function))
 
     def check(self, payload: Mapping[str, Any]) -> None:
         """Raises `JsonDataException` naming each keyword that is missing, or that nobody asked for."""
@@ -209,10 +209,10 @@ def unusable(function: Callable[..., Any]) -> str | None:
     return f"takes {', '.join(unnamed)} by position only: a payload gives keywords" if unnamed else None
 
 
-def takes(function: Callable[..., Any], arguments: int) -> bool:
-    """Whether `function` can be called with so many arguments, as far as its signature tells."""
+def takes(function: Callable[..., Any], arguments: int, *keywords: str) -> bool:
+    """Whether `function` can be called with so many arguments and these keywords, as far as it tells."""
     try:
-        inspect.signature(function).bind(*range(arguments))
+        inspect.signature(function).bind(*range(arguments), **dict.fromkeys(keywords))
     except TypeError:
         return False
     except ValueError:  # of a built-in, which has none

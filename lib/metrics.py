@@ -89,11 +89,17 @@ class Ledger:
 
     @property
     def in_flight(self) -> int:
+        """Requests queued and working now, as they are reported: a session is one, with all inside it."""
         return len(self._in_flight)
+
+    @property
+    def unfinished(self) -> int:
+        """What is in flight, counted or not: requests inside sessions, and the calls at their ends, too."""
+        return len(self._in_flight) + len(self._uncounted)
 
     async def emptied(self) -> None:
         """Return once nothing is in flight, counted or not."""
-        while self._in_flight or self._uncounted:
+        while self.unfinished:
             self._empty.clear()
             await self._empty.wait()
 
@@ -152,7 +158,7 @@ class Ledger:
     def close(self, entry: Entry, outcome: Outcome) -> None:
         accepted = self._in_flight.pop(entry.number, None) is not None
         self._uncounted.discard(entry.number)
-        if not self._in_flight and not self._uncounted:
+        if not self.unfinished:
             self._empty.set()
         if not entry.counted:
             return
@@ -184,7 +190,7 @@ class Ledger:
                 outcome.status,
                 entry.entered_queue_at,
                 entry.work_started_at,
-                self.clock.wall(),
+                self.clock.wall() if entry.work_started_at else 0.0,
             )
         )
 

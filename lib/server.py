@@ -176,8 +176,8 @@ async def serve(
                 started(parts)
             await stop.asked.wait()
             await _drain(backend, settings, stop)
-            if backend.metrics.in_flight:
-                log.warning("%d requests are cut: they did not finish in time", backend.metrics.in_flight)
+            if backend.metrics.unfinished:
+                log.warning("%d requests are cut: they did not finish in time", backend.metrics.unfinished)
                 backend.cut()
                 sockets.abort()
         with anyio.move_on_after(CLOSE_LIMIT_S):
@@ -214,7 +214,7 @@ async def _run(task: Callable[[], Awaitable[None]], name: str, parts: Parts, sto
 async def _drain(backend: Backend, settings: Settings, stop: Stop) -> None:
     """Let what is in flight finish, for `DRAIN_TIMEOUT_S` at most; a second signal ends that at once."""
     backend.drain()
-    log.info("stopping: %d requests in flight", backend.metrics.in_flight)
+    log.info("stopping: %d requests in flight", backend.metrics.unfinished)
     with anyio.move_on_after(settings.drain_timeout_s):
         await _unless_at_once(stop, backend.metrics.emptied)
 

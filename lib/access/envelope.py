@@ -66,6 +66,11 @@ class SealedEnvelope:
         self.auth = _auth_data(self.raw_auth)
 
     @property
+    def parsed(self) -> bool:
+        """Whether all of it is: a small one is at once."""
+        return self._whole is not None
+
+    @property
     def session_id(self) -> str | None:
         """The session that it says to be in; None as well while only `auth_data` is parsed."""
         return None if self._whole is None else self._whole.get("session_id")

@@ -124,7 +124,7 @@ class Gate:
     def _verified(self, body: bytearray) -> Envelope | None:
         """The envelope, or None when its signature does not hold: then nothing that was parsed is kept."""
         sealed = SealedEnvelope(body)
-        if self.sessions.remembers(sealed.raw_auth):
+        if not sealed.parsed and self.sessions.remembers(sealed.raw_auth):
             sealed.parse()
         if sealed.session_id is None:
             if not self._signed(sealed):

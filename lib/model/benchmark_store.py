@@ -39,10 +39,12 @@ MAX_SHAPE_DEPTH = 16
 class BenchmarkInputs:
     """What a result depends on; `payload_shape` is JSON, by default what `payload_shape()` gives.
 
-    `concurrency` None: found by the benchmark. `gpus`: a name for each.
+    `endpoint` None: the handler tells none. `concurrency` None: found by the benchmark. `gpus`: a name for
+    each.
     """
 
     handler: str
+    endpoint: str | None
     concurrency: int | None
     runs: int
     model_url: str

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import HttpVersion11, web
 
-from lib.clock import Clock, time_limit
+from lib.clock import Clock
 
 T = TypeVar("T")
 
@@ -53,8 +54,7 @@ class KeepAlive:
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
             try:
-                with time_limit(self._clock, self._interval_s):
-                    await asyncio.wait({task})
+                await self._interval_or_end_of(task)
                 if not task.done() and cancelled is None:
                     await self._newline()
             except asyncio.CancelledError as e:
@@ -63,6 +63,18 @@ class KeepAlive:
         if cancelled is not None and (task.cancelled() or task.exception() is None):
             raise cancelled
         return task.result()
+
+    async def _interval_or_end_of(self, task: asyncio.Future[Any]) -> None:
+        """Return once an interval has passed, or `task` is done.
+
+        Not by a scope: on Python 3.10 one that ends as the client leaves takes that for its own doing.
+        """
+        passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self._clock.call_later(self._interval_s, partial(passed.set_result, None))
+        try:
+            await asyncio.wait({task, passed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
 
     async def answer(self, content_type: str) -> web.StreamResponse | None:
         """No newline follows. The stream for the answer's body, if one has begun, or None.
@@ -116,10 +128,12 @@ class KeepAlive:
 
 
 async def check_prepared(request: web.Request, response: web.StreamResponse) -> None:
-    """For an application's `on_response_prepare`: no second status line follows a newline."""
+    """For an application's `on_response_prepare`: no second status line follows one, or a newline."""
     keep = KeepAlive.of(request)
     if keep is not None:
         keep.check(response)
+    if request.writer.output_size > 0:
+        raise RuntimeError("another answer to this request is out already, at least its head")
 
 
 def _begun_stream(request: web.Request) -> web.StreamResponse:

@@ -7,10 +7,11 @@ benchmark.py's, the file is benchmark_store.py's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import anyio
@@ -92,18 +93,22 @@ class Rating:
     async def _inputs(self) -> BenchmarkInputs:
         """What the result depends on. Raises `BenchmarkFailed` when the author's payload can't be made."""
         samples = [self._payload(), self._payload()]
-        workloads = {self.count_workload(sample) for sample in samples}
-        message = attempt(lambda: self.handler.generate_payload_json(samples[0]))
-        shape = payload_shape(None if isinstance(message, Exception) else message)
+        messages = [attempt(partial(self.handler.generate_payload_json, sample)) for sample in samples]
+        endpoint = attempt(lambda: self.handler.endpoint)  # once a payload was made, as for a request
         return BenchmarkInputs(
             handler=self.handler.benchmark_name,
+            endpoint=endpoint if isinstance(endpoint, str) else None,
             concurrency=self.handler.benchmark_concurrency,
             runs=self.handler.benchmark_runs,
             model_url=self.server.url,
             model_name=self.model_name,
             gpus=await in_thread(benchmark_store.gpus),
-            # A payload of a fixed size is told by its workload; a random one only by its shape.
-            payload_shape={"shape": shape, "workload": workloads.pop() if len(workloads) == 1 else None},
+            payload_shape={
+                "shape": payload_shape(None if isinstance(messages[0], Exception) else messages[0]),
+                # A payload of a fixed size is told by its workload; a random one only by its shape.
+                "workload": _same(self.count_workload(sample) for sample in samples),
+                "model": _same(_model_in(message) for message in messages),
+            },
         )
 
     def _payload(self) -> Any:
@@ -120,16 +125,34 @@ class Rating:
         if isinstance(result, Exception):
             known = isinstance(result, (WorkerError, AnswerCut))
             return Attempt(False, workload, describe(result) if known else repr(result))
-        status, message = result
-        return Attempt(200 <= status < 300, workload, f"{status}: {message}")
+        status, told, source = result
+        ok = 200 <= status < 300
+        return Attempt(ok, workload, f"{status}: {told}" if ok else f"{source}{status}: {told}")
 
-    async def _call(self, payload: Any) -> tuple[int, str]:
-        """Status and the beginning of the body of one answer, read to its last byte."""
+    async def _call(self, payload: Any) -> tuple[int, str, str]:
+        """Status of one answer, the beginning of its body, and who gave it, if the model server did.
+
+        It is read to its last byte.
+        """
         caller = self.server.caller({}, method=self.handler.benchmark_method)
         async with self.handler.call_model(caller, payload) as answer:
             if isinstance(answer, web.StreamResponse):
-                return answer.status, _text(answer)
-            return answer.status, await _read(answer)
+                return answer.status, _text(answer), ""
+            by_server = isinstance(answer, aiohttp.ClientResponse)
+            source = f"{answer.method} {answer.url} answered " if by_server else ""
+            return answer.status, await _read(answer), source
+
+
+def _same(values: Iterable[Any]) -> Any:
+    """What all of `values` are, or None where they differ."""
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def _model_in(message: Any) -> str | None:
+    """The model that a request asks for by name, as OpenAI's do."""
+    name = cast("dict[str, Any]", message).get("model") if isinstance(message, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _text(answer: web.StreamResponse) -> str:

@@ -323,3 +323,16 @@ async def test_no_key_and_no_token_reach_the_model_server(tmp_path: Path) -> Non
         passed = str([(r.path, r.headers, r.body) for r in here.model.requests])
         assert len(here.model.requests) == 2
         assert not [text for text in ("secret", "api_key", token[:20], "vast.") if text in passed]
+
+
+async def test_a_drain_waits_for_no_body(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, make=shapes.build) as here, connected(here.url) as client:
+        headers = {**here.header(), "Content-Type": "application/json"}
+        await client.send(request_bytes("/echo", b'{"workload": 1.0}', headers)[:-1])
+        assert (await here.call("/echo"))[0] == 200  # by now it is read as far as it came
+        assert here.stop is not None
+        here.stop.ask()
+        head, body = await client.answer()
+        assert (head.status, json.loads(body)["state"]) == (503, "draining")
+        await here.engine.wait_for(lambda: len(here.engine.finished) == 2)
+        assert here.engine.finished[-1].request.status == "Rejected"

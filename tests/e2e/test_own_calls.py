@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -9,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
+import pytest
 from aiohttp import web
 
 from lib.backend import Backend
+from tests.fakes.raw_client import connected
 from tests.fakes.worker import Job, JobHandler, Setup
 from tests.rig import PortLease, inner_rig
 
@@ -72,3 +76,143 @@ async def test_a_refused_websocket_is_one_too(tmp_path: Path) -> None:
         here.post("/two", data={"socket": True}) as answer,
     ):
         assert answer.status == 502
+
+
+@dataclass(kw_only=True)
+class Careless(JobHandler):
+    """Tidies up badly after what broke it off, or waits for something of its own that was called off."""
+
+    @asynccontextmanager
+    async def call_model(self, model: Any, payload: Job) -> AsyncGenerator[Any, None]:
+        if payload.data.get("called off") == "first":
+            await _called_off()
+        try:
+            async with super().call_model(model, payload) as answer:
+                yield answer
+        finally:
+            if payload.data.get("untidy"):
+                raise RuntimeError("clean-up bug")
+        if payload.data.get("called off") == "last":
+            await _called_off()
+
+
+async def _called_off() -> None:
+    own = asyncio.ensure_future(asyncio.Event().wait())
+    own.cancel()
+    await own
+
+
+def careless(**fields: Any) -> Any:
+    def make(model_url: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
+        backend = Backend(model_url, healthcheck_url=setup.health)
+        return backend, [web.post("/held", backend.create_handler(Careless(path="/held", **fields)))]
+
+    return make
+
+
+WAYS = pytest.mark.parametrize("fields", [{}, {"keepalive_s": 30.0}, {"on_disconnect": "finish"}])
+
+
+@WAYS
+async def test_a_call_that_was_cancelled_by_the_author_is_a_500(
+    tmp_path: Path, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with inner_rig(tmp_path, make=careless(**fields)) as here:
+        async with here.post("/held", data={"called off": "first"}) as answer:
+            assert (answer.status, (await answer.json())["error"]) == (500, "internal error")
+        here.model.release()
+        assert (await here.call("/held"))[0] == 200  # the slot is free again
+        await here.engine.wait_for(lambda: len(here.engine.finished) == 2)
+        assert [f.request.status for f in here.engine.finished] == ["Error", "Success"]
+    assert "the handler's own code was cancelled" in caplog.text
+
+
+async def test_nor_is_one_a_success_that_its_client_has_left_to_finish(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path, make=careless(on_disconnect="finish")) as here:
+        async with connected(here.url) as client:
+            await client.post("/held", here.envelope(data={"called off": "last"}))
+            await here.model.until(lambda: here.model.working == 1)
+            client.leave()
+        async with here.http.get(here.url + "/ping") as answer:
+            assert answer.status == 200  # by now it is known to have left
+        here.model.release()
+        await here.engine.wait_for(lambda: here.engine.finished)
+        assert here.engine.finished[0].request.status == "Error"
+
+
+@pytest.mark.parametrize("fields", [{}, {"keepalive_s": 30.0}, {"keepalive_s": 0.01}])
+async def test_what_an_author_raises_after_the_client_left_is_no_failure(
+    tmp_path: Path, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with inner_rig(tmp_path, make=careless(**fields)) as here:
+        async with connected(here.url) as client:
+            await client.post("/held", here.envelope(data={"untidy": True}))
+            await here.model.until(lambda: here.model.working == 1)
+            if fields.get("keepalive_s") == 0.01:
+                await client.head()  # a newline is out
+            client.leave()
+            await here.engine.wait_for(lambda: here.engine.finished)
+        assert here.engine.finished[0].request.status == "Cancelled"
+    assert "raised after its client had left: RuntimeError('clean-up bug')" in caplog.text
+
+
+@WAYS
+async def test_and_after_the_worker_cut_it_one(tmp_path: Path, fields: dict[str, Any]) -> None:
+    async with (
+        inner_rig(tmp_path, make=careless(**fields), drain_timeout_s=0.1) as here,
+        connected(here.url) as client,
+    ):
+        await client.post("/held", here.envelope(data={"untidy": True}))
+        await here.model.until(lambda: here.model.working == 1)
+        assert here.stop is not None
+        here.stop.ask()
+        await here.engine.wait_for(lambda: here.engine.finished)
+        assert here.engine.finished[0].request.status == "Error"
+
+
+@dataclass(kw_only=True)
+class Twice(JobHandler):
+    """Begins an answer, and then gives another in one of the `ways`."""
+
+    way: str
+
+    async def generate_client_response(self, client_request: web.Request, model_response: Any) -> Any:
+        first = web.StreamResponse()
+        await first.prepare(client_request)
+        await first.write(b"half")
+        if self.way == "raises":
+            raise web.HTTPConflict(text="not now")
+        another = web.Response(text="another")
+        if self.way == "prepares":
+            await another.prepare(client_request)
+        return another
+
+
+@pytest.mark.parametrize("way", ["raises", "returns", "prepares"])
+async def test_a_second_answer_is_never_written_into_the_first(tmp_path: Path, way: str) -> None:
+    def make(model_url: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
+        backend = Backend(model_url, healthcheck_url=setup.health)
+        return backend, [web.post("/twice", backend.create_handler(Twice(path="/echo", way=way)))]
+
+    async with inner_rig(tmp_path, make=make) as here, connected(here.url) as client:
+        await client.post("/twice", here.envelope())
+        assert (await client.head()).status == 200
+        assert await client.rest() == b"4\r\nhalf\r\n"
+        await here.engine.wait_for(lambda: here.engine.finished)
+        assert here.engine.finished[0].request.status == "Error"
+
+
+async def test_a_handler_on_two_routes_has_one_limit(tmp_path: Path) -> None:
+    def make(model_url: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
+        backend = Backend(model_url, healthcheck_url=setup.health, allow_parallel_requests=True)
+        handler = JobHandler(path="/held", max_concurrency=2)
+        return backend, [web.post(path, backend.create_handler(handler)) for path in ("/one", "/other")]
+
+    async with inner_rig(tmp_path, make=make) as here, anyio.create_task_group() as tasks:
+        for path in ("/one", "/one", "/other", "/other"):
+            tasks.start_soon(here.call, path)
+        await here.engine.wait_for(lambda: here.last_report.num_requests_working == 4)
+        assert here.backend is not None
+        assert here.backend.queue_lengths() == (2, 2)
+        here.model.release()
+        await here.told(served=4.0)

@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from lib.access.sessions import Session
+from lib.server import EXIT_FAILED
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import AUTHOR_CALLS, Setup
 from tests.manual_clock import ManualClock
@@ -826,6 +827,21 @@ async def test_a_drain_lets_requests_inside_finish_and_releases_those_that_wait(
         assert posted(here, "/echo") == []
         assert await finished(here) == ["Cancelled"]
         assert (here.last_report.cur_load, here.totals.cur_perf) == (0.0, 0.0)
+
+
+async def test_stopping_at_once_lets_nothing_inside_finish(tmp_path: Path) -> None:
+    async with inner_rig(tmp_path) as here:
+        session = await create(here)
+        assert here.stop is not None
+        async with connected(here.url) as client:
+            await client.post("/held", inside(session))
+            await here.model.until(lambda: here.model.working == 1)
+            here.stop.ask()
+            here.stop.ask()
+            await anyio.wait_all_tasks_blocked()
+            here.model.release()
+            assert await client.rest() == b""
+    assert here.exit_status == EXIT_FAILED
 
 
 async def test_a_drain_waits_for_a_silent_model_server_no_longer_than_that(tmp_path: Path) -> None:

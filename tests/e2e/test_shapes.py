@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import anyio
@@ -17,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from lib.backend import Backend
 from lib.config_fields import DeclarationRefused
 from lib.uploads import Upload
-from lib.worker import HandlerConfig, Worker, WorkerConfig
+from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
 from tests.fakes import shapes
 from tests.fakes.raw_client import RawClient, connected
 from tests.fakes.worker import Setup
@@ -576,16 +577,110 @@ def size_of(upload: Upload) -> int:
     return upload.size_bytes
 
 
+def path_of(path: str) -> str:
+    return path
+
+
+def also(upload: Upload, more: int) -> int:
+    return upload.size_bytes + more
+
+
+@dataclass
+class Either:
+    """Takes JSON and uploads."""
+
+    size: int
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Either:
+        return cls(json_msg["size"])
+
+    @classmethod
+    def from_upload(cls, upload: Upload) -> Either:
+        return cls(upload.size_bytes)
+
+
+@dataclass
+class Named(Either):
+    """Makes JSON of both: a function has that as its keywords."""
+
+    def generate_payload_json(self) -> dict[str, Any]:
+        return {"size": self.size}
+
+
+def double(size: int) -> int:
+    return size * 2
+
+
+NO_CALCULATOR = (
+    "handler '/a': workload_calculator is given, but an upload has no JSON: use its class's count_workload"
+)
+NO_UPLOAD = "handler '/a': remote_function can't be called with upload= alone, as it is for an upload"
+
+
+async def test_a_function_has_what_a_class_makes_of_an_upload(tmp_path: Path) -> None:
+    handler = HandlerConfig("/double", payload_class=Named, remote_function=double)
+    async with declared(tmp_path, handler, model=False) as rig:
+        assert await ask(rig, "POST", "/double", data=b"123", headers=TEXT) == (200, {"result": 6})
+        assert await ask(rig, "POST", "/double", json={"size": 4}) == (200, {"result": 8})
+
+
+@dataclass
+class Tone(shapes.Sound):
+    """What the benchmark sends is a file of the author's."""
+
+    file: ClassVar[Path]
+
+    @classmethod
+    def for_test(cls) -> Tone:
+        return cls(cls.file, "audio/wav", cls.file.stat().st_size, {})
+
+
+async def test_the_benchmark_sends_uploads_of_the_payload_class(tmp_path: Path) -> None:
+    Tone.file = tmp_path / "tone.wav"
+    Tone.file.write_bytes(b"x" * 5000)
+    handler = HandlerConfig("/echo", payload_class=Tone, benchmark_config=BenchmarkConfig(runs=1))
+    async with declared(tmp_path, handler) as rig:
+        sent = rig.model.requests[-1]
+        assert (sent.path, sent.header("Content-Type"), sent.body) == ("/echo", "audio/wav", b"x" * 5000)
+        assert rig.last_report.max_perf > 0
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         (
             {"route": "/a", "payload_class": Upload, "remote_function": size_of, "request_parser": dict},
-            "handler '/a': request_parser is given, but an Upload has no JSON: use its methods",
+            "handler '/a': request_parser is given, but an upload has no JSON: use its class's from_upload",
         ),
         (
             {"route": "/a", "payload_class": Upload, "remote_function": size_of, "workload_calculator": len},
-            "handler '/a': workload_calculator is given, but an Upload has no JSON: use its methods",
+            NO_CALCULATOR,
+        ),
+        (
+            {"route": "/a", "payload_class": Either, "remote_function": size_of, "workload_calculator": len},
+            NO_CALCULATOR,
+        ),
+        *(
+            ({"route": "/a", "payload_class": kind, "remote_function": function}, NO_UPLOAD)
+            for kind in (Upload, Either)
+            for function in (path_of, also)
+        ),
+        *(
+            (
+                {
+                    "route": "/a",
+                    "payload_class": shapes.Sound,
+                    "remote_function": size_of,
+                    "benchmark_config": config,
+                },
+                f"handler '/a': its benchmark has a {given}, but an upload has no JSON: use its class's "
+                "for_test",
+            )
+            for given, config in (
+                ("dataset", BenchmarkConfig([{"a": 1}])),
+                ("generator", BenchmarkConfig(generator=dict)),
+            )
         ),
         *(
             (

@@ -48,6 +48,7 @@ class MaliciousModel:
     health_status: int = 200
     health_checks: int = 0
     health_stalls: bool = False
+    health_held: bool = False
     fail_status: int | None = None
     speed_s: float = 0.0
     working: int = 0
@@ -170,6 +171,8 @@ class MaliciousModel:
     async def _do_health(self, request: Received, writer: asyncio.StreamWriter) -> bool:
         if self.health_stalls:
             await asyncio.Event().wait()
+        if self.health_held:
+            await self._released.wait()
         await _whole(writer, self.health_status, b"ok")
         return True
 

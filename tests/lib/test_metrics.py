@@ -222,8 +222,12 @@ def test_times_are_wall_times_and_nothing_for_what_never_was() -> None:
         entry.start()
         clock.advance(2.0)
         entry.settle(Outcome.SERVED)
-    (refused, served), _ = ledger.finished()
-    assert (refused.entered_queue_at, refused.work_started_at) == (0.0, 0.0)
+    entry = ledger.open(3)
+    entry.accept()
+    entry.close(ClientGone())
+    (refused, served, left), _ = ledger.finished()
+    assert (left.entered_queue_at, left.work_started_at, left.work_completed_at) == (1003, 0.0, 0.0)
+    assert (refused.entered_queue_at, refused.work_started_at, refused.work_completed_at) == (0.0, 0.0, 0.0)
     assert (served.entered_queue_at, served.work_started_at, served.work_completed_at) == (1000, 1001, 1003)
 
 

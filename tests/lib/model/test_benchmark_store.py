@@ -26,6 +26,7 @@ from lib.model.benchmark_store import (
 
 INPUTS = BenchmarkInputs(
     handler="workers.hello_world.GenerateHandler",
+    endpoint="/generate",
     concurrency=None,
     runs=8,
     model_url="http://127.0.0.1:5001",
@@ -56,6 +57,7 @@ def test_a_saved_result_serves_the_same_inputs(tmp_path: Path) -> None:
     ("change", "name"),
     [
         ({"handler": "workers.hello_world.StreamHandler"}, "handler"),
+        ({"endpoint": "/generate/stream"}, "endpoint"),
         ({"concurrency": 4}, "concurrency"),
         ({"runs": 3}, "runs"),
         ({"model_url": "http://127.0.0.1:5002"}, "model_url"),

@@ -128,6 +128,16 @@ async def test_a_connection_that_is_lost_is_written_to_once_and_is_no_end_of_the
     assert await during == "done"
 
 
+async def test_a_client_that_leaves_as_a_newline_is_due_still_cancels_the_work() -> None:
+    scene = Scene()
+    during = asyncio.create_task(scene.keepalive.during(scene.work()))
+    await scene.clock.wait_for_timers()
+    scene.clock.advance(INTERVAL_S)
+    during.cancel()  # in the same turn of the event loop
+    await anyio.wait_all_tasks_blocked()
+    assert during.cancelled()
+
+
 async def test_a_second_cancel_reaches_the_work_too() -> None:
     cancels: list[str] = []
 

@@ -30,9 +30,10 @@ FIRST_OF_A_ROUND = 4
 class Bench(JobHandler):
     """`jobs`: what the author's payloads are, in turn; an exception is raised.
 
-    `at_payload`: what happens when so many have been made.
+    `names`: the model that is asked for. `at_payload`: what happens when so many have been made.
     """
 
+    names: str = "named"
     jobs: list[Any] = field(default_factory=list[Any])
     at_payload: dict[int, Callable[[], None]] = field(default_factory=dict[int, "Callable[[], None]"])
     made: int = 0
@@ -44,6 +45,9 @@ class Bench(JobHandler):
         if isinstance(job, Exception):
             raise job
         return job
+
+    def generate_payload_json(self, payload: Job) -> dict[str, Any]:
+        return {"model": self.names, **payload.generate_payload_json()}
 
 
 def _nothing() -> None:
@@ -142,7 +146,7 @@ async def test_every_2xx_counts(tmp_path: Path, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("/error500", "500: <h1>CUDA out of memory</h1>"),
+        ("/error500", "/error500 answered 500: <h1>CUDA out of memory</h1>"),
         ("/error422", '422: {"detail": "no such parameter"}'),
         ("/redirect", "307"),
         ("/close", "could not be reached"),
@@ -239,10 +243,12 @@ async def test_a_saved_result_serves_for_the_same_inputs(tmp_path: Path) -> None
         (bench("/echo"), "large"),
         (bench("/echo", jobs=[Job(99.0)]), "tiny"),
         (bench("/echo", jobs=[Job(10.0, {"voice": "alto"})]), "tiny"),
+        (bench("/echo", names="other"), "tiny"),
+        (bench("/accepted"), "tiny"),
         (bench("/echo", runs=2), "tiny"),
         (bench("/echo", concurrency=3), "tiny"),
     ],
-    ids=["model", "workload", "payload", "runs", "concurrency"],
+    ids=["model", "workload", "payload", "model of the payload", "endpoint", "runs", "concurrency"],
 )
 async def test_with_other_inputs_it_is_measured_anew(tmp_path: Path, handler: Bench, model_name: str) -> None:
     async with malicious_model() as model:

@@ -1,0 +1,59 @@
+"""What the gate looks at before it lets a request in (protocol.md §2)."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from lib.access.body import BodyReader
+from lib.access.envelope import PARSED_WHOLE_BYTES
+from lib.access.gate import Gate
+from lib.access.sessions import Sessions, SessionTerms
+from lib.clock import SystemClock
+
+AUTH = {"signature": "", "cost": 1, "endpoint": "e", "reqnum": 1, "url": "http://worker"}
+
+
+class Asked(Sessions):
+    """Notes how often it was asked whether it remembers."""
+
+    asked = 0
+
+    def remembers(self, raw_auth: Any) -> bool:
+        self.asked += 1
+        return super().remembers(raw_auth)
+
+
+async def no_key() -> None: ...
+
+
+@pytest.mark.parametrize(("padding", "asked"), [(0, 0), (PARSED_WHOLE_BYTES, 1)])
+async def test_only_an_envelope_that_is_not_parsed_yet_is_looked_up(padding: int, asked: int) -> None:
+    sessions = Asked(None, SystemClock())
+    session = sessions.create(AUTH, SessionTerms())
+    bodies = BodyReader(2 * PARSED_WHOLE_BYTES, 10.0)
+    gate = Gate(bodies, bodies, None, sessions, no_key)
+
+    async def admit(request: web.Request) -> web.Response:
+        envelope = await gate.admit(request)
+        assert envelope.session is session
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/", admit)
+    message = {"auth_data": AUTH, "session_id": session.id, "payload": {"x": "x" * padding}}
+    body = io.BytesIO(json.dumps(message).encode())
+    async with (
+        TestServer(app) as server,
+        aiohttp.ClientSession() as http,
+        http.post(server.make_url("/"), data=body) as answer,
+    ):
+        assert answer.status == 200
+    assert sessions.asked == asked
+    sessions.end(session)
