@@ -30,6 +30,7 @@ WAIT_MS = 20_000
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed, nor named by CHROMIUM"),
     pytest.mark.timeout(90),
+    pytest.mark.one_python,
 ]
 
 

@@ -23,6 +23,8 @@ from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
 from tests.launching import CRASHING_WORKER, FAKE_WORKER, Instance, Launched, Repository, instance, make_wheel
 from tests.rig import CONTAINER_ID, GUARD_S, MASTER_TOKEN, ROOT
 
+pytestmark = pytest.mark.one_python
+
 NOBODY = 65534
 
 
