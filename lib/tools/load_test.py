@@ -220,5 +220,8 @@ def client_json(payload: Any) -> Mapping[str, Any]:
     if isinstance(payload, Mapping):
         return cast("Mapping[str, Any]", payload)
     if dataclasses.is_dataclass(payload):
-        return dataclasses.asdict(cast(Any, payload))
+        # Fields that clients don't set (`init=False`) are the worker's own.
+        own = {field.name for field in dataclasses.fields(payload) if not field.init}
+        everything = dataclasses.asdict(cast(Any, payload))
+        return {name: value for name, value in everything.items() if name not in own}
     return payload.generate_payload_json()

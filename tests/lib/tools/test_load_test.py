@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -412,6 +412,7 @@ class Wrapped:
     """A payload whose JSON for the model server is not what clients send, and that counts nothing."""
 
     input: dict[str, Any]
+    id: str = field(init=False, default="the worker's own")
 
     @classmethod
     def for_test(cls) -> Wrapped:
