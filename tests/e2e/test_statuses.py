@@ -408,7 +408,8 @@ async def test_no_mutilated_envelope_gives_another_status(fuzzed: Rig, data: st.
     changes = data.draw(st.dictionaries(KEYS | st.just("data"), JSON, min_size=1, max_size=3))
     envelope[part] = {**envelope[part], **changes}
     body = json.dumps(envelope).encode()
-    start = data.draw(st.integers(0, len(body)))
+    # Of bounds that don't depend on the body: its numbers grow by a digit now and then.
+    start = data.draw(st.integers(0, 2**16)) % (len(body) + 1)
     end = min(len(body), start + data.draw(st.integers(0, 3)))
     before = outcomes(fuzzed)
     whole = body[:start] + data.draw(st.binary(max_size=3)) + body[end:]
