@@ -19,11 +19,11 @@ from asyncio.subprocess import PIPE
 
 import anyio
 
+from lib.client import Target
 from lib.tools.load_report import lines
 from lib.tools.load_screen import watch
 from lib.tools.load_tally import LATE
 from lib.tools.load_test import LoadTest, Plan
-from lib.tools.route_client import Target
 
 _BODY = json.dumps({"text": "x" * 1000}).encode()
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -17,11 +17,11 @@ import aiohttp
 import anyio
 import psutil
 
-from lib.clock import SystemClock, Timer
-from lib.engine.reports import DELIVERY_TIMEOUT_S, Identity, Reporter, Standing
+from lib.engine.reports import DELIVERY_TIMEOUT_S, Capacity, Identity, Reporter
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.metrics import Ledger, Outcome
+from lib.runtime.clock import SystemClock, Timer
 
 STEPS = 4
 REQUESTS_PER_REPORT = 1  # the engine beside it remembers each
@@ -47,7 +47,7 @@ async def run(count: int) -> None:
     ledger = Ledger(clock)
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
         identity = Identity(1, "", "http://127.0.0.1:1")
-        reporter = Reporter(http, [url], [url], identity, ledger, lambda: Standing(1.0, 100.0), clock)
+        reporter = Reporter(http, [url], [url], identity, ledger, lambda: Capacity(1.0, 100.0), clock)
         ledger.on_event = reporter.request_changed
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(reporter.report_status)
@@ -68,7 +68,7 @@ async def run(count: int) -> None:
 def work(ledger: Ledger, number: int) -> None:
     for index in range(REQUESTS_PER_REPORT):
         with ledger.open(number * REQUESTS_PER_REPORT + index + 1) as entry:
-            entry.weigh(1.0)
+            entry.set_workload(1.0)
             entry.accept()
             entry.start()
             entry.settle(Outcome.SERVED)

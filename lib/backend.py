@@ -27,10 +27,8 @@ from aiohttp import web
 
 from lib.access.envelope import Envelope
 from lib.access.gate import is_upload
-from lib.access.queue import SlotQueue
-from lib.access.sessions import Session, SessionEnd, SessionTerms
-from lib.clock import Clock, SystemClock, time_limit
 from lib.data_types import EndpointHandler, JsonDataException, LogAction
+from lib.declare.bare_route import BareHandler, BareRouteHandler
 from lib.errors import (
     CLIENT_CLOSED_REQUEST,
     AnswerCut,
@@ -43,22 +41,24 @@ from lib.errors import (
     TooBusy,
     Unavailable,
     WorkerError,
-    attempt_async,
+    async_result_or_error,
     error_response,
     internal_error_response,
     returnable,
 )
-from lib.guarded import BareHandler, GuardedHandler
+from lib.life.running_worker import BackendConfig, Lifecycle, RunningWorker, open_worker
 from lib.metrics import Entry, Ledger, Outcome
-from lib.model.answers import aborted, drain
 from lib.model.connection import ModelSession, describe
-from lib.model.keepalive import KeepAlive
 from lib.model.readiness import Cause, State
-from lib.parts import Lifecycle, ModelConfig, Parts, assemble
-from lib.settings import Settings
-from lib.timings import FirstByte, Timing, Timings
+from lib.model.relay import aborted, drain
+from lib.request.heartbeat import Heartbeat
+from lib.request.sessions import Session, SessionEnd, SessionTerms
+from lib.request.slots import SlotQueue
+from lib.request.timings import FirstByte, Timing, Timings
+from lib.request.workload import DEFAULT_WORKLOAD, WorkloadCounter
+from lib.runtime.clock import Clock, SystemClock, time_limit
+from lib.runtime.settings import Settings
 from lib.uploads import Upload
-from lib.workload import DEFAULT_WORKLOAD, WorkloadCounter
 
 __all__ = ["Backend", "LogAction"]
 
@@ -138,7 +138,7 @@ class Backend:
         self.timings = Timings()
         self._routes: list[Route] = []
         self._one_at_a_time = self._queue(1)
-        self._parts: Parts | None = None
+        self._parts: RunningWorker | None = None
         self.spawn: Spawn = _no_server
         self._cutting = False
         self._session_entries: dict[str, Entry] = {}
@@ -170,7 +170,7 @@ class Backend:
         `function` finds `request["payload"]`, JSON or an `Upload`, and `request["auth_data"]`. `workload` is
         a number, or a function of the payload; `fields` are an `EndpointHandler`'s.
         """
-        return self.create_handler(GuardedHandler(function=function, workload=workload, **fields))
+        return self.create_handler(BareRouteHandler(function=function, workload=workload, **fields))
 
     @property
     def session(self) -> ModelSession:
@@ -199,7 +199,7 @@ class Backend:
             async with self._received(route, request, envelope, entry) as received:
                 request["auth_data"], request["payload"] = envelope.auth, received
                 call.payload = _payload_of(handler, envelope, received)
-                entry.weigh(route.workload.count(call.payload))
+                entry.set_workload(route.workload.count(call.payload))
                 self._check_state()
                 self._check_wait(route, envelope.session)
                 entry.accept()
@@ -267,7 +267,7 @@ class Backend:
                 yield received
             return
         if is_upload(request, envelope):
-            entry.weigh(DEFAULT_WORKLOAD)  # until it is here
+            entry.set_workload(DEFAULT_WORKLOAD)  # until it is here
             self._check_state()
             self._check_wait(route, envelope.session)
         received = None
@@ -308,7 +308,7 @@ class Backend:
         work, handler = self._in_turn(route, request, call), route.handler
         if not handler.keepalive_s or request.method == "HEAD":  # whose answer has no body
             return await work
-        return await KeepAlive(request, handler.keepalive_s, self.clock).during(work)
+        return await Heartbeat(request, handler.keepalive_s, self.clock).during(work)
 
     async def _in_turn(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
         assert call.entry is not None
@@ -360,7 +360,7 @@ class Backend:
         entry = self.metrics.open(envelope.auth.request_idx)
         try:
             terms = SessionTerms.from_json(await gate.json_payload(request, envelope))
-            entry.weigh(envelope.auth.cost)
+            entry.set_workload(envelope.auth.cost)
             self._check_state()
             session = self.parts.sessions.create(envelope.raw_auth, terms)
         except BaseException as e:
@@ -386,7 +386,7 @@ class Backend:
         message = {**(session.terms.on_close_payload or {}), "session_id": session.id}
         failure: Exception | None = TimeoutError()  # what it stays, where the limit cuts the call
         with call, time_limit(self.clock, ON_CLOSE_LIMIT_S):
-            failure = await attempt_async(self._post(route, message))
+            failure = await async_result_or_error(self._post(route, message))
         if failure is not None:
             log.warning("session %s…: POST %s on its end failed", session.id[:6], route)
 
@@ -472,7 +472,7 @@ class Backend:
     # What the server uses
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> RunningWorker:
         """The running worker's parts; raises `RuntimeError` while it doesn't run."""
         if self._parts is None:
             raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
@@ -498,14 +498,14 @@ class Backend:
     @asynccontextmanager
     async def run_with(
         self, settings: Settings, directory: Path, process_age_s: float = 0.0
-    ) -> AsyncGenerator[Parts, None]:
+    ) -> AsyncGenerator[RunningWorker, None]:
         """Serve requests inside the block. Raises `SettingsError` when what the author told can't work."""
         if self.unsecured is not None:
             settings = replace(settings, unsecured=self.unsecured)
         config = self.model_config()
         if problems := self.problems():
             raise SettingsError(problems)
-        async with assemble(config, settings, self.metrics, self.clock, directory, process_age_s) as parts:
+        async with open_worker(config, settings, self.metrics, self.clock, directory, process_age_s) as parts:
             self._parts = parts
             parts.sessions.on_end = self._session_ended
             try:
@@ -555,13 +555,13 @@ class Backend:
         """Seconds until what is in flight now will be done, at the measured throughput."""
         return self.metrics.cur_load / max(self.parts.readiness.max_perf, 1e-9)
 
-    def model_config(self) -> ModelConfig:
+    def model_config(self) -> BackendConfig:
         """What the author told of the model server and its life."""
         handlers = [r.handler for r in self._routes]
         if self.benchmark_handler is not None:
             handlers.insert(0, self.benchmark_handler)
         checks = [h.healthcheck_endpoint for h in handlers]
-        return ModelConfig(
+        return BackendConfig(
             url=self.model_server_url,
             log_file=self.model_log_file,
             log_actions=self.log_actions,
@@ -598,7 +598,7 @@ def _forwarded_headers(request: web.Request, handler: EndpointHandler[Any]) -> d
     An answer that follows newlines is read by the client as it is, and one that an author's code reads
     is not unpacked: then none is asked for that is compressed.
     """
-    packed = handler.takes_packed_answers and handler.keepalive_s is None
+    packed = handler.accepts_compressed_answers and handler.keepalive_s is None
     names = _FORWARDED if packed else _FORWARDED[:2]
     return {name: ", ".join(request.headers.getall(name)) for name in names if name in request.headers}
 
@@ -608,7 +608,7 @@ async def _write_out(request: web.Request, response: web.StreamResponse, finish:
 
     Raises `ClientGone`, unless the call was to `finish`.
     """
-    keepalive = KeepAlive.of(request)
+    keepalive = Heartbeat.of(request)
     try:
         if not (finish and _left(request)):
             if keepalive is not None and keepalive.waiting:
@@ -623,7 +623,7 @@ async def _write_out(request: web.Request, response: web.StreamResponse, finish:
 
 async def _told(request: web.Request, response: web.Response) -> web.StreamResponse:
     """The failure `response` as its client can still be told it; an answer under way is aborted."""
-    keepalive = KeepAlive.of(request)
+    keepalive = Heartbeat.of(request)
     if _begun(request):
         return aborted(request)
     if keepalive is None or not keepalive.waiting:
@@ -636,7 +636,7 @@ async def _told(request: web.Request, response: web.Response) -> web.StreamRespo
 
 def _is_late(request: web.Request) -> bool:
     """Whether newlines have told the client 200 already."""
-    keepalive = KeepAlive.of(request)
+    keepalive = Heartbeat.of(request)
     return keepalive is not None and keepalive.begun
 
 
@@ -663,7 +663,7 @@ def _left(request: web.Request) -> bool:
 
 def _begun(request: web.Request) -> bool:
     """Whether an answer is out, more than newlines: no other may follow it."""
-    keepalive = KeepAlive.of(request)
+    keepalive = Heartbeat.of(request)
     return request.writer.output_size > 0 and not (keepalive is not None and keepalive.waiting)
 
 
@@ -701,7 +701,7 @@ async def _tell(handler: EndpointHandler[Any], call: Call) -> None:
     async def stop() -> None:  # calling an author's function may raise too
         await handler.on_client_disconnect(call.payload)
 
-    failure = await attempt_async(stop())
+    failure = await async_result_or_error(stop())
     if failure is not None:
         log.warning("request %s: on_client_disconnect raised %r", call.id, failure)
 

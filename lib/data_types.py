@@ -1,7 +1,7 @@
 """What a worker's author subclasses: `ApiPayload`, `EndpointHandler`; and `AuthData`, `LogAction`.
 
 Owns the names and defaults of authoring.md §1, which workers in the field are written against. How a
-handler is run is in backend.py; how JSON becomes a dataclass is in lib/json_fields.py.
+handler is run is in backend.py; how JSON becomes a dataclass is in lib/fields/json_fields.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 import aiohttp
 from aiohttp import web
 
-from lib.json_fields import JsonDataException, read_dataclass, read_fields
-from lib.names import qualified_name
+from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
+from lib.runtime.stable_name import stable_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -188,7 +188,7 @@ class EndpointHandler(ABC, Generic[P]):
     @property
     def benchmark_name(self) -> str:
         """What a saved benchmark is for: a handler of another name is measured anew."""
-        return qualified_name(type(self))
+        return stable_name(type(self))
 
     @property
     def benchmark_method(self) -> str:
@@ -225,12 +225,12 @@ class EndpointHandler(ABC, Generic[P]):
         self, client_request: web.Request, model_response: aiohttp.ClientResponse
     ) -> web.StreamResponse:
         """The client's answer; by default the model server's, passed on as it comes (protocol.md §2)."""
-        from lib.model.answers import pass_on  # here: lib.model imports this module
+        from lib.model.relay import pass_on  # here: lib.model imports this module
 
         return await pass_on(client_request, model_response)
 
     @property
-    def takes_packed_answers(self) -> bool:
+    def accepts_compressed_answers(self) -> bool:
         """Whether the model server may compress its answers: only where they are passed on as they come.
 
         By default, if neither `call_model` nor `generate_client_response` is the author's own.

@@ -188,7 +188,7 @@ async def refusals_as_json(
     return web.json_response({"error": message}, status=refusal.status, headers=headers)
 
 
-def attempt(call: Callable[[], T]) -> T | Exception:
+def result_or_error(call: Callable[[], T]) -> T | Exception:
     """What `call`, an author's code whose failure is no end, gives or raises."""
     try:
         return call()
@@ -196,7 +196,7 @@ def attempt(call: Callable[[], T]) -> T | Exception:
         return e
 
 
-async def attempt_async(awaitable: Awaitable[T]) -> T | Exception:
+async def async_result_or_error(awaitable: Awaitable[T]) -> T | Exception:
     """What `awaitable`, an author's code whose failure is no end, gives or raises."""
     try:
         return await awaitable

@@ -15,9 +15,9 @@ from enum import Enum
 from itertools import islice
 from types import TracebackType
 
-from lib.clock import Clock, SystemClock
 from lib.errors import ClientGone, Refused
-from lib.settings import from_environment
+from lib.runtime.clock import Clock, SystemClock
+from lib.runtime.settings import from_environment
 from lib.wire import FinishedRequest, RequestStatus
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class Entry:
         self.entered_queue_at = 0.0
         self.work_started_at = 0.0
 
-    def weigh(self, workload: float) -> None:
+    def set_workload(self, workload: float) -> None:
         """How much work this is; before `accept`."""
         self.workload = min(workload, MAX_WORKLOAD)
 

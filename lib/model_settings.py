@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from lib.data_types import LogAction
-from lib.settings import Reader
+from lib.runtime.settings import Reader
 
 
 @dataclass(frozen=True, kw_only=True)

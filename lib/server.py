@@ -32,16 +32,16 @@ from aiohttp import web
 from anyio.abc import TaskGroup
 
 from lib.backend import Backend
-from lib.errors import SettingsError, attempt_async, refusals_as_json
-from lib.logs import configure_logging
-from lib.management import loopback_routes, public_routes, without
-from lib.model.keepalive import check_prepared
+from lib.errors import SettingsError, async_result_or_error, refusals_as_json
+from lib.life.running_worker import RunningWorker
 from lib.model.readiness import Cause
-from lib.parts import Parts
-from lib.session_routes import end_route, session_routes
-from lib.settings import Settings, from_environment
-from lib.timings import note_head
-from lib.tls import Certificate
+from lib.request.heartbeat import check_prepared
+from lib.request.timings import note_head
+from lib.routes.management import loopback_routes, public_routes, without
+from lib.routes.sessions import end_route, session_routes
+from lib.runtime.logs import configure_logging
+from lib.runtime.settings import Settings, from_environment
+from lib.runtime.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ async def serve(
     stop: Stop,
     *,
     directory: Path,
-    started: Callable[[Parts], None] | None = None,
+    started: Callable[[RunningWorker], None] | None = None,
     **site_kwargs: Any,
 ) -> int:
     """Serve until `stop` is asked; the process's exit status.
@@ -202,9 +202,9 @@ async def _serve_until_signal(
             loop.remove_signal_handler(number)
 
 
-async def _run(task: Callable[[], Awaitable[None]], name: str, parts: Parts, stop: Stop) -> None:
+async def _run(task: Callable[[], Awaitable[None]], name: str, parts: RunningWorker, stop: Stop) -> None:
     """A long-lived task; an error that it can't name ends the worker."""
-    failure = await attempt_async(task())
+    failure = await async_result_or_error(task())
     if failure is not None:
         log.error("%s failed: the worker stops", name, exc_info=failure)
         parts.readiness.fail(Cause.WORKER, f"{name} failed: {failure!r}")

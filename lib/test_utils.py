@@ -9,8 +9,8 @@ import argparse
 import sys
 from typing import Any
 
+from lib.client import add_target_arguments
 from lib.tools.load_command import add_load_arguments, run_load_test
-from lib.tools.route_client import add_target_arguments
 
 # For pytest: nothing here is a test, whatever its name begins with.
 __test__ = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.json_fields import JsonDataException
+from lib.fields.json_fields import JsonDataException
 
 if TYPE_CHECKING:
     from typing_extensions import Self

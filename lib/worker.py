@@ -1,7 +1,7 @@
 """The declarative way: a worker said in one page (authoring.md §2).
 
 Owns `Worker`, which makes ordinary handlers and a `Backend` out of a declaration and refuses one that
-can't work. What may be declared is in lib/configs.py, and importable from here.
+can't work. What may be declared is in lib/declare/declaration.py, and importable from here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, cast
 from aiohttp import web
 
 from lib.backend import Backend
-from lib.config_fields import refuse
-from lib.configs import BenchmarkConfig, HandlerConfig, LogActionConfig, WorkerConfig
 from lib.data_types import EndpointHandler
-from lib.declared import DeclaredHandler
-from lib.errors import attempt
-from lib.functions import RemoteFunction
+from lib.declare.config_fields import refuse
+from lib.declare.declaration import BenchmarkConfig, HandlerConfig, LogActionConfig, WorkerConfig
+from lib.declare.declared_handler import DeclaredHandler
+from lib.declare.functions import RemoteFunction
+from lib.errors import result_or_error
 from lib.server import run_server, start_server
 
 __all__ = ["BenchmarkConfig", "HandlerConfig", "LogActionConfig", "Worker", "WorkerConfig"]
@@ -88,7 +88,7 @@ class Worker:
 
 
 def _made(declared: HandlerConfig, config: WorkerConfig) -> EndpointHandler[Any] | Exception:
-    return attempt(partial(declared.build, config.benchmark_of(declared)))
+    return result_or_error(partial(declared.build, config.benchmark_of(declared)))
 
 
 def _name(declared: HandlerConfig) -> str:

@@ -19,7 +19,7 @@ import anyio
 import psutil
 
 from tests.fakes.worker import Setup
-from tests.rig import GUARD_S, ROOT, Rig, environment, peers
+from tests.system import GUARD_S, ROOT, System, engine_and_model_server, environment
 
 COMMANDS = (
     *("bash", "sh", "git", "openssl", "curl"),
@@ -102,7 +102,7 @@ class Instance:
     `env` is over what an instance has; `script` is what is run there.
     """
 
-    rig: Rig
+    system: System
     root: Path
     setup: Setup = field(default_factory=lambda: Setup(health="/health"))
     env: dict[str, str] = field(default_factory=dict[str, str])
@@ -171,7 +171,7 @@ class Instance:
     def environment(self) -> dict[str, str]:
         """The variables of the instance."""
         return environment(
-            self.rig,
+            self.system,
             self.setup,
             {
                 "PATH": str(self.bin),
@@ -180,8 +180,8 @@ class Instance:
                 "WORKSPACE_DIR": str(self.workspace),
                 "PYWORKER_VENV": str(VENV),
                 "FORCE_UPDATE_FILE": str(self.force_update),
-                "VAST_CONSOLE_URL": self.rig.engine_url,
-                "MODEL_LOG": str(self.rig.model_log),
+                "VAST_CONSOLE_URL": self.system.engine_url,
+                "MODEL_LOG": str(self.system.model_log),
                 "GIT_CONFIG_GLOBAL": "/dev/null",
                 **self.env,
             },
@@ -234,8 +234,8 @@ class Instance:
 @asynccontextmanager
 async def instance(tmp_path: Path, **options: str) -> AsyncGenerator[Instance, None]:
     """An instance beside an engine and a model server; `options` are variables of its environment."""
-    async with peers(tmp_path) as rig:
-        yield Instance(rig, tmp_path, env=options)
+    async with engine_and_model_server(tmp_path) as system:
+        yield Instance(system, tmp_path, env=options)
 
 
 class Repository:

@@ -26,7 +26,7 @@ class ManualTimer:
 
 
 class ManualClock:
-    """Implements lib.clock.Clock. Both times stand still between calls of `advance`."""
+    """Implements lib.runtime.clock.Clock. Both times stand still between calls of `advance`."""
 
     def __init__(self, monotonic_s: float = 1000.0, wall_s: float = 1_700_000_000.0) -> None:
         self._now_s = monotonic_s

@@ -24,7 +24,7 @@ WALL_OFFSET_S = 1_700_000_000.0 - START_S
 
 
 class VirtualClock:
-    """Implements lib.clock.Clock on the time of `loop`."""
+    """Implements lib.runtime.clock.Clock on the time of `loop`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

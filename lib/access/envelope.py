@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from lib.access.sessions import Session
 from lib.data_types import AuthData
 from lib.errors import Invalid
-from lib.json_fields import JsonDataException
+from lib.fields.json_fields import JsonDataException
+from lib.request.sessions import Session
 
 # Past this, `auth_data` comes first and is verified before the rest is parsed: nested nothing costs a
 # hundred times its size once parsed.

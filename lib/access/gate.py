@@ -16,11 +16,11 @@ from aiohttp import web
 
 from lib.access.body import BodyReader
 from lib.access.envelope import PARSED_WHOLE_BYTES, Envelope, SealedEnvelope, envelope_in, object_in
-from lib.access.sessions import Session, Sessions
 from lib.access.signatures import BadSignature, Signatures
 from lib.access.spool import spooled
 from lib.errors import BodyTooLarge, Invalid, MediaTypeRefused, Unavailable
-from lib.json_fields import Parameters
+from lib.fields.json_fields import Parameters
+from lib.request.sessions import Session, Sessions
 from lib.uploads import Upload
 
 RETRY_WITHOUT_KEY_S = 5.0

@@ -18,7 +18,7 @@ from Crypto.Signature import pkcs1_15
 
 from lib.access.replay import ReplayWindow
 from lib.errors import Unauthorized
-from lib.settings import AuthScheme
+from lib.runtime.settings import AuthScheme
 from lib.wire import full_signed_text, url_signed_text
 
 # Verified `url`-form signatures that are remembered: a fleet has a handful at a time.

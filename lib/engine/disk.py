@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from lib.settings import GIB
+from lib.runtime.settings import GIB
 
 
 @dataclass(frozen=True)

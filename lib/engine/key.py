@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import aiohttp
 
-from lib.clock import Clock, sleep, time_limit
+from lib.runtime.clock import Clock, sleep, time_limit
 
 log = logging.getLogger(__name__)
 

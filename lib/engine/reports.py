@@ -19,9 +19,9 @@ from typing import Any
 import aiohttp
 from anyio.to_thread import run_sync as in_thread
 
-from lib.clock import Clock, sleep, time_limit, wait_for
 from lib.engine.disk import DiskUse
 from lib.metrics import Ledger, Snapshot
+from lib.runtime.clock import Clock, sleep, time_limit, wait_for
 from lib.wire import DeleteRequests, WorkerStatus
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # it is kept by our own clock
 
 
 @dataclass(frozen=True)
-class Standing:
+class Capacity:
     """What a report says besides the ledger: seconds to ready (0.0 before), workload/s."""
 
     loadtime_s: float
@@ -82,7 +82,7 @@ class Reporter:
         key_addrs: Sequence[str],
         identity: Identity,
         ledger: Ledger,
-        standing: Callable[[], Standing],
+        standing: Callable[[], Capacity],
         clock: Clock,
     ) -> None:
         self._status = _Mailbox(http, addrs, "/worker_status/", clock)

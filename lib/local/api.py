@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from lib.clock import wait_for
 from lib.errors import BodyTooLarge, WorkerError, error_response
 from lib.local.authority import MAX_REQUEST_BYTES
 from lib.local.faults import FaultKind
@@ -36,8 +35,9 @@ from lib.local.messages import (
     read_route_query,
     read_worker_status,
 )
-from lib.local.openai_door import OpenAIDoor
+from lib.local.openai_gateway import OpenAIGateway
 from lib.local.overview import Overview, plans
+from lib.runtime.clock import wait_for
 
 if TYPE_CHECKING:
     from lib.local.engine import LocalEngine
@@ -95,7 +95,7 @@ class Api:
                 web.post("/local/rotate_key", self._rotate_key),
             ]
         )
-        OpenAIDoor(self._engine).add_to(app)
+        OpenAIGateway(self._engine).add_to(app)
         app.on_startup.append(self._prepare)
         app.on_shutdown.append(self._close)
         return app

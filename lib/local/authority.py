@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from lib.clock import Clock
 from lib.local.messages import BadMessage
+from lib.runtime.clock import Clock
 
 NAME = "PyWorker local engine"
 # Certificates are valid from a while ago: clocks differ.

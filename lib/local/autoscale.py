@@ -16,10 +16,9 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskGroup
 
-from lib.clock import sleep
 from lib.local.engine import Autoscale, LocalEngine
 from lib.local.hello_world import hello_world
-from lib.local.instance import instance_variables, with_code
+from lib.local.local_worker_env import instance_variables, with_code
 from lib.local.plan import Plan
 from lib.local.processes import (
     END_LIMIT_S,
@@ -30,6 +29,7 @@ from lib.local.processes import (
     python_module,
     while_running,
 )
+from lib.runtime.clock import sleep
 
 # How often the plan is looked at, in seconds: workers report as often under load.
 LOOK_S = 1.0

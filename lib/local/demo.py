@@ -20,14 +20,14 @@ from typing import Any, NoReturn
 import aiohttp
 import anyio
 
+from lib.client import LOCAL_NAME, EngineError, NoWorker, RouteAnswer, RouteClient, Target
 from lib.local.engine import LocalEngine
 from lib.local.fleet import WorkerRecord
 from lib.local.hello_world import HelloWorld, hello_world
-from lib.local.instance import WORKER_ID
+from lib.local.local_worker_env import WORKER_ID
 from lib.local.processes import Child, ChildFailed, Interrupted, signals_asked, while_running
 from lib.local.screen import Screen
 from lib.local.serving import serve_engine
-from lib.tools.route_client import LOCAL_NAME, EngineError, NoWorker, RouteAnswer, RouteClient, Target
 
 CLIENT_MODULE = "workers.hello_world.client"
 LOAD_TEST_MODULE = "workers.hello_world.test_load"

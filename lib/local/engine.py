@@ -21,7 +21,6 @@ import anyio
 from aiohttp import web
 from Crypto.PublicKey import RSA
 
-from lib.clock import Clock, SystemClock
 from lib.errors import Unauthorized
 from lib.local.api import Api
 from lib.local.authority import Authority, IssuedCertificate
@@ -33,6 +32,7 @@ from lib.local.messages import RouteQuery, wrong_endpoint_name
 from lib.local.open_requests import OpenRequests
 from lib.local.plan import Plan, plan
 from lib.local.signer import Scheme, Signer
+from lib.runtime.clock import Clock, SystemClock
 from lib.wire import DeleteRequests, FinishedRequest, WorkerStatus
 
 log = logging.getLogger(__name__)

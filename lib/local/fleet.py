@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from lib.clock import Clock
+from lib.runtime.clock import Clock
 from lib.wire import WorkerStatus
 
 WorkerState = Literal["loading", "ready", "error", "stopped"]

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.local.instance import HOST, WORKER_ID, instance_variables, with_code
+from lib.local.local_worker_env import HOST, WORKER_ID, instance_variables, with_code
 from lib.local.processes import END_LIMIT_S, Child, free_port, python_module
 
 MODEL_MODULE = "workers.hello_world.model_server"

@@ -1,6 +1,6 @@
 """Errors in OpenAI's shape, for clients of the local engine's door: its own, and those of workers.
 
-Owns the shape, and what of it a worker's error becomes. When there is one is openai_door.py's.
+Owns the shape, and what of it a worker's error becomes. When there is one is openai_gateway.py's.
 """
 
 from __future__ import annotations

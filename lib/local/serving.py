@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 import anyio
 from aiohttp import web
 
-from lib.clock import SystemClock
 from lib.local.engine import DEFAULT_ENDPOINT, LocalEngine
 from lib.local.signer import Scheme
+from lib.runtime.clock import SystemClock
 
 DEFAULT_PORT = 8081
 # Clients that come at once wait here to be let in; past it the system cuts their connections.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from lib.clock import Clock
+from lib.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
 

@@ -44,32 +44,32 @@ class ModelServer:
     def __init__(self, url: str, timeout_s: float | None = None) -> None:
         self.url = url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-        self._kept: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
+        self._pooled: aiohttp.ClientSession | None = None
+        self._unpooled: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> ModelServer:
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
-        self._kept = self._client(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S), [trace])
-        self._fresh = self._client(aiohttp.TCPConnector(limit=0, force_close=True))
+        self._pooled = self._client(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S), [trace])
+        self._unpooled = self._client(aiohttp.TCPConnector(limit=0, force_close=True))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         with anyio.CancelScope(shield=True):  # a cancelled worker closes both as well
-            await self.kept.close()
-            await self.fresh.close()
+            await self.pooled.close()
+            await self.unpooled.close()
 
     @property
-    def kept(self) -> aiohttp.ClientSession:
+    def pooled(self) -> aiohttp.ClientSession:
         """The client whose connections are kept and reused."""
-        return _opened(self._kept)
+        return _opened(self._pooled)
 
     @property
-    def fresh(self) -> aiohttp.ClientSession:
+    def unpooled(self) -> aiohttp.ClientSession:
         """The client that makes a new connection for every request."""
-        return _opened(self._fresh)
+        return _opened(self._unpooled)
 
     def resolve(self, target: StrOrURL | None) -> URL:
         """The URL of `target`: a path below the model server's URL, or an absolute URL as it is."""
@@ -194,12 +194,12 @@ class ModelCaller:
         all_headers = {**self.headers, **(headers or {})}
         attempt = SimpleNamespace(reused=False)
         try:
-            response = await self._send(self.server.kept, method, url, all_headers, make_body, attempt)
+            response = await self._send(self.server.pooled, method, url, all_headers, make_body, attempt)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as e:
             if not (attempt.reused and _nothing_came(e)):
                 raise _unreachable(e) from e
             try:
-                response = await self._send(self.server.fresh, method, url, all_headers, make_body)
+                response = await self._send(self.server.unpooled, method, url, all_headers, make_body)
             except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as again:
                 raise _failure(again) from again
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
@@ -268,10 +268,10 @@ class ModelSession:
         self._server = server
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._server.kept, name)
+        return getattr(self._server.pooled, name)
 
     def request(self, method: str, url: StrOrURL, **kwargs: Any) -> Any:
-        return self._server.kept.request(method, self._server.resolve(url), **kwargs)
+        return self._server.pooled.request(method, self._server.resolve(url), **kwargs)
 
     def get(self, url: StrOrURL, **kwargs: Any) -> Any:
         return self.request("GET", url, **kwargs)
@@ -295,7 +295,7 @@ class ModelSession:
         return self.request("DELETE", url, **kwargs)
 
     def ws_connect(self, url: StrOrURL, **kwargs: Any) -> Any:
-        return self._server.kept.ws_connect(self._server.resolve(url), **kwargs)
+        return self._server.pooled.ws_connect(self._server.resolve(url), **kwargs)
 
 
 def _with_query(target: str | None, fields: Mapping[str, Any]) -> str | None:

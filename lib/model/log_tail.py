@@ -16,7 +16,7 @@ from pathlib import Path
 import anyio.lowlevel
 import anyio.to_thread
 
-from lib.clock import Clock, sleep
+from lib.runtime.clock import Clock, sleep
 
 log = logging.getLogger(__name__)
 

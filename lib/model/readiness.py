@@ -15,7 +15,7 @@ from enum import Enum
 
 import anyio
 
-from lib.clock import Clock
+from lib.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class State(str, Enum):
     DRAINING = "draining"
 
 
-class Sign(str, Enum):
+class ReadySignal(str, Enum):
     """What can show that the model is loaded."""
 
     LOG = "log"
@@ -66,7 +66,7 @@ class Readiness:
     """
 
     def __init__(
-        self, signs: Collection[Sign], needs_key: bool, clock: Clock, process_age_s: float = 0.0
+        self, signs: Collection[ReadySignal], needs_key: bool, clock: Clock, process_age_s: float = 0.0
     ) -> None:
         self.on_change: Callable[[str, bool], None] = _nothing
         self.max_perf = 0.0
@@ -104,7 +104,7 @@ class Readiness:
         return self._measured
 
     @property
-    def lacking(self) -> tuple[str, ...]:
+    def missing(self) -> tuple[str, ...]:
         """What has to come before the worker can be ready: signs, then "benchmark" and "key"."""
         later = (("benchmark", not self._measured), ("key", self._needs_key))
         return (*sorted(s.value for s in self._missing), *(name for name, lacks in later if lacks))
@@ -112,10 +112,10 @@ class Readiness:
     def has_error(self, cause: Cause) -> bool:
         return cause in self._errors
 
-    def seen(self, sign: Sign, reason: str) -> None:
+    def seen(self, sign: ReadySignal, reason: str) -> None:
         """`sign` shows that the model is loaded; a "loaded" line also clears other errors than health's."""
         self._missing.discard(sign)
-        if sign is Sign.LOG:
+        if sign is ReadySignal.LOG:
             for cause in (Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK):
                 self._errors.pop(cause, None)
         self._settle(reason)

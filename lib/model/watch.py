@@ -16,11 +16,11 @@ import aiohttp
 import anyio
 from yarl import URL
 
-from lib.clock import Clock, sleep, time_limit
 from lib.data_types import LogAction
 from lib.model.connection import ModelServer, describe
 from lib.model.log_tail import LogTail
-from lib.model.readiness import Cause, Readiness, Sign
+from lib.model.readiness import Cause, Readiness, ReadySignal
+from lib.runtime.clock import Clock, sleep, time_limit
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class LogWatch:
         return self._tail.trouble if self._tail else None
 
     @property
-    def unbelieved(self) -> bool:
+    def awaiting_connection(self) -> bool:
         """Whether a "loaded" line has come, and the model server accepts no connection yet."""
         return self._loaded_line is not None
 
@@ -97,7 +97,7 @@ class LogWatch:
             self._error_lines += 1
             self.readiness.fail(Cause.LOG, line)
 
-    async def believe(self) -> None:
+    async def confirm_loaded(self) -> None:
         """Pass each "loaded" line on once the model server accepts a connection."""
         while True:
             await self._said_loaded.wait()
@@ -109,7 +109,7 @@ class LogWatch:
                     continue
                 if accepts:
                     self._loaded_line = None
-                    self.readiness.seen(Sign.LOG, f"log: {line.strip()}")
+                    self.readiness.seen(ReadySignal.LOG, f"log: {line.strip()}")
                 else:
                     await sleep(self.clock, BELIEF_INTERVAL_S)
 
@@ -145,7 +145,7 @@ class HealthWatch:
             self.last_problem = problem
             if status in NO_SUCH_CHECK:
                 log.warning("the model server has no health check at %s (%d): left out", self._url, status)
-                self._readiness.seen(Sign.HEALTH, f"it answers, without a health check ({status})")
+                self._readiness.seen(ReadySignal.HEALTH, f"it answers, without a health check ({status})")
                 self._readiness.recover(Cause.HEALTH, "no such health check")
                 return
             if not problem:
@@ -162,7 +162,7 @@ class HealthWatch:
         """The check's status (0: none came), and what is wrong ("": nothing)."""
         with time_limit(self._clock, HEALTH_TIMEOUT_S):
             try:
-                async with self._server.fresh.get(self._url, timeout=_NO_TIMEOUT) as answer:
+                async with self._server.unpooled.get(self._url, timeout=_NO_TIMEOUT) as answer:
                     good = 200 <= answer.status < 300
                     return answer.status, "" if good else f"health check answered {answer.status}"
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
@@ -175,7 +175,7 @@ class HealthWatch:
             for cause in (Cause.LOG, Cause.AUTHOR):
                 self._readiness.recover(cause, "the model server is back: health check answers again")
         if not self._readiness.loaded:
-            self._readiness.seen(Sign.HEALTH, "health check answered 2xx")
+            self._readiness.seen(ReadySignal.HEALTH, "health check answered 2xx")
         self._failures = 0
 
     def _failed(self, problem: str) -> None:

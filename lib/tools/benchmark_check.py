@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.clock import Clock, time_limit
 from lib.data_types import EndpointHandler, JsonDataException
-from lib.declared import DeclaredHandler, DeclaredPayload
-from lib.errors import attempt
+from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
+from lib.errors import result_or_error
+from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.connection import ModelServer
-from lib.model.rating import Rating
 from lib.model.readiness import Readiness
+from lib.request.workload import DEFAULT_WORKLOAD, WorkloadCounter
+from lib.runtime.clock import Clock, time_limit
 from lib.tools.findings import Findings
 from lib.tools.load_test import client_json
-from lib.workload import DEFAULT_WORKLOAD, WorkloadCounter
 
 REQUEST_LIMIT_S = 60.0
 MAX_EXCERPT = 200
@@ -28,7 +28,7 @@ _NO_AUTH = {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""
 
 def check_payload(handler: EndpointHandler[Any], found: Findings) -> bool:
     """Whether a payload for the benchmark can be made; what is wrong with it goes to `found`."""
-    payload = attempt(handler.make_benchmark_payload)
+    payload = result_or_error(handler.make_benchmark_payload)
     if isinstance(payload, JsonDataException):
         found.problem("benchmark", f"its own payload is refused: {_fields(payload)}")
     elif isinstance(payload, Exception):
@@ -57,10 +57,10 @@ def _check_round_trip(handler: EndpointHandler[Any], payload: Any, found: Findin
 
 def _refusal(handler: EndpointHandler[Any], form: Callable[[], Any]) -> str | None:
     """Why the payload in this form is not read, or None."""
-    message = attempt(lambda: json.loads(json.dumps(form())))
+    message = result_or_error(lambda: json.loads(json.dumps(form())))
     if isinstance(message, Exception):
         return f"it is not JSON: {message}"
-    read = attempt(lambda: handler.read_payload({"auth_data": dict(_NO_AUTH), "payload": message}))
+    read = result_or_error(lambda: handler.read_payload({"auth_data": dict(_NO_AUTH), "payload": message}))
     if isinstance(read, JsonDataException):
         return _fields(read)
     return repr(read) if isinstance(read, Exception) else None
@@ -71,7 +71,7 @@ def _check_workload(payload: Any, found: Findings) -> None:
     if count is None:
         found.note("workload", f"the payload has no count_workload: each request counts {DEFAULT_WORKLOAD:g}")
         return
-    counted: Any = attempt(count)
+    counted: Any = result_or_error(count)
     if isinstance(counted, Exception):
         found.problem("workload", f"count_workload raised {counted!r}: {DEFAULT_WORKLOAD:g} is counted")
     elif isinstance(counted, bool) or not isinstance(counted, (int, float)) or not 0 <= counted < math.inf:
@@ -88,7 +88,7 @@ def _check_workload(payload: Any, found: Findings) -> None:
 async def send_one(handler: EndpointHandler[Any], server: ModelServer, clock: Clock, found: Findings) -> None:
     """One request as the benchmark sends it, to its last byte."""
     name = type(handler).__name__
-    rating = Rating(
+    rating = BenchmarkKeeper(
         handler,
         server,
         Readiness((), False, clock),

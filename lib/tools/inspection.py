@@ -14,13 +14,13 @@ from pathlib import Path
 from aiohttp import web
 
 from lib.backend import Backend
-from lib.clock import Clock, SystemClock
 from lib.errors import SettingsError
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness
 from lib.model.watch import NO_SUCH_CHECK, HealthWatch
+from lib.runtime.clock import Clock, SystemClock
+from lib.runtime.settings import Settings
 from lib.server import inspected_by
-from lib.settings import Settings
 from lib.tools.benchmark_check import check_payload, send_one
 from lib.tools.findings import Findings
 from lib.tools.log_replay import check_rules, replay

@@ -18,13 +18,13 @@ from typing import Any
 
 import anyio
 
-from lib.clock import Clock
+from lib.client import target_of
+from lib.runtime.clock import Clock
 from lib.tools.command import EXIT_FAILED, EXIT_INTERRUPTED
 from lib.tools.load_plot import CannotPlot, check_plot, save_plot
 from lib.tools.load_report import document, lines
 from lib.tools.load_screen import watch
 from lib.tools.load_test import LoadTest, Plan, payload_maker
-from lib.tools.route_client import target_of
 
 DEFAULT_COUNT = 1
 DEFAULT_RPS = 1.0

@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lib.clock import sleep
+from lib.client import told_of
+from lib.runtime.clock import sleep
 from lib.tools.load_report import COLUMNS, cells, excerpt, ok_per_s, times_of, told_failures, workload_per_s
 from lib.tools.load_test import LoadTest
-from lib.tools.route_client import told_of
 
 # Drawing takes a few milliseconds, in which no request leaves: often enough to look alive, and no more.
 REFRESH_S = 0.5

@@ -20,10 +20,10 @@ from typing import Any, cast
 import aiohttp
 import anyio
 
-from lib.clock import Clock, SystemClock, sleep, time_limit
+from lib.client import EngineError, NoWorker, RouteClient, Target
+from lib.request.workload import WorkloadCounter
+from lib.runtime.clock import Clock, SystemClock, sleep, time_limit
 from lib.tools.load_tally import Sample, Tally
-from lib.tools.route_client import EngineError, NoWorker, RouteClient, Target
-from lib.workload import WorkloadCounter
 
 # A request that isn't done after so many seconds is counted as timed out.
 DEFAULT_TIMEOUT_S = 600.0

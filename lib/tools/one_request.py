@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from lib.tools.route_client import RouteClient, Target, told_of
+from lib.client import RouteClient, Target, told_of
 
 
 class Refused(Exception):

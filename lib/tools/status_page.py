@@ -1,6 +1,6 @@
 """A worker's `/status` for people: what it waits for in a sentence, and the rest as a page.
 
-Owns the words and the layout. What there is to tell is lib/management.py's.
+Owns the words and the layout. What there is to tell is lib/routes/management.py's.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _reasons(status: Facts) -> Iterator[str]:
     if "log" in waits and log is not None:
         if log["trouble"]:
             yield f"its log {log['file']} {log['trouble']}"
-        elif log["unbelieved"]:
+        elif log["awaiting_connection"]:
             yield "its log says it is loaded, but it accepts no connection"
         elif not log["lines"]:
             yield f"its log {log['file']} is empty"

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from lib.errors import SettingsError, attempt
+from lib.errors import SettingsError, result_or_error
 
 FILES = ("worker.py", "server.py")
 # A project's folder has one of these; a script runs there, since authors open files by relative paths.
@@ -107,7 +107,7 @@ def run_file(file: WorkerFile) -> None:
     for place in (file.root,) if file.module else (file.root, file.path.parent):
         if str(place) not in sys.path[:1]:
             sys.path.insert(0, str(place))
-    failure = attempt(partial(_run, file))
+    failure = result_or_error(partial(_run, file))
     if isinstance(failure, SystemExit):  # a refused declaration is both
         raise failure
     if isinstance(failure, Exception):

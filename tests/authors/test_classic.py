@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.fakes.worker import Setup
-from tests.rig import Rig, peers, worker_process
+from tests.system import System, engine_and_model_server, worker_process
 
 READY = "infer server has started\n"
 
 
 @asynccontextmanager
-async def classic(tmp_path: Path) -> AsyncGenerator[Rig, None]:
+async def classic(tmp_path: Path) -> AsyncGenerator[System, None]:
     """The classic worker as a process, its model loaded."""
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         here.write_log(READY)
         env = {"MODEL_LOG": str(here.model_log)}
         async with worker_process(here, tmp_path, Setup(), env, module="tests.authors.classic") as worker:
@@ -26,54 +26,54 @@ async def classic(tmp_path: Path) -> AsyncGenerator[Rig, None]:
             yield here
 
 
-async def answer_of(rig: Rig, path: str, payload: dict[str, Any], **headers: str) -> tuple[int, bytes]:
-    envelope = {"auth_data": rig.auth(), "payload": payload}
-    async with rig.http.post(rig.url + path, json=envelope, headers=headers) as answer:
+async def answer_of(system: System, path: str, payload: dict[str, Any], **headers: str) -> tuple[int, bytes]:
+    envelope = {"auth_data": system.auth(), "payload": payload}
+    async with system.http.post(system.url + path, json=envelope, headers=headers) as answer:
         return answer.status, await answer.read()
 
 
 async def test_a_classic_worker_runs_unmodified(tmp_path: Path) -> None:
-    async with classic(tmp_path) as rig:
-        benchmarks = [r for r in rig.model.requests if r.method == "POST"]
+    async with classic(tmp_path) as system:
+        benchmarks = [r for r in system.model.requests if r.method == "POST"]
         assert all(r.path == "/base/echo" for r in benchmarks)
         assert benchmarks[0].json() == {"prompt": "word " * 7, "max_response_tokens": 50, "temperature": 0.7}
-        assert rig.last_report.max_perf > 0
+        assert system.last_report.max_perf > 0
 
-        status, body = await answer_of(rig, "/generate", {"prompt": "hi", "max_response_tokens": 9})
+        status, body = await answer_of(system, "/generate", {"prompt": "hi", "max_response_tokens": 9})
         assert status == 200
         sent = json.loads(json.loads(body)["body"])
         assert sent == {"prompt": "hi", "max_response_tokens": 9, "temperature": 0.7}
 
-        status, body = await answer_of(rig, "/generate", {"prompt": "hi"})
+        status, body = await answer_of(system, "/generate", {"prompt": "hi"})
         assert (status, json.loads(body)) == (422, {"payload": {"max_response_tokens": "missing parameter"}})
 
-        rig.model.release()
-        status, body = await answer_of(rig, "/generate_stream", {"prompt": "hi", "max_response_tokens": 5})
+        system.model.release()
+        status, body = await answer_of(system, "/generate_stream", {"prompt": "hi", "max_response_tokens": 5})
         assert (status, body) == (200, b"data: [DONE]\n\n")
 
-        status, body = await answer_of(rig, "/duck", {"text": "four"})
+        status, body = await answer_of(system, "/duck", {"text": "four"})
         assert (status, json.loads(json.loads(body)["body"])) == (200, {"text": "four"})
 
-        status, body = await answer_of(rig, "/dict", {"path": "/binary", "body": {"any": ["thing"]}})
+        status, body = await answer_of(system, "/dict", {"path": "/binary", "body": {"any": ["thing"]}})
         assert (status, len(body)) == (200, 1024 * 1024)
-        assert rig.model.requests[-1].json() == {"any": ["thing"]}
+        assert system.model.requests[-1].json() == {"any": ["thing"]}
         # 9 tokens, 5 tokens, 4 letters, and 100 for the payload that can't count.
-        await rig.told(served=118.0)
+        await system.told(served=118.0)
 
 
 async def test_an_author_that_reads_the_body_gets_it_unpacked(tmp_path: Path) -> None:
-    async with classic(tmp_path) as rig:
+    async with classic(tmp_path) as system:
         payload = {"prompt": "hi", "max_response_tokens": 1}
-        status, _ = await answer_of(rig, "/generate", payload, **{"Accept-Encoding": "gzip"})
+        status, _ = await answer_of(system, "/generate", payload, **{"Accept-Encoding": "gzip"})
         assert status == 200
-        assert rig.model.requests[-1].header("Accept-Encoding") is None
+        assert system.model.requests[-1].header("Accept-Encoding") is None
 
 
 async def test_routes_of_the_authors_own(tmp_path: Path) -> None:
-    async with classic(tmp_path) as rig:
-        async with rig.http.get(rig.url + "/ping") as answer:
+    async with classic(tmp_path) as system:
+        async with system.http.get(system.url + "/ping") as answer:
             assert await answer.text() == "author's pong"
-        async with rig.http.get(rig.url + "/where") as answer:
-            assert (await answer.json())["url"] == rig.url
-        async with rig.http.get(rig.url + "/model-health") as answer:
+        async with system.http.get(system.url + "/where") as answer:
+            assert (await answer.json())["url"] == system.url
+        async with system.http.get(system.url + "/model-health") as answer:
             assert await answer.json() == {"status": 200, "path": "/base/health"}

@@ -14,14 +14,14 @@ import anyio
 import pytest
 
 from tests.fakes.worker import Setup
-from tests.rig import GUARD_S, ROOT, Rig, peers, worker_process
+from tests.system import GUARD_S, ROOT, System, engine_and_model_server, worker_process
 
 IMPORTS = "from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig\n"
 
 
-async def answer_of(rig: Rig, path: str, payload: dict[str, Any]) -> tuple[int, Any]:
-    envelope = {"auth_data": rig.auth(), "payload": payload}
-    async with rig.http.post(rig.url + path, json=envelope) as answer:
+async def answer_of(system: System, path: str, payload: dict[str, Any]) -> tuple[int, Any]:
+    envelope = {"auth_data": system.auth(), "payload": payload}
+    async with system.http.post(system.url + path, json=envelope) as answer:
         return answer.status, await answer.json()
 
 
@@ -44,7 +44,7 @@ async def run_script(tmp_path: Path, text: str, **env: str) -> tuple[int, str]:
 
 
 async def test_a_whole_worker_in_one_page(tmp_path: Path) -> None:
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         env = {"MODEL_LOG": str(here.model_log)}
         async with worker_process(here, tmp_path, Setup(), env, module="tests.authors.declared") as worker:
             here.write_log()
@@ -125,7 +125,7 @@ asyncio.run(main())
 
 async def test_run_async_serves_on_the_running_loop(tmp_path: Path) -> None:
     (tmp_path / "on_a_loop.py").write_text(IMPORTS + ON_A_LOOP_OF_THE_AUTHORS)
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         async with worker_process(here, tmp_path, Setup(), module="on_a_loop") as worker:
             await here.ready()
             assert await answer_of(here, "/double", {"n": 21}) == (200, {"result": 42})
@@ -150,7 +150,7 @@ Worker(WorkerConfig(handlers=[HandlerConfig("/stuck", remote_function=stuck)])).
 
 async def test_a_process_with_a_stuck_function_ends(tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(IMPORTS + STUCK)
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         env = {"DRAIN_TIMEOUT_S": "0.01"}
         async with worker_process(here, tmp_path, Setup(), env, module="stuck") as worker:
             await here.ready()

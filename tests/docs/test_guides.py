@@ -16,8 +16,8 @@ import aiohttp
 import anyio
 import pytest
 
-from lib.local.instance import WORKER_ID
-from lib.local.trial import Trial, trial
+from lib.local.local_worker_env import WORKER_ID
+from lib.testing import Trial, trial
 from tests.docs.blocks import document
 from tests.docs.model_server import WORDS, GuideModel, guide_model
 from tests.fakes.command import done

@@ -17,12 +17,12 @@ from lib.local.faults import FAULT_KINDS, Fault
 from lib.local.fleet import ARRIVAL_S, SILENCE_S, WORKER_STATES
 from lib.local.groups import Scaling, Workergroup
 from lib.local.hello_world import hello_world
-from lib.local.instance import WORKER_ID
+from lib.local.local_worker_env import WORKER_ID
 from lib.local.open_requests import ABANDONED_S
 from lib.local.serving import serve_engine
 from tests.docs.blocks import codes, document, table
 from tests.fakes.command import done
-from tests.rig import GUARD_S, engine_key
+from tests.system import GUARD_S, engine_key
 from tests.workers.served import served
 
 DOC = document("local-engine")
@@ -98,5 +98,5 @@ async def test_openais_client(tmp_path: Path) -> None:
     async with served(tmp_path, "openai") as here:
         client, told = DOC.block("python", "openai"), "http://127.0.0.1:8081"
         assert client.count(told) == 1
-        said = await done("python", "-c", client.replace(told, here.rig.engine_url), cwd=tmp_path)
+        said = await done("python", "-c", client.replace(told, here.system.engine_url), cwd=tmp_path)
     assert (said.status, said.output) == (0, " word" * 50), said.errors

@@ -13,14 +13,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import lib.errors
 from lib import server
-from lib.gpu import Gpu
 from lib.model.readiness import State
 from lib.model_settings import ModelSettings
-from lib.prometheus import exposition
-from lib.settings import Settings
+from lib.routes.gpu import Gpu
+from lib.routes.prometheus import exposition
+from lib.runtime.settings import Settings
 from tests.docs.blocks import ROOT, codes, document, table, tables
 from tests.fakes.worker import Setup
-from tests.rig import inner_rig, rig
+from tests.system import with_worker_process, with_worker_task
 
 DOC = document("operating")
 INSTANCE = {"CONTAINER_ID": "1", "PUBLIC_IPADDR": "127.0.0.1", "VAST_TCP_PORT_3000": "3000"}
@@ -128,7 +128,7 @@ def test_every_text_is_one_that_the_worker_says() -> None:
 
 
 async def test_the_texts_of_the_router(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         said: list[str] = []
         for method, path in (("POST", "/nowhere"), ("DELETE", "/echo")):
             async with here.http.request(method, here.url + path) as answer:
@@ -137,7 +137,7 @@ async def test_the_texts_of_the_router(tmp_path: Path) -> None:
 
 
 async def test_it_tells_every_metric_and_its_labels(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         await here.call("/echo")
         await here.told(served=1.0)
         assert here.backend is not None
@@ -153,7 +153,7 @@ async def test_it_tells_every_metric_and_its_labels(tmp_path: Path) -> None:
 
 
 async def test_it_tells_every_field_of_status(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, here.http.get(here.loopback_url + "/status") as answer:
+    async with with_worker_task(tmp_path) as here, here.http.get(here.loopback_url + "/status") as answer:
         rows = table(DOC.section("## `/status`"))
         told = [name for row in rows for name in codes(row[0])]
         assert sorted(told) == sorted(await answer.json())
@@ -170,7 +170,7 @@ def masked(line: str) -> str:
 async def test_log_lines_look_so(tmp_path: Path, form: str) -> None:
     sample = DOC.block("log", form)
     env = {"LOG_FORMAT": form, "UNSECURED": "true"}
-    async with rig(tmp_path, Setup(health="/health"), env) as here:
+    async with with_worker_process(tmp_path, Setup(health="/health"), env) as here:
         assert (await here.call("/echo", 7.0))[0] == 200
         await here.told(served=7.0)
         assert here.worker is not None

@@ -15,29 +15,29 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.backend import Backend
-from lib.management import loopback_routes, public_routes
 from lib.metrics import Outcome
-from lib.session_routes import end_route, session_routes
+from lib.routes.management import loopback_routes, public_routes
+from lib.routes.sessions import end_route, session_routes
 from lib.wire import DeleteRequests, RouteRequest, full_signed_text, url_signed_text
 from lib.worker import HandlerConfig, Worker, WorkerConfig
 from tests.docs.blocks import codes, document, shape, table
 from tests.docs.test_operating import OTHER_STATUSES, own_statuses
 from tests.fakes.worker import Setup
-from tests.rig import GUARD_S, Rig, inner_rig
+from tests.system import GUARD_S, System, with_worker_task
 
 DOC = document("protocol")
 CLIENT_CLOSED = 499  # in the log only
 
 
-async def post(rig: Rig, url: str, message: Any) -> tuple[int, Any]:
-    async with rig.http.post(url, json=message) as answer:
+async def post(system: System, url: str, message: Any) -> tuple[int, Any]:
+    async with system.http.post(url, json=message) as answer:
         return answer.status, await answer.json()
 
 
-async def route(rig: Rig) -> Any:
+async def route(system: System) -> Any:
     """The engine's answer to the sample of a request, for the endpoint that there is."""
-    request = {**DOC.sample("route request"), "endpoint": rig.engine.endpoint}
-    status, answer = await post(rig, rig.engine_url + "/route/", request)
+    request = {**DOC.sample("route request"), "endpoint": system.engine.endpoint}
+    status, answer = await post(system, system.engine_url + "/route/", request)
     assert status == 200
     return answer
 
@@ -48,7 +48,7 @@ def like(answer: Any, sample: str) -> bool:
 
 async def test_a_worker_is_asked_for_and_called(tmp_path: Path) -> None:
     assert like(RouteRequest("e", "k", 256.0).to_json(), "route request")
-    async with inner_rig(tmp_path, Setup(health="/held"), wait=False) as here:
+    async with with_worker_task(tmp_path, Setup(health="/held"), wait=False) as here:
         await here.engine.wait_for(lambda: here.last_report is not None)
         none, told = await route(here), DOC.sample("no worker")
         assert shape({**none, "status": {}}) == shape({**told, "status": {}})
@@ -71,7 +71,7 @@ async def test_what_is_wrong_is_told_so(tmp_path: Path) -> None:
         worker = Worker(WorkerConfig(handlers=[HandlerConfig("/say", remote_function=say)]))
         return worker.backend, worker.routes
 
-    async with inner_rig(tmp_path, make=make) as here:
+    async with with_worker_task(tmp_path, make=make) as here:
         auth = here.auth()
         assert await post(here, here.url + "/say", {"auth_data": auth}) == (422, DOC.sample("422 shape"))
         wrong = {**{k: v for k, v in auth.items() if k != "url"}, "reqnum": "17"}
@@ -112,7 +112,7 @@ async def test_the_openai_client_with_a_token(tmp_path: Path) -> None:
             worker = Worker(WorkerConfig(url, handlers=[handler], model_healthcheck_url="/health"))
             return worker.backend, worker.routes
 
-        async with inner_rig(tmp_path, scheme="url", make=make) as here:
+        async with with_worker_task(tmp_path, scheme="url", make=make) as here:
             source = DOC.block("python", "openai")
             for told, is_here in (
                 ("https://run.vast.ai", here.engine_url),
@@ -138,7 +138,7 @@ async def say_nothing(_: web.Request) -> web.Response:
 
 
 async def test_a_session_from_its_creation_to_its_end(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         asked = DOC.sample("session create")
         auth = here.auth(50.0)
         assert set(asked["auth_data"]) <= set(auth)
@@ -163,7 +163,7 @@ async def test_a_session_from_its_creation_to_its_end(tmp_path: Path) -> None:
 
 
 async def test_every_field_of_the_reports(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         await here.call("/echo", 3.0)
         await here.told(served=3.0)
         await here.engine.wait_for(lambda: len(here.engine.finished) == 1)

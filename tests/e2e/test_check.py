@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.local.instance import instance_variables
+from lib.local.local_worker_env import instance_variables
 from tests.fakes.command import ROOT, done
-from tests.rig import peers
+from tests.system import engine_and_model_server
 
 AUTHORS = ROOT / "tests" / "authors"
 INSTANCE = instance_variables("http://127.0.0.1:1", 3000, 3001)
@@ -56,7 +56,7 @@ def found(output: str, level: str, about: str) -> list[str]:
 
 
 async def test_a_classic_worker_is_seen_through_its_own_main(tmp_path: Path) -> None:
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         here.write_log("loading\ninfer server has started\n")
         env = {"TEST_MODEL_URL": here.model.url, "MODEL_LOG": str(here.model_log), **INSTANCE}
         checked = await done("check", str(AUTHORS / "classic.py"), cwd=tmp_path, env=env)
@@ -214,7 +214,7 @@ async def test_a_model_server_that_is_up_is_asked(
     old: str, new: str, about: str, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "worker.py").write_text(CLASSIC.replace(old, new))
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         checked = await done("check", cwd=tmp_path, env={"TEST_MODEL_URL": here.model.url})
     assert checked.status == 1
     assert any(said in text for text in found(checked.output, "problem", about)), checked.output

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes.raw_client import RawClient, connected, request_bytes
 from tests.fakes.worker import Setup
-from tests.rig import Rig, inner_rig, rig
+from tests.system import System, with_worker_process, with_worker_task
 
 ONE_AT_A_TIME = Setup(health="/health", handler={"allow_parallel_requests": False})
 
@@ -27,24 +27,24 @@ def leave(client: RawClient, way: str) -> None:
 
 @asynccontextmanager
 async def asking(
-    rig: Rig, path: str, workload: float = 1.0, data: dict[str, Any] | None = None
+    system: System, path: str, workload: float = 1.0, data: dict[str, Any] | None = None
 ) -> AsyncGenerator[RawClient, None]:
     """A client that has asked `path`, once the model server works on it."""
-    async with connected(rig.url) as client:
-        working = rig.model.working
-        await client.post(path, rig.envelope(workload, data))
-        await rig.model.until(lambda: rig.model.working > working)
+    async with connected(system.url) as client:
+        working = system.model.working
+        await client.post(path, system.envelope(workload, data))
+        await system.model.until(lambda: system.model.working > working)
         yield client
 
 
-async def told(rig: Rig, *statuses: str) -> None:
+async def told(system: System, *statuses: str) -> None:
     """Return once the engine was told of as many requests as `statuses`, which are theirs."""
-    await rig.engine.wait_for(lambda: len(rig.engine.finished) == len(statuses))
-    assert [f.request.status for f in rig.engine.finished] == list(statuses)
+    await system.engine.wait_for(lambda: len(system.engine.finished) == len(statuses))
+    assert [f.request.status for f in system.engine.finished] == list(statuses)
 
 
-async def in_flight(rig: Rig, count: int) -> None:
-    await rig.engine.wait_for(lambda: rig.last_report.num_requests_working == count)
+async def in_flight(system: System, count: int) -> None:
+    await system.engine.wait_for(lambda: system.last_report.num_requests_working == count)
 
 
 # The model's work is cancelled at once
@@ -52,7 +52,7 @@ async def in_flight(rig: Rig, count: int) -> None:
 
 @pytest.mark.parametrize("way", ["leave", "half close"])
 async def test_a_client_that_leaves_cancels_the_models_work(tmp_path: Path, way: str) -> None:
-    async with rig(tmp_path) as here:
+    async with with_worker_process(tmp_path) as here:
         async with asking(here, "/held", 3.0) as client:
             leave(client, way)
             await here.model.until(lambda: here.model.cancelled == 1)
@@ -77,7 +77,7 @@ async def test_a_client_that_leaves_cancels_the_models_work(tmp_path: Path, way:
 
 
 async def test_the_rest_of_the_worker_does_not_notice(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, asking(here, "/held") as stays:
+    async with with_worker_task(tmp_path) as here, asking(here, "/held") as stays:
         async with asking(here, "/held") as client:
             client.leave()
         await here.model.until(lambda: here.model.cancelled == 1)
@@ -90,7 +90,7 @@ async def test_the_rest_of_the_worker_does_not_notice(tmp_path: Path) -> None:
 async def test_a_client_that_leaves_while_its_body_comes_leaves_no_trace(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         caplog.set_level("INFO", "lib.access")
         for path in ("/echo", "/finish/echo"):
             async with connected(here.url) as client:
@@ -115,7 +115,7 @@ async def test_a_client_that_leaves_while_its_body_comes_leaves_no_trace(
 @pytest.mark.parametrize("path", ["/held", "/finish/held"])
 @pytest.mark.parametrize("way", ["leave", "half close"])
 async def test_a_client_that_leaves_leaves_the_queue(tmp_path: Path, path: str, way: str) -> None:
-    async with inner_rig(tmp_path, ONE_AT_A_TIME) as here, asking(here, "/held") as works:
+    async with with_worker_task(tmp_path, ONE_AT_A_TIME) as here, asking(here, "/held") as works:
         async with connected(here.url) as waits:
             await waits.post(path, here.envelope(4.0))
             await in_flight(here, 2)
@@ -133,7 +133,7 @@ async def test_a_client_that_leaves_leaves_the_queue(tmp_path: Path, path: str, 
 
 
 async def test_a_job_is_finished_and_counts_as_served(tmp_path: Path) -> None:
-    async with rig(tmp_path) as here:
+    async with with_worker_process(tmp_path) as here:
         async with asking(here, "/finish/held", 3.0) as client:
             client.leave()
         async with asking(here, "/finish/stream", 4.0) as client:
@@ -152,7 +152,7 @@ async def test_a_job_is_finished_and_counts_as_served(tmp_path: Path) -> None:
 
 
 async def test_a_job_that_fails_after_its_client_left_is_no_success(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         async with asking(here, "/finish/stream") as client:
             here.model.step()
             await client.head()
@@ -163,7 +163,7 @@ async def test_a_job_that_fails_after_its_client_left_is_no_success(tmp_path: Pa
 
 
 async def test_a_client_that_stays_gets_its_answer_all_the_same(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path) as here, connected(here.url) as client:
         here.model.release()
         for path, body in (("/finish/held", b'{"done": true}'), ("/finish/stream", b"data: [DONE]\n\n")):
             await client.post(path, here.envelope())
@@ -176,7 +176,7 @@ async def test_a_client_that_stays_gets_its_answer_all_the_same(tmp_path: Path) 
 
 
 async def test_the_author_is_told_which_job_to_stop(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         async with asking(here, "/stopping/held", data={"job": 1}) as client:
             client.leave()
             await here.model.until(lambda: here.model.requests[-1].path == "/interrupt")
@@ -192,7 +192,7 @@ async def test_the_author_is_told_which_job_to_stop(tmp_path: Path) -> None:
 
 
 async def test_the_author_is_not_told_of_a_job_that_never_began(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, ONE_AT_A_TIME) as here, asking(here, "/held") as works:
+    async with with_worker_task(tmp_path, ONE_AT_A_TIME) as here, asking(here, "/held") as works:
         async with connected(here.url) as waits:
             await waits.post("/stopping/held", here.envelope())
             await in_flight(here, 2)

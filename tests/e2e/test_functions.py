@@ -19,7 +19,7 @@ from lib.backend import Backend
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
-from tests.rig import GUARD_S, Rig, inner_rig
+from tests.system import GUARD_S, System, with_worker_task
 
 Make = Callable[[str, Setup], tuple[Backend, list[web.AbstractRouteDef]]]
 
@@ -88,96 +88,98 @@ def a_worker(handlers: Sequence[HandlerConfig], **config: Any) -> Make:
     return lambda model_url, setup: (worker.backend, worker.routes)
 
 
-def functions(tmp_path: Path, *handlers: HandlerConfig, **config: Any) -> AbstractAsyncContextManager[Rig]:
+def functions(tmp_path: Path, *handlers: HandlerConfig, **config: Any) -> AbstractAsyncContextManager[System]:
     """A worker of functions only; ready at once."""
-    return inner_rig(tmp_path, make=a_worker(handlers, **config))
+    return with_worker_task(tmp_path, make=a_worker(handlers, **config))
 
 
-async def statuses(rig: Rig, count: int) -> list[str]:
-    await rig.engine.wait_for(lambda: len(rig.engine.finished) >= count)
-    return [f.request.status for f in rig.engine.finished]
+async def statuses(system: System, count: int) -> list[str]:
+    await system.engine.wait_for(lambda: len(system.engine.finished) >= count)
+    return [f.request.status for f in system.engine.finished]
 
 
 @asynccontextmanager
-async def asking(rig: Rig, path: str, script: Script, workload: float = 1.0) -> AsyncGenerator[Any, None]:
+async def asking(
+    system: System, path: str, script: Script, workload: float = 1.0
+) -> AsyncGenerator[Any, None]:
     """A client that has asked `path`, once the function has begun."""
-    async with connected(rig.url) as client:
-        await client.post(path, rig.envelope(workload))
+    async with connected(system.url) as client:
+        await client.post(path, system.envelope(workload))
         with anyio.fail_after(GUARD_S):
             await script.began.wait()
         yield client
 
 
 async def test_a_function_answers_without_a_model_server(tmp_path: Path) -> None:
-    async with functions(tmp_path, HandlerConfig("/echo", remote_function=echo)) as rig:
-        assert rig.last_report.max_perf == 100.0
-        async with rig.post("/echo", 7.0, {"a": 1}) as answer:
+    async with functions(tmp_path, HandlerConfig("/echo", remote_function=echo)) as system:
+        assert system.last_report.max_perf == 100.0
+        async with system.post("/echo", 7.0, {"a": 1}) as answer:
             assert (answer.status, answer.content_type) == (200, "application/json")
             assert await answer.json() == {"result": {"workload": 7.0, "data": {"a": 1}}}
-        assert rig.model.requests == []
-        assert await statuses(rig, 1) == ["Success"]
+        assert system.model.requests == []
+        assert await statuses(system, 1) == ["Success"]
 
 
 async def test_wrong_keywords_are_422_and_name_them(tmp_path: Path) -> None:
-    async with functions(tmp_path, HandlerConfig("/echo", remote_function=echo)) as rig:
+    async with functions(tmp_path, HandlerConfig("/echo", remote_function=echo)) as system:
         wrong: list[tuple[dict[str, Any], dict[str, str]]] = [
             ({"workload": 1}, {"data": "missing parameter"}),
             ({"workload": 1, "data": {}, "x": 1}, {"x": "unknown parameter"}),
         ]
         for payload, said in wrong:
-            envelope = {"auth_data": rig.auth(), "payload": payload}
-            async with rig.http.post(rig.url + "/echo", json=envelope) as answer:
+            envelope = {"auth_data": system.auth(), "payload": payload}
+            async with system.http.post(system.url + "/echo", json=envelope) as answer:
                 assert (answer.status, await answer.json()) == (422, {"payload": said})
 
 
 async def test_what_a_function_raises_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = {"/raises": raises, "/half": half, "/set": not_json}
     handlers = [HandlerConfig(route, remote_function=function) for route, function in made.items()]
-    async with functions(tmp_path, *handlers) as rig:
+    async with functions(tmp_path, *handlers) as system:
         for path, what in (("/raises", "time"), ("/raises", "bug"), ("/set", "")):
-            async with rig.post(path, data={"raise": what}) as answer:
+            async with system.post(path, data={"raise": what}) as answer:
                 assert (answer.status, (await answer.json())["error"]) == (500, "internal error")
-        async with connected(rig.url) as client:  # a status line is out: only the connection can tell
-            await client.post("/half", rig.envelope())
+        async with connected(system.url) as client:  # a status line is out: only the connection can tell
+            await client.post("/half", system.envelope())
             await client.head()
             assert await client.chunk() == b"1\n"
             with pytest.raises(ConnectionError):
                 await client.chunk()
-        assert await statuses(rig, 4) == ["Error"] * 4
+        assert await statuses(system, 4) == ["Error"] * 4
         assert "ZeroDivisionError" in caplog.text
 
 
 async def test_items_are_streamed_as_they_come(tmp_path: Path) -> None:
     script = Script()
     async with (
-        functions(tmp_path, HandlerConfig("/streams", remote_function=script.streams)) as rig,
-        connected(rig.url) as client,
+        functions(tmp_path, HandlerConfig("/streams", remote_function=script.streams)) as system,
+        connected(system.url) as client,
     ):
-        await client.post("/streams", rig.envelope(3.0))
+        await client.post("/streams", system.envelope(3.0))
         head = await client.head()
         assert (head.status, head.headers["content-type"]) == (200, "application/x-ndjson")
         assert await client.chunk() == b'{"n": 0}\n'
         script.release()
         assert [await client.chunk() for _ in range(3)] == [b'{"n": 1}\n', b'{"n": 2}\n', b""]
-        await rig.told(served=3.0)
+        await system.told(served=3.0)
 
 
 async def test_a_response_generator_reads_a_functions_answer(tmp_path: Path) -> None:
     handler = HandlerConfig("/echo", remote_function=echo, response_generator=answer_in_capitals)
-    async with functions(tmp_path, handler) as rig:
-        status, body = await rig.call("/echo", data={"a": "b"})
+    async with functions(tmp_path, handler) as system:
+        status, body = await system.call("/echo", data={"a": "b"})
         assert (status, json.loads(body)["RESULT"]["DATA"]) == (200, {"A": "B"})
 
 
 async def test_an_async_function_is_cancelled_when_its_client_leaves(tmp_path: Path) -> None:
     script = Script()
     handlers = HandlerConfig("/waits", remote_function=script.waits)
-    async with functions(tmp_path, handlers) as rig:
-        async with asking(rig, "/waits", script) as client:
+    async with functions(tmp_path, handlers) as system:
+        async with asking(system, "/waits", script) as client:
             client.leave()
             with anyio.fail_after(GUARD_S):
                 await script.cancelled.wait()
-        assert await statuses(rig, 1) == ["Cancelled"]
+        assert await statuses(system, 1) == ["Cancelled"]
         assert script.ended == 0
 
 
@@ -185,15 +187,15 @@ async def test_a_plain_function_keeps_its_place_until_it_is_done(tmp_path: Path)
     script = Script()
     works = HandlerConfig("/works", remote_function=script.works)
     handlers = [works, HandlerConfig("/e", remote_function=echo)]
-    async with functions(tmp_path, *handlers) as rig:
-        async with asking(rig, "/works", script) as client:
+    async with functions(tmp_path, *handlers) as system:
+        async with asking(system, "/works", script) as client:
             client.leave()
-        waits = asyncio.create_task(rig.call("/e"))  # one at a time: neither handler is parallel
-        await rig.engine.wait_for(lambda: rig.last_report.num_requests_working == 2)
-        assert rig.engine.finished == []
+        waits = asyncio.create_task(system.call("/e"))  # one at a time: neither handler is parallel
+        await system.engine.wait_for(lambda: system.last_report.num_requests_working == 2)
+        assert system.engine.finished == []
         script.release()
         assert (await waits)[0] == 200
-        assert await statuses(rig, 2) == ["Cancelled", "Success"]
+        assert await statuses(system, 2) == ["Cancelled", "Success"]
         assert script.ended == 1
 
 
@@ -201,12 +203,12 @@ async def test_a_plain_function_keeps_its_place_until_it_is_done(tmp_path: Path)
 async def test_a_function_that_is_to_finish(tmp_path: Path, name: str) -> None:
     script = Script()
     handler = HandlerConfig("/job", remote_function=getattr(script, name), on_disconnect="finish")
-    async with functions(tmp_path, handler) as rig:
-        async with asking(rig, "/job", script, 5.0) as client:
+    async with functions(tmp_path, handler) as system:
+        async with asking(system, "/job", script, 5.0) as client:
             client.leave()
         script.release()
-        assert await statuses(rig, 1) == ["Success"]
-        await rig.told(served=5.0)
+        assert await statuses(system, 1) == ["Success"]
+        await system.told(served=5.0)
         assert not script.cancelled.is_set()
         assert script.ended == (3 if name == "streams" else 1)
 
@@ -216,14 +218,14 @@ async def test_a_stuck_function_does_not_keep_the_worker_from_stopping(tmp_path:
     script = Script()
     handler = HandlerConfig("/works", remote_function=script.works)
     async with (
-        inner_rig(tmp_path, make=a_worker([handler]), drain_timeout_s=0.01) as rig,
-        asking(rig, "/works", script) as client,
+        with_worker_task(tmp_path, make=a_worker([handler]), drain_timeout_s=0.01) as system,
+        asking(system, "/works", script) as client,
     ):
         if leaves:
             client.leave()
-        assert rig.stop is not None
-        rig.stop.ask()
-        assert await statuses(rig, 1) == ["Error"]
+        assert system.stop is not None
+        system.stop.ask()
+        assert await statuses(system, 1) == ["Error"]
     assert script.ended == 0
     script.release()
 
@@ -237,8 +239,8 @@ async def test_a_function_is_benchmarked_like_any_handler(tmp_path: Path) -> Non
 
     benchmark = BenchmarkConfig([{"n": 1}, {"n": 2}], runs=2, concurrency=3, do_warmup=False)
     handler = HandlerConfig("/model", None, True, benchmark_config=benchmark, remote_function=model)
-    async with functions(tmp_path, handler) as rig:
-        assert rig.last_report.max_perf > 0
+    async with functions(tmp_path, handler) as system:
+        assert system.last_report.max_perf > 0
         assert len(calls) == 6
         saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
         assert saved["inputs"]["handler"].startswith("/model tests.")
@@ -247,8 +249,8 @@ async def test_a_function_is_benchmarked_like_any_handler(tmp_path: Path) -> Non
 async def test_a_function_that_fails_its_benchmark_says_why(tmp_path: Path) -> None:
     benchmark = BenchmarkConfig([{"workload": 1, "data": {"raise": "bug"}}], runs=1)
     handler = HandlerConfig("/raises", benchmark_config=benchmark, remote_function=raises)
-    async with inner_rig(tmp_path, make=a_worker([handler]), wait=False) as rig:
-        assert "ZeroDivisionError()" in await rig.errored()
+    async with with_worker_task(tmp_path, make=a_worker([handler]), wait=False) as system:
+        assert "ZeroDivisionError()" in await system.errored()
 
 
 async def test_ready_once_the_lifecycle_is_entered(tmp_path: Path) -> None:
@@ -265,11 +267,11 @@ async def test_ready_once_the_lifecycle_is_entered(tmp_path: Path) -> None:
         left.clear()
         handler = HandlerConfig("/echo", remote_function=echo)
         make = a_worker([handler], lifecycle=lifecycle)
-        async with inner_rig(tmp_path, make=make, wait=False, unsecured=True) as rig:
-            assert (await rig.call("/echo"))[0] == 503
+        async with with_worker_task(tmp_path, make=make, wait=False, unsecured=True) as system:
+            assert (await system.call("/echo"))[0] == 503
             loaded.set()
-            await rig.ready()
-            assert (await rig.call("/echo"))[0] == 200
+            await system.ready()
+            assert (await system.call("/echo"))[0] == 200
         assert left.is_set()
 
 
@@ -280,5 +282,8 @@ async def test_routes_of_the_authors_own(tmp_path: Path) -> None:
     worker = Worker(WorkerConfig(handlers=[HandlerConfig("/echo", remote_function=echo)]))
     worker.routes.append(web.get("/hello", hello))
     make: Make = lambda model_url, setup: (worker.backend, worker.routes)  # noqa: E731
-    async with inner_rig(tmp_path, make=make) as rig, rig.http.get(rig.url + "/hello") as answer:
+    async with (
+        with_worker_task(tmp_path, make=make) as system,
+        system.http.get(system.url + "/hello") as answer,
+    ):
         assert await answer.text() == "hello"

@@ -14,7 +14,13 @@ from lib.local.faults import Fault
 from tests.fakes import shapes
 from tests.fakes.raw_client import connected, request_bytes
 from tests.fakes.worker import AUTHOR_CALLS, Setup
-from tests.rig import Rig, inner_rig, peers, rig, worker_process
+from tests.system import (
+    System,
+    engine_and_model_server,
+    with_worker_process,
+    with_worker_task,
+    worker_process,
+)
 
 AUTH_FIELDS = ("signature", "cost", "endpoint", "reqnum", "url")
 
@@ -24,11 +30,13 @@ def token_of(raw: object) -> str:
     return base64.urlsafe_b64encode(data).decode()
 
 
-async def ask(rig: Rig, headers: dict[str, str], body: Any = None, path: str = "/echo") -> tuple[int, Any]:
+async def ask(
+    system: System, headers: dict[str, str], body: Any = None, path: str = "/echo"
+) -> tuple[int, Any]:
     """Status and JSON of the answer to a POST of `body`, bytes or JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
     kind = {"Content-Type": "application/json"} | headers
-    async with rig.http.post(rig.url + path, data=io.BytesIO(data), headers=kind) as answer:
+    async with system.http.post(system.url + path, data=io.BytesIO(data), headers=kind) as answer:
         return answer.status, await answer.json()
 
 
@@ -38,7 +46,7 @@ async def ask(rig: Rig, headers: dict[str, str], body: Any = None, path: str = "
 @pytest.mark.parametrize("name", ["Authorization", "X-Vast-Auth"])
 @pytest.mark.parametrize("padding", ["", "="])
 async def test_either_header_padded_or_not(tmp_path: Path, name: str, padding: str) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         auth = here.auth(3.0)
         while "=" not in token_of(auth):
             auth["__request_id"] += "x"  # some length has padding, to send or to leave out
@@ -52,7 +60,7 @@ async def test_either_header_padded_or_not(tmp_path: Path, name: str, padding: s
 
 
 async def test_both_headers_must_agree(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         token = here.bearer().removeprefix("vast.")
         both = {"Authorization": f"Bearer vast.{token}", "X-Vast-Auth": token}
         assert (await ask(here, both))[0] == 200
@@ -61,7 +69,7 @@ async def test_both_headers_must_agree(tmp_path: Path) -> None:
 
 
 async def test_the_same_in_both_is_the_same_padded_or_not(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build, scheme="url") as here:
+    async with with_worker_task(tmp_path, make=shapes.build, scheme="url") as here:
         token = here.bearer().removeprefix("vast.")
         for scheme in ("Bearer", "bearer", "BEARER", "bEaReR"):
             headers = {"Authorization": f"{scheme} vast.{token}==", "X-Vast-Auth": f" {token} "}
@@ -71,7 +79,7 @@ async def test_the_same_in_both_is_the_same_padded_or_not(tmp_path: Path) -> Non
 
 async def test_any_other_bearer_token_means_nothing(tmp_path: Path) -> None:
     """Clients of the official kind send their API key along."""
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         for value in ("Bearer sk-123", "Bearer", "Basic vast.abc", "", "vast.abc"):
             headers = {"Authorization": value}
             assert (await ask(here, headers, here.envelope()))[0] == 200
@@ -80,7 +88,7 @@ async def test_any_other_bearer_token_means_nothing(tmp_path: Path) -> None:
 
 
 async def test_an_envelope_is_no_envelope_where_a_header_authenticates(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         envelope = {**here.envelope(9.0), "workload": 2.0}
         status, seen = await ask(here, here.header(), envelope)
         assert (status, json.loads(seen["body"])) == (200, {"workload": 2.0, "data": {}})
@@ -106,7 +114,7 @@ async def test_an_envelope_is_no_envelope_where_a_header_authenticates(tmp_path:
     ids=["bytes", "cut", "list", "empty", "no fields", "wrong fields"],
 )
 async def test_what_is_wrong_is_named(tmp_path: Path, raw: object, expected: Any) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         AUTHOR_CALLS.clear()
         status, answer = await ask(here, {"X-Vast-Auth": token_of(raw)})
         assert (status, list(answer)) == (422, ["auth_data"])
@@ -119,7 +127,7 @@ async def test_what_is_wrong_is_named(tmp_path: Path, raw: object, expected: Any
 
 @pytest.mark.parametrize("token", ["%%%", "a", "\xfc", "a b"])
 async def test_what_is_not_base64_is_refused(tmp_path: Path, token: str) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path, make=shapes.build) as here, connected(here.url) as client:
         await client.post("/echo", b"{}", {"X-Vast-Auth": token})
         head, body = await client.answer()
         assert head.status == 422
@@ -128,7 +136,7 @@ async def test_what_is_not_base64_is_refused(tmp_path: Path, token: str) -> None
 
 async def test_a_bad_signature_costs_nothing_and_leaves_no_trace(tmp_path: Path) -> None:
     """Lessons 2, 3 and 6: nothing of the body is read, no author's code runs, no number changes."""
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         AUTHOR_CALLS.clear()
         used = here.header(request_idx=70)
         assert (await ask(here, used))[0] == 200
@@ -153,7 +161,7 @@ async def test_a_bad_signature_costs_nothing_and_leaves_no_trace(tmp_path: Path)
 
 
 async def test_the_url_form_is_good_again_and_again(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build, scheme="url") as here:
+    async with with_worker_task(tmp_path, make=shapes.build, scheme="url") as here:
         headers = here.header()
         for _ in range(5):
             assert (await ask(here, headers, {"workload": 2.0}))[0] == 200
@@ -161,14 +169,14 @@ async def test_the_url_form_is_good_again_and_again(tmp_path: Path) -> None:
 
 
 async def test_which_form_is_accepted_can_be_told(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build, auth_scheme="full") as here:
+    async with with_worker_task(tmp_path, make=shapes.build, auth_scheme="full") as here:
         url_form = here.engine.sign(url=here.url, scheme="url")
         assert (await ask(here, {"X-Vast-Auth": token_of(url_form)}))[0] == 401
         assert (await ask(here, here.header()))[0] == 200
 
 
 async def test_unsecured_it_is_still_checked_for_its_shape(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build, unsecured=True) as here:
+    async with with_worker_task(tmp_path, make=shapes.build, unsecured=True) as here:
         unsigned = {**here.auth(), "signature": "AAAA"}
         assert (await ask(here, {"X-Vast-Auth": token_of(unsigned)}))[0] == 200
         assert (await ask(here, {"X-Vast-Auth": token_of({})}))[0] == 422
@@ -186,7 +194,7 @@ async def test_unsecured_it_is_still_checked_for_its_shape(tmp_path: Path) -> No
     ],
 )
 async def test_a_bad_body_is_an_errored_request(tmp_path: Path, body: Any, expected: Any) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         status, answer = await ask(here, here.header(request_idx=70), body)
         assert (status, list(answer)) == (422, list(expected))
         await here.engine.wait_for(lambda: here.engine.finished)
@@ -196,7 +204,7 @@ async def test_a_bad_body_is_an_errored_request(tmp_path: Path, body: Any, expec
 
 async def test_without_a_body_the_urls_parameters_are_the_payload(tmp_path: Path) -> None:
     async with (
-        inner_rig(tmp_path, make=shapes.build) as here,
+        with_worker_task(tmp_path, make=shapes.build) as here,
         here.http.post(here.url + "/echo?workload=4.5&api_key=secret", headers=here.header()) as answer,
     ):
         assert answer.status == 200
@@ -206,7 +214,7 @@ async def test_without_a_body_the_urls_parameters_are_the_payload(tmp_path: Path
 
 
 async def test_a_session_is_opened_by_a_header_too(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         auth = here.auth(5.0)
         headers = {"X-Vast-Auth": token_of(auth)}
         status, created = await ask(here, headers, {"lifetime": 30}, "/session/create")
@@ -222,7 +230,7 @@ async def test_a_session_is_opened_by_a_header_too(tmp_path: Path) -> None:
 
 
 async def test_no_token_reaches_the_log(tmp_path: Path) -> None:
-    async with rig(tmp_path, Setup(health="/health"), {"LOG_LEVEL": "DEBUG"}) as here:
+    async with with_worker_process(tmp_path, Setup(health="/health"), {"LOG_LEVEL": "DEBUG"}) as here:
         secrets = [here.bearer().removeprefix("vast.") for _ in range(3)]
         await ask(here, {"X-Vast-Auth": secrets[0]}, {"workload": 1.0})
         await ask(here, {"Authorization": f"Bearer vast.{secrets[1]}"}, {"workload": "?"})
@@ -237,7 +245,7 @@ async def test_no_token_reaches_the_log(tmp_path: Path) -> None:
 
 
 async def test_a_guarded_route_is_given_an_envelope_as_it_came(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         body = {**here.envelope(9.0), "work": 2.0, "session_id": "unknown"}
         async with here.http.post(here.url + "/own", json=body, headers=here.header(4.0)) as answer:
             told = await answer.json(content_type=None)
@@ -247,7 +255,7 @@ async def test_a_guarded_route_is_given_an_envelope_as_it_came(tmp_path: Path) -
 
 async def test_a_session_is_not_entered_by_a_header(tmp_path: Path) -> None:
     """Where a header authenticates, `session_id` is the payload's."""
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         auth = here.auth(50.0)
         async with here.http.post(
             here.url + "/session/create", headers={"X-Vast-Auth": token_of(auth)}
@@ -265,7 +273,7 @@ async def test_a_session_is_not_entered_by_a_header(tmp_path: Path) -> None:
 
 
 async def test_a_session_takes_terms_in_json_only(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         headers = {**here.header(5.0, request_idx=70), "Content-Type": "text/plain"}
         assert (await ask(here, headers, b"{}", "/session/create"))[0] == 415
         await here.engine.wait_for(lambda: here.engine.finished)
@@ -277,13 +285,13 @@ async def test_a_session_takes_terms_in_json_only(tmp_path: Path) -> None:
 
 
 async def test_the_url_form_alone(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build, auth_scheme="url") as here:
+    async with with_worker_task(tmp_path, make=shapes.build, auth_scheme="url") as here:
         assert (await ask(here, here.header()))[0] == 401
         assert (await ask(here, here.header(scheme="url")))[0] == 200
 
 
 async def test_without_a_key_nobody_is_told_more(tmp_path: Path) -> None:
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         here.engine.faults.pubkey = Fault(refuse=True)
         async with worker_process(here, tmp_path, Setup(health="/health")):
             await here.engine.wait_for(lambda: here.last_report)
@@ -294,7 +302,7 @@ async def test_without_a_key_nobody_is_told_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["application/json", "audio/wav"])
 async def test_a_body_is_judged_only_after_its_sender(tmp_path: Path, kind: str) -> None:
-    async with inner_rig(
+    async with with_worker_task(
         tmp_path, make=shapes.build, max_json_bytes=10, max_request_bytes=10, request_body_timeout_s=0.05
     ) as here:
         large = {"Content-Length": "100", "Content-Type": kind}
@@ -312,7 +320,7 @@ async def test_a_body_is_judged_only_after_its_sender(tmp_path: Path, kind: str)
 
 
 async def test_no_key_and_no_token_reach_the_model_server(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         token = here.bearer().removeprefix("vast.")
         both = {"Authorization": f"Bearer vast.{token}", "X-Vast-Auth": token, "Cookie": f"a={token}"}
         assert (await ask(here, both, {}, "/echo?api_key=secret&a=1"))[0] == 200
@@ -326,7 +334,7 @@ async def test_no_key_and_no_token_reach_the_model_server(tmp_path: Path) -> Non
 
 
 async def test_a_drain_waits_for_no_body(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path, make=shapes.build) as here, connected(here.url) as client:
         headers = {**here.header(), "Content-Type": "application/json"}
         await client.send(request_bytes("/echo", b'{"workload": 1.0}', headers)[:-1])
         assert (await here.call("/echo"))[0] == 200  # by now it is read as far as it came

@@ -21,29 +21,29 @@ from lib.server import TCP_KEEP_ALIVE_S
 from tests.fakes.raw_client import Head, RawClient, connected
 from tests.fakes.worker import Setup, build
 from tests.manual_clock import ManualClock
-from tests.rig import Rig, inner_rig, rig
+from tests.system import System, with_worker_process, with_worker_task
 
 CUT = ["/cut_stream", "/reset_stream", "/cut_whole", "/cut_large"]
 
 
-async def ask(rig: Rig, path: str, **headers: str) -> tuple[Head, bytes]:
+async def ask(system: System, path: str, **headers: str) -> tuple[Head, bytes]:
     """The answer to a signed request, with no header but those given."""
-    async with connected(rig.url) as client:
-        await client.post(path, rig.envelope(), headers)
+    async with connected(system.url) as client:
+        await client.post(path, system.envelope(), headers)
         return await client.answer()
 
 
-async def errored(rig: Rig, count: int) -> None:
+async def errored(system: System, count: int) -> None:
     """Return once `count` requests have ended in the ledger, all of them errored."""
-    await rig.engine.wait_for(lambda: len(rig.engine.finished) == count)
-    assert {(f.request.status, f.request.success) for f in rig.engine.finished} == {("Error", False)}
+    await system.engine.wait_for(lambda: len(system.engine.finished) == count)
+    assert {(f.request.status, f.request.success) for f in system.engine.finished} == {("Error", False)}
 
 
 # To the model server
 
 
 async def test_the_model_server_gets_these_headers_and_no_others(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         await ask(here, "/echo")
         await ask(
             here,
@@ -77,7 +77,7 @@ async def test_the_model_server_gets_these_headers_and_no_others(tmp_path: Path)
 
 
 async def test_header_fields_that_come_twice_are_passed_on_together(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path) as here, connected(here.url) as client:
         await client.post("/echo", here.envelope(), {"Accept": "a/a", "accept": "b/b"})
         await client.answer()
         assert here.model.requests[0].header("Accept") == "a/a, b/b"
@@ -86,7 +86,7 @@ async def test_header_fields_that_come_twice_are_passed_on_together(tmp_path: Pa
 async def test_the_model_server_gets_what_the_payload_class_makes_and_nothing_of_the_envelope(
     tmp_path: Path,
 ) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         payload = {"workload": 2.0, "data": {"a": "ü"}, "unknown": 1}
         envelope = {"auth_data": here.auth(2.0), "payload": payload, "session_id": None}
         async with here.http.post(here.url + "/echo", json=envelope) as answer:
@@ -95,7 +95,7 @@ async def test_the_model_server_gets_what_the_payload_class_makes_and_nothing_of
 
 
 async def test_a_model_server_below_a_path(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, Setup(health="/health", model_path="/base/v1/")) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", model_path="/base/v1/")) as here:
         await ask(here, "/echo")
         assert here.backend is not None
         async with here.backend.session.get("/health") as answer:
@@ -109,7 +109,7 @@ async def test_a_model_server_below_a_path(tmp_path: Path) -> None:
 
 
 async def test_an_answer_keeps_its_status_headers_and_body(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         for path, status, body in (
             ("/bytewise", 200, b'{"slow": true}'),
             ("/accepted", 202, b'{"accepted": true}'),
@@ -130,7 +130,7 @@ async def test_an_answer_keeps_its_status_headers_and_body(tmp_path: Path) -> No
 
 
 async def test_an_empty_answer_stays_empty_and_the_connection_in_use(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path) as here, connected(here.url) as client:
         await client.post("/empty", here.envelope())
         head = await client.head()
         assert (head.status, head.headers["x-model"]) == (204, "tiny")
@@ -140,21 +140,21 @@ async def test_an_empty_answer_stays_empty_and_the_connection_in_use(tmp_path: P
 
 
 async def test_a_redirect_is_passed_on(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         head, _ = await ask(here, "/redirect")
         assert (head.status, head.headers["location"]) == (307, "http://127.0.0.1:1/elsewhere")
         assert len(here.model.requests) == 1
 
 
 async def test_hop_by_hop_headers_stay_on_their_hop(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         head, _ = await ask(here, "/hop")
         assert head.headers["x-end"] == "1"
         assert not {"x-hop", "keep-alive", "connection"} & set(head.names)
 
 
 async def test_a_compressed_answer_is_passed_through_where_it_is_accepted(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         head, body = await ask(here, "/gzip", **{"Accept-Encoding": "gzip"})
         assert head.headers["content-encoding"] == "gzip"
         assert head.headers["content-length"] == str(len(body))
@@ -167,7 +167,7 @@ async def test_a_compressed_answer_is_passed_through_where_it_is_accepted(tmp_pa
 
 
 async def test_a_compressed_answer_is_unpacked_where_it_is_not_accepted(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         for accepted in ({}, {"Accept-Encoding": "identity, gzip;q=0"}):
             head, body = await ask(here, "/gzip", **accepted)
             assert "content-encoding" not in head.names
@@ -180,7 +180,7 @@ async def test_a_compressed_answer_is_unpacked_where_it_is_not_accepted(tmp_path
 
 
 async def test_an_author_who_reads_the_answer_gets_it_unpacked(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         head, body = await ask(here, "/raising", **{"Accept-Encoding": "gzip"})
         assert (head.status, body) == (200, b'{"raised": false}')
         assert here.model.requests[0].header("Accept-Encoding") is None
@@ -190,7 +190,7 @@ async def test_an_author_who_reads_the_answer_gets_it_unpacked(tmp_path: Path) -
 
 
 async def test_each_chunk_arrives_as_soon_as_it_is_sent(tmp_path: Path) -> None:
-    async with rig(tmp_path) as here, connected(here.url) as client:
+    async with with_worker_process(tmp_path) as here, connected(here.url) as client:
         await client.post("/stream", here.envelope())
         head = await client.head()  # before any chunk
         assert head.headers["content-type"] == "text/event-stream"
@@ -206,7 +206,7 @@ async def test_each_chunk_arrives_as_soon_as_it_is_sent(tmp_path: Path) -> None:
 
 
 async def test_a_slow_client_slows_the_model_down(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, connected(here.url, limit=2**16) as client:
+    async with with_worker_task(tmp_path) as here, connected(here.url, limit=2**16) as client:
         await client.post("/flood", here.envelope())
         assert (await client.head()).status == 200
         await stopped(here)
@@ -217,19 +217,19 @@ async def test_a_slow_client_slows_the_model_down(tmp_path: Path) -> None:
         await here.model.until(lambda: here.model.working == 0)
 
 
-async def stopped(rig: Rig) -> None:
+async def stopped(system: System) -> None:
     """Return once the model's flood stands still: no turn of the loop moves it on."""
     told, still = -1, 0
     while still < 200:
-        still = still + 1 if rig.model.flooded_bytes == told and told > 0 else 0
-        told = rig.model.flooded_bytes
-        async with rig.http.get(rig.url + "/ping") as answer:  # the loop goes around
+        still = still + 1 if system.model.flooded_bytes == told and told > 0 else 0
+        told = system.model.flooded_bytes
+        async with system.http.get(system.url + "/ping") as answer:  # the loop goes around
             await answer.read()
     assert told < 64 * 2**20
 
 
 async def test_a_client_of_http_1_0_gets_a_stream_that_ends_with_its_connection(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path) as here, connected(here.url) as client:
         here.model.release()
         await client.post("/stream", here.envelope(), version=b"1.0")
         head = await client.head()
@@ -258,7 +258,7 @@ async def read_cut(client: RawClient, path: str) -> None:
 
 
 async def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
-    async with rig(tmp_path) as here:
+    async with with_worker_process(tmp_path) as here:
         here.model.release()
         for path in CUT:
             async with connected(here.url) as client:
@@ -271,7 +271,7 @@ async def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(tmp_path
 
 
 async def test_a_reset_stream_is_cut_after_what_came(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path) as here, connected(here.url) as client:
         await client.post("/reset_stream", here.envelope())
         assert (await client.head()).status == 200
         assert await client.chunk() == b"data: token\n\n"
@@ -282,7 +282,10 @@ async def test_a_reset_stream_is_cut_after_what_came(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("process", [False, True])
 async def test_a_client_of_http_1_0_is_reset(tmp_path: Path, process: bool) -> None:
-    async with rig(tmp_path) if process else inner_rig(tmp_path) as here, connected(here.url) as client:
+    async with (
+        with_worker_process(tmp_path) if process else with_worker_task(tmp_path) as here,
+        connected(here.url) as client,
+    ):
         await client.post("/reset_stream", here.envelope(), version=b"1.0")
         assert (await client.head()).status == 200
         assert await client.exactly(13) == b"data: token\n\n"
@@ -292,7 +295,7 @@ async def test_a_client_of_http_1_0_is_reset(tmp_path: Path, process: bool) -> N
 
 
 async def test_a_stream_that_takes_too_long_is_cut(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, model_timeout_s=0.1) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path, model_timeout_s=0.1) as here, connected(here.url) as client:
         await client.post("/silent_stream", here.envelope())
         assert (await client.head()).status == 200
         assert await client.chunk() == b"data: token\n\n"
@@ -305,14 +308,14 @@ async def test_a_stream_that_takes_too_long_is_cut(tmp_path: Path) -> None:
 # Authors who write the answer themselves
 
 
-async def raising(rig: Rig, **data: Any) -> tuple[Head, bytes]:
-    async with connected(rig.url) as client:
-        await client.post("/raising", rig.envelope(data=data))
+async def raising(system: System, **data: Any) -> tuple[Head, bytes]:
+    async with connected(system.url) as client:
+        await client.post("/raising", system.envelope(data=data))
         return await client.answer()
 
 
 async def test_an_author_who_raises_after_the_status_line_cuts_the_answer(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         async with connected(here.url) as client:
             await client.post("/raising", here.envelope(data={"raise": "midway"}))
             assert (await client.head()).status == 200
@@ -321,7 +324,7 @@ async def test_an_author_who_raises_after_the_status_line_cuts_the_answer(tmp_pa
 
 
 async def test_an_authors_http_exception_is_the_answer(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path) as here, connected(here.url) as client:
         for _ in range(2):  # on one connection
             await client.post("/raising", here.envelope(3.0, {"raise": "http"}))
             head, body = await client.answer()
@@ -332,7 +335,7 @@ async def test_an_authors_http_exception_is_the_answer(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*RequestKey")  # as `start_server` has it
 async def test_an_author_says_what_an_answer_counts_as(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         for data in ({"raise": "errored"}, {"status": 503}, {"raise": "served", "status": 503}, {}):
             head, _ = await raising(here, **data)
             assert head.status == data.get("status", 200)
@@ -345,7 +348,7 @@ async def test_an_author_says_what_an_answer_counts_as(tmp_path: Path) -> None:
 
 
 async def test_a_kept_connection_that_was_closed_is_no_502(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         for _ in range(6):
             assert (await here.call("/once"))[0] == 200
             assert (await here.call("/stale"))[0] == 200
@@ -357,15 +360,15 @@ async def test_a_kept_connection_that_was_closed_is_no_502(tmp_path: Path) -> No
 
 
 async def test_a_fresh_connection_that_is_closed_is_a_502_and_sent_once(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         assert (await here.call("/close"))[0] == 502
         assert len(here.model.requests) == 1
 
 
 @asynccontextmanager
-async def clocked(tmp_path: Path) -> AsyncGenerator[tuple[Rig, ManualClock], None]:
+async def clocked(tmp_path: Path) -> AsyncGenerator[tuple[System, ManualClock], None]:
     clock = ManualClock()
-    async with inner_rig(tmp_path, Setup(health="/health", backend={"clock": clock})) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"clock": clock})) as here:
         yield here, clock
 
 
@@ -396,7 +399,7 @@ async def test_nothing_caps_parallel_requests_and_the_health_check_is_served_bes
 
 
 async def test_an_author_sees_the_query_without_the_api_key(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         body = here.envelope(data={"raise": "query"})
         async with here.http.post(f"{here.url}/raising?a=1&api_key=secret&b=2", json=body) as answer:
             assert await answer.json() == {"path": "/raising?a=1&b=2", "query": {"a": "1", "b": "2"}}
@@ -404,7 +407,7 @@ async def test_an_author_sees_the_query_without_the_api_key(tmp_path: Path) -> N
 
 async def test_a_request_has_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lib.access")
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         await ask(here, "/echo?api_key=secret", **{"X-Request-Id": "id-1"})
         lines = [r.getMessage() for r in caplog.records if r.name == "lib.access"]
         assert len(lines) == 1
@@ -431,7 +434,7 @@ def telling(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRou
 async def test_tcp_keeps_connections_alive(tmp_path: Path) -> None:
     """Proxies forget those that are silent for a minute; the system's default is two hours (lesson 32)."""
     async with (
-        inner_rig(tmp_path, make=telling) as here,
+        with_worker_task(tmp_path, make=telling) as here,
         here.http.get(here.url + "/tcp") as answer,
     ):
         assert await answer.json() == [1, TCP_KEEP_ALIVE_S]

@@ -20,7 +20,15 @@ from lib.errors import SettingsError
 from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
 from tests.fakes.worker import Setup
 from tests.manual_clock import ManualClock
-from tests.rig import MASTER_TOKEN, ROOT, Rig, inner_rig, peers, rig, worker_process
+from tests.system import (
+    MASTER_TOKEN,
+    ROOT,
+    System,
+    engine_and_model_server,
+    with_worker_process,
+    with_worker_task,
+    worker_process,
+)
 
 HEALTHY = Setup(health="/health")
 
@@ -29,7 +37,10 @@ async def refusal(
     tmp_path: Path, setup: Setup, env: dict[str, str], module: str = "tests.fakes.worker"
 ) -> tuple[int, str]:
     """Exit status and output of a worker that refuses to start."""
-    async with peers(tmp_path) as here, worker_process(here, tmp_path, setup, env, module=module) as worker:
+    async with (
+        engine_and_model_server(tmp_path) as here,
+        worker_process(here, tmp_path, setup, env, module=module) as worker,
+    ):
         status = await worker.exit_status()
         assert here.model.health_checks == 0
         return status, worker.output()
@@ -65,7 +76,7 @@ async def test_a_worker_without_a_sign_of_readiness_says_what_to_configure(tmp_p
 )
 async def test_what_cannot_work_is_refused(tmp_path: Path, setup: Setup, said: str) -> None:
     with pytest.raises(BaseException, match="unhandled errors") as raised:
-        async with inner_rig(tmp_path, setup):
+        async with with_worker_task(tmp_path, setup):
             pytest.fail("it started")
     assert said in str(settings_error(raised.value))
 
@@ -78,7 +89,10 @@ def settings_error(error: BaseException) -> SettingsError:
 
 
 async def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
-    async with rig(tmp_path) as here, worker_process(here, tmp_path, HEALTHY, name="second.log") as second:
+    async with (
+        with_worker_process(tmp_path) as here,
+        worker_process(here, tmp_path, HEALTHY, name="second.log") as second,
+    ):
         assert here.worker is not None
         assert await second.exit_status() == EXIT_PORT_TAKEN
         port = here.url.rsplit(":", 1)[1]
@@ -88,7 +102,7 @@ async def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
 
 
 async def test_a_taken_loopback_port_is_told_too(tmp_path: Path) -> None:
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         port = here.model.url.rsplit(":", 1)[1]
         async with worker_process(here, tmp_path, HEALTHY, {"WORKER_HTTP_PORT": port}) as worker:
             assert await worker.exit_status() == EXIT_PORT_TAKEN
@@ -112,7 +126,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 async def test_tls(tmp_path: Path, certificate: tuple[str, str]) -> None:
     cert, key = certificate
     trusted = ssl.create_default_context(cafile=cert)
-    async with rig(tmp_path, env={"USE_SSL": "true", "SSL_CERT": cert, "SSL_KEY": key}) as here:
+    async with with_worker_process(
+        tmp_path, env={"USE_SSL": "true", "SSL_CERT": cert, "SSL_KEY": key}
+    ) as here:
         here.url = here.url.replace("http://", "https://")
         assert here.last_report.url == here.url
         closing = {"Connection": "close"}
@@ -133,13 +149,13 @@ async def test_tls_without_its_files_is_one_message(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def calls(rig: Rig, *paths: str) -> AsyncGenerator[dict[str, Any], None]:
+async def calls(system: System, *paths: str) -> AsyncGenerator[dict[str, Any], None]:
     """Signed requests under way; their answers (status and headers), or what was raised, once they end."""
     answers: dict[str, Any] = {}
 
     async def call(path: str) -> None:
         try:
-            async with rig.post(path, 5.0) as answer:
+            async with system.post(path, 5.0) as answer:
                 await answer.read()
                 answers[path] = answer.status, answer.headers
         except aiohttp.ClientError as e:
@@ -151,20 +167,20 @@ async def calls(rig: Rig, *paths: str) -> AsyncGenerator[dict[str, Any], None]:
         yield answers
 
 
-async def state_of(rig: Rig) -> str:
-    async with rig.http.get(rig.loopback_url + "/readyz") as answer:
+async def state_of(system: System) -> str:
+    async with system.http.get(system.loopback_url + "/readyz") as answer:
         return await answer.text()
 
 
-async def draining(rig: Rig) -> None:
+async def draining(system: System) -> None:
     with anyio.fail_after(20):
-        while await state_of(rig) != "draining":
+        while await state_of(system) != "draining":
             pass
 
 
 async def test_sigterm_lets_work_finish_and_tells_the_engine(tmp_path: Path) -> None:
     setup = Setup(health="/health", backend={"allow_parallel_requests": False})
-    async with rig(tmp_path, setup) as here:
+    async with with_worker_process(tmp_path, setup) as here:
         assert here.worker is not None
         await here.call("/echo", 7.0)
         async with calls(here, "/held") as first:
@@ -191,7 +207,7 @@ async def test_sigterm_lets_work_finish_and_tells_the_engine(tmp_path: Path) -> 
 
 
 async def test_what_takes_too_long_is_cut_and_counts_as_errored(tmp_path: Path) -> None:
-    async with rig(tmp_path, env={"DRAIN_TIMEOUT_S": "0.1"}) as here:
+    async with with_worker_process(tmp_path, env={"DRAIN_TIMEOUT_S": "0.1"}) as here:
         assert here.worker is not None
         async with calls(here, "/held", "/stream", "/finish/held") as answers:
             await here.model.until(lambda: len(here.model.requests) == 3)
@@ -206,7 +222,7 @@ async def test_what_takes_too_long_is_cut_and_counts_as_errored(tmp_path: Path) 
 
 
 async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    async with rig(tmp_path, env={"DRAIN_TIMEOUT_S": "600"}) as here:
+    async with with_worker_process(tmp_path, env={"DRAIN_TIMEOUT_S": "600"}) as here:
         assert here.worker is not None
         async with calls(here, "/held") as answers:
             await here.model.until(lambda: here.model.working == 1)
@@ -218,7 +234,7 @@ async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 
 
 async def test_stopping_at_once_lets_nothing_finish(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         assert here.stop is not None
         async with calls(here, "/held") as answers:
             await here.model.until(lambda: here.model.working == 1)
@@ -233,7 +249,7 @@ async def test_stopping_at_once_lets_nothing_finish(tmp_path: Path) -> None:
 async def test_an_engine_that_is_gone_does_not_hold_up_a_second_signal(tmp_path: Path) -> None:
     setup = Setup(health="/health", backend={"clock": ManualClock()})  # on it, no limit ever passes
     with anyio.fail_after(20):
-        async with inner_rig(tmp_path, setup) as here:
+        async with with_worker_task(tmp_path, setup) as here:
             assert here.stop is not None
             here.engine.faults.reports.delay_s = 3600.0
             seen = here.engine.requests_seen["reports"]
@@ -264,7 +280,7 @@ class Life:
 async def test_a_lifecycle_is_the_sign_of_readiness_and_is_left_last(tmp_path: Path, called: bool) -> None:
     life = Life()
     setup = Setup(backend={"lifecycle": (lambda: life) if called else life})
-    async with inner_rig(tmp_path, setup) as here:
+    async with with_worker_task(tmp_path, setup) as here:
         assert life.notes == ["entered"]
         assert here.last_report.loadtime > 0
         assert here.stop is not None
@@ -278,7 +294,10 @@ BROKEN = "tests.e2e.broken_worker"
 
 async def test_a_lifecycle_that_fails_ends_the_worker_with_an_error_report(tmp_path: Path) -> None:
     env = {"TEST_LIFE": "raises"}
-    async with peers(tmp_path) as here, worker_process(here, tmp_path, HEALTHY, env, module=BROKEN) as worker:
+    async with (
+        engine_and_model_server(tmp_path) as here,
+        worker_process(here, tmp_path, HEALTHY, env, module=BROKEN) as worker,
+    ):
         assert await worker.exit_status() == EXIT_FAILED
         assert "no licence for this model" in here.last_report.error_msg
         assert "RuntimeError: no licence for this model" in worker.output()
@@ -286,7 +305,7 @@ async def test_a_lifecycle_that_fails_ends_the_worker_with_an_error_report(tmp_p
 
 @pytest.mark.parametrize("kind", ["hangs", "plain"])
 async def test_sigterm_leaves_the_lifecycle(tmp_path: Path, kind: str) -> None:
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         async with worker_process(here, tmp_path, HEALTHY, {"TEST_LIFE": kind}, module=BROKEN) as worker:
             if kind == "plain":
                 await here.ready()
@@ -302,7 +321,7 @@ async def test_sigterm_leaves_the_lifecycle(tmp_path: Path, kind: str) -> None:
 
 async def test_json_lines_without_payloads_tokens_or_signatures(tmp_path: Path) -> None:
     env = {"LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"}
-    async with rig(tmp_path, env=env) as here:
+    async with with_worker_process(tmp_path, env=env) as here:
         assert here.worker is not None
         envelope = here.envelope(5.0, {"prompt": "a secret prompt"})
         for path in ("/echo", "/raising"):

@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from lib.client import CA_PATH
 from lib.local.engine import LocalEngine
 from lib.local.hello_world import hello_world
-from lib.local.instance import WORKER_ID
+from lib.local.local_worker_env import WORKER_ID
 from lib.local.serving import serve_engine
-from lib.tools.route_client import CA_PATH
-from tests.rig import GUARD_S, engine_key
+from tests.system import GUARD_S, engine_key
 
 # Of any type: it has none that a checker could use.
 vastai: Any = pytest.importorskip("vastai", reason="the official client, `vastai`, can't be installed here")

@@ -19,7 +19,7 @@ from lib.backend import Backend
 from lib.uploads import Upload
 from lib.worker import HandlerConfig, Worker, WorkerConfig
 from tests.fakes.worker import Setup
-from tests.rig import Rig, inner_rig
+from tests.system import System, with_worker_task
 
 WORDS = ["Down", " the", " rabbit", " hole"]
 HELLO: Any = [{"role": "user", "content": "Where to?"}]
@@ -65,7 +65,7 @@ def tokens(payload: dict[str, Any]) -> float:
 
 
 @asynccontextmanager
-async def a_client(tmp_path: Path) -> AsyncGenerator[tuple[Rig, openai.AsyncOpenAI], None]:
+async def a_client(tmp_path: Path) -> AsyncGenerator[tuple[System, openai.AsyncOpenAI], None]:
     app = web.Application(client_max_size=2**30)
     app.add_routes(
         [
@@ -92,46 +92,46 @@ async def a_client(tmp_path: Path) -> AsyncGenerator[tuple[Rig, openai.AsyncOpen
             return worker.backend, worker.routes
 
         async with (
-            inner_rig(tmp_path, scheme="url", make=make) as rig,
-            openai.AsyncOpenAI(base_url=rig.url + "/v1", api_key=rig.bearer(), max_retries=0) as client,
+            with_worker_task(tmp_path, scheme="url", make=make) as system,
+            openai.AsyncOpenAI(base_url=system.url + "/v1", api_key=system.bearer(), max_retries=0) as client,
         ):
-            yield rig, client
+            yield system, client
 
 
 async def test_it_completes_and_streams_again_and_again(tmp_path: Path) -> None:
-    async with a_client(tmp_path) as (rig, client):
+    async with a_client(tmp_path) as (system, client):
         whole = await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=5)
         assert whole.choices[0].message.content == "Down the rabbit hole"
         stream = await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=7, stream=True)
         assert [chunk.choices[0].delta.content async for chunk in stream] == WORDS
         assert [model.id async for model in client.models.list()] == ["tiny"]
-        await rig.told(served=5.0 + 7.0 + 100.0)
+        await system.told(served=5.0 + 7.0 + 100.0)
 
 
 async def test_it_uploads_a_file(tmp_path: Path) -> None:
-    async with a_client(tmp_path) as (rig, client):
+    async with a_client(tmp_path) as (system, client):
         sound = bytes(range(256)) * 10_000
         heard = await client.audio.transcriptions.create(model="tiny", file=("a b.wav", sound))
         assert heard.text == f"tiny a b.wav {hashlib.sha256(sound).hexdigest()}"
-        await rig.told(served=100.0)
+        await system.told(served=100.0)
 
 
 async def test_many_at_once_with_one_token(tmp_path: Path) -> None:
-    async with a_client(tmp_path) as (rig, client):
+    async with a_client(tmp_path) as (system, client):
         calls = [
             client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1) for _ in range(50)
         ]
         answers = await asyncio.gather(*calls)
         assert {answer.choices[0].message.content for answer in answers} == {"Down the rabbit hole"}
-        await rig.told(served=50.0)
-        assert rig.totals.new_load == 50.0
+        await system.told(served=50.0)
+        assert system.totals.new_load == 50.0
 
 
 async def test_it_understands_refusals(tmp_path: Path) -> None:
-    async with a_client(tmp_path) as (rig, client):
+    async with a_client(tmp_path) as (system, client):
         with pytest.raises(openai.NotFoundError, match="no embeddings here"):
             await client.embeddings.create(model="tiny", input="x")
-        forged = client.with_options(api_key=rig.bearer(url="http://elsewhere:1"))
+        forged = client.with_options(api_key=system.bearer(url="http://elsewhere:1"))
         with pytest.raises(openai.AuthenticationError) as refused:
             await forged.models.list()
         assert "another worker's URL" in refused.value.response.text

@@ -17,7 +17,7 @@ from aiohttp import web
 from lib.backend import Backend
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Job, JobHandler, Setup
-from tests.rig import PortLease, inner_rig
+from tests.system import PortLease, with_worker_task
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,7 @@ def two_calls(first: str) -> Any:
 
 
 async def test_what_it_reads_is_never_compressed(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=two_calls("/echo")) as here:
+    async with with_worker_task(tmp_path, make=two_calls("/echo")) as here:
         async with here.post("/two", headers={"Accept-Encoding": "gzip", "X-Request-Id": "id-7"}) as answer:
             seen = await answer.json()
         assert (answer.status, json.loads(seen["body"])) == (200, {"first": "/echo"})
@@ -59,7 +59,7 @@ async def test_what_it_reads_is_never_compressed(tmp_path: Path) -> None:
 async def test_a_server_that_cannot_be_reached_is_a_502(tmp_path: Path) -> None:
     lease = PortLease()
     try:
-        async with inner_rig(tmp_path, make=two_calls(f"http://127.0.0.1:{lease.port}/echo")) as here:
+        async with with_worker_task(tmp_path, make=two_calls(f"http://127.0.0.1:{lease.port}/echo")) as here:
             for data in ({}, {"socket": True}):
                 async with here.post("/two", data=data) as answer:
                     assert answer.status == 502
@@ -72,7 +72,7 @@ async def test_a_server_that_cannot_be_reached_is_a_502(tmp_path: Path) -> None:
 
 async def test_a_refused_websocket_is_one_too(tmp_path: Path) -> None:
     async with (
-        inner_rig(tmp_path, make=two_calls("/missing")) as here,
+        with_worker_task(tmp_path, make=two_calls("/missing")) as here,
         here.post("/two", data={"socket": True}) as answer,
     ):
         assert answer.status == 502
@@ -117,7 +117,7 @@ WAYS = pytest.mark.parametrize("fields", [{}, {"keepalive_s": 30.0}, {"on_discon
 async def test_a_call_that_was_cancelled_by_the_author_is_a_500(
     tmp_path: Path, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with inner_rig(tmp_path, make=careless(**fields)) as here:
+    async with with_worker_task(tmp_path, make=careless(**fields)) as here:
         async with here.post("/held", data={"called off": "first"}) as answer:
             assert (answer.status, (await answer.json())["error"]) == (500, "internal error")
         here.model.release()
@@ -128,7 +128,7 @@ async def test_a_call_that_was_cancelled_by_the_author_is_a_500(
 
 
 async def test_nor_is_one_a_success_that_its_client_has_left_to_finish(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=careless(on_disconnect="finish")) as here:
+    async with with_worker_task(tmp_path, make=careless(on_disconnect="finish")) as here:
         async with connected(here.url) as client:
             await client.post("/held", here.envelope(data={"called off": "last"}))
             await here.model.until(lambda: here.model.working == 1)
@@ -144,7 +144,7 @@ async def test_nor_is_one_a_success_that_its_client_has_left_to_finish(tmp_path:
 async def test_what_an_author_raises_after_the_client_left_is_no_failure(
     tmp_path: Path, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with inner_rig(tmp_path, make=careless(**fields)) as here:
+    async with with_worker_task(tmp_path, make=careless(**fields)) as here:
         async with connected(here.url) as client:
             await client.post("/held", here.envelope(data={"untidy": True}))
             await here.model.until(lambda: here.model.working == 1)
@@ -159,7 +159,7 @@ async def test_what_an_author_raises_after_the_client_left_is_no_failure(
 @WAYS
 async def test_and_after_the_worker_cut_it_one(tmp_path: Path, fields: dict[str, Any]) -> None:
     async with (
-        inner_rig(tmp_path, make=careless(**fields), drain_timeout_s=0.1) as here,
+        with_worker_task(tmp_path, make=careless(**fields), drain_timeout_s=0.1) as here,
         connected(here.url) as client,
     ):
         await client.post("/held", here.envelope(data={"untidy": True}))
@@ -194,7 +194,7 @@ async def test_a_second_answer_is_never_written_into_the_first(tmp_path: Path, w
         backend = Backend(model_url, healthcheck_url=setup.health)
         return backend, [web.post("/twice", backend.create_handler(Twice(path="/echo", way=way)))]
 
-    async with inner_rig(tmp_path, make=make) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path, make=make) as here, connected(here.url) as client:
         await client.post("/twice", here.envelope())
         assert (await client.head()).status == 200
         assert await client.rest() == b"4\r\nhalf\r\n"
@@ -208,7 +208,7 @@ async def test_a_handler_on_two_routes_has_one_limit(tmp_path: Path) -> None:
         handler = JobHandler(path="/held", max_concurrency=2)
         return backend, [web.post(path, backend.create_handler(handler)) for path in ("/one", "/other")]
 
-    async with inner_rig(tmp_path, make=make) as here, anyio.create_task_group() as tasks:
+    async with with_worker_task(tmp_path, make=make) as here, anyio.create_task_group() as tasks:
         for path in ("/one", "/one", "/other", "/other"):
             tasks.start_soon(here.call, path)
         await here.engine.wait_for(lambda: here.last_report.num_requests_working == 4)

@@ -18,7 +18,7 @@ from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.lib.local.test_overview import STATUS
 from tests.manual_clock import ManualClock
-from tests.rig import PortLease, engine_key
+from tests.system import PortLease, engine_key
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = [

@@ -11,22 +11,22 @@ import pytest
 from lib.model.readiness import State
 from tests.fakes.worker import ERROR_LINE, READY_LINE, Setup
 from tests.manual_clock import ManualClock
-from tests.rig import Rig, inner_rig, rig
+from tests.system import System, with_worker_process, with_worker_task
 
 
 def by_log(tmp_path: Path, **more: str) -> Setup:
     return Setup(log=str(tmp_path / "model.log"), health=more.get("health"))
 
 
-async def state_is(rig: Rig, state: State) -> None:
-    assert rig.parts is not None
-    readiness = rig.parts.readiness
+async def state_is(system: System, state: State) -> None:
+    assert system.parts is not None
+    readiness = system.parts.readiness
     with anyio.fail_after(20):
         await readiness.until(lambda: readiness.state is state)
 
 
 async def test_a_process_is_ready_by_its_models_log(tmp_path: Path) -> None:
-    async with rig(tmp_path, by_log(tmp_path), wait=False) as here:
+    async with with_worker_process(tmp_path, by_log(tmp_path), wait=False) as here:
         await here.engine.wait_for(lambda: here.last_report, 20)
         assert here.last_report.loadtime == 0.0
         status, body = await here.call("/echo")
@@ -44,8 +44,8 @@ async def test_a_process_is_ready_by_its_models_log(tmp_path: Path) -> None:
 
 async def test_the_line_of_a_model_server_that_was_quicker_is_found(tmp_path: Path) -> None:
     (tmp_path / "model.log").write_bytes(b"\xff\xfe\n" + f"{READY_LINE}\n".encode())
-    async with inner_rig(tmp_path, by_log(tmp_path)) as rig:
-        assert rig.last_report.loadtime > 0
+    async with with_worker_task(tmp_path, by_log(tmp_path)) as system:
+        assert system.last_report.loadtime > 0
 
 
 async def test_the_line_of_the_previous_boot_makes_no_dead_server_ready(tmp_path: Path) -> None:
@@ -53,79 +53,79 @@ async def test_the_line_of_the_previous_boot_makes_no_dead_server_ready(tmp_path
     clock = ManualClock()
     setup = by_log(tmp_path)
     setup.backend = {"clock": clock}
-    async with inner_rig(tmp_path, setup, wait=False) as rig:
-        await rig.model.stop()
-        assert rig.parts is not None
-        watch = rig.parts.log_watch
+    async with with_worker_task(tmp_path, setup, wait=False) as system:
+        await system.model.stop()
+        assert system.parts is not None
+        watch = system.parts.log_watch
         assert watch is not None
         await passing(clock, lambda: watch.lines == 1)
         for _ in range(20):
             await step(clock)
-        assert rig.parts.readiness.state is State.LOADING
-        await rig.model.start()
-        await passing(clock, lambda: rig.parts is not None and rig.parts.readiness.state is State.READY)
+        assert system.parts.readiness.state is State.LOADING
+        await system.model.start()
+        await passing(clock, lambda: system.parts is not None and system.parts.readiness.state is State.READY)
 
 
 async def test_a_load_rule_and_a_health_check_must_both_hold(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, by_log(tmp_path, health="/health"), wait=False) as rig:
-        await rig.model.until(lambda: rig.model.health_checks >= 2)
-        await state_is(rig, State.LOADING)
-        rig.model.health_status = 503
-        rig.write_log()
-        checks = rig.model.health_checks
-        await rig.model.until(lambda: rig.model.health_checks >= checks + 1)
-        rig.model.health_status = 200
-        await rig.ready()
+    async with with_worker_task(tmp_path, by_log(tmp_path, health="/health"), wait=False) as system:
+        await system.model.until(lambda: system.model.health_checks >= 2)
+        await state_is(system, State.LOADING)
+        system.model.health_status = 503
+        system.write_log()
+        checks = system.model.health_checks
+        await system.model.until(lambda: system.model.health_checks >= checks + 1)
+        system.model.health_status = 200
+        await system.ready()
 
 
 async def test_a_log_that_is_truncated_in_place_is_followed(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, by_log(tmp_path), wait=False) as rig:
-        rig.write_log(f"old line\n{ERROR_LINE} of the last boot\n")
-        await rig.errored()
-        rig.model_log.write_text(f"{READY_LINE}\n")
-        await rig.ready()
+    async with with_worker_task(tmp_path, by_log(tmp_path), wait=False) as system:
+        system.write_log(f"old line\n{ERROR_LINE} of the last boot\n")
+        await system.errored()
+        system.model_log.write_text(f"{READY_LINE}\n")
+        await system.ready()
 
 
 async def test_an_authors_own_error_holds_until_the_model_is_loaded_anew(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, by_log(tmp_path), wait=False) as rig:
-        rig.write_log()
-        await rig.ready()
-        assert rig.backend is not None
-        rig.backend.backend_errored("out of licences")
-        assert await rig.errored() == "out of licences"
-        rig.write_log()
-        await rig.told()
-        assert rig.parts is not None
-        assert rig.parts.readiness.state is State.READY
+    async with with_worker_task(tmp_path, by_log(tmp_path), wait=False) as system:
+        system.write_log()
+        await system.ready()
+        assert system.backend is not None
+        system.backend.backend_errored("out of licences")
+        assert await system.errored() == "out of licences"
+        system.write_log()
+        await system.told()
+        assert system.parts is not None
+        assert system.parts.readiness.state is State.READY
 
 
 async def test_a_model_server_that_dies_and_comes_back(tmp_path: Path) -> None:
     clock = ManualClock()
-    async with inner_rig(tmp_path, Setup(health="/health", backend={"clock": clock})) as rig:
-        await rig.model.stop()
-        assert (await rig.call("/echo"))[0] == 502
-        await passing(clock, lambda: rig.last_report.error_msg)
-        assert rig.last_report.error_msg.startswith("health check failed: ")
-        await rig.model.start()
-        await passing(clock, lambda: not rig.last_report.error_msg)
-        assert (await rig.call("/echo"))[0] == 200
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"clock": clock})) as system:
+        await system.model.stop()
+        assert (await system.call("/echo"))[0] == 502
+        await passing(clock, lambda: system.last_report.error_msg)
+        assert system.last_report.error_msg.startswith("health check failed: ")
+        await system.model.start()
+        await passing(clock, lambda: not system.last_report.error_msg)
+        assert (await system.call("/echo"))[0] == 200
 
 
 async def test_a_model_server_that_hangs_is_an_error_with_a_message(tmp_path: Path) -> None:
     clock = ManualClock()
-    async with inner_rig(tmp_path, Setup(health="/health", backend={"clock": clock})) as rig:
-        rig.model.health_stalls = True
-        await passing(clock, lambda: rig.last_report.error_msg)
-        assert rig.last_report.error_msg == "health check timed out after 10 s"
-        rig.model.health_stalls = False
-        await passing(clock, lambda: not rig.last_report.error_msg)
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"clock": clock})) as system:
+        system.model.health_stalls = True
+        await passing(clock, lambda: system.last_report.error_msg)
+        assert system.last_report.error_msg == "health check timed out after 10 s"
+        system.model.health_stalls = False
+        await passing(clock, lambda: not system.last_report.error_msg)
 
 
 async def test_a_missing_log_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock = ManualClock()
     setup = by_log(tmp_path)
     setup.backend = {"clock": clock}
-    async with inner_rig(tmp_path, setup, wait=False):
+    async with with_worker_task(tmp_path, setup, wait=False):
         await passing(clock, lambda: "model.log does not exist" in caplog.text)
 
 

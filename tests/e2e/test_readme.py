@@ -9,9 +9,9 @@ from pathlib import Path
 
 from aiohttp.test_utils import TestServer
 
-from lib.settings import Settings
+from lib.runtime.settings import Settings
 from tests.fakes.worker import Setup
-from tests.rig import peers, worker_process
+from tests.system import engine_and_model_server, worker_process
 from workers.hello_world.model_server import READY_LINE, ModelServer, Pace
 
 ROOT = Path(__file__).parents[2]
@@ -27,24 +27,24 @@ def block_after(marker: str) -> str:
 async def test_its_worker_runs(tmp_path: Path) -> None:
     model = ModelServer(Pace(0))
     await model.load()
-    async with peers(tmp_path) as rig, TestServer(model.app()) as server:
-        rig.write_log(READY_LINE + "\n")
+    async with engine_and_model_server(tmp_path) as system, TestServer(model.app()) as server:
+        system.write_log(READY_LINE + "\n")
         worker = block_after("test: worker.py")
         for told, here in (
             ("http://127.0.0.1:5001", str(server.make_url(""))),
-            ("/tmp/hello_world.log", str(rig.model_log)),
+            ("/tmp/hello_world.log", str(system.model_log)),
         ):
             assert worker.count(told) == 1
             worker = worker.replace(told, here)
         (tmp_path / "readme_worker.py").write_text(worker)
 
-        async with worker_process(rig, tmp_path, Setup(), module="readme_worker"):
-            await rig.ready()
-            request = {"auth_data": rig.auth(7.0), "payload": {"prompt": "Hi", "max_response_tokens": 7}}
-            async with rig.http.post(f"{rig.url}/generate", json=request) as answer:
+        async with worker_process(system, tmp_path, Setup(), module="readme_worker"):
+            await system.ready()
+            request = {"auth_data": system.auth(7.0), "payload": {"prompt": "Hi", "max_response_tokens": 7}}
+            async with system.http.post(f"{system.url}/generate", json=request) as answer:
                 assert answer.status == 200
                 assert (await answer.json())["tokens"] == 7
-            await rig.told(served=7.0)
+            await system.told(served=7.0)
 
 
 def test_every_file_it_links_to_exists() -> None:

@@ -11,14 +11,14 @@ import pytest
 
 from tests.fakes.command import ROOT, command, done
 from tests.fakes.worker import Setup
-from tests.rig import environment, peers
+from tests.system import engine_and_model_server, environment
 
 FAKE_WORKER = str(ROOT / "tests" / "fakes" / "worker.py")
 
 # Says of the worker what it waits for at once, instead of after a while.
 IMPATIENT = """
 import os, sys
-from lib.local.beside import run_beside
+from lib.local.run_local import run_beside
 sys.exit(run_beside("hello_world", "hello_world", os.environ, patience_s=0.2))
 """
 
@@ -29,14 +29,14 @@ def worker_in(folder: Path, text: str) -> str:
 
 
 async def test_a_signal_reaches_the_worker_which_drains(tmp_path: Path) -> None:
-    async with peers(tmp_path) as rig:
-        env = environment(rig, Setup(health="/health"))
+    async with engine_and_model_server(tmp_path) as system:
+        env = environment(system, Setup(health="/health"))
         async with command("run", FAKE_WORKER, cwd=tmp_path, env=env) as worker:
-            await rig.ready()
-            assert (await rig.call("/echo", 2.0))[0] == 200
+            await system.ready()
+            assert (await system.call("/echo", 2.0))[0] == 200
             worker.process.send_signal(signal.SIGTERM)
             ended = await worker.end()
-        await rig.told(served=2.0)
+        await system.told(served=2.0)
     assert ended.status == 0
     assert "ready → draining" in ended.errors
 
@@ -111,8 +111,8 @@ async def test_a_refusal_of_the_workers_own_is_told_once(tmp_path: Path) -> None
 
 
 async def test_a_taken_port_is_told_with_its_holder_and_a_way_out(tmp_path: Path) -> None:
-    async with peers(tmp_path) as rig:
-        env = environment(rig, Setup(health="/health"))
+    async with engine_and_model_server(tmp_path) as system:
+        env = environment(system, Setup(health="/health"))
         with socket.create_server(("127.0.0.1", int(env["WORKER_PORT"]))):
             ended = await done("run", FAKE_WORKER, cwd=tmp_path, env=env)
     assert ended.status == 3

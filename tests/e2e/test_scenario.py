@@ -21,17 +21,17 @@ import pytest
 from Crypto.PublicKey import RSA
 
 from lib.backend import Backend
-from lib.clock import Clock, sleep
+from lib.client import LOCAL_NAME, RouteClient, Target
 from lib.local.engine import LocalEngine
 from lib.local.faults import Fault
 from lib.local.serving import serve_engine
 from lib.metrics import Outcome
+from lib.runtime.clock import Clock, sleep
+from lib.runtime.settings import Settings
 from lib.server import Stop, serve
-from lib.settings import Settings
-from lib.tools.route_client import LOCAL_NAME, RouteClient, Target
 from tests.fakes.model_server import MaliciousModel, Received
 from tests.fakes.worker import Setup, build
-from tests.rig import MASTER_TOKEN, PortLease, engine_key
+from tests.system import MASTER_TOKEN, PortLease, engine_key
 from tests.virtual_time import in_virtual_time
 
 # Workload/s, by the worker's id.

@@ -19,7 +19,7 @@ from Crypto.PublicKey import RSA
 from tests.fakes.raw_client import connected, request_bytes
 from tests.fakes.worker import AUTHOR_CALLS, Setup
 from tests.manual_clock import ManualClock
-from tests.rig import MASTER_TOKEN, Rig, engine_key, inner_rig, rig
+from tests.system import MASTER_TOKEN, System, engine_key, with_worker_process, with_worker_task
 
 MIB = 1024 * 1024
 # What a request of the largest size may cost: its body once, and a third of that for what reading takes.
@@ -27,19 +27,19 @@ LARGE_BODY_KIB = 80 * 1024
 OTHER_KEYS = [RSA.generate(1024) for _ in range(3)]
 
 
-async def post(rig: Rig, body: object, path: str = "/echo", **headers: str) -> tuple[int, Any]:
+async def post(system: System, body: object, path: str = "/echo", **headers: str) -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    async with rig.http.post(rig.url + path, data=io.BytesIO(data), headers=headers) as answer:
+    async with system.http.post(system.url + path, data=io.BytesIO(data), headers=headers) as answer:
         return answer.status, await answer.json()
 
 
-async def status_of(rig: Rig, body: object, path: str = "/echo", **headers: str) -> int:
-    return (await post(rig, body, path, **headers))[0]
+async def status_of(system: System, body: object, path: str = "/echo", **headers: str) -> int:
+    return (await post(system, body, path, **headers))[0]
 
 
-async def counted(rig: Rig) -> Any:
+async def counted(system: System) -> Any:
     """Every number of the ledger that a report could tell."""
-    async with rig.http.get(rig.loopback_url + "/status") as answer:
+    async with system.http.get(system.loopback_url + "/status") as answer:
         told = await answer.json()
     return told["requests"], told["load"], told["queue"]
 
@@ -53,7 +53,7 @@ def unsigned(workload: float = 1.0, **auth: Any) -> dict[str, Any]:
 
 
 async def test_what_is_refused_leaves_no_trace_in_the_reports(tmp_path: Path) -> None:
-    async with rig(tmp_path) as here:
+    async with with_worker_process(tmp_path) as here:
         used = here.envelope(request_idx=77)
         assert await status_of(here, used) == 200
         await here.told(served=1.0)
@@ -80,7 +80,7 @@ async def test_what_is_refused_leaves_no_trace_in_the_reports(tmp_path: Path) ->
 
 async def test_an_empty_management_token_lets_nobody_in(tmp_path: Path) -> None:
     update = tmp_path / "force_update"
-    async with inner_rig(tmp_path, force_update_file=update, master_token="") as here:
+    async with with_worker_task(tmp_path, force_update_file=update, master_token="") as here:
         for given in (None, "", "Bearer ", "Bearer", MASTER_TOKEN):
             headers = {} if given is None else {"Authorization": given}
             status, body = await post(here, b"", "/pyworker/update", **headers)
@@ -91,7 +91,7 @@ async def test_an_empty_management_token_lets_nobody_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [MASTER_TOKEN, f"Bearer {MASTER_TOKEN}"])
 async def test_the_management_token_asks_for_an_update(tmp_path: Path, given: str) -> None:
     update = tmp_path / "force_update"
-    async with inner_rig(tmp_path, force_update_file=update) as here:
+    async with with_worker_task(tmp_path, force_update_file=update) as here:
         for wrong in ("", "Bearer wrong", MASTER_TOKEN[:-1], MASTER_TOKEN + "x", "Bearer \u00fc"):
             assert await status_of(here, b"", "/pyworker/update", Authorization=wrong) == 401
         assert not update.exists()
@@ -105,7 +105,7 @@ async def test_the_management_token_asks_for_an_update(tmp_path: Path, given: st
 async def test_a_large_unsigned_body_costs_no_more_than_itself(tmp_path: Path) -> None:
     nothings = b"[" + b"{}," * (20 * MIB) + b"{}]"
     auth = json.dumps(unsigned()["auth_data"]).encode()
-    async with rig(tmp_path) as here:
+    async with with_worker_process(tmp_path) as here:
         assert here.worker is not None
         before = here.worker.peak_memory_kib()
         last = b'{"payload": {"data": %b}, "auth_data": %b}' % (nothings, auth)
@@ -125,14 +125,14 @@ async def test_a_large_unsigned_body_costs_no_more_than_itself(tmp_path: Path) -
 
 
 async def test_a_large_signed_body_is_passed_on(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         assert await status_of(here, here.envelope(data={"image": "x" * (5 * MIB)})) == 200
         assert len(here.model.requests[0].json()["data"]["image"]) == 5 * MIB
 
 
 @pytest.mark.parametrize("cost", ["NaN", "1e999", "-Infinity", '"inf"', "1" + "0" * 400])
 async def test_no_infinite_cost_comes_in_whoever_signed_it(tmp_path: Path, cost: str) -> None:
-    async with inner_rig(tmp_path, unsecured=True) as here:
+    async with with_worker_task(tmp_path, unsecured=True) as here:
         body = json.dumps(unsigned()).replace('"cost": 1.0', f'"cost": {cost}')
         status, answer = await post(here, body.encode())
         assert (status, answer) == (422, {"auth_data": {"cost": "must be finite"}})
@@ -145,7 +145,7 @@ async def test_no_infinite_cost_comes_in_whoever_signed_it(tmp_path: Path, cost:
 
 
 async def test_author_code_runs_only_once_the_signature_holds(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         before = dict(AUTHOR_CALLS)
         used = here.envelope()
         assert await status_of(here, used, "/raising") == 200
@@ -184,12 +184,12 @@ async def test_author_code_runs_only_once_the_signature_holds(tmp_path: Path) ->
 async def test_both_forms_as_the_setting_has_it(
     tmp_path: Path, accepted: str, form: Any, status: int
 ) -> None:
-    async with inner_rig(tmp_path, scheme=form, auth_scheme=accepted) as here:
+    async with with_worker_task(tmp_path, scheme=form, auth_scheme=accepted) as here:
         assert await status_of(here, here.envelope()) == status
 
 
 async def test_the_values_count_as_they_were_sent(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         for cost in (256, 256.0, "256"):
             auth = here.engine.sign(url=here.url + "/", cost=cost)  # type: ignore[arg-type]  # a client's text
             assert await status_of(here, {"auth_data": auth, "payload": {}}) == 200
@@ -197,7 +197,7 @@ async def test_the_values_count_as_they_were_sent(tmp_path: Path) -> None:
 
 
 async def test_a_full_message_is_accepted_once_and_not_when_it_is_old(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         newest = here.envelope(reqnum=1000)
         assert await status_of(here, newest) == 200
         assert await status_of(here, newest) == 401
@@ -206,7 +206,7 @@ async def test_a_full_message_is_accepted_once_and_not_when_it_is_old(tmp_path: 
 
 
 async def test_the_url_form_never_moves_the_window(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         assert await status_of(here, here.envelope(reqnum=1000)) == 200
         for _ in range(2):
             assert await status_of(here, here.envelope(reqnum=10**12, scheme="url")) == 200
@@ -215,13 +215,13 @@ async def test_the_url_form_never_moves_the_window(tmp_path: Path) -> None:
 
 
 async def test_the_url_check_can_be_turned_off(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, auth_check_url=False) as here:
+    async with with_worker_task(tmp_path, auth_check_url=False) as here:
         assert await status_of(here, here.envelope(url="http://behind.a.proxy")) == 200
         assert await status_of(here, unsigned(url="http://behind.a.proxy")) == 401
 
 
 async def test_unsecured_takes_any_signature_and_still_reads_the_envelope(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, unsecured=True) as here:
+    async with with_worker_task(tmp_path, unsecured=True) as here:
         assert here.engine.requests_seen["pubkey"] == 0
         for _ in range(2):
             assert await status_of(here, unsigned()) == 200
@@ -236,11 +236,11 @@ async def test_unsecured_takes_any_signature_and_still_reads_the_envelope(tmp_pa
 
 
 @asynccontextmanager
-async def clocked(tmp_path: Path) -> AsyncGenerator[tuple[Rig, ManualClock], None]:
-    """A rig whose worker's clock stands still."""
+async def clocked(tmp_path: Path) -> AsyncGenerator[tuple[System, ManualClock], None]:
+    """A system whose worker's clock stands still."""
     clock = ManualClock()
     setup = Setup(health="/health", backend={"clock": clock})
-    async with inner_rig(tmp_path, setup) as here:
+    async with with_worker_task(tmp_path, setup) as here:
         yield here, clock
 
 
@@ -270,7 +270,7 @@ async def test_a_rotated_key_is_fetched_at_most_once_a_minute(tmp_path: Path) ->
 
 
 async def test_a_broken_model_is_no_success(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         assert await here.call("/error500", 5.0) == (500, b"<h1>CUDA out of memory</h1>")
         assert await here.call("/error422", 2.0) == (422, b'{"detail": "no such parameter"}')
         await here.told(served=2.0)
@@ -283,7 +283,7 @@ async def test_a_broken_model_is_no_success(tmp_path: Path) -> None:
 
 
 async def test_ten_requests_of_one_reqnum_are_ten(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, scheme="url") as here:
+    async with with_worker_task(tmp_path, scheme="url") as here:
         bodies = [here.envelope(2.0, reqnum=5) for _ in range(10)]
         calls = [asyncio.create_task(status_of(here, body, "/held")) for body in bodies]
         await here.model.until(lambda: here.model.working == 10)
@@ -297,7 +297,7 @@ async def test_ten_requests_of_one_reqnum_are_ten(tmp_path: Path) -> None:
 
 
 async def test_a_parser_that_raises_leaves_its_trace(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         envelope = here.envelope(9.0, {"raise": "parser"}, request_idx=13)
         assert await status_of(here, envelope, "/raising") == 500
         finished = await here.engine.wait_for(lambda: here.engine.finished)
@@ -306,7 +306,7 @@ async def test_a_parser_that_raises_leaves_its_trace(tmp_path: Path) -> None:
 
 
 async def test_each_attempt_at_one_request_idx_is_told(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         for path, status in (("/error500", 500), ("/echo", 200), ("/echo", 200)):
             envelope = here.envelope(request_idx=14)
             async with here.http.post(here.url + path, json=envelope) as answer:
@@ -320,7 +320,7 @@ async def test_each_attempt_at_one_request_idx_is_told(tmp_path: Path) -> None:
 
 
 async def test_no_key_token_or_payload_is_logged_or_passed_on(tmp_path: Path) -> None:
-    async with rig(tmp_path, env={"LOG_LEVEL": "DEBUG"}) as here:
+    async with with_worker_process(tmp_path, env={"LOG_LEVEL": "DEBUG"}) as here:
         assert here.worker is not None
         envelope = here.envelope(data={"prompt": "secret-payload"})
         secrets = {

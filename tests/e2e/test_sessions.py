@@ -16,12 +16,12 @@ from typing import Any
 import anyio
 import pytest
 
-from lib.access.sessions import Session
+from lib.request.sessions import Session
 from lib.server import EXIT_FAILED
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import AUTHOR_CALLS, Setup
 from tests.manual_clock import ManualClock
-from tests.rig import GUARD_S, Rig, inner_rig, rig
+from tests.system import GUARD_S, System, with_worker_process, with_worker_task
 
 MIB = 2**20
 CALLS = ("/session/get", "/session/health", "/session/end")
@@ -29,24 +29,26 @@ TOO_LONG = "must be more than 0 and at most 86400 seconds"
 ONE_AT_A_TIME: dict[str, Any] = {"allow_parallel_requests": False}
 
 
-async def post(rig: Rig, path: str, body: Any, base: str = "") -> tuple[int, Any]:
+async def post(system: System, path: str, body: Any, base: str = "") -> tuple[int, Any]:
     """Status and JSON of the answer to `body`, NaN and all."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    async with rig.http.post((base or rig.url) + path, data=io.BytesIO(data)) as answer:
+    async with system.http.post((base or system.url) + path, data=io.BytesIO(data)) as answer:
         return answer.status, await answer.json()
 
 
-async def create(rig: Rig, cost: float = 50.0, **terms: Any) -> tuple[dict[str, Any], str]:
+async def create(system: System, cost: float = 50.0, **terms: Any) -> tuple[dict[str, Any], str]:
     """The `auth_data` of a new session, and its id."""
-    auth = rig.auth(cost)
-    status, answer = await post(rig, "/session/create", {"auth_data": auth, "payload": terms})
+    auth = system.auth(cost)
+    status, answer = await post(system, "/session/create", {"auth_data": auth, "payload": terms})
     assert status == 201, answer
     return auth, answer["session_id"]
 
 
-async def call(rig: Rig, path: str, session: tuple[dict[str, Any], str], **options: Any) -> tuple[int, Any]:
+async def call(
+    system: System, path: str, session: tuple[dict[str, Any], str], **options: Any
+) -> tuple[int, Any]:
     auth, session_id = session
-    return await post(rig, path, {"session_id": session_id, "session_auth": auth}, **options)
+    return await post(system, path, {"session_id": session_id, "session_auth": auth}, **options)
 
 
 def inside(session: tuple[dict[str, Any], str], workload: float = 7.0, **data: Any) -> dict[str, Any]:
@@ -56,9 +58,9 @@ def inside(session: tuple[dict[str, Any], str], workload: float = 7.0, **data: A
     return {"auth_data": auth, "payload": payload, "session_id": session_id}
 
 
-async def told_of(rig: Rig, session: tuple[dict[str, Any], str]) -> Any:
+async def told_of(system: System, session: tuple[dict[str, Any], str]) -> Any:
     """What `/session/get` tells of a session that lives."""
-    status, answer = await call(rig, "/session/get", session)
+    status, answer = await call(system, "/session/get", session)
     assert status == 200, answer
     return answer
 
@@ -66,45 +68,45 @@ async def told_of(rig: Rig, session: tuple[dict[str, Any], str]) -> Any:
 @asynccontextmanager
 async def clocked(
     tmp_path: Path, handler: dict[str, Any] | None = None, **backend: Any
-) -> AsyncGenerator[tuple[Rig, ManualClock], None]:
-    """A rig on which no time passes unless the test says so."""
+) -> AsyncGenerator[tuple[System, ManualClock], None]:
+    """A system on which no time passes unless the test says so."""
     clock = ManualClock()
     setup = Setup(health="/health", handler=handler or {}, backend={"clock": clock, **backend})
-    async with inner_rig(tmp_path, setup) as here:
+    async with with_worker_task(tmp_path, setup) as here:
         yield here, clock
 
 
-async def waiting(rig: Rig, count: int) -> None:
+async def waiting(system: System, count: int) -> None:
     """Return once `count` requests wait for a slot; each look is an answer of the worker's."""
     told: Any = None
     with anyio.fail_after(GUARD_S):
         while told is None or told["queue"]["waiting"] != count:
-            async with rig.http.get(rig.loopback_url + "/status") as answer:
+            async with system.http.get(system.loopback_url + "/status") as answer:
                 told = await answer.json()
 
 
-async def quiet(rig: Rig) -> None:
+async def quiet(system: System) -> None:
     """Return once nothing is in flight, what is posted at a session's end included."""
-    assert rig.backend is not None
+    assert system.backend is not None
     with anyio.fail_after(GUARD_S):
-        await rig.backend.metrics.emptied()
+        await system.backend.metrics.emptied()
 
 
-def posted(rig: Rig, path: str) -> list[Any]:
+def posted(system: System, path: str) -> list[Any]:
     """The bodies that have come to the model server's `path`."""
-    return [r.json() for r in rig.model.requests if r.path == path]
+    return [r.json() for r in system.model.requests if r.path == path]
 
 
-async def finished(rig: Rig, count: int = 1, *, stop: bool = False) -> list[str]:
+async def finished(system: System, count: int = 1, *, stop: bool = False) -> list[str]:
     """The statuses that the engine was told, once there are `count`.
 
     `stop` the worker first where time stands still: its last reports don't wait for any.
     """
     if stop:
-        assert rig.stop is not None
-        rig.stop.ask()
-    await rig.engine.wait_for(lambda: len(rig.engine.finished) >= count)
-    return [f.request.status for f in rig.engine.finished]
+        assert system.stop is not None
+        system.stop.ask()
+    await system.engine.wait_for(lambda: len(system.engine.finished) >= count)
+    return [f.request.status for f in system.engine.finished]
 
 
 # The table of calls
@@ -166,7 +168,7 @@ WRONG_TERMS: list[tuple[str, dict[str, str]]] = [
 
 
 async def test_every_term_that_is_wrong_is_named_and_opens_nothing(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, Setup(health="/health", backend={"max_sessions": 1})) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 1})) as here:
         for terms, problems in WRONG_TERMS:
             body = f'{{"auth_data": {json.dumps(here.auth(50.0))}, "payload": {terms}}}'.encode()
             assert await post(here, "/session/create", body) == (422, {"payload": problems}), terms
@@ -179,7 +181,7 @@ async def test_every_term_that_is_wrong_is_named_and_opens_nothing(tmp_path: Pat
 
 
 async def test_an_envelope_that_is_none_is_refused_like_any(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         missing = {"auth_data": "field missing", "payload": "field missing"}
         assert await post(here, "/session/create", {}) == (422, missing)
         wrong = {"auth_data": "must be an object", "payload": "must be an object"}
@@ -195,7 +197,7 @@ async def test_an_envelope_that_is_none_is_refused_like_any(tmp_path: Path) -> N
 
 
 async def test_what_is_wrong_with_a_session_is_named(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         id_problems = {"session_id": "must be a string"}
         auth_problems = {"session_auth": "must be an object"}
         not_texts: list[Any] = [5, None, True, ["x"], {}]
@@ -248,7 +250,7 @@ async def test_another_auth_data_is_not_the_sessions(tmp_path: Path) -> None:
 
 
 async def test_nor_in_a_large_request(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         _, session_id = session = await create(here)
         stranger = (here.auth(), session_id)
         assert (await post(here, "/echo", inside(stranger, a="x" * 2 * MIB)))[0] == 401
@@ -273,7 +275,7 @@ async def test_an_expired_one_is_gone_for_every_call(tmp_path: Path) -> None:
 
 async def test_a_body_nested_past_every_walk_is_no_internal_error(tmp_path: Path) -> None:
     """Whatever the parser takes, the comparison takes too, from those not authenticated as well."""
-    async with inner_rig(tmp_path, Setup(health="/health", backend={"max_sessions": 2})) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 2})) as here:
         auth, session_id = session = await create(here)
         for depth in (500, 900, 950, 985, 2000, 20_000):
             deep = "[" * depth + "]" * depth
@@ -316,7 +318,7 @@ async def test_there_are_no_more_than_max_sessions(tmp_path: Path) -> None:
 
 
 async def test_nor_where_many_come_at_once(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, Setup(health="/health", backend={"max_sessions": 3})) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 3})) as here:
         bodies = [{"auth_data": here.auth(2.0), "payload": {}} for _ in range(12)]
         answers = await asyncio.gather(*(post(here, "/session/create", body) for body in bodies))
         assert Counter(status for status, _ in answers) == {201: 3, 429: 9}
@@ -331,7 +333,7 @@ async def test_nor_where_many_come_at_once(tmp_path: Path) -> None:
 async def test_the_limit_is_ten_and_there_may_be_none(
     tmp_path: Path, declared: bool, limit: dict[str, Any], most: int
 ) -> None:
-    async with inner_rig(tmp_path, Setup(declared=declared, health="/health", backend=limit)) as here:
+    async with with_worker_task(tmp_path, Setup(declared=declared, health="/health", backend=limit)) as here:
         answers = [
             await post(here, "/session/create", {"auth_data": here.auth(), "payload": {}}) for _ in range(25)
         ]
@@ -339,7 +341,7 @@ async def test_the_limit_is_ten_and_there_may_be_none(
 
 
 async def test_none_is_opened_before_the_model_is_ready(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, Setup(health="/held"), wait=False) as here:
+    async with with_worker_task(tmp_path, Setup(health="/held"), wait=False) as here:
         await here.model.until(lambda: bool(here.model.requests))
         async with here.http.post(
             here.url + "/session/create", json={"auth_data": here.auth(5.0), "payload": {}}
@@ -357,7 +359,7 @@ async def test_none_is_opened_before_the_model_is_ready(tmp_path: Path) -> None:
 
 async def test_a_session_is_one_request_to_the_engine(tmp_path: Path) -> None:
     """Lesson 12."""
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here)
         for path in ("/echo", "/error500", "/error422", "/close"):
             async with here.http.post(here.url + path, json=inside(session)) as answer:
@@ -390,7 +392,7 @@ async def test_its_entry_tells_when_it_began_and_ended(tmp_path: Path) -> None:
 
 async def test_two_sessions_and_a_request_are_three_requests(tmp_path: Path) -> None:
     """Lesson 12, and what is beside sessions is counted as ever."""
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         first, second = await create(here, cost=10.0), await create(here, cost=20.5)
         beside = here.envelope(3.0)
         async with connected(here.url) as client, connected(here.url) as inner, connected(here.url) as other:
@@ -415,7 +417,7 @@ async def test_two_sessions_and_a_request_are_three_requests(tmp_path: Path) -> 
 
 
 async def test_one_without_a_request_idx_has_no_entry(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         auth = {**here.auth(4.0), "request_idx": 0}
         _, created = await post(here, "/session/create", {"auth_data": auth, "payload": {}})
         await here.engine.wait_for(lambda: here.last_report.cur_load == 4.0)
@@ -428,7 +430,7 @@ async def test_one_without_a_request_idx_has_no_entry(tmp_path: Path) -> None:
 
 
 async def test_a_model_that_fails_inside_leaves_the_session_served(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here)
         for path, told in (("/error500", 500), ("/close", 502), ("/raising", 500)):
             async with here.http.post(
@@ -446,7 +448,7 @@ async def test_a_model_that_fails_inside_leaves_the_session_served(tmp_path: Pat
 
 
 async def test_a_request_in_no_session_is_an_error_of_its_own(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here)
         await call(here, "/session/end", session)
         await here.told(served=50.0)
@@ -463,7 +465,7 @@ async def test_a_request_in_no_session_is_an_error_of_its_own(tmp_path: Path) ->
 
 async def test_creating_one_needs_a_signature(tmp_path: Path) -> None:
     """Lesson 1: no slot, no load, no POST to a place of the caller's choice."""
-    async with inner_rig(tmp_path, Setup(health="/health", backend={"max_sessions": 1})) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 1})) as here:
         AUTHOR_CALLS.clear()
         terms = {"on_close_route": "/interrupt", "lifetime": 0.001}
         good = here.auth(10.0)
@@ -491,7 +493,7 @@ async def test_creating_one_needs_a_signature(tmp_path: Path) -> None:
 
 async def test_a_session_is_no_ticket_to_another(tmp_path: Path) -> None:
     """Creation is authenticated like any request: its `auth_data` opens one session, not any number."""
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         auth, session_id = session = await create(here)
         for inner in (session_id, "unknown"):
             body: dict[str, Any] = {"auth_data": auth, "payload": {}, "session_id": inner}
@@ -508,7 +510,7 @@ async def test_a_session_is_no_ticket_to_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["full", "url"])
 async def test_a_session_takes_requests_of_any_size(tmp_path: Path, scheme: str) -> None:
-    async with inner_rig(tmp_path, scheme=scheme) as here:
+    async with with_worker_task(tmp_path, scheme=scheme) as here:
         session = await create(here)
         for size in (1, 3 * MIB, 1, 3 * MIB):
             status, seen = await post(here, "/echo", inside(session, a="x" * size))
@@ -524,7 +526,7 @@ async def test_a_session_takes_requests_of_any_size(tmp_path: Path, scheme: str)
 
 async def test_what_a_session_is_let_in_by_opens_no_door_beside_it(tmp_path: Path) -> None:
     """The replay guard does not apply inside, and only there."""
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here)
         for size in (1, 2 * MIB):
             assert (await post(here, "/echo", inside(session, a="x" * size)))[0] == 200
@@ -536,7 +538,7 @@ async def test_what_a_session_is_let_in_by_opens_no_door_beside_it(tmp_path: Pat
 
 
 async def test_an_unsecured_worker_has_sessions_too(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, unsecured=True) as here:
+    async with with_worker_task(tmp_path, unsecured=True) as here:
         auth = {**here.auth(5.0), "signature": ""}
         _, created = await post(here, "/session/create", {"auth_data": auth, "payload": {}})
         session = (auth, created["session_id"])
@@ -575,7 +577,7 @@ async def test_each_authenticated_request_puts_the_expiration_off(tmp_path: Path
 
 
 async def test_they_take_their_place_in_the_queue(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, Setup(health="/health", handler=ONE_AT_A_TIME)) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", handler=ONE_AT_A_TIME)) as here:
         session = await create(here)
         async with connected(here.url) as first, connected(here.url) as second, connected(here.url) as third:
             await first.post("/held", inside(session))
@@ -616,7 +618,7 @@ async def test_a_wait_that_is_too_long_is_refused_inside_too(tmp_path: Path) -> 
 async def test_a_sessions_own_cost_keeps_none_of_its_requests_out(tmp_path: Path) -> None:
     """It is in flight as long as the session lives: no request inside waits for it."""
     setup = Setup(health="/health", handler={"max_queue_time": 5.0}, backend={"max_perf": 10.0})
-    async with inner_rig(tmp_path, setup) as here:
+    async with with_worker_task(tmp_path, setup) as here:
         session = await create(here, cost=100.0)
         assert (await post(here, "/echo", inside(session)))[0] == 200
 
@@ -684,7 +686,7 @@ async def test_a_client_that_leaves_lets_the_session_expire(tmp_path: Path) -> N
 
 
 async def test_an_end_cuts_no_request_in_flight_either(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path) as here, connected(here.url) as client:
         session = await create(here, on_close_route="/echo")
         await client.post("/held", inside(session))
         await here.model.until(lambda: here.model.working == 1)
@@ -701,7 +703,7 @@ async def test_an_end_cuts_no_request_in_flight_either(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_inside_a_session_leaves_only_its_request(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here)
         async with connected(here.url) as client:
             await client.post("/held", inside(session))
@@ -722,15 +724,15 @@ async def test_a_client_that_leaves_inside_a_session_leaves_only_its_request(tmp
 # Its end
 
 
-async def closing(rig: Rig) -> Any:
+async def closing(system: System) -> Any:
     """What the model server was told of a session's end."""
-    await rig.model.until(lambda: any(r.path == "/echo" for r in rig.model.requests))
-    return next(r.json() for r in rig.model.requests if r.path == "/echo")
+    await system.model.until(lambda: any(r.path == "/echo" for r in system.model.requests))
+    return next(r.json() for r in system.model.requests if r.path == "/echo")
 
 
 @pytest.mark.parametrize("port", ["public", "loopback"])
 async def test_the_model_server_is_told_of_the_end(tmp_path: Path, port: str) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here, on_close_route="/echo", on_close_payload={"job": 5})
         base = here.loopback_url if port == "loopback" else here.url
         assert (await call(here, "/session/end", session, base=base))[0] == 200
@@ -738,7 +740,7 @@ async def test_the_model_server_is_told_of_the_end(tmp_path: Path, port: str) ->
 
 
 async def test_ended_twice_at_once_it_ends_once(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here, on_close_route="/echo", on_close_payload={"session_id": "forged"})
         bases = (here.url, here.loopback_url) * 5
         answers = await asyncio.gather(*(call(here, "/session/end", session, base=base) for base in bases))
@@ -751,7 +753,7 @@ async def test_ended_twice_at_once_it_ends_once(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_told_where_no_route_is_given(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         await call(here, "/session/end", await create(here, on_close_payload={"a": 1}))
         await quiet(here)
         assert here.model.requests == []
@@ -760,7 +762,7 @@ async def test_nothing_is_told_where_no_route_is_given(tmp_path: Path) -> None:
 async def test_only_the_model_server_is_told_whatever_the_path(tmp_path: Path) -> None:
     """Below its URL, where that has a path."""
     routes = ["/echo", "/@127.0.0.1:1/echo", "/\t//127.0.0.1:1/echo", "/http://127.0.0.1:1/echo", "/a b?c=d"]
-    async with inner_rig(tmp_path, Setup(health="/health", model_path="/base")) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", model_path="/base")) as here:
         opened: list[str] = []
         for route in routes:
             session = await create(here, on_close_route=route)
@@ -774,7 +776,7 @@ async def test_only_the_model_server_is_told_whatever_the_path(tmp_path: Path) -
 
 
 async def test_time_ends_it_on_the_systems_clock_too(tmp_path: Path) -> None:
-    async with rig(tmp_path) as here:
+    async with with_worker_process(tmp_path) as here:
         session = await create(here, lifetime=0.02, on_close_route="/echo")
         assert await closing(here) == {"session_id": session[1]}
         assert await finished(here) == ["Success"]
@@ -783,7 +785,7 @@ async def test_time_ends_it_on_the_systems_clock_too(tmp_path: Path) -> None:
 
 async def test_and_where_the_event_loop_is_an_authors(tmp_path: Path) -> None:
     """`Worker.run_async` serves on a loop that anyio has not made."""
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here, lifetime=0.02, on_close_route="/echo")
         assert await finished(here) == ["Success"]
         await here.model.until(lambda: posted(here, "/echo") == [{"session_id": session[1]}], 2.0)
@@ -798,7 +800,7 @@ async def test_and_of_an_expiry(tmp_path: Path) -> None:
 
 
 async def test_a_drain_cancels_sessions_and_tells_the_model_server(tmp_path: Path) -> None:
-    async with rig(tmp_path) as here:
+    async with with_worker_process(tmp_path) as here:
         session = await create(here, on_close_route="/echo")
         assert here.worker is not None
         here.worker.terminate()
@@ -809,7 +811,7 @@ async def test_a_drain_cancels_sessions_and_tells_the_model_server(tmp_path: Pat
 
 
 async def test_a_drain_lets_requests_inside_finish_and_releases_those_that_wait(tmp_path: Path) -> None:
-    async with rig(tmp_path, Setup(health="/health", handler=ONE_AT_A_TIME)) as here:
+    async with with_worker_process(tmp_path, Setup(health="/health", handler=ONE_AT_A_TIME)) as here:
         session = await create(here, on_close_route="/close")
         assert here.worker is not None
         async with connected(here.url) as first, connected(here.url) as second:
@@ -830,7 +832,7 @@ async def test_a_drain_lets_requests_inside_finish_and_releases_those_that_wait(
 
 
 async def test_stopping_at_once_lets_nothing_inside_finish(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here)
         assert here.stop is not None
         async with connected(here.url) as client:
@@ -862,7 +864,7 @@ async def test_a_drain_waits_for_a_silent_model_server_no_longer_than_that(tmp_p
 async def test_a_model_server_that_is_dead_harms_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with inner_rig(tmp_path) as here:
+    async with with_worker_task(tmp_path) as here:
         session = await create(here, on_close_route="/echo")
         await here.model.stop()
         assert (await call(here, "/session/end", session))[0] == 200

@@ -16,68 +16,68 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.backend import Backend
-from lib.config_fields import DeclarationRefused
+from lib.declare.config_fields import DeclarationRefused
 from lib.uploads import Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
 from tests.fakes import shapes
 from tests.fakes.raw_client import RawClient, connected
 from tests.fakes.worker import Setup
-from tests.rig import GUARD_S, Rig, inner_rig
+from tests.system import GUARD_S, System, with_worker_task
 
 Routes = Sequence[web.AbstractRouteDef]
 TEXT = {"Content-Type": "text/plain"}
 
 
 def a_worker(rig_path: Path, routes: Any) -> Any:
-    """An inner rig of a backend with what `routes` gives for it, beside the routes of the fakes."""
+    """An inner system of a backend with what `routes` gives for it, beside the routes of the fakes."""
 
     def make(model_url: str, setup: Setup) -> tuple[Backend, Routes]:
         backend, others = shapes.build(model_url, setup)
         return backend, [*routes(backend), *others]
 
-    return inner_rig(rig_path, make=make)
+    return with_worker_task(rig_path, make=make)
 
 
 def declared(rig_path: Path, *handlers: HandlerConfig, model: bool = True) -> Any:
-    """An inner rig of a declared worker."""
+    """An inner system of a declared worker."""
 
     def make(model_url: str, setup: Setup) -> tuple[Backend, Routes]:
         with_model: dict[str, Any] = {"model_server_url": model_url, "model_healthcheck_url": "/health"}
         worker = Worker(WorkerConfig(handlers=list(handlers), **(with_model if model else {})))
         return worker.backend, worker.routes
 
-    return inner_rig(rig_path, make=make)
+    return with_worker_task(rig_path, make=make)
 
 
-async def ask(rig: Rig, method: str, path: str, **options: Any) -> tuple[int, Any]:
+async def ask(system: System, method: str, path: str, **options: Any) -> tuple[int, Any]:
     """Status and JSON of the answer to a request that is authenticated by its header."""
-    headers = {**rig.header(), **options.pop("headers", {})}
-    async with rig.http.request(method, rig.url + path, headers=headers, **options) as answer:
+    headers = {**system.header(), **options.pop("headers", {})}
+    async with system.http.request(method, system.url + path, headers=headers, **options) as answer:
         return answer.status, await answer.json(content_type=None)
 
 
-async def seen(rig: Rig, method: str, path: str, **options: Any) -> tuple[str, str, str]:
+async def seen(system: System, method: str, path: str, **options: Any) -> tuple[str, str, str]:
     """What the model server got: method, path, body."""
-    status, echo = await ask(rig, method, path, **options)
+    status, echo = await ask(system, method, path, **options)
     assert status == 200, echo
     return echo["method"], echo["path"], echo["body"]
 
 
-def outcomes(rig: Rig) -> dict[str, int]:
-    assert rig.backend is not None
-    return {o.name.lower(): count for o, count in rig.backend.metrics.outcomes.items()}
+def outcomes(system: System) -> dict[str, int]:
+    assert system.backend is not None
+    return {o.name.lower(): count for o, count in system.backend.metrics.outcomes.items()}
 
 
-async def send_raw(client: RawClient, rig: Rig, line: str, *more: str) -> None:
+async def send_raw(client: RawClient, system: System, line: str, *more: str) -> None:
     """A request without a body, its request line as it is."""
-    headers = ["Host: worker", *(f"{k}: {v}" for k, v in rig.header().items()), *more]
+    headers = ["Host: worker", *(f"{k}: {v}" for k, v in system.header().items()), *more]
     await client.send("\r\n".join([line, *headers, "", ""]).encode())
 
 
-async def last_told(rig: Rig, count: int = 1) -> list[tuple[str, bool]]:
+async def last_told(system: System, count: int = 1) -> list[tuple[str, bool]]:
     """What the engine was told of the first `count` requests."""
-    await rig.engine.wait_for(lambda: len(rig.engine.finished) >= count)
-    return [(f.request.status, f.request.success) for f in rig.engine.finished]
+    await system.engine.wait_for(lambda: len(system.engine.finished) >= count)
+    return [(f.request.status, f.request.success) for f in system.engine.finished]
 
 
 # Methods
@@ -86,32 +86,32 @@ async def last_told(rig: Rig, count: int = 1) -> list[tuple[str, bool]]:
 async def test_the_model_is_asked_by_the_clients_method(tmp_path: Path) -> None:
     body = {"id": "other", "limit": 2, "exact": True, "tags": ["x"], "score": 0.5}
     sent = json.dumps(body)
-    async with inner_rig(tmp_path, make=shapes.build) as rig:
+    async with with_worker_task(tmp_path, make=shapes.build) as system:
         for method in ("PUT", "PATCH"):  # the body is the client's own, whatever its fields are called
-            assert await seen(rig, method, "/items/a/echo", json=body) == (method, "/items/a/echo", sent)
-            assert rig.model.requests[-1].header("Content-Type") == "application/json"
+            assert await seen(system, method, "/items/a/echo", json=body) == (method, "/items/a/echo", sent)
+            assert system.model.requests[-1].header("Content-Type") == "application/json"
         for method in ("GET", "DELETE"):
-            got = await seen(rig, method, "/items/a/echo?limit=3")
+            got = await seen(system, method, "/items/a/echo?limit=3")
             assert got == (method, "/items/a/echo?limit=3&exact=false", "")
-            assert rig.model.requests[-1].header("Content-Type") is None
-        await rig.told(served=2 + 2 + 3 + 3)
-        assert await last_told(rig, 4) == [("Success", True)] * 4
-        async with rig.http.post(rig.url + "/items/a/echo", headers=rig.header()) as answer:
+            assert system.model.requests[-1].header("Content-Type") is None
+        await system.told(served=2 + 2 + 3 + 3)
+        assert await last_told(system, 4) == [("Success", True)] * 4
+        async with system.http.post(system.url + "/items/a/echo", headers=system.header()) as answer:
             assert (answer.status, answer.headers["Allow"]) == (405, "DELETE,GET,HEAD,PATCH,PUT")
 
 
 async def test_nothing_of_it_is_open_to_anyone(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as rig:
+    async with with_worker_task(tmp_path, make=shapes.build) as system:
         for method, path in (("GET", "/items/a/echo"), ("DELETE", "/items/a/echo"), ("PUT", "/items/a/echo")):
-            async with rig.http.request(method, rig.url + path) as answer:
+            async with system.http.request(method, system.url + path) as answer:
                 assert answer.status == 422
-            forged = {"X-Vast-Auth": rig.bearer().removeprefix("vast.")[:-8] + "AAAAAAA9"}
-            async with rig.http.request(method, rig.url + path, headers=forged) as answer:
+            forged = {"X-Vast-Auth": system.bearer().removeprefix("vast.")[:-8] + "AAAAAAA9"}
+            async with system.http.request(method, system.url + path, headers=forged) as answer:
                 assert answer.status in (401, 422)
         for method in ("GET", "POST"):
-            async with rig.http.request(method, rig.url + "/own", json={"work": 1}) as answer:
+            async with system.http.request(method, system.url + "/own", json={"work": 1}) as answer:
                 assert answer.status == 422
-        assert (rig.model.requests, outcomes(rig)) == ([], {})
+        assert (system.model.requests, outcomes(system)) == ([], {})
 
 
 @asynccontextmanager
@@ -145,9 +145,9 @@ async def test_a_head_has_its_gets_length_and_no_body(tmp_path: Path) -> None:
                 for path, target in targets
             ]
 
-        async with a_worker(tmp_path, routes) as rig, connected(rig.url) as client:
+        async with a_worker(tmp_path, routes) as system, connected(system.url) as client:
             for path, length in (("/item", "5"), ("/large", "900000"), ("/stream", None), ("/own", "28")):
-                await send_raw(client, rig, f"HEAD {path} HTTP/1.1")
+                await send_raw(client, system, f"HEAD {path} HTTP/1.1")
                 head = await client.head()
                 assert head.status == (203 if path == "/own" else 200)
                 assert (head.headers.get("content-length"), "transfer-encoding" in head.names) == (
@@ -155,15 +155,15 @@ async def test_a_head_has_its_gets_length_and_no_body(tmp_path: Path) -> None:
                     False,
                 )
                 assert path == "/own" or head.headers["x-method"] == "HEAD"
-            await send_raw(client, rig, "GET /item HTTP/1.1")  # nothing came after the last head
+            await send_raw(client, system, "GET /item HTTP/1.1")  # nothing came after the last head
             assert (await client.answer())[1] == b"xxxxx"
-            await send_raw(client, rig, "HEAD /nowhere HTTP/1.1")
+            await send_raw(client, system, "HEAD /nowhere HTTP/1.1")
             assert (await client.head()).status == 404
-            await send_raw(client, rig, "HEAD /items/../echo HTTP/1.1")
+            await send_raw(client, system, "HEAD /items/../echo HTTP/1.1")
             assert (await client.head()).status == 422
-            await send_raw(client, rig, "GET /item HTTP/1.1")
+            await send_raw(client, system, "GET /item HTTP/1.1")
             assert (await client.answer())[0].status == 200
-            assert outcomes(rig) == {"served": 6, "errored": 1}
+            assert outcomes(system) == {"served": 6, "errored": 1}
 
 
 async def test_a_functions_answer_to_a_head_has_no_body(tmp_path: Path) -> None:
@@ -177,12 +177,12 @@ async def test_a_functions_answer_to_a_head_has_no_body(tmp_path: Path) -> None:
         HandlerConfig("/whole/{n}", method="GET", remote_function=whole),
         HandlerConfig("/items/{n}", method="GET", remote_function=items),
     )
-    async with declared(tmp_path, *handlers, model=False) as rig, connected(rig.url) as client:
-        await send_raw(client, rig, "HEAD /whole/1 HTTP/1.1")
+    async with declared(tmp_path, *handlers, model=False) as system, connected(system.url) as client:
+        await send_raw(client, system, "HEAD /whole/1 HTTP/1.1")
         assert (await client.head()).headers["content-length"] == str(len('{"result": "1"}'))
-        await send_raw(client, rig, "HEAD /items/1 HTTP/1.1")
+        await send_raw(client, system, "HEAD /items/1 HTTP/1.1")
         assert (await client.head()).headers["content-type"] == "application/x-ndjson"
-        await send_raw(client, rig, "GET /items/1 HTTP/1.1")
+        await send_raw(client, system, "GET /items/1 HTTP/1.1")
         assert (await client.answer())[1] == b'"1"\n'
 
 
@@ -204,81 +204,81 @@ async def test_a_functions_answer_to_a_head_has_no_body(tmp_path: Path) -> None:
 async def test_a_parameter_is_one_part_of_the_models_path(
     tmp_path: Path, asked: str, got: str | None
 ) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as rig, connected(rig.url) as client:
-        await send_raw(client, rig, f"GET /items/{asked}/echo?limit=1 HTTP/1.1")
+    async with with_worker_task(tmp_path, make=shapes.build) as system, connected(system.url) as client:
+        await send_raw(client, system, f"GET /items/{asked}/echo?limit=1 HTTP/1.1")
         head, _ = await client.answer()
         if got is None:
-            assert (head.status, rig.model.requests) == (404, [])
+            assert (head.status, system.model.requests) == (404, [])
         else:
             assert head.status == 200
-            assert rig.model.requests[-1].path.split("?")[0] == f"/items/{got}/echo"
+            assert system.model.requests[-1].path.split("?")[0] == f"/items/{got}/echo"
 
 
 @pytest.mark.parametrize("asked", ["..", ".", "%2e%2e", "%2E", "..%2F..%2Fadmin", "a%2F..", "%2e%2e%2fb"])
 async def test_dots_lead_nowhere(tmp_path: Path, asked: str) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as rig, connected(rig.url) as client:
-        await send_raw(client, rig, f"GET /items/{asked}/echo HTTP/1.1")
+    async with with_worker_task(tmp_path, make=shapes.build) as system, connected(system.url) as client:
+        await send_raw(client, system, f"GET /items/{asked}/echo HTTP/1.1")
         head, body = await client.answer()
         assert (head.status, json.loads(body)) == (422, {"payload": {"id": "can't be part of a path"}})
-        assert rig.model.requests == []
-        assert await last_told(rig) == [("Error", False)]
+        assert system.model.requests == []
+        assert await last_told(system) == [("Error", False)]
 
 
 # Parameters of the query
 
 
 async def test_the_query_is_what_the_payload_class_makes_of_it(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as rig:
+    async with with_worker_task(tmp_path, make=shapes.build) as system:
         path = "/items/a/echo?tags=x%26y&limit=7&tags=%C3%BC&unknown=1&score=1.50&exact=1&id=b"
-        assert await seen(rig, "GET", path) == (
+        assert await seen(system, "GET", path) == (
             "GET",
             "/items/a/echo?limit=7&exact=true&tags=x%26y&tags=%C3%BC&score=1.5",
             "",
         )
-        await rig.told(served=7.0)
+        await system.told(served=7.0)
 
 
 async def test_a_query_is_validated(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as rig:
+    async with with_worker_task(tmp_path, make=shapes.build) as system:
         path = "/items/a/echo?limit=many&exact=maybe&score=&limit=2"
-        status, said = await ask(rig, "GET", path)
+        status, said = await ask(system, "GET", path)
         assert (status, sorted(said["payload"])) == (422, ["exact", "limit", "score"])
         assert said["payload"]["exact"] == "must be true or false"
-        assert rig.model.requests == []
-        assert await last_told(rig) == [("Error", False)]
+        assert system.model.requests == []
+        assert await last_told(system) == [("Error", False)]
 
 
 # Answers
 
 
 async def test_events_of_a_get_are_streamed_one_by_one(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as rig, connected(rig.url) as client:
-        await send_raw(client, rig, "GET /events?limit=4 HTTP/1.1", "Accept: text/event-stream")
+    async with with_worker_task(tmp_path, make=shapes.build) as system, connected(system.url) as client:
+        await send_raw(client, system, "GET /events?limit=4 HTTP/1.1", "Accept: text/event-stream")
         head = await client.head()
         assert (head.status, head.headers["content-type"]) == (200, "text/event-stream")
-        assert rig.model.requests[-1].header("Accept") == "text/event-stream"
+        assert system.model.requests[-1].header("Accept") == "text/event-stream"
         for number in range(3):
-            rig.model.step()
+            system.model.step()
             assert await client.chunk() == b"data: token %d\n\n" % number
-        rig.model.release()
+        system.model.release()
         assert [await client.chunk(), await client.chunk()] == [b"data: [DONE]\n\n", b""]
-        await rig.told(served=4.0)
+        await system.told(served=4.0)
 
 
 async def test_events_stop_with_their_client(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as rig:
-        async with connected(rig.url) as client:
-            await send_raw(client, rig, "GET /events HTTP/1.1")
+    async with with_worker_task(tmp_path, make=shapes.build) as system:
+        async with connected(system.url) as client:
+            await send_raw(client, system, "GET /events HTTP/1.1")
             await client.head()
             client.leave()
-            await rig.model.until(lambda: rig.model.cancelled == 1)
-        assert await last_told(rig) == [("Cancelled", True)]
+            await system.model.until(lambda: system.model.cancelled == 1)
+        assert await last_told(system) == [("Cancelled", True)]
 
 
 async def test_a_kept_connection_of_http_1_0_ends_with_a_stream(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as rig, connected(rig.url) as client:
-        rig.model.release()
-        await send_raw(client, rig, "GET /events HTTP/1.0", "Connection: keep-alive")
+    async with with_worker_task(tmp_path, make=shapes.build) as system, connected(system.url) as client:
+        system.model.release()
+        await send_raw(client, system, "GET /events HTTP/1.0", "Connection: keep-alive")
         assert "keep-alive" not in (await client.head()).headers.get("connection", "")
         assert await client.rest() == b"data: [DONE]\n\n"
 
@@ -288,8 +288,8 @@ async def test_a_binary_answer(tmp_path: Path) -> None:
         return [web.get("/sound", backend.create_handler(shapes.SearchHandler(path="/binary")))]
 
     async with (
-        a_worker(tmp_path, routes) as rig,
-        rig.http.get(rig.url + "/sound", headers=rig.header()) as answer,
+        a_worker(tmp_path, routes) as system,
+        system.http.get(system.url + "/sound", headers=system.header()) as answer,
     ):
         assert (answer.status, answer.content_type) == (200, "audio/wav")
         assert answer.headers["Content-Disposition"] == "attachment"
@@ -384,14 +384,14 @@ class Own:
 
 
 @asynccontextmanager
-async def guarded(tmp_path: Path) -> AsyncGenerator[tuple[Rig, Own], None]:
+async def guarded(tmp_path: Path) -> AsyncGenerator[tuple[System, Own], None]:
     own = Own()
-    async with a_worker(tmp_path, own.routes) as rig:
-        yield rig, own
+    async with a_worker(tmp_path, own.routes) as system:
+        yield system, own
 
 
 async def test_a_guarded_routes_status_is_its_outcome(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (rig, _):
+    async with guarded(tmp_path) as (system, _):
         for status, how in (
             (201, {}),
             (404, {}),
@@ -399,115 +399,121 @@ async def test_a_guarded_routes_status_is_its_outcome(tmp_path: Path) -> None:
             (200, {"outcome": "errored"}),
             (503, {"outcome": "served"}),
         ):
-            assert (await ask(rig, "POST", "/status", json={"status": status, **how}))[0] == status
-        told = [status for status, _ in await last_told(rig, 5)]
+            assert (await ask(system, "POST", "/status", json={"status": status, **how}))[0] == status
+        told = [status for status, _ in await last_told(system, 5)]
         assert told == ["Success", "Success", "Error", "Error", "Success"]
-        await rig.told(served=6.0)
-        assert (rig.totals.cur_perf, rig.model.requests) == (6.0, [])
+        await system.told(served=6.0)
+        assert (system.totals.cur_perf, system.model.requests) == (6.0, [])
 
 
 @pytest.mark.parametrize("what", ["bug", "time", "client", "refused"])
 async def test_what_a_guarded_route_raises_is_a_500(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    async with guarded(tmp_path) as (rig, _):
+    async with guarded(tmp_path) as (system, _):
         headers = {"X-Request-Id": "mine-1"}
-        status, said = await ask(rig, "POST", "/raises", json={"what": what}, headers=headers)
+        status, said = await ask(system, "POST", "/raises", json={"what": what}, headers=headers)
         assert (status, said) == (500, {"error": "internal error", "request": "mine-1"})
-        assert ("own" in caplog.text, await last_told(rig)) == (True, [("Error", False)])
+        assert ("own" in caplog.text, await last_told(system)) == (True, [("Error", False)])
 
 
 async def test_an_http_exception_of_a_guarded_route_is_its_answer(tmp_path: Path) -> None:
     async with (
-        guarded(tmp_path) as (rig, _),
-        rig.http.post(rig.url + "/raises", json={"what": "conflict"}, headers=rig.header()) as answer,
+        guarded(tmp_path) as (system, _),
+        system.http.post(
+            system.url + "/raises", json={"what": "conflict"}, headers=system.header()
+        ) as answer,
     ):
         assert (answer.status, await answer.text()) == (409, "not now")
-        assert await last_told(rig) == [("Success", True)]
+        assert await last_told(system) == [("Success", True)]
 
 
 async def test_guarded_routes_wait_in_the_queue_with_a_workload_of_their_own(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (rig, own), connected(rig.url) as first, connected(rig.url) as second:
+    async with (
+        guarded(tmp_path) as (system, own),
+        connected(system.url) as first,
+        connected(system.url) as second,
+    ):
         for client in (first, second):
-            await client.post("/waits", b"{}", {**rig.header(), "Content-Type": "application/json"})
-        await rig.engine.wait_for(lambda: rig.last_report.num_requests_working == 2)
-        assert rig.last_report.cur_load == 8.0
-        assert rig.backend is not None
-        assert rig.backend.queue_lengths() == (1, 1)
+            await client.post("/waits", b"{}", {**system.header(), "Content-Type": "application/json"})
+        await system.engine.wait_for(lambda: system.last_report.num_requests_working == 2)
+        assert system.last_report.cur_load == 8.0
+        assert system.backend is not None
+        assert system.backend.queue_lengths() == (1, 1)
         own.go.set()
         for client in (first, second):
             assert (await client.answer())[1] == b"done"
         assert own.workloads == [{}, {}]
-        await rig.told(served=8.0)
+        await system.told(served=8.0)
 
 
 async def test_a_client_that_leaves_a_guarded_route(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (rig, own):
-        async with connected(rig.url) as client:
-            await client.post("/waits", rig.envelope())
+    async with guarded(tmp_path) as (system, own):
+        async with connected(system.url) as client:
+            await client.post("/waits", system.envelope())
             with anyio.fail_after(GUARD_S):
                 await own.began.wait()
             client.leave()
             with anyio.fail_after(GUARD_S):
                 await own.cancelled.wait()
-        assert await last_told(rig) == [("Cancelled", True)]
+        assert await last_told(system) == [("Cancelled", True)]
         own.began = anyio.Event()
-        async with connected(rig.url) as client:
-            await client.post("/waits/finish", rig.envelope())
+        async with connected(system.url) as client:
+            await client.post("/waits/finish", system.envelope())
             with anyio.fail_after(GUARD_S):
                 await own.began.wait()
             client.leave()
         own.go.set()
-        assert (await last_told(rig, 2))[-1] == ("Success", True)
+        assert (await last_told(system, 2))[-1] == ("Success", True)
 
 
 async def test_a_guarded_routes_own_stream(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (rig, own), connected(rig.url) as client:
-        await send_raw(client, rig, "GET /streams HTTP/1.1")
+    async with guarded(tmp_path) as (system, own), connected(system.url) as client:
+        await send_raw(client, system, "GET /streams HTTP/1.1")
         assert (await client.head()).status == 200
         assert await client.chunk() == b"one"
         own.go.set()
         assert [await client.chunk(), await client.chunk()] == [b"two", b""]
-        await send_raw(client, rig, "GET /streams?raise=1 HTTP/1.1")
+        await send_raw(client, system, "GET /streams?raise=1 HTTP/1.1")
         await client.head()
         assert await client.rest() in (b"", b"3\r\none\r\n")  # and no last chunk
-        assert await last_told(rig, 2) == [("Success", True), ("Error", False)]
+        assert await last_told(system, 2) == [("Success", True), ("Error", False)]
 
 
 async def test_a_guarded_routes_own_web_socket(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (rig, _):
+    async with guarded(tmp_path) as (system, _):
         with pytest.raises(aiohttp.WSServerHandshakeError, match="422"):
-            await rig.http.ws_connect(rig.url + "/socket")
-        async with rig.http.ws_connect(rig.url + "/socket", headers=rig.header(9.0)) as ws:
+            await system.http.ws_connect(system.url + "/socket")
+        async with system.http.ws_connect(system.url + "/socket", headers=system.header(9.0)) as ws:
             await ws.send_str("hello")
             assert await ws.receive_json() == {"got": "hello", "cost": 9.0}
-        assert await last_told(rig) == [("Success", True)]
-        await rig.told(served=5.0)
+        assert await last_told(system) == [("Success", True)]
+        await system.told(served=5.0)
 
 
 async def test_a_guarded_routes_upload(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (rig, own):
-        async with rig.http.post(
-            rig.url + "/keeps?a=1&a=2&api_key=secret", data=b"12345", headers={**rig.header(), **TEXT}
+    async with guarded(tmp_path) as (system, own):
+        async with system.http.post(
+            system.url + "/keeps?a=1&a=2&api_key=secret", data=b"12345", headers={**system.header(), **TEXT}
         ) as answer:
             assert (answer.status, await answer.text()) == (200, "12345 text/plain {'a': ['1', '2']}")
-        await rig.told(served=5.0)
+        await system.told(served=5.0)
         assert [path.exists() for path in own.files] == [False]
 
 
 async def test_a_guarded_route_may_ask_the_model_itself(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (rig, _):
-        assert await ask(rig, "POST", "/asks") == (200, {"model": 200})
-        await rig.model.stop()
-        assert (await ask(rig, "POST", "/asks"))[0] == 500
-        assert outcomes(rig) == {"served": 1, "errored": 1}
+    async with guarded(tmp_path) as (system, _):
+        assert await ask(system, "POST", "/asks") == (200, {"model": 200})
+        await system.model.stop()
+        assert (await ask(system, "POST", "/asks"))[0] == 500
+        assert outcomes(system) == {"served": 1, "errored": 1}
 
 
 async def test_a_bare_route_is_open_and_leaves_no_trace(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (rig, _):
-        async with rig.http.get(rig.url + "/bare?a=1") as answer:
+    async with guarded(tmp_path) as (system, _):
+        async with system.http.get(system.url + "/bare?a=1") as answer:
             assert (answer.status, await answer.json()) == (200, {"open": True, "payload": None})
-        assert outcomes(rig) == {}
+        assert outcomes(system) == {}
 
 
 # Declared
@@ -519,29 +525,29 @@ async def test_declared_methods_paths_and_queries(tmp_path: Path) -> None:
         for method in ("GET", "PUT", "PATCH", "DELETE")
     ]
     plain = HandlerConfig("/plain/{id}/echo", method="GET")
-    async with declared(tmp_path, *handlers, plain) as rig:
+    async with declared(tmp_path, *handlers, plain) as system:
         for method in ("GET", "DELETE"):
-            got = await seen(rig, method, "/items/a%2Fb/echo?limit=2&tags=x")
+            got = await seen(system, method, "/items/a%2Fb/echo?limit=2&tags=x")
             assert got == (method, "/items/a%2Fb/echo?limit=2&exact=false&tags=x", "")
         for method in ("PUT", "PATCH"):
-            assert (await seen(rig, method, "/items/a/echo", json={"limit": 3}))[:2] == (
+            assert (await seen(system, method, "/items/a/echo", json={"limit": 3}))[:2] == (
                 method,
                 "/items/a/echo",
             )
-            assert json.loads(rig.model.requests[-1].body)["limit"] == 3
-        assert await seen(rig, "GET", "/plain/a/echo?x=1&x=2&y=") == (
+            assert json.loads(system.model.requests[-1].body)["limit"] == 3
+        assert await seen(system, "GET", "/plain/a/echo?x=1&x=2&y=") == (
             "GET",
             "/plain/a/echo?x=1&x=2&y=",
             "",
         )
-        assert await ask(rig, "GET", "/items/a/echo?limit=x") == (
+        assert await ask(system, "GET", "/items/a/echo?limit=x") == (
             422,
             {"payload": {"limit": "must be an integer"}},
         )
-        async with connected(rig.url) as client:
-            await send_raw(client, rig, "GET /plain/%2e%2e/echo HTTP/1.1")
+        async with connected(system.url) as client:
+            await send_raw(client, system, "GET /plain/%2e%2e/echo HTTP/1.1")
             assert (await client.head()).status == 422
-        await rig.told(served=2 + 2 + 3 + 3 + 100)
+        await system.told(served=2 + 2 + 3 + 3 + 100)
 
 
 async def test_a_function_has_the_parameters_of_the_url(tmp_path: Path) -> None:
@@ -549,11 +555,11 @@ async def test_a_function_has_the_parameters_of_the_url(tmp_path: Path) -> None:
         return {"id": id, "tags": tags}
 
     handler = HandlerConfig("/items/{id}", method="GET", remote_function=item)
-    async with declared(tmp_path, handler, model=False) as rig:
+    async with declared(tmp_path, handler, model=False) as system:
         for query, tags in (("", "none"), ("?tags=a", "a"), ("?tags=a&tags=b", ["a", "b"])):
-            status, said = await ask(rig, "GET", f"/items/%C3%BC{query}")
+            status, said = await ask(system, "GET", f"/items/%C3%BC{query}")
             assert (status, said) == (200, {"result": {"id": "ü", "tags": tags}})
-        assert await ask(rig, "GET", "/items/a?b=c") == (422, {"payload": {"b": "unknown parameter"}})
+        assert await ask(system, "GET", "/items/a?b=c") == (422, {"payload": {"b": "unknown parameter"}})
 
 
 async def test_a_function_has_an_upload(tmp_path: Path) -> None:
@@ -564,12 +570,12 @@ async def test_a_function_has_an_upload(tmp_path: Path) -> None:
         return [upload.path.read_text(), upload.size_bytes]
 
     handler = HandlerConfig("/size", payload_class=shapes.Sound, remote_function=size)
-    async with declared(tmp_path, handler, model=False) as rig:
-        said = await ask(rig, "POST", "/size", data=b"123", headers=TEXT)
+    async with declared(tmp_path, handler, model=False) as system:
+        said = await ask(system, "POST", "/size", data=b"123", headers=TEXT)
         assert said == (200, {"result": ["123", 3]})
-        status, said = await ask(rig, "POST", "/size", json={"upload": 1})
+        status, said = await ask(system, "POST", "/size", json={"upload": 1})
         assert (status, list(said["payload"])) == (422, ["body"])
-        await rig.told(served=0.003)
+        await system.told(served=0.003)
         assert [path.exists() for path in paths] == [False]
 
 
@@ -620,9 +626,9 @@ NO_UPLOAD = "handler '/a': remote_function can't be called with upload= alone, a
 
 async def test_a_function_has_what_a_class_makes_of_an_upload(tmp_path: Path) -> None:
     handler = HandlerConfig("/double", payload_class=Named, remote_function=double)
-    async with declared(tmp_path, handler, model=False) as rig:
-        assert await ask(rig, "POST", "/double", data=b"123", headers=TEXT) == (200, {"result": 6})
-        assert await ask(rig, "POST", "/double", json={"size": 4}) == (200, {"result": 8})
+    async with declared(tmp_path, handler, model=False) as system:
+        assert await ask(system, "POST", "/double", data=b"123", headers=TEXT) == (200, {"result": 6})
+        assert await ask(system, "POST", "/double", json={"size": 4}) == (200, {"result": 8})
 
 
 @dataclass
@@ -640,10 +646,10 @@ async def test_the_benchmark_sends_uploads_of_the_payload_class(tmp_path: Path) 
     Tone.file = tmp_path / "tone.wav"
     Tone.file.write_bytes(b"x" * 5000)
     handler = HandlerConfig("/echo", payload_class=Tone, benchmark_config=BenchmarkConfig(runs=1))
-    async with declared(tmp_path, handler) as rig:
-        sent = rig.model.requests[-1]
+    async with declared(tmp_path, handler) as system:
+        sent = system.model.requests[-1]
         assert (sent.path, sent.header("Content-Type"), sent.body) == ("/echo", "audio/wav", b"x" * 5000)
-        assert rig.last_report.max_perf > 0
+        assert system.last_report.max_perf > 0
 
 
 @pytest.mark.parametrize(

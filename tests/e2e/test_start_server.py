@@ -21,7 +21,7 @@ from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S
 from lib.local.processes import free_port
 from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
 from tests.launching import CRASHING_WORKER, FAKE_WORKER, Instance, Launched, Repository, instance, make_wheel
-from tests.rig import CONTAINER_ID, GUARD_S, MASTER_TOKEN, ROOT
+from tests.system import CONTAINER_ID, GUARD_S, MASTER_TOKEN, ROOT
 
 pytestmark = pytest.mark.one_python
 
@@ -31,14 +31,14 @@ NOBODY = 65534
 async def ready(here: Instance, launched: Launched) -> None:
     """Return once the worker serves and the engine knows it."""
     await launched.until("listening on port")
-    await here.rig.ready()
+    await here.system.ready()
 
 
 def told(here: Instance) -> str:
     """The error that the engine was told last."""
-    last = here.rig.last_report
+    last = here.system.last_report
     assert last is not None
-    assert (last.id, last.mtoken, last.url) == (CONTAINER_ID, MASTER_TOKEN, here.rig.url)
+    assert (last.id, last.mtoken, last.url) == (CONTAINER_ID, MASTER_TOKEN, here.system.url)
     return last.error_msg
 
 
@@ -50,8 +50,8 @@ async def test_first_boot_installs_and_a_second_one_does_not(tmp_path: Path) -> 
         calls = here.use_uv()
         async with here.started() as first:
             await ready(here, first)
-            assert (await here.rig.call("/echo", 3.0))[0] == 200
-            await here.rig.told(served=3.0)
+            assert (await here.system.call("/echo", 3.0))[0] == 200
+            await here.system.told(served=3.0)
         assert first.process.returncode == 0
         venv = here.workspace / "pyworker-venv"
         assert calls.read_text().splitlines() == [
@@ -77,7 +77,7 @@ async def test_first_boot_installs_and_a_second_one_does_not(tmp_path: Path) -> 
 
 async def test_the_log_of_the_last_boot_is_put_aside_once(tmp_path: Path) -> None:
     async with instance(tmp_path, BACKEND="") as here:
-        log, old = here.rig.model_log, here.rig.model_log.with_suffix(".log.old")
+        log, old = here.system.model_log, here.system.model_log.with_suffix(".log.old")
         log.write_text("stale: model is ready\n")
         with log.open("a") as model:  # as a model server has it open
             assert (await here.run())[0] == EXIT_SETTINGS
@@ -98,17 +98,17 @@ async def test_the_log_of_the_last_boot_is_put_aside_once(tmp_path: Path) -> Non
 async def test_a_log_that_appears_in_a_boot_is_left_alone_in_it(tmp_path: Path) -> None:
     async with instance(tmp_path, BACKEND="nothing") as here:
         await here.run()
-        here.rig.write_log()
+        here.system.write_log()
         await here.run()
-        assert here.rig.model_log.read_text() == "model is ready\n"
+        assert here.system.model_log.read_text() == "model is ready\n"
 
 
 async def test_the_log_of_a_ready_made_worker_is_found(tmp_path: Path) -> None:
     async with instance(tmp_path, MODEL_LOG="", BACKEND="own", CONTAINER_ID="") as here:
-        here.add_worker("own", f'MODEL_LOG = "{here.rig.model_log}"\n')
-        here.rig.write_log("stale\n")
+        here.add_worker("own", f'MODEL_LOG = "{here.system.model_log}"\n')
+        here.system.write_log("stale\n")
         await here.run()
-        assert here.rig.model_log.read_text() == ""
+        assert here.system.model_log.read_text() == ""
 
 
 # What can't work
@@ -116,20 +116,20 @@ async def test_the_log_of_a_ready_made_worker_is_found(tmp_path: Path) -> None:
 
 async def test_all_that_is_missing_is_one_message_and_a_report(tmp_path: Path) -> None:
     async with instance(tmp_path, BACKEND="", USE_SSL="maybe", PYWORKER_VENV="/none") as here:
-        port = here.rig.url.rsplit(":", 1)[1]
+        port = here.system.url.rsplit(":", 1)[1]
         here.env |= {"PUBLIC_IPADDR": "", f"VAST_TCP_PORT_{port}": "", "MASTER_TOKEN": 'a"b\\c'}
-        here.env["REPORT_ADDR"] = f"{here.rig.engine_url}/ , {here.rig.engine_url}/e/other"
+        here.env["REPORT_ADDR"] = f"{here.system.engine_url}/ , {here.system.engine_url}/e/other"
         status, output = await here.run()
         assert status == EXIT_SETTINGS
-        last = here.rig.last_report
+        last = here.system.last_report
         for text in (output, here.log.read_text(), last.error_msg):
             for name in ("BACKEND", "PUBLIC_IPADDR", f"VAST_TCP_PORT_{port}", "PYWORKER_VENV"):
                 assert f"- {name}: " in text
             assert "USE_SSL: 'maybe' is none of" in text
         assert (last.url, last.mtoken) == ("", 'a"b\\c')
         assert last.disk_usage > 0
-        assert here.rig.totals.reports == 2
-        assert {r.endpoint for r in here.rig.engine.worker(CONTAINER_ID).reports} == {"local", "other"}
+        assert here.system.totals.reports == 2
+        assert {r.endpoint for r in here.system.engine.worker(CONTAINER_ID).reports} == {"local", "other"}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ async def test_a_missing_command_is_named(tmp_path: Path, command: str) -> None:
         assert status == EXIT_SETTINGS
         assert f"- {command} is missing" in output
         if command != "curl":
-            assert f"- {command} is missing" in here.rig.last_report.error_msg
+            assert f"- {command} is missing" in here.system.last_report.error_msg
 
 
 async def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ async def test_the_holder_of_the_port_is_named_and_left_alone(tmp_path: Path) ->
         _, writer = await asyncio.open_connection("127.0.0.1", port_of(here))
         writer.close()
         await writer.wait_closed()
-        assert here.rig.last_report is None
+        assert here.system.last_report is None
 
 
 async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -220,7 +220,7 @@ async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
 
 def port_of(here: Instance) -> int:
     """The worker's public port."""
-    return int(here.rig.url.rsplit(":", 1)[1])
+    return int(here.system.url.rsplit(":", 1)[1])
 
 
 # The worker's end
@@ -248,17 +248,17 @@ async def test_a_signal_drains_the_worker(tmp_path: Path, number: signal.Signals
         await ready(here, launched)
         async with anyio.create_task_group() as calls:
             calls.start_soon(call_held, here)
-            await here.rig.model.until(lambda: here.rig.model.working == 1)
+            await here.system.model.until(lambda: here.system.model.working == 1)
             launched.process.send_signal(number)
             await launched.until("draining")
-            here.rig.model.release()
+            here.system.model.release()
         assert await launched.end() == 0
-        assert here.rig.totals.cur_perf == 5.0
+        assert here.system.totals.cur_perf == 5.0
         assert "the worker ended with exit status 0" in launched.output
 
 
 async def call_held(here: Instance) -> None:
-    assert (await here.rig.call("/held", 5.0))[0] == 200
+    assert (await here.system.call("/held", 5.0))[0] == 200
 
 
 async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         await ready(here, launched)
         async with anyio.create_task_group() as calls:
             calls.start_soon(call_cut, here)
-            await here.rig.model.until(lambda: here.rig.model.working == 1)
+            await here.system.model.until(lambda: here.system.model.working == 1)
             launched.process.terminate()
             await launched.until("draining")
             launched.process.terminate()
@@ -276,7 +276,7 @@ async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 
 async def call_cut(here: Instance) -> None:
     with pytest.raises(aiohttp.ClientError):
-        await here.rig.call("/held", 5.0)
+        await here.system.call("/held", 5.0)
 
 
 async def test_a_second_start_waits_for_the_installation_of_the_first(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def size(path: Path) -> int:
 
 async def trusted(here: Instance) -> ssl.SSLContext:
     """What a client knows that trusts the engine's authority, and no other."""
-    async with here.rig.http.get(here.rig.engine_url + "/static/jvastai_root.cer") as answer:
+    async with here.system.http.get(here.system.engine_url + "/static/jvastai_root.cer") as answer:
         assert answer.status == 200
         return ssl.create_default_context(cadata=await answer.text())
 
@@ -360,24 +360,24 @@ async def certificate(here: Instance, trust: ssl.SSLContext) -> str:
 
 async def test_tls_from_the_request_to_the_renewal(tmp_path: Path) -> None:
     async with instance(tmp_path, USE_SSL="true") as here:
-        here.rig.url = here.rig.url.replace("http:", "https:")
-        engine = here.rig.engine
+        here.system.url = here.system.url.replace("http:", "https:")
+        engine = here.system.engine
         engine.authority.lifetime_s = BACKDATED_S / 2 + 3  # two seconds later, a third of its life is left
         async with here.started() as launched:
             first = await engine.wait_for(lambda: engine.certificates, GUARD_S)
             assert [c.instance_id for c in first] == [CONTAINER_ID]
             engine.authority.lifetime_s = DEFAULT_LIFETIME_S
             await ready(here, launched)
-            assert here.rig.last_report.url == here.rig.url
+            assert here.system.last_report.url == here.system.url
             assert mode(tmp_path / "instance.key") == 0o600
 
             trust, closing = await trusted(here), {"Connection": "close"}
-            assert (await here.rig.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
+            assert (await here.system.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
             assert await certificate(here, trust) == first[0].pem
             async with aiohttp.ClientSession() as strangers:
                 with pytest.raises(aiohttp.ClientConnectorCertificateError):
-                    await strangers.get(here.rig.url + "/ping")
-                elsewhere = here.rig.url.replace("127.0.0.1", "localhost")
+                    await strangers.get(here.system.url + "/ping")
+                elsewhere = here.system.url.replace("127.0.0.1", "localhost")
                 with pytest.raises(aiohttp.ClientConnectorCertificateError):
                     await strangers.get(elsewhere + "/ping", ssl=trust)
 
@@ -385,13 +385,13 @@ async def test_tls_from_the_request_to_the_renewal(tmp_path: Path) -> None:
             with anyio.fail_after(GUARD_S):
                 while await certificate(here, trust) != engine.certificates[1].pem:
                     pass
-            assert (await here.rig.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
+            assert (await here.system.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
 
 
 async def test_a_certificate_is_kept_until_it_is_for_another_address(tmp_path: Path) -> None:
     async with instance(tmp_path, USE_SSL="true", BACKEND="quick") as here:
         here.add_worker("quick", "")
-        engine = here.rig.engine
+        engine = here.system.engine
         for address, signed in (("127.0.0.1", 1), ("127.0.0.1", 1), ("[::1]", 2), ("a.example", 3)):
             here.env["PUBLIC_IPADDR"] = address
             assert (await here.run())[0] == 0
@@ -402,8 +402,8 @@ async def test_a_certificate_is_kept_until_it_is_for_another_address(tmp_path: P
 
 async def test_a_certificate_that_has_expired_is_not_used(tmp_path: Path) -> None:
     async with instance(tmp_path, USE_SSL="true") as here:
-        here.rig.url = here.rig.url.replace("http:", "https:")
-        here.rig.engine.authority.lifetime_s = -1.0
+        here.system.url = here.system.url.replace("http:", "https:")
+        here.system.engine.authority.lifetime_s = -1.0
         here.hurry()
         assert (await here.run())[0] == EXIT_FAILED
         assert told(here).startswith("no certificate for 127.0.0.1 could be had")
@@ -414,10 +414,10 @@ async def test_a_certificate_that_has_expired_is_not_used(tmp_path: Path) -> Non
 async def test_a_certificate_that_is_due_will_do_where_no_other_can_be_had(tmp_path: Path) -> None:
     async with instance(tmp_path, USE_SSL="true", BACKEND="quick") as here:
         here.add_worker("quick", "")
-        here.rig.engine.authority.lifetime_s = 60.0
+        here.system.engine.authority.lifetime_s = 60.0
         here.hurry()
         assert (await here.run())[0] == 0
-        here.env["VAST_CONSOLE_URL"] = here.rig.engine_url + "/nothing"
+        here.env["VAST_CONSOLE_URL"] = here.system.engine_url + "/nothing"
         status, output = await here.run()
         assert (status, "404" in output) == (0, True)
 

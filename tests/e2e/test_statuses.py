@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from lib.local.faults import Fault
 from tests.fakes.raw_client import Head, connected, request_bytes
 from tests.fakes.worker import Setup
-from tests.rig import Rig, inner_rig, peers, rig, worker_process
+from tests.system import (
+    System,
+    engine_and_model_server,
+    with_worker_process,
+    with_worker_task,
+    worker_process,
+)
 
 MISSING = "missing parameter"
 AUTH_FIELDS = ("signature", "cost", "endpoint", "reqnum", "url")
@@ -41,29 +47,31 @@ class Answer:
         return int(self.headers["Retry-After"])
 
 
-async def post(rig: Rig, path: str, body: object, **headers: str) -> Answer:
+async def post(system: System, path: str, body: object, **headers: str) -> Answer:
     """The answer to `body`, sent as it is where it is bytes, else as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    async with rig.http.post(rig.url + path, data=data, headers=headers) as answer:
+    async with system.http.post(system.url + path, data=data, headers=headers) as answer:
         assert answer.content_type == "application/json"
         return Answer(answer.status, answer.headers, await answer.read())
 
 
-async def signed(rig: Rig, path: str, workload: float = 1.0, data: dict[str, Any] | None = None) -> Answer:
-    return await post(rig, path, rig.envelope(workload, data))
+async def signed(
+    system: System, path: str, workload: float = 1.0, data: dict[str, Any] | None = None
+) -> Answer:
+    return await post(system, path, system.envelope(workload, data))
 
 
-def outcomes(rig: Rig) -> dict[str, int]:
-    assert rig.backend is not None
-    return {o.name.lower(): count for o, count in rig.backend.metrics.outcomes.items()}
+def outcomes(system: System) -> dict[str, int]:
+    assert system.backend is not None
+    return {o.name.lower(): count for o, count in system.backend.metrics.outcomes.items()}
 
 
 # 422
 
 
 async def test_422_has_the_shapes_of_the_table(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig:
-        auth = rig.auth()
+    async with with_worker_task(tmp_path) as system:
+        auth = system.auth()
         cases: list[tuple[object, object]] = [
             ({}, {"auth_data": "field missing", "payload": "field missing"}),
             ({"auth_data": auth}, {"payload": "field missing"}),
@@ -78,21 +86,21 @@ async def test_422_has_the_shapes_of_the_table(tmp_path: Path) -> None:
             ),
         ]
         for body, expected in cases:
-            answer = await post(rig, "/echo", body)
+            answer = await post(system, "/echo", body)
             assert (answer.status, answer.json) == (422, expected)
         for body in (b"", b"\xff{}", b"{", b"[]", b"null", b'"x"', b"[" * 100_000):
-            answer = await post(rig, "/echo", body)
+            answer = await post(system, "/echo", body)
             assert answer.status == 422
             assert list(answer.json) == ["body"]
-        assert outcomes(rig) == {"errored": 1}  # the one that was authenticated
-        assert rig.model.requests == []
+        assert outcomes(system) == {"errored": 1}  # the one that was authenticated
+        assert system.model.requests == []
 
 
 async def test_an_authors_own_refusal_is_a_422_as_he_wrote_it(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig:
-        answer = await signed(rig, "/raising", data={"raise": "json"})
+    async with with_worker_task(tmp_path) as system:
+        answer = await signed(system, "/raising", data={"raise": "json"})
         assert (answer.status, answer.json) == (422, {"payload": {"data": "not like this"}})
-        answer = await signed(rig, "/raising", data={"raise": "json-exception"})
+        answer = await signed(system, "/raising", data={"raise": "json-exception"})
         assert (answer.status, answer.json) == (422, {"payload": {"data": "an exception as a message"}})
 
 
@@ -100,31 +108,31 @@ async def test_an_authors_own_refusal_is_a_422_as_he_wrote_it(tmp_path: Path) ->
 
 
 async def test_401_says_which_of_the_three_and_no_more(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig:
-        used = rig.envelope()
-        assert (await post(rig, "/echo", used)).status == 200
-        far_behind = {"auth_data": rig.auth(reqnum=used["auth_data"]["reqnum"] - 101), "payload": {}}
-        forged = {"auth_data": {**rig.auth(), "cost": 0.0}, "payload": {}}
-        elsewhere = {"auth_data": rig.engine.sign(url="http://other:1"), "payload": {}}
+    async with with_worker_task(tmp_path) as system:
+        used = system.envelope()
+        assert (await post(system, "/echo", used)).status == 200
+        far_behind = {"auth_data": system.auth(reqnum=used["auth_data"]["reqnum"] - 101), "payload": {}}
+        forged = {"auth_data": {**system.auth(), "cost": 0.0}, "payload": {}}
+        elsewhere = {"auth_data": system.engine.sign(url="http://other:1"), "payload": {}}
         for body, what in (
             (used, "replay: this signature was used before, or is too old"),
             (far_behind, "replay: this signature was used before, or is too old"),
             (forged, "the signature does not hold"),
             (elsewhere, "the signature is for another worker's URL"),
         ):
-            answer = await post(rig, "/echo", body)
+            answer = await post(system, "/echo", body)
             assert (answer.status, answer.json) == (401, {"error": what})
-        assert outcomes(rig) == {"served": 1}
+        assert outcomes(system) == {"served": 1}
 
 
 # 404, 405
 
 
 async def test_404_and_405_are_json(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig:
-        answer = await post(rig, "/nowhere?api_key=secret", {})
+    async with with_worker_task(tmp_path) as system:
+        answer = await post(system, "/nowhere?api_key=secret", {})
         assert (answer.status, answer.json) == (404, {"error": "POST /nowhere: not found"})
-        async with rig.http.get(rig.url + "/echo") as got:
+        async with system.http.get(system.url + "/echo") as got:
             assert got.status == 405
             assert got.headers["Allow"] == "POST"
             assert await got.json() == {"error": "GET /echo: method not allowed"}
@@ -134,38 +142,41 @@ async def test_404_and_405_are_json(tmp_path: Path) -> None:
 
 
 async def test_408_for_a_body_that_stalls(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, request_body_timeout_s=0.05) as rig, connected(rig.url) as client:
+    async with (
+        with_worker_task(tmp_path, request_body_timeout_s=0.05) as system,
+        connected(system.url) as client,
+    ):
         await client.send(request_bytes("/echo", b"x" * 100)[:-1])
         head, body = await client.answer()
         assert (head.status, list(json.loads(body))) == (408, ["error"])
-        assert outcomes(rig) == {}
+        assert outcomes(system) == {}
 
 
 async def test_413_names_the_limit_and_415_what_is_understood(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, max_json_bytes=1000) as rig:
+    async with with_worker_task(tmp_path, max_json_bytes=1000) as system:
         packed = gzip.compress(b" " * 1001)
         for data, headers in ((b" " * 1001, {}), (packed, {"Content-Encoding": "gzip"})):
-            answer = await post(rig, "/echo", data, **headers)
+            answer = await post(system, "/echo", data, **headers)
             assert (answer.status, "1000 bytes" in answer.error) == (413, True)
-        async with connected(rig.url) as client:  # refused for what it announces
+        async with connected(system.url) as client:  # refused for what it announces
             await client.post("/echo", b"", {"Content-Length": "1001"})
             assert (await client.head()).status == 413
-        answer = await post(rig, "/echo", b"x", **{"Content-Encoding": "br"})
+        answer = await post(system, "/echo", b"x", **{"Content-Encoding": "br"})
         assert (answer.status, "gzip" in answer.error) == (415, True)
-        assert outcomes(rig) == {}
+        assert outcomes(system) == {}
 
 
 async def test_a_gzipped_envelope_is_understood(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig:
-        body = gzip.compress(json.dumps(rig.envelope(data={"a": 1})).encode())
-        answer = await post(rig, "/echo", body, **{"Content-Encoding": "gzip"})
+    async with with_worker_task(tmp_path) as system:
+        body = gzip.compress(json.dumps(system.envelope(data={"a": 1})).encode())
+        answer = await post(system, "/echo", body, **{"Content-Encoding": "gzip"})
         assert answer.status == 200
-        assert rig.model.requests[0].json()["data"] == {"a": 1}
-        assert rig.model.requests[0].header("Content-Encoding") is None
+        assert system.model.requests[0].json()["data"] == {"a": 1}
+        assert system.model.requests[0].header("Content-Encoding") is None
 
 
 async def test_a_client_that_asks_before_it_sends_is_told_to_go_on(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig, connected(rig.url) as client:
+    async with with_worker_task(tmp_path) as system, connected(system.url) as client:
         await client.send(request_bytes("/echo", b"{}", {"Expect": "100-continue"})[:-2])
         assert (await client.head()).status == 100
         await client.send(b"{}")
@@ -174,7 +185,7 @@ async def test_a_client_that_asks_before_it_sends_is_told_to_go_on(tmp_path: Pat
 
 
 async def test_what_is_no_http_is_no_traceback_in_the_log(tmp_path: Path) -> None:
-    async with rig(tmp_path) as here:
+    async with with_worker_process(tmp_path) as here:
         for data in (b"\x16\x03\x01 hello\r\n\r\n", framed("bad chunks", b"secret", {})):
             async with connected(here.url) as client:
                 await client.send(data)
@@ -190,32 +201,32 @@ async def test_what_is_no_http_is_no_traceback_in_the_log(tmp_path: Path) -> Non
 
 async def test_429_on_arrival_by_the_estimate(tmp_path: Path) -> None:
     setup = Setup(health="/health", handler={"max_queue_time": 5.0}, backend={"max_perf": 10.0})
-    async with inner_rig(tmp_path, setup) as rig:
-        works = asyncio.create_task(signed(rig, "/held", 123.0))
-        await rig.model.until(lambda: rig.model.working == 1)
-        answer = await signed(rig, "/echo")
+    async with with_worker_task(tmp_path, setup) as system:
+        works = asyncio.create_task(signed(system, "/held", 123.0))
+        await system.model.until(lambda: system.model.working == 1)
+        answer = await signed(system, "/echo")
         assert answer.status == 429
         assert answer.retry_after_s == 8  # 123 units at 10 a second, less the 5 s that it may wait: 7.3 s
         assert "12.3 s" in answer.error
-        rig.model.release()
+        system.model.release()
         assert (await works).status == 200
-        assert (await signed(rig, "/echo")).status == 200
-        assert outcomes(rig) == {"served": 2, "rejected": 1}
+        assert (await signed(system, "/echo")).status == 200
+        assert outcomes(system) == {"served": 2, "rejected": 1}
 
 
 async def test_429_after_waiting_by_the_clock(tmp_path: Path) -> None:
     handler = {"max_queue_time": 0.05, "allow_parallel_requests": False}
-    async with inner_rig(tmp_path, Setup(health="/health", handler=handler)) as rig:
-        works = asyncio.create_task(signed(rig, "/held"))
-        await rig.model.until(lambda: rig.model.working == 1)
-        answer = await signed(rig, "/held")
+    async with with_worker_task(tmp_path, Setup(health="/health", handler=handler)) as system:
+        works = asyncio.create_task(signed(system, "/held"))
+        await system.model.until(lambda: system.model.working == 1)
+        answer = await signed(system, "/held")
         assert (answer.status, list(answer.json)) == (429, ["error"])
         assert answer.retry_after_s >= 1
-        assert rig.model.most_working == 1
-        rig.model.release()
+        assert system.model.most_working == 1
+        system.model.release()
         assert (await works).status == 200
-        await rig.engine.wait_for(lambda: rig.totals.rej_load)
-        assert (rig.totals.rej_load, outcomes(rig)) == (1.0, {"served": 1, "rejected": 1})
+        await system.engine.wait_for(lambda: system.totals.rej_load)
+        assert (system.totals.rej_load, outcomes(system)) == (1.0, {"served": 1, "rejected": 1})
 
 
 # 500
@@ -224,25 +235,27 @@ async def test_429_after_waiting_by_the_clock(tmp_path: Path) -> None:
 async def test_500_carries_an_id_under_which_the_log_has_the_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with inner_rig(tmp_path) as rig:
+    async with with_worker_task(tmp_path) as system:
         for where in ("parser", "response"):
             caplog.clear()
-            answer = await signed(rig, "/raising", data={"raise": where})
+            answer = await signed(system, "/raising", data={"raise": where})
             assert (answer.status, list(answer.json)) == (500, ["error", "request"])
             assert answer.error == "internal error"
             logged = [r for r in caplog.records if r.levelno == logging.ERROR]
             assert [answer.json["request"] in r.getMessage() for r in logged] == [True]
             assert f"{where} bug" in caplog.text
             assert "Traceback" in caplog.text
-        assert outcomes(rig) == {"errored": 2}
+        assert outcomes(system) == {"errored": 2}
 
 
 async def test_the_clients_own_id_is_the_one(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig:
-        body = rig.envelope(data={"raise": "parser"})
-        assert (await post(rig, "/raising", body, **{"X-Request-Id": "mine-1"})).json["request"] == "mine-1"
-        body = rig.envelope(data={"raise": "parser"})
-        strange = await post(rig, "/raising", body, **{"X-Request-Id": "no id; at all"})
+    async with with_worker_task(tmp_path) as system:
+        body = system.envelope(data={"raise": "parser"})
+        assert (await post(system, "/raising", body, **{"X-Request-Id": "mine-1"})).json[
+            "request"
+        ] == "mine-1"
+        body = system.envelope(data={"raise": "parser"})
+        strange = await post(system, "/raising", body, **{"X-Request-Id": "no id; at all"})
         assert strange.json["request"] not in ("", "no id; at all")
 
 
@@ -250,22 +263,22 @@ async def test_the_clients_own_id_is_the_one(tmp_path: Path) -> None:
 
 
 async def test_502_without_a_status_line(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig:
+    async with with_worker_task(tmp_path) as system:
         for path in ("/close", "/half_head"):
-            answer = await signed(rig, path)
+            answer = await signed(system, path)
             assert (answer.status, list(answer.json)) == (502, ["error"])
             assert answer.error.startswith("the model server could not be reached: ")
-        await rig.model.stop()
-        assert (await signed(rig, "/echo")).status == 502
-        assert outcomes(rig) == {"errored": 3}
+        await system.model.stop()
+        assert (await signed(system, "/echo")).status == 502
+        assert outcomes(system) == {"errored": 3}
 
 
 async def test_504_when_the_model_takes_too_long(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, model_timeout_s=0.05) as rig:
-        answer = await signed(rig, "/held")
+    async with with_worker_task(tmp_path, model_timeout_s=0.05) as system:
+        answer = await signed(system, "/held")
         assert (answer.status, answer.json) == (504, {"error": "the model server took too long"})
-        await rig.model.until(lambda: rig.model.cancelled == 1)
-        assert outcomes(rig) == {"errored": 1}
+        await system.model.until(lambda: system.model.cancelled == 1)
+        assert outcomes(system) == {"errored": 1}
 
 
 # 503, and the state in which requests are tried all the same
@@ -273,65 +286,65 @@ async def test_504_when_the_model_takes_too_long(tmp_path: Path) -> None:
 
 async def test_503_without_a_key_and_while_loading(tmp_path: Path) -> None:
     setup = Setup(log=str(tmp_path / "model.log"))
-    async with peers(tmp_path) as rig:
-        rig.engine.faults.pubkey = Fault(refuse=True)
-        async with worker_process(rig, tmp_path, setup):
-            await rig.engine.wait_for(lambda: rig.last_report)
-            answer = await signed(rig, "/echo")
+    async with engine_and_model_server(tmp_path) as system:
+        system.engine.faults.pubkey = Fault(refuse=True)
+        async with worker_process(system, tmp_path, setup):
+            await system.engine.wait_for(lambda: system.last_report)
+            answer = await signed(system, "/echo")
             assert (answer.status, answer.json["state"]) == (503, "no public key")
             assert answer.retry_after_s >= 1
 
-            refused = rig.engine.requests_seen["pubkey"]
-            rig.engine.faults.clear()
-            await rig.engine.wait_for(lambda: rig.engine.requests_seen["pubkey"] > refused)
-            while (answer := await signed(rig, "/echo")).json["state"] == "no public key":
+            refused = system.engine.requests_seen["pubkey"]
+            system.engine.faults.clear()
+            await system.engine.wait_for(lambda: system.engine.requests_seen["pubkey"] > refused)
+            while (answer := await signed(system, "/echo")).json["state"] == "no public key":
                 pass  # the key is on its way back
             assert (answer.status, answer.json["state"]) == (503, "loading")
             assert "loading" in answer.error
             assert answer.retry_after_s >= 1
-            assert (await post(rig, "/echo", {"auth_data": rig.auth()})).status == 422  # in this order
+            assert (await post(system, "/echo", {"auth_data": system.auth()})).status == 422  # in this order
 
-            rig.write_log()
-            await rig.ready()
-            assert (await signed(rig, "/echo")).status == 200
+            system.write_log()
+            await system.ready()
+            assert (await signed(system, "/echo")).status == 200
 
 
 async def test_503_while_draining(tmp_path: Path) -> None:
     handler = {"allow_parallel_requests": False}
-    async with inner_rig(tmp_path, Setup(health="/health", handler=handler)) as rig:
-        assert rig.backend is not None
-        works = asyncio.create_task(signed(rig, "/held"))
-        await rig.model.until(lambda: rig.model.working == 1)
-        waits = asyncio.create_task(signed(rig, "/held"))
-        await rig.engine.wait_for(lambda: rig.last_report.num_requests_working == 2)
-        rig.backend.drain()
-        for answer in (await waits, await signed(rig, "/echo")):
+    async with with_worker_task(tmp_path, Setup(health="/health", handler=handler)) as system:
+        assert system.backend is not None
+        works = asyncio.create_task(signed(system, "/held"))
+        await system.model.until(lambda: system.model.working == 1)
+        waits = asyncio.create_task(signed(system, "/held"))
+        await system.engine.wait_for(lambda: system.last_report.num_requests_working == 2)
+        system.backend.drain()
+        for answer in (await waits, await signed(system, "/echo")):
             assert (answer.status, answer.json["state"]) == (503, "draining")
             assert answer.retry_after_s >= 1
-        rig.model.release()
+        system.model.release()
         assert (await works).status == 200
 
 
 async def test_errored_requests_are_still_tried(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path) as rig:
-        assert rig.backend is not None
-        rig.backend.backend_errored("broken GPU")
-        assert await rig.errored() == "broken GPU"
-        assert (await signed(rig, "/echo")).status == 200
+    async with with_worker_task(tmp_path) as system:
+        assert system.backend is not None
+        system.backend.backend_errored("broken GPU")
+        assert await system.errored() == "broken GPU"
+        assert (await signed(system, "/echo")).status == 200
 
 
 # Whatever comes
 
 
 @asynccontextmanager
-async def hosted(tmp_path: Path, **options: Any) -> AsyncGenerator[Rig, None]:
-    """An inner rig in a task of its own: a fixture is entered in one task and left in another."""
-    made: asyncio.Future[Rig] = asyncio.get_running_loop().create_future()
+async def hosted(tmp_path: Path, **options: Any) -> AsyncGenerator[System, None]:
+    """An inner system in a task of its own: a fixture is entered in one task and left in another."""
+    made: asyncio.Future[System] = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
 
     async def host() -> None:
-        async with inner_rig(tmp_path, **options) as rig:
-            made.set_result(rig)
+        async with with_worker_task(tmp_path, **options) as system:
+            made.set_result(system)
             await done.wait()
 
     task = asyncio.create_task(host())
@@ -344,9 +357,9 @@ async def hosted(tmp_path: Path, **options: Any) -> AsyncGenerator[Rig, None]:
 
 
 @pytest.fixture
-async def fuzzed(tmp_path: Path) -> AsyncGenerator[Rig, None]:
-    async with hosted(tmp_path, request_body_timeout_s=0.05, max_json_bytes=2000) as rig:
-        yield rig
+async def fuzzed(tmp_path: Path) -> AsyncGenerator[System, None]:
+    async with hosted(tmp_path, request_body_timeout_s=0.05, max_json_bytes=2000) as system:
+        yield system
 
 
 JSON = st.recursive(
@@ -383,8 +396,8 @@ def framed(framing: str, body: bytes, headers: dict[str, str]) -> bytes:
     return request_bytes("/echo", data, {**headers, "Transfer-Encoding": "chunked"})
 
 
-async def first_answer(rig: Rig, data: bytes) -> Head:
-    async with connected(rig.url) as client:
+async def first_answer(system: System, data: bytes) -> Head:
+    async with connected(system.url) as client:
         await client.send(data)
         return await client.head()
 
@@ -392,7 +405,7 @@ async def first_answer(rig: Rig, data: bytes) -> Head:
 @EXAMPLES
 @given(body=BODIES, headers=HEADERS, framing=FRAMINGS)
 async def test_no_unauthenticated_bytes_give_another_status_or_change_the_ledger(
-    fuzzed: Rig, body: bytes, headers: dict[str, str], framing: str
+    fuzzed: System, body: bytes, headers: dict[str, str], framing: str
 ) -> None:
     head = await first_answer(fuzzed, framed(framing, body, headers))
     # What isn't HTTP/1.1 at all is a 400, as RFC 9112 has it.
@@ -402,7 +415,7 @@ async def test_no_unauthenticated_bytes_give_another_status_or_change_the_ledger
 
 @EXAMPLES
 @given(data=st.data())
-async def test_no_mutilated_envelope_gives_another_status(fuzzed: Rig, data: st.DataObject) -> None:
+async def test_no_mutilated_envelope_gives_another_status(fuzzed: System, data: st.DataObject) -> None:
     envelope = fuzzed.envelope()
     part = data.draw(st.sampled_from(["auth_data", "payload"]))
     changes = data.draw(st.dictionaries(KEYS | st.just("data"), JSON, min_size=1, max_size=3))

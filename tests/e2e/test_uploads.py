@@ -21,7 +21,7 @@ from aiohttp.test_utils import TestServer
 from tests.fakes import shapes
 from tests.fakes.raw_client import connected, request_bytes
 from tests.fakes.worker import Setup
-from tests.rig import Rig, inner_rig, peers, worker_process
+from tests.system import System, engine_and_model_server, with_worker_task, worker_process
 
 MIB = 1024 * 1024
 FORM = "multipart/form-data; boundary=xyz"
@@ -42,17 +42,17 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path, No
             assert not os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(folder))
 
 
-async def send(rig: Rig, body: Any, path: str = "/sound/echo", **headers: str) -> tuple[int, Any]:
+async def send(system: System, body: Any, path: str = "/sound/echo", **headers: str) -> tuple[int, Any]:
     """Status and JSON of the answer to `body`, which is a form unless `headers` say otherwise."""
     data = io.BytesIO(body) if isinstance(body, bytes) else body
-    all_headers = {**rig.header(), "Content-Type": FORM, **headers}
-    async with rig.http.post(rig.url + path, data=data, headers=all_headers) as answer:
+    all_headers = {**system.header(), "Content-Type": FORM, **headers}
+    async with system.http.post(system.url + path, data=data, headers=all_headers) as answer:
         return answer.status, await answer.json()
 
 
-def upload_bytes(rig: Rig, path: str, body: bytes, **headers: str) -> bytes:
+def upload_bytes(system: System, path: str, body: bytes, **headers: str) -> bytes:
     """A signed form as a request in bytes."""
-    return request_bytes(path, body, {**rig.header(), "Content-Type": FORM, **headers})
+    return request_bytes(path, body, {**system.header(), "Content-Type": FORM, **headers})
 
 
 async def pieces(count: int, size: int = MIB) -> AsyncGenerator[bytes, None]:
@@ -65,10 +65,10 @@ def kept(spool: Path) -> int:
     return len(list(spool.iterdir()))
 
 
-async def over(rig: Rig, spool: Path, *statuses: str) -> None:
+async def over(system: System, spool: Path, *statuses: str) -> None:
     """Once the engine was told of as many requests as `statuses`: they are theirs, and nothing is left."""
-    await rig.engine.wait_for(lambda: len(rig.engine.finished) >= len(statuses))
-    assert sorted(f.request.status for f in rig.engine.finished) == sorted(statuses)
+    await system.engine.wait_for(lambda: len(system.engine.finished) >= len(statuses))
+    assert sorted(f.request.status for f in system.engine.finished) == sorted(statuses)
     assert kept(spool) == 0
 
 
@@ -76,7 +76,7 @@ async def over(rig: Rig, spool: Path, *statuses: str) -> None:
 
 
 async def test_a_form_is_sent_on_byte_for_byte(tmp_path: Path, spool: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         body = b'--xyz\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"b" * 3000 + b"\r\n--xyz--\r\n"
         status, seen = await send(here, body)
         assert (status, seen["body"].encode()) == (200, body)
@@ -87,7 +87,7 @@ async def test_a_form_is_sent_on_byte_for_byte(tmp_path: Path, spool: Path) -> N
 
 
 async def test_a_packed_one_is_unpacked_first(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         status, seen = await send(here, gzip.compress(b"x" * 5000), **{"Content-Encoding": "gzip"})
         assert (status, seen["body"], "Content-Encoding" in seen["headers"]) == (200, "x" * 5000, False)
         assert (await send(here, b"not gzip", **{"Content-Encoding": "gzip"}))[0] == 422
@@ -95,14 +95,14 @@ async def test_a_packed_one_is_unpacked_first(tmp_path: Path) -> None:
 
 
 async def test_one_of_unknown_length_and_no_type(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         status, seen = await send(here, pieces(3, 1000), **{"Content-Type": "audio/wav"})
         assert (status, len(seen["body"])) == (200, 3000)
         assert seen["headers"]["Content-Length"] == "3000"
 
 
 async def test_it_is_sent_once_more_on_a_fresh_connection(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         for _ in range(2):
             assert (await send(here, b"x" * 5000, "/sound/stale"))[0] == 200
         got = [r.body for r in here.model.requests if r.path == "/stale"]
@@ -110,7 +110,7 @@ async def test_it_is_sent_once_more_on_a_fresh_connection(tmp_path: Path) -> Non
 
 
 async def test_any_bytes_of_any_kind(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path, make=shapes.build) as here, connected(here.url) as client:
         body = bytes(range(256)) * 300 + b"\r\n0\r\n\r\n"
         for kind in ("image/png", 'Multipart/Form-Data; boundary="x y"', None):
             headers = {**here.header(), **({} if kind is None else {"Content-Type": kind})}
@@ -123,14 +123,14 @@ async def test_any_bytes_of_any_kind(tmp_path: Path) -> None:
 
 
 async def test_an_empty_one(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         status, seen = await send(here, pieces(0))
         assert (status, seen["body"], seen["headers"]["Content-Length"]) == (200, "", "0")
         await here.engine.wait_for(lambda: here.engine.finished)
 
 
 async def test_a_bare_route_has_it_as_a_file(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         headers = {**here.header(9.0), "Content-Type": FORM}
         async with here.http.post(here.url + "/own", data=b"x" * 5000, headers=headers) as answer:
             assert (answer.status, json.loads(await answer.text())) == (203, {"payload": 5000, "cost": 9.0})
@@ -141,7 +141,7 @@ async def test_a_bare_route_has_it_as_a_file(tmp_path: Path) -> None:
 
 
 async def test_a_route_of_json_refuses_it_before_it_is_read(tmp_path: Path, spool: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path, make=shapes.build) as here, connected(here.url) as client:
         headers = {**here.header(), "Content-Type": FORM}
         await client.send(request_bytes("/echo", b"x" * 5000, headers)[:-5000])
         head, body = await client.answer()
@@ -154,7 +154,7 @@ async def test_a_route_of_json_refuses_it_before_it_is_read(tmp_path: Path, spoo
 async def test_none_is_read_that_would_wait_too_long(tmp_path: Path) -> None:
     setup = Setup(health="/health", handler={"max_queue_time": 5.0}, backend={"max_perf": 10.0})
     async with (
-        inner_rig(tmp_path, setup, make=shapes.build, request_body_timeout_s=0.05) as here,
+        with_worker_task(tmp_path, setup, make=shapes.build, request_body_timeout_s=0.05) as here,
         connected(here.url) as works,
         connected(here.url) as client,
     ):
@@ -167,7 +167,7 @@ async def test_none_is_read_that_would_wait_too_long(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["of known length", "chunked"])
 async def test_one_that_is_too_large_is_refused(tmp_path: Path, spool: Path, kind: str) -> None:
-    async with inner_rig(tmp_path, make=shapes.build, max_request_bytes=2 * MIB) as here:
+    async with with_worker_task(tmp_path, make=shapes.build, max_request_bytes=2 * MIB) as here:
         body: Any = b"x" * (2 * MIB + 1) if kind == "of known length" else pieces(3)
         status, answer = await send(here, body)
         assert (status, answer) == (
@@ -183,7 +183,7 @@ async def test_one_that_is_too_large_is_refused(tmp_path: Path, spool: Path, kin
 async def test_the_connection_of_one_that_is_refused_goes_on(tmp_path: Path, path: str, framing: str) -> None:
     """What was not read of it is no part of the next request."""
     async with (
-        inner_rig(tmp_path, make=shapes.build, max_request_bytes=MIB) as here,
+        with_worker_task(tmp_path, make=shapes.build, max_request_bytes=MIB) as here,
         connected(here.url) as client,
     ):
         body = upload_bytes(here, "/sound/echo", b"within")  # what a body may look like, too
@@ -198,7 +198,7 @@ async def test_the_connection_of_one_that_is_refused_goes_on(tmp_path: Path, pat
 
 
 async def test_a_packed_one_is_refused_by_its_unpacked_size(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build, max_request_bytes=MIB) as here:
+    async with with_worker_task(tmp_path, make=shapes.build, max_request_bytes=MIB) as here:
         packed = {"Content-Encoding": "gzip"}
         status, answer = await send(here, gzip.compress(bytes(MIB + 1)), **packed)
         assert (status, "MAX_REQUEST_BYTES" in answer["error"]) == (413, True)
@@ -209,7 +209,7 @@ async def test_a_packed_one_is_refused_by_its_unpacked_size(tmp_path: Path) -> N
 
 async def test_one_that_stalls_is_refused(tmp_path: Path, spool: Path) -> None:
     async with (
-        inner_rig(tmp_path, make=shapes.build, request_body_timeout_s=0.05) as here,
+        with_worker_task(tmp_path, make=shapes.build, request_body_timeout_s=0.05) as here,
         connected(here.url) as client,
     ):
         headers = {**here.header(), "Content-Type": FORM}
@@ -221,7 +221,7 @@ async def test_one_that_stalls_is_refused(tmp_path: Path, spool: Path) -> None:
 
 async def test_none_is_read_while_the_model_loads(tmp_path: Path, spool: Path) -> None:
     async with (
-        inner_rig(tmp_path, Setup(health="/held"), make=shapes.build, wait=False) as here,
+        with_worker_task(tmp_path, Setup(health="/held"), make=shapes.build, wait=False) as here,
         connected(here.url) as client,
     ):
         await here.model.until(lambda: bool(here.model.requests))
@@ -234,7 +234,7 @@ async def test_none_is_read_while_the_model_loads(tmp_path: Path, spool: Path) -
 
 
 async def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
         status, answer = await send(here, b"x")
         assert status == 503
@@ -243,7 +243,7 @@ async def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_an_envelope_brings_no_upload(tmp_path: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         async with here.http.post(here.url + "/sound/echo", json=here.envelope()) as answer:
             told = await answer.json()
         assert (answer.status, list(told["payload"])) == (422, ["body"])
@@ -252,7 +252,7 @@ async def test_an_envelope_brings_no_upload(tmp_path: Path) -> None:
 async def test_a_disk_that_is_full(tmp_path: Path, spool: Path) -> None:
     module = "tests.fakes.shapes"
     async with (
-        peers(tmp_path) as here,
+        engine_and_model_server(tmp_path) as here,
         worker_process(here, tmp_path, Setup(health="/health"), module=module) as worker,
     ):
         await here.ready()
@@ -270,7 +270,7 @@ async def test_a_disk_that_is_full(tmp_path: Path, spool: Path) -> None:
 
 
 async def test_its_errors_leave_no_file(tmp_path: Path, spool: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, make=shapes.build) as here:
         for path, status in (("/sound/error500", 500), ("/sound/close", 502), ("/sound/cut_stream", 200)):
             async with connected(here.url) as client:
                 await client.send(upload_bytes(here, path, b"x" * 5000))
@@ -291,7 +291,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(
     tmp_path: Path, spool: Path, way: str, policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     setup = Setup(health="/health", handler={"on_disconnect": policy})
-    async with inner_rig(tmp_path, setup, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, setup, make=shapes.build) as here:
         async with connected(here.url) as client:
             await client.send(upload_bytes(here, "/sound/echo", b"x" * 5 * MIB)[:-MIB])
             assert (await send(here, b"x"))[0] == 200  # by now the other is being read
@@ -310,7 +310,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(
 @pytest.mark.parametrize("policy", ["cancel", "finish"])
 async def test_a_client_that_leaves_while_the_model_works(tmp_path: Path, spool: Path, policy: str) -> None:
     setup = Setup(health="/health", handler={"on_disconnect": policy})
-    async with inner_rig(tmp_path, setup, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, setup, make=shapes.build) as here:
         async with connected(here.url) as client:
             await client.send(upload_bytes(here, "/sound/held", b"x" * 5000))
             await here.model.until(lambda: here.model.working == 1)
@@ -324,7 +324,7 @@ async def test_a_client_that_leaves_while_the_model_works(tmp_path: Path, spool:
 
 
 async def test_a_client_that_leaves_while_it_waits(tmp_path: Path, spool: Path) -> None:
-    async with inner_rig(tmp_path, ONE_AT_A_TIME, make=shapes.build) as here:
+    async with with_worker_task(tmp_path, ONE_AT_A_TIME, make=shapes.build) as here:
         async with connected(here.url) as first, connected(here.url) as second:
             headers = {**here.header(), "Content-Type": FORM}
             await first.post("/sound/held", b"x" * 1000, headers)
@@ -348,7 +348,7 @@ async def test_a_drain_leaves_no_file(tmp_path: Path, spool: Path) -> None:
     """One that is still coming in, and one whose answer takes too long, are cut."""
     env, module = {"DRAIN_TIMEOUT_S": "0.1"}, "tests.fakes.shapes"
     async with (
-        peers(tmp_path) as here,
+        engine_and_model_server(tmp_path) as here,
         worker_process(here, tmp_path, Setup(health="/health"), env, module=module) as worker,
     ):
         await here.ready()
@@ -366,7 +366,7 @@ async def test_a_drain_leaves_no_file(tmp_path: Path, spool: Path) -> None:
 
 
 async def test_one_that_is_on_its_way_when_the_worker_stops_is_refused(tmp_path: Path, spool: Path) -> None:
-    async with inner_rig(tmp_path, make=shapes.build) as here, connected(here.url) as client:
+    async with with_worker_task(tmp_path, make=shapes.build) as here, connected(here.url) as client:
         await client.send(upload_bytes(here, "/sound/echo", b"x" * 5 * MIB)[:-MIB])
         while kept(spool) < 1:
             assert (await here.call("/echo"))[0] == 200
@@ -405,7 +405,7 @@ async def test_200_mib_pass_without_being_held(tmp_path: Path, spool: Path) -> N
         url = str(server.make_url(""))
         env = {"TEST_MODEL_URL": url}
         async with (
-            peers(tmp_path) as here,
+            engine_and_model_server(tmp_path) as here,
             worker_process(
                 here, tmp_path, Setup(health="/health"), env, module="tests.fakes.shapes"
             ) as worker,

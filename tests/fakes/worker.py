@@ -1,6 +1,6 @@
 """A worker to try: every path of the malicious model server as a route, set up by `TEST_WORKER` (JSON).
 
-Run as a process by the rig, or built in the test's own process by `build`. Its handlers and its payload
+Run as a process by the system, or built in the test's own process by `build`. Its handlers and its payload
 are written as an author would write them.
 """
 

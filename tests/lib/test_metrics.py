@@ -43,7 +43,7 @@ def end(entry: Entry, error: BaseException | None = None, settled: Outcome | Non
 
 def accepted(ledger: Ledger, workload: float = 1.0, request_idx: int | None = None) -> Entry:
     entry = ledger.open(request_idx)
-    entry.weigh(workload)
+    entry.set_workload(workload)
     entry.accept()
     return entry
 
@@ -82,7 +82,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self, workload: int, idx: int | None, ending: tuple[BaseException | None, Outcome]
     ) -> None:
         entry = self.ledger.open(idx)
-        entry.weigh(workload)
+        entry.set_workload(workload)
         end(entry, ending[0])
         self.rejected += workload if ending[1] is Outcome.REJECTED else 0
         self.closed(entry, ending[1])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from lib.config_fields import DeclarationRefused, Declared
 from lib.data_types import ApiPayload, EndpointHandler, LogAction
-from lib.declared import AnsweringHandler, DeclaredHandler
+from lib.declare.config_fields import DeclarationRefused, Declared
+from lib.declare.declared_handler import AnsweringHandler, DeclaredHandler
 from lib.errors import SettingsError
 from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
 

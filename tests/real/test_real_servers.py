@@ -25,7 +25,15 @@ import anyio
 import pytest
 
 from tests.fakes.worker import Setup
-from tests.rig import GUARD_S, ROOT, PortLease, Rig, WorkerProcess, peers, worker_process
+from tests.system import (
+    GUARD_S,
+    ROOT,
+    PortLease,
+    System,
+    WorkerProcess,
+    engine_and_model_server,
+    worker_process,
+)
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
@@ -103,14 +111,21 @@ class RealServer:
 
 @dataclass
 class Place:
-    rig: Rig
+    system: System
     server: RealServer
     worker: WorkerProcess
 
     async def client(self, kind: Kind, *args: str) -> str:
         """What the example client prints."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", f"workers.{kind.worker}.client", "--engine", self.rig.engine_url, *args),
+            *(
+                sys.executable,
+                "-m",
+                f"workers.{kind.worker}.client",
+                "--engine",
+                self.system.engine_url,
+                *args,
+            ),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -124,9 +139,9 @@ class Place:
         # The noise of a tiny model may end early, or be no text for a while, which holds a stream back: so it
         # has to say one thing only.
         message = {"prompt": "Hello", "max_tokens": 8, "logit_bias": {"40": 100}, **request}
-        envelope = {"auth_data": self.rig.auth(8.0), "payload": {"input": message}}
+        envelope = {"auth_data": self.system.auth(8.0), "payload": {"input": message}}
         timeout = aiohttp.ClientTimeout(total=GUARD_S)
-        return self.rig.http.post(self.rig.url + "/v1/completions", json=envelope, timeout=timeout)
+        return self.system.http.post(self.system.url + "/v1/completions", json=envelope, timeout=timeout)
 
 
 @asynccontextmanager
@@ -142,16 +157,16 @@ async def place(kind: Kind, tmp_path: Path, **env: str) -> AsyncGenerator[Place,
     }
     try:
         async with (
-            peers(tmp_path) as rig,
+            engine_and_model_server(tmp_path) as system,
             worker_process(
-                rig, tmp_path, Setup(), variables, module=f"workers.{kind.worker}.server"
+                system, tmp_path, Setup(), variables, module=f"workers.{kind.worker}.server"
             ) as worker,
         ):
             await server.start()
-            await rig.engine.wait_for(
-                lambda: rig.last_report is not None and rig.last_report.loadtime > 0, LOADING_S
+            await system.engine.wait_for(
+                lambda: system.last_report is not None and system.last_report.loadtime > 0, LOADING_S
             )
-            yield Place(rig, server, worker)
+            yield Place(system, server, worker)
     finally:
         await server.end()
 
@@ -162,7 +177,7 @@ async def test_it_serves_and_survives_the_death_of_the_model_server(kind: Kind, 
         await it_answers_and_streams(here, kind)
         await a_killed_server_is_told(here)
         await here.server.start()
-        await here.rig.engine.wait_for(lambda: here.rig.last_report.error_msg == "", LOADING_S)
+        await here.system.engine.wait_for(lambda: here.system.last_report.error_msg == "", LOADING_S)
         async with here.complete() as answer:
             assert answer.status == 200
         assert "Traceback" not in here.worker.output()
@@ -172,7 +187,7 @@ async def it_is_ready_by_log_and_health_and_measured(here: Place, tmp_path: Path
     output = here.worker.output()
     assert "loading → benchmarking" in output
     saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
-    assert here.rig.last_report.max_perf == saved["perf"] > 0
+    assert here.system.last_report.max_perf == saved["perf"] > 0
 
 
 async def it_answers_and_streams(here: Place, kind: Kind) -> None:
@@ -201,8 +216,8 @@ async def a_killed_server_is_told(here: Place) -> None:
             assert b'"finish_reason":"' in await answer.read()
     async with here.complete() as answer:
         assert answer.status == 502
-    await here.rig.engine.wait_for(lambda: here.rig.last_report.error_msg, NOTICED_S)
-    assert "health check failed" in here.rig.last_report.error_msg
+    await here.system.engine.wait_for(lambda: here.system.last_report.error_msg, NOTICED_S)
+    assert "health check failed" in here.system.last_report.error_msg
 
 
 async def test_a_stream_ends_whatever_the_model_server_does(kind: Kind, tmp_path: Path) -> None:
@@ -213,15 +228,15 @@ async def test_a_stream_ends_whatever_the_model_server_does(kind: Kind, tmp_path
             assert answer.status == 200
         # Servers differ in what they make of this one: whatever it is, the client's stream ends, too.
         await told_how_a_stream_ends(here, signal.SIGTERM)
-        await here.rig.engine.wait_for(lambda: here.rig.last_report.num_requests_working == 0, GUARD_S)
+        await here.system.engine.wait_for(lambda: here.system.last_report.num_requests_working == 0, GUARD_S)
 
 
 async def a_client_may_leave_a_silent_stream(here: Place) -> None:
     async with here.complete(max_tokens=1900, stream=True) as answer:
         await answer.content.readany()
         here.server.signal(signal.SIGSTOP)
-        await here.rig.engine.wait_for(lambda: here.rig.last_report.num_requests_working == 1, GUARD_S)
-    await here.rig.engine.wait_for(lambda: here.rig.last_report.num_requests_working == 0, GUARD_S)
+        await here.system.engine.wait_for(lambda: here.system.last_report.num_requests_working == 1, GUARD_S)
+    await here.system.engine.wait_for(lambda: here.system.last_report.num_requests_working == 0, GUARD_S)
     here.server.signal(signal.SIGCONT)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 
 from tests.fakes.worker import Setup
-from tests.rig import GUARD_S, ROOT, Rig, WorkerProcess, peers, worker_process
+from tests.system import GUARD_S, ROOT, System, WorkerProcess, engine_and_model_server, worker_process
 
 # Of the benchmark only its result is of interest here: kept in the worker's directory, it need not be run.
 PERF = 1000.0
@@ -24,16 +24,16 @@ PERF = 1000.0
 
 @dataclass
 class Served:
-    """The worker behind `rig`, and the stand-in that it serves at `model_url`."""
+    """The worker behind `system`, and the stand-in that it serves at `model_url`."""
 
-    rig: Rig
+    system: System
     worker: WorkerProcess
     model_url: str
 
     def post(self, path: str, payload: Any, cost: float = 1.0) -> Any:
         """POST a signed request to the worker's `path`; an aiohttp request context manager."""
-        envelope = json.dumps({"auth_data": self.rig.auth(cost), "payload": payload}).encode()
-        return self.rig.http.post(self.rig.url + path, data=io.BytesIO(envelope))
+        envelope = json.dumps({"auth_data": self.system.auth(cost), "payload": payload}).encode()
+        return self.system.http.post(self.system.url + path, data=io.BytesIO(envelope))
 
     async def call(self, path: str, payload: Any) -> tuple[int, Any]:
         """Status and JSON of the answer to a signed request."""
@@ -42,7 +42,7 @@ class Served:
 
     async def received(self) -> list[dict[str, Any]]:
         """What has come to the stand-in (`GET /received`), the oldest first; health checks not counted."""
-        async with self.rig.http.get(self.model_url + "/received") as answer:
+        async with self.system.http.get(self.model_url + "/received") as answer:
             return await answer.json()
 
     async def last_message(self) -> Any:
@@ -50,14 +50,14 @@ class Served:
 
     async def client_left(self) -> None:
         """Return once a client of the stand-in has left before the end of a stream (`GET /left`)."""
-        async with self.rig.http.get(self.model_url + "/left"):
+        async with self.system.http.get(self.model_url + "/left"):
             pass
 
     async def run(self, module: str, *args: str) -> tuple[int, str]:
-        """Exit status and output of `python -m module`, told of the rig's engine."""
+        """Exit status and output of `python -m module`, told of the system's engine."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", module, "--engine", self.rig.engine_url),
+            *("-m", module, "--engine", self.system.engine_url),
             *args,
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
@@ -111,11 +111,11 @@ async def served(
     log = tmp_path / "model.log"
     async with (
         stand_in(f"tests.workers.{stand_in_of or name}.stand_in", log, *options) as model_url,
-        peers(tmp_path, scheme) as rig,
+        engine_and_model_server(tmp_path, scheme) as system,
     ):
         variables = {"MODEL_SERVER_URL": model_url, "MODEL_LOG": str(log), **(env or {})}
         worker_module = f"workers.{name}.server"
-        async with worker_process(rig, tmp_path, Setup(), variables, module=worker_module) as worker:
-            rig.worker = worker
-            await rig.ready()
-            yield Served(rig, worker, model_url)
+        async with worker_process(system, tmp_path, Setup(), variables, module=worker_module) as worker:
+            system.worker = worker
+            await system.ready()
+            yield Served(system, worker, model_url)

@@ -105,7 +105,7 @@ class ComfyApi:
     @property
     def limit_s(self) -> float | None:
         """`MODEL_TIMEOUT_S`: how long a whole job may take; None: any time."""
-        return self._caller.server.kept.timeout.total
+        return self._caller.server.pooled.timeout.total
 
     async def submit(self, graph: Any, prompt_id: str, client_id: str) -> tuple[str, dict[str, Any]]:
         """Queue `graph`: the prompt's id, and what is wrong with outputs that are left out.
@@ -150,7 +150,7 @@ class ComfyApi:
 
     def events(self, client_id: str) -> Events:
         url = URL(f"{self._url}/ws").with_query(clientId=client_id)
-        return Events(self._caller.server.kept, url)
+        return Events(self._caller.server.pooled, url)
 
     async def _get(self, path: str) -> dict[str, Any]:
         async with self._caller.get(self._url + path) as answer:

@@ -14,8 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from lib.data_types import JsonDataException
-from lib.tools.route_client import (
+from lib.client import (
     CallFailed,
     RouteClient,
     add_target_arguments,
@@ -24,6 +23,7 @@ from lib.tools.route_client import (
     target_of,
     tell_waiting,
 )
+from lib.data_types import JsonDataException
 from workers.comfyui.data_types import PromptInput
 
 

@@ -17,10 +17,10 @@ import aiohttp
 import anyio
 
 from lib.backend import Backend
-from lib.clock import sleep
 from lib.errors import ModelUnreachable
 from lib.model.connection import ModelCaller
 from lib.model.watch import HealthWatch
+from lib.runtime.clock import sleep
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.native import Native
 from workers.comfyui.runsync import Runsync
@@ -88,7 +88,7 @@ class Choice:
     @asynccontextmanager
     async def finding(self, backend: Backend) -> AsyncGenerator[None, None]:
         """A lifecycle: entered once a model server is found and well; its health is watched from then on."""
-        http = backend.parts.server.fresh
+        http = backend.parts.server.unpooled
         addresses = ", ".join(f"{url} ({name.value})" for name, url in self.settings.candidates)
         log.info("COMFYUI_DIALECT is not set: waiting for an answer of %s", addresses)
         while (found := await _first(http, self.settings.candidates)) is None:

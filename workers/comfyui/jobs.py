@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import anyio
 
-from lib.errors import ModelTimedOut, ModelUnreachable, WorkerError, attempt_async
+from lib.errors import ModelTimedOut, ModelUnreachable, WorkerError, async_result_or_error
 from workers.comfyui.api import IMAGE, ComfyApi, Event, Queued, Refused
 
 log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ class Job:
 
     async def _stop_in_time(self) -> None:
         with anyio.move_on_after(CANCEL_LIMIT_S) as scope:
-            failure = await attempt_async(self._take_back())
+            failure = await async_result_or_error(self._take_back())
             if failure is not None:
                 level = logging.WARNING if isinstance(failure, WorkerError) else logging.ERROR
                 log.log(level, "prompt %s could not be stopped: %s", self._id, failure)

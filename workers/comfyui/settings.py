@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from lib.errors import SettingsError
 from lib.model_settings import ModelSettings
-from lib.settings import Reader
+from lib.runtime.settings import Reader
 from workers.comfyui import storage
 from workers.comfyui.data_types import MIN_SIZE, TEST_SIZE, TEST_STEPS
 from workers.comfyui.storage import Bucket

@@ -18,8 +18,8 @@ import aiohttp
 from aiohttp import web
 
 from lib.errors import ModelUnreachable
-from lib.model.answers import end_to_end_headers
 from lib.model.connection import ModelCaller
+from lib.model.relay import end_to_end_headers
 from workers.comfyui.api import ComfyApi, File, read_whole
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.outputs import PREVIEWED, as_images

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from lib.tools.route_client import (
+from lib.client import (
     RouteClient,
     add_target_arguments,
     check,

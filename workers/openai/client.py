@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from lib.tools.route_client import (
+from lib.client import (
     CallFailed,
     RouteClient,
     add_target_arguments,

@@ -1,6 +1,6 @@
 """An example client: `python -m workers.sglang.client -k KEY -e NAME`. It is the OpenAI worker's."""
 
-from lib.tools.route_client import run_client
+from lib.client import run_client
 from workers.openai.client import main
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from lib.data_types import EndpointHandler
-from lib.model.answers import pass_on
+from lib.model.relay import pass_on
 from workers.tgi.data_types import InputData
 
 if TYPE_CHECKING:

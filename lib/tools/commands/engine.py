@@ -63,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.local.serving import CannotListen
-    from lib.logs import configure_logging
+    from lib.runtime.logs import configure_logging
     from lib.tools.worker_file import NoSuchWorker
 
     if "worker" in args and "autoscale" not in args:

@@ -29,8 +29,8 @@ class JsonPayload:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from lib.client import add_target_arguments
     from lib.tools.load_command import add_load_arguments
-    from lib.tools.route_client import add_target_arguments
 
     parser.formatter_class = argparse.HelpFormatter
     add_target_arguments(parser)

@@ -12,7 +12,7 @@ COST = 100.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from lib.tools.route_client import add_target_arguments
+    from lib.client import add_target_arguments
 
     parser.formatter_class = argparse.HelpFormatter
     parser.add_argument("route", metavar="ROUTE", help="the worker's route, as /generate")
@@ -32,8 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import aiohttp
 
+    from lib.client import EngineError, NoWorker, target_of
     from lib.tools.one_request import Refused, send
-    from lib.tools.route_client import EngineError, NoWorker, target_of
 
     route = args.route if args.route.startswith("/") else f"/{args.route}"
     target = target_of(parser, args)

@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.errors import SettingsError
-    from lib.local.beside import run_beside
+    from lib.local.run_local import run_beside
     from lib.tools.worker_file import NoSuchWorker, find
 
     environ = os.environ  # noqa: TID251 - not read here, but handed on

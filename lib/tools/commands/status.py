@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.errors import SettingsError
     from lib.local.screen import Screen
-    from lib.settings import ports_in
+    from lib.runtime.settings import ports_in
     from lib.tools.status_page import NoStatus, fetch, show
 
     try:

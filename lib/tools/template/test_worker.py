@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from lib.local.trial import Trial, trial
+from lib.testing import Trial, trial
 
 WORKER = Path(__file__).with_name("worker.py")
 REQUEST = {"prompt": "Count", "max_words": 3}

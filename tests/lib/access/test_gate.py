@@ -14,8 +14,8 @@ from aiohttp.test_utils import TestServer
 from lib.access.body import BodyReader
 from lib.access.envelope import PARSED_WHOLE_BYTES
 from lib.access.gate import Gate
-from lib.access.sessions import Sessions, SessionTerms
-from lib.clock import SystemClock
+from lib.request.sessions import Sessions, SessionTerms
+from lib.runtime.clock import SystemClock
 
 AUTH = {"signature": "", "cost": 1, "endpoint": "e", "reqnum": 1, "url": "http://worker"}
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lib.access.signatures import REMEMBERED_SIGNATURES, BadSignature, Signatures
 from lib.errors import Unauthorized
 from lib.local.signer import Scheme, Signer
-from lib.settings import AuthScheme
-from tests.rig import engine_key
+from lib.runtime.settings import AuthScheme
+from tests.system import engine_key
 
 URL = "http://worker.example:3000"
 OTHER_KEY = RSA.generate(1024)

@@ -12,7 +12,7 @@ import aiohttp
 import anyio
 from Crypto.PublicKey import RSA
 
-from lib.engine.reports import IDLE_INTERVAL_S, Identity, Reporter, Standing
+from lib.engine.reports import IDLE_INTERVAL_S, Capacity, Identity, Reporter
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.metrics import Entry, Ledger, Outcome
@@ -32,7 +32,7 @@ class Stand:
     ledger: Ledger
     reporter: Reporter
     engine_clock: ManualClock
-    standing: Standing = field(default_factory=lambda: Standing(0.0, 0.0))
+    standing: Capacity = field(default_factory=lambda: Capacity(0.0, 0.0))
 
     @property
     def engine(self) -> LocalEngine:
@@ -40,14 +40,14 @@ class Stand:
 
     def accept(self, workload: float = 1.0, request_idx: int | None = None) -> Entry:
         entry = self.ledger.open(request_idx)
-        entry.weigh(workload)
+        entry.set_workload(workload)
         entry.accept()
         return entry
 
     def serve(self, workload: float = 1.0, request_idx: int | None = None) -> None:
         """One request comes and is served."""
         with self.ledger.open(request_idx) as entry:
-            entry.weigh(workload)
+            entry.set_workload(workload)
             entry.accept()
             entry.start()
             entry.settle(Outcome.SERVED)
@@ -55,7 +55,7 @@ class Stand:
     def fail(self, error: Exception, workload: float = 0.0, request_idx: int | None = None) -> None:
         """One request ends in `error`, before it is let in."""
         with contextlib.suppress(type(error)), self.ledger.open(request_idx) as entry:
-            entry.weigh(workload)
+            entry.set_workload(workload)
             raise error
 
     def messages(self, engine: int = 0) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 
 from lib.engine.disk import DiskReading, DiskUse
-from lib.settings import GIB
+from lib.runtime.settings import GIB
 
 
 def test_a_reading_is_in_gib() -> None:

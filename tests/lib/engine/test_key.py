@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from lib.engine.key import LAST_RETRY_S, MAX_KEY_BYTES, REFETCH_INTERVAL_S, REFETCH_LIMIT_S, EngineKey
-from lib.settings import STATUS_ONLY_ADDR, Settings
+from lib.runtime.settings import STATUS_ONLY_ADDR, Settings
 from tests.manual_clock import ManualClock
 
 PEM = "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----\n"

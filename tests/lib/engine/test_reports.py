@@ -20,9 +20,9 @@ from lib.engine.reports import (
     IDLE_INTERVAL_S,
     LAST_RETRY_S,
     MAX_ENTRIES_PER_MESSAGE,
+    Capacity,
     Identity,
     Reporter,
-    Standing,
 )
 from lib.errors import ClientGone, TooBusy
 from lib.local.faults import Fault
@@ -73,7 +73,7 @@ async def test_an_event_after_a_quiet_time_is_reported_at_once() -> None:
 async def test_a_change_of_state_is_reported_at_once() -> None:
     async with stand() as here:
         await here.reported(1)
-        here.standing = Standing(12.5, 40.0)
+        here.standing = Capacity(12.5, 40.0)
         here.reporter.state_changed("")
         report = await here.reported(2)
         assert (report.loadtime, report.max_perf) == (12.5, 40.0)
@@ -310,7 +310,7 @@ async def test_a_redirect_acknowledges_nothing(status: int) -> None:
         async with aiohttp.ClientSession() as http, anyio.create_task_group() as tasks:
             identity = Identity(WORKER_ID, "", "http://127.0.0.1:3000")
             addrs = [url, *here.urls]
-            reporter = Reporter(http, addrs, addrs, identity, here.ledger, lambda: Standing(0, 0), here.clock)
+            reporter = Reporter(http, addrs, addrs, identity, here.ledger, lambda: Capacity(0, 0), here.clock)
             here.serve(5.0)
             tasks.start_soon(reporter.report_status)
             await here.engine.wait_for(lambda: here.told()[2] == 5.0)

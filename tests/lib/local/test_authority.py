@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S, MAX_REQUEST_BYTES
 from lib.local.engine import LocalEngine
 from tests.manual_clock import ManualClock
-from tests.rig import engine_key
+from tests.system import engine_key
 
 SIGN = "/api/v0/sign_cert/"
 KEY = ec.generate_private_key(ec.SECP256R1())

@@ -19,7 +19,7 @@ from lib.local.processes import Child, python_module
 from lib.local.serving import serve_engine
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
-from tests.rig import engine_key
+from tests.system import engine_key
 
 
 class Stage:

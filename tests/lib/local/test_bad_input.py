@@ -15,7 +15,7 @@ from lib.local.messages import RouteQuery
 from lib.local.serving import serve_engine
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
-from tests.rig import engine_key
+from tests.system import engine_key
 
 KEY = {"Authorization": "Bearer any"}
 BAD_BODIES = {

@@ -19,7 +19,7 @@ from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
-from tests.rig import engine_key
+from tests.system import engine_key
 
 ENDPOINTS = "/api/v0/endptjobs/"
 GROUPS = "/api/v0/workergroups/"

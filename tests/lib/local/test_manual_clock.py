@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from lib.clock import Clock, sleep, wait_for
+from lib.runtime.clock import Clock, sleep, wait_for
 from tests.manual_clock import ManualClock
 
 

@@ -14,7 +14,7 @@ from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
-from tests.rig import engine_key
+from tests.system import engine_key
 
 STATUS = replace(READY, mtoken="secret-token", loadtime=0.0, max_perf=0.0)
 

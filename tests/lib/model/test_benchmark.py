@@ -10,9 +10,9 @@ from typing import TypedDict
 import pytest
 from typing_extensions import Unpack
 
-from lib.access.queue import SlotQueue
-from lib.clock import sleep
 from lib.model.benchmark import Attempt, BenchmarkFailed, Measurement, measure
+from lib.request.slots import SlotQueue
+from lib.runtime.clock import sleep
 from tests.manual_clock import ManualClock
 
 # Lessons 15, 16 and 19. Durations are sums of powers of two: exact in floats.

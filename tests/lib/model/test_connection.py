@@ -246,7 +246,7 @@ def test_a_handler_without_an_endpoint_says_so() -> None:
 
 async def test_a_server_that_is_not_open_says_so() -> None:
     with pytest.raises(RuntimeError, match="when the worker starts"):
-        await ModelServer("http://m:1").kept.get("/")
+        await ModelServer("http://m:1").pooled.get("/")
 
 
 # By a method, and with a URL's parameters

@@ -7,17 +7,17 @@ import logging
 import anyio
 import pytest
 
-from lib.model.readiness import MAX_ERROR_LENGTH, TIMELINE_LENGTH, Cause, Readiness, Sign, State
+from lib.model.readiness import MAX_ERROR_LENGTH, TIMELINE_LENGTH, Cause, Readiness, ReadySignal, State
 from tests.manual_clock import ManualClock
 
 
-def readiness(*signs: Sign, needs_key: bool = False, clock: ManualClock | None = None) -> Readiness:
+def readiness(*signs: ReadySignal, needs_key: bool = False, clock: ManualClock | None = None) -> Readiness:
     return Readiness(signs, needs_key, clock or ManualClock())
 
 
 def ready_one(clock: ManualClock | None = None) -> Readiness:
-    here = readiness(Sign.LOG, clock=clock)
-    here.seen(Sign.LOG, "loaded")
+    here = readiness(ReadySignal.LOG, clock=clock)
+    here.seen(ReadySignal.LOG, "loaded")
     here.measured_as(5.0, "measured")
     return here
 
@@ -29,11 +29,11 @@ def told(here: Readiness) -> list[tuple[str, bool]]:
 
 
 def test_the_way_to_ready() -> None:
-    here = readiness(Sign.LOG, Sign.HEALTH, needs_key=True)
+    here = readiness(ReadySignal.LOG, ReadySignal.HEALTH, needs_key=True)
     assert here.state is State.LOADING
-    here.seen(Sign.HEALTH, "answered")
+    here.seen(ReadySignal.HEALTH, "answered")
     assert here.state is State.LOADING
-    here.seen(Sign.LOG, "loaded")
+    here.seen(ReadySignal.LOG, "loaded")
     assert here.state is State.BENCHMARKING
     here.measured_as(5.0, "measured")
     assert here.state is State.LOADING  # no key: no request can be verified
@@ -44,16 +44,16 @@ def test_the_way_to_ready() -> None:
 
 def test_loadtime_counts_from_the_start_of_the_process_and_is_set_once() -> None:
     clock = ManualClock()
-    here = Readiness([Sign.LOG], False, clock, process_age_s=2.0)
+    here = Readiness([ReadySignal.LOG], False, clock, process_age_s=2.0)
     clock.advance(3.0)
-    here.seen(Sign.LOG, "loaded")
+    here.seen(ReadySignal.LOG, "loaded")
     assert here.loadtime_s == 0.0
     clock.advance(4.0)
     here.measured_as(5.0, "measured")
     assert here.loadtime_s == 9.0
     clock.advance(1.0)
     here.fail(Cause.LOG, "CUDA error")
-    here.seen(Sign.LOG, "loaded")
+    here.seen(ReadySignal.LOG, "loaded")
     assert here.loadtime_s == 9.0
 
 
@@ -62,7 +62,7 @@ def test_a_new_loaded_line_clears_these_errors(cause: Cause) -> None:
     here = ready_one()
     here.fail(cause, "broken")
     assert (here.state, here.error_msg) == (State.ERRORED, "broken")
-    here.seen(Sign.LOG, "loaded")
+    here.seen(ReadySignal.LOG, "loaded")
     assert (here.state, here.error_msg) == (State.READY, "")
 
 
@@ -70,7 +70,7 @@ def test_a_new_loaded_line_clears_these_errors(cause: Cause) -> None:
 def test_a_new_loaded_line_leaves_the_others(cause: Cause) -> None:
     here = ready_one()
     here.fail(cause, "broken")
-    here.seen(Sign.LOG, "loaded")
+    here.seen(ReadySignal.LOG, "loaded")
     assert here.error_msg == "broken"
 
 
@@ -89,7 +89,7 @@ def test_draining_is_for_good_and_keeps_the_error() -> None:
     here = ready_one()
     here.fail(Cause.LOG, "CUDA error")
     here.drain()
-    here.seen(Sign.LOG, "loaded")
+    here.seen(ReadySignal.LOG, "loaded")
     assert here.state is State.DRAINING
     here.fail(Cause.WORKER, "bug")
     assert (here.state, here.error_msg) == (State.DRAINING, "bug")
@@ -106,13 +106,13 @@ def test_an_error_has_a_message_of_bounded_length() -> None:
 def test_changes_are_told_and_nothing_else_is() -> None:
     here = ready_one()
     changes = told(here)
-    here.seen(Sign.LOG, "loaded, once more")
+    here.seen(ReadySignal.LOG, "loaded, once more")
     here.recover(Cause.LOG, "nothing to take back")
     assert changes == []
     here.fail(Cause.LOG, "first")
     here.fail(Cause.LOG, "first")
     here.fail(Cause.LOG, "second")
-    here.seen(Sign.LOG, "loaded")
+    here.seen(ReadySignal.LOG, "loaded")
     here.drain()
     assert changes == [("first", True), ("second", False), ("", True), ("", True)]
 
@@ -132,13 +132,13 @@ def test_the_timeline_says_when_and_why_and_is_bounded(caplog: pytest.LogCapture
     assert [r.levelno for r in caplog.records] == [logging.INFO, logging.INFO, logging.WARNING]
     for _ in range(TIMELINE_LENGTH):
         here.fail(Cause.LOG, "CUDA error")
-        here.seen(Sign.LOG, "loaded")
+        here.seen(ReadySignal.LOG, "loaded")
     assert len(here.timeline) == TIMELINE_LENGTH
 
 
 async def test_until_is_over_when_it_holds_or_when_time_is_up() -> None:
     clock = ManualClock()
-    here = readiness(Sign.LOG, clock=clock)
+    here = readiness(ReadySignal.LOG, clock=clock)
     held: list[bool] = []
 
     async def wait(limit_s: float) -> None:
@@ -152,6 +152,6 @@ async def test_until_is_over_when_it_holds_or_when_time_is_up() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait, 5.0)
         await clock.wait_for_timers(1)
-        here.seen(Sign.LOG, "loaded")
+        here.seen(ReadySignal.LOG, "loaded")
     assert held == [False, True]
     assert clock.pending == 0

@@ -14,7 +14,7 @@ import pytest
 from lib.data_types import LogAction
 from lib.model.connection import ModelServer
 from lib.model.log_tail import MISSING_WARN_AFTER_S, POLL_INTERVAL_S
-from lib.model.readiness import Cause, Readiness, Sign, State
+from lib.model.readiness import Cause, Readiness, ReadySignal, State
 from lib.model.watch import (
     BELIEF_INTERVAL_S,
     FAILURES_UNTIL_ERROR,
@@ -58,7 +58,7 @@ class SlowToAccept(ModelServer):
 
 
 @asynccontextmanager
-async def scene(*signs: Sign, perf: float | None = 1.0) -> AsyncGenerator[Scene, None]:
+async def scene(*signs: ReadySignal, perf: float | None = 1.0) -> AsyncGenerator[Scene, None]:
     """A model server and what is known of it; measured already, unless `perf` is None."""
     clock = ManualClock()
     async with malicious_model() as model, ModelServer(model.url) as server:
@@ -78,13 +78,13 @@ async def watched(
     """A watch that believes; its lines are given by the test."""
     watch = LogWatch(path, [LogRule(a, t) for a, t in rules], here.server, here.readiness, here.clock)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch.believe)
+        tasks.start_soon(watch.confirm_loaded)
         yield watch
         tasks.cancel_scope.cancel()
 
 
 async def test_a_loaded_line_is_believed_at_once_where_the_server_listens(tmp_path: Path) -> None:
-    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         watch.on_line("12:00 INFO Model Is Ready")  # case counts
         assert here.readiness.state is State.LOADING
         watch.on_line(f"12:00 INFO {LOADED}, listening")
@@ -93,7 +93,7 @@ async def test_a_loaded_line_is_believed_at_once_where_the_server_listens(tmp_pa
 
 
 async def test_a_stale_loaded_line_does_not_make_a_dead_server_ready(tmp_path: Path) -> None:
-    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         await here.model.stop()
         watch.on_line(LOADED)
         for _ in range(3):
@@ -107,7 +107,7 @@ async def test_a_stale_loaded_line_does_not_make_a_dead_server_ready(tmp_path: P
 
 
 async def test_an_error_after_the_line_takes_it_back(tmp_path: Path) -> None:
-    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         await here.model.stop()
         watch.on_line(LOADED)
         await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
@@ -120,7 +120,7 @@ async def test_an_error_after_the_line_takes_it_back(tmp_path: Path) -> None:
 
 
 async def test_an_error_while_the_line_is_looked_into_counts(tmp_path: Path) -> None:
-    async with scene(Sign.LOG) as here:
+    async with scene(ReadySignal.LOG) as here:
         here.server = server = SlowToAccept(here.model.url)
         async with watched(here, tmp_path) as watch:
             watch.on_line(LOADED)
@@ -133,13 +133,13 @@ async def test_an_error_while_the_line_is_looked_into_counts(tmp_path: Path) -> 
 
 
 async def test_a_line_that_is_both_is_an_error(tmp_path: Path) -> None:
-    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         watch.on_line(f"{LOADED}, but {BROKEN}")
         assert here.readiness.state is State.ERRORED
 
 
 async def test_loaded_lines_without_end_are_believed(tmp_path: Path) -> None:
-    async with scene(Sign.LOG) as here, watched(here, tmp_path) as watch:
+    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         with anyio.fail_after(10):
             while here.readiness.state is not State.READY:
                 watch.on_line(f"{LOADED} {watch.lines}")
@@ -153,7 +153,7 @@ async def test_several_rules_count_their_matches(tmp_path: Path, caplog: pytest.
         (LogAction.ModelError, "Traceback"),
         (LogAction.Info, "Downloading"),
     ]
-    async with scene(Sign.LOG) as here, watched(here, tmp_path, rules) as watch:
+    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path, rules) as watch:
         with caplog.at_level(logging.INFO):
             for line in ("Downloading 1", "Downloading 2", "nothing special", "Traceback (most recent"):
                 watch.on_line(line)
@@ -172,7 +172,7 @@ async def test_several_rules_count_their_matches(tmp_path: Path, caplog: pytest.
 
 
 async def test_without_a_model_server_a_loaded_line_is_believed(tmp_path: Path) -> None:
-    async with scene(Sign.LOG) as here:
+    async with scene(ReadySignal.LOG) as here:
         here.server = ModelServer("")
         async with watched(here, tmp_path) as watch:
             watch.on_line(LOADED)
@@ -181,7 +181,7 @@ async def test_without_a_model_server_a_loaded_line_is_believed(tmp_path: Path) 
 
 async def test_the_file_is_followed_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "model.log"
-    async with scene(Sign.LOG) as here, watched(here, path) as watch:
+    async with scene(ReadySignal.LOG) as here, watched(here, path) as watch:
         path.write_bytes(f"\xff old lines\n{LOADED[:5]}".encode("latin-1"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch.follow)
@@ -196,7 +196,11 @@ async def test_the_file_is_followed_from_its_beginning(tmp_path: Path) -> None:
 
 async def test_a_wrong_path_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "no" / "such.log"
-    async with scene(Sign.LOG) as here, watched(here, path) as watch, anyio.create_task_group() as tasks:
+    async with (
+        scene(ReadySignal.LOG) as here,
+        watched(here, path) as watch,
+        anyio.create_task_group() as tasks,
+    ):
         tasks.start_soon(watch.follow)
         for _ in range(2):
             await here.clock.wait_for_timer(POLL_INTERVAL_S)
@@ -234,7 +238,7 @@ async def over(here: Scene) -> None:
 
 
 async def test_a_2xx_is_the_sign_and_checks_are_rarer_from_then_on() -> None:
-    async with scene(Sign.HEALTH) as here:
+    async with scene(ReadySignal.HEALTH) as here:
         here.model.health_status = 503
         async with checked(here):
             await here.model.until(lambda: here.model.health_checks == 1)
@@ -251,7 +255,7 @@ async def test_a_2xx_is_the_sign_and_checks_are_rarer_from_then_on() -> None:
 
 
 async def test_three_failures_in_a_row_are_an_error_and_the_next_success_clears_it() -> None:
-    async with scene(Sign.HEALTH) as here, checked(here):
+    async with scene(ReadySignal.HEALTH) as here, checked(here):
         await here.until(State.READY)
         await over(here)
         here.model.health_status = 500
@@ -273,7 +277,7 @@ async def test_three_failures_in_a_row_are_an_error_and_the_next_success_clears_
 
 
 async def test_a_hung_model_server_is_an_error_with_a_message() -> None:
-    async with scene(Sign.HEALTH) as here, checked(here):
+    async with scene(ReadySignal.HEALTH) as here, checked(here):
         await here.until(State.READY)
         await over(here)
         here.model.health_stalls = True
@@ -291,7 +295,7 @@ async def test_a_hung_model_server_is_an_error_with_a_message() -> None:
 
 
 async def test_a_server_that_is_gone_is_an_error_with_a_message(caplog: pytest.LogCaptureFixture) -> None:
-    async with scene(Sign.HEALTH) as here, checked(here):
+    async with scene(ReadySignal.HEALTH) as here, checked(here):
         await here.until(State.READY)
         await over(here)
         await here.model.stop()
@@ -307,7 +311,7 @@ async def test_a_server_that_is_gone_is_an_error_with_a_message(caplog: pytest.L
 
 @pytest.mark.parametrize("status", [404, 405, 501])
 async def test_a_server_without_a_check_is_left_alone(status: int, caplog: pytest.LogCaptureFixture) -> None:
-    async with scene(Sign.HEALTH) as here:
+    async with scene(ReadySignal.HEALTH) as here:
         here.model.health_status = status
         watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
         await watch.follow()
@@ -319,7 +323,7 @@ async def test_a_server_without_a_check_is_left_alone(status: int, caplog: pytes
 
 
 async def test_failures_before_it_is_measured_are_no_error() -> None:
-    async with scene(Sign.HEALTH, perf=None) as here, checked(here):
+    async with scene(ReadySignal.HEALTH, perf=None) as here, checked(here):
         await here.until(State.BENCHMARKING)
         await over(here)
         here.model.health_status = 500
@@ -330,7 +334,7 @@ async def test_failures_before_it_is_measured_are_no_error() -> None:
 
 @pytest.mark.parametrize("clears_all", [False, True])
 async def test_without_load_rules_a_server_that_comes_back_clears_what_its_log_said(clears_all: bool) -> None:
-    async with scene(Sign.HEALTH) as here, checked(here, clears_all):
+    async with scene(ReadySignal.HEALTH) as here, checked(here, clears_all):
         await here.until(State.READY)
         await over(here)
         here.readiness.fail(Cause.LOG, BROKEN)
@@ -344,7 +348,7 @@ async def test_without_load_rules_a_server_that_comes_back_clears_what_its_log_s
 
 
 async def test_the_check_has_a_connection_of_its_own_each_time() -> None:
-    async with scene(Sign.HEALTH) as here, checked(here):
+    async with scene(ReadySignal.HEALTH) as here, checked(here):
         await here.until(State.READY)
         await over(here)
         await next_check(here)

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from lib.tools.route_client import Target
+from lib.client import Target
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

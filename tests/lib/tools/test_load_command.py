@@ -13,9 +13,9 @@ import anyio
 import pytest
 from aiohttp import web
 
+from lib.client import add_target_arguments
 from lib.tools.load_command import Output, add_load_arguments, plan_of, run_and_print
 from lib.tools.load_test import Plan
-from lib.tools.route_client import add_target_arguments
 from tests.lib.tools.stand_ins import Engine, InTurn, Worker
 from workers.hello_world.data_types import InputData
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lib.client import Target
 from lib.tools.load_plot import KINDS, CannotPlot, check_plot, save_plot
 from lib.tools.load_tally import OK, Sample
 from lib.tools.load_test import LoadTest, Plan
-from lib.tools.route_client import Target
 
 TARGET = Target("http://engine", "small", "key")
 PNG = b"\x89PNG\r\n\x1a\n"

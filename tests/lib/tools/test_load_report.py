@@ -6,10 +6,10 @@ from array import array
 
 import anyio
 
+from lib.client import Target
 from lib.tools.load_report import document, headline, lines
 from lib.tools.load_tally import OK, Sample
 from lib.tools.load_test import LoadTest, Plan
-from lib.tools.route_client import Target
 from tests.lib.tools.stand_ins import Engine, InTurn, Worker
 from tests.manual_clock import ManualClock
 

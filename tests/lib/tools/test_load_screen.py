@@ -9,10 +9,10 @@ import anyio
 import pytest
 from rich.console import Console
 
+from lib.client import Target
 from lib.tools.load_screen import line, progress, table, watch
 from lib.tools.load_tally import OK, Sample
 from lib.tools.load_test import LoadTest, Plan
-from lib.tools.route_client import Target
 from tests.lib.tools.stand_ins import Engine, InTurn, Worker
 from tests.manual_clock import ManualClock
 

@@ -11,10 +11,10 @@ import anyio
 import pytest
 from aiohttp import web
 
-from lib.clock import Clock, SystemClock
+from lib.client import Target
+from lib.runtime.clock import Clock, SystemClock
 from lib.tools.load_tally import OK, Sample
 from lib.tools.load_test import LoadTest, Plan, client_json, payload_maker
-from lib.tools.route_client import Target
 from tests.lib.tools.stand_ins import Answer, Engine, InTurn, Worker, cut, never, silent
 from tests.manual_clock import ManualClock
 from workers.hello_world.data_types import InputData

@@ -14,7 +14,7 @@ from lib.tools.status_page import NoStatus, duration, fetch, headline, show
 LOG = {
     "file": "/var/log/model.log",
     "trouble": None,
-    "unbelieved": False,
+    "awaiting_connection": False,
     "lines": 1204,
     "last_line": "loading shard 3 of 8",
     "rules": [
@@ -66,7 +66,7 @@ def status(**changed: Any) -> dict[str, Any]:
         ),
         ({"log": {**LOG, "lines": 0}}, "loading for 94 s; its log /var/log/model.log is empty"),
         (
-            {"log": {**LOG, "unbelieved": True}},
+            {"log": {**LOG, "awaiting_connection": True}},
             "loading for 94 s; its log says it is loaded, but it accepts no connection",
         ),
         (

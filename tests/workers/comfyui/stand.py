@@ -20,8 +20,8 @@ import anyio
 
 from lib.local.engine import LocalEngine
 from tests.fakes.worker import Setup
-from tests.rig import GUARD_S, ROOT, WorkerProcess, peers, worker_process
-from tests.rig import Rig as Peers
+from tests.system import GUARD_S, ROOT, WorkerProcess, engine_and_model_server, worker_process
+from tests.system import System as Peers
 
 COMFYUI = "tests.workers.comfyui.fake_comfyui"
 APIS = "tests.workers.comfyui.fake_apis"
@@ -129,7 +129,7 @@ class Stand:
 @asynccontextmanager
 async def stand(tmp_path: Path) -> AsyncGenerator[Stand, None]:
     """The engine, and the ports for a worker."""
-    async with peers(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as here:
         yield Stand(here, tmp_path)
 
 
@@ -174,7 +174,7 @@ async def worker(here: Stand, env: dict[str, str], rated: bool = True) -> AsyncG
 
 
 @dataclass
-class Rig(Stand):
+class System(Stand):
     """A `Stand` with a worker that is ready, before `model`."""
 
     model: Model = field(kw_only=True)
@@ -184,10 +184,10 @@ class Rig(Stand):
 @asynccontextmanager
 async def native_rig(
     tmp_path: Path, env: dict[str, str] | None = None, *, rated: bool = True
-) -> AsyncGenerator[Rig, None]:
+) -> AsyncGenerator[System, None]:
     """Everything, with a stock ComfyUI; the worker is ready at the beginning of the block."""
     async with stand(tmp_path) as here, model_server(here) as model:
         own = {"COMFYUI_DIALECT": "native", "MODEL_SERVER_URL": model.url, "MODEL_LOG": str(model.log)}
         async with worker(here, {**own, **(env or {})}, rated) as process:
             await here.ready()
-            yield Rig(**vars(here), model=model, worker=process)
+            yield System(**vars(here), model=model, worker=process)

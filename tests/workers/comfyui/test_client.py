@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lib.tools.route_client import CallFailed, RouteClient, Target
-from tests.rig import ROOT
+from lib.client import CallFailed, RouteClient, Target
+from tests.system import ROOT
 from tests.workers.comfyui.images import png
-from tests.workers.comfyui.stand import Rig, native_rig
+from tests.workers.comfyui.stand import System, native_rig
 from workers.comfyui import client
 
 
-async def run(here: Rig, folder: Path, *arguments: str) -> tuple[int | None, str, str]:
+async def run(here: System, folder: Path, *arguments: str) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "workers.comfyui.client", "--engine", here.engine_url, *arguments),

@@ -12,14 +12,14 @@ import anyio
 import pytest
 
 from lib.backend import Backend
-from lib.model.readiness import Sign
-from lib.settings import Settings
+from lib.model.readiness import ReadySignal
+from lib.runtime.settings import Settings
 from tests.fakes.raw_client import connected
 from tests.manual_clock import ManualClock
-from tests.rig import GUARD_S
+from tests.system import GUARD_S
 from tests.workers.comfyui.graphs import Graph, image, node
 from tests.workers.comfyui.images import png
-from tests.workers.comfyui.stand import APIS, Model, Rig, Stand, model_server, stand, worker
+from tests.workers.comfyui.stand import APIS, Model, Stand, System, model_server, stand, worker
 from workers.comfyui.dialects import Choice
 from workers.comfyui.settings import ComfySettings
 
@@ -27,12 +27,12 @@ from workers.comfyui.settings import ComfySettings
 @asynccontextmanager
 async def api_rig(
     tmp_path: Path, kind: str, env: dict[str, str] | None = None, *, rated: bool = True
-) -> AsyncGenerator[Rig, None]:
+) -> AsyncGenerator[System, None]:
     async with stand(tmp_path) as here, model_server(here, APIS, kind) as model:
         own = {"COMFYUI_DIALECT": kind, "MODEL_SERVER_URL": model.url, "MODEL_LOG": str(model.log)}
         async with worker(here, {**own, "COMFYUI_URL": model.url, **(env or {})}, rated) as process:
             await here.ready()
-            yield Rig(**vars(here), model=model, worker=process)
+            yield System(**vars(here), model=model, worker=process)
 
 
 def content_of(uri: str) -> bytes:
@@ -164,7 +164,7 @@ async def test_its_health_is_watched(tmp_path: Path) -> None:
         backend = Backend(model.url, lifecycle=AsyncExitStack(), clock=clock)
         instance = Settings(container_id=1, public_url=here.url, unsecured=True)
         async with backend.run_with(instance, tmp_path) as parts, choice.finding(backend):
-            parts.readiness.seen(Sign.LIFECYCLE, "entered")
+            parts.readiness.seen(ReadySignal.LIFECYCLE, "entered")
             await model.until("requests", 5)  # the probes, its health, and its health as it is watched
             model.process.kill()
             await model.process.wait()

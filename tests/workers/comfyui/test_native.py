@@ -15,7 +15,7 @@ import aiohttp
 from tests.fakes.raw_client import RawClient, connected
 from tests.workers.comfyui.graphs import Graph, failing, image, invalid, node
 from tests.workers.comfyui.images import png
-from tests.workers.comfyui.stand import Rig, native_rig
+from tests.workers.comfyui.stand import System, native_rig
 
 SYNC = "/generate/sync"
 STREAM = "/generate/stream"
@@ -189,7 +189,7 @@ async def test_the_progress_as_it_happens(tmp_path: Path) -> None:
         await here.told("Success")
 
 
-async def someone_elses(here: Rig, graph: Graph) -> str:
+async def someone_elses(here: System, graph: Graph) -> str:
     """A prompt that another client of ComfyUI has queued, once something runs; its id."""
     message = {"prompt": graph, "client_id": "someone-else"}
     async with here.http.post(here.model.url + "/prompt", json=message) as answer:
@@ -200,7 +200,7 @@ async def someone_elses(here: Rig, graph: Graph) -> str:
 
 @asynccontextmanager
 async def asking(
-    here: Rig, path: str, payload: dict[str, Any], state: str
+    here: System, path: str, payload: dict[str, Any], state: str
 ) -> AsyncGenerator[RawClient, None]:
     """A client that has asked, once its prompt is in ComfyUI's list `state`."""
     async with connected(here.url) as client:
@@ -477,6 +477,6 @@ async def test_the_benchmark_is_measured_and_saved(tmp_path: Path) -> None:
         assert "comfyui /generate/sync native flux" in json.dumps(saved)
 
 
-async def graph_of(here: Rig, prompt_id: str) -> Graph:
+async def graph_of(here: System, prompt_id: str) -> Graph:
     async with here.http.get(f"{here.model.url}/history/{prompt_id}") as answer:
         return (await answer.json())[prompt_id]["prompt"][2]

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tests.workers.comfyui.graphs import image, node
-from tests.workers.comfyui.stand import Rig, native_rig
+from tests.workers.comfyui.stand import System, native_rig
 from workers.comfyui import storage
 
 needs_boto3 = pytest.mark.skipif(not storage.is_installed(), reason="the extra s3 is not installed")
@@ -59,7 +59,9 @@ async def fake_s3() -> AsyncGenerator[FakeS3, None]:
         yield s3
 
 
-async def check_uploaded(here: Rig, s3: FakeS3, output: dict[str, Any], request_id: str, number: int) -> None:
+async def check_uploaded(
+    here: System, s3: FakeS3, output: dict[str, Any], request_id: str, number: int
+) -> None:
     assert "data" not in output
     url = urlsplit(str(output["url"]))
     assert f"{url.scheme}://{url.netloc}" == s3.url

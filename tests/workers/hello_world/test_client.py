@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from lib.tools.route_client import CallFailed, RouteClient, Target
+from lib.client import CallFailed, RouteClient, Target
 from workers.hello_world import client
 from workers.hello_world.model_server import ModelServer, Pace
 

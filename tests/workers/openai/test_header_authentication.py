@@ -15,7 +15,9 @@ from tests.workers.served import served
 async def test_openais_client_uses_every_route(tmp_path: Path) -> None:
     async with (
         served(tmp_path, "openai", env={"MODEL_NAME": MODEL}, scheme="url") as here,
-        openai.AsyncOpenAI(base_url=here.rig.url + "/v1", api_key=here.rig.bearer(), max_retries=0) as client,
+        openai.AsyncOpenAI(
+            base_url=here.system.url + "/v1", api_key=here.system.bearer(), max_retries=0
+        ) as client,
     ):
         whole = await client.completions.create(model=MODEL, prompt="Hello", max_tokens=3)
         assert whole.choices[0].text == " word" * 3
@@ -42,7 +44,9 @@ async def test_a_form_goes_on_as_it_came(tmp_path: Path) -> None:
     sound = bytes(range(256)) * 10_000
     async with (
         served(tmp_path, "openai", scheme="url") as here,
-        openai.AsyncOpenAI(base_url=here.rig.url + "/v1", api_key=here.rig.bearer(), max_retries=0) as client,
+        openai.AsyncOpenAI(
+            base_url=here.system.url + "/v1", api_key=here.system.bearer(), max_retries=0
+        ) as client,
     ):
         heard = await client.audio.transcriptions.create(
             model=MODEL, file=("a b.wav", sound), timestamp_granularities=["word"], response_format="json"
@@ -55,17 +59,17 @@ async def test_a_form_goes_on_as_it_came(tmp_path: Path) -> None:
             "a b.wav",
             hashlib.sha256(sound).hexdigest(),
         )
-        await here.rig.told(served=len(sound) / 16_000 * 10)
-        async with here.rig.http.post(
-            here.rig.url + "/v1/audio/translations",
+        await here.system.told(served=len(sound) / 16_000 * 10)
+        async with here.system.http.post(
+            here.system.url + "/v1/audio/translations",
             data=b"sound",
-            headers={**here.rig.header(), "Content-Type": "audio/wav"},
+            headers={**here.system.header(), "Content-Type": "audio/wav"},
         ) as answer:
             assert answer.status == 422
             assert "must be multipart/form-data or JSON, not audio/wav" in await answer.text()
-        async with here.rig.http.post(
-            here.rig.url + "/v1/completions",
+        async with here.system.http.post(
+            here.system.url + "/v1/completions",
             data=b"sound",
-            headers={**here.rig.header(), "Content-Type": "audio/wav"},
+            headers={**here.system.header(), "Content-Type": "audio/wav"},
         ) as answer:
             assert answer.status == 415

@@ -116,8 +116,8 @@ async def test_streams_come_as_they_are_with_and_without_an_end(tmp_path: Path) 
         async with here.post("/v1/completions", {**request, "prompt": "break"}, 3.0) as answer:
             assert (await answer.read()).startswith(event + b'data: {"error"')
         # The benchmark's one, which is saved, is not in these.
-        await here.rig.told(6.0)
-        assert here.rig.last_report.max_perf == PERF
+        await here.system.told(6.0)
+        assert here.system.last_report.max_perf == PERF
 
 
 async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
@@ -140,22 +140,24 @@ async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
         status, answer = await here.call("/v1/completions", {"prompt": "fail"})
         assert (status, answer["error"]["message"]) == (500, "CUDA out of memory")
         # Whoever is not let in has nothing read of what was sent.
-        forged = {**here.rig.auth(), "signature": "AAAA"}
+        forged = {**here.system.auth(), "signature": "AAAA"}
         unread = {"auth_data": forged, "payload": {"file": "not base64", "max_tokens": 0}}
-        async with here.rig.http.post(here.rig.url + "/v1/audio/transcriptions", json=unread) as refused:
+        async with here.system.http.post(
+            here.system.url + "/v1/audio/transcriptions", json=unread
+        ) as refused:
             assert refused.status == 401
 
 
 async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None:
-    async with served(tmp_path, "openai") as here, connected(here.rig.url) as client:
+    async with served(tmp_path, "openai") as here, connected(here.system.url) as client:
         payload = {"prompt": "hang", "stream": True}
-        await client.post("/v1/completions", {"auth_data": here.rig.auth(256.0), "payload": payload})
+        await client.post("/v1/completions", {"auth_data": here.system.auth(256.0), "payload": payload})
         assert (await client.head()).status == 200
         await client.chunk()
         client.leave()
         await here.client_left()
-        await here.rig.told()
-        assert here.rig.totals.cur_perf == 0.0
+        await here.system.told()
+        assert here.system.totals.cur_perf == 0.0
 
 
 async def test_the_benchmark_counts_what_was_generated_and_is_saved(tmp_path: Path) -> None:

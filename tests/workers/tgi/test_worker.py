@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
-from tests.rig import worker_process
+from tests.system import worker_process
 from tests.workers.served import PERF, Served, served
 from tests.workers.tgi.stand_in import FAILURES, WORD
 
@@ -34,8 +34,8 @@ async def test_whole_and_streamed(tmp_path: Path) -> None:
             events = [line async for line in answer.content if line.strip()]
         assert [event[:5] for event in events] == [b"data:"] * 3
         assert json.loads(events[-1][5:])["generated_text"] == WORD * 3
-        await here.rig.told(6.0)
-        assert (here.rig.totals.cur_perf, here.rig.last_report.max_perf) == (6.0, PERF)
+        await here.system.told(6.0)
+        assert (here.system.totals.cur_perf, here.system.last_report.max_perf) == (6.0, PERF)
 
 
 async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
@@ -52,23 +52,23 @@ async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
         assert (status, answer["error_type"]) == (422, "validation")
         async with here.post("/generate_stream", {"inputs": "break"}) as broken:
             assert FAILURES["fail"][1].encode() in await broken.read()
-        await here.rig.engine.wait_for(lambda: len(here.rig.engine.finished) == 6)
-        statuses = [f.request.status for f in here.rig.engine.finished]
+        await here.system.engine.wait_for(lambda: len(here.system.engine.finished) == 6)
+        statuses = [f.request.status for f in here.system.engine.finished]
         # A failed generation, told before or within a stream, is TGI's failure; overload is not.
         assert statuses == ["Error", "Error", "Success", "Error", "Success", "Error"]
 
 
 async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None:
-    async with tgi(tmp_path) as here, connected(here.rig.url) as client:
+    async with tgi(tmp_path) as here, connected(here.system.url) as client:
         await client.post(
-            "/generate_stream", {"auth_data": here.rig.auth(256.0), "payload": {"inputs": "hang"}}
+            "/generate_stream", {"auth_data": here.system.auth(256.0), "payload": {"inputs": "hang"}}
         )
         assert (await client.head()).status == 200
         await client.chunk()
         client.leave()
         await here.client_left()
-        await here.rig.told()
-        assert here.rig.totals.cur_perf == 0.0
+        await here.system.told()
+        assert here.system.totals.cur_perf == 0.0
 
 
 @pytest.mark.parametrize("line", [JSON_LINE, TEXT_LINE], ids=["json", "text"])
@@ -80,22 +80,22 @@ async def test_it_is_measured_by_what_was_generated_and_that_is_saved(tmp_path: 
         assert asked.count(256) == asked.count(156) == asked.count(56) == len(asked) / 3
         assert len({m["inputs"] for m in messages}) == len(messages)
     saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
-    assert saved["perf"] == here.rig.last_report.max_perf > 0
+    assert saved["perf"] == here.system.last_report.max_perf > 0
 
 
 async def test_a_restart_does_not_measure_again(tmp_path: Path) -> None:
     async with tgi(tmp_path, measured=False) as first:
-        assert first.rig.last_report.max_perf > 0
+        assert first.system.last_report.max_perf > 0
         first.worker.terminate()
         assert await first.worker.exit_status() == 0
         count = len(await first.received())
         variables = {"MODEL_SERVER_URL": first.model_url, "MODEL_LOG": str(tmp_path / "model.log")}
         async with worker_process(
-            first.rig, tmp_path, Setup(), variables, "second.log", "workers.tgi.server"
+            first.system, tmp_path, Setup(), variables, "second.log", "workers.tgi.server"
         ) as second:
-            reports = first.rig.totals.reports
-            await first.rig.engine.wait_for(
-                lambda: first.rig.totals.reports > reports and first.rig.last_report.max_perf > 0
+            reports = first.system.totals.reports
+            await first.system.engine.wait_for(
+                lambda: first.system.totals.reports > reports and first.system.last_report.max_perf > 0
             )
             assert "saved benchmark" in second.output()
         assert len(await first.received()) == count
@@ -105,7 +105,7 @@ async def test_what_its_log_says_of_a_failure_is_reported(tmp_path: Path) -> Non
     async with tgi(tmp_path) as here:
         with (tmp_path / "model.log").open("a") as log:
             log.write("Error: DownloadError\n")
-        assert "Error: DownloadError" in await here.rig.errored()
+        assert "Error: DownloadError" in await here.system.errored()
 
 
 async def test_the_example_client_and_the_load_test(tmp_path: Path) -> None:

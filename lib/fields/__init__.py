@@ -1,0 +1,1 @@
+"""Values into typed fields: JSON and URL parameters into dataclasses, and types in words."""

@@ -1,0 +1,1 @@
+"""The life of a running worker: assembly, start, drain and end."""

@@ -1,0 +1,170 @@
+"""How fast this machine is with this model: the benchmark, run once the model is loaded (authoring.md §3).
+
+Owns when it runs, what one of its requests is, and when a saved result serves instead. The rounds are
+benchmark.py's, the file is benchmark_store.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import anyio
+from aiohttp import web
+from anyio.to_thread import run_sync as in_thread
+
+from lib.data_types import EndpointHandler
+from lib.errors import AnswerCut, WorkerError, async_result_or_error, result_or_error
+from lib.model import benchmark_store
+from lib.model.benchmark import Attempt, BenchmarkFailed, measure
+from lib.model.benchmark_store import BenchmarkInputs, payload_shape
+from lib.model.connection import ModelServer, describe
+from lib.model.readiness import Cause, Readiness
+from lib.runtime.clock import Clock
+
+log = logging.getLogger(__name__)
+
+# A failed benchmark is tried again after so long; a new "loaded" line tries it at once.
+RETRY_S = 60.0
+# As much of the model server's own error message goes into the report.
+MAX_MESSAGE_BYTES = 2000
+
+
+@dataclass
+class BenchmarkKeeper:
+    """Gives `readiness` its throughput with `handler`, by a saved result in `directory` or by measuring."""
+
+    handler: EndpointHandler[Any]
+    server: ModelServer
+    readiness: Readiness
+    count_workload: Callable[[Any], float]
+    max_concurrency: int | None
+    model_name: str
+    directory: Path
+    time_limit_s: float
+    clock: Clock
+
+    async def keep(self) -> None:
+        """Measure once the model is loaded; again whenever that failed, until it succeeds."""
+        while not self.readiness.measured:
+            await self.readiness.until(self._may_measure)
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._measure_until_it_succeeds)
+                await self.readiness.until(lambda: self.readiness.measured or not self._may_measure())
+                group.cancel_scope.cancel()
+
+    def _may_measure(self) -> bool:
+        """Loaded, and no error but a benchmark's own holds: after a crash the model must come back first."""
+        others = [c for c in Cause if c is not Cause.BENCHMARK and self.readiness.has_error(c)]
+        return self.readiness.loaded and not others
+
+    async def _measure_until_it_succeeds(self) -> None:
+        while not self.readiness.measured:
+            try:
+                await self._measure()
+            except BenchmarkFailed as e:
+                self.readiness.fail(Cause.BENCHMARK, str(e))
+                await self.readiness.until(lambda: not self.readiness.has_error(Cause.BENCHMARK), RETRY_S)
+
+    async def _measure(self) -> None:
+        """Raises `BenchmarkFailed`."""
+        inputs = await self._inputs()
+        saved = await in_thread(benchmark_store.load, self.directory, inputs)
+        if saved is not None:
+            self.readiness.measured_as(saved, f"saved benchmark: {saved:g} workload/s")
+            return
+        measured = await measure(
+            self.attempt,
+            runs=self.handler.benchmark_runs,
+            concurrency=inputs.concurrency,
+            max_concurrency=self.max_concurrency,
+            time_limit_s=self.time_limit_s,
+            clock=self.clock,
+            warm_up=self.handler.benchmark_warmup,
+        )
+        await in_thread(benchmark_store.save, self.directory, inputs, measured.perf)
+        self.readiness.measured_as(measured.perf, f"benchmark: {measured.perf:g} workload/s")
+
+    async def _inputs(self) -> BenchmarkInputs:
+        """What the result depends on. Raises `BenchmarkFailed` when the author's payload can't be made."""
+        samples = [self._payload(), self._payload()]
+        messages = [
+            result_or_error(partial(self.handler.generate_payload_json, sample)) for sample in samples
+        ]
+        endpoint = result_or_error(lambda: self.handler.endpoint)  # once a payload was made, as for a request
+        return BenchmarkInputs(
+            handler=self.handler.benchmark_name,
+            endpoint=endpoint if isinstance(endpoint, str) else None,
+            concurrency=self.handler.benchmark_concurrency,
+            runs=self.handler.benchmark_runs,
+            model_url=self.server.url,
+            model_name=self.model_name,
+            gpus=await in_thread(benchmark_store.gpus),
+            payload_shape={
+                "shape": payload_shape(None if isinstance(messages[0], Exception) else messages[0]),
+                # A payload of a fixed size is told by its workload; a random one only by its shape.
+                "workload": _same(self.count_workload(sample) for sample in samples),
+                "model": _same(_model_in(message) for message in messages),
+            },
+        )
+
+    def _payload(self) -> Any:
+        payload = result_or_error(self.handler.make_benchmark_payload)
+        if isinstance(payload, Exception):
+            raise BenchmarkFailed(f"make_benchmark_payload raised {payload!r}") from payload
+        return payload
+
+    async def attempt(self) -> Attempt:
+        """One request as the benchmark sends it. Raises `BenchmarkFailed` when its payload can't be made."""
+        payload = self._payload()
+        workload = self.count_workload(payload)
+        result = await async_result_or_error(self._call(payload))
+        if isinstance(result, Exception):
+            known = isinstance(result, (WorkerError, AnswerCut))
+            return Attempt(False, workload, describe(result) if known else repr(result))
+        status, told, source = result
+        ok = 200 <= status < 300
+        return Attempt(ok, workload, f"{status}: {told}" if ok else f"{source}{status}: {told}")
+
+    async def _call(self, payload: Any) -> tuple[int, str, str]:
+        """Status of one answer, the beginning of its body, and who gave it, if the model server did.
+
+        It is read to its last byte.
+        """
+        caller = self.server.caller({}, method=self.handler.benchmark_method)
+        async with self.handler.call_model(caller, payload) as answer:
+            if isinstance(answer, web.StreamResponse):
+                return answer.status, _text(answer), ""
+            by_server = isinstance(answer, aiohttp.ClientResponse)
+            source = f"{answer.method} {answer.url} answered " if by_server else ""
+            return answer.status, await _read(answer), source
+
+
+def _same(values: Iterable[Any]) -> Any:
+    """What all of `values` are, or None where they differ."""
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def _model_in(message: Any) -> str | None:
+    """The model that a request asks for by name, as OpenAI's do."""
+    name = cast("dict[str, Any]", message).get("model") if isinstance(message, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _text(answer: web.StreamResponse) -> str:
+    body = answer.body if isinstance(answer, web.Response) else None
+    return body[:MAX_MESSAGE_BYTES].decode(errors="replace") if isinstance(body, bytes) else ""
+
+
+async def _read(answer: aiohttp.ClientResponse) -> str:
+    beginning = bytearray()
+    while chunk := await answer.content.readany():
+        if len(beginning) < MAX_MESSAGE_BYTES:
+            beginning += chunk[:MAX_MESSAGE_BYTES]
+    return bytes(beginning[:MAX_MESSAGE_BYTES]).decode(errors="replace")

@@ -1,0 +1,232 @@
+"""A client's sessions: who holds one, until when, and what follows its end (authoring.md §3).
+
+Owns the sessions and their expiry. What a session counts as is the ledger's, what is posted at its end is
+backend.py's: both hear of it through `on_end`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+import secrets
+from collections import Counter, deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, cast
+
+from lib.errors import Invalid, TooBusy, Unauthorized
+from lib.runtime.clock import Clock, Timer
+
+DEFAULT_LIFETIME_S = 60.0
+MAX_LIFETIME_S = 24 * 3600.0
+# Ended sessions whose late requests are told apart from replayed signatures.
+REMEMBERED_ENDED = 1000
+
+
+class SessionEnd(Enum):
+    """How a session ended."""
+
+    ENDED = "ended"
+    EXPIRED = "expired"
+    DRAINED = "drained"
+
+
+@dataclass(frozen=True)
+class SessionTerms:
+    """What a session is created with: seconds of life after each request, and what is posted at its end."""
+
+    lifetime_s: float = DEFAULT_LIFETIME_S
+    on_close_route: str | None = None
+    on_close_payload: dict[str, Any] | None = None
+
+    @classmethod
+    def from_json(cls, payload: dict[str, Any]) -> SessionTerms:
+        """Raises `Invalid` (422) naming each field that is wrong; null means absent."""
+        given = {k: v for k, v in payload.items() if v is not None}
+        lifetime = given.get("lifetime", DEFAULT_LIFETIME_S)
+        route = given.get("on_close_route")
+        close_payload = given.get("on_close_payload")
+        problems: dict[str, str] = {}
+        if isinstance(lifetime, bool) or not isinstance(lifetime, (int, float)):
+            problems["lifetime"] = "must be a number"
+        elif not 0 < lifetime <= MAX_LIFETIME_S:
+            problems["lifetime"] = f"must be more than 0 and at most {MAX_LIFETIME_S:g} seconds"
+        if route is not None and not _is_path(route):
+            problems["on_close_route"] = "must be a path on the model server"
+        if close_payload is not None and not isinstance(close_payload, dict):
+            problems["on_close_payload"] = "must be an object"
+        if problems:
+            raise Invalid({"payload": problems})
+        return cls(float(lifetime), route, cast("dict[str, Any] | None", close_payload))
+
+
+@dataclass(eq=False)
+class Session:
+    """One session; `digest` is that of its `raw_auth`.
+
+    `expiration` and `created_at` in Unix seconds, `expires_s` on the monotonic clock.
+    """
+
+    id: str
+    raw_auth: dict[str, Any]
+    digest: bytes
+    terms: SessionTerms
+    created_at: float
+    expiration: float
+    expires_s: float
+    in_flight: int = 0
+    timer: Timer | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `/session/get` answers."""
+        return {
+            "session_id": self.id,
+            "auth_data": self.raw_auth,
+            "lifetime": self.terms.lifetime_s,
+            "expiration": self.expiration,
+            "created_at": self.created_at,
+            "on_close_route": self.terms.on_close_route,
+            "on_close_payload": self.terms.on_close_payload,
+        }
+
+
+class Sessions:
+    """At most `max_sessions` at once (None or 0: any number). `on_end` is told of each that ends, once."""
+
+    def __init__(self, max_sessions: int | None, clock: Clock) -> None:
+        self.on_end: Callable[[Session, SessionEnd], None] = _nothing
+        self._max = max_sessions or math.inf
+        self._clock = clock
+        self._sessions: dict[str, Session] = {}
+        # By digest: how many live sessions each `auth_data` has opened, and those of ended ones.
+        self._auths: Counter[bytes] = Counter()
+        self._ended: deque[bytes] = deque(maxlen=REMEMBERED_ENDED)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def create(self, raw_auth: dict[str, Any], terms: SessionTerms) -> Session:
+        """A new session for the client that `raw_auth` let in.
+
+        Raises `TooBusy` (429): there are too many; `Invalid` (422): `raw_auth` is nested too deeply.
+        """
+        if len(self._sessions) >= self._max:
+            soonest_s = min(s.expires_s for s in self._sessions.values())
+            left_s = soonest_s - self._clock.monotonic()
+            raise TooBusy(f"{len(self)} sessions are open, as many as may be", left_s)
+        digest = _digest(raw_auth)
+        if digest is None:
+            raise Invalid({"auth_data": "nested too deeply"})
+        now_s, now = self._clock.monotonic(), self._clock.wall()
+        session = Session(
+            id=secrets.token_urlsafe(24),
+            raw_auth=raw_auth,
+            digest=digest,
+            terms=terms,
+            created_at=now,
+            expiration=now + terms.lifetime_s,
+            expires_s=now_s + terms.lifetime_s,
+        )
+        self._sessions[session.id] = session
+        self._auths[digest] += 1
+        self._wake_at_expiry(session)
+        return session
+
+    def find(self, session_id: str, raw_auth: Any) -> Session | None:
+        """The session of this id, or None when it is unknown, has ended or has expired.
+
+        Raises `Unauthorized` (401) when it was created with other `auth_data` than `raw_auth`.
+        """
+        session = self._sessions.get(session_id)
+        if session is not None and not same_json(session.raw_auth, raw_auth):
+            raise Unauthorized("the session was created with other auth_data")
+        return session
+
+    def remembers(self, raw_auth: Any) -> bool:
+        """Whether a session was created with this `auth_data`; of ended ones only the last are remembered."""
+        if not self._auths and not self._ended:
+            return False
+        digest = _digest(raw_auth)
+        return digest in self._auths or digest in self._ended
+
+    @contextmanager
+    def used(self, session: Session) -> Generator[None, None, None]:
+        """A request inside `session`: it puts off the expiration, and is never cut by it."""
+        session.in_flight += 1
+        session.expires_s = self._clock.monotonic() + session.terms.lifetime_s
+        session.expiration = self._clock.wall() + session.terms.lifetime_s
+        try:
+            yield
+        finally:
+            session.in_flight -= 1
+            if session.timer is None and session.id in self._sessions:
+                self._expire(session)
+
+    def end(self, session: Session, how: SessionEnd = SessionEnd.ENDED) -> None:
+        """`session` is over; a second time does nothing."""
+        if self._sessions.pop(session.id, None) is None:
+            return
+        if session.timer is not None:
+            session.timer.cancel()
+        self._auths[session.digest] -= 1
+        if not self._auths[session.digest]:
+            del self._auths[session.digest]
+        self._ended.append(session.digest)
+        self.on_end(session, how)
+
+    def end_all(self, how: SessionEnd) -> None:
+        for session in list(self._sessions.values()):
+            self.end(session, how)
+
+    def _expire(self, session: Session) -> None:
+        """End `session` if its time is up and nothing is in flight; look again when that may be."""
+        session.timer = None
+        if self._clock.monotonic() < session.expires_s:
+            self._wake_at_expiry(session)
+        elif not session.in_flight:
+            self.end(session, SessionEnd.EXPIRED)
+
+    def _wake_at_expiry(self, session: Session) -> None:
+        left_s = session.expires_s - self._clock.monotonic()
+        session.timer = self._clock.call_later(left_s, lambda: self._expire(session))
+
+
+def _nothing(session: Session, how: SessionEnd) -> None:
+    return None
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal (1 and 1.0 are), compared in constant time.
+
+    One that is nested too deeply equals none: no session was created with it.
+    """
+    first, second = _digest(one), _digest(other)
+    return first is not None and second is not None and hmac.compare_digest(first, second)
+
+
+def _digest(value: Any) -> bytes | None:
+    """The same for equal JSON values; None: nested too deeply, which is nothing that a client means."""
+    try:
+        return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).digest()
+    except RecursionError:  # what one parser can read is not what Python can walk
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """`value` with whole floats as integers, at any depth: clients write the same number either way."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in cast("list[Any]", value)]
+    return value
+
+
+def _is_path(route: Any) -> bool:
+    """Whether `route` can lead nowhere but to the model server."""
+    return isinstance(route, str) and route.startswith("/") and not route.startswith(("//", "/\\"))

@@ -1,0 +1,1 @@
+"""The routes that every worker has: management, sessions, metrics."""

@@ -1,0 +1,168 @@
+"""The management routes: liveness, readiness, metrics, status, update (protocol.md §4).
+
+Owns what operators and the engine ask of a running worker. Routes of the author's own win over these.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from aiohttp import web
+from anyio.to_thread import run_sync as in_thread
+
+from lib.backend import Backend
+from lib.metrics import Outcome
+from lib.model.readiness import State
+from lib.model.watch import HealthWatch, LogWatch
+from lib.routes.gpu import Gpus
+
+log = logging.getLogger(__name__)
+
+SLOWEST_SHOWN = 10
+# The model server is on this machine: whether it listens is known at once, or something is wrong.
+REACH_LIMIT_S = 1.0
+
+
+def public_routes(backend: Backend) -> list[web.RouteDef]:
+    """For the public port."""
+    return [
+        web.get("/ping", _ping),
+        web.get("/healthz", _healthz),
+        web.get("/readyz", partial(_readyz, backend)),
+        web.post("/pyworker/update", partial(_update, backend)),
+    ]
+
+
+def loopback_routes(backend: Backend, routes: Iterable[web.AbstractRouteDef]) -> list[web.RouteDef]:
+    """For the loopback port; `routes` are the author's, which `/status` lists."""
+    named = [f"{r.method} {r.path}" for r in routes if isinstance(r, web.RouteDef)]
+    return [
+        *public_routes(backend),
+        web.get("/metrics", partial(_metrics, backend, Gpus())),
+        web.get("/status", partial(_status, backend, named)),
+    ]
+
+
+def without(routes: Iterable[web.RouteDef], taken: Iterable[web.AbstractRouteDef]) -> list[web.RouteDef]:
+    """`routes` less those whose method and path `taken` has."""
+    own = {(r.method, r.path) for r in taken if isinstance(r, web.RouteDef)}
+    return [r for r in routes if not {(method, r.path) for method in (*_methods(r), "*")} & own]
+
+
+def _methods(route: web.RouteDef) -> tuple[str, ...]:
+    """The methods that adding `route` registers."""
+    return ("GET", "HEAD") if route.method == "GET" else (route.method,)
+
+
+async def _ping(request: web.Request) -> web.Response:
+    return web.Response(text="pong")
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    return web.Response(text="alive")
+
+
+async def _readyz(backend: Backend, request: web.Request) -> web.Response:
+    state = backend.parts.readiness.state
+    return web.Response(text=state.value, status=200 if state is State.READY else 503)
+
+
+async def _update(backend: Backend, request: web.Request) -> web.Response:
+    """Ask `start_server.sh` to fetch the code anew; only for the engine."""
+    settings = backend.parts.settings
+    if not settings.master_token or not hmac.compare_digest(_token(request), settings.master_token.encode()):
+        return web.json_response({"error": "the token is not this instance's MASTER_TOKEN"}, status=401)
+    try:
+        await in_thread(Path(settings.force_update_file).touch)
+    except OSError as e:
+        log.warning("update asked for, but %s can't be written: %s", settings.force_update_file, e)
+        return web.json_response({"error": f"{settings.force_update_file}: {e.strerror}"}, status=500)
+    log.info("update asked for: %s written", settings.force_update_file)
+    return web.json_response({"success": True})
+
+
+def _token(request: web.Request) -> bytes:
+    """What `Authorization` holds, after its `Bearer` if there is one; bytes as they came."""
+    header = request.headers.get("Authorization", "").strip()
+    scheme, _, token = header.partition(" ")
+    return (token.strip() if scheme.lower() == "bearer" else header).encode(errors="surrogateescape")
+
+
+async def _metrics(backend: Backend, gpus: Gpus, request: web.Request) -> web.Response:
+    prometheus = await in_thread(_import_prometheus)
+    body = prometheus.exposition(backend, await in_thread(gpus.read))
+    return web.Response(body=body, headers={"Content-Type": prometheus.CONTENT_TYPE_LATEST})
+
+
+def _import_prometheus() -> ModuleType:
+    """The module; its own imports would hold up every request, and none but this route needs it."""
+    from lib.routes import prometheus
+
+    return prometheus
+
+
+async def _status(backend: Backend, routes: Sequence[str], request: web.Request) -> web.Response:
+    server = backend.parts.server
+    reachable = await server.accepts_connections(REACH_LIMIT_S) if server.url else None
+    return web.json_response(
+        {
+            **status_of(backend),
+            "model_server": {"url": server.url, "reachable": reachable},
+            "routes": list(routes),
+        }
+    )
+
+
+def status_of(backend: Backend) -> dict[str, Any]:
+    """What a person asks of a running worker: state and its history, log rules, reports, the queue."""
+    parts, ledger = backend.parts, backend.metrics
+    waiting, working = backend.queue_lengths()
+    return {
+        "now": backend.clock.wall(),
+        "state": parts.readiness.state.value,
+        "error_msg": parts.readiness.error_msg,
+        "waiting_for": list(parts.readiness.missing),
+        "url": parts.settings.public_url,
+        "loadtime_s": parts.readiness.loadtime_s,
+        "max_perf": parts.readiness.max_perf,
+        "timeline": [
+            {"at": c.at, "state": c.state.value, "reason": c.reason} for c in parts.readiness.timeline
+        ],
+        "log": _log_facts(parts.log_watch),
+        "health": _health_facts(parts.health_watch),
+        "requests": {
+            "received": ledger.received,
+            "in_flight": ledger.in_flight,
+            **{o.name.lower(): ledger.outcomes[o] for o in Outcome},
+        },
+        "load": {"current": ledger.cur_load, "served": ledger.served_load, "rejected": ledger.rejected_load},
+        "queue": {"waiting": waiting, "working": working},
+        "slowest": [asdict(t) for t in backend.timings.slowest(SLOWEST_SHOWN)],
+        "reports": [asdict(d) for d in parts.reporter.deliveries],
+    }
+
+
+def _log_facts(watch: LogWatch | None) -> dict[str, Any] | None:
+    if watch is None:
+        return None
+    return {
+        "file": str(watch.path),
+        "trouble": watch.trouble,
+        "awaiting_connection": watch.awaiting_connection,
+        "lines": watch.lines,
+        "last_line": watch.last_line,
+        "rules": [{**asdict(r), "action": r.action.name} for r in watch.rules],
+    }
+
+
+def _health_facts(watch: HealthWatch | None) -> dict[str, Any] | None:
+    if watch is None:
+        return None
+    return {"url": watch.url, "checks": watch.checks, "last_problem": watch.last_problem}

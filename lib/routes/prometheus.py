@@ -1,0 +1,125 @@
+"""The ledger, the state and the GPUs as Prometheus text, by its naming conventions (protocol.md §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from lib.backend import Backend
+from lib.metrics import Outcome
+from lib.model.readiness import State
+from lib.request.timings import BOUNDS_S, Histogram
+from lib.routes.gpu import Gpu
+
+__all__ = ["CONTENT_TYPE_LATEST", "exposition"]
+
+
+def exposition(backend: Backend, gpus: Sequence[Gpu] = ()) -> bytes:
+    """What `GET /metrics` answers."""
+    registry = CollectorRegistry()
+    registry.register(_WorkerCollector(backend, gpus))
+    return generate_latest(registry)
+
+
+class _WorkerCollector(Collector):
+    def __init__(self, backend: Backend, gpus: Sequence[Gpu]) -> None:
+        self._backend = backend
+        self._gpus = gpus
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._requests()
+        yield from self._workload()
+        yield from self._state()
+        yield from self._times()
+        yield from self._reports()
+        yield from _gpu_metrics(self._gpus)
+
+    def _requests(self) -> Iterator[Metric]:
+        ledger = self._backend.metrics
+        waiting, working = self._backend.queue_lengths()
+        requests = CounterMetricFamily(
+            "pyworker_requests", "Authenticated requests that ended", labels=["outcome"]
+        )
+        for outcome in Outcome:
+            requests.add_metric([outcome.name.lower()], ledger.outcomes[outcome])
+        yield requests
+        yield CounterMetricFamily("pyworker_requests_received", "Requests accepted", value=ledger.received)
+        yield GaugeMetricFamily("pyworker_requests_in_flight", "Requests in flight", value=ledger.in_flight)
+        yield GaugeMetricFamily("pyworker_requests_waiting", "Requests that wait for a slot", value=waiting)
+        yield GaugeMetricFamily("pyworker_requests_working", "Requests that have a slot", value=working)
+
+    def _workload(self) -> Iterator[Metric]:
+        ledger = self._backend.metrics
+        yield CounterMetricFamily("pyworker_workload_served", "Workload served", value=ledger.served_load)
+        yield CounterMetricFamily(
+            "pyworker_workload_rejected", "Workload rejected", value=ledger.rejected_load
+        )
+        yield GaugeMetricFamily("pyworker_workload_in_flight", "Workload in flight", value=ledger.cur_load)
+        yield GaugeMetricFamily(
+            "pyworker_workload_per_second_max",
+            "Throughput by the benchmark: the capacity; 0 until it is known",
+            value=self._backend.parts.readiness.max_perf,
+        )
+
+    def _state(self) -> Iterator[Metric]:
+        readiness = self._backend.parts.readiness
+        state = GaugeMetricFamily("pyworker_state", "1 for the state the worker is in", labels=["state"])
+        for name in State:
+            state.add_metric([name.value], float(readiness.state is name))
+        yield state
+        yield GaugeMetricFamily(
+            "pyworker_load_time_seconds", "From start to ready; 0 before", value=readiness.loadtime_s
+        )
+
+    def _times(self) -> Iterator[Metric]:
+        timings = self._backend.timings
+        yield _histogram("pyworker_request_queue_seconds", "Wait for a slot", timings.queue)
+        yield _histogram(
+            "pyworker_request_first_byte_seconds", "To the first byte of the answer", timings.first_byte
+        )
+        yield _histogram("pyworker_request_duration_seconds", "To the end of the answer", timings.total)
+
+    def _reports(self) -> Iterator[Metric]:
+        reports = CounterMetricFamily(
+            "pyworker_reports", "Attempts to deliver a message to the engine", labels=["path", "result"]
+        )
+        for path, (delivered, failed) in self._backend.parts.reporter.attempts.items():
+            reports.add_metric([path, "delivered"], delivered)
+            reports.add_metric([path, "failed"], failed)
+        yield reports
+        yield CounterMetricFamily(
+            "pyworker_finished_requests_dropped",
+            "Finished requests that the engine never heard of",
+            value=self._backend.metrics.dropped_entries,
+        )
+
+
+def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), histogram.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=histogram.sum_s)
+
+
+def _gpu_metrics(gpus: Sequence[Gpu]) -> Iterator[Metric]:
+    if not gpus:
+        return
+    names = ["gpu", "name"]
+    utilization = GaugeMetricFamily(
+        "pyworker_gpu_utilization_ratio", "Part of the last second in which the GPU worked", labels=names
+    )
+    used = GaugeMetricFamily("pyworker_gpu_memory_used_bytes", "Memory in use on the GPU", labels=names)
+    total = GaugeMetricFamily("pyworker_gpu_memory_total_bytes", "Memory of the GPU", labels=names)
+    for gpu in gpus:
+        labels = [str(gpu.index), gpu.name]
+        if gpu.utilization is not None:
+            utilization.add_metric(labels, gpu.utilization)
+        used.add_metric(labels, gpu.memory_used_bytes)
+        total.add_metric(labels, gpu.memory_total_bytes)
+    yield from (utilization, used, total)

@@ -1,0 +1,1 @@
+"""The worker process: its environment, clock, log lines, certificate and names."""

@@ -1,0 +1,103 @@
+"""A worker on trial, for its author's tests: `async with trial("worker.py") as worker: await worker.post(…)`.
+
+Owns a worker's process beside a local engine, with ports of their own, and signed requests to it. How they
+come to be is instance.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from lib.client import LOCAL_NAME, RouteClient, Target
+from lib.local.local_worker_env import WORKER_ID, Instance, local_instance
+from lib.local.processes import Child, ChildFailed, python_module, while_running
+
+# Loading and benchmark of a stand-in are quick; one request is, too. In seconds.
+READY_LIMIT_S = 60.0
+REQUEST_LIMIT_S = 60.0
+BENCHMARK_LIMIT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A running worker. `instance.engine` is the engine that it reports to, `child.log` its log."""
+
+    instance: Instance
+    child: Child
+    http: aiohttp.ClientSession
+
+    async def post(self, route: str, payload: Mapping[str, Any], cost: float = 1.0) -> tuple[int, bytes]:
+        """Status and body of the answer to a signed request."""
+        client = self._client()
+        worker = await client.route(cost, limit_s=REQUEST_LIMIT_S)
+        async with client.call(worker, route, payload) as answer:
+            return answer.status, await answer.read()
+
+    async def lines(
+        self, route: str, payload: Mapping[str, Any], cost: float = 1.0
+    ) -> AsyncGenerator[bytes, None]:
+        """The lines of a streamed answer to a signed request, each when it is there.
+
+        Raises `aiohttp.ClientResponseError` for the status of an error.
+        """
+        client = self._client()
+        worker = await client.route(cost, limit_s=REQUEST_LIMIT_S)
+        async with client.call(worker, route, payload) as answer:
+            answer.raise_for_status()
+            async for line in answer.content:
+                yield line
+
+    def _client(self) -> RouteClient:
+        return RouteClient(self.http, Target(self.instance.engine_url, LOCAL_NAME, LOCAL_NAME))
+
+
+def trial(worker: str | Path, **variables: str) -> AbstractAsyncContextManager[Trial]:
+    """The worker in the file `worker`, ready, with `variables` added to its environment.
+
+    Raises `ChildFailed`, with the end of its log, where it is not ready within a minute.
+    """
+    return _trial(os.path.abspath(worker), variables)
+
+
+@asynccontextmanager
+async def _trial(target: str, variables: Mapping[str, str]) -> AsyncGenerator[Trial, None]:
+    inherited = os.environ  # noqa: TID251 - not read here, but handed on
+    with tempfile.TemporaryDirectory(prefix="pyworker-trial-") as directory:
+        environ = {
+            **inherited,
+            "BENCHMARK_DIR": directory,
+            "BENCHMARK_TIME_LIMIT_S": f"{BENCHMARK_LIMIT_S:g}",
+            **variables,
+        }
+        log = Path(directory) / "worker.log"
+        async with (
+            local_instance(environ, 0, (0, 0)) as instance,
+            python_module(
+                "worker", "lib.tools.cli", "run", target, environ=instance.environ, log=log
+            ) as child,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_LIMIT_S)) as http,
+        ):
+            await _ready(instance, child)
+            yield Trial(instance, child, http)
+
+
+async def _ready(instance: Instance, child: Child) -> None:
+    engine = instance.engine
+    no_signal: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    told = engine.wait_for(lambda: engine.worker(WORKER_ID).state in ("ready", "error"), READY_LIMIT_S)
+    try:
+        await while_running(told, [child], no_signal)
+    except TimeoutError as e:
+        raise ChildFailed(f"the worker was not ready within {READY_LIMIT_S:g} s", child) from e
+    last = engine.worker(WORKER_ID).last
+    if last is not None and last.error_msg:
+        raise ChildFailed(f"the worker reports an error: {last.error_msg}", child)

@@ -1,0 +1,187 @@
+"""What a declared handler does with a payload, a client's or the benchmark's (authoring.md §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lib.data_types import ApiPayload, AuthData, EndpointHandler
+from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
+from lib.fields.json_fields import JsonDataException
+from lib.request.workload import WorkloadCounter
+from lib.worker import BenchmarkConfig, HandlerConfig
+
+
+def add_more(payload: dict[str, Any]) -> dict[str, Any]:
+    return {**payload, "more": 1}
+
+
+def words_in_w(payload: dict[str, Any]) -> dict[str, Any]:
+    return {"words": payload["w"]}
+
+
+def more(payload: dict[str, Any]) -> float:
+    return payload["more"] + 1
+
+
+def twice(payload: dict[str, Any]) -> float:
+    return payload["words"] * 2
+
+
+def gives_nothing(payload: dict[str, Any]) -> Any: ...
+
+
+def gives_a_list(payload: dict[str, Any]) -> Any:
+    return [payload]
+
+
+@dataclass
+class Words(ApiPayload):
+    words: int
+
+    def generate_payload_json(self) -> dict[str, Any]:
+        return {"n": self.words}
+
+    def count_workload(self) -> float:
+        return self.words
+
+
+@dataclass
+class Form(Words):
+    def generate_payload_multipart(self) -> dict[str, Any] | None:
+        return {"n": self.words}
+
+
+class Bare:
+    """Merely has the method that it must have."""
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Bare:
+        return cls()
+
+
+class ReadsTheEnvelope(EndpointHandler[dict[str, Any]]):
+    """Overrides what an older worker does."""
+
+    @property
+    def endpoint(self) -> str:
+        return "/a"
+
+    @classmethod
+    def payload_cls(cls) -> type[dict[str, Any]]:
+        return dict
+
+    @classmethod
+    def get_data_from_request(cls, req_data: dict[str, Any]) -> tuple[AuthData, dict[str, Any]]:
+        return AuthData.from_json_msg(req_data["auth_data"]), {"wrapped": req_data["payload"]}
+
+
+def handler(benchmark: BenchmarkConfig | None = None, **declared: Any) -> DeclaredHandler:
+    made = HandlerConfig("/a", **declared).build(benchmark)
+    assert isinstance(made, DeclaredHandler)
+    return made
+
+
+def read(of: DeclaredHandler, payload: dict[str, Any]) -> DeclaredPayload:
+    return of.read_payload({"auth_data": {}, "payload": payload})
+
+
+def refusal(of: DeclaredHandler, payload: dict[str, Any]) -> dict[str, Any]:
+    with pytest.raises(JsonDataException) as refused:
+        read(of, payload)
+    return refused.value.message
+
+
+def workload(payload: DeclaredPayload) -> float:
+    return WorkloadCounter("handler").count(payload)
+
+
+def test_a_payload_is_passed_on_as_it_came() -> None:
+    payload = read(handler(), {"any": ["thing"]})
+    assert handler().generate_payload_json(payload) == {"any": ["thing"]}
+    assert (payload.generate_payload_multipart(), workload(payload)) == (None, 100.0)
+
+
+def test_what_the_parser_makes_of_it() -> None:
+    of = handler(request_parser=add_more, workload_calculator=more)
+    payload = read(of, {"a": 1})
+    assert (payload.generate_payload_json(), workload(payload)) == ({"a": 1, "more": 1}, 2)
+
+
+def test_what_the_payload_class_makes_of_it() -> None:
+    of = handler(request_parser=words_in_w, payload_class=Words)
+    payload = read(of, {"w": 4})
+    assert (payload.generate_payload_json(), workload(payload)) == ({"n": 4}, 4)
+    assert refusal(of, {"w": "x"}) == {"payload": {"words": "must be an integer"}}
+    counted = read(handler(payload_class=Words, workload_calculator=twice), {"words": 4})
+    assert workload(counted) == 8
+
+
+def test_classes_of_other_kinds() -> None:
+    assert read(handler(payload_class=Form), {"words": 4}).generate_payload_multipart() == {"n": 4}
+    payload = read(handler(payload_class=Bare), {"b": 1})
+    assert (payload.generate_payload_json(), workload(payload)) == ({"b": 1}, 100.0)
+    assert read(handler(payload_class=dict), {"b": 1}).generate_payload_json() == {"b": 1}
+
+
+def raising(error: Exception) -> Any:
+    def parser(payload: dict[str, Any]) -> dict[str, Any]:
+        raise error
+
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (JsonDataException({"a": "no"}), {"a": "no"}),
+        (ValueError("a must be odd"), "a must be odd"),
+        (ValueError(), "invalid"),
+        (KeyError("prompt"), {"prompt": "missing parameter"}),
+        (KeyError("gpt-9"), {"model": "unknown: 'gpt-9'"}),
+        (KeyError(), {"?": "missing parameter"}),
+    ],
+)
+def test_what_a_parser_raises_is_the_clients_fault(error: Exception, said: Any) -> None:
+    assert refusal(handler(request_parser=raising(error)), {"model": "gpt-9"}) == {"payload": said}
+
+
+@pytest.mark.parametrize("parser", [raising(RuntimeError("bug")), gives_nothing, gives_a_list])
+def test_other_failures_of_a_parser_are_not(parser: Any) -> None:
+    with pytest.raises((RuntimeError, TypeError)):
+        read(handler(request_parser=parser), {})
+
+
+def test_a_workload_that_cannot_be_told_is_the_default() -> None:
+    assert workload(read(handler(workload_calculator=twice), {})) == 100.0
+
+
+def test_a_functions_keywords_are_what_the_payload_class_gives() -> None:
+    def function(n: int) -> int:
+        return n
+
+    of = handler(remote_function=function, payload_class=Words)
+    assert read(of, {"words": 1}).generate_payload_json() == {"n": 1}
+    assert refusal(handler(remote_function=function), {"m": 1}) == {
+        "payload": {"n": "missing parameter", "m": "unknown parameter"}
+    }
+
+
+def test_the_benchmark_goes_through_the_parser() -> None:
+    def pops(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"words": payload.pop("w")}  # it changes what it is given
+
+    of = handler(BenchmarkConfig([{"w": 1}]), request_parser=pops, workload_calculator=twice)
+    made = [of.make_benchmark_payload() for _ in range(3)]
+    assert [(p.generate_payload_json(), workload(p)) for p in made] == [({"words": 1}, 2)] * 3
+    of = handler(BenchmarkConfig([{"text": "x"}]), request_parser=pops)
+    with pytest.raises(JsonDataException):
+        of.make_benchmark_payload()
+
+
+def test_a_class_of_the_authors_own_reads_the_benchmark_as_a_client() -> None:
+    config = HandlerConfig("/a", handler_class=ReadsTheEnvelope)
+    made = config.build(BenchmarkConfig([{"n": 1}]))
+    assert made.make_benchmark_payload() == {"wrapped": {"n": 1}}

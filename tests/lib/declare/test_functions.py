@@ -1,0 +1,327 @@
+"""Python functions as models: what they answer, and where they run."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+from aiohttp import web
+
+from lib.declare.functions import FunctionAnswer, FunctionFailed, RemoteFunction, is_async, takes, unusable
+from lib.fields.json_fields import JsonDataException
+
+GUARD_S = 10.0
+
+
+def plain(word: str, times: int = 1) -> list[str]:
+    return [word] * times
+
+
+async def asynchronous(word: str, times: int = 1) -> list[str]:
+    return [word] * times
+
+
+def items(word: str, times: int = 1) -> Iterator[str]:
+    for _ in range(times):
+        yield word
+
+
+async def async_items(word: str, times: int = 1) -> AsyncIterator[str]:
+    for _ in range(times):
+        yield word
+
+
+class Model:
+    def __call__(self, word: str, times: int = 1) -> list[str]:
+        return [word] * times
+
+    async def later(self, word: str, times: int = 1) -> list[str]:
+        return [word] * times
+
+
+def gives_a_coroutine(word: str, times: int = 1) -> Any:
+    return asynchronous(word, times)
+
+
+def gives_a_generator(word: str, times: int = 1) -> Iterator[str]:
+    return items(word, times)
+
+
+async def answer_of(function: Callable[..., Any], **payload: Any) -> tuple[str, bytes]:
+    """Content type and body of the answer."""
+    async with RemoteFunction(function).call(payload) as answer:
+        assert isinstance(answer, FunctionAnswer)
+        assert answer.headers["Content-Type"] == answer.content_type
+        return answer.content_type, await answer.read()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [plain, asynchronous, Model(), Model().later, functools.partial(plain), gives_a_coroutine],
+)
+async def test_a_value_is_the_result(function: Callable[..., Any]) -> None:
+    kind, body = await answer_of(function, word="a", times=2)
+    assert (kind, json.loads(body)) == ("application/json", {"result": ["a", "a"]})
+
+
+@pytest.mark.parametrize("function", [items, async_items, gives_a_generator])
+async def test_items_are_lines_of_json(function: Callable[..., Any]) -> None:
+    assert await answer_of(function, word="ä", times=2) == ("application/x-ndjson", b'"\\u00e4"\n"\\u00e4"\n')
+    assert await answer_of(function, word="", times=0) == ("application/x-ndjson", b"")
+
+
+async def test_an_answer_reads_like_a_model_servers() -> None:
+    function = RemoteFunction(plain)
+    async with function.call({"word": "a"}) as answer:
+        assert isinstance(answer, FunctionAnswer)
+        assert (answer.status, answer.content_length) == (200, len('{"result": ["a"]}'))
+        assert await answer.json() == {"result": ["a"]}
+    async with function.call({"word": "a"}) as answer:
+        assert isinstance(answer, FunctionAnswer)
+        assert await answer.text() == '{"result": ["a"]}'
+    async with RemoteFunction(items).call({"word": "a", "times": 2}) as answer:
+        assert isinstance(answer, FunctionAnswer)
+        assert [line async for line in answer.content] == [b'"a"\n', b'"a"\n']
+        assert await answer.content.readany() == b""
+
+
+async def test_a_response_of_the_functions_own_is_the_answer() -> None:
+    async def image() -> web.Response:
+        return web.Response(body=b"\x89PNG", content_type="image/png")
+
+    async with RemoteFunction(image).call({}) as answer:
+        assert isinstance(answer, web.Response)
+        assert answer.body == b"\x89PNG"
+
+
+# Where it runs
+
+
+async def test_plain_code_never_runs_on_the_event_loop() -> None:
+    where: set[int] = set()
+
+    def note() -> None:
+        where.add(threading.get_ident())
+
+    def note_items() -> Iterator[int]:
+        try:
+            note()
+            yield 1
+            note()
+        finally:
+            note()
+
+    await answer_of(note)
+    await answer_of(note_items)
+    async with RemoteFunction(note_items).call({}):
+        pass  # left after the first item
+    assert where
+    assert threading.get_ident() not in where
+
+
+async def test_async_code_runs_on_the_event_loop() -> None:
+    async def where() -> int:
+        return threading.get_ident()
+
+    _, body = await answer_of(where)
+    assert json.loads(body) == {"result": threading.get_ident()}
+
+
+# What goes wrong
+
+
+def boom() -> None:
+    raise LookupError("boom")
+
+
+async def async_boom() -> None:
+    raise LookupError("boom")
+
+
+def items_boom() -> Iterator[int]:
+    raise LookupError("boom")
+    yield 1
+
+
+async def async_items_boom() -> AsyncIterator[int]:
+    raise LookupError("boom")
+    yield 1
+
+
+@pytest.mark.parametrize("function", [boom, async_boom, items_boom, async_items_boom])
+async def test_what_a_function_raises_is_raised_before_an_answer(function: Callable[..., Any]) -> None:
+    with pytest.raises(LookupError, match="boom"):
+        await answer_of(function)
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError(), aiohttp.ClientError("no host")])
+async def test_it_is_no_failure_of_a_model_server(error: Exception) -> None:
+    def fails() -> None:
+        raise error
+
+    async def fails_later() -> AsyncIterator[int]:
+        yield 1
+        raise error
+
+    with pytest.raises(FunctionFailed):
+        await answer_of(fails)
+    with pytest.raises(FunctionFailed):
+        await answer_of(fails_later)
+
+
+async def test_a_function_that_ends_its_thread_is_an_error() -> None:
+    def exits() -> None:
+        sys.exit(1)
+
+    def ends() -> None:
+        next(iter(()))
+
+    for function, error in ((exits, FunctionFailed), (ends, RuntimeError)):
+        with anyio.fail_after(GUARD_S), pytest.raises(error):
+            await answer_of(function)
+
+
+@pytest.mark.parametrize("result", [object(), {1, 2}, float("nan"), b"bytes", {("a",): 1}])
+async def test_a_result_that_is_not_json(result: Any) -> None:
+    async def items_of_it() -> AsyncIterator[Any]:
+        yield result
+
+    with pytest.raises((TypeError, ValueError)):
+        await answer_of(lambda: result)
+    with pytest.raises((TypeError, ValueError)):
+        await answer_of(items_of_it)
+
+
+# The client leaves
+
+
+async def test_an_async_function_is_cancelled() -> None:
+    began, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def waits() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    call = asyncio.create_task(answer_of(waits))
+    await began.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert cancelled.is_set()
+
+
+async def test_a_plain_function_is_finished_first() -> None:
+    loop, began, go, ended = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), threading.Event()
+
+    def works() -> str:
+        loop.call_soon_threadsafe(began.set)
+        assert go.wait(GUARD_S)
+        ended.set()
+        return "thrown away"
+
+    call = asyncio.create_task(answer_of(works))
+    await began.wait()
+    call.cancel()
+    await asyncio.wait({call}, timeout=0)
+    assert not call.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert ended.is_set()
+
+
+async def test_a_plain_function_does_not_keep_a_stopping_worker() -> None:
+    loop, began, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def works() -> Iterator[int]:
+        loop.call_soon_threadsafe(began.set)
+        assert go.wait(GUARD_S)
+        yield 1
+
+    with anyio.fail_after(GUARD_S):
+        async with anyio.create_task_group() as group:
+            group.start_soon(answer_of, works)
+            await began.wait()
+            group.cancel_scope.cancel()
+    go.set()
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_items_not_asked_for_are_not_made(kind: str) -> None:
+    made: list[int] = []
+    closed = threading.Event()
+
+    def count() -> Iterator[int]:
+        try:
+            for number in range(10):
+                made.append(number)
+                yield number
+        finally:
+            closed.set()
+
+    async def count_later() -> AsyncIterator[int]:
+        for number in count():
+            yield number
+
+    async with RemoteFunction(count if kind == "plain" else count_later).call({}) as answer:
+        assert isinstance(answer, FunctionAnswer)
+        assert await answer.content.readany() == b"0\n"
+    assert made == [0]
+    if kind == "plain":
+        assert closed.is_set()
+
+
+# Keywords
+
+
+def test_each_wrong_keyword_is_named() -> None:
+    function = RemoteFunction(plain)
+    function.check({"word": "a"})
+    with pytest.raises(JsonDataException) as refused:
+        function.check({"wort": "a", "times": 2})
+    assert refused.value.message == {"word": "missing parameter", "wort": "unknown parameter"}
+
+
+def test_any_keyword_where_any_is_taken() -> None:
+    def takes_any(first: int, /, second: int = 2, *more: int, third: int, **others: int) -> None: ...
+
+    function = RemoteFunction(functools.partial(takes_any, 1))
+    function.check({"third": 3, "fourth": 4, "first": 5})
+    with pytest.raises(JsonDataException) as refused:
+        function.check({})
+    assert refused.value.message == {"third": "missing parameter"}
+
+
+def test_what_cannot_be_called_with_keywords() -> None:
+    def by_position(a: int, b: int, /, c: int) -> None: ...
+
+    assert unusable(by_position) == "takes a, b by position only: a payload gives keywords"
+    assert unusable(plain) is None
+    assert unusable(type) == "has no signature that tells its parameters"
+
+
+def test_the_name_is_the_functions() -> None:
+    assert RemoteFunction(functools.partial(functools.partial(plain))).name.endswith("test_functions.plain")
+    assert RemoteFunction(Model()).name.endswith("test_functions.Model")
+
+
+def test_what_can_be_told_of_a_function() -> None:
+    assert [is_async(f) for f in (plain, asynchronous, items, async_items, Model, Model())] == [
+        *(False, True, False, True, False, False)
+    ]
+    assert takes(plain, 1)
+    assert not takes(plain, 0)
+    assert not takes(plain, 3)
+    assert takes(dict.fromkeys, 1)
+    assert takes(type, 1)

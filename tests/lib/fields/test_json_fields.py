@@ -1,0 +1,261 @@
+"""JSON into dataclasses, with every wrong field named (lesson 36)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Optional
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.fields.json_fields import JsonDataException, Parameters, read_dataclass, read_fields
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@dataclass
+class Voice:
+    name: str
+    pitch: float = 1.0
+
+
+@dataclass
+class Upper:
+    text: str
+
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> Upper:
+        return cls(json_msg["text"].upper())
+
+
+@dataclass
+class Everything:
+    text: str
+    count: int
+    share: float
+    flag: bool
+    items: list[int]
+    options: dict[str, Any]
+    mode: Literal["fast", "slow", 1]
+    voice: Voice
+    upper: Upper
+    maybe: int | None
+    old_style: Optional[str]  # noqa: UP045 - authors write it
+    either: int | str
+    anything: Any
+    untyped_list: list  # type: ignore[type-arg]
+    defaulted: int = 7
+    made: list[str] = field(default_factory=list[str])
+    computed: int = field(default=3, init=False)
+
+
+GOOD: dict[str, Any] = {
+    "text": "hi",
+    "count": 3,
+    "share": 1,
+    "flag": True,
+    "items": [1, 2],
+    "options": {"a": None},
+    "mode": "slow",
+    "voice": {"name": "alto", "unknown": 1},
+    "upper": {"text": "loud"},
+    "maybe": None,
+    "old_style": "x",
+    "either": "y",
+    "anything": [object],
+    "untyped_list": [1, "two"],
+}
+
+
+def problems(**changes: Any) -> dict[str, Any]:
+    with pytest.raises(JsonDataException) as raised:
+        read_dataclass(Everything, {**GOOD, **changes})
+    return raised.value.message
+
+
+def test_a_good_message() -> None:
+    read = read_dataclass(Everything, {**GOOD, "computed": 9, "unknown": 1})
+    assert (read.voice, read.upper) == (Voice("alto"), Upper("LOUD"))
+    assert (read.defaulted, read.made, read.computed) == (7, [], 3)
+    assert "unknown" not in read_fields(Everything, {**GOOD, "unknown": 1})
+
+
+def test_every_missing_field_is_named() -> None:
+    with pytest.raises(JsonDataException) as raised:
+        read_dataclass(Everything, {"voice": {}})
+    assert raised.value.message == {
+        **dict.fromkeys(GOOD, "missing parameter"),
+        "voice": {"name": "missing parameter"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("text", 1, "must be a string"),
+        ("count", 1.5, "must be an integer"),
+        ("count", True, "must be an integer"),
+        ("share", "1", "must be a number"),
+        ("share", False, "must be a number"),
+        ("flag", 1, "must be true or false"),
+        ("items", [1, "2"], "must be a list, each item an integer"),
+        ("items", {}, "must be a list, each item an integer"),
+        ("options", [], "must be an object"),
+        ("mode", "medium", "must be one of 'fast', 'slow', 1"),
+        ("mode", True, "must be one of 'fast', 'slow', 1"),
+        ("voice", "alto", "must be an object"),
+        ("voice", {"name": 1}, {"name": "must be a string"}),
+        ("maybe", "x", "must be an integer or null"),
+        ("old_style", 1, "must be a string or null"),
+        ("either", None, "must be an integer or a string"),
+        ("untyped_list", {}, "must be a list"),
+    ],
+)
+def test_a_wrong_type_says_which_is_wanted(name: str, value: Any, said: Any) -> None:
+    assert problems(**{name: value}) == {name: said}
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    assert set(problems(text=1, count="x", voice=2)) == {"text", "count", "voice"}
+
+
+@given(st.dictionaries(st.sampled_from([*GOOD, "defaulted", "made", "unknown"]), JSON))
+def test_no_message_raises_anything_else(message: dict[str, Any]) -> None:
+    message.pop("upper", None)  # that one's reader is the author's
+    with pytest.raises(JsonDataException) as raised:
+        read_dataclass(Everything, message)
+    assert set(raised.value.message) <= {*GOOD, "defaulted", "made"}
+
+
+# Parameters of a URL: texts that stand for what a field wants
+
+
+@dataclass
+class InUrl:
+    text: str = ""
+    count: int = 0
+    share: float = 0.0
+    flag: bool = False
+    items: list[int] = field(default_factory=list[int])
+    names: list[str] = field(default_factory=list[str])
+    flags: list[bool] | None = None
+    untyped_list: list = field(default_factory=list)  # type: ignore[type-arg]
+    maybe: Optional[int] = None  # noqa: UP045 - authors write it
+    either: int | float | str = ""
+    number: int | float = 0
+    mode: Literal["fast", "slow"] = "fast"
+    size: Literal[256, 512, "auto"] | float = 256
+    sizes: list[Literal[1, 2]] = field(default_factory=list[Literal[1, 2]])
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    voice: Voice | None = None
+    anything: Any = None
+
+
+def from_url(**texts: str | list[str]) -> InUrl:
+    return read_dataclass(InUrl, Parameters(texts))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("text", "5", "5"),
+        ("text", "", ""),
+        ("count", "5", 5),
+        ("count", "-5", -5),
+        ("share", "5", 5.0),
+        ("share", "1e-3", 0.001),
+        ("flag", "true", True),
+        ("flag", "false", False),
+        ("flag", "1", True),
+        ("flag", "0", False),
+        ("items", "5", [5]),
+        ("items", ["5", "6"], [5, 6]),
+        ("names", "5", ["5"]),
+        ("flags", ["1", "false"], [True, False]),
+        ("untyped_list", "a", ["a"]),
+        ("untyped_list", ["a", "5"], ["a", "5"]),
+        ("maybe", "5", 5),
+        ("either", "5", "5"),
+        ("number", "5", 5),
+        ("number", "5.5", 5.5),
+        ("mode", "slow", "slow"),
+        ("size", "512", 512),
+        ("size", "auto", "auto"),
+        ("size", "5.5", 5.5),
+        ("sizes", ["1", "2"], [1, 2]),
+        ("anything", "5", "5"),
+        ("anything", ["5", "a"], ["5", "a"]),
+    ],
+)
+def test_a_text_of_a_url_is_what_its_field_wants(name: str, text: str | list[str], value: Any) -> None:
+    read = getattr(from_url(**{name: text}), name)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("text", ["a", "b"], "must be a string"),
+        ("count", "", "must be an integer"),
+        ("count", "5.0", "must be an integer"),
+        ("count", "9" * 5000, "must be an integer"),
+        ("count", ["1", "2"], "must be an integer"),
+        ("share", "much", "must be a number"),
+        ("flag", "yes", "must be true or false"),
+        ("flag", "", "must be true or false"),
+        ("items", "a", "must be a list, each item an integer"),
+        ("items", ["1", "a"], "must be a list, each item an integer"),
+        ("flags", ["1", "2"], "must be a list, each item true or false or null"),
+        ("maybe", "null", "must be an integer or null"),
+        ("mode", "medium", "must be one of 'fast', 'slow'"),
+        ("size", "large", "must be one of 256, 512, 'auto' or a number"),
+        ("sizes", ["1", "3"], "must be a list, each item one of 1, 2"),
+        ("options", "{}", "must be an object"),
+        ("voice", "alto", "must be an object or null"),
+    ],
+)
+def test_a_text_that_can_not_be_that_is_refused(name: str, text: str | list[str], said: str) -> None:
+    with pytest.raises(JsonDataException) as raised:
+        from_url(**{name: text})
+    assert raised.value.message == {name: said}
+
+
+def test_texts_in_json_stand_for_nothing() -> None:
+    with pytest.raises(JsonDataException) as raised:
+        read_dataclass(InUrl, {"count": "5", "flag": "true", "items": "5", "maybe": "5"})
+    assert set(raised.value.message) == {"count", "flag", "items", "maybe"}
+
+
+def test_every_wrong_or_missing_parameter_is_named() -> None:
+    with pytest.raises(JsonDataException) as raised:
+        read_dataclass(Voice, Parameters({"pitch": "high"}))
+    assert raised.value.message == {"name": "missing parameter", "pitch": "must be a number"}
+
+
+NAMES = st.sampled_from([f.name for f in fields(InUrl)])
+
+
+@given(st.dictionaries(NAMES, st.text() | st.lists(st.text(), min_size=2, max_size=3)))
+def test_any_parameters_are_read_or_refused(texts: dict[str, str | list[str]]) -> None:
+    wrong: dict[str, Any] = {}
+    try:
+        from_url(**texts)
+    except JsonDataException as e:
+        wrong = e.message
+    assert set(wrong) <= set(texts)
+    read = from_url(**{name: text for name, text in texts.items() if name not in wrong})
+    assert all(isinstance(value, str) for value in (read.text, read.either))
+    assert all(type(item) is int for item in [read.count, *read.items])
+
+
+@given(st.integers(), st.floats(allow_nan=False), st.booleans(), st.lists(st.integers(), min_size=1))
+def test_numbers_come_through_a_url_unchanged(count: int, share: float, flag: bool, items: list[int]) -> None:
+    read = from_url(
+        count=str(count), share=repr(share), flag=str(flag).lower(), items=[str(item) for item in items]
+    )
+    assert (read.count, read.share, read.flag, read.items) == (count, share, flag, items)

@@ -1,0 +1,275 @@
+"""When the throughput is measured, what a request of it is, and what a failure says (lessons 15 to 21)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import web
+
+from lib.model.benchmark_keeper import RETRY_S, BenchmarkKeeper
+from lib.model.benchmark_store import FILE_NAME, OLD_FILE_NAME
+from lib.model.connection import ModelServer
+from lib.model.readiness import Cause, Readiness, ReadySignal, State
+from lib.request.workload import WorkloadCounter
+from tests.fakes.model_server import MaliciousModel, malicious_model
+from tests.fakes.worker import Job, JobHandler
+from tests.manual_clock import ManualClock
+
+# Two payloads are looked at for their shape, and one is the warm-up's.
+FIRST_OF_A_ROUND = 4
+
+
+@dataclass
+class Bench(JobHandler):
+    """`jobs`: what the author's payloads are, in turn; an exception is raised.
+
+    `names`: the model that is asked for. `at_payload`: what happens when so many have been made.
+    """
+
+    names: str = "named"
+    jobs: list[Any] = field(default_factory=list[Any])
+    at_payload: dict[int, Callable[[], None]] = field(default_factory=dict[int, "Callable[[], None]"])
+    made: int = 0
+
+    def make_benchmark_payload(self) -> Job:
+        self.made += 1
+        self.at_payload.get(self.made, _nothing)()
+        job = self.jobs[(self.made - 1) % len(self.jobs)] if self.jobs else Job(10.0)
+        if isinstance(job, Exception):
+            raise job
+        return job
+
+    def generate_payload_json(self, payload: Job) -> dict[str, Any]:
+        return {"model": self.names, **payload.generate_payload_json()}
+
+
+def _nothing() -> None:
+    return None
+
+
+class Answering(Bench):
+    """Computes its answer here, without a model server."""
+
+    @asynccontextmanager
+    async def call_model(self, model: Any, payload: Any) -> AsyncGenerator[Any, None]:
+        yield web.json_response({"error": "no such voice"}, status=500)
+
+
+@dataclass
+class Scene:
+    model: MaliciousModel
+    readiness: Readiness
+    clock: ManualClock
+    rating: BenchmarkKeeper
+
+    async def until(self, state: State) -> None:
+        with anyio.fail_after(10):
+            await self.readiness.until(lambda: self.readiness.state is state)
+
+
+@asynccontextmanager
+async def rated(
+    tmp_path: Path,
+    handler: Bench,
+    *,
+    loaded: bool = True,
+    model_name: str = "tiny",
+    model: MaliciousModel | None = None,
+) -> AsyncGenerator[Scene, None]:
+    """A rating that runs, on a clock that stands still: between two advances no time passes."""
+    clock = ManualClock()
+    async with AsyncExitStack() as stack:
+        model = model or await stack.enter_async_context(malicious_model())
+        server = await stack.enter_async_context(ModelServer(model.url))
+        readiness = Readiness([ReadySignal.LOG], False, clock)
+        rating = BenchmarkKeeper(
+            handler,
+            server,
+            readiness,
+            WorkloadCounter("Bench").count,
+            None,
+            model_name,
+            tmp_path,
+            300.0,
+            clock,
+        )
+        async with anyio.create_task_group() as tasks:
+            if loaded:
+                readiness.seen(ReadySignal.LOG, "loaded")
+            tasks.start_soon(rating.keep)
+            yield Scene(model, readiness, clock, rating)
+            tasks.cancel_scope.cancel()
+
+
+def bench(path: str, runs: int = 1, concurrency: int | None = 2, **options: Any) -> Bench:
+    return Bench(runs, path=path, benchmark_concurrency=concurrency, **options)
+
+
+async def test_nothing_is_measured_before_the_model_is_loaded(tmp_path: Path) -> None:
+    async with rated(tmp_path, bench("/echo"), loaded=False) as here:
+        await anyio.wait_all_tasks_blocked()
+        assert here.model.requests == []
+        here.readiness.seen(ReadySignal.LOG, "loaded")
+        await here.until(State.READY)
+    assert len(here.model.requests) == 3  # the warm-up, and one round of two
+
+
+@pytest.mark.parametrize("path", ["/held", "/stream"])
+async def test_a_request_is_timed_to_the_last_byte_of_its_answer(tmp_path: Path, path: str) -> None:
+    handler = bench(path)
+    async with rated(tmp_path, handler) as here:
+        here.model.release()
+        handler.at_payload[FIRST_OF_A_ROUND] = here.model.hold
+        await here.model.until(lambda: len(here.model.requests) == 3)
+        await anyio.wait_all_tasks_blocked()  # a stream's headers are here
+        here.clock.advance(5.0)
+        assert here.readiness.state is State.BENCHMARKING
+        here.model.release()
+        await here.until(State.READY)
+    assert here.readiness.max_perf == 2 * 10.0 / 5.0
+
+
+@pytest.mark.parametrize("path", ["/accepted", "/empty", "/gzip_stream"])
+async def test_every_2xx_counts(tmp_path: Path, path: str) -> None:
+    async with rated(tmp_path, bench(path)) as here:
+        await here.until(State.READY)
+        assert here.readiness.max_perf > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/error500", "/error500 answered 500: <h1>CUDA out of memory</h1>"),
+        ("/error422", '422: {"detail": "no such parameter"}'),
+        ("/redirect", "307"),
+        ("/close", "could not be reached"),
+        ("/cut_whole", "Payload"),
+        ("/cut_stream", "Payload"),
+    ],
+)
+async def test_no_success_is_an_error_with_the_models_own_message(
+    tmp_path: Path, path: str, said: str
+) -> None:
+    async with rated(tmp_path, bench(path, runs=100)) as here:
+        await here.until(State.ERRORED)
+        assert here.readiness.error_msg.startswith("no request of the benchmark succeeded: ")
+        assert said in here.readiness.error_msg
+        assert here.readiness.max_perf == 0.0
+    assert len(here.model.requests) <= 3
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+async def test_an_answer_that_the_author_computes_has_a_message_too(tmp_path: Path) -> None:
+    async with rated(tmp_path, Answering(1, benchmark_concurrency=1)) as here:
+        await here.until(State.ERRORED)
+        assert "no such voice" in here.readiness.error_msg
+
+
+async def test_a_payload_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    async with rated(tmp_path, bench("/echo", jobs=[OSError("no such file: voice.wav")])) as here:
+        await here.until(State.ERRORED)
+        assert "no such file: voice.wav" in here.readiness.error_msg
+
+
+async def test_a_failure_is_tried_again(tmp_path: Path) -> None:
+    async with rated(tmp_path, bench("/echo")) as here:
+        here.model.fail_status = 500
+        await here.until(State.ERRORED)
+        here.model.fail_status = None
+        await here.clock.wait_for_timer(RETRY_S)
+        here.clock.advance(RETRY_S)
+        await here.until(State.READY)
+
+
+async def test_a_new_loaded_line_tries_a_failure_again_at_once(tmp_path: Path) -> None:
+    async with rated(tmp_path, bench("/echo")) as here:
+        here.model.fail_status = 500
+        await here.until(State.ERRORED)
+        here.model.fail_status = None
+        here.readiness.seen(ReadySignal.LOG, "loaded")
+        await here.until(State.READY)
+
+
+async def test_an_error_ends_the_benchmark_which_runs_again_after_the_next_loaded_line(
+    tmp_path: Path,
+) -> None:
+    async with rated(tmp_path, bench("/held")) as here:
+        await here.model.until(lambda: here.model.working == 1)
+        here.readiness.fail(Cause.LOG, "CUDA error")
+        await here.model.until(lambda: here.model.cancelled == 1)
+        assert here.readiness.error_msg == "CUDA error"
+        here.model.release()
+        here.readiness.seen(ReadySignal.LOG, "loaded")
+        await here.until(State.READY)
+    assert len(here.model.requests) == 4
+
+
+async def test_no_rounds_means_one(tmp_path: Path) -> None:
+    async with rated(tmp_path, bench("/echo", runs=0)) as here:
+        await here.until(State.READY)
+    assert len(here.model.requests) == 3
+
+
+async def test_without_a_fixed_concurrency_it_is_found(tmp_path: Path) -> None:
+    async with rated(tmp_path, bench("/echo", concurrency=None)) as here:
+        await here.until(State.READY)
+    assert here.model.most_working > 1
+
+
+# From one start to the next
+
+
+async def test_a_saved_result_serves_for_the_same_inputs(tmp_path: Path) -> None:
+    async with malicious_model() as model:
+        async with rated(tmp_path, bench("/echo"), model=model) as here:
+            await here.until(State.READY)
+        sent, perf = len(model.requests), here.readiness.max_perf
+        assert json.loads((tmp_path / FILE_NAME).read_text())["perf"] == perf
+        async with rated(tmp_path, bench("/echo"), model=model) as here:
+            await here.until(State.READY)
+        assert (len(model.requests), here.readiness.max_perf) == (sent, perf)
+
+
+@pytest.mark.parametrize(
+    ("handler", "model_name"),
+    [
+        (bench("/echo"), "large"),
+        (bench("/echo", jobs=[Job(99.0)]), "tiny"),
+        (bench("/echo", jobs=[Job(10.0, {"voice": "alto"})]), "tiny"),
+        (bench("/echo", names="other"), "tiny"),
+        (bench("/accepted"), "tiny"),
+        (bench("/echo", runs=2), "tiny"),
+        (bench("/echo", concurrency=3), "tiny"),
+    ],
+    ids=["model", "workload", "payload", "model of the payload", "endpoint", "runs", "concurrency"],
+)
+async def test_with_other_inputs_it_is_measured_anew(tmp_path: Path, handler: Bench, model_name: str) -> None:
+    async with malicious_model() as model:
+        async with rated(tmp_path, bench("/echo"), model=model) as here:
+            await here.until(State.READY)
+        sent = len(model.requests)
+        async with rated(tmp_path, handler, model_name=model_name, model=model) as here:
+            await here.until(State.READY)
+        assert len(model.requests) > sent
+
+
+async def test_with_another_model_server_it_is_measured_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with rated(tmp_path, bench("/echo")) as here:
+            await here.until(State.READY)
+        assert len(here.model.requests) == 3
+
+
+async def test_the_bare_number_of_other_workers_is_honoured(tmp_path: Path) -> None:
+    (tmp_path / OLD_FILE_NAME).write_text("123.5\n")
+    async with rated(tmp_path, bench("/echo")) as here:
+        await here.until(State.READY)
+        assert here.readiness.max_perf == 123.5
+        assert here.model.requests == []

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lib.errors import TooBusy
+from lib.request.slots import SlotQueue
+from tests.manual_clock import ManualClock
+
+# More turns of the event loop than any step takes to have all its effects.
+TURNS = 12
+
+
+async def settle() -> None:
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+class Draining(Exception):
+    pass
+
+
+@dataclass
+class Client:
+    """One arrival: it takes a slot and keeps it until `leave` is set. Times on the manual clock."""
+
+    queue: SlotQueue
+    clock: ManualClock
+    max_wait_s: float | None = None
+    leave: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived_s: float | None = None
+    inside: bool = False
+    refused: Exception | None = None
+    refused_s: float = 0.0
+
+    async def visit(self) -> None:
+        self.arrived_s = self.clock.monotonic()
+        try:
+            async with self.queue.slot(self.max_wait_s):
+                self.inside = True
+                try:
+                    await self.leave.wait()
+                finally:
+                    self.inside = False
+        except (TooBusy, Draining) as e:
+            self.refused, self.refused_s = e, self.clock.monotonic()
+
+
+class Place:
+    """A queue and all who came to it, in the order in which they came."""
+
+    def __init__(self, limit: int | None, retry_after: Callable[[], float] = lambda: 2.5) -> None:
+        self.clock = ManualClock()
+        self.queue = SlotQueue(limit, self.clock, retry_after)
+        self.clients: list[Client] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def arrive(self, max_wait_s: float | None = None) -> Client:
+        client = Client(self.queue, self.clock, max_wait_s)
+        self.clients.append(client)
+        self.tasks.append(asyncio.create_task(client.visit()))
+        return client
+
+    async def arrivals(self, count: int, max_wait_s: float | None = None) -> list[Client]:
+        clients = [self.arrive(max_wait_s) for _ in range(count)]
+        await settle()
+        return clients
+
+    def cancel(self, client: Client) -> None:
+        self.tasks[self.clients.index(client)].cancel()
+
+    def waiting(self) -> list[Client]:
+        return [
+            client
+            for client, task in zip(self.clients, self.tasks, strict=True)
+            if client.arrived_s is not None and not client.inside and not task.done()
+        ]
+
+    def inside(self) -> list[Client]:
+        return [client for client in self.clients if client.inside]
+
+    async def close(self) -> None:
+        """Everybody leaves, and nothing is left behind."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        assert (self.queue.working, self.queue.waiting, self.clock.pending) == (0, 0, 0)
+
+
+def test_a_free_slot_is_taken_without_an_event_loop_or_a_timer() -> None:
+    clock = ManualClock()
+    queue = SlotQueue(1, clock)
+    slot = queue.slot(5.0)
+    with pytest.raises(StopIteration):  # a coroutine that ends at its first step
+        slot.__aenter__().send(None)
+    assert (queue.working, queue.waiting, clock.pending) == (1, 0, 0)
+    with pytest.raises(StopIteration):
+        slot.__aexit__(None, None, None).send(None)
+    assert queue.working == 0
+    assert not hasattr(slot, "__dict__")
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_queue_without_slots_is_refused(limit: int) -> None:
+    with pytest.raises(ValueError, match="at least 1 slot"):
+        SlotQueue(limit, ManualClock())
+
+
+async def test_slots_go_to_those_who_wait_in_their_order() -> None:
+    place = Place(2)
+    clients = await place.arrivals(5)
+    assert place.inside() == clients[:2]
+    assert (place.queue.working, place.queue.waiting) == (2, 3)
+    clients[1].leave.set()
+    await settle()
+    assert place.inside() == [clients[0], clients[2]]
+    clients[0].leave.set()
+    clients[2].leave.set()
+    await settle()
+    assert place.inside() == clients[3:]
+    await place.close()
+
+
+async def test_no_limit_means_that_nobody_waits() -> None:
+    place = Place(None)
+    await place.arrivals(500, max_wait_s=0.0)
+    assert (place.queue.working, place.queue.waiting) == (500, 0)
+    await place.close()
+
+
+async def test_an_exception_in_the_block_gives_the_slot_back() -> None:
+    queue = SlotQueue(1, ManualClock())
+    with pytest.raises(KeyError):
+        async with queue.slot():
+            raise KeyError("author's")
+    assert queue.working == 0
+
+
+async def test_who_has_waited_too_long_is_refused_and_told_when_to_come_back() -> None:
+    place = Place(1)
+    first, second, third = await place.arrivals(1) + await place.arrivals(2, max_wait_s=30.0)
+    place.clock.advance(29.9)
+    await settle()
+    assert place.waiting() == [second, third]
+    first.leave.set()
+    await settle()
+    assert place.inside() == [second]
+    place.clock.advance(0.1)
+    assert place.queue.waiting == 0  # at once, not when its task next runs
+    await settle()
+    assert isinstance(third.refused, TooBusy)
+    assert third.refused.status == 429
+    assert third.refused.message == "no slot came free within 30 s"
+    assert third.refused.headers() == {"Retry-After": "3"}
+    place.clock.advance(60)
+    await settle()
+    assert place.inside() == [second]
+    await place.close()
+
+
+async def test_who_may_not_wait_at_all_is_refused_at_once() -> None:
+    place = Place(1)
+    first, second = await place.arrivals(2, max_wait_s=0.0)
+    assert first.inside
+    assert isinstance(second.refused, TooBusy)
+    await place.close()
+
+
+async def test_a_retry_after_that_fails_harms_only_its_own_request() -> None:
+    place = Place(1, retry_after=lambda: 1 / 0)
+    clients = await place.arrivals(1) + await place.arrivals(1, max_wait_s=1.0) + await place.arrivals(1)
+    place.clock.advance(1.0)
+    with pytest.raises(ZeroDivisionError):
+        await place.tasks[1]
+    clients[0].leave.set()
+    await settle()
+    assert place.inside() == [clients[2]]
+    await place.close()
+
+
+async def test_who_leaves_the_queue_is_passed_over() -> None:
+    place = Place(1)
+    clients = await place.arrivals(3)
+    place.cancel(clients[1])
+    clients[0].leave.set()
+    await settle()
+    assert place.inside() == [clients[2]]
+    await place.close()
+
+
+async def test_a_slot_granted_to_one_who_leaves_at_that_moment_goes_to_the_next() -> None:
+    place = Place(1)
+    clients = await place.arrivals(3)
+    clients[0].leave.set()
+    await asyncio.sleep(0)
+    assert place.queue.waiting == 1
+    assert not clients[1].inside  # granted, and not yet told
+    place.cancel(clients[1])
+    await settle()
+    assert place.inside() == [clients[2]]
+    await place.close()
+
+
+async def test_release_all_refuses_those_who_wait_and_those_who_would() -> None:
+    place = Place(1)
+    clients = await place.arrivals(1) + await place.arrivals(2, max_wait_s=5.0)
+    place.queue.release_all(Draining)
+    assert place.queue.waiting == 0
+    late = place.arrive()
+    await settle()
+    refused = [client.refused for client in (*clients[1:], late)]
+    assert all(isinstance(error, Draining) for error in refused)
+    assert len(set(map(id, refused))) == 3
+    assert clients[0].inside
+    clients[0].leave.set()
+    await settle()
+    (after,) = await place.arrivals(1)
+    assert after.inside
+    await place.close()
+
+
+# The rules under any interleaving: batches of operations, each run to its end before the next
+
+Op = tuple[str, float]
+
+OP = st.one_of(
+    st.tuples(st.just("arrive"), st.sampled_from([-1.0, -1.0, 0.0, 1.0, 3.0])),
+    st.tuples(st.sampled_from(["leave", "cancel"]), st.integers(0, 7)),
+    st.tuples(st.just("advance"), st.sampled_from([0.5, 1.0, 2.0])),
+    st.tuples(st.just("turn"), st.just(1)),
+)
+BATCHES = st.lists(st.lists(OP, min_size=1, max_size=6), max_size=20)
+
+
+async def play(place: Place, op: Op) -> None:
+    kind, number = op
+    if kind == "arrive":
+        place.arrive(None if number < 0 else number)
+    elif kind == "advance":
+        place.clock.advance(number)
+    elif kind == "turn":
+        await asyncio.sleep(0)
+    elif kind == "leave" and place.inside():
+        inside = place.inside()
+        inside[int(number) % len(inside)].leave.set()
+    elif kind == "cancel" and place.clients:
+        place.tasks[int(number) % len(place.tasks)].cancel()
+
+
+def check_always(place: Place) -> None:
+    limit = place.queue.limit
+    assert limit is None or max(len(place.inside()), place.queue.working) <= limit
+    assert len(place.inside()) <= place.queue.working
+
+
+def check_settled(place: Place, draining: bool) -> None:
+    queue, waiting, inside = place.queue, place.waiting(), place.inside()
+    now_s = place.clock.monotonic()
+    assert (queue.waiting, queue.working) == (len(waiting), len(inside))
+    if waiting:
+        assert queue.limit == len(inside), "a slot is free while somebody waits"
+        assert not draining
+        numbers = {id(client): number for number, client in enumerate(place.clients)}
+        assert max(numbers[id(c)] for c in inside) < min(numbers[id(c)] for c in waiting), "out of order"
+    for client in waiting:
+        assert client.arrived_s is not None
+        assert client.max_wait_s is None or now_s < client.arrived_s + client.max_wait_s
+    for client in place.clients:
+        if isinstance(client.refused, TooBusy):
+            assert client.arrived_s is not None
+            assert client.max_wait_s is not None
+            assert client.refused_s >= client.arrived_s + client.max_wait_s
+    # A timer for each who waits with a limit, and none besides.
+    assert place.clock.pending == sum(client.max_wait_s is not None for client in waiting)
+
+
+async def scenario(limit: int | None, batches: list[list[Op]], drain_at: int, drain_after: int) -> None:
+    place = Place(limit)
+    for number, batch in enumerate(batches):
+        for position, op in enumerate(batch):
+            if number == drain_at and position == drain_after % len(batch):
+                place.queue.release_all(Draining)
+            await play(place, op)
+            check_always(place)
+        await settle()
+        check_always(place)
+        check_settled(place, draining=number >= drain_at)
+    await place.close()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    limit=st.one_of(st.none(), st.integers(1, 3)),
+    batches=BATCHES,
+    drain_at=st.integers(0, 30),
+    drain_after=st.integers(0, 5),
+)
+@example(  # granted and cancelled, cancelled and timed out, in one turn
+    limit=1,
+    batches=[
+        [("arrive", -1), ("arrive", 1.0), ("arrive", 1.0), ("arrive", -1)],
+        [("leave", 0), ("turn", 1), ("cancel", 1), ("cancel", 2), ("advance", 1.0)],
+    ],
+    drain_at=30,
+    drain_after=0,
+)
+@example(  # timed out and cancelled in one turn
+    limit=1,
+    batches=[[("arrive", -1), ("arrive", 1.0), ("arrive", -1)], [("advance", 1.0), ("cancel", 1)]],
+    drain_at=30,
+    drain_after=0,
+)
+@example(  # released and cancelled in one turn
+    limit=1,
+    batches=[[("arrive", -1), ("arrive", -1)], [("advance", 1.0), ("cancel", 1)]],
+    drain_at=1,
+    drain_after=0,
+)
+def test_first_come_first_served_under_any_interleaving(
+    limit: int | None, batches: list[list[Op]], drain_at: int, drain_after: int
+) -> None:
+    asyncio.run(scenario(limit, batches, drain_at, drain_after))

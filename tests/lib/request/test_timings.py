@@ -1,0 +1,80 @@
+"""The record of how long requests took, and the first byte as clients see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.request.timings import BOUNDS_S, KEPT, Histogram, Timing, Timings
+from tests.system import System, with_worker_task
+
+
+def timing(total_s: float, outcome: str = "served", first_byte_s: float | None = 0.1) -> Timing:
+    return Timing("id", "POST /x", 200, outcome, 1.0, 0.0, first_byte_s, total_s, 0.0)
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=50))
+def test_a_histogram_counts_each_duration_once(durations: list[float]) -> None:
+    histogram = Histogram()
+    for duration in durations:
+        histogram.add(duration)
+    assert sum(histogram.counts) == len(durations)
+    for i, bound in enumerate(BOUNDS_S):
+        assert sum(histogram.counts[: i + 1]) == sum(d <= bound for d in durations)
+
+
+def test_the_slowest_are_found_among_the_latest() -> None:
+    timings = Timings()
+    timings.add(timing(1000.0))
+    for i in range(KEPT):
+        timings.add(timing(float(i % 7)))
+    assert [t.total_s for t in timings.slowest(3)] == [6.0, 6.0, 6.0]
+    assert sum(timings.total.counts) == KEPT + 1
+
+
+def test_what_never_got_there_is_not_measured() -> None:
+    timings = Timings()
+    timings.add(timing(0.001, outcome="rejected"))
+    timings.add(timing(2.0, outcome="cancelled", first_byte_s=None))
+    assert sum(timings.total.counts) == 1
+    assert sum(timings.first_byte.counts) == 0
+    assert [t.outcome for t in timings.slowest(9)] == ["cancelled", "rejected"]
+
+
+async def slowest(system: System) -> list[dict[str, Any]]:
+    async with system.http.get(system.loopback_url + "/status") as answer:
+        return (await answer.json())["slowest"]
+
+
+async def test_the_first_byte_of_a_stream_comes_before_its_end(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        async with system.post("/stream", 3.0) as answer:
+            system.model.step()
+            await answer.content.readany()
+            assert not await slowest(system)
+            system.model.release()
+            await answer.read()
+        await system.told(served=3.0)
+        (told,) = await slowest(system)
+        assert (told["route"], told["status"], told["outcome"]) == ("POST /stream", 200, "served")
+        assert 0 <= told["queue_s"] <= told["first_byte_s"] < told["total_s"]
+
+
+async def test_an_answer_that_comes_whole_has_a_first_byte_too(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        for path in ("/echo", "/raising", "/missing"):
+            await system.call(path, 1.0)
+        await system.told(served=3.0)
+        told = await slowest(system)
+        assert {t["route"] for t in told} == {"POST /echo", "POST /raising", "POST /missing"}
+        assert all(t["first_byte_s"] <= t["total_s"] for t in told)
+
+
+async def test_who_is_not_let_in_is_not_in_the_record(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        async with system.http.post(system.url + "/echo", json={"auth_data": {}, "payload": {}}) as answer:
+            assert answer.status == 422
+        assert await slowest(system) == []

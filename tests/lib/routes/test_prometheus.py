@@ -1,0 +1,102 @@
+"""Names and units of `/metrics`, and the manifests that are written by them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from lib.routes.gpu import Gpu
+from lib.routes.prometheus import exposition
+from tests.system import with_worker_task
+
+ROOT = Path(__file__).parents[3]
+KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
+GPUS = [Gpu(0, "NVIDIA H200", 0.75, 1000, 2000), Gpu(1, 'a "slice"', None, 1, 2)]
+SUFFIXES = ("_total", "_bucket", "_count", "_sum")
+
+# A first scrape in a process of its own: what it imports is not imported on the event loop's thread.
+FIRST_SCRAPE = """
+import asyncio, sys, threading
+from lib.routes.management import _import_prometheus
+from anyio.to_thread import run_sync
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("prometheus_client"):
+            assert threading.current_thread() is not threading.main_thread(), name
+        return None
+
+sys.meta_path.insert(0, Watch())
+assert "prometheus_client" not in sys.modules
+asyncio.run(run_sync(_import_prometheus))
+assert "prometheus_client" in sys.modules
+"""
+
+
+async def scraped(tmp_path: Path) -> str:
+    async with with_worker_task(tmp_path) as system:
+        await system.call("/echo", 3.0)
+        await system.call("/error500", 4.0)
+        await system.told(served=3.0)
+        assert system.backend is not None
+        return exposition(system.backend, GPUS).decode()
+
+
+def samples_of(text: str) -> dict[str, list[Any]]:
+    families = list(text_string_to_metric_families(text))
+    return {
+        s.name: [t for f in families for t in f.samples if t.name == s.name]
+        for f in families
+        for s in f.samples
+    }
+
+
+async def test_every_metric_has_its_unit_in_its_name_and_is_explained(tmp_path: Path) -> None:
+    for family in text_string_to_metric_families(await scraped(tmp_path)):
+        assert family.name.startswith("pyworker_")
+        assert family.documentation
+        assert not re.search(r"_(ms|mib|gib|percent|minutes)$", family.name)
+        assert {s.name.endswith("_total") for s in family.samples} == {family.type == "counter"}
+
+
+async def test_times_reports_and_gpus_are_told(tmp_path: Path) -> None:
+    samples = samples_of(await scraped(tmp_path))
+    for name in ("queue", "first_byte", "duration"):
+        assert [s.value for s in samples[f"pyworker_request_{name}_seconds_count"]] == [2.0]
+        buckets = samples[f"pyworker_request_{name}_seconds_bucket"]
+        assert buckets[-1].labels == {"le": "+Inf"}
+        assert [b.value for b in buckets] == sorted(b.value for b in buckets)
+    delivered = {
+        s.labels["path"]: s.value
+        for s in samples["pyworker_reports_total"]
+        if s.labels["result"] == "delivered"
+    }
+    assert delivered["/worker_status/"] >= 1
+    assert [(s.labels["gpu"], s.value) for s in samples["pyworker_gpu_utilization_ratio"]] == [("0", 0.75)]
+    assert [s.value for s in samples["pyworker_gpu_memory_used_bytes"]] == [1000.0, 1.0]
+
+
+async def test_the_manifests_are_yaml_and_ask_for_metrics_that_are_there(tmp_path: Path) -> None:
+    names = set(samples_of(await scraped(tmp_path)))
+    families = names | {n.removesuffix(s) for n in names for s in SUFFIXES if n.endswith(s)}
+    blocks = re.findall(r"<!-- test: manifests -->\n```yaml\n(.*?)```", KUBERNETES, re.DOTALL)
+    manifests: list[Any] = [m for block in blocks for m in yaml.safe_load_all(block)]
+    kinds = {m["kind"]: m for m in manifests}
+    assert {"StatefulSet", "PodMonitor", "ScaledObject"} <= set(kinds)
+    queries = [t["metadata"]["query"] for t in kinds["ScaledObject"]["spec"]["triggers"]]
+    asked = [re.findall(r"pyworker_\w+", query) for query in queries]
+    assert len(asked) == 2
+    assert all(asked)
+    assert {name for names in asked for name in names} <= names
+    assert set(re.findall(r"pyworker_\w+", KUBERNETES)) <= families
+
+
+async def test_the_first_scrape_does_not_hold_up_the_event_loop() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", FIRST_SCRAPE, cwd=ROOT)
+    assert await process.wait() == 0

@@ -1,0 +1,157 @@
+"""The environment, read once, with all that is wrong in one message (lessons 11 and 25)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.errors import SettingsError
+from lib.runtime.settings import DEFAULT_REPORT_ADDR, STATUS_ONLY_ADDR, Settings
+
+ENOUGH = {"CONTAINER_ID": "7", "PUBLIC_IPADDR": "1.2.3.4", "VAST_TCP_PORT_3000": "40123"}
+
+
+def read(**environ: str) -> Settings:
+    return Settings.from_env({**ENOUGH, **environ})
+
+
+def problems(environ: dict[str, str]) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env(environ)
+    assert all(problem in str(raised.value) for problem in raised.value.problems)
+    return raised.value.problems
+
+
+def test_defaults_are_those_of_the_instance() -> None:
+    settings = read()
+    assert settings == Settings(container_id=7, public_url="http://1.2.3.4:40123")
+    assert (settings.worker_port, settings.worker_http_port) == (3000, 3001)
+    assert settings.report_addrs == (DEFAULT_REPORT_ADDR,)
+    assert (settings.ssl_cert, settings.ssl_key) == (Path("/etc/instance.crt"), Path("/etc/instance.key"))
+    assert (settings.max_json_bytes, settings.max_request_bytes) == (64 * 2**20, 2**30)
+    assert (settings.drain_timeout_s, settings.model_timeout_s) == (30.0, None)
+    assert not settings.unsecured
+
+
+def test_files_may_be_elsewhere() -> None:
+    settings = read(SSL_CERT="/c", SSL_KEY="/k", FORCE_UPDATE_FILE="/u")
+    assert (settings.ssl_cert, settings.ssl_key) == (Path("/c"), Path("/k"))
+    assert settings.force_update_file == Path("/u")
+
+
+def test_all_that_is_missing_is_told_at_once_with_what_it_is_for() -> None:
+    assert problems({}) == (
+        "CONTAINER_ID: missing (the instance's id, an integer)",
+        "PUBLIC_IPADDR: missing (the instance's public address)",
+        "VAST_TCP_PORT_3000: missing (the public port that leads to WORKER_PORT 3000)",
+    )
+
+
+def test_all_that_is_malformed_is_told_with_it() -> None:
+    wrong = {
+        "CONTAINER_ID": "seven",
+        "WORKER_PORT": "3000",
+        "VAST_TCP_PORT_3000": "70000",
+        "UNSECURED": "perhaps",
+        "AUTH_SCHEME": "none",
+        "DRAIN_TIMEOUT_S": "nan",
+        "REPORT_ADDR": "run.vast.ai",
+        "LOG_FORMAT": "xml",
+        "MAX_JSON_BYTES": "0",
+    }
+    told = problems(wrong)
+    assert {line.split(":")[0] for line in told} == {*wrong, "PUBLIC_IPADDR"} - {"WORKER_PORT"}
+    assert "UNSECURED: 'perhaps' is none of true, false, 1, 0, yes, no, on, off (accept unsigned" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        *((raw, True) for raw in ("true", "1", "YES", "On")),
+        *((raw, False) for raw in ("False", "0", "no", "OFF")),
+    ],
+)
+def test_booleans(raw: str, value: bool) -> None:
+    assert read(USE_SSL=raw).use_ssl is value
+
+
+def test_empty_is_unset_and_white_space_is_an_accident() -> None:
+    assert read(CONTAINER_ID=" 8\n", REPORT_ADDR="", LOG_LEVEL=" debug ").container_id == 8
+    assert read(LOG_LEVEL=" debug ").log_level == "DEBUG"
+    assert read(REPORT_ADDR="").report_addrs == (DEFAULT_REPORT_ADDR,)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("5.6.7.8", "http://5.6.7.8:40123"), ("::1", "http://[::1]:40123"), ("[::1]", "http://[::1]:40123")],
+)
+def test_the_public_url(host: str, url: str) -> None:
+    assert read(PUBLIC_IPADDR=host).public_url == url
+    assert read(PUBLIC_IPADDR=host, USE_SSL="1").public_url == url.replace("http", "https")
+
+
+@pytest.mark.parametrize("host", ["a b", "a/b", "user@host", "host:1:2:x", "a..b", "x" * 64 + ".com"])
+def test_a_host_that_no_client_could_ask_for(host: str) -> None:
+    assert len(problems({**ENOUGH, "PUBLIC_IPADDR": host})) == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "addrs"),
+    [
+        ("http://one", ("http://one",)),
+        ("http://one/, https://two:8081/e/x/ ,", ("http://one", "https://two:8081/e/x")),
+        ("http://[::1]:80", ("http://[::1]:80",)),
+    ],
+)
+def test_report_addresses(raw: str, addrs: tuple[str, ...]) -> None:
+    assert read(REPORT_ADDR=raw).report_addrs == addrs
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(
+            ",",
+            "one",
+            "ftp://one",
+            "http://",
+            "http://one:0",
+            "http://one:x",
+            "http://one:99999",
+            "http://[::1",
+        ),
+        *("http://one,two", "http://one?x=1", "http://a b", "http://a..b", "http://" + "x" * 64 + ".com"),
+    ],
+)
+def test_an_address_that_no_report_could_go_to(raw: str) -> None:
+    (problem,) = problems({**ENOUGH, "REPORT_ADDR": raw})
+    assert problem.startswith("REPORT_ADDR: ")
+
+
+def test_an_address_without_a_key_is_not_enough() -> None:
+    (problem,) = problems({**ENOUGH, "REPORT_ADDR": STATUS_ONLY_ADDR})
+    assert "no public key" in problem
+    assert read(REPORT_ADDR=STATUS_ONLY_ADDR, UNSECURED="true").key_addrs == ()
+
+
+def test_two_ports_are_needed() -> None:
+    assert "is the public port too" in problems({**ENOUGH, "WORKER_HTTP_PORT": "3000"})[0]
+    (problem,) = problems({**ENOUGH, "WORKER_PORT": "65535", "VAST_TCP_PORT_65535": "1"})
+    assert problem.startswith("WORKER_HTTP_PORT: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["DRAIN_TIMEOUT_S", "MODEL_TIMEOUT_S", "BENCHMARK_TIME_LIMIT_S", "REQUEST_BODY_TIMEOUT_S"]
+)
+@pytest.mark.parametrize("raw", ["-1", "inf", "soon", "1e999"])
+def test_durations_are_finite_and_positive(name: str, raw: str) -> None:
+    (problem,) = problems({**ENOUGH, name: raw})
+    assert problem.startswith(f"{name}: {raw!r} is not a ")
+
+
+def test_the_models_name_is_either_variable() -> None:
+    names: list[dict[str, Any]] = [{"MODEL_NAME": "tiny"}, {"MODEL_ID": "tiny"}]
+    assert [read(**n).model_name for n in names] == ["tiny", "tiny"]
+    assert read(MODEL_NAME="a", MODEL_ID="b").model_name == "a"

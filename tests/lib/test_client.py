@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import ssl
+import subprocess
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from lib.client import (
+    CA_PATH,
+    CLOUD_ENGINE,
+    LOCAL_ENGINE,
+    EngineError,
+    NoWorker,
+    RouteAnswer,
+    RouteClient,
+    Target,
+    add_target_arguments,
+    check,
+    run_client,
+    target_of,
+    tell_waiting,
+)
+from tests.lib.tools.stand_ins import Answer, Engine, Worker, ok
+from tests.manual_clock import ManualClock
+
+GUARD_S = 30
+
+
+@asynccontextmanager
+async def engine_and_worker() -> AsyncGenerator[tuple[Engine, Worker, aiohttp.ClientSession], None]:
+    worker = Worker()
+    async with worker.server:
+        engine = Engine(worker.url)
+        async with engine.server, aiohttp.ClientSession() as http:
+            yield engine, worker, http
+
+
+def answering(status: int, body: str) -> Answer:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status, text=body)
+
+    return answer
+
+
+async def test_a_worker_that_is_ready_is_named_at_once() -> None:
+    async with engine_and_worker() as (engine, worker, http):
+        answer = await RouteClient(http, engine.target).route(256.0)
+        assert (answer.url, answer.request_idx) == (worker.url, 1)
+
+    assert engine.asked == [{"endpoint": "small", "api_key": "key-1", "cost": 256.0, "request_idx": 0}]
+    assert answer.auth_data["__request_id"] == "r-1"
+
+
+async def test_while_none_is_ready_it_asks_again_for_the_same_request() -> None:
+    clock = ManualClock()
+    waits: list[Any] = []
+    async with engine_and_worker() as (engine, _, http):
+        engine.not_ready = 2
+        client = RouteClient(http, engine.target, poll_s=3.0, clock=clock)
+        routing = asyncio.ensure_future(client.route(1.0, on_wait=waits.append))
+        for _ in range(2):
+            await clock.wait_for_timers()
+            clock.advance(3.0)
+        answer = await routing
+
+    assert [asked["request_idx"] for asked in engine.asked] == [0, 1, 1]
+    assert answer.request_idx == 1
+    assert waits == [{"loading": 1}] * 2
+
+
+async def test_a_request_can_be_tried_again_under_its_number() -> None:
+    async with engine_and_worker() as (engine, _, http):
+        await RouteClient(http, engine.target).route(1.0, request_idx=41)
+
+    assert [asked["request_idx"] for asked in engine.asked] == [41]
+
+
+async def test_it_gives_up_in_time_and_says_how_the_workers_are() -> None:
+    clock = ManualClock()
+    async with engine_and_worker() as (engine, _, http):
+        engine.not_ready = 99
+        client = RouteClient(http, engine.target, poll_s=3.0, clock=clock)
+        routing = asyncio.ensure_future(client.route(1.0, limit_s=5.0))
+        await clock.wait_for_timers()
+        clock.advance(3.0)
+        with pytest.raises(NoWorker, match="loading") as raised:
+            await routing
+
+    assert raised.value.workers == {"loading": 1}
+    assert len(engine.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, '{"error": "bad key"}', "engine: HTTP 401 .*bad key"),
+        (500, "", "engine: HTTP 500$"),
+        (200, "<html>", "not JSON"),
+        (200, "[]", "not an object"),
+        (200, '{"request_idx": "7"}', "request_idx"),
+        (200, '{"request_idx": 7, "url": "ftp://elsewhere"}', "url"),
+        (200, '{"request_idx": 7, "url": null}', "url"),
+    ],
+)
+async def test_an_engine_that_refuses_or_makes_no_sense_is_an_error(
+    status: int, body: str, said: str
+) -> None:
+    async with engine_and_worker() as (engine, _, http):
+        engine.answer = answering(status, body)
+        with pytest.raises(EngineError, match=said) as raised:
+            await RouteClient(http, engine.target).route(1.0)
+
+    assert raised.value.status == status
+
+
+async def test_an_answer_without_a_number_leaves_the_request_the_one_it_was() -> None:
+    async with engine_and_worker() as (engine, _, http):
+        engine.answer = answering(200, '{"status": {}}')
+        with pytest.raises(NoWorker):
+            await RouteClient(http, engine.target).route(1.0, request_idx=5, limit_s=0)
+
+    assert engine.asked[0]["request_idx"] == 5
+
+
+async def test_the_worker_gets_what_the_engine_answered_value_for_value() -> None:
+    auth_data = {"cost": 256, "reqnum": 7, "signature": "s", "url": "u", "endpoint": "e", "new": [1.0, "256"]}
+    async with engine_and_worker() as (engine, worker, http):
+        client = RouteClient(http, engine.target)
+        answer = RouteAnswer(worker.url + "/", 7, auth_data)
+        async with client.call(answer, "/generate", {"prompt": "Hi"}) as response:
+            assert (response.status, await response.json()) == (200, {"response": "fine"})
+        async with client.call(answer, "/generate", {}, session_id="s-1"):
+            pass
+
+    assert worker.paths == ["/generate"] * 2
+    # Numbers are compared as text: the signature is over them.
+    assert worker.bodies[0] == json.dumps({"auth_data": auth_data, "payload": {"prompt": "Hi"}}).encode()
+    assert json.loads(worker.bodies[1]) == {"auth_data": auth_data, "payload": {}, "session_id": "s-1"}
+
+
+async def test_an_answer_can_be_read_while_it_is_made() -> None:
+    first_read = asyncio.Event()
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"one\n")
+        await first_read.wait()
+        await response.write(b"two\n")
+        return response
+
+    async with engine_and_worker() as (engine, worker, http):
+        worker.answer = stream
+        client = RouteClient(http, engine.target)
+        with anyio.fail_after(GUARD_S):
+            async with client.call(await client.route(1.0), "/generate_stream", {}) as response:
+                assert await response.content.readline() == b"one\n"
+                first_read.set()
+                assert await response.content.readline() == b"two\n"
+
+
+async def test_the_right_to_call_is_never_carried_elsewhere() -> None:
+    async def elsewhere(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async with engine_and_worker() as (engine, worker, http):
+        worker.answer = elsewhere
+        client = RouteClient(http, engine.target)
+        async with client.call(await client.route(1.0), "/generate", {}) as response:
+            assert response.status == 307
+
+    assert worker.paths == ["/generate"]
+
+
+def make_certificates(folder: Path) -> None:
+    """An authority that no system knows, `ca.pem`, and a certificate for 127.0.0.1 that it signed."""
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
+    new_key = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    for command in (
+        f"{new_key} -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",
+        f"{new_key} -subj /CN=instance -keyout worker.key -out worker.csr",
+        "x509 -req -days 2 -in worker.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile san"
+        " -out worker.pem",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+
+
+@asynccontextmanager
+async def tls_worker(folder: Path) -> AsyncGenerator[str, None]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "worker.pem", folder / "worker.key")
+    app = web.Application()
+    app.router.add_post("/generate", ok)
+    server = TestServer(app, scheme="https")
+    await server.start_server(ssl=context)
+    async with server:
+        yield str(server.make_url("/"))
+
+
+async def test_a_worker_with_tls_is_checked_against_the_engines_authority(tmp_path: Path) -> None:
+    await asyncio.to_thread(make_certificates, tmp_path)
+    certificate = (tmp_path / "ca.pem").read_text()
+    fetched: list[str] = []
+
+    async def ca(request: web.Request) -> web.Response:
+        fetched.append(request.path)
+        return web.Response(text=certificate)
+
+    app = web.Application()
+    app.router.add_get(CA_PATH, ca)
+    async with TestServer(app) as engine, tls_worker(tmp_path) as url, aiohttp.ClientSession() as http:
+        client = RouteClient(http, Target(str(engine.make_url("/")), "e", "k"))
+        for _ in range(2):
+            async with client.call(RouteAnswer(url, 1, {}), "/generate", {}) as response:
+                assert response.status == 200
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await http.post(f"{url}generate")
+
+    assert fetched == [CA_PATH]
+
+
+def parse(*args: str) -> Target:
+    parser = argparse.ArgumentParser()
+    add_target_arguments(parser)
+    return target_of(parser, parser.parse_args(args))
+
+
+def test_the_arguments_name_the_engine() -> None:
+    assert parse("-k", "KEY", "-e", "mine") == Target(CLOUD_ENGINE, "mine", "KEY")
+    assert parse("-l") == Target(LOCAL_ENGINE, "local", "local")
+    assert parse("-l", "-e", "mine") == replace(parse("-l"), endpoint="mine")
+    assert parse("--engine", "http://[::1]:9") == Target("http://[::1]:9", "local", "local")
+
+
+@pytest.mark.parametrize("args", [(), ("-k", "KEY"), ("-e", "mine")])
+def test_the_cloud_needs_a_key_and_a_name(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse(*args)
+
+    assert raised.value.code == 2
+    assert "-k KEY and -e NAME" in capsys.readouterr().err
+
+
+# What every example client does about failures
+
+
+async def nothing() -> None:
+    pass
+
+
+async def no_worker() -> None:
+    raise NoWorker({"loading": 1})
+
+
+async def refused() -> None:
+    async with engine_and_worker() as (_, worker, http):
+        worker.answer = answering(429, "Model is overloaded")
+        async with http.post(worker.url + "/generate") as response:
+            await check(response)
+
+
+@pytest.mark.parametrize(
+    ("client", "told"),
+    [(no_worker, "no worker is ready: {'loading': 1}"), (refused, "HTTP 429 .*overloaded")],
+)
+def test_what_fails_is_told_in_one_line(client: Callable[[], Coroutine[Any, Any, None]], told: str) -> None:
+    with pytest.raises(SystemExit, match=told):
+        run_client(client)
+    run_client(nothing)
+
+
+def test_waiting_is_told_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_waiting({"loading": 1})
+    assert capsys.readouterr() == ("", "no worker is ready yet: {'loading': 1}\n")
+
+
+@pytest.mark.parametrize("states", [{"loading": 0, "ready": 0}, {}])
+def test_an_endpoint_that_nobody_joined_may_be_misspelled(
+    capsys: pytest.CaptureFixture[str], states: dict[str, int]
+) -> None:
+    tell_waiting(states)
+    assert "none has joined this endpoint" in capsys.readouterr().err
+    assert str(NoWorker(states)) == "no worker is ready: none has joined this endpoint"

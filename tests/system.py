@@ -1,0 +1,327 @@
+"""The whole system for a test: the local engine, the malicious model server, and a worker between them.
+
+The engine and the model server live in the test's process, on its event loop; the worker is a real process
+(`system`) or a task beside them (`with_worker_task`). All of them talk over real sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+from aiohttp import web
+from Crypto.PublicKey import RSA
+
+from lib.backend import Backend
+from lib.life.running_worker import RunningWorker
+from lib.local.engine import LocalEngine
+from lib.local.serving import serve_engine
+from lib.runtime.settings import Settings
+from lib.server import Stop, serve
+from tests.fakes.model_server import MaliciousModel, malicious_model
+from tests.fakes.worker import READY_LINE, Setup, build
+
+ROOT = Path(__file__).parent.parent
+CONTAINER_ID = 4711
+MASTER_TOKEN = "master-token"
+GUARD_S = 30.0
+
+
+@lru_cache(maxsize=1)
+def engine_key() -> RSA.RsaKey:
+    return RSA.generate(1024)
+
+
+class PortLease:
+    """A port chosen by the system and kept from others: bound here, and never listened on."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@dataclass
+class WorkerProcess:
+    """A worker as a process of its own; its output goes to `log`."""
+
+    process: asyncio.subprocess.Process
+    log: Path
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def memory_kib(self) -> int:
+        return self._memory_kib("VmRSS")
+
+    def peak_memory_kib(self) -> int:
+        """The most that it held at any time since its start."""
+        return self._memory_kib("VmHWM")
+
+    def _memory_kib(self, name: str) -> int:
+        fields = Path(f"/proc/{self.process.pid}/status").read_text().split("\n")
+        return next(int(line.split()[1]) for line in fields if line.startswith(name))
+
+    async def exit_status(self) -> int:
+        with anyio.fail_after(GUARD_S):
+            return await self.process.wait()
+
+
+@dataclass
+class System:
+    """What a test plays with. `url` is the worker's public URL, `model_log` the model server's log."""
+
+    engine: LocalEngine
+    engine_url: str
+    model: MaliciousModel
+    http: aiohttp.ClientSession
+    url: str
+    loopback_url: str
+    model_log: Path
+    worker: WorkerProcess | None = None
+    backend: Backend | None = None
+    parts: RunningWorker | None = None
+    stop: Stop | None = None
+    exit_status: int | None = None
+
+    def auth(self, cost: float = 1.0, **signed: Any) -> dict[str, Any]:
+        """`auth_data` signed by the engine for this worker."""
+        everything: dict[str, Any] = {"url": self.url, "cost": cost, **signed}
+        return self.engine.sign(**everything)
+
+    def bearer(self, cost: float = 1.0, **signed: Any) -> str:
+        """The same as a bearer token of header authentication."""
+        raw = json.dumps(self.auth(cost, **signed)).encode()
+        return "vast." + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+    def header(self, cost: float = 1.0, **signed: Any) -> dict[str, str]:
+        """The same as the header of a request."""
+        return {"Authorization": f"Bearer {self.bearer(cost, **signed)}"}
+
+    def envelope(
+        self, workload: float = 1.0, data: dict[str, Any] | None = None, **signed: Any
+    ) -> dict[str, Any]:
+        payload = {"workload": workload, "data": data or {}}
+        return {"auth_data": self.auth(workload, **signed), "payload": payload}
+
+    def post(
+        self, path: str, workload: float = 1.0, data: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """POST a signed request to the worker's `path`; an aiohttp request context manager."""
+        return self.http.post(self.url + path, json=self.envelope(workload, data), **options)
+
+    async def call(self, path: str, workload: float = 1.0, **options: Any) -> tuple[int, bytes]:
+        """Status and body of the answer to a signed request."""
+        async with self.post(path, workload, **options) as answer:
+            return answer.status, await answer.read()
+
+    @property
+    def last_report(self) -> Any:
+        return self.engine.worker(CONTAINER_ID).last
+
+    @property
+    def totals(self) -> Any:
+        return self.engine.worker(CONTAINER_ID).totals
+
+    async def ready(self) -> None:
+        """Return once the engine has been told that the worker is ready."""
+        await self.engine.wait_for(
+            lambda: self.last_report is not None and self.last_report.loadtime > 0, GUARD_S
+        )
+
+    async def told(self, served: float = 0.0, error_msg: str = "") -> None:
+        """Return once the engine has been told of all that was served, with nothing in flight."""
+        await self.engine.wait_for(
+            lambda: (
+                self.last_report is not None
+                and self.totals.cur_perf >= served
+                and self.last_report.num_requests_working == 0
+                and self.last_report.error_msg == error_msg
+            ),
+            GUARD_S,
+        )
+
+    async def errored(self) -> str:
+        """The error message that the engine is told, once there is one."""
+        await self.engine.wait_for(
+            lambda: self.last_report is not None and self.last_report.error_msg, GUARD_S
+        )
+        return self.last_report.error_msg
+
+    def write_log(self, text: str = READY_LINE + "\n") -> None:
+        with self.model_log.open("a") as f:
+            f.write(text)
+
+
+@asynccontextmanager
+async def engine_and_model_server(tmp_path: Path, scheme: Any = "full") -> AsyncGenerator[System, None]:
+    """Engine and model server, without a worker; its ports are kept for it."""
+    leases = (PortLease(), PortLease())
+    engine = LocalEngine(scheme, key=engine_key())
+    connector = aiohttp.TCPConnector(limit=0)
+    try:
+        async with (
+            serve_engine(engine) as engine_url,
+            malicious_model() as model,
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=GUARD_S)) as http,
+        ):
+            yield System(
+                engine,
+                engine_url,
+                model,
+                http,
+                f"http://127.0.0.1:{leases[0].port}",
+                f"http://127.0.0.1:{leases[1].port}",
+                tmp_path / "model.log",
+            )
+    finally:
+        for lease in leases:
+            lease.close()
+
+
+def environment(system: System, setup: Setup, extra: dict[str, str] | None = None) -> dict[str, str]:
+    """The variables of an instance, as the system's worker process gets them."""
+    port, loopback_port = system.url.rsplit(":", 1)[1], system.loopback_url.rsplit(":", 1)[1]
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CONTAINER_ID": str(CONTAINER_ID),
+        "PUBLIC_IPADDR": "127.0.0.1",
+        "WORKER_PORT": port,
+        "WORKER_HTTP_PORT": loopback_port,
+        f"VAST_TCP_PORT_{port}": port,
+        "REPORT_ADDR": system.engine_url,
+        "MASTER_TOKEN": MASTER_TOKEN,
+        "TEST_MODEL_URL": system.model.url,
+        "TEST_WORKER": json.dumps(asdict(setup)),
+        **(extra or {}),
+    }
+
+
+@asynccontextmanager
+async def worker_process(
+    system: System,
+    tmp_path: Path,
+    setup: Setup,
+    env: dict[str, str] | None = None,
+    name: str = "worker.log",
+    module: str = "tests.fakes.worker",
+) -> AsyncGenerator[WorkerProcess, None]:
+    """A worker process (`python -m module`) in front of the system's model server, ended with the block."""
+    log = tmp_path / name
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            cwd=tmp_path,
+            env=environment(system, setup, env),
+            stdout=output,
+            stderr=output,
+        )
+    worker = WorkerProcess(process, log)
+    try:
+        yield worker
+    finally:
+        if process.returncode is None:
+            worker.terminate()
+            with anyio.move_on_after(GUARD_S):
+                await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def with_worker_process(
+    tmp_path: Path,
+    setup: Setup | None = None,
+    env: dict[str, str] | None = None,
+    *,
+    scheme: Any = "full",
+    wait: bool = True,
+) -> AsyncGenerator[System, None]:
+    """Everything, the worker as a process; ready at the beginning of the block unless not `wait`ed for."""
+    setup = setup or Setup(health="/health")
+    async with (
+        engine_and_model_server(tmp_path, scheme) as here,
+        worker_process(here, tmp_path, setup, env) as worker,
+    ):
+        here.worker = worker
+        if wait:
+            await here.ready()
+        yield here
+
+
+@asynccontextmanager
+async def with_worker_task(
+    tmp_path: Path,
+    setup: Setup | None = None,
+    *,
+    scheme: Any = "full",
+    wait: bool = True,
+    make: Callable[[str, Setup], tuple[Backend, Sequence[web.AbstractRouteDef]]] = build,
+    **settings: Any,
+) -> AsyncGenerator[System, None]:
+    """Everything, the worker as a task in this process; `settings` replace those of the system.
+
+    `make` makes the worker, for a model server's URL and a `Setup`.
+    It is stopped at the end of the block, unless the test has; then `exit_status` is known.
+    """
+    setup = setup or Setup(health="/health")
+    async with engine_and_model_server(tmp_path, scheme) as here:
+        here.backend, routes = make(here.model.url, setup)
+        everything = replace(
+            Settings(container_id=CONTAINER_ID, public_url=here.url, report_addrs=(here.engine_url,)),
+            worker_port=int(here.url.rsplit(":", 1)[1]),
+            worker_http_port=int(here.loopback_url.rsplit(":", 1)[1]),
+            **{"master_token": MASTER_TOKEN, **settings},
+        )
+        here.stop, listening = Stop(), anyio.Event()
+
+        def started(parts: RunningWorker) -> None:
+            here.parts = parts
+            listening.set()
+
+        async def run() -> None:
+            assert here.backend is not None
+            assert here.stop is not None
+            here.exit_status = await serve(
+                here.backend,
+                routes,
+                everything,
+                here.stop,
+                directory=tmp_path,
+                started=started,
+                host="127.0.0.1",
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            with anyio.fail_after(GUARD_S):
+                await listening.wait()
+            if wait:
+                await here.ready()
+            yield here
+            if not here.stop.asked.is_set():
+                here.stop.ask()
