@@ -46,7 +46,8 @@ from lib.errors import (
     internal_error_response,
     returnable,
 )
-from lib.life.running_worker import BackendConfig, Lifecycle, RunningWorker, open_worker
+from lib.life.backend_config import BackendConfig, Lifecycle
+from lib.life.running_worker import RunningWorker, open_worker
 from lib.metrics import Entry, Ledger, Outcome
 from lib.model.connection import ModelSession, describe
 from lib.model.readiness import Cause, State

@@ -31,7 +31,7 @@ from lib.declare.declared_handler import (
     takes_only_uploads,
 )
 from lib.declare.functions import RemoteFunction, is_async, takes, unusable
-from lib.life.running_worker import Lifecycle
+from lib.life.backend_config import Lifecycle
 
 Method = Literal["POST", "GET", "PUT", "PATCH", "DELETE"]
 

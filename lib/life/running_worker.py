@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
@@ -22,9 +19,9 @@ import anyio
 from lib.access.body import BodyReader
 from lib.access.gate import Gate
 from lib.access.signatures import Signatures
-from lib.data_types import EndpointHandler, LogAction
 from lib.engine.key import EngineKey
 from lib.engine.reports import Capacity, Identity, Reporter
+from lib.life.backend_config import BackendConfig, Lifecycle
 from lib.metrics import Ledger
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.connection import ModelServer
@@ -37,59 +34,7 @@ from lib.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Lifecycle = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
 LongTask = tuple[str, Callable[[], Awaitable[None]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackendConfig:
-    """What an author told `Backend` about the model server and its life."""
-
-    url: str
-    log_file: Path | None
-    log_actions: Sequence[tuple[LogAction, str]]
-    healthcheck: str | None
-    lifecycle: Lifecycle | None
-    benchmark_handler: EndpointHandler[Any] | None
-    benchmark_cap: int | None
-    max_perf: float
-    max_sessions: int | None
-
-    def problems(self) -> list[str]:
-        """Every reason why this can't work, a line each."""
-        problems: list[str] = []
-        if self.url and not (urlsplit(self.url).scheme in ("http", "https") and urlsplit(self.url).hostname):
-            problems.append(f"model_server_url: {self.url!r} is not an http(s) URL")
-        if self.max_sessions is not None and self.max_sessions < 0:
-            problems.append(f"max_sessions is {self.max_sessions}, less than 0")
-        if self.log_actions and self.log_file is None:
-            problems.append("log_actions are given, but no model_log_file to look for them in")
-        problems += [f"log_actions: an empty text for {a.name}" for a, text in self.log_actions if not text]
-        if not 0 <= self.max_perf < math.inf:
-            problems.append(f"max_perf is {self.max_perf}, not a finite number of workload/s ≥ 0")
-        if self.url and not self.signs:
-            problems.append(
-                "nothing tells when the model is loaded: give a LogAction.ModelLoaded line with "
-                "model_log_file, a health check (healthcheck_endpoint or healthcheck_url), or a lifecycle"
-            )
-        return problems
-
-    @property
-    def signs(self) -> tuple[ReadySignal, ...]:
-        """What has to be seen before the model counts as loaded (authoring.md §3)."""
-        if self.lifecycle is not None:
-            return (ReadySignal.LIFECYCLE,)
-        if not self.url:
-            return ()
-        has_rule = self.log_file is not None and self.has_load_rule
-        return (
-            *((ReadySignal.LOG,) if has_rule else ()),
-            *((ReadySignal.HEALTH,) if self.healthcheck else ()),
-        )
-
-    @property
-    def has_load_rule(self) -> bool:
-        return any(action is LogAction.ModelLoaded for action, _ in self.log_actions)
 
 
 @dataclass(kw_only=True)
