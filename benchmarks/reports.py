@@ -17,7 +17,7 @@ import aiohttp
 import anyio
 import psutil
 
-from lib.engine.reports import DELIVERY_TIMEOUT_S, Capacity, Identity, Reporter
+from lib.engine.reports import DELIVERY_TIMEOUT_S, Capacity, Reporter, WorkerIdentity
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.metrics import Ledger, Outcome
@@ -46,9 +46,8 @@ async def run(count: int) -> None:
     engine, clock = LocalEngine(report_limit=10), HurriedClock()
     ledger = Ledger(clock)
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
-        identity = Identity(1, "", "http://127.0.0.1:1")
+        identity = WorkerIdentity(1, "", "http://127.0.0.1:1")
         reporter = Reporter(http, [url], [url], identity, ledger, lambda: Capacity(1.0, 100.0), clock)
-        ledger.on_event = reporter.request_changed
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(reporter.report_status)
             tasks.start_soon(reporter.report_completions)
@@ -67,11 +66,11 @@ async def run(count: int) -> None:
 
 def work(ledger: Ledger, number: int) -> None:
     for index in range(REQUESTS_PER_REPORT):
-        with ledger.open(number * REQUESTS_PER_REPORT + index + 1) as entry:
-            entry.set_workload(1.0)
-            entry.accept()
-            entry.start()
-            entry.settle(Outcome.SERVED)
+        entry = ledger.open(number * REQUESTS_PER_REPORT + index + 1)
+        entry.set_workload(1.0)
+        entry.accept()
+        entry.start()
+        entry.set_outcome(Outcome.SERVED)
 
 
 if __name__ == "__main__":

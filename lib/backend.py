@@ -4,107 +4,67 @@
          → pass the answer on → close the entry
 
 `Backend.create_handler` makes the aiohttp handler of one route; `_serve` is the story. Each step is a call
-whose failure is an exception: lib/errors.py says which status it has, lib/metrics.py what it counts as.
+whose failure is an exception: lib/errors.py has its status, lib/request/verdict.py what it counts as.
+Owns the order of the steps, and what authors use. lib/life/running_worker.py has the parts that do them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
-import re
-import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import anyio
 from aiohttp import web
 
-from lib.access.envelope import Envelope
-from lib.access.gate import is_upload
-from lib.data_types import EndpointHandler, JsonDataException, LogAction
+from lib.access.authenticator import Admission, Authenticator
+from lib.access.payload import is_upload
+from lib.data_types import EndpointHandler, LogAction
 from lib.declare.bare_route import BareHandler, BareRouteHandler
-from lib.errors import (
-    CLIENT_CLOSED_REQUEST,
-    AnswerCut,
-    ClientGone,
-    Invalid,
-    ModelTimedOut,
-    ModelUnreachable,
-    SessionGone,
-    SettingsError,
-    TooBusy,
-    Unavailable,
-    WorkerError,
-    async_result_or_error,
-    error_response,
-    internal_error_response,
-    returnable,
-)
+from lib.engine.engine import Engine
+from lib.errors import ClientGone, NotReady, SessionGone, returnable
 from lib.life.backend_config import BackendConfig, Lifecycle
 from lib.life.running_worker import RunningWorker, open_worker
-from lib.metrics import Entry, Ledger, Outcome
-from lib.model.connection import ModelSession, describe
+from lib.metrics import DEFAULT_WORKLOAD, Ledger, Outcome
+from lib.model.answer import ModelAnswer
+from lib.model.connection import ModelCaller, ModelSession
 from lib.model.readiness import Cause, State
-from lib.model.relay import aborted, drain
-from lib.request.heartbeat import Heartbeat
-from lib.request.sessions import Session, SessionEnd, SessionTerms
-from lib.request.slots import SlotQueue
-from lib.request.timings import FirstByte, Timing, Timings
-from lib.request.workload import DEFAULT_WORKLOAD, WorkloadCounter
-from lib.runtime.clock import Clock, SystemClock, time_limit
+from lib.model.relay import broken_answer, drain, end_to_end_headers, pass_on
+from lib.model.watch import HealthWatch
+from lib.request.access_log import AccessLog
+from lib.request.detached import Spawn, run_detached
+from lib.request.exchange import Exchange, Phase
+from lib.request.lanes import Lane, Lanes
+from lib.request.middlewares import AioHandler, Middleware, wrapped
+from lib.request.observers import Observer, Observers
+from lib.request.timings import Timings
+from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import Settings
 from lib.uploads import Upload
 
-__all__ = ["Backend", "LogAction"]
+__all__ = [
+    "Backend",
+    "Exchange",
+    "LogAction",
+    "ModelAnswer",
+    "ModelCaller",
+    "Observer",
+    "end_to_end_headers",
+    "pass_on",
+]
 
-log = logging.getLogger(__name__)
-access_log = logging.getLogger("lib.access")
-
-AioHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-# Hands a call that must outlive its caller to the server's task group.
-Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
-
-RETRY_NOT_READY_S = 10.0
-ON_CLOSE_LIMIT_S = 10.0
-SESSION_GONE = "the session is unknown, has ended or has expired"
-_FORWARDED = ("Accept", "X-Request-Id", "Accept-Encoding")
-_REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
 _NOT_READY = (State.LOADING, State.BENCHMARKING, State.DRAINING)
 
 
-@dataclass(frozen=True)
-class Route:
-    """One handler with its place in the queue. `max_queue_time_s` None: no limit."""
-
-    handler: EndpointHandler[Any]
-    queue: SlotQueue
-    max_queue_time_s: float | None
-    workload: WorkloadCounter
-
-
-@dataclass
-class Call:
-    """One request on its way, for the log: times are monotonic seconds."""
-
-    id: str
-    began: float
-    started: float | None = None
-    entry: Entry | None = None
-    payload: Any = None
-    first_byte: FirstByte | None = None
-
-
 class Backend:
-    """Proxies validated requests to the model server through handlers (authoring.md §1).
+    """Proxies validated requests to the model server through handlers (docs/writing-a-worker.md).
 
     Constructing one only remembers its arguments: no network, no file, no environment, no event loop.
-    `max_perf` is in workload/s, `max_wait_time` in seconds.
+    `max_perf` is in workload/s, `max_wait_time` in seconds. `engine` and `authenticator` replace those that
+    the environment chooses.
     """
 
     def __init__(
@@ -122,6 +82,8 @@ class Backend:
         max_wait_time: float | None = None,
         unsecured: bool | None = None,
         clock: Clock | None = None,
+        engine: Engine | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self.model_server_url = model_server_url or ""
         self.model_log_file = Path(model_log_file) if model_log_file else None
@@ -132,32 +94,23 @@ class Backend:
         self.healthcheck_url = healthcheck_url
         self.max_sessions = max_sessions
         self.lifecycle = lifecycle
-        self.max_wait_time = max_wait_time
         self.unsecured = unsecured
         self.clock: Clock = clock or SystemClock()
+        self.engine = engine
+        self.authenticator = authenticator
         self.metrics = Ledger(self.clock)
-        self.timings = Timings()
-        self._routes: list[Route] = []
-        self._one_at_a_time = self._queue(1)
-        self._parts: RunningWorker | None = None
-        self.spawn: Spawn = _no_server
-        self._cutting = False
-        self._session_entries: dict[str, Entry] = {}
-        self._arriving: set[anyio.CancelScope] = set()  # bodies on their way here, of admitted requests
+        self.timings = Timings(self.clock)
+        self.observers: list[Observer] = [AccessLog(), self.timings]
+        self.middlewares: list[Middleware] = []
+        self.lanes = Lanes(self.clock, self._seconds_to_drain, allow_parallel_requests, max_wait_time)
+        self._observers = Observers()
+        self._running: RunningWorker | None = None
 
     # What an author uses
 
     def create_handler(self, handler: EndpointHandler[Any]) -> AioHandler:
         """An aiohttp request handler for `handler`, for `web.post(path, …)`."""
-        limit = handler.max_queue_time
-        route = Route(
-            handler,
-            self._queue_of(handler),
-            self.max_wait_time if limit is None else limit,
-            WorkloadCounter(type(handler).__name__),
-        )
-        self._routes.append(route)
-        return partial(self._answer, route)
+        return partial(self._answer, self.lanes.add(handler))
 
     def guard(
         self,
@@ -176,547 +129,221 @@ class Backend:
     @property
     def session(self) -> ModelSession:
         """An HTTP client for the model server, while the worker runs; relative paths go below its URL."""
-        return ModelSession(self.parts.server)
+        return ModelSession(self.running.server)
 
     def backend_errored(self, msg: str) -> None:
         """Put the worker into *errored* with `msg`, until the model's next "loaded" line.
 
-        Where no log rule is for such lines, a health check that succeeds after failed ones clears it.
+        Where no log rule matches such lines, a health check that succeeds after failed ones clears it.
         """
-        self.parts.readiness.fail(Cause.AUTHOR, msg)
+        self.running.readiness.fail(Cause.AUTHOR, msg)
+
+    async def watch_health(self, url: str) -> None:
+        """Check the model server's health at `url` until cancelled, as the worker's own check would.
+
+        For a lifecycle that learns only then where the model server is. A success after failures clears every
+        error but the worker's own.
+        """
+        running = self.running
+        await HealthWatch(running.server, url, running.readiness, self.clock, clears_all=True).follow()
 
     # The life of a request
 
-    async def _serve(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
-        """The answer to one request, written to its last byte, its outcome in the ledger.
+    async def _serve(self, exchange: Exchange) -> web.StreamResponse:
+        """The answer to one request, written to its last byte, with its outcome in the ledger.
 
         Raises `WorkerError` (the answer is its status), `ClientGone`, `AnswerCut`, or whatever an author's
         code raises (500).
         """
-        handler = route.handler
-        envelope = await self.parts.gate.admit(request)
-        with self._entry_of(envelope) as entry:
-            call.entry = entry
-            async with self._received(route, request, envelope, entry) as received:
-                request["auth_data"], request["payload"] = envelope.auth, received
-                call.payload = _payload_of(handler, envelope, received)
-                entry.set_workload(route.workload.count(call.payload))
-                self._check_state()
-                self._check_wait(route, envelope.session)
-                entry.accept()
-                with self._judged(route, request, call):
-                    response = await self._work(route, request, call)
-                    written = await _write_out(request, response, handler.on_disconnect == "finish")
-                entry.settle(_outcome(request, response))
+        lane = exchange.lane
+        admission = await self.running.authenticator.admit(exchange.request)
+        self._open_entry(exchange, admission)
+        with self._inside_session(exchange):
+            async with self._received(exchange, admission) as received:
+                payload = lane.read_payload(received, admission.raw_auth, admission.session_id)
+                exchange.receive(received, payload, lane.count_workload(payload))
+                try:
+                    handler = partial(self._accept, exchange)
+                    if self.middlewares:
+                        handler = wrapped(handler, self.middlewares)
+                    response = await handler(exchange.request)
+                except web.HTTPException as e:
+                    response = returnable(e)
+                written = await exchange.write(response)
+                exchange.conclude(
+                    None, written
+                )  # here: its client may leave while an upload's file is deleted
                 return written
 
-    @contextmanager
-    def _judged(self, route: Route, request: web.Request, call: Call) -> Generator[None, None, None]:
-        """Whose doing it is that the work on a request was broken off: the worker's, its client's, its own.
+    def _open_entry(self, exchange: Exchange, admission: Admission) -> None:
+        """Open the request's entry; one inside a session is not counted, since the session is.
 
-        Raises `ClientGone` for whatever is raised on the way out after the client left.
+        Raises `SessionGone` (410), with the entry open.
         """
-        assert call.entry is not None
-        finishes = route.handler.on_disconnect == "finish"
-        try:
-            yield
-        except asyncio.CancelledError as e:
-            by_client = _left(request) and not (finishes and call.started is not None)
-            if self._cutting:
-                call.entry.settle(Outcome.ERRORED)
-            elif not (self._drains or by_client):
-                raise RuntimeError("the handler's own code was cancelled, by nobody here") from e
-            raise
-        except Exception as e:
-            if self._cutting:
-                call.entry.settle(Outcome.ERRORED)
-            elif _left(request) and not finishes and not isinstance(e, ClientGone):
-                log.warning("request %s: raised after its client had left: %r", call.id, e)
-                raise ClientGone from e
-            elif _is_late(request) and not isinstance(e, ClientGone):
-                call.entry.settle(Outcome.ERRORED)
-            raise
+        is_outside, session = admission.session_id is None, admission.session
+        request_idx = admission.auth.request_idx if is_outside else None
+        exchange.admit(admission.auth, self.metrics.open(request_idx, counted=session is None), session)
+        if session is None and not is_outside:
+            raise SessionGone()
 
-    @contextmanager
-    def _entry_of(self, envelope: Envelope) -> Generator[Entry, None, None]:
-        """The request's entry in the ledger, and its part in the session that it is in.
+    def _inside_session(self, exchange: Exchange) -> AbstractContextManager[None]:
+        """Keep the request's session alive, if it is in one."""
+        session = exchange.session
+        return nullcontext() if session is None else self.running.sessions.used(session)
 
-        Raises `SessionGone` (410), inside the entry, when there is no such session.
+    def _received(
+        self, exchange: Exchange, admission: Admission
+    ) -> AbstractAsyncContextManager[dict[str, Any] | Upload]:
+        """The payload as it was received; an upload that would be refused afterwards is refused before.
+
+        Raises what `PayloadReader.receive` raises, and for an upload what `_check_ready` raises.
         """
-        session = envelope.session
-        if session is not None:
-            with self.parts.sessions.used(session), self.metrics.open(counted=False) as entry:
-                yield entry
-        else:
-            gone = envelope.session_id is not None
-            with self.metrics.open(None if gone else envelope.auth.request_idx) as entry:
-                if gone:
-                    raise SessionGone(SESSION_GONE)
-                yield entry
+        if admission.payload is not None:
+            return nullcontext(admission.payload)
+        if is_upload(exchange.request, admission):
+            exchange.entry.set_workload(DEFAULT_WORKLOAD)  # until it is here
+            self._check_ready(exchange)
+        takes_uploads = exchange.lane.handler.takes_uploads
+        return self.running.payloads.receive(exchange.request, admission, takes_uploads)
 
-    @asynccontextmanager
-    async def _received(
-        self, route: Route, request: web.Request, envelope: Envelope, entry: Entry
-    ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
-        """The payload as it came; an upload isn't waited for where that would be in vain.
+    async def _accept(self, exchange: Exchange, request: web.Request) -> web.StreamResponse:
+        """The model's answer, as it is or with newlines while its client waits."""
+        exchange.request = request  # a middleware may have put another one in its place
+        self._check_ready(exchange)
+        exchange.accept()
+        work = self._in_turn(exchange)
+        return await (work if exchange.heartbeat is None else exchange.heartbeat.during(work))
 
-        Raises `Unavailable` (503) when the worker is stopped before all of it is here.
+    def _check_ready(self, exchange: Exchange) -> None:
+        """Refuse a request that would not be served now, or not in time.
+
+        Raises `Unavailable` (503), `TooBusy` (429). A request inside a session does not wait for the
+        session's own workload.
         """
-        payload = self.parts.gate.payload(request, envelope, route.handler.takes_uploads)
-        if envelope.payload is not None:
-            async with payload as received:
-                yield received
-            return
-        if is_upload(request, envelope):
-            entry.set_workload(DEFAULT_WORKLOAD)  # until it is here
-            self._check_state()
-            self._check_wait(route, envelope.session)
-        received = None
-        async with AsyncExitStack() as kept:
-            with anyio.CancelScope() as arriving:
-                self._arriving.add(arriving)
-                try:
-                    received = await kept.enter_async_context(payload)
-                finally:
-                    self._arriving.discard(arriving)
-            if received is None:  # `drain` has cancelled it
-                raise _stopping()
-            yield received
+        self.check_state()
+        load = self.metrics.cur_load
+        if exchange.session is not None:
+            load -= self.running.session_life.workload_of(exchange.session)
+        exchange.lane.check_wait(load, self.running.readiness.max_perf)
 
-    def _check_state(self) -> None:
-        """Raises `Unavailable` (503) while the worker is not ready."""
-        state = self.parts.readiness.state
-        if state in _NOT_READY:
-            raise Unavailable(state.value, f"the worker is {state.value}", RETRY_NOT_READY_S)
+    async def _in_turn(self, exchange: Exchange) -> web.StreamResponse:
+        async with exchange.lane.slot():
+            exchange.start()
+            return await self._ask_model(exchange)
 
-    def _check_wait(self, route: Route, session: Session | None) -> None:
-        """Raises `TooBusy` (429) when by estimate the wait would be too long.
-
-        A session's cost is no work that the requests inside it would wait for.
-        """
-        max_perf = self.parts.readiness.max_perf
-        if route.max_queue_time_s is not None and max_perf > 0:
-            of_session = self._session_entries.get(session.id) if session is not None else None
-            wait_s = (self.metrics.cur_load - (of_session.workload if of_session else 0.0)) / max_perf
-            if wait_s > route.max_queue_time_s:
-                raise TooBusy(
-                    f"the wait would be {wait_s:.1f} s, more than {route.max_queue_time_s:g} s",
-                    wait_s - route.max_queue_time_s,
-                )
-
-    async def _work(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
-        """The answer, once it is this request's turn; newlines to its client meanwhile, where it has them."""
-        work, handler = self._in_turn(route, request, call), route.handler
-        if not handler.keepalive_s or request.method == "HEAD":  # whose answer has no body
-            return await work
-        return await Heartbeat(request, handler.keepalive_s, self.clock).during(work)
-
-    async def _in_turn(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
-        assert call.entry is not None
-        async with route.queue.slot(route.max_queue_time_s):
-            call.entry.start()
-            call.started = self.clock.monotonic()
-            return await self._ask_model(route.handler, request, call.payload)
-
-    async def _ask_model(
-        self, handler: EndpointHandler[Any], request: web.Request, payload: Any
-    ) -> web.StreamResponse:
+    async def _ask_model(self, exchange: Exchange) -> web.StreamResponse:
         """Call the model and turn its answer into the client's.
 
         A client that leaves closes the call with it, unless the handler lets it finish.
         """
-        caller = self.parts.server.caller(_forwarded_headers(request, handler), request)
+        handler, request = exchange.lane.handler, exchange.request
+        caller = self.running.server.caller(exchange.forwarded_headers(), request)
         try:
-            async with handler.call_model(caller, payload) as answer:
+            async with handler.call_model(caller, exchange.payload) as answer:
                 if isinstance(answer, web.StreamResponse):
                     return answer
                 try:
                     return await handler.generate_client_response(request, answer)
                 except (ClientGone, ConnectionError) as e:
-                    if not _left(request):
+                    if not exchange.client_left:
                         raise
-                    if handler.on_disconnect != "finish":
+                    if not exchange.finishes:
                         raise ClientGone from e
                     await drain(answer)
                     return web.Response(status=answer.status)
-        except web.HTTPException as e:
-            return returnable(e)
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
-            if isinstance(e, ConnectionError) and _left(request):
+            if isinstance(e, ConnectionError) and exchange.client_left:
                 raise ClientGone from e
-            raise _broken(request, e) from e
+            raise broken_answer(e, exchange.answer_out) from e
 
-    # Sessions: what the engine sees as one request
+    # From the story's end to the client
 
-    async def open_session(self, request: web.Request) -> Session:
-        """A session for the client of `request`; its cost is in flight until its end.
-
-        Raises what `Gate.admit` and `Gate.json_payload` raise, `Invalid` (422), `Unavailable` (503) while not
-        ready, `TooBusy` (429) past `max_sessions`.
-        """
-        gate = self.parts.gate
-        envelope = await gate.admit(request)
-        if envelope.session_id is not None:  # which would let a signature in again
-            raise Invalid({"session_id": "must not be given: a session is opened outside any other"})
-        entry = self.metrics.open(envelope.auth.request_idx)
-        try:
-            terms = SessionTerms.from_json(await gate.json_payload(request, envelope))
-            entry.set_workload(envelope.auth.cost)
-            self._check_state()
-            session = self.parts.sessions.create(envelope.raw_auth, terms)
-        except BaseException as e:
-            entry.close(e)
-            raise
-        entry.accept()
-        entry.start()
-        self._session_entries[session.id] = entry
-        return session
-
-    def _session_ended(self, session: Session, how: SessionEnd) -> None:
-        entry = self._session_entries.pop(session.id)
-        entry.settle(Outcome.CANCELLED if how is SessionEnd.DRAINED else Outcome.SERVED)
-        entry.close()
-        log.info("session %s… %s", session.id[:6], how.value)
-        if session.terms.on_close_route is not None:
-            call = self.metrics.open(counted=False)
-            call.accept()  # from now on: a worker that drains waits for it
-            self.spawn(partial(self._post_on_close, session, session.terms.on_close_route, call))
-
-    async def _post_on_close(self, session: Session, route: str, call: Entry) -> None:
-        """Tell the model server that a session is over; best effort."""
-        message = {**(session.terms.on_close_payload or {}), "session_id": session.id}
-        failure: Exception | None = TimeoutError()  # what it stays, where the limit cuts the call
-        with call, time_limit(self.clock, ON_CLOSE_LIMIT_S):
-            failure = await async_result_or_error(self._post(route, message))
-        if failure is not None:
-            log.warning("session %s…: POST %s on its end failed", session.id[:6], route)
-
-    async def _post(self, route: str, message: dict[str, Any]) -> None:
-        async with self.parts.server.caller({}).post_json(route, message) as answer:
-            await drain(answer)
-
-    # From the story's end to the client and the log
-
-    async def _answer(self, route: Route, request: web.Request) -> web.StreamResponse:
+    async def _answer(self, lane: Lane, request: web.Request) -> web.StreamResponse:
         """Serve a request; a client that leaves cancels it, or lets it finish in the server's task group."""
-        request = _without_api_key(request)
-        call = Call(_request_id(request), self.clock.monotonic())
-        if route.handler.on_disconnect != "finish":
-            return await self._concluded(route, request, call)
-        done: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
-        scope = anyio.CancelScope()
-        self.spawn(partial(self._finish, done, scope, route, request, call))
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            if call.started is None:  # it still waits: a client that leaves leaves the queue
-                scope.cancel()
-            raise
+        exchange = Exchange(request, lane, self.clock, self._observers, self._phase)
+        serve = partial(self._concluded, exchange)
+        if not exchange.finishes:
+            return await serve()
+        return await run_detached(self.running.spawn, serve, lambda: exchange.started_s is not None)
 
-    async def _finish(
-        self,
-        done: asyncio.Future[web.StreamResponse],
-        scope: anyio.CancelScope,
-        route: Route,
-        request: web.Request,
-        call: Call,
-    ) -> None:
-        """A request that its client's leaving does not end."""
-        try:
-            with scope:
-                done.set_result(await self._concluded(route, request, call))
-        finally:
-            done.cancel()
-
-    async def _concluded(self, route: Route, request: web.Request, call: Call) -> web.StreamResponse:
-        """The answer, whatever became of the request; one line in the log."""
-        status = CLIENT_CLOSED_REQUEST
-        call.first_byte = FirstByte(request, self.clock)
+    async def _concluded(self, exchange: Exchange) -> web.StreamResponse:
+        """The answer, whatever became of the request; its entry has an outcome."""
         try:
             try:
-                response = await self._serve(route, request, call)
-            except WorkerError as e:
-                if e.status >= 500 and not isinstance(e, Unavailable):
-                    log.warning("request %s: %d: %s", call.id, e.status, e.message)
-                response = await _told(request, error_response(e))
-            except AnswerCut as e:
-                log.warning("request %s: %s", call.id, e)
-                response = aborted(request)
-            except ClientGone:
-                return aborted(request)
-            except Exception:  # noqa: BLE001 - whatever an author raises is a 500
-                response = await _told(request, internal_error_response(log, call.id))
-            status = response.status
-            return response
+                return await self._serve(exchange)
+            except BaseException as e:
+                return await exchange.reply(exchange.conclude(e), e)
         finally:
-            self._conclude(route, request, call, status)
-
-    def _conclude(self, route: Route, request: web.Request, call: Call, status: int) -> None:
-        """Log the request; tell the handler if its client left while the model worked."""
-        entry, now = call.entry, self.clock.monotonic()
-        access_log.info(
-            "%s %s %s %d %s workload=%g queue_s=%.3f total_s=%.3f",
-            call.id,
-            request.method,
-            request.path,
-            status,
-            entry.outcome.name.lower() if entry and entry.outcome else "refused",
-            entry.workload if entry else 0.0,
-            (call.started or now) - call.began,
-            now - call.began,
-        )
-        if entry is not None and entry.outcome is not None:
-            self.timings.add(_timing(request, call, status, entry.workload, entry.outcome, self.clock))
-        if call.started is not None and entry and entry.outcome is Outcome.CANCELLED:
-            self.spawn(partial(_tell, route.handler, call))
+            exchange.end()
+            if exchange.started_s is not None and exchange.outcome is Outcome.CANCELLED:
+                self.running.spawn(exchange.tell_client_left)
 
     # What the server uses
 
     @property
-    def parts(self) -> RunningWorker:
+    def running(self) -> RunningWorker:
         """The running worker's parts; raises `RuntimeError` while it doesn't run."""
-        if self._parts is None:
+        if self._running is None:
             raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
-        return self._parts
-
-    @property
-    def _drains(self) -> bool:
-        return self._parts is None or self._parts.readiness.state is State.DRAINING
+        return self._running
 
     @property
     def handlers(self) -> list[EndpointHandler[Any]]:
-        """The handlers of the routes, and the benchmark's, each once."""
-        handlers = {id(r.handler): r.handler for r in self._routes}
-        if self.benchmark_handler is not None:
-            handlers[id(self.benchmark_handler)] = self.benchmark_handler
-        return list(handlers.values())
+        """The benchmark's handler, and those of the routes, each once."""
+        handlers = (self.benchmark_handler, *self.lanes.handlers)
+        return list({id(handler): handler for handler in handlers if handler is not None}.values())
+
+    def check_state(self) -> None:
+        """Raise `NotReady` (503) while the worker loads, measures or stops."""
+        state = self.running.readiness.state
+        if state in _NOT_READY:
+            raise NotReady(state.value)
 
     def problems(self) -> list[str]:
-        """Everything in what the author told that can't work, a line each."""
-        of_handlers = (f"{type(h).__name__}: {problem}" for h in self.handlers for problem in _problems_of(h))
-        return [*self.model_config().problems(), *of_handlers]
+        """What in the author's arguments and handlers can't work, a line each."""
+        return self.config().problems()
 
-    @asynccontextmanager
-    async def run_with(
-        self, settings: Settings, directory: Path, process_age_s: float = 0.0
-    ) -> AsyncGenerator[RunningWorker, None]:
-        """Serve requests inside the block. Raises `SettingsError` when what the author told can't work."""
-        if self.unsecured is not None:
-            settings = replace(settings, unsecured=self.unsecured)
-        config = self.model_config()
-        if problems := self.problems():
-            raise SettingsError(problems)
-        async with open_worker(config, settings, self.metrics, self.clock, directory, process_age_s) as parts:
-            self._parts = parts
-            parts.sessions.on_end = self._session_ended
-            try:
-                yield parts
-            finally:
-                self._parts, self.spawn = None, _no_server
-
-    def drain(self) -> None:
-        """Take no more requests, and release those that wait with 503."""
-        self.parts.readiness.drain()
-        self.parts.sessions.end_all(SessionEnd.DRAINED)
-        for queue in {id(r.queue): r.queue for r in self._routes}.values():
-            queue.release_all(_stopping)
-        for body in self._arriving:
-            body.cancel()
-
-    def cut(self) -> None:
-        """The requests still in flight are cut from now on, by the worker: they count as errored."""
-        self._cutting = True
-
-    def queue_lengths(self) -> tuple[int, int]:
-        """How many requests wait for a slot, and how many have one."""
-        queues = {id(r.queue): r.queue for r in self._routes}.values()
-        return sum(q.waiting for q in queues), sum(q.working for q in queues)
-
-    def _queue_of(self, handler: EndpointHandler[Any]) -> SlotQueue:
-        """All handlers that are not parallel wait in one queue; the others each in one, on any route."""
-        for route in self._routes:
-            if route.handler is handler:
-                return route.queue
-        limit = self._concurrency_of(handler)
-        return self._one_at_a_time if limit == 1 and not self._is_parallel(handler) else self._queue(limit)
-
-    def _concurrency_of(self, handler: EndpointHandler[Any]) -> int | None:
-        if handler.max_concurrency is not None:
-            return max(1, handler.max_concurrency)  # less is refused at the start, with all else
-        return None if self._is_parallel(handler) else 1
-
-    def _is_parallel(self, handler: EndpointHandler[Any]) -> bool:
-        own = handler.allow_parallel_requests
-        return self.allow_parallel_requests if own is None else own
-
-    def _queue(self, limit: int | None) -> SlotQueue:
-        return SlotQueue(limit, self.clock, self._drain_time_s)
-
-    def _drain_time_s(self) -> float:
-        """Seconds until what is in flight now will be done, at the measured throughput."""
-        return self.metrics.cur_load / max(self.parts.readiness.max_perf, 1e-9)
-
-    def model_config(self) -> BackendConfig:
-        """What the author told of the model server and its life."""
-        handlers = [r.handler for r in self._routes]
-        if self.benchmark_handler is not None:
-            handlers.insert(0, self.benchmark_handler)
-        checks = [h.healthcheck_endpoint for h in handlers]
+    def config(self) -> BackendConfig:
+        """What the author said of the model server and the worker's life."""
+        benchmark = self.benchmark_handler
+        health_checks = (handler.healthcheck_endpoint for handler in self.handlers)
         return BackendConfig(
             url=self.model_server_url,
             log_file=self.model_log_file,
             log_actions=self.log_actions,
-            healthcheck=self.healthcheck_url or next((c for c in checks if c), None),
+            healthcheck=self.healthcheck_url or next(filter(None, health_checks), None),
             lifecycle=self.lifecycle,
-            benchmark_handler=self.benchmark_handler,
-            benchmark_cap=self._concurrency_of(self.benchmark_handler) if self.benchmark_handler else None,
+            benchmark_handler=benchmark,
+            benchmark_cap=self.lanes.concurrency_of(benchmark) if benchmark else None,
             max_perf=self.max_perf,
             max_sessions=self.max_sessions,
+            unsecured=self.unsecured,
+            handlers=self.handlers,
+            engine=self.engine,
+            authenticator=self.authenticator,
         )
 
+    @asynccontextmanager
+    async def run_with(
+        self, settings: Settings, directory: Path, spawn: Spawn, process_age_s: float = 0.0
+    ) -> AsyncGenerator[RunningWorker, None]:
+        """Serve requests inside the block; `spawn` runs calls that outlive their clients.
 
-def _no_server(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
+        `directory` holds the saved benchmark. Raises `SettingsError` when the author's arguments can't work.
+        """
+        opened = open_worker(
+            self.config(), self.lanes, settings, self.metrics, self.clock, directory, spawn, process_age_s
+        )
+        async with opened as running:
+            self._running, self._observers = running, Observers(self.observers)
+            try:
+                yield running
+            finally:
+                self._running = None
 
+    def _phase(self) -> Phase:
+        return Phase(draining=True) if self._running is None else self._running.phase
 
-def _stopping() -> Unavailable:
-    return Unavailable("draining", "the worker is stopping", RETRY_NOT_READY_S)
-
-
-def _payload_of(handler: EndpointHandler[Any], envelope: Envelope, received: dict[str, Any] | Upload) -> Any:
-    """The payload, as the handler's author reads it. Raises `Invalid` (422)."""
-    try:
-        if isinstance(received, Upload):
-            return handler.read_upload(received)
-        return handler.read_payload(envelope.as_request(received))
-    except JsonDataException as e:
-        raise Invalid(e.message) from e
-
-
-def _forwarded_headers(request: web.Request, handler: EndpointHandler[Any]) -> dict[str, str]:
-    """The headers of a client's request that reach the model server (protocol.md §2).
-
-    An answer that follows newlines is read by the client as it is, and one that an author's code reads
-    is not unpacked: then none is asked for that is compressed.
-    """
-    packed = handler.accepts_compressed_answers and handler.keepalive_s is None
-    names = _FORWARDED if packed else _FORWARDED[:2]
-    return {name: ", ".join(request.headers.getall(name)) for name in names if name in request.headers}
-
-
-async def _write_out(request: web.Request, response: web.StreamResponse, finish: bool) -> web.StreamResponse:
-    """Write what of `response` is not written yet; what the client got in the end.
-
-    Raises `ClientGone`, unless the call was to `finish`.
-    """
-    keepalive = Heartbeat.of(request)
-    try:
-        if not (finish and _left(request)):
-            if keepalive is not None and keepalive.waiting:
-                return await keepalive.finish(response)
-            await response.prepare(request)
-            await response.write_eof()
-    except ConnectionError as e:
-        if not finish:
-            raise ClientGone from e
-    return response
-
-
-async def _told(request: web.Request, response: web.Response) -> web.StreamResponse:
-    """The failure `response` as its client can still be told it; an answer under way is aborted."""
-    keepalive = Heartbeat.of(request)
-    if _begun(request):
-        return aborted(request)
-    if keepalive is None or not keepalive.waiting:
-        return response
-    try:
-        return await keepalive.finish(response)
-    except ConnectionError:
-        return aborted(request)
-
-
-def _is_late(request: web.Request) -> bool:
-    """Whether newlines have told the client 200 already."""
-    keepalive = Heartbeat.of(request)
-    return keepalive is not None and keepalive.begun
-
-
-def _outcome(request: web.Request, response: web.StreamResponse) -> Outcome:
-    """What a passed-on answer counts as: its status, or what the handler said in `request["outcome"]`."""
-    told = request.get("outcome")
-    if told in ("served", "errored"):
-        return Outcome.SERVED if told == "served" else Outcome.ERRORED
-    return Outcome.SERVED if response.status < (400 if _is_late(request) else 500) else Outcome.ERRORED
-
-
-def _broken(request: web.Request, error: BaseException) -> Exception:
-    """What it means that an author's code failed to read the model server's answer to its end."""
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not _begun(request):
-        return ModelTimedOut("the model server took too long")
-    if not isinstance(error, aiohttp.ClientPayloadError) and not _begun(request):
-        return ModelUnreachable(f"the model server could not be reached: {describe(error)}")
-    return AnswerCut(f"the model server's answer broke off: {describe(error)}")
-
-
-def _left(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()
-
-
-def _begun(request: web.Request) -> bool:
-    """Whether an answer is out, more than newlines: no other may follow it."""
-    keepalive = Heartbeat.of(request)
-    return request.writer.output_size > 0 and not (keepalive is not None and keepalive.waiting)
-
-
-def _without_api_key(request: web.Request) -> web.Request:
-    """`request` without the `api_key` in its query: no handler may log it or pass it on."""
-    if "api_key" not in request.rel_url.query:
-        return request
-    return request.clone(rel_url=request.rel_url.without_query_params("api_key"))
-
-
-def _request_id(request: web.Request) -> str:
-    """The client's own `X-Request-Id`, where it is fit for a log line, or a new one."""
-    own = request.headers.get("X-Request-Id", "")
-    return own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(8)
-
-
-def _timing(
-    request: web.Request, call: Call, status: int, workload: float, outcome: Outcome, clock: Clock
-) -> Timing:
-    now, first_byte = clock.monotonic(), call.first_byte
-    return Timing(
-        id=call.id,
-        route=f"{request.method} {request.path}",
-        status=status,
-        outcome=outcome.name.lower(),
-        workload=workload,
-        queue_s=(call.started or now) - call.began,
-        first_byte_s=first_byte.at - call.began if first_byte and first_byte.at is not None else None,
-        total_s=now - call.began,
-        ended_at=clock.wall(),
-    )
-
-
-async def _tell(handler: EndpointHandler[Any], call: Call) -> None:
-    async def stop() -> None:  # calling an author's function may raise too
-        await handler.on_client_disconnect(call.payload)
-
-    failure = await async_result_or_error(stop())
-    if failure is not None:
-        log.warning("request %s: on_client_disconnect raised %r", call.id, failure)
-
-
-def _problems_of(handler: EndpointHandler[Any]) -> list[str]:
-    problems: list[str] = []
-    for name in ("max_concurrency", "benchmark_concurrency"):
-        value = getattr(handler, name)
-        if value is not None and value < 1:
-            problems.append(f"{name} is {value}, less than 1")
-    for name in ("max_queue_time", "keepalive_s"):
-        value = getattr(handler, name)
-        if value is not None and not 0 <= value < math.inf:
-            problems.append(f"{name} is {value}, not a finite number of seconds ≥ 0")
-    if handler.on_disconnect not in ("cancel", "finish"):
-        problems.append(f"on_disconnect is {handler.on_disconnect!r}, neither 'cancel' nor 'finish'")
-    return problems
+    def _seconds_to_drain(self) -> float:
+        """Seconds until what is in flight now will be done, at the measured throughput."""
+        return self.metrics.cur_load / max(self.running.readiness.max_perf, 1e-9)

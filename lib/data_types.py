@@ -10,7 +10,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
@@ -32,6 +32,8 @@ __all__ = ["ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "Lo
 P = TypeVar("P")
 OnDisconnect = Literal["cancel", "finish"]
 
+# An `auth_data` that nobody signed, for payloads that come without one.
+UNSIGNED_AUTH_DATA: Mapping[str, Any] = {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
 # What the wire's integers must fit into: the engine's own are 64 bits wide.
 _INT64 = 2**63
 
@@ -238,6 +240,29 @@ class EndpointHandler(ABC, Generic[P]):
         own, base = cast(Any, type(self)), cast(Any, EndpointHandler)
         same_call = own.call_model is base.call_model
         return same_call and own.generate_client_response is base.generate_client_response
+
+    def problems(self) -> list[str]:
+        """What in the handler's own fields can't work, a line each."""
+        problems: list[str] = []
+        for name in ("max_concurrency", "benchmark_concurrency"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} is {value}, less than 1")
+        for name in ("max_queue_time", "keepalive_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                problems.append(f"{name} is {value}, not a finite number of seconds ≥ 0")
+        if self.on_disconnect not in ("cancel", "finish"):
+            problems.append(f"on_disconnect is {self.on_disconnect!r}, neither 'cancel' nor 'finish'")
+        return problems
+
+    def running(self) -> AbstractAsyncContextManager[Any]:
+        """What this handler needs as long as the worker serves: threads, processes, connections.
+
+        An async context, by default an empty one. The worker is ready only once it is entered; it is left
+        when the worker stops, once requests have finished or were cut.
+        """
+        return nullcontext()
 
     async def on_client_disconnect(self, payload: P) -> None:
         """The client of `payload` has left while the model worked; its call is closed by now.

@@ -7,17 +7,21 @@ metrics.py; how a broken stream is aborted is in backend.py.
 from __future__ import annotations
 
 import json
-import logging
 import math
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it
+# `Retry-After` while the worker loads, measures or stops.
+RETRY_NOT_READY_S = 10.0
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 
 
 class SettingsError(Exception):
@@ -74,6 +78,9 @@ class SessionGone(WorkerError):
 
     status = 410
 
+    def __init__(self) -> None:
+        super().__init__("the session is unknown, has ended or has expired")
+
 
 class BodyTooLarge(WorkerError):
     """413: names the limit."""
@@ -123,6 +130,20 @@ class Unavailable(Refused):
         return {"error": self.message, "state": self.state}
 
 
+class NotReady(Unavailable):
+    """503: the worker is in a state in which it takes no requests."""
+
+    def __init__(self, state: str, message: str = "") -> None:
+        super().__init__(state, message or f"the worker is {state}", RETRY_NOT_READY_S)
+
+
+class Draining(NotReady):
+    """503: the worker has been stopped while the request waited."""
+
+    def __init__(self) -> None:
+        super().__init__("draining", "the worker is stopping")
+
+
 class ModelUnreachable(WorkerError):
     """502: no connection, or none that gave a status line."""
 
@@ -152,9 +173,8 @@ def error_response(error: WorkerError) -> web.Response:
     )
 
 
-def internal_error_response(log: logging.Logger, request_id: str) -> web.Response:
-    """A bare 500 for the exception being handled, whose traceback goes to the log under `request_id`."""
-    log.exception("request %s: unexpected error", request_id)
+def internal_error_response(request_id: str) -> web.Response:
+    """A bare 500 that names the request under whose id the log has the traceback."""
     return web.json_response({"error": "internal error", "request": request_id}, status=500)
 
 
@@ -165,6 +185,16 @@ def returnable(raised: web.HTTPException) -> web.Response:
     )
     answer.cookies.update(raised.cookies)
     return answer
+
+
+def aborted(request: web.Request) -> web.Response:
+    """Abort the client's connection; the answer given here reaches nobody."""
+    transport = request.transport
+    if transport is not None:
+        if request.version < HttpVersion11:  # its answer ends with its connection: only a reset tells
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        transport.abort()
+    return web.Response(status=502)
 
 
 @web.middleware

@@ -13,9 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from types import TracebackType
 
-from lib.errors import ClientGone, Refused
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import from_environment
 from lib.wire import FinishedRequest, RequestStatus
@@ -24,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # protocol.md §3: undelivered entries past this many are dropped, oldest first.
 MAX_UNDELIVERED = 10_000
+# The workload of a payload that has none of its own, or a wrong one.
+DEFAULT_WORKLOAD = 100.0
 # More than this is counted as this: sums of it stay finite, and small loads beside it are not lost in them.
 MAX_WORKLOAD = 1e12
 
@@ -56,15 +56,15 @@ class Snapshot:
 
 
 class Ledger:
-    """Counts requests and their workload; tells what happened since the last acknowledged report.
+    """Counts requests and their workload, and what has happened since the last acknowledged report.
 
-    `on_event` is called after every change that a report would show. Of the finished requests that are not
-    delivered yet, at most `max_undelivered` are kept.
+    Each of `listeners` is called after every change that a report would show. At most `max_undelivered`
+    finished requests are kept until they are delivered.
     """
 
     def __init__(self, clock: Clock | None = None, max_undelivered: int = MAX_UNDELIVERED) -> None:
         self.clock: Clock = clock or SystemClock()
-        self.on_event: Callable[[], None] = _nothing
+        self.listeners: list[Callable[[], object]] = []
         self.received = 0
         self.outcomes: Counter[Outcome] = Counter()
         self.accepted_load = 0.0
@@ -104,10 +104,10 @@ class Ledger:
             await self._empty.wait()
 
     def open(self, request_idx: int | None = None, *, counted: bool = True) -> Entry:
-        """A new entry, for a request that has been authenticated; use it in a `with`, or `close` it.
+        """A new entry for an authenticated request; its `set_outcome` must be called in the end.
 
-        One that is not `counted` is part of something that is, a session: it is no load of its own, and
-        the engine doesn't hear of it.
+        An entry that is not `counted` belongs to one that is, a session's: it adds no load, and is not
+        reported.
         """
         self._opened += 1
         return Entry(self, self._opened, request_idx if counted else None, counted)
@@ -143,7 +143,7 @@ class Ledger:
             self._finished.popleft()
             self._delivered += 1
 
-    # What entries do
+    # Called by entries
 
     def accept(self, entry: Entry) -> None:
         if not entry.counted:
@@ -153,28 +153,32 @@ class Ledger:
         self.accepted_load += entry.workload
         self._in_flight[entry.number] = entry
         self._cur_load += entry.workload
-        self.on_event()
+        self._notify()
 
     def close(self, entry: Entry, outcome: Outcome) -> None:
-        accepted = self._in_flight.pop(entry.number, None) is not None
+        self._in_flight.pop(entry.number, None)
         self._uncounted.discard(entry.number)
         if not self.unfinished:
             self._empty.set()
         if not entry.counted:
             return
-        if accepted:
+        if entry.accepted:
             # Floats drift: with nothing in flight the load is exactly nothing.
             self._cur_load = self._cur_load - entry.workload if self._in_flight else 0.0
         self.outcomes[outcome] += 1
-        if outcome is Outcome.SERVED:
+        if outcome is Outcome.SERVED and entry.accepted:
             self.served_load += entry.workload
         elif outcome is Outcome.REJECTED:
             self.rejected_load += entry.workload
-        if accepted and outcome in (Outcome.CANCELLED, Outcome.REJECTED):
+        if entry.accepted and outcome in (Outcome.CANCELLED, Outcome.REJECTED):
             self.withdrawn_load += entry.workload
         if entry.request_idx is not None:
             self._finish(entry.request_idx, entry, outcome)
-        self.on_event()
+        self._notify()
+
+    def _notify(self) -> None:
+        for listener in self.listeners:
+            listener()
 
     def _finish(self, request_idx: int, entry: Entry, outcome: Outcome) -> None:
         if len(self._finished) >= self._max_undelivered:
@@ -196,62 +200,38 @@ class Ledger:
 
 
 class Entry:
-    """One authenticated request in the ledger; leaving its `with` block, or `close`, gives it one outcome.
-
-    The outcome is what `settle` said last, or what the exception that ended the block means: the client
-    left (cancelled), refused with 429 or 503 (rejected), anything else errored. Times are Unix seconds.
-    """
+    """One authenticated request in the ledger; `set_outcome` ends it. Times: Unix seconds, 0.0 for never."""
 
     def __init__(self, ledger: Ledger, number: int, request_idx: int | None, counted: bool) -> None:
         self._ledger = ledger
         self.counted = counted
-        self._settled: Outcome | None = None
         self.number = number
         self.request_idx = request_idx
         self.workload = 0.0
+        self.accepted = False
         self.outcome: Outcome | None = None
         self.entered_queue_at = 0.0
         self.work_started_at = 0.0
 
     def set_workload(self, workload: float) -> None:
-        """How much work this is; before `accept`."""
+        """Set the request's workload, before `accept`; more than `MAX_WORKLOAD` counts as that."""
         self.workload = min(workload, MAX_WORKLOAD)
 
     def accept(self) -> None:
-        """The request is let in: it counts as load from now on."""
+        """Count the request as load from now on."""
+        self.accepted = True
         self.entered_queue_at = self._ledger.clock.wall()
         self._ledger.accept(self)
 
     def start(self) -> None:
-        """Its work begins: it waits no longer."""
+        """Note that the request's work begins: it waits no longer."""
         self.work_started_at = self._ledger.clock.wall()
 
-    def settle(self, outcome: Outcome) -> None:
-        self._settled = outcome
-
-    def close(self, error: BaseException | None = None) -> None:
-        """It has ended, with `error` or as settled; a second time does nothing."""
+    def set_outcome(self, outcome: Outcome) -> None:
+        """End the request with `outcome`; only the first call counts."""
         if self.outcome is None:
-            self.outcome = self._settled or _meaning(error)
-            self._ledger.close(self, self.outcome)
-
-    def __enter__(self) -> Entry:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close(error)
-
-
-def _meaning(error: BaseException | None) -> Outcome:
-    if isinstance(error, (asyncio.CancelledError, ClientGone)):
-        return Outcome.CANCELLED
-    return Outcome.REJECTED if isinstance(error, Refused) else Outcome.ERRORED
-
-
-def _nothing() -> None:
-    return None
+            self.outcome = outcome
+            self._ledger.close(self, outcome)
 
 
 def get_url() -> str:

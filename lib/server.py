@@ -35,12 +35,12 @@ from lib.backend import Backend
 from lib.errors import SettingsError, async_result_or_error, refusals_as_json
 from lib.life.running_worker import RunningWorker
 from lib.model.readiness import Cause
-from lib.request.heartbeat import check_prepared
-from lib.request.timings import note_head
+from lib.request.exchange import note_head
+from lib.request.middlewares import Middleware
 from lib.routes.management import loopback_routes, public_routes, without
 from lib.routes.sessions import end_route, session_routes
 from lib.runtime.logs import configure_logging
-from lib.runtime.settings import Settings, from_environment
+from lib.runtime.settings import LOOPBACK_HOSTS, Settings, from_environment
 from lib.runtime.tls import Certificate
 
 log = logging.getLogger(__name__)
@@ -83,14 +83,23 @@ class Stop:
         self.asked.set()
 
 
-def start_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **site_kwargs: Any) -> None:
-    """Serve `routes` until SIGTERM or SIGINT; `site_kwargs` go to `aiohttp.web.TCPSite` (host, backlog, …).
+def start_server(
+    backend: Backend,
+    routes: Sequence[web.AbstractRouteDef],
+    *,
+    middlewares: Sequence[Middleware] = (),
+    **site_kwargs: Any,
+) -> None:
+    """Serve `routes` until SIGTERM or SIGINT.
 
+    `middlewares` run around every request of `Backend.create_handler`, the first one outermost, once it is
+    authenticated and its payload is valid. `site_kwargs` go to `aiohttp.web.TCPSite` (host, backlog, …).
     Raises `SystemExit` with the exit statuses above, but for 0.
     """
     uses_uvloop = importlib.util.find_spec("uvloop") is not None
     status = anyio.run(
-        partial(run_server, backend, routes, **site_kwargs), backend_options={"use_uvloop": uses_uvloop}
+        partial(run_server, backend, routes, middlewares=middlewares, **site_kwargs),
+        backend_options={"use_uvloop": uses_uvloop},
     )
     if status:
         raise SystemExit(status)
@@ -113,8 +122,15 @@ def run_worker(
     start_server(backend, routes, **site_kwargs)
 
 
-async def run_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **site_kwargs: Any) -> int:
-    """Like `start_server`, on the running event loop: the process's exit status."""
+async def run_server(
+    backend: Backend,
+    routes: Sequence[web.AbstractRouteDef],
+    *,
+    middlewares: Sequence[Middleware] = (),
+    **site_kwargs: Any,
+) -> int:
+    """Like `start_server`, on the running event loop; return the process's exit status."""
+    backend.middlewares.extend(middlewares)
     inspect = _inspector.get()
     if inspect is not None:
         return await inspect(backend, routes)
@@ -162,27 +178,30 @@ async def serve(
     """
     tls = Certificate(settings.ssl_cert, settings.ssl_key, backend.clock) if settings.use_ssl else None
     site_kwargs["ssl_context"] = tls and tls.context
+    # Not a task group's `start_soon`: a timer's callback, on an author's loop, is nowhere that anyio knows.
+    spawned: _Calls = asyncio.Queue()
     async with (
-        backend.run_with(settings, directory, _process_age_s()) as parts,
+        backend.run_with(settings, directory, spawned.put_nowait, _process_age_s()) as running,
         _listening(backend, routes, settings, site_kwargs) as sockets,
         anyio.create_task_group() as life,
     ):
-        async with _calls(backend, sockets):
-            for name, task in parts.tasks():
-                life.start_soon(_run, task, name, parts, stop, name=name)
+        async with _calls(spawned, sockets):
+            for name, task in running.tasks().items():
+                life.start_soon(_run, task, name, running, stop, name=name)
             if tls is not None:
-                life.start_soon(_run, tls.follow, "certificate", parts, stop, name="certificate")
+                life.start_soon(_run, tls.follow, "certificate", running, stop, name="certificate")
             if started is not None:
-                started(parts)
+                started(running)
             await stop.asked.wait()
-            await _drain(backend, settings, stop)
+            await _drain(backend, running, settings, stop)
             if backend.metrics.unfinished:
                 log.warning("%d requests are cut: they did not finish in time", backend.metrics.unfinished)
-                backend.cut()
+                running.cut()
                 sockets.abort()
+            await _unless_at_once(stop, running.leave_handlers)
         with anyio.move_on_after(CLOSE_LIMIT_S):
             await backend.metrics.emptied()
-        await _unless_at_once(stop, partial(parts.reporter.finish, FLUSH_LIMIT_S))
+        await _unless_at_once(stop, partial(running.engine.finish, FLUSH_LIMIT_S))
         life.cancel_scope.cancel()
     return EXIT_FAILED if stop.failed or stop.at_once.is_set() else 0
 
@@ -202,18 +221,18 @@ async def _serve_until_signal(
             loop.remove_signal_handler(number)
 
 
-async def _run(task: Callable[[], Awaitable[None]], name: str, parts: RunningWorker, stop: Stop) -> None:
+async def _run(task: Callable[[], Awaitable[None]], name: str, running: RunningWorker, stop: Stop) -> None:
     """A long-lived task; an error that it can't name ends the worker."""
     failure = await async_result_or_error(task())
     if failure is not None:
         log.error("%s failed: the worker stops", name, exc_info=failure)
-        parts.readiness.fail(Cause.WORKER, f"{name} failed: {failure!r}")
+        running.readiness.fail(Cause.WORKER, f"{name} failed: {failure!r}")
         stop.fail()
 
 
-async def _drain(backend: Backend, settings: Settings, stop: Stop) -> None:
+async def _drain(backend: Backend, running: RunningWorker, settings: Settings, stop: Stop) -> None:
     """Let what is in flight finish, for `DRAIN_TIMEOUT_S` at most; a second signal ends that at once."""
-    backend.drain()
+    running.drain()
     log.info("stopping: %d requests in flight", backend.metrics.unfinished)
     with anyio.move_on_after(settings.drain_timeout_s):
         await _unless_at_once(stop, backend.metrics.emptied)
@@ -264,24 +283,27 @@ async def _listening(
     public = _runner([*routes, *without(own, routes)], settings)
     loopback = _runner([*loopback_routes(backend, routes), end_route(backend)], settings)
     options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
+    if settings.worker_host is not None:
+        options["host"] = settings.worker_host
+    _warn_of_addresses(settings)
     sockets = _Sockets(public, loopback)
     try:
         await _listen(public, options)
-        await _listen(loopback, {"host": "127.0.0.1", "port": settings.worker_http_port})
+        await _listen(loopback, {"host": settings.worker_http_host, "port": settings.worker_http_port})
         log.info("listening on port %d, public URL %s", settings.worker_port, settings.public_url)
         yield sockets
     finally:
         await sockets.close()
 
 
+_Calls = asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]]
+
+
 @asynccontextmanager
-async def _calls(backend: Backend, sockets: _Sockets) -> AsyncGenerator[None, None]:
-    """Calls may outlive their clients inside the block; leaving it ends them, and the requests with them."""
+async def _calls(spawned: _Calls, sockets: _Sockets) -> AsyncGenerator[None, None]:
+    """Run the calls in `spawned` inside the block; leaving it ends them, and the requests with them."""
     async with anyio.create_task_group() as calls:
-        # Not `start_soon` itself: a timer's callback, on a loop that is an author's, is nowhere anyio knows.
-        waiting: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
-        backend.spawn = waiting.put_nowait
-        calls.start_soon(_start_each, calls, waiting)
+        calls.start_soon(_start_each, calls, spawned)
         try:
             yield
         finally:
@@ -289,20 +311,32 @@ async def _calls(backend: Backend, sockets: _Sockets) -> AsyncGenerator[None, No
             calls.cancel_scope.cancel()
 
 
-async def _start_each(
-    calls: TaskGroup, waiting: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]]
-) -> None:
+async def _start_each(calls: TaskGroup, spawned: _Calls) -> None:
     while True:
-        calls.start_soon(await waiting.get())
+        calls.start_soon(await spawned.get())
 
 
 def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
     app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
-    app.on_response_prepare.extend((check_prepared, note_head))
+    app.on_response_prepare.append(note_head)
     app.add_routes(routes)
     return web.AppRunner(
         app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S
     )
+
+
+def _warn_of_addresses(settings: Settings) -> None:
+    """Warn of ports that others may reach though nothing is checked there."""
+    if settings.engine == "none" and settings.worker_host not in LOOPBACK_HOSTS:
+        log.warning(
+            "ENGINE=none and WORKER_HOST=%s: whoever reaches port %d there may use the worker",
+            *(settings.worker_host, settings.worker_port),
+        )
+    if settings.worker_http_host not in LOOPBACK_HOSTS:
+        log.warning(
+            "WORKER_HTTP_HOST=%s: whoever reaches port %d there may read /status and /metrics",
+            *(settings.worker_http_host, settings.worker_http_port),
+        )
 
 
 class _Site(web.TCPSite):

@@ -6,7 +6,6 @@ can't work. What may be declared is in lib/declare/declaration.py, and importabl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,23 +15,10 @@ from lib.backend import Backend
 from lib.data_types import EndpointHandler
 from lib.declare.config_fields import refuse
 from lib.declare.declaration import BenchmarkConfig, HandlerConfig, LogActionConfig, WorkerConfig
-from lib.declare.declared_handler import DeclaredHandler
-from lib.declare.functions import RemoteFunction
 from lib.errors import result_or_error
 from lib.server import run_server, start_server
 
 __all__ = ["BenchmarkConfig", "HandlerConfig", "LogActionConfig", "Worker", "WorkerConfig"]
-
-
-class _DeclaredBackend(Backend):
-    """A backend that waits no longer for threads than for anything else."""
-
-    functions: Sequence[RemoteFunction] = ()
-
-    def cut(self) -> None:
-        super().cut()
-        for function in self.functions:
-            function.threads.leave_behind()
 
 
 class Worker:
@@ -61,7 +47,7 @@ class Worker:
                 "log_action_config=LogActionConfig(on_load=[…]) with model_log_file"
             )
         refuse(problems)
-        self.backend = _DeclaredBackend(
+        self.backend = Backend(
             config.url(),
             config.model_log_file,
             benchmark_handler=next((h for c, h in handlers if config.benchmark_of(c)), None),
@@ -70,8 +56,6 @@ class Worker:
             max_sessions=config.max_sessions or None,
             lifecycle=config.lifecycle,
         )
-        declared = [handler for _, handler in handlers if isinstance(handler, DeclaredHandler)]
-        self.backend.functions = [h.function for h in declared if h.function]
         self.routes: list[web.AbstractRouteDef] = [
             web.route(h.method, h.route, self.backend.create_handler(handler)) for h, handler in handlers
         ]

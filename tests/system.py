@@ -100,7 +100,7 @@ class System:
     model_log: Path
     worker: WorkerProcess | None = None
     backend: Backend | None = None
-    parts: RunningWorker | None = None
+    running: RunningWorker | None = None
     stop: Stop | None = None
     exit_status: int | None = None
 
@@ -299,8 +299,8 @@ async def with_worker_task(
         )
         here.stop, listening = Stop(), anyio.Event()
 
-        def started(parts: RunningWorker) -> None:
-            here.parts = parts
+        def started(running: RunningWorker) -> None:
+            here.running = running
             listening.set()
 
         async def run() -> None:

@@ -10,13 +10,12 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
+from lib.access.authenticator import Admission
 from lib.data_types import AuthData
 from lib.errors import Invalid
 from lib.fields.json_fields import JsonDataException
-from lib.request.sessions import Session
 
 # Past this, `auth_data` comes first and is verified before the rest is parsed: nested nothing costs a
 # hundred times its size once parsed.
@@ -31,28 +30,8 @@ _FIRST_KEY = re.compile(r'\s*\{\s*"auth_data"\s*:\s*')
 _DECODER = json.JSONDecoder()
 
 
-@dataclass(frozen=True)
-class Envelope:
-    """A request's parts: `raw_auth` as received, `auth` read from it, the payload as it came.
-
-    `payload` None: authenticated by a header, the body is the payload and has not been read.
-    `session_id` names the session that it says to be in; `session` is that session, or None when it is gone.
-    """
-
-    raw_auth: dict[str, Any]
-    auth: AuthData
-    payload: dict[str, Any] | None
-    session_id: str | None = None
-    session: Session | None = None
-
-    def as_request(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """A whole envelope around `payload`, as `EndpointHandler.get_data_from_request` takes it."""
-        whole: dict[str, Any] = {"auth_data": self.raw_auth, "payload": payload}
-        return whole if self.session_id is None else {**whole, "session_id": self.session_id}
-
-
 class SealedEnvelope:
-    """An envelope of which only `auth_data` may be believed to be there, until its signature holds."""
+    """An envelope not yet verified: only `auth_data` may be read."""
 
     def __init__(self, body: bytes | bytearray) -> None:
         self._body = body
@@ -63,20 +42,20 @@ class SealedEnvelope:
             self._whole = object_in(body)
             _check_shape(self._whole)
             self.raw_auth: dict[str, Any] = self._whole["auth_data"]
-        self.auth = _auth_data(self.raw_auth)
+        self.auth = auth_data(self.raw_auth)
 
     @property
     def parsed(self) -> bool:
-        """Whether all of it is: a small one is at once."""
+        """Whether the whole envelope is parsed; bodies up to 1 MiB are parsed immediately."""
         return self._whole is not None
 
     @property
     def session_id(self) -> str | None:
-        """The session that it says to be in; None as well while only `auth_data` is parsed."""
+        """The session that the request names; None also while only `auth_data` is parsed."""
         return None if self._whole is None else self._whole.get("session_id")
 
     def parse(self) -> dict[str, Any]:
-        """All of it as JSON; of a large one only once its `auth_data` is known to be good."""
+        """The whole envelope as JSON. Of a large body, call it only once its `auth_data` is verified."""
         if self._whole is None:
             whole = object_in(self._body)
             _check_shape(whole)
@@ -85,14 +64,14 @@ class SealedEnvelope:
             self._whole = whole
         return self._whole
 
-    def open(self) -> Envelope:
-        """The whole envelope; only once the signature holds."""
+    def open(self) -> Admission:
+        """The whole envelope. Call it only once the signature holds."""
         whole = self.parse()
-        return Envelope(self.raw_auth, self.auth, whole["payload"], whole.get("session_id"))
+        return Admission(self.auth, self.raw_auth, whole["payload"], whole.get("session_id"))
 
 
-def envelope_in(headers: Mapping[str, str]) -> Envelope | None:
-    """What header authentication gives; None: there is none, and the body has an envelope.
+def header_admission(headers: Mapping[str, str]) -> Admission | None:
+    """The admission by header authentication, its payload unread; None without such a header.
 
     `X-Vast-Auth: <base64url of auth_data>`, or the same as a bearer token after "vast.". Any other bearer
     token means nothing. Raises `Invalid` (422).
@@ -106,7 +85,7 @@ def envelope_in(headers: Mapping[str, str]) -> Envelope | None:
     if len(tokens) > 1:
         raise Invalid({"auth_data": "Authorization and X-Vast-Auth differ"})
     raw_auth = _decoded(tokens.pop())
-    return Envelope(raw_auth, _auth_data(raw_auth), None)
+    return Admission(auth_data(raw_auth), raw_auth, None)
 
 
 def _unpadded(token: str) -> str:
@@ -166,7 +145,8 @@ def _leading_auth_data(body: bytes | bytearray) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _auth_data(raw: dict[str, Any]) -> AuthData:
+def auth_data(raw: dict[str, Any]) -> AuthData:
+    """The `AuthData` in `raw`. Raises `Invalid` (422) naming each wrong field."""
     try:
         return AuthData.from_json_msg(raw)
     except JsonDataException as e:

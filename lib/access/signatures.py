@@ -16,14 +16,44 @@ from Crypto.Hash import SHA256
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pkcs1_15
 
-from lib.access.replay import ReplayWindow
 from lib.errors import Unauthorized
 from lib.runtime.settings import AuthScheme
 from lib.wire import full_signed_text, url_signed_text
 
+# A reqnum further behind the highest accepted one is refused: what was seen of it is forgotten.
+WINDOW = 100
 # Verified `url`-form signatures that are remembered: a fleet has a handful at a time.
 REMEMBERED_SIGNATURES = 256
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class ReplayWindow:
+    """Remembers the signed messages of the last `WINDOW` reqnums."""
+
+    def __init__(self) -> None:
+        self._highest: int | None = None
+        self._seen: dict[int, set[bytes]] = {}
+
+    def accept(self, reqnum: int, message: bytes) -> bool:
+        """Whether `message` is new and not too far behind; if so it is remembered."""
+        if self._highest is None or reqnum > self._highest:
+            self._highest = reqnum
+            self._forget_before(reqnum - WINDOW)
+        elif reqnum < self._highest - WINDOW:
+            return False
+        seen = self._seen.setdefault(reqnum, set())
+        if message in seen:
+            return False
+        seen.add(message)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def _forget_before(self, floor: int) -> None:
+        # Sorted by arrival, not by number: at most WINDOW + 1 entries are ever there to look at.
+        for reqnum in [n for n in self._seen if n < floor]:
+            del self._seen[reqnum]
 
 
 class BadSignature(Unauthorized):

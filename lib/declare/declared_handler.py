@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,7 @@ from aiohttp import web
 from lib.data_types import ApiPayload, EndpointHandler
 from lib.declare.functions import RemoteFunction
 from lib.fields.json_fields import JsonDataException
-from lib.request.workload import DEFAULT_WORKLOAD
+from lib.metrics import DEFAULT_WORKLOAD
 from lib.uploads import Upload
 
 if TYPE_CHECKING:
@@ -131,6 +131,15 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         if self.function is not None:
             return self.function.call(payload.generate_payload_json())
         return super().call_model(model, payload)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """The threads of a function; those that still run at the end are left behind."""
+        try:
+            yield
+        finally:
+            if self.function is not None:
+                self.function.threads.leave_behind()
 
     def _read(self, raw: Json) -> DeclaredPayload:
         """Raises `JsonDataException` (422) under "payload"."""

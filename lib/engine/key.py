@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Sequence
 
 import aiohttp
 
+from lib.runtime.backoff import Backoff
 from lib.runtime.clock import Clock, sleep, time_limit
 
 log = logging.getLogger(__name__)
@@ -24,38 +24,40 @@ MAX_KEY_BYTES = 64 * 1024
 
 
 class EngineKey:
-    """Fetches `GET {addr}/pubkey/` from each of `addrs` in turn and hands the PEM text to `use`.
+    """Fetches `GET {addr}/pubkey/` from each of `addrs` in turn, at the start and when it is asked to.
 
-    `use` raises `ValueError` for what is no key; the next address is tried then.
+    The PEM text goes to the `use` of a method's caller, which raises `ValueError` for a text without a key;
+    the next address is tried then.
     """
 
-    def __init__(
-        self, http: aiohttp.ClientSession, addrs: Sequence[str], use: Callable[[str], None], clock: Clock
-    ) -> None:
+    def __init__(self, http: aiohttp.ClientSession, addrs: Sequence[str], clock: Clock) -> None:
         self._http = http
         self._addrs = addrs
-        self._use = use
         self._clock = clock
         self._last_look_s: float | None = None
         self._asked = asyncio.Event()
         self._looked = asyncio.Event()
 
-    async def fetch(self) -> None:
-        """Return once there is a key, however long that takes."""
-        delay_s = FIRST_RETRY_S
-        while not await self._fetch_once():
-            await sleep(self._clock, delay_s * random.uniform(0.5, 1.0))
-            delay_s = min(delay_s * 2, LAST_RETRY_S)
+    async def follow(self, use: Callable[[str], None]) -> None:
+        """Fetch the key, and then a rotated one whenever `refetch` asks for it."""
+        await self.fetch(use)
+        await self.look_when_asked(use)
 
-    async def look_when_asked(self) -> None:
-        """Look for a rotated key whenever `refetch` asks, for as long as the worker lives.
+    async def fetch(self, use: Callable[[str], None]) -> None:
+        """Return once there is a key, however long that takes."""
+        backoff = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
+        while not await self._fetch_once(use):
+            await sleep(self._clock, backoff.next_s())
+
+    async def look_when_asked(self, use: Callable[[str], None]) -> None:
+        """Look for a rotated key whenever `refetch` asks, for as long as the worker runs.
 
         In a task of its own, so that a client that leaves can't call the look off for the others.
         """
         while True:
             await self._asked.wait()
             self._last_look_s = self._clock.monotonic()
-            await self._fetch_once()
+            await self._fetch_once(use)
             self._asked = asyncio.Event()
             looked, self._looked = self._looked, asyncio.Event()
             looked.set()
@@ -73,14 +75,14 @@ class EngineKey:
         with time_limit(self._clock, REFETCH_LIMIT_S):
             await self._looked.wait()
 
-    async def _fetch_once(self) -> bool:
+    async def _fetch_once(self, use: Callable[[str], None]) -> bool:
         for addr in self._addrs:
             try:
                 async with self._http.get(
                     f"{addr}/pubkey/", timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
                 ) as answer:
                     answer.raise_for_status()
-                    self._use((await _body(answer)).decode())
+                    use((await _body(answer)).decode())
                 return True
             except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, ValueError) as e:
                 log.warning("no public key from %s: %s", addr, str(e) or type(e).__name__)

@@ -10,7 +10,6 @@ import asyncio
 import io
 import json
 import logging
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ import aiohttp
 from anyio.to_thread import run_sync as in_thread
 
 from lib.engine.disk import DiskUse
+from lib.engine.engine import Capacity, Delivery
 from lib.metrics import Ledger, Snapshot
+from lib.runtime.backoff import Backoff
 from lib.runtime.clock import Clock, sleep, time_limit, wait_for
 from lib.wire import DeleteRequests, WorkerStatus
 
@@ -41,35 +42,12 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # it is kept by our own clock
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """What a report says besides the ledger: seconds to ready (0.0 before), workload/s."""
-
-    loadtime_s: float
-    max_perf: float
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who reports."""
+class WorkerIdentity:
+    """Who reports: the instance's id and token, and the URL by which clients reach the worker."""
 
     container_id: int
     master_token: str
     public_url: str
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One attempt to deliver a message: Unix time, and the engine's status or what went wrong.
-
-    `message` is without the token, and with the number of finished requests in their place.
-    """
-
-    at: float
-    path: str
-    addr: str
-    message: dict[str, Any]
-    answer: str
-    delivered: bool
 
 
 class Reporter:
@@ -80,16 +58,16 @@ class Reporter:
         http: aiohttp.ClientSession,
         addrs: Sequence[str],
         key_addrs: Sequence[str],
-        identity: Identity,
+        identity: WorkerIdentity,
         ledger: Ledger,
-        standing: Callable[[], Capacity],
+        capacity: Callable[[], Capacity],
         clock: Clock,
     ) -> None:
         self._status = _Mailbox(http, addrs, "/worker_status/", clock)
         self._completions = _Mailbox(http, key_addrs, "/delete_requests/", clock)
         self._identity = identity
         self._ledger = ledger
-        self._standing = standing
+        self._capacity = capacity
         self._clock = clock
         self._disk = DiskUse()
         self._error_msg = ""
@@ -98,6 +76,7 @@ class Reporter:
         self._event = asyncio.Event()
         self._finished = asyncio.Event()
         self._closing = asyncio.Event()
+        ledger.listeners += [self._event.set, self._finished.set]
         self._ended = (asyncio.Event(), asyncio.Event())
 
     @property
@@ -109,11 +88,6 @@ class Reporter:
     def attempts(self) -> dict[str, tuple[int, int]]:
         """By path, how many attempts to deliver a message succeeded and how many failed."""
         return {box.path: (box.delivered, box.failed) for box in (self._status, self._completions)}
-
-    def request_changed(self) -> None:
-        """A request came, went on or ended: report within a second."""
-        self._event.set()
-        self._finished.set()
 
     def state_changed(self, error_msg: str, at_once: bool = True) -> None:
         """The worker's state changed, or, not `at_once`, only its `error_msg`: report.
@@ -136,7 +110,7 @@ class Reporter:
 
     async def report_status(self) -> None:
         """Deliver status reports until `finish`; the last one tells all that happened."""
-        retry = _Retry()
+        retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
         in_one_go = 0  # changes of the error message to tell without a pause
         while True:
             started, last = self._clock.monotonic(), self._closing.is_set()
@@ -147,7 +121,7 @@ class Reporter:
             if not await self._report_once():
                 await wait_for(self._clock, self._urgent, retry.next_s())
                 continue
-            retry = _Retry()
+            retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
             in_one_go -= 1
             if self._untold_errors:
                 if in_one_go > 0:
@@ -160,7 +134,7 @@ class Reporter:
 
     async def report_completions(self) -> None:
         """Deliver finished requests, once a second while there are any, until `finish`."""
-        retry = _Retry()
+        retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
         while True:
             last = self._closing.is_set()
             self._finished.clear()
@@ -171,7 +145,7 @@ class Reporter:
             if last:
                 self._ended[1].set()
                 return
-            retry = _Retry()
+            retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
             await self._finished.wait()
             await self._unless_closing(COMPLETIONS_INTERVAL_S)
 
@@ -227,17 +201,17 @@ class Reporter:
         return True
 
     def _build(self, snapshot: Snapshot, disk_usage_gib: float, grown_gib: float) -> WorkerStatus:
-        standing = self._standing()
+        capacity = self._capacity()
         return WorkerStatus(
             id=self._identity.container_id,
             mtoken=self._identity.master_token,
             url=self._identity.public_url,
-            loadtime=standing.loadtime_s,
+            loadtime=capacity.loadtime_s,
             new_load=snapshot.new_load,
             cur_load=snapshot.cur_load,
             rej_load=snapshot.rej_load,
             cur_perf=snapshot.cur_perf,
-            max_perf=standing.max_perf,
+            max_perf=capacity.max_perf,
             error_msg=self._untold_errors[0] if self._untold_errors else self._error_msg,
             num_requests_working=snapshot.working,
             num_requests_received=snapshot.received,
@@ -296,17 +270,6 @@ class _Mailbox:
         if failing != self._failing:
             self._failing = failing
             log.log(logging.WARNING if failing else logging.INFO, "%s", line)
-
-
-class _Retry:
-    """Delays between tries: doubling, with jitter, up to `LAST_RETRY_S`."""
-
-    def __init__(self) -> None:
-        self._delay_s = FIRST_RETRY_S
-
-    def next_s(self) -> float:
-        delay_s, self._delay_s = self._delay_s, min(self._delay_s * 2, LAST_RETRY_S)
-        return delay_s * random.uniform(0.5, 1.0)
 
 
 def _noted(message: dict[str, Any]) -> dict[str, Any]:

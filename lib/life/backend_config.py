@@ -6,17 +6,19 @@ Owns the checks of `Backend`'s arguments. What is declared besides is checked in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lib.access.authenticator import Authenticator
 from lib.data_types import EndpointHandler, LogAction
+from lib.engine.engine import Engine
+from lib.life.author_context import Context, context_of_handlers
 from lib.model.readiness import ReadySignal
 
-Lifecycle = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
+Lifecycle = Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,10 @@ class BackendConfig:
     benchmark_cap: int | None
     max_perf: float
     max_sessions: int | None
+    unsecured: bool | None = None
+    handlers: Sequence[EndpointHandler[Any]] = ()
+    engine: Engine | None = None
+    authenticator: Authenticator | None = None
 
     def problems(self) -> list[str]:
         """Every reason why this can't work, a line each."""
@@ -45,25 +51,34 @@ class BackendConfig:
         problems += [f"log_actions: an empty text for {a.name}" for a, text in self.log_actions if not text]
         if not 0 <= self.max_perf < math.inf:
             problems.append(f"max_perf is {self.max_perf}, not a finite number of workload/s ≥ 0")
-        if self.url and not self.signs:
+        if self.url and not self._signals_of_model:
             problems.append(
                 "nothing tells when the model is loaded: give a LogAction.ModelLoaded line with "
                 "model_log_file, a health check (healthcheck_endpoint or healthcheck_url), or a lifecycle"
             )
-        return problems
+        of_handlers = (f"{type(h).__name__}: {problem}" for h in self.handlers for problem in h.problems())
+        return [*problems, *of_handlers]
 
     @property
-    def signs(self) -> tuple[ReadySignal, ...]:
-        """What has to be seen before the model counts as loaded (authoring.md §3)."""
+    def signals(self) -> tuple[ReadySignal, ...]:
+        """What has to be seen before the worker counts as loaded (docs/operating.md, "States")."""
+        handlers = () if self.context_of_handlers is None else (ReadySignal.HANDLERS,)
+        return (*handlers, *self._signals_of_model)
+
+    @property
+    def _signals_of_model(self) -> tuple[ReadySignal, ...]:
         if self.lifecycle is not None:
             return (ReadySignal.LIFECYCLE,)
         if not self.url:
             return ()
         has_rule = self.log_file is not None and self.has_load_rule
-        return (
-            *((ReadySignal.LOG,) if has_rule else ()),
-            *((ReadySignal.HEALTH,) if self.healthcheck else ()),
-        )
+        log, health = (ReadySignal.LOG,), (ReadySignal.HEALTH,)
+        return (*(log if has_rule else ()), *(health if self.healthcheck else ()))
+
+    @property
+    def context_of_handlers(self) -> Context | None:
+        """What the handlers run as long as the worker serves; None where they run nothing."""
+        return context_of_handlers(self.handlers)
 
     @property
     def has_load_rule(self) -> bool:

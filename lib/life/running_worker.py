@@ -1,205 +1,218 @@
-"""What a running worker consists of, its parts introduced to each other.
+"""A running worker: its parts, which of them hears of which event, and how it stops.
 
-Owns the assembly: which part is told of which event. What the parts do is theirs; the way of a request
-through them is backend.py's, and server.py runs their tasks.
+Owns the assembly: the engine, the authenticator and all else that a worker consists of are chosen here. The
+path of a request through the parts is lib/backend.py's; lib/server.py runs the tasks.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
-import anyio
 
+from lib.access.authenticator import Authenticator
 from lib.access.body import BodyReader
-from lib.access.gate import Gate
+from lib.access.open import OpenAccess
+from lib.access.payload import PayloadReader
 from lib.access.signatures import Signatures
-from lib.engine.key import EngineKey
-from lib.engine.reports import Capacity, Identity, Reporter
-from lib.life.backend_config import BackendConfig, Lifecycle
+from lib.access.signed import SignedRequests
+from lib.engine.engine import Capacity, Engine
+from lib.engine.none import NoEngine
+from lib.engine.vast import VastEngine
+from lib.errors import Draining, SettingsError
+from lib.life.author_context import AuthorContext, Context
+from lib.life.backend_config import BackendConfig
 from lib.metrics import Ledger
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness, ReadySignal
+from lib.model.relay import drain
 from lib.model.watch import HealthWatch, LogRule, LogWatch
-from lib.request.sessions import Sessions
-from lib.request.workload import WorkloadCounter
+from lib.request.detached import Spawn
+from lib.request.exchange import Phase
+from lib.request.lanes import Lanes, WorkloadCounter
+from lib.request.session_life import SessionLife
+from lib.request.sessions import SessionEnd, Sessions
 from lib.runtime.clock import Clock
 from lib.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LongTask = tuple[str, Callable[[], Awaitable[None]]]
+Tasks = dict[str, Callable[[], Awaitable[None]]]
 
 
 @dataclass(kw_only=True)
 class RunningWorker:
-    """A running worker's parts."""
+    """The parts of a running worker. `spawn` is set by the server while it serves."""
 
     settings: Settings
+    engine: Engine
+    authenticator: Authenticator
+    payloads: PayloadReader
     server: ModelServer
-    gate: Gate
-    key: EngineKey | None
     readiness: Readiness
-    reporter: Reporter
+    lanes: Lanes
     sessions: Sessions
+    session_life: SessionLife
     log_watch: LogWatch | None
     health_watch: HealthWatch | None
-    rating: BenchmarkKeeper | None
-    lifecycle: Lifecycle | None
+    benchmark_keeper: BenchmarkKeeper | None
+    lifecycle: AuthorContext | None
+    handlers: AuthorContext | None
+    spawn: Spawn
+    phase: Phase = field(default_factory=Phase)
 
-    def tasks(self) -> list[LongTask]:
-        """What has to run for as long as the worker does, by name."""
-        tasks: list[LongTask] = [
-            ("status reports", self.reporter.report_status),
-            ("completions", self.reporter.report_completions),
-        ]
-        if self.key is not None:
-            tasks.append(("public key", self._keep_key))
+    def tasks(self) -> Tasks:
+        """The tasks that have to run as long as the worker does, by name."""
+        use_key = self._use_key if self.authenticator.needs_key else None
+        tasks: Tasks = dict(self.engine.tasks(use_key))
         if self.log_watch is not None:
-            tasks += [("model log", self.log_watch.follow), ("loaded line", self.log_watch.confirm_loaded)]
+            tasks |= {"model log": self.log_watch.follow, "loaded line": self.log_watch.confirm_loaded}
         if self.health_watch is not None:
-            tasks.append(("health check", self.health_watch.follow))
-        if self.rating is not None:
-            tasks.append(("benchmark", self.rating.keep))
+            tasks["health check"] = self.health_watch.follow
+        if self.benchmark_keeper is not None:
+            tasks["benchmark"] = self.benchmark_keeper.keep
+        if self.handlers is not None:
+            tasks["handlers"] = self.handlers.keep
         if self.lifecycle is not None:
-            tasks.append(("lifecycle", self._live))
+            tasks["lifecycle"] = self.lifecycle.keep
         return tasks
 
-    async def _keep_key(self) -> None:
-        assert self.key is not None
-        await self.key.fetch()
+    def drain(self) -> None:
+        """Take no more requests, and refuse those that wait or are still on their way with 503."""
+        self.phase = Phase(draining=True)
+        self.readiness.drain()
+        self.sessions.end_all(SessionEnd.DRAINED)
+        self.lanes.release_all(Draining)
+        self.payloads.stop()
+
+    def cut(self) -> None:
+        """Count the requests that are still in flight as errored: they are cut by the worker from now on."""
+        self.phase = Phase(draining=True, cut=True)
+
+    async def leave_handlers(self) -> None:
+        """Leave what the handlers run (`EndpointHandler.running`): no request needs it any more."""
+        if self.handlers is not None:
+            await self.handlers.leave()
+
+    def _use_key(self, pem: str) -> None:
+        self.authenticator.use_key(pem)
         self.readiness.key_found()
-        await self.key.look_when_asked()
-
-    async def _live(self) -> None:
-        """Inside the author's lifecycle until the worker stops; leaving it is never cut short.
-
-        A task of its own, which anyio's scopes don't reach: they would cancel the author's clean-up too.
-        """
-        stopping = asyncio.Event()
-        life = asyncio.create_task(self._lifetime(stopping), name="lifecycle of the author's")
-        try:
-            await asyncio.shield(life)
-        finally:
-            stopping.set()
-            if not self.readiness.loaded:  # it may wait in there for ever
-                life.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({life})
-            if not life.cancelled():
-                life.result()
-
-    async def _lifetime(self, stopping: asyncio.Event) -> None:
-        assert self.lifecycle is not None
-        given = self.lifecycle  # one made by @asynccontextmanager is callable too, as a decorator
-        async with given if isinstance(given, AbstractAsyncContextManager) else given():
-            self.readiness.seen(ReadySignal.LIFECYCLE, "lifecycle entered")
-            await stopping.wait()
 
 
 @asynccontextmanager
 async def open_worker(
-    model: BackendConfig,
+    config: BackendConfig,
+    lanes: Lanes,
     settings: Settings,
     ledger: Ledger,
     clock: Clock,
     directory: Path,
+    spawn: Spawn,
     process_age_s: float = 0.0,
 ) -> AsyncGenerator[RunningWorker, None]:
-    """The parts of a worker, with their connections open for as long as the block lasts.
+    """A worker with its connections open for as long as the block runs.
 
-    `directory` holds the saved benchmark. Nothing runs yet: the caller starts `RunningWorker.tasks`.
+    `directory` holds the saved benchmark. Nothing runs yet: the caller starts `RunningWorker.tasks`. Raises
+    `SettingsError` when `config` can't work.
     """
+    if problems := config.problems():
+        raise SettingsError(problems)
+    if config.unsecured is not None:
+        settings = replace(settings, unsecured=config.unsecured)
     async with (
-        ModelServer(model.url, settings.model_timeout_s) as server,
+        ModelServer(config.url, settings.model_timeout_s) as server,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
-        readiness = Readiness(model.signs, not settings.unsecured, clock, process_age_s)
-        signatures, key = _key(settings, http, clock)
-        reporter = Reporter(
-            http,
-            settings.report_addrs,
-            settings.key_addrs,
-            Identity(settings.container_id, settings.master_token, settings.public_url),
-            ledger,
-            lambda: Capacity(readiness.loadtime_s, readiness.max_perf),
-            clock,
+        sessions = Sessions(config.max_sessions, clock)
+        bodies = BodyReader(settings.max_json_bytes, settings.request_body_timeout_s)
+        uploads = BodyReader(
+            settings.max_request_bytes, settings.request_body_timeout_s, setting="MAX_REQUEST_BYTES"
         )
-        ledger.on_event = reporter.request_changed
-        readiness.on_change = reporter.state_changed
-        if settings.unsecured:
-            log.warning("UNSECURED is on: requests are accepted without a signature, from anyone")
-        if model.benchmark_handler is None:
-            readiness.measured_as(model.max_perf, f"no benchmark: {model.max_perf:g} workload/s as given")
-        sessions = Sessions(model.max_sessions, clock)
+        readiness = Readiness(config.signals, False, clock, process_age_s)
+        engine = config.engine or _engine(settings, http, ledger, readiness, clock)
+        authenticator = config.authenticator or _authenticator(settings, bodies, sessions, engine)
+        readiness.needs_key = authenticator.needs_key
+        readiness.on_change = engine.state_changed
+        if config.benchmark_handler is None:
+            reason = f"no benchmark: {config.max_perf:g} workload/s as given"
+            readiness.measured_as(config.max_perf, reason)
         yield RunningWorker(
             settings=settings,
+            engine=engine,
+            authenticator=authenticator,
+            payloads=PayloadReader(bodies, uploads),
             server=server,
-            gate=Gate(
-                BodyReader(settings.max_json_bytes, settings.request_body_timeout_s),
-                BodyReader(
-                    settings.max_request_bytes, settings.request_body_timeout_s, setting="MAX_REQUEST_BYTES"
-                ),
-                signatures,
-                sessions,
-                key.refetch if key else _no_key,
-            ),
-            key=key,
             readiness=readiness,
-            reporter=reporter,
+            lanes=lanes,
             sessions=sessions,
-            log_watch=_log_watch(model, server, readiness, clock),
-            health_watch=_health_watch(model, server, readiness, clock),
-            rating=_rating(model, server, readiness, settings, clock, directory),
-            lifecycle=model.lifecycle,
+            session_life=SessionLife(sessions, ledger, clock, partial(_post, server), spawn),
+            log_watch=_log_watch(config, server, readiness, clock),
+            health_watch=_health_watch(config, server, readiness, clock),
+            benchmark_keeper=_benchmark_keeper(config, server, readiness, settings, clock, directory),
+            lifecycle=_author_context(config.lifecycle, readiness, ReadySignal.LIFECYCLE),
+            handlers=_author_context(config.context_of_handlers, readiness, ReadySignal.HANDLERS),
+            spawn=spawn,
         )
 
 
-def _key(
-    settings: Settings, http: aiohttp.ClientSession, clock: Clock
-) -> tuple[Signatures | None, EngineKey | None]:
+def _engine(
+    settings: Settings, http: aiohttp.ClientSession, ledger: Ledger, readiness: Readiness, clock: Clock
+) -> Engine:
+    if settings.engine == "none":
+        return NoEngine(settings.public_url)
+    return VastEngine(
+        settings, http, ledger, lambda: Capacity(readiness.loadtime_s, readiness.max_perf), clock
+    )
+
+
+def _authenticator(
+    settings: Settings, bodies: BodyReader, sessions: Sessions, engine: Engine
+) -> Authenticator:
+    if settings.engine == "none":
+        return OpenAccess(bodies, sessions)
+    signatures = None
     if settings.unsecured:
-        return None, None
-    signatures = Signatures(settings.auth_scheme, settings.public_url if settings.auth_check_url else None)
-    return signatures, EngineKey(http, settings.key_addrs, signatures.use_key, clock)
-
-
-async def _no_key() -> None:
-    return None
+        log.warning("UNSECURED is on: requests are accepted without a signature, from anyone")
+    else:
+        signatures = Signatures(
+            settings.auth_scheme, settings.public_url if settings.auth_check_url else None
+        )
+    return SignedRequests(bodies, signatures, sessions, engine.refetch_key)
 
 
 def _log_watch(
-    model: BackendConfig, server: ModelServer, readiness: Readiness, clock: Clock
+    config: BackendConfig, server: ModelServer, readiness: Readiness, clock: Clock
 ) -> LogWatch | None:
-    if model.log_file is None:
+    if config.log_file is None:
         return None
-    rules = [LogRule(action, text) for action, text in model.log_actions]
-    return LogWatch(model.log_file, rules, server, readiness, clock)
+    rules = [LogRule(action, text) for action, text in config.log_actions]
+    return LogWatch(config.log_file, rules, server, readiness, clock)
 
 
 def _health_watch(
-    model: BackendConfig, server: ModelServer, readiness: Readiness, clock: Clock
+    config: BackendConfig, server: ModelServer, readiness: Readiness, clock: Clock
 ) -> HealthWatch | None:
-    if not model.healthcheck or not model.url:
+    if not config.healthcheck or not config.url:
         return None
-    return HealthWatch(server, model.healthcheck, readiness, clock, clears_all=not model.has_load_rule)
+    return HealthWatch(server, config.healthcheck, readiness, clock, clears_all=not config.has_load_rule)
 
 
-def _rating(
-    model: BackendConfig,
+def _benchmark_keeper(
+    config: BackendConfig,
     server: ModelServer,
     readiness: Readiness,
     settings: Settings,
     clock: Clock,
     directory: Path,
 ) -> BenchmarkKeeper | None:
-    handler = model.benchmark_handler
+    handler = config.benchmark_handler
     if handler is None:
         return None
     return BenchmarkKeeper(
@@ -207,9 +220,21 @@ def _rating(
         server,
         readiness,
         WorkloadCounter(type(handler).__name__).count,
-        model.benchmark_cap,
+        config.benchmark_cap,
         settings.model_name,
         directory,
         settings.benchmark_time_limit_s,
         clock,
     )
+
+
+def _author_context(given: Context | None, readiness: Readiness, signal: ReadySignal) -> AuthorContext | None:
+    if given is None:
+        return None
+    seen = partial(readiness.seen, signal, f"{signal.value} entered")
+    return AuthorContext(given, seen, lambda: readiness.loaded)
+
+
+async def _post(server: ModelServer, route: str, message: dict[str, Any]) -> None:
+    async with server.caller({}).post_json(route, message) as answer:
+        await drain(answer)

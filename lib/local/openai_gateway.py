@@ -30,11 +30,12 @@ from lib.errors import (
     ModelUnreachable,
     Unavailable,
     WorkerError,
+    aborted,
 )
 from lib.local.incoming import api_key_of
 from lib.local.messages import BadMessage, NotFound, RouteQuery, parse_object
 from lib.local.openai_errors import error_answer, own_error, refusal
-from lib.model.relay import aborted, end_to_end_headers, pass_on
+from lib.model.relay import end_to_end_headers, pass_on
 
 if TYPE_CHECKING:
     from lib.local.engine import LocalEngine

@@ -37,6 +37,7 @@ class ReadySignal(str, Enum):
     LOG = "log"
     HEALTH = "health"
     LIFECYCLE = "lifecycle"
+    HANDLERS = "handlers"
 
 
 class Cause(str, Enum):
@@ -74,20 +75,16 @@ class Readiness:
         self._clock = clock
         self._started = clock.monotonic() - process_age_s
         self._missing = set(signs)
-        self._needs_key = needs_key
+        self.needs_key = needs_key
         self._measured = False
         self._draining = False
         self._errors: dict[Cause, str] = {}
         self._moved = anyio.Event()
-        self._state = State.LOADING
+        self.state = State.LOADING
         self._told_error = ""
         self.timeline: deque[Change] = deque(
             [Change(clock.wall(), State.LOADING, "started")], maxlen=TIMELINE_LENGTH
         )
-
-    @property
-    def state(self) -> State:
-        return self._state
 
     @property
     def error_msg(self) -> str:
@@ -106,7 +103,7 @@ class Readiness:
     @property
     def missing(self) -> tuple[str, ...]:
         """What has to come before the worker can be ready: signs, then "benchmark" and "key"."""
-        later = (("benchmark", not self._measured), ("key", self._needs_key))
+        later = (("benchmark", not self._measured), ("key", self.needs_key))
         return (*sorted(s.value for s in self._missing), *(name for name, lacks in later if lacks))
 
     def has_error(self, cause: Cause) -> bool:
@@ -118,35 +115,35 @@ class Readiness:
         if sign is ReadySignal.LOG:
             for cause in (Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK):
                 self._errors.pop(cause, None)
-        self._settle(reason)
+        self._update(reason)
 
     def key_found(self) -> None:
         """There is a public key: requests can be verified."""
-        self._needs_key = False
-        self._settle("public key found")
+        self.needs_key = False
+        self._update("public key found")
 
     def measured_as(self, max_perf: float, reason: str) -> None:
         """The throughput is `max_perf` workload/s: the benchmark's, a saved one, or the author's."""
         self.max_perf = max_perf
         self._measured = True
         self._errors.pop(Cause.BENCHMARK, None)
-        self._settle(reason)
+        self._update(reason)
 
     def fail(self, cause: Cause, message: str) -> None:
         """An error holds from now on; a newer one of the same cause replaces it."""
         self._errors.pop(cause, None)
         self._errors[cause] = str(message).strip()[:MAX_ERROR_LENGTH] or "unknown error"
-        self._settle(f"{cause.value}: {self._errors[cause]}")
+        self._update(f"{cause.value}: {self._errors[cause]}")
 
     def recover(self, cause: Cause, reason: str) -> None:
         """The error of `cause`, if there is one, holds no more."""
         if self._errors.pop(cause, None) is not None:
-            self._settle(reason)
+            self._update(reason)
 
     def drain(self) -> None:
         """The worker is stopping: for good."""
         self._draining = True
-        self._settle("stopping")
+        self._update("stopping")
 
     async def until(self, condition: Callable[[], bool], limit_s: float = math.inf) -> bool:
         """Whether `condition` came to hold within `limit_s` seconds; it is looked at after every change."""
@@ -164,18 +161,18 @@ class Readiness:
         moved, self._moved = self._moved, anyio.Event()
         moved.set()
 
-    def _settle(self, reason: str) -> None:
-        before, self._state = self._state, self._derived()
-        if self._state is State.READY and not self.loadtime_s:
+    def _update(self, reason: str) -> None:
+        before, self.state = self.state, self._derived()
+        if self.state is State.READY and not self.loadtime_s:
             self.loadtime_s = self._clock.monotonic() - self._started
-        if self._state is not before:
-            self.timeline.append(Change(self._clock.wall(), self._state, reason))
-            level = logging.WARNING if self._state is State.ERRORED else logging.INFO
-            log.log(level, "%s → %s: %s", before.value, self._state.value, reason)
+        if self.state is not before:
+            self.timeline.append(Change(self._clock.wall(), self.state, reason))
+            level = logging.WARNING if self.state is State.ERRORED else logging.INFO
+            log.log(level, "%s → %s: %s", before.value, self.state.value, reason)
         self._wake()
         error_before, self._told_error = self._told_error, self.error_msg
-        if self._state is not before or self._told_error != error_before:
-            self.on_change(self._told_error, self._state is not before)
+        if self.state is not before or self._told_error != error_before:
+            self.on_change(self._told_error, self.state is not before)
 
     def _derived(self) -> State:
         if self._draining:
@@ -186,7 +183,7 @@ class Readiness:
             return State.LOADING
         if not self._measured:
             return State.BENCHMARKING
-        return State.LOADING if self._needs_key else State.READY
+        return State.LOADING if self.needs_key else State.READY
 
 
 def _nothing(error_msg: str, state_changed: bool) -> None:

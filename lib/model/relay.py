@@ -8,8 +8,6 @@ engine passes a worker's answer on in the same way.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import zlib
 from collections.abc import AsyncIterator, Callable
 
@@ -18,8 +16,9 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from lib.errors import AnswerCut, ClientGone, ModelTimedOut, ModelUnreachable
-from lib.request.heartbeat import Heartbeat
-from lib.request.timings import FirstByte
+from lib.model.answer import ModelAnswer
+from lib.model.connection import describe
+from lib.request.exchange import Exchange
 
 # RFC 9110 §7.6.1: these concern one connection, not the message.
 HOP_BY_HOP = frozenset(
@@ -39,12 +38,11 @@ HOP_BY_HOP = frozenset(
 WHOLE_BYTES = 256 * 1024
 _ZLIB_AUTO = 47  # wbits that take gzip and zlib headers alike
 _NO_BODY = frozenset({204, 304})
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 
 
 async def pass_on(
     request: web.Request,
-    answer: aiohttp.ClientResponse,
+    answer: ModelAnswer,
     *,
     on_chunk: Callable[[bytes], None] | None = None,
 ) -> web.StreamResponse:
@@ -62,18 +60,20 @@ async def pass_on(
         headers.popall("Content-Length", None)
     length = answer.content_length
     chunks = _decoded(answer) if decoding else _chunks(answer)
-    keepalive = Heartbeat.of(request)
-    late = keepalive is not None and keepalive.begun
+    exchange = Exchange.of(request)
+    heartbeat = exchange.heartbeat if exchange is not None else None
+    is_late = exchange is not None and exchange.heartbeat_out
     has_body = request.method != "HEAD"  # a length may be told without one
-    if (late and answer.status >= 400) or (
+    if (is_late and answer.status >= 400) or (
         has_body and not decoding and not is_streamed(answer) and length is not None and length <= WHOLE_BYTES
     ):
         body = b"".join([chunk async for chunk in chunks])
         headers.popall("Content-Length", None)  # aiohttp counts the body itself
         return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
-    first_byte = FirstByte.of(request)
+    if exchange is not None and has_body:
+        exchange.stream()
     try:
-        response = await keepalive.answer(answer.content_type) if keepalive is not None else None
+        response = await heartbeat.answer(answer.content_type) if heartbeat is not None else None
         if response is None:
             response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
             if request.version < HttpVersion11 and "Content-Length" not in headers:
@@ -81,8 +81,8 @@ async def pass_on(
             await response.prepare(request)
         if has_body:
             async for chunk in chunks:
-                if first_byte is not None:
-                    first_byte.part()
+                if exchange is not None:
+                    exchange.chunk_out()
                 if on_chunk is not None:
                     on_chunk(chunk)
                 await _write(response, chunk)
@@ -92,7 +92,7 @@ async def pass_on(
     return response
 
 
-def is_streamed(answer: aiohttp.ClientResponse) -> bool:
+def is_streamed(answer: ModelAnswer) -> bool:
     """Whether the model server streams this answer (protocol.md §2, "Passing the answer on")."""
     kind = answer.content_type
     return (
@@ -111,17 +111,7 @@ def end_to_end_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
 
 
-def aborted(request: web.Request) -> web.Response:
-    """Abort the client's connection; the answer given here reaches nobody."""
-    transport = request.transport
-    if transport is not None:
-        if request.version < HttpVersion11:  # its answer ends with its connection: only a reset tells
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        transport.abort()
-    return web.Response(status=502)
-
-
-async def drain(answer: aiohttp.ClientResponse) -> None:
+async def drain(answer: ModelAnswer) -> None:
     """Read `answer` to its end and throw it away. Raises `AnswerCut` when it broke off."""
     async for _ in _chunks(answer):
         pass
@@ -132,7 +122,7 @@ async def _write(response: web.StreamResponse, chunk: bytes) -> None:
         await response.write(chunk)
 
 
-async def _chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _chunks(answer: ModelAnswer) -> AsyncIterator[bytes]:
     content = answer.content
     try:
         while chunk := await content.readany():
@@ -143,7 +133,7 @@ async def _chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         raise AnswerCut(f"the model server's answer broke off: {e or type(e).__name__}") from e
 
 
-async def _decoded(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _decoded(answer: ModelAnswer) -> AsyncIterator[bytes]:
     decoder = zlib.decompressobj(_ZLIB_AUTO)
     try:
         async for chunk in _chunks(answer):
@@ -155,13 +145,14 @@ async def _decoded(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         raise AnswerCut(f"the model server's answer is not {answer.headers['Content-Encoding']}: {e}") from e
 
 
-def _needs_decoding(request: web.Request, answer: aiohttp.ClientResponse) -> bool:
+def _needs_decoding(request: web.Request, answer: ModelAnswer) -> bool:
     """Whether the answer is compressed in a way that the client did not ask for, or that follows newlines."""
     coding = answer.headers.get("Content-Encoding", "identity").strip().lower().removeprefix("x-")
     if coding in ("", "identity") or answer.status in _NO_BODY or request.method == "HEAD":
         return False
     accepted = accepts_coding(",".join(request.headers.getall("Accept-Encoding", [])), coding)
-    if accepted and Heartbeat.of(request) is None:
+    exchange = Exchange.of(request)
+    if accepted and (exchange is None or exchange.heartbeat is None):
         return False
     if coding not in ("gzip", "deflate"):
         raise ModelUnreachable(
@@ -187,3 +178,16 @@ def accepts_coding(accept_encoding: str, coding: str) -> bool:
             q = 0.0
         quality[name.strip().removeprefix("x-")] = q
     return quality.get(coding, quality.get("*", 0.0)) > 0
+
+
+def broken_answer(error: BaseException, answer_out: bool) -> Exception:
+    """The error of a request whose handler failed to read the model server's answer to its end.
+
+    `answer_out`: a part of the answer has reached the client. Gives `ModelTimedOut` (504), `ModelUnreachable`
+    (502) or `AnswerCut`.
+    """
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not answer_out:
+        return ModelTimedOut("the model server took too long")
+    if not isinstance(error, aiohttp.ClientPayloadError) and not answer_out:
+        return ModelUnreachable(f"the model server could not be reached: {describe(error)}")
+    return AnswerCut(f"the model server's answer broke off: {describe(error)}")

@@ -18,8 +18,6 @@ from lib.runtime.clock import Clock
 
 T = TypeVar("T")
 
-_KEY = "pyworker_keepalive"
-
 
 class Heartbeat:
     """The newlines of one request, one each `interval_s` seconds until its answer begins."""
@@ -31,12 +29,6 @@ class Heartbeat:
         self._stream: web.StreamResponse | None = None
         self._answered = self._unheard = False
         self._writing = asyncio.Lock()
-        request[_KEY] = self
-
-    @staticmethod
-    def of(request: web.Request) -> Heartbeat | None:
-        """That of `request`, if it has one."""
-        return request.get(_KEY)
 
     @property
     def begun(self) -> bool:
@@ -102,6 +94,10 @@ class Heartbeat:
         await stream.write_eof()
         return stream
 
+    def is_stream(self, response: web.StreamResponse) -> bool:
+        """Whether `response` is the one that the first newline has begun."""
+        return response is self._stream
+
     def check(self, response: web.StreamResponse) -> None:
         """`response` is about to begin the answer. Raises `RuntimeError` when one has begun."""
         if response is self._stream:
@@ -125,15 +121,6 @@ class Heartbeat:
                 await self._stream.write(b"\n")
             except ConnectionError:
                 self._unheard = True  # what becomes of the job is decided by whoever cancels it, or not
-
-
-async def check_prepared(request: web.Request, response: web.StreamResponse) -> None:
-    """For an application's `on_response_prepare`: no second status line follows one, or a newline."""
-    keep = Heartbeat.of(request)
-    if keep is not None:
-        keep.check(response)
-    if request.writer.output_size > 0:
-        raise RuntimeError("another answer to this request is out already, at least its head")
 
 
 def _begun_stream(request: web.Request) -> web.StreamResponse:

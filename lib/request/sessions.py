@@ -136,12 +136,16 @@ class Sessions:
         self._wake_at_expiry(session)
         return session
 
+    def find_by_id(self, session_id: str) -> Session | None:
+        """The session of this id, or None where it is unknown, has ended or has expired."""
+        return self._sessions.get(session_id)
+
     def find(self, session_id: str, raw_auth: Any) -> Session | None:
         """The session of this id, or None when it is unknown, has ended or has expired.
 
         Raises `Unauthorized` (401) when it was created with other `auth_data` than `raw_auth`.
         """
-        session = self._sessions.get(session_id)
+        session = self.find_by_id(session_id)
         if session is not None and not same_json(session.raw_auth, raw_auth):
             raise Unauthorized("the session was created with other auth_data")
         return session
@@ -155,7 +159,7 @@ class Sessions:
 
     @contextmanager
     def used(self, session: Session) -> Generator[None, None, None]:
-        """A request inside `session`: it puts off the expiration, and is never cut by it."""
+        """Keep `session` alive for a request inside it, which the block runs: its expiration is put off."""
         session.in_flight += 1
         session.expires_s = self._clock.monotonic() + session.terms.lifetime_s
         session.expiration = self._clock.wall() + session.terms.lifetime_s

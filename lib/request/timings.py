@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 
-from aiohttp import web
-
+from lib.metrics import Outcome
+from lib.request.exchange import Exchange
+from lib.request.observers import Observer
 from lib.runtime.clock import Clock
 
 # `/status` finds the slowest among so many.
 KEPT = 1000
 # Upper bounds in seconds: from a quick classifier to a long video.
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
-_KEY = "pyworker_first_byte"
 
 
 @dataclass(frozen=True)
@@ -50,60 +50,45 @@ class Histogram:
         self.sum_s += duration_s
 
 
-class Timings:
-    """The latest requests, and histograms of all."""
+class Timings(Observer):
+    """The latest requests, and histograms of all since the start. `clock` gives the time of each end."""
 
-    def __init__(self) -> None:
-        self.queue = Histogram()
-        self.first_byte = Histogram()
-        self.total = Histogram()
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.queue_s = Histogram()
+        self.first_byte_s = Histogram()
+        self.total_s = Histogram()
         self._latest: deque[Timing] = deque(maxlen=KEPT)
 
-    def add(self, timing: Timing) -> None:
-        """Note a request that has ended; one that was rejected is in no histogram: it would look fast."""
-        self._latest.append(timing)
-        if timing.outcome == "rejected":
+    def ended(self, exchange: Exchange) -> None:
+        outcome = exchange.outcome
+        if outcome is None:  # it was not authenticated
             return
-        self.queue.add(timing.queue_s)
-        self.total.add(timing.total_s)
+        first_byte_s, began_s = exchange.first_byte_s, exchange.began_s
+        self.add(
+            Timing(
+                id=exchange.id,
+                route=f"{exchange.request.method} {exchange.request.path}",
+                status=exchange.status,
+                outcome=outcome.name.lower(),
+                workload=exchange.workload,
+                queue_s=exchange.queue_s,
+                first_byte_s=None if first_byte_s is None else first_byte_s - began_s,
+                total_s=exchange.total_s,
+                ended_at=self._clock.wall(),
+            )
+        )
+
+    def add(self, timing: Timing) -> None:
+        """Add a request that has ended. A rejected one is in no histogram: it would look fast."""
+        self._latest.append(timing)
+        if timing.outcome == Outcome.REJECTED.name.lower():
+            return
+        self.queue_s.add(timing.queue_s)
+        self.total_s.add(timing.total_s)
         if timing.first_byte_s is not None:
-            self.first_byte.add(timing.first_byte_s)
+            self.first_byte_s.add(timing.first_byte_s)
 
     def slowest(self, count: int) -> Sequence[Timing]:
         """The slowest of the latest requests, the slowest first."""
         return nlargest(count, self._latest, key=lambda timing: timing.total_s)
-
-
-class FirstByte:
-    """When the first byte of one request's answer went out: of its body, where that comes in parts."""
-
-    def __init__(self, request: web.Request, clock: Clock) -> None:
-        self._clock = clock
-        self._head_at: float | None = None
-        self._part_at: float | None = None
-        request[_KEY] = self
-
-    @property
-    def at(self) -> float | None:
-        return self._head_at if self._part_at is None else self._part_at
-
-    def head(self) -> None:
-        """The status line is about to be written, with the body or ahead of it."""
-        self._head_at = self._clock.monotonic()
-
-    def part(self) -> None:
-        """A part of the body is about to be written."""
-        if self._part_at is None:
-            self._part_at = self._clock.monotonic()
-
-    @staticmethod
-    def of(request: web.Request) -> FirstByte | None:
-        """That of `request`, if it has one."""
-        return request.get(_KEY)
-
-
-async def note_head(request: web.Request, _response: web.StreamResponse) -> None:
-    """For an application's `on_response_prepare`."""
-    first_byte = FirstByte.of(request)
-    if first_byte is not None:
-        first_byte.head()

@@ -70,13 +70,13 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _readyz(backend: Backend, request: web.Request) -> web.Response:
-    state = backend.parts.readiness.state
+    state = backend.running.readiness.state
     return web.Response(text=state.value, status=200 if state is State.READY else 503)
 
 
 async def _update(backend: Backend, request: web.Request) -> web.Response:
     """Ask `start_server.sh` to fetch the code anew; only for the engine."""
-    settings = backend.parts.settings
+    settings = backend.running.settings
     if not settings.master_token or not hmac.compare_digest(_token(request), settings.master_token.encode()):
         return web.json_response({"error": "the token is not this instance's MASTER_TOKEN"}, status=401)
     try:
@@ -109,7 +109,7 @@ def _import_prometheus() -> ModuleType:
 
 
 async def _status(backend: Backend, routes: Sequence[str], request: web.Request) -> web.Response:
-    server = backend.parts.server
+    server = backend.running.server
     reachable = await server.accepts_connections(REACH_LIMIT_S) if server.url else None
     return web.json_response(
         {
@@ -122,30 +122,29 @@ async def _status(backend: Backend, routes: Sequence[str], request: web.Request)
 
 def status_of(backend: Backend) -> dict[str, Any]:
     """What a person asks of a running worker: state and its history, log rules, reports, the queue."""
-    parts, ledger = backend.parts, backend.metrics
-    waiting, working = backend.queue_lengths()
+    running, ledger = backend.running, backend.metrics
     return {
         "now": backend.clock.wall(),
-        "state": parts.readiness.state.value,
-        "error_msg": parts.readiness.error_msg,
-        "waiting_for": list(parts.readiness.missing),
-        "url": parts.settings.public_url,
-        "loadtime_s": parts.readiness.loadtime_s,
-        "max_perf": parts.readiness.max_perf,
+        "state": running.readiness.state.value,
+        "error_msg": running.readiness.error_msg,
+        "waiting_for": list(running.readiness.missing),
+        "url": running.settings.public_url,
+        "loadtime_s": running.readiness.loadtime_s,
+        "max_perf": running.readiness.max_perf,
         "timeline": [
-            {"at": c.at, "state": c.state.value, "reason": c.reason} for c in parts.readiness.timeline
+            {"at": c.at, "state": c.state.value, "reason": c.reason} for c in running.readiness.timeline
         ],
-        "log": _log_facts(parts.log_watch),
-        "health": _health_facts(parts.health_watch),
+        "log": _log_facts(running.log_watch),
+        "health": _health_facts(running.health_watch),
         "requests": {
             "received": ledger.received,
             "in_flight": ledger.in_flight,
             **{o.name.lower(): ledger.outcomes[o] for o in Outcome},
         },
         "load": {"current": ledger.cur_load, "served": ledger.served_load, "rejected": ledger.rejected_load},
-        "queue": {"waiting": waiting, "working": working},
+        "queue": {"waiting": running.lanes.waiting, "working": running.lanes.working},
         "slowest": [asdict(t) for t in backend.timings.slowest(SLOWEST_SHOWN)],
-        "reports": [asdict(d) for d in parts.reporter.deliveries],
+        "reports": [asdict(d) for d in running.engine.deliveries],
     }
 
 

@@ -40,7 +40,7 @@ class _WorkerCollector(Collector):
 
     def _requests(self) -> Iterator[Metric]:
         ledger = self._backend.metrics
-        waiting, working = self._backend.queue_lengths()
+        lanes = self._backend.lanes
         requests = CounterMetricFamily(
             "pyworker_requests", "Authenticated requests that ended", labels=["outcome"]
         )
@@ -49,8 +49,10 @@ class _WorkerCollector(Collector):
         yield requests
         yield CounterMetricFamily("pyworker_requests_received", "Requests accepted", value=ledger.received)
         yield GaugeMetricFamily("pyworker_requests_in_flight", "Requests in flight", value=ledger.in_flight)
-        yield GaugeMetricFamily("pyworker_requests_waiting", "Requests that wait for a slot", value=waiting)
-        yield GaugeMetricFamily("pyworker_requests_working", "Requests that have a slot", value=working)
+        yield GaugeMetricFamily(
+            "pyworker_requests_waiting", "Requests that wait for a slot", value=lanes.waiting
+        )
+        yield GaugeMetricFamily("pyworker_requests_working", "Requests that have a slot", value=lanes.working)
 
     def _workload(self) -> Iterator[Metric]:
         ledger = self._backend.metrics
@@ -62,11 +64,11 @@ class _WorkerCollector(Collector):
         yield GaugeMetricFamily(
             "pyworker_workload_per_second_max",
             "Throughput by the benchmark: the capacity; 0 until it is known",
-            value=self._backend.parts.readiness.max_perf,
+            value=self._backend.running.readiness.max_perf,
         )
 
     def _state(self) -> Iterator[Metric]:
-        readiness = self._backend.parts.readiness
+        readiness = self._backend.running.readiness
         state = GaugeMetricFamily("pyworker_state", "1 for the state the worker is in", labels=["state"])
         for name in State:
             state.add_metric([name.value], float(readiness.state is name))
@@ -77,17 +79,17 @@ class _WorkerCollector(Collector):
 
     def _times(self) -> Iterator[Metric]:
         timings = self._backend.timings
-        yield _histogram("pyworker_request_queue_seconds", "Wait for a slot", timings.queue)
+        yield _histogram("pyworker_request_queue_seconds", "Wait for a slot", timings.queue_s)
         yield _histogram(
-            "pyworker_request_first_byte_seconds", "To the first byte of the answer", timings.first_byte
+            "pyworker_request_first_byte_seconds", "To the first byte of the answer", timings.first_byte_s
         )
-        yield _histogram("pyworker_request_duration_seconds", "To the end of the answer", timings.total)
+        yield _histogram("pyworker_request_duration_seconds", "To the end of the answer", timings.total_s)
 
     def _reports(self) -> Iterator[Metric]:
         reports = CounterMetricFamily(
             "pyworker_reports", "Attempts to deliver a message to the engine", labels=["path", "result"]
         )
-        for path, (delivered, failed) in self._backend.parts.reporter.attempts.items():
+        for path, (delivered, failed) in self._backend.running.engine.attempts.items():
             reports.add_metric([path, "delivered"], delivered)
             reports.add_metric([path, "failed"], failed)
         yield reports

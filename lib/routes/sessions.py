@@ -10,8 +10,8 @@ from functools import partial
 
 from aiohttp import web
 
-from lib.backend import SESSION_GONE, Backend
-from lib.errors import SessionGone
+from lib.backend import Backend
+from lib.errors import Invalid, SessionGone
 from lib.request.sessions import Session
 
 
@@ -31,7 +31,17 @@ def end_route(backend: Backend) -> web.RouteDef:
 
 
 async def _create(backend: Backend, request: web.Request) -> web.Response:
-    session = await backend.open_session(request)
+    running = backend.running
+    admission = await running.authenticator.admit(request)
+    if admission.session_id is not None:  # which would let a signature in again
+        raise Invalid({"session_id": "must not be given: a session is opened outside any other"})
+    session = await running.session_life.open(
+        admission.raw_auth,
+        admission.auth.request_idx,
+        admission.auth.cost,
+        partial(running.payloads.read_json, request, admission),
+        backend.check_state,
+    )
     answer = {"session_id": session.id, "expiration": session.expiration}
     return web.json_response(answer, status=201)
 
@@ -41,18 +51,18 @@ async def _get(backend: Backend, request: web.Request) -> web.Response:
 
 
 async def _health(backend: Backend, request: web.Request) -> web.Response:
-    return web.json_response({"ok": await backend.parts.gate.session_in(request) is not None})
+    return web.json_response({"ok": await backend.running.authenticator.session_in(request) is not None})
 
 
 async def _end(backend: Backend, request: web.Request) -> web.Response:
     session = await _live(backend, request)
-    backend.parts.sessions.end(session)
+    backend.running.sessions.end(session)
     return web.json_response({"ended": True, "removed_session": session.id})
 
 
 async def _live(backend: Backend, request: web.Request) -> Session:
     """The session that the body names. Raises `SessionGone` (410) when there is none."""
-    session = await backend.parts.gate.session_in(request)
+    session = await backend.running.authenticator.session_in(request)
     if session is None:
-        raise SessionGone(SESSION_GONE)
+        raise SessionGone()
     return session

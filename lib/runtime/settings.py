@@ -19,10 +19,13 @@ from lib.errors import SettingsError
 T = TypeVar("T")
 AuthScheme = Literal["auto", "full", "url"]
 LogFormat = Literal["text", "json"]
+EngineKind = Literal["vast", "none"]
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
+LOOPBACK = "127.0.0.1"
+LOOPBACK_HOSTS = frozenset({LOOPBACK, "::1", "localhost"})
 DEFAULT_REPORT_ADDR = "https://run.vast.ai"
 # Takes status reports, and answers neither /delete_requests/ nor /pubkey/ (protocol.md §3).
 STATUS_ONLY_ADDR = "https://cloud.vast.ai/api/v0"
@@ -37,6 +40,9 @@ class Settings:
 
     container_id: int
     public_url: str
+    engine: EngineKind = "vast"
+    worker_host: str | None = None
+    worker_http_host: str = LOOPBACK
     worker_port: int = 3000
     worker_http_port: int = 3001
     report_addrs: tuple[str, ...] = (DEFAULT_REPORT_ADDR,)
@@ -68,8 +74,21 @@ class Settings:
         """
         read = Reader(environ)
         port, http_port = _ports(read)
+        engine = cast(EngineKind, read.choice("ENGINE", ("vast", "none"), "who sends clients here"))
+        host = read.value("WORKER_HOST", _bind_address, None, "the address that the public port is bound to")
+        if engine == "none":
+            _check_no_engine(read)
+            host = host or LOOPBACK
         settings = cls(
-            container_id=read.required("CONTAINER_ID", _integer, 0, "the instance's id, an integer"),
+            engine=engine,
+            container_id=_container_id(read, engine),
+            worker_host=host,
+            worker_http_host=read.value(
+                "WORKER_HTTP_HOST",
+                _bind_address,
+                LOOPBACK,
+                "the address that the port of /metrics is bound to",
+            ),
             worker_port=port,
             worker_http_port=http_port,
             report_addrs=read.value(
@@ -80,7 +99,7 @@ class Settings:
             ),
             master_token=read.text("MASTER_TOKEN", ""),
             use_ssl=(use_ssl := read.boolean("USE_SSL", False, "TLS on the public port")),
-            public_url=_public_url(read, port, use_ssl),
+            public_url=_public_url(read, engine, host, port, use_ssl),
             ssl_cert=Path(read.text("SSL_CERT", str(cls.ssl_cert))),
             ssl_key=Path(read.text("SSL_KEY", str(cls.ssl_key))),
             unsecured=read.boolean("UNSECURED", False, "accept unsigned requests"),
@@ -118,7 +137,7 @@ class Settings:
             force_update_file=Path(read.text("FORCE_UPDATE_FILE", str(cls.force_update_file))),
             model_name=read.text("MODEL_NAME", "") or read.text("MODEL_ID", ""),
         )
-        if not settings.unsecured and set(settings.report_addrs) == {STATUS_ONLY_ADDR}:
+        if engine == "vast" and not settings.unsecured and set(settings.report_addrs) == {STATUS_ONLY_ADDR}:
             read.problem("REPORT_ADDR", f"{STATUS_ONLY_ADDR} has no public key: add another report address")
         if settings.worker_http_port > 65535:
             read.problem("WORKER_HTTP_PORT", f"missing: there is no port {port + 1} after WORKER_PORT {port}")
@@ -208,12 +227,28 @@ def _ports(read: Reader) -> tuple[int, int]:
     return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
 
 
-def _public_url(read: Reader, port: int, use_ssl: bool) -> str:
+def _check_no_engine(read: Reader) -> None:
+    """Note what contradicts `ENGINE=none`."""
+    for name in ("REPORT_ADDR", "MASTER_TOKEN"):
+        if read.text(name, ""):
+            read.problem(name, "is given, but with ENGINE=none nobody takes reports: unset one of the two")
+
+
+def _container_id(read: Reader, engine: EngineKind) -> int:
+    if engine == "none":
+        return 0
+    return read.required("CONTAINER_ID", _integer, 0, "the instance's id, an integer")
+
+
+def _public_url(read: Reader, engine: EngineKind, worker_host: str | None, port: int, use_ssl: bool) -> str:
+    scheme = "https" if use_ssl else "http"
+    if engine == "none":
+        return f"{scheme}://{_host(worker_host or LOOPBACK)}:{port}"
     host = read.required("PUBLIC_IPADDR", _host, "127.0.0.1", "the instance's public address")
     public_port = read.required(
         f"VAST_TCP_PORT_{port}", _port, port, f"the public port that leads to WORKER_PORT {port}"
     )
-    return f"{'https' if use_ssl else 'http'}://{host}:{public_port}"
+    return f"{scheme}://{host}:{public_port}"
 
 
 def _boolean(raw: str) -> bool:
@@ -261,6 +296,10 @@ def _host(raw: str) -> str:
     if not _is_base_url(f"http://{host}") or urlsplit(f"http://{host}").netloc != host or "@" in host:
         raise ValueError("is not a host name or an IP address")
     return host
+
+
+def _bind_address(raw: str) -> str:
+    return _host(raw).strip("[]")
 
 
 def _addresses(raw: str) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ class _Inspection:
         return up
 
     async def _check_health(self, backend: Backend, server: ModelServer) -> None:
-        target = backend.model_config().healthcheck
+        target = backend.config().healthcheck
         if target is None:
             return
         watch = HealthWatch(server, target, Readiness((), False, self._clock), self._clock, clears_all=False)

@@ -152,9 +152,9 @@ async def asking(
 ) -> AsyncGenerator[RawClient, None]:
     """A client that has asked `path`, once its request is in the queue, or at work."""
     async with connected(stage.system.url) as client:
-        before = sum(stage.backend.queue_lengths())
+        before = sum((stage.backend.lanes.waiting, stage.backend.lanes.working))
         await client.post(path, stage.system.envelope(1.0, data), **options)
-        await stage.until(lambda: sum(stage.backend.queue_lengths()) > before)
+        await stage.until(lambda: sum((stage.backend.lanes.waiting, stage.backend.lanes.working)) > before)
         yield client
 
 
@@ -239,7 +239,7 @@ async def test_the_whole_body_is_json(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         async with asking(stage, "/gate"):
             asked = asyncio.create_task(stage.system.call("/echo"))
-            await stage.until(lambda: stage.backend.queue_lengths() == (1, 1))
+            await stage.until(lambda: (stage.backend.lanes.waiting, stage.backend.lanes.working) == (1, 1))
             for _ in range(4):
                 stage.clock.advance(KEEPALIVE_S)
                 await anyio.wait_all_tasks_blocked()
@@ -395,7 +395,7 @@ async def test_503_by_a_drain_after_newlines(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         async with asking(stage, "/gate"), asking(stage, "/echo") as client:
             await stage.first_newline(client)
-            stage.backend.drain()
+            stage.backend.running.drain()
             told = json.loads(await rest_of(client))
             assert told == {"error": "the worker is stopping", "state": "draining"}
             stage.script.opened.set()
@@ -547,7 +547,9 @@ async def test_a_client_that_leaves_between_newlines_leaves_the_queue(tmp_path: 
             async with asking(stage, "/scripted") as client:
                 await stage.first_newline(client)
                 client.leave()
-                await stage.until(lambda: stage.backend.queue_lengths() == (0, 1))
+                await stage.until(
+                    lambda: (stage.backend.lanes.waiting, stage.backend.lanes.working) == (0, 1)
+                )
             stage.script.opened.set()
         await stage.told("Success", "Cancelled")
         assert (stage.script.left, stage.system.model.requests) == ([], [])
@@ -562,7 +564,7 @@ async def test_a_job_that_is_to_be_finished_goes_on_and_counts_as_served(tmp_pat
         for _ in range(3):
             stage.clock.advance(KEEPALIVE_S)
             await anyio.wait_all_tasks_blocked()
-        assert stage.backend.queue_lengths() == (0, 1)
+        assert (stage.backend.lanes.waiting, stage.backend.lanes.working) == (0, 1)
         stage.system.model.release()
         await stage.told("Success", "Success", served=1.0)
         assert stage.system.model.cancelled == 0
@@ -574,7 +576,9 @@ async def test_a_job_that_is_to_be_finished_leaves_the_queue_with_its_client(tmp
             async with asking(stage, "/held") as client:
                 await stage.first_newline(client)
                 client.leave()
-                await stage.until(lambda: stage.backend.queue_lengths() == (0, 1))
+                await stage.until(
+                    lambda: (stage.backend.lanes.waiting, stage.backend.lanes.working) == (0, 1)
+                )
             stage.script.opened.set()
         await stage.told("Success", "Cancelled")
         assert stage.system.model.requests == []
@@ -659,7 +663,10 @@ async def test_functions_have_newlines_and_a_plain_one_keeps_its_place_until_it_
             leaves.leave()
         stage.clock.advance(KEEPALIVE_S)
         await anyio.wait_all_tasks_blocked()
-        assert (stage.backend.queue_lengths(), stage.outcomes()) == ((0, 1), {"served": 2})
+        assert ((stage.backend.lanes.waiting, stage.backend.lanes.working), stage.outcomes()) == (
+            (0, 1),
+            {"served": 2},
+        )
         go.set()
         await stage.told("Success", "Success", "Cancelled", served=200.0)
 

@@ -213,6 +213,6 @@ async def test_a_handler_on_two_routes_has_one_limit(tmp_path: Path) -> None:
             tasks.start_soon(here.call, path)
         await here.engine.wait_for(lambda: here.last_report.num_requests_working == 4)
         assert here.backend is not None
-        assert here.backend.queue_lengths() == (2, 2)
+        assert (here.backend.lanes.waiting, here.backend.lanes.working) == (2, 2)
         here.model.release()
         await here.told(served=4.0)

@@ -19,8 +19,8 @@ def by_log(tmp_path: Path, **more: str) -> Setup:
 
 
 async def state_is(system: System, state: State) -> None:
-    assert system.parts is not None
-    readiness = system.parts.readiness
+    assert system.running is not None
+    readiness = system.running.readiness
     with anyio.fail_after(20):
         await readiness.until(lambda: readiness.state is state)
 
@@ -55,15 +55,17 @@ async def test_the_line_of_the_previous_boot_makes_no_dead_server_ready(tmp_path
     setup.backend = {"clock": clock}
     async with with_worker_task(tmp_path, setup, wait=False) as system:
         await system.model.stop()
-        assert system.parts is not None
-        watch = system.parts.log_watch
+        assert system.running is not None
+        watch = system.running.log_watch
         assert watch is not None
         await passing(clock, lambda: watch.lines == 1)
         for _ in range(20):
             await step(clock)
-        assert system.parts.readiness.state is State.LOADING
+        assert system.running.readiness.state is State.LOADING
         await system.model.start()
-        await passing(clock, lambda: system.parts is not None and system.parts.readiness.state is State.READY)
+        await passing(
+            clock, lambda: system.running is not None and system.running.readiness.state is State.READY
+        )
 
 
 async def test_a_load_rule_and_a_health_check_must_both_hold(tmp_path: Path) -> None:
@@ -95,8 +97,8 @@ async def test_an_authors_own_error_holds_until_the_model_is_loaded_anew(tmp_pat
         assert await system.errored() == "out of licences"
         system.write_log()
         await system.told()
-        assert system.parts is not None
-        assert system.parts.readiness.state is State.READY
+        assert system.running is not None
+        assert system.running.readiness.state is State.READY
 
 
 async def test_a_model_server_that_dies_and_comes_back(tmp_path: Path) -> None:

@@ -869,7 +869,7 @@ async def test_a_model_server_that_is_dead_harms_nobody(
         await here.model.stop()
         assert (await call(here, "/session/end", session))[0] == 200
         await quiet(here)
-        assert f"session {session[1][:6]}…: POST /echo on its end failed" in caplog.text
+        assert f"session {session[1][:6]}…: POST /echo at its end failed" in caplog.text
         await here.told(served=50.0)
         assert await finished(here) == ["Success"]
         assert "Traceback" not in caplog.text
@@ -898,25 +898,25 @@ async def test_a_model_server_that_does_not_listen_to_it_harms_nobody(
 async def test_a_thousand_sessions_leave_nothing_behind(tmp_path: Path) -> None:
     async with clocked(tmp_path, max_sessions=None) as (here, clock):
         assert here.backend is not None
-        assert here.parts is not None
+        assert here.running is not None
         gate = asyncio.Semaphore(50)
 
         async def live(number: int) -> None:
             async with gate:
                 on_close_route = None if number % 10 else "/echo"
                 session = await create(here, cost=float(number), lifetime=10, on_close_route=on_close_route)
-                assert here.parts is not None
-                opened = here.parts.sessions.find(session[1], session[0])
+                assert here.running is not None
+                opened = here.running.sessions.find(session[1], session[0])
                 assert opened is not None
                 alive.add(opened)
                 assert (await post(here, "/echo", inside(session)))[0] == 200
 
         timers, alive = clock.pending, weakref.WeakSet[Session]()
         await asyncio.gather(*(live(number) for number in range(1000)))
-        assert len(here.parts.sessions) == len(alive) == 1000
+        assert len(here.running.sessions) == len(alive) == 1000
         assert here.backend.metrics.cur_load == sum(range(1000))
         clock.advance(10.0)
-        assert len(here.parts.sessions) == 0
+        assert len(here.running.sessions) == 0
         assert here.backend.metrics.cur_load == 0.0
         await quiet(here)
         told = [body for body in posted(here, "/echo") if "session_id" in body]

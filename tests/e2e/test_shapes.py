@@ -439,7 +439,7 @@ async def test_guarded_routes_wait_in_the_queue_with_a_workload_of_their_own(tmp
         await system.engine.wait_for(lambda: system.last_report.num_requests_working == 2)
         assert system.last_report.cur_load == 8.0
         assert system.backend is not None
-        assert system.backend.queue_lengths() == (1, 1)
+        assert (system.backend.lanes.waiting, system.backend.lanes.working) == (1, 1)
         own.go.set()
         for client in (first, second):
             assert (await client.answer())[1] == b"done"

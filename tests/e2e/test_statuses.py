@@ -317,7 +317,7 @@ async def test_503_while_draining(tmp_path: Path) -> None:
         await system.model.until(lambda: system.model.working == 1)
         waits = asyncio.create_task(signed(system, "/held"))
         await system.engine.wait_for(lambda: system.last_report.num_requests_working == 2)
-        system.backend.drain()
+        system.backend.running.drain()
         for answer in (await waits, await signed(system, "/echo")):
             assert (answer.status, answer.json["state"]) == (503, "draining")
             assert answer.retry_after_s >= 1

@@ -88,7 +88,7 @@ class Choice:
     @asynccontextmanager
     async def finding(self, backend: Backend) -> AsyncGenerator[None, None]:
         """A lifecycle: entered once a model server is found and well; its health is watched from then on."""
-        http = backend.parts.server.unpooled
+        http = backend.running.server.unpooled
         addresses = ", ".join(f"{url} ({name.value})" for name, url in self.settings.candidates)
         log.info("COMFYUI_DIALECT is not set: waiting for an answer of %s", addresses)
         while (found := await _first(http, self.settings.candidates)) is None:
@@ -102,7 +102,7 @@ class Choice:
         url = health if "://" in health else found[1] + health
         while not await _answers(http, url, 200):
             await sleep(backend.clock, POLL_S)
-        parts = backend.parts
+        parts = backend.running
         watch = HealthWatch(parts.server, url, parts.readiness, backend.clock, clears_all=True)
         async with anyio.create_task_group() as group:
             group.start_soon(watch.follow, name="health check")

@@ -47,7 +47,7 @@ def test_an_envelope_gives_its_parts_as_they_came() -> None:
     assert sealed.auth == AuthData("s", 2.5, "e", 3, "http://w:1", None)
     envelope = sealed.open()
     assert envelope.payload == {"a": 1}
-    assert envelope.as_request({"a": 1}) == {"auth_data": raw, "payload": {"a": 1}}
+    assert (envelope.raw_auth, envelope.session_id) == (raw, None)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.access.replay import WINDOW, ReplayWindow
+from lib.access.signatures import WINDOW, ReplayWindow
 
 MESSAGES = st.tuples(st.integers(-300, 300) | st.integers(-(2**63), 2**63 - 1), st.sampled_from([b"a", b"b"]))
 

@@ -10,7 +10,7 @@ import pytest
 from lib.data_types import ApiPayload, AuthData, EndpointHandler
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.fields.json_fields import JsonDataException
-from lib.request.workload import WorkloadCounter
+from lib.request.lanes import WorkloadCounter
 from lib.worker import BenchmarkConfig, HandlerConfig
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import aiohttp
 import anyio
 from Crypto.PublicKey import RSA
 
-from lib.engine.reports import IDLE_INTERVAL_S, Capacity, Identity, Reporter
+from lib.engine.reports import IDLE_INTERVAL_S, Capacity, Reporter, WorkerIdentity
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.metrics import Entry, Ledger, Outcome
@@ -46,17 +45,15 @@ class Stand:
 
     def serve(self, workload: float = 1.0, request_idx: int | None = None) -> None:
         """One request comes and is served."""
-        with self.ledger.open(request_idx) as entry:
-            entry.set_workload(workload)
-            entry.accept()
-            entry.start()
-            entry.settle(Outcome.SERVED)
+        entry = self.accept(workload, request_idx)
+        entry.start()
+        entry.set_outcome(Outcome.SERVED)
 
-    def fail(self, error: Exception, workload: float = 0.0, request_idx: int | None = None) -> None:
-        """One request ends in `error`, before it is let in."""
-        with contextlib.suppress(type(error)), self.ledger.open(request_idx) as entry:
-            entry.set_workload(workload)
-            raise error
+    def refuse(self, workload: float = 0.0, request_idx: int | None = None) -> None:
+        """One request is rejected before it is accepted."""
+        entry = self.ledger.open(request_idx)
+        entry.set_workload(workload)
+        entry.set_outcome(Outcome.REJECTED)
 
     def messages(self, engine: int = 0) -> list[Any]:
         """The status reports that an engine took, oldest first."""
@@ -106,13 +103,12 @@ async def stand(
             http,
             urls,
             urls[key_addrs],
-            Identity(WORKER_ID, "token", "http://127.0.0.1:3000"),
+            WorkerIdentity(WORKER_ID, "token", "http://127.0.0.1:3000"),
             ledger,
             lambda: here.standing,
             clock,
         )
         here = Stand(served, urls, clock, ledger, reporter, engine_clock)
-        ledger.on_event = reporter.request_changed
         async with anyio.create_task_group() as tasks:
             if status:
                 tasks.start_soon(reporter.report_status)

@@ -67,6 +67,7 @@ class Dripping(web.StreamResponse):
 @dataclass
 class Keys:
     key: EngineKey
+    use: Callable[[str], None]
     clock: ManualClock
     found: list[str]
 
@@ -91,10 +92,10 @@ async def served(*servers: KeyServer) -> AsyncGenerator[Keys, None]:
                 await runner.setup()
                 await web.TCPSite(runner, "127.0.0.1", 0).start()
                 server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            key = EngineKey(http, [s.url for s in servers], use, clock)
+            key = EngineKey(http, [s.url for s in servers], clock)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(key.look_when_asked)
-                yield Keys(key, clock, found)
+                tasks.start_soon(key.look_when_asked, use)
+                yield Keys(key, use, clock, found)
                 tasks.cancel_scope.cancel()
         finally:
             for runner in runners:
@@ -113,14 +114,14 @@ async def served(*servers: KeyServer) -> AsyncGenerator[Keys, None]:
 async def test_the_next_address_is_asked(bad: Callable[[web.Request], web.StreamResponse]) -> None:
     first, second = KeyServer([bad]), KeyServer([text(PEM)])
     async with served(first, second) as here:
-        await here.key.fetch()
+        await here.key.fetch(here.use)
     assert here.found == [PEM]
 
 
 async def test_it_is_fetched_until_there_is_one() -> None:
     server = KeyServer([text("no", 503)] * 5 + [text(PEM)])
     async with served(server) as here, anyio.create_task_group() as tasks:
-        tasks.start_soon(here.key.fetch)
+        tasks.start_soon(here.key.fetch, here.use)
         for tries in range(1, 6):
             await here.clock.wait_for_timer(LAST_RETRY_S)
             assert server.asked == tries
@@ -131,14 +132,14 @@ async def test_it_is_fetched_until_there_is_one() -> None:
 async def test_a_key_that_comes_byte_by_byte_is_one() -> None:
     server = KeyServer([lambda request: Dripping()])
     async with served(server) as here:
-        await here.key.fetch()
+        await here.key.fetch(here.use)
     assert (here.found, server.asked) == ([PEM], 1)
 
 
 async def test_a_rotated_key_is_looked_for_once_a_minute_at_most() -> None:
     server = KeyServer([text(PEM)])
     async with served(server) as here:
-        await here.key.fetch()
+        await here.key.fetch(here.use)
         for expected in (2, 3):
             async with anyio.create_task_group() as tasks:
                 for _ in range(20):

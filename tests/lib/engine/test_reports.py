@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from lib.engine import reports
+from lib.engine.engine import Capacity
 from lib.engine.reports import (
     COMPLETIONS_INTERVAL_S,
     DELIVERY_TIMEOUT_S,
@@ -20,13 +21,11 @@ from lib.engine.reports import (
     IDLE_INTERVAL_S,
     LAST_RETRY_S,
     MAX_ENTRIES_PER_MESSAGE,
-    Capacity,
-    Identity,
     Reporter,
+    WorkerIdentity,
 )
-from lib.errors import ClientGone, TooBusy
 from lib.local.faults import Fault
-from lib.metrics import MAX_UNDELIVERED
+from lib.metrics import MAX_UNDELIVERED, Outcome
 from tests.lib.engine.stand import WORKER_ID, stand
 from tests.manual_clock import ManualClock
 
@@ -112,7 +111,7 @@ async def test_what_was_not_acknowledged_is_told_again(fault: Fault) -> None:
         await here.reported(1)
         here.engine.faults.reports = fault
         here.serve(5.0)
-        here.fail(TooBusy("busy", 1.0), 7.0)
+        here.refuse(7.0)
         here.clock.advance(EVENT_INTERVAL_S)
         for tries in (2, 3, 4):
             await here.tried(tries)
@@ -171,7 +170,7 @@ async def test_a_withdrawal_after_its_load_was_told_is_taken_off_what_comes() ->
     async with stand() as here:
         entry = here.accept(10.0)
         assert (await here.reported(1)).new_load == 10.0
-        entry.__exit__(ClientGone, ClientGone(), None)
+        entry.set_outcome(Outcome.CANCELLED)
         here.serve(4.0)
         here.clock.advance(EVENT_INTERVAL_S)
         assert (await here.reported(2)).new_load == 0.0
@@ -308,7 +307,7 @@ async def redirecting(status: int) -> AsyncGenerator[tuple[str, list[str]], None
 async def test_a_redirect_acknowledges_nothing(status: int) -> None:
     async with redirecting(status) as (url, asked), stand(status=False) as here:
         async with aiohttp.ClientSession() as http, anyio.create_task_group() as tasks:
-            identity = Identity(WORKER_ID, "", "http://127.0.0.1:3000")
+            identity = WorkerIdentity(WORKER_ID, "", "http://127.0.0.1:3000")
             addrs = [url, *here.urls]
             reporter = Reporter(http, addrs, addrs, identity, here.ledger, lambda: Capacity(0, 0), here.clock)
             here.serve(5.0)
@@ -338,8 +337,8 @@ async def test_completions_are_sent_once_a_second_while_there_are_any() -> None:
 
 async def test_retries_of_one_request_idx_are_entries_of_their_own() -> None:
     async with stand(status=False, completions=True) as here:
-        here.fail(TooBusy("busy", 1.0), request_idx=42)
-        here.fail(RuntimeError("parser bug"), request_idx=42)
+        here.refuse(request_idx=42)
+        here.accept(request_idx=42).set_outcome(Outcome.ERRORED)
         here.serve(request_idx=42)
         await here.engine.wait_for(lambda: len(here.engine.finished) == 3)
         told = [(f.request.request_idx, f.request.status, f.request.success) for f in here.engine.finished]

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.test_utils import make_mocked_request
 
-from lib.request.heartbeat import Heartbeat, check_prepared
+from lib.request.heartbeat import Heartbeat
 from tests.manual_clock import ManualClock
 
 INTERVAL_S = 5.0
@@ -54,11 +54,15 @@ class Scene:
     def __init__(self) -> None:
         self.writer, self.clock = Writer(), ManualClock()
         app = web.Application()
-        app.on_response_prepare.append(check_prepared)
+        app.on_response_prepare.append(self.check)
         app.freeze()
         self.request = make_mocked_request("POST", "/", writer=self.writer, app=app)
         self.keepalive = Heartbeat(self.request, INTERVAL_S, self.clock)
         self.go = asyncio.Event()
+
+    async def check(self, request: web.Request, response: web.StreamResponse) -> None:
+        """As `note_head` does."""
+        self.keepalive.check(response)
 
     async def work(self) -> str:
         await self.go.wait()

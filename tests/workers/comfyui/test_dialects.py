@@ -163,13 +163,13 @@ async def test_its_health_is_watched(tmp_path: Path) -> None:
         clock, choice = ManualClock(), Choice(settings)
         backend = Backend(model.url, lifecycle=AsyncExitStack(), clock=clock)
         instance = Settings(container_id=1, public_url=here.url, unsecured=True)
-        async with backend.run_with(instance, tmp_path) as parts, choice.finding(backend):
-            parts.readiness.seen(ReadySignal.LIFECYCLE, "entered")
+        async with backend.run_with(instance, tmp_path, print) as running, choice.finding(backend):
+            running.readiness.seen(ReadySignal.LIFECYCLE, "entered")
             await model.until("requests", 5)  # the probes, its health, and its health as it is watched
             model.process.kill()
             await model.process.wait()
-            assert not parts.readiness.error_msg
+            assert not running.readiness.error_msg
             with anyio.fail_after(GUARD_S):
-                while "health check" not in parts.readiness.error_msg:
+                while "health check" not in running.readiness.error_msg:
                     await clock.wait_for_timer(10.0)
                     clock.advance(10.0)

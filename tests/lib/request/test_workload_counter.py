@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lib.request.workload import DEFAULT_WORKLOAD, WorkloadCounter
+from lib.metrics import DEFAULT_WORKLOAD
+from lib.request.lanes import WorkloadCounter
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the gate looks at before it lets a request in (protocol.md §2)."""
+"""Which checks a signed request goes through before it is admitted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from lib.access.body import BodyReader
 from lib.access.envelope import PARSED_WHOLE_BYTES
-from lib.access.gate import Gate
+from lib.access.signed import SignedRequests
 from lib.request.sessions import Sessions, SessionTerms
 from lib.runtime.clock import SystemClock
 
@@ -38,11 +38,11 @@ async def test_only_an_envelope_that_is_not_parsed_yet_is_looked_up(padding: int
     sessions = Asked(None, SystemClock())
     session = sessions.create(AUTH, SessionTerms())
     bodies = BodyReader(2 * PARSED_WHOLE_BYTES, 10.0)
-    gate = Gate(bodies, bodies, None, sessions, no_key)
+    authenticator = SignedRequests(bodies, None, sessions, no_key)
 
     async def admit(request: web.Request) -> web.Response:
-        envelope = await gate.admit(request)
-        assert envelope.session is session
+        admission = await authenticator.admit(request)
+        assert admission.session is session
         return web.Response()
 
     app = web.Application()

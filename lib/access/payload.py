@@ -1,0 +1,98 @@
+"""The payload of an authenticated request: JSON, the parameters of a URL, or an upload on disk.
+
+Owns the reading of bodies that authentication has left unread (docs/protocol.md, "Bodies").
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+from aiohttp import web
+
+from lib.access.authenticator import Admission
+from lib.access.body import BodyReader
+from lib.access.envelope import object_in
+from lib.access.spool import spooled
+from lib.errors import Draining, MediaTypeRefused
+from lib.fields.json_fields import Parameters
+from lib.uploads import Upload
+
+
+class PayloadReader:
+    """Reads payloads. `bodies` reads JSON, `uploads` whatever else is sent with header authentication."""
+
+    def __init__(self, bodies: BodyReader, uploads: BodyReader) -> None:
+        self._bodies = bodies
+        self._uploads = uploads
+        self._arriving: set[anyio.CancelScope] = set()
+
+    async def read_json(self, request: web.Request, admission: Admission) -> dict[str, Any]:
+        """The payload as JSON, or the parameters of a request without a body.
+
+        Raises what `BodyReader.read` raises, `Invalid` (422), and `MediaTypeRefused` (415) for a body that is
+        not JSON.
+        """
+        if admission.payload is not None:
+            return admission.payload
+        if not request.body_exists:
+            return _parameters(request)
+        if is_upload(request, admission):
+            raise MediaTypeRefused(f"this route takes application/json, not {request.content_type}")
+        async with self._bodies.read(request) as body:
+            return object_in(body)
+
+    @asynccontextmanager
+    async def receive(
+        self, request: web.Request, admission: Admission, takes_uploads: bool
+    ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
+        """The payload as `read_json` gives it, or an upload, which is on disk as long as the block runs.
+
+        Raises `Draining` (503) where the worker is stopped before the whole body is here, and what
+        `spooled` raises besides.
+        """
+        received: dict[str, Any] | Upload | None = None
+        async with AsyncExitStack() as stack:
+            with anyio.CancelScope() as arriving:
+                self._arriving.add(arriving)
+                try:
+                    if takes_uploads and is_upload(request, admission):
+                        received = await self._spool(request, stack)
+                    else:
+                        received = await self.read_json(request, admission)
+                finally:
+                    self._arriving.discard(arriving)
+            if received is None:  # `stop` has cancelled it
+                raise Draining()
+            yield received
+
+    def stop(self) -> None:
+        """Give up the bodies that are on their way: the worker is stopping."""
+        for arriving in self._arriving:
+            arriving.cancel()
+
+    async def _spool(self, request: web.Request, stack: AsyncExitStack) -> Upload:
+        parts = self._uploads.parts(request)
+        path, size_bytes = await stack.enter_async_context(spooled(parts))
+        query = {name: request.query.getall(name) for name in request.query}
+        content_type = request.headers.get("Content-Type") or request.content_type
+        return Upload(path, content_type, size_bytes, query)
+
+
+def is_upload(request: web.Request, admission: Admission) -> bool:
+    """Whether the body is the payload, and not JSON."""
+    return admission.payload is None and request.body_exists and not is_json(request.content_type)
+
+
+def is_json(media_type: str) -> bool:
+    """Whether `media_type` is that of JSON (RFC 6839 for the suffix `+json`)."""
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def _parameters(request: web.Request) -> Parameters:
+    """The parameters of the query and of the path; a name that comes more than once has a list."""
+    query = {name: request.query.getall(name) for name in request.query}
+    texts = {name: values if len(values) > 1 else values[0] for name, values in query.items()}
+    return Parameters({**texts, **request.match_info})

@@ -1,0 +1,123 @@
+"""Requests that the serverless engine has signed (docs/protocol.md, "Signature").
+
+Owns the order of the checks: shape, `auth_data`, signature or session, and only then the rest of the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from aiohttp import web
+
+from lib.access.authenticator import Admission
+from lib.access.body import BodyReader
+from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, header_admission, object_in
+from lib.access.signatures import BadSignature, Signatures
+from lib.errors import BodyTooLarge, Invalid, Unavailable
+from lib.request.sessions import Session, Sessions
+
+RETRY_WITHOUT_KEY_S = 5.0
+_Signed = TypeVar("_Signed", Admission, SealedEnvelope)
+
+
+@dataclass(frozen=True)
+class SignedRequests:
+    """The `Authenticator` for signed requests.
+
+    `signatures` None: no signature is checked (UNSECURED), but envelopes are. `bodies` reads JSON.
+    `refetch_key` looks for a rotated key, and is awaited once before a signature is refused.
+    """
+
+    bodies: BodyReader
+    signatures: Signatures | None
+    sessions: Sessions
+    refetch_key: Callable[[], Awaitable[None]]
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether signatures are checked: then there has to be a key."""
+        return self.signatures is not None
+
+    def use_key(self, pem: str) -> None:
+        """Verify with the public key in `pem`. Raises `ValueError` where there is none."""
+        if self.signatures is not None:
+            self.signatures.use_key(pem)
+
+    async def admit(self, request: web.Request) -> Admission:
+        """Authenticate `request` by its signature, or by the session that it is inside.
+
+        With header authentication the body stays unread. Raises `Unavailable` (503) without a public key,
+        `Invalid` (422), `Unauthorized` (401), and what `BodyReader.read` raises. A bad signature costs one
+        parse and one verification, unless the key was rotated.
+        """
+        if self.signatures is not None and not self.signatures.has_key:
+            raise Unavailable("no public key", "the engine's public key is not here yet", RETRY_WITHOUT_KEY_S)
+        in_headers = header_admission(request.headers)
+        if in_headers is not None:
+            return await self._let_in(partial(self._signed, in_headers))
+        async with self.bodies.read(request) as body:
+            return await self._let_in(partial(self._verified, body))
+
+    async def session_in(self, request: web.Request) -> Session | None:
+        """The session in a body `{"session_id", "session_auth"}`, or None when it is gone.
+
+        Raises `Invalid` (422), `Unauthorized` (401) for another `session_auth` than the session's.
+        """
+        async with self.bodies.read(request) as body:
+            if len(body) > PARSED_WHOLE_BYTES:
+                raise BodyTooLarge(f"the body is larger than {PARSED_WHOLE_BYTES} bytes")
+            fields = object_in(body)
+        problems = {
+            name: f"must be {what}" if name in fields else "missing parameter"
+            for name, kind, what in (("session_id", str, "a string"), ("session_auth", dict, "an object"))
+            if not isinstance(fields.get(name), kind)
+        }
+        if problems:
+            raise Invalid(problems)
+        return self.sessions.find(fields["session_id"], fields["session_auth"])
+
+    async def _let_in(self, verify: Callable[[], Admission | None]) -> Admission:
+        """What `verify` gives, at once or with a rotated key. Raises `BadSignature` (401)."""
+        key = self._public_key
+        admission = verify()
+        if admission is None:
+            await self.refetch_key()
+            if self._public_key != key:
+                admission = verify()
+        if admission is None:
+            raise BadSignature("the signature does not hold")
+        return admission
+
+    @property
+    def _public_key(self) -> str:
+        return "" if self.signatures is None else self.signatures.public_key
+
+    def _verified(self, body: bytearray) -> Admission | None:
+        """The envelope, or None when its signature does not hold: then nothing that was parsed is kept."""
+        sealed = SealedEnvelope(body)
+        if not sealed.parsed and self.sessions.remembers(sealed.raw_auth):
+            sealed.parse()
+        if sealed.session_id is None:
+            if not self._signed(sealed):
+                return None
+            opened = sealed.open()
+        else:
+            session = self.sessions.find(sealed.session_id, sealed.raw_auth)
+            if session is None and not self._signed(sealed, once=False):
+                return None
+            opened = sealed.open()
+        if opened.session_id is None:
+            return opened
+        return replace(opened, session=self.sessions.find(opened.session_id, opened.raw_auth))
+
+    def _signed(self, what: _Signed, once: bool = True) -> _Signed | None:
+        """`what`, if its signature holds."""
+        try:
+            if self.signatures is not None:
+                self.signatures.check(what.raw_auth, what.auth.reqnum, once=once)
+        except BadSignature:
+            return None
+        return what

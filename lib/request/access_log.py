@@ -1,0 +1,31 @@
+"""The access log: one line for each request that a handler serves (docs/operating.md, "Logs").
+
+Owns the line's form. It never holds payloads, tokens or signatures.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from lib.request.exchange import Exchange
+from lib.request.observers import Observer
+
+log = logging.getLogger("lib.access")
+
+
+class AccessLog(Observer):
+    """Logs each request when it has ended: its id, route, status, outcome, workload and durations."""
+
+    def ended(self, exchange: Exchange) -> None:
+        outcome = exchange.outcome
+        log.info(
+            "%s %s %s %d %s workload=%g queue_s=%.3f total_s=%.3f",
+            exchange.id,
+            exchange.request.method,
+            exchange.request.path,
+            exchange.status,
+            outcome.name.lower() if outcome is not None else "refused",
+            exchange.workload,
+            exchange.queue_s,
+            exchange.total_s,
+        )

@@ -1,0 +1,340 @@
+"""One request between a client's socket and the model server: an exchange.
+
+Owns the state of one request: its id, entry, times, heartbeat, what its client has been sent, its verdict.
+The steps it goes through are in lib/backend.py; the rules for the verdict are in verdict.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from lib.errors import (
+    AnswerCut,
+    ClientGone,
+    Unavailable,
+    WorkerError,
+    aborted,
+    error_response,
+    internal_error_response,
+)
+from lib.metrics import Entry, Outcome
+from lib.request.heartbeat import Heartbeat
+from lib.request.observers import Observers, notify
+from lib.request.verdict import ABORTED_STATUS, Ending, Reply, Verdict, judge
+from lib.runtime.clock import Clock
+
+if TYPE_CHECKING:
+    from lib.data_types import AuthData
+    from lib.request.lanes import Lane
+    from lib.request.sessions import Session
+
+log = logging.getLogger(__name__)
+
+_FORWARDED_PLAIN = ("Accept", "X-Request-Id")
+_FORWARDED = (*_FORWARDED_PLAIN, "Accept-Encoding")
+_REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
+_OUTCOMES = {"served": Outcome.SERVED, "errored": Outcome.ERRORED}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the worker does while a request is judged: it may be `draining`, or have `cut` what is left."""
+
+    draining: bool = False
+    cut: bool = False
+
+
+class Exchange:
+    """One request and all that is known of it. Times are monotonic seconds of the worker's clock.
+
+    An author's handler reads `request["auth_data"]` and `request["payload"]`, and may set
+    `request["outcome"]` to "served" or "errored".
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        lane: Lane,
+        clock: Clock,
+        observers: Observers,
+        phase: Callable[[], Phase] = Phase,
+    ) -> None:
+        self.request = _without_api_key(request)
+        self.lane = lane
+        self.id = _request_id(request)
+        self.began_s = clock.monotonic()
+        self.started_s: float | None = None
+        self.ended_s: float | None = None
+        self.session: Session | None = None
+        self.payload: Any = None
+        self.verdict: Verdict | None = None
+        self.status = 0
+        handler = lane.handler
+        self.finishes = handler.on_disconnect == "finish"
+        has_heartbeat = bool(handler.keepalive_s) and request.method != "HEAD"  # whose answer has no body
+        self.heartbeat = Heartbeat(self.request, handler.keepalive_s or 0.0, clock) if has_heartbeat else None
+        self._entry: Entry | None = None
+        self._clock = clock
+        self._observers = observers
+        self._phase = phase
+        self._answer_status = 0
+        self._is_streamed = False
+        self._head_s: float | None = None
+        self._chunk_s: float | None = None
+        self.request[_KEY] = self
+
+    @staticmethod
+    def of(request: web.Request) -> Exchange | None:
+        """The exchange that `request` belongs to; None for routes that no handler serves."""
+        return request.get(_KEY)
+
+    # Facts
+
+    @property
+    def entry(self) -> Entry:
+        """The request's entry in the ledger, once it is admitted."""
+        assert self._entry is not None
+        return self._entry
+
+    @property
+    def is_admitted(self) -> bool:
+        """Whether the request was authenticated: it has an entry in the ledger."""
+        return self._entry is not None
+
+    @property
+    def client_left(self) -> bool:
+        """Whether the client's connection has ended, or is about to."""
+        transport = self.request.transport
+        return transport is None or transport.is_closing()
+
+    @property
+    def heartbeat_out(self) -> bool:
+        """Whether a newline, and with it status 200, has been sent."""
+        return self.heartbeat is not None and self.heartbeat.begun
+
+    @property
+    def answer_out(self) -> bool:
+        """Whether an answer, more than newlines, has begun: no other may follow."""
+        is_waiting = self.heartbeat is not None and self.heartbeat.waiting
+        return self.request.writer.output_size > 0 and not is_waiting
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome in the ledger; None before the end, and for a request that was not admitted."""
+        return None if self._entry is None else self._entry.outcome
+
+    @property
+    def workload(self) -> float:
+        """The workload in the author's unit; 0.0 before it is counted."""
+        return 0.0 if self._entry is None else self._entry.workload
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from the request's first line to its slot, or to now while it has none."""
+        return (self._now(self.ended_s) if self.started_s is None else self.started_s) - self.began_s
+
+    @property
+    def first_byte_s(self) -> float | None:
+        """When the answer's first byte went out: of its body, where that comes in parts."""
+        return self._head_s if self._chunk_s is None else self._chunk_s
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from the request's first line to its end, or to now."""
+        return self._now(self.ended_s) - self.began_s
+
+    def forwarded_headers(self) -> dict[str, str]:
+        """The header fields of the client that reach the model server.
+
+        No compressed answer is asked for where it could not be passed on as it is: after a heartbeat, or
+        where an author's code reads it.
+        """
+        handler, headers = self.lane.handler, self.request.headers
+        may_be_compressed = handler.accepts_compressed_answers and handler.keepalive_s is None
+        names = _FORWARDED if may_be_compressed else _FORWARDED_PLAIN
+        return {name: ", ".join(headers.getall(name)) for name in names if name in headers}
+
+    # Steps
+
+    def admit(self, auth: AuthData, entry: Entry, session: Session | None) -> None:
+        """Note that the request is authenticated, and inside `session` if that is not None."""
+        self._entry, self.session = entry, session
+        self.request["auth_data"] = auth
+        if self._observers.admitted:
+            notify(self._observers.admitted, self)
+
+    def receive(self, received: Any, payload: Any, workload: float) -> None:
+        """Note the payload as `received` and as the handler's author reads it."""
+        self.request["payload"], self.payload = received, payload
+        self.entry.set_workload(workload)
+
+    def accept(self) -> None:
+        """Count the request as load."""
+        self.entry.accept()
+        if self._observers.accepted:
+            notify(self._observers.accepted, self)
+
+    def start(self) -> None:
+        """Note that the request has its slot."""
+        self.entry.start()
+        self.started_s = self._clock.monotonic()
+        if self._observers.started:
+            notify(self._observers.started, self)
+
+    def stream(self) -> None:
+        """Note that the body will come in chunks, each announced by `chunk_out`."""
+        self._is_streamed = True
+
+    def head_out(self, response: web.StreamResponse) -> None:
+        """Check that `response` may begin, and note its head. Raises `RuntimeError` for a second answer."""
+        if self.heartbeat is not None:
+            self.heartbeat.check(response)
+        if self.request.writer.output_size > 0:
+            raise RuntimeError("another answer to this request has begun already")
+        first, self._head_s = self._head_s is None, self._clock.monotonic()
+        is_heartbeat = self.heartbeat is not None and self.heartbeat.is_stream(response)
+        if first and not self._is_streamed and not is_heartbeat:
+            self._first_byte()
+
+    def chunk_out(self) -> None:
+        """Note that a part of the body is about to be written."""
+        if self._chunk_s is None:
+            self._chunk_s = self._clock.monotonic()
+            self._first_byte()
+
+    async def write(self, response: web.StreamResponse) -> web.StreamResponse:
+        """Write what is not written yet of `response`; return the answer that the client got.
+
+        Raises `ClientGone` when the client left, unless the handler's work is to finish all the same.
+        """
+        self._answer_status = response.status
+        try:
+            if not (self.finishes and self.client_left):
+                if self.heartbeat is not None and self.heartbeat.waiting:
+                    return await self._finish_heartbeat(response)
+                await response.prepare(self.request)
+                await response.write_eof()
+        except ConnectionError as e:
+            if not self.finishes:
+                raise ClientGone from e
+        return response
+
+    def conclude(self, error: BaseException | None, written: web.StreamResponse | None = None) -> Verdict:
+        """Judge the request, ended by `error` or with `written`, and give its entry the outcome."""
+        if self.verdict is None:
+            phase = self._phase()
+            ending = Ending(
+                error=error,
+                status=self._answer_status,
+                requested=_OUTCOMES.get(self.request.get("outcome", "")),
+                client_left=self.client_left,
+                finishes=self.finishes,
+                started=self.started_s is not None,
+                heartbeat_out=self.heartbeat_out,
+                answer_out=self.answer_out,
+                cut=phase.cut,
+                draining=phase.draining,
+            )
+            self.verdict = judge(ending)
+            if self._entry is not None:
+                self._entry.set_outcome(self.verdict.outcome)
+            self.status = self.verdict.status if written is None else written.status
+            self._log_error(error)
+        return self.verdict
+
+    async def reply(self, verdict: Verdict, error: BaseException) -> web.StreamResponse:
+        """The reply that `verdict` gives the client of a request that `error` has ended.
+
+        Raises `error` where there is none to give: it cancels the request's task, or came after the answer.
+        """
+        if verdict.reply is Reply.NONE:
+            raise error
+        if verdict.reply is Reply.ABORT:
+            return aborted(self.request)
+        if isinstance(error, WorkerError):
+            response = error_response(error)
+        else:
+            response = internal_error_response(self.id)
+        if verdict.reply is Reply.ERROR:
+            return response
+        try:
+            return await self._finish_heartbeat(response)
+        except ConnectionError:
+            self.status = ABORTED_STATUS
+            return aborted(self.request)
+
+    def end(self) -> None:
+        """Note that the request has ended."""
+        self.ended_s = self._clock.monotonic()
+        if self._observers.ended:
+            notify(self._observers.ended, self)
+        self.request.pop(
+            _KEY, None
+        )  # the two refer to each other: only the garbage collector would free them
+
+    async def tell_client_left(self) -> None:
+        """Tell the handler that its client left while the model worked."""
+        try:
+            await self.lane.handler.on_client_disconnect(self.payload)
+        except Exception as e:  # noqa: BLE001 - an author may raise anything
+            log.warning("request %s: on_client_disconnect raised %r", self.id, e)
+
+    async def _finish_heartbeat(self, response: web.StreamResponse) -> web.StreamResponse:
+        assert self.heartbeat is not None
+        self.chunk_out()
+        return await self.heartbeat.finish(response)
+
+    def _first_byte(self) -> None:
+        if self._observers.first_byte:
+            notify(self._observers.first_byte, self)
+
+    def _now(self, ended_s: float | None) -> float:
+        return self._clock.monotonic() if ended_s is None else ended_s
+
+    def _log_error(self, error: BaseException | None) -> None:
+        assert self.verdict is not None
+        if error is None or self.verdict.reply is Reply.NONE or isinstance(error, ClientGone):
+            return
+        if self.verdict.outcome is Outcome.CANCELLED:
+            log.warning("request %s: raised after its client had left: %r", self.id, error)
+        elif isinstance(error, asyncio.CancelledError):
+            log.error("request %s: the handler's own code was cancelled", self.id, exc_info=error)
+        elif self.verdict.is_unexpected:
+            log.error("request %s: unexpected error", self.id, exc_info=error)
+        elif isinstance(error, AnswerCut):
+            log.warning("request %s: %s", self.id, error)
+        elif isinstance(error, WorkerError) and error.status >= 500 and not isinstance(error, Unavailable):
+            log.warning("request %s: %d: %s", self.id, error.status, error.message)
+
+
+_KEY = web.RequestKey("pyworker.exchange", Exchange)
+
+
+async def note_head(request: web.Request, response: web.StreamResponse) -> None:
+    """For an application's `on_response_prepare`: check and note the head of every answer."""
+    exchange = Exchange.of(request)
+    if exchange is not None:
+        exchange.head_out(response)
+    elif request.writer.output_size > 0:
+        raise RuntimeError("another answer to this request has begun already")
+
+
+def _without_api_key(request: web.Request) -> web.Request:
+    """`request` without the `api_key` in its query: no handler may log it or pass it on."""
+    if "api_key" not in request.rel_url.query:
+        return request
+    return request.clone(rel_url=request.rel_url.without_query_params("api_key"))
+
+
+def _request_id(request: web.Request) -> str:
+    """The client's own `X-Request-Id`, where it is fit for a log line, or a new one."""
+    own = request.headers.get("X-Request-Id", "")
+    return own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(8)

@@ -1,0 +1,96 @@
+"""The life of sessions: each is one request to the engine, from its creation to its end.
+
+Owns the ledger entries of sessions and what follows when one ends. Ids, terms and expiry are sessions.py's;
+the routes that clients call are lib/routes/sessions.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from lib.errors import async_result_or_error
+from lib.metrics import Entry, Ledger
+from lib.request.detached import Spawn
+from lib.request.sessions import Session, SessionEnd, Sessions, SessionTerms
+from lib.request.verdict import outcome_of_error, outcome_of_session
+from lib.runtime.clock import Clock, time_limit
+
+log = logging.getLogger(__name__)
+
+# A call to the model server at a session's end may take this long, in seconds.
+ON_CLOSE_LIMIT_S = 10.0
+
+# POSTs a JSON object to a path on the model server, and reads the answer to its end.
+Post = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+class SessionLife:
+    """Opens and ends the sessions of a worker, with their entries in `ledger`.
+
+    A session's workload is in flight from its creation to its end. Where its terms have an `on_close_route`,
+    that is POSTed by `post` at the end, best effort, within `ON_CLOSE_LIMIT_S`.
+    """
+
+    def __init__(self, sessions: Sessions, ledger: Ledger, clock: Clock, post: Post, spawn: Spawn) -> None:
+        self.sessions = sessions
+        self._ledger = ledger
+        self._clock = clock
+        self._post = post
+        self._spawn = spawn
+        self._entries: dict[str, Entry] = {}
+        sessions.on_end = self._ended
+
+    async def open(
+        self,
+        raw_auth: dict[str, Any],
+        request_idx: int | None,
+        workload: float,
+        read_payload: Callable[[], Awaitable[dict[str, Any]]],
+        check_ready: Callable[[], None],
+    ) -> Session:
+        """Open a session for an authenticated client, on the terms that `read_payload` gives.
+
+        Raises `Invalid` (422), `TooBusy` (429) past the limit of sessions, and what `read_payload`
+        and `check_ready` raise; the ledger has the request then as refused or errored.
+        """
+        entry = self._ledger.open(request_idx)
+        try:
+            terms = SessionTerms.from_json(await read_payload())
+            entry.set_workload(workload)
+            check_ready()
+            session = self.sessions.create(raw_auth, terms)
+        except BaseException as e:
+            entry.set_outcome(outcome_of_error(e))
+            raise
+        entry.accept()
+        entry.start()
+        self._entries[session.id] = entry
+        return session
+
+    def workload_of(self, session: Session) -> float:
+        """The workload that is in flight for `session` itself."""
+        entry = self._entries.get(session.id)
+        return 0.0 if entry is None else entry.workload
+
+    def _ended(self, session: Session, how: SessionEnd) -> None:
+        self._entries.pop(session.id).set_outcome(outcome_of_session(how is SessionEnd.DRAINED))
+        log.info("session %s… %s", session.id[:6], how.value)
+        if session.terms.on_close_route is not None:
+            call = self._ledger.open(counted=False)
+            call.accept()  # from now on: a worker that drains waits for it
+            self._spawn(partial(self._post_on_close, session, session.terms.on_close_route, call))
+
+    async def _post_on_close(self, session: Session, route: str, call: Entry) -> None:
+        """Tell the model server that `session` has ended."""
+        message = {**(session.terms.on_close_payload or {}), "session_id": session.id}
+        error: Exception | None = TimeoutError()  # what it stays, where the limit cuts the call
+        try:
+            with time_limit(self._clock, ON_CLOSE_LIMIT_S):
+                error = await async_result_or_error(self._post(route, message))
+        finally:
+            call.set_outcome(outcome_of_session(error is not None))
+        if error is not None:
+            log.warning("session %s…: POST %s at its end failed: %r", session.id[:6], route, error)

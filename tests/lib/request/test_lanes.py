@@ -1,0 +1,162 @@
+"""Lanes: which handlers share a queue, who waits how long, and what a payload is read as. No HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.data_types import EndpointHandler, JsonDataException
+from lib.errors import Draining, Invalid, TooBusy
+from lib.request.lanes import Lanes
+from lib.uploads import Upload
+from tests.manual_clock import ManualClock
+
+
+@dataclass
+class Handler(EndpointHandler[Any]):
+    @property
+    def endpoint(self) -> str:
+        return "/x"
+
+    @classmethod
+    def payload_cls(cls) -> type[Any]:
+        return dict
+
+    def read_upload(self, upload: Upload) -> Any:
+        return f"{upload.size_bytes} bytes"
+
+
+class Strict(Handler):
+    def read_payload(self, req_data: dict[str, Any]) -> Any:
+        if "x" not in req_data["payload"]:
+            raise JsonDataException({"payload": {"x": "missing parameter"}})
+        return req_data
+
+
+def lanes(is_parallel: bool = False, max_wait_s: float | None = None, drain_s: float = 7.2) -> Lanes:
+    return Lanes(ManualClock(), lambda: drain_s, is_parallel, max_wait_s)
+
+
+@pytest.mark.parametrize(
+    ("is_parallel", "fields", "expected"),
+    [
+        (False, {}, 1),
+        (True, {}, None),
+        (False, {"allow_parallel_requests": True}, None),
+        (True, {"allow_parallel_requests": False}, 1),
+        (True, {"max_concurrency": 3}, 3),
+        (False, {"max_concurrency": 3}, 3),
+        (True, {"max_concurrency": 0}, 1),  # refused at the start
+    ],
+)
+def test_how_many_are_at_the_model_at_once(
+    is_parallel: bool, fields: dict[str, Any], expected: int | None
+) -> None:
+    made = lanes(is_parallel)
+    handler = Handler(**fields)
+    assert made.concurrency_of(handler) == made.add(handler).queue.limit == expected
+
+
+def test_handlers_that_are_not_parallel_share_a_queue() -> None:
+    made = lanes()
+    one, other = made.add(Handler()), made.add(Handler())
+    parallel = made.add(Handler(allow_parallel_requests=True))
+    assert one.queue is other.queue is not parallel.queue
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_concurrency": 1}, {"max_concurrency": 5}])
+def test_a_parallel_handler_has_one_queue_on_all_of_its_routes(fields: dict[str, Any]) -> None:
+    made = lanes(is_parallel=True)
+    handler = Handler(**fields)
+    first, second, another = made.add(handler), made.add(handler), made.add(Handler(**fields))
+    assert first.queue is second.queue is not another.queue
+    assert len(made.handlers) == 2
+
+
+@pytest.mark.parametrize(
+    ("default_s", "own_s", "expected"), [(None, None, None), (5.0, None, 5.0), (5.0, 0.0, 0.0)]
+)
+def test_a_handlers_limit_on_waiting_wins(
+    default_s: float | None, own_s: float | None, expected: float | None
+) -> None:
+    assert lanes(max_wait_s=default_s).add(Handler(max_queue_time=own_s)).max_wait_s == expected
+
+
+@pytest.mark.parametrize(
+    ("load", "max_perf", "is_refused"), [(100.0, 10.0, False), (101.0, 10.0, True), (1e9, 0.0, False)]
+)
+def test_the_wait_is_estimated_on_arrival(load: float, max_perf: float, is_refused: bool) -> None:
+    lane = lanes(max_wait_s=10.0).add(Handler())
+    if not is_refused:
+        lane.check_wait(load, max_perf)
+        return
+    with pytest.raises(TooBusy) as refused:
+        lane.check_wait(load, max_perf)
+    assert "10.1 s, more than 10 s" in refused.value.message
+    assert refused.value.retry_after_s == 1
+
+
+def test_a_lane_without_a_limit_takes_any_load() -> None:
+    lanes().add(Handler()).check_wait(1e12, 1.0)
+
+
+async def test_waiting_and_working_are_counted_once_for_a_shared_queue() -> None:
+    made = lanes()
+    one, other = made.add(Handler()), made.add(Handler())
+
+    async def wait() -> None:
+        async with other.slot():
+            pass
+
+    async with one.slot():
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        assert (made.waiting, made.working) == (1, 1)
+    await waiting
+    assert (made.waiting, made.working) == (0, 0)
+
+
+async def test_those_that_wait_are_released_and_no_more_may_wait() -> None:
+    made = lanes()
+    lane = made.add(Handler())
+
+    async def wait() -> None:
+        async with lane.slot():
+            pass
+
+    async with lane.slot():
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        made.release_all(Draining)
+        with pytest.raises(Draining):
+            await waiting
+        with pytest.raises(Draining):
+            await wait()
+
+
+async def test_who_has_waited_too_long_learns_when_to_come_back() -> None:
+    lane = lanes(max_wait_s=0.0).add(Handler())
+    async with lane.slot():
+        with pytest.raises(TooBusy) as refused:
+            async with lane.slot():
+                pass
+    assert refused.value.retry_after_s == 8
+
+
+def test_a_payload_is_read_from_its_envelope() -> None:
+    lane = lanes().add(Strict())
+    assert lane.read_payload({"x": 1}, {"cost": 1}, None) == {"auth_data": {"cost": 1}, "payload": {"x": 1}}
+    in_session = lane.read_payload({"x": 1}, {}, "id")
+    assert in_session["session_id"] == "id"
+    with pytest.raises(Invalid) as refused:
+        lane.read_payload({}, {}, None)
+    assert refused.value.fields == {"payload": {"x": "missing parameter"}}
+
+
+def test_an_upload_is_read_as_one() -> None:
+    upload = Upload(Path("/tmp/x"), "image/png", 5, {})
+    assert lanes().add(Handler()).read_payload(upload, {}, None) == "5 bytes"

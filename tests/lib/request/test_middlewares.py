@@ -1,0 +1,135 @@
+"""An author's middlewares: around every authenticated request, and none other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from lib.backend import Backend
+from lib.request.middlewares import AioHandler, Middleware
+from lib.server import inspected_by, run_server
+from tests.fakes.worker import Setup, build
+from tests.system import with_worker_task
+
+
+def with_middlewares(*middlewares: Middleware) -> Any:
+    def make(url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+        backend, routes = build(url, setup)
+        backend.middlewares.extend(middlewares)
+        return backend, routes
+
+    return make
+
+
+def noting(name: str, notes: list[str]) -> Middleware:
+    async def middleware(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+        notes.append(f"{name} in: {request['payload']['workload']:g} of {request['auth_data'].endpoint}")
+        response = await handler(request)
+        notes.append(f"{name} out: {response.status}")
+        return response
+
+    return middleware
+
+
+async def test_they_wrap_the_model_in_their_order(tmp_path: Path) -> None:
+    notes: list[str] = []
+    make = with_middlewares(noting("outer", notes), noting("inner", notes))
+    async with with_worker_task(tmp_path, make=make) as system:
+        assert (await system.call("/echo", 3.0))[0] == 200
+        endpoint = system.auth()["endpoint"]
+    assert notes == [
+        f"outer in: 3 of {endpoint}",
+        f"inner in: 3 of {endpoint}",
+        "inner out: 200",
+        "outer out: 200",
+    ]
+
+
+@pytest.mark.parametrize("body", [{}, {"auth_data": {}, "payload": {}}, None])
+async def test_nothing_unauthenticated_reaches_them(tmp_path: Path, body: Any) -> None:
+    notes: list[str] = []
+    async with with_worker_task(tmp_path, make=with_middlewares(noting("m", notes))) as system:
+        if body is None:
+            body = system.envelope(3.0)
+            body["auth_data"]["cost"] = 1e6  # signed for less
+        async with system.http.post(system.url + "/echo", json=body) as answer:
+            assert answer.status in (401, 422)
+    assert notes == []
+
+
+async def forbid(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+    return web.json_response({"error": "not you"}, status=403)
+
+
+async def raise_forbidden(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+    raise web.HTTPForbidden(text=json.dumps({"error": "not you"}), content_type="application/json")
+
+
+@pytest.mark.parametrize("middleware", [forbid, raise_forbidden])
+async def test_one_may_answer_itself_and_no_load_is_counted(tmp_path: Path, middleware: Middleware) -> None:
+    async with with_worker_task(tmp_path, make=with_middlewares(middleware)) as system:
+        assert await system.call("/echo", 3.0) == (403, b'{"error": "not you"}')
+        await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
+        await system.told()
+        totals = system.totals
+        assert (totals.new_load, totals.cur_perf, totals.rej_load) == (0.0, 0.0, 0.0)
+        assert system.model.requests == [] or all(r.path != "/echo" for r in system.model.requests)
+
+
+async def buggy(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+    raise RuntimeError("a middleware's bug")
+
+
+async def test_what_one_raises_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with with_worker_task(tmp_path, make=with_middlewares(buggy)) as system:
+        status, body = await system.call("/echo", 3.0)
+        assert (status, json.loads(body)["error"]) == (500, "internal error")
+        await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
+        assert system.engine.finished[0].request.status == "Error"
+    assert "a middleware's bug" in caplog.text
+
+
+async def add_header(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+    response = await handler(request)
+    response.headers["X-Added"] = "yes"
+    return response
+
+
+async def test_a_whole_answer_can_still_be_changed(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=with_middlewares(add_header)) as system:
+        async with system.post("/echo", 3.0) as answer:
+            assert (answer.status, answer.headers["X-Added"]) == (200, "yes")
+        await system.told(served=3.0)
+
+
+async def rename(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+    return await handler(request.clone(headers={**request.headers, "X-Request-Id": "renamed"}))
+
+
+@pytest.mark.parametrize("keepalive_s", [None, 0.01])
+async def test_one_may_pass_another_request_on(tmp_path: Path, keepalive_s: float | None) -> None:
+    setup = Setup(health="/health", handler={"keepalive_s": keepalive_s})
+    async with with_worker_task(tmp_path, setup, make=with_middlewares(rename)) as system:
+        status, _ = await system.call("/echo", 3.0)
+        assert status == 200
+        seen = next(r for r in system.model.requests if r.path == "/echo")
+        assert seen.header("X-Request-Id") == "renamed"
+        await system.told(served=3.0)
+
+
+async def test_start_server_takes_them(tmp_path: Path) -> None:
+    """`run_server` adds them to the backend's; `pyworker check` sees them there."""
+    seen: list[Any] = []
+
+    async def inspect(backend: Backend, routes: Any) -> int:
+        seen.extend(backend.middlewares)
+        return 0
+
+    backend, routes = build("http://127.0.0.1:1", Setup(health="/health"))
+    with inspected_by(inspect):
+        assert await run_server(backend, routes, middlewares=[forbid]) == 0
+    assert seen == [forbid]

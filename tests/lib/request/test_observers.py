@@ -1,0 +1,127 @@
+"""Observers see each step of a request once, in order, and decide nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from lib.backend import Backend, Exchange, Observer
+from tests.fakes.worker import Setup, build
+from tests.system import System, with_worker_task
+
+
+class Steps(Observer):
+    """Notes each step with what is known of the request by then."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, Any]] = []
+
+    def admitted(self, exchange: Exchange) -> None:
+        self.steps.append(("admitted", exchange.request["auth_data"].cost))
+
+    def accepted(self, exchange: Exchange) -> None:
+        self.steps.append(("accepted", exchange.workload))
+
+    def started(self, exchange: Exchange) -> None:
+        self.steps.append(("started", exchange.started_s is not None))
+
+    def first_byte(self, exchange: Exchange) -> None:
+        self.steps.append(("first byte", exchange.first_byte_s is not None))
+
+    def ended(self, exchange: Exchange) -> None:
+        outcome = exchange.outcome
+        self.steps.append(("ended", (exchange.status, outcome.name if outcome else None)))
+
+
+class Failing(Observer):
+    def accepted(self, exchange: Exchange) -> None:
+        raise RuntimeError("an observer's bug")
+
+    def ended(self, exchange: Exchange) -> None:
+        raise RuntimeError("another one")
+
+
+def observed(*observers: Observer) -> Any:
+    def make(url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+        backend, routes = build(url, setup)
+        backend.observers[:0] = observers
+        return backend, routes
+
+    return make
+
+
+async def call(system: System, path: str, **options: Any) -> int:
+    async with system.post(path, 3.0, **options) as answer:
+        await answer.read()
+        return answer.status
+
+
+SERVED = [("admitted", 3.0), ("accepted", 3.0), ("started", True), ("first byte", True)]
+
+
+@pytest.mark.parametrize(
+    ("path", "end"),
+    [("/echo", (200, "SERVED")), ("/error500", (500, "ERRORED")), ("/gzip_stream", (200, "SERVED"))],
+)
+async def test_every_step_of_a_request(tmp_path: Path, path: str, end: tuple[int, str]) -> None:
+    steps = Steps()
+    async with with_worker_task(tmp_path, make=observed(steps)) as system:
+        assert await call(system, path) == end[0]
+        await system.told(served=3.0 if end[1] == "SERVED" else 0.0)
+    assert steps.steps == [*SERVED, ("ended", end)]
+
+
+async def test_a_stream_s_first_byte_is_its_first_chunk(tmp_path: Path) -> None:
+    steps = Steps()
+    async with with_worker_task(tmp_path, make=observed(steps)) as system:
+        async with system.post("/stream", 3.0) as answer:
+            assert [name for name, _ in steps.steps] == ["admitted", "accepted", "started"]
+            system.model.step()
+            await answer.content.readany()
+            assert steps.steps[-1] == ("first byte", True)
+            system.model.release()
+            await answer.read()
+        await system.told(served=3.0)
+    assert [name for name, _ in steps.steps].count("first byte") == 1
+
+
+async def test_one_that_is_refused_is_never_admitted(tmp_path: Path) -> None:
+    steps = Steps()
+    async with with_worker_task(tmp_path, make=observed(steps)) as system:
+        refused = await system.http.post(system.url + "/echo", json={})
+        assert refused.status == 422
+    assert steps.steps == [("ended", (422, None))]
+
+
+async def test_one_that_cannot_be_reached_has_its_slot_and_no_answer(tmp_path: Path) -> None:
+    steps = Steps()
+    async with with_worker_task(tmp_path, make=observed(steps)) as system:
+        assert await call(system, "/close") == 502
+        await system.told()
+    assert [name for name, _ in steps.steps] == ["admitted", "accepted", "started", "ended"]
+
+
+async def test_an_observer_that_fails_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = Steps()
+    async with with_worker_task(tmp_path, make=observed(Failing(), steps)) as system:
+        assert await call(system, "/echo") == 200
+        await system.told(served=3.0)
+        assert system.totals.cur_perf == 3.0
+    assert steps.steps == [*SERVED, ("ended", (200, "SERVED"))]
+    assert caplog.text.count("an observer failed") == 2
+    assert "an observer's bug" in caplog.text
+
+
+async def test_the_access_log_is_one_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lib.access")
+    async with with_worker_task(tmp_path) as system:
+        assert await call(system, "/echo", headers={"X-Request-Id": "my-id"}) == 200
+        await system.told(served=3.0)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "lib.access"]
+    assert line.startswith("my-id POST /echo 200 served workload=3 queue_s=")

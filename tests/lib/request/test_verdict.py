@@ -1,0 +1,177 @@
+"""The verdict on a request: one table of facts, outcomes and replies."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from lib.errors import (
+    AnswerCut,
+    ClientGone,
+    Draining,
+    Invalid,
+    ModelTimedOut,
+    ModelUnreachable,
+    NotReady,
+    SessionGone,
+    TooBusy,
+)
+from lib.metrics import Outcome
+from lib.request.verdict import Ending, Reply, Verdict, judge, outcome_of_error, outcome_of_session
+
+CANCELLED = asyncio.CancelledError()
+BUG = RuntimeError("a bug")
+BUSY = TooBusy("busy", 1.0)
+CUT = AnswerCut("broke off")
+GONE = ClientGone()
+UNREACHABLE = ModelUnreachable("refused")
+
+SERVED, ERRORED, REJECTED, LEFT = Outcome.SERVED, Outcome.ERRORED, Outcome.REJECTED, Outcome.CANCELLED
+NONE, ERROR, IN_BODY, ABORT = Reply.NONE, Reply.ERROR, Reply.ERROR_IN_BODY, Reply.ABORT
+
+
+def unexpected(outcome: Outcome, reply: Reply, status: int) -> Verdict:
+    return Verdict(outcome, reply, status, is_unexpected=True)
+
+
+def raised(outcome: Outcome) -> Verdict:
+    return Verdict(outcome, NONE, 499)
+
+
+TABLE: list[tuple[str, Ending, Verdict]] = [
+    # An answer was passed on to its last byte.
+    ("200", Ending(status=200), Verdict(SERVED, NONE, 200)),
+    ("the model's 404", Ending(status=404), Verdict(SERVED, NONE, 404)),
+    ("the model's 500", Ending(status=500), Verdict(ERRORED, NONE, 500)),
+    ("200 after a heartbeat", Ending(status=200, heartbeat_out=True), Verdict(SERVED, NONE, 200)),
+    ("404 after a heartbeat", Ending(status=404, heartbeat_out=True), Verdict(ERRORED, NONE, 404)),
+    ("an author says errored", Ending(status=200, requested=ERRORED), Verdict(ERRORED, NONE, 200)),
+    ("an author says served", Ending(status=500, requested=SERVED), Verdict(SERVED, NONE, 500)),
+    ("served, though the client left", Ending(status=200, client_left=True), Verdict(SERVED, NONE, 200)),
+    ("served while draining", Ending(status=200, draining=True), Verdict(SERVED, NONE, 200)),
+    ("served when all is cut", Ending(status=200, cut=True, draining=True), Verdict(SERVED, NONE, 200)),
+    # An error of the worker's own, before anything was sent.
+    ("invalid", Ending(error=Invalid({})), Verdict(ERRORED, ERROR, 422)),
+    ("session gone", Ending(error=SessionGone()), Verdict(ERRORED, ERROR, 410)),
+    ("unreachable", Ending(error=UNREACHABLE), Verdict(ERRORED, ERROR, 502)),
+    ("timed out", Ending(error=ModelTimedOut("slow")), Verdict(ERRORED, ERROR, 504)),
+    ("too busy", Ending(error=BUSY), Verdict(REJECTED, ERROR, 429)),
+    ("loading", Ending(error=NotReady("loading")), Verdict(REJECTED, ERROR, 503)),
+    ("draining", Ending(error=Draining(), draining=True), Verdict(REJECTED, ERROR, 503)),
+    ("a bug", Ending(error=BUG), unexpected(ERRORED, ERROR, 500)),
+    ("broken off", Ending(error=CUT), Verdict(ERRORED, ABORT, 502)),
+    # A heartbeat has sent status 200: an error goes into the body.
+    ("invalid, late", Ending(error=Invalid({}), heartbeat_out=True), Verdict(ERRORED, IN_BODY, 200)),
+    ("too busy, late", Ending(error=BUSY, heartbeat_out=True), Verdict(ERRORED, IN_BODY, 200)),
+    ("a bug, late", Ending(error=BUG, heartbeat_out=True), unexpected(ERRORED, IN_BODY, 200)),
+    ("broken off, late", Ending(error=CUT, heartbeat_out=True), Verdict(ERRORED, ABORT, 502)),
+    # A part of an answer is out: no second status line.
+    ("a bug in mid-answer", Ending(error=BUG, answer_out=True), unexpected(ERRORED, ABORT, 502)),
+    ("unreachable in mid-answer", Ending(error=UNREACHABLE, answer_out=True), Verdict(ERRORED, ABORT, 502)),
+    ("too busy in mid-answer", Ending(error=BUSY, answer_out=True), Verdict(ERRORED, ABORT, 502)),
+    (
+        "a bug after a heartbeat and a part of an answer",
+        Ending(error=BUG, heartbeat_out=True, answer_out=True),
+        unexpected(ERRORED, ABORT, 502),
+    ),
+    # The client left.
+    ("gone", Ending(error=GONE, client_left=True), Verdict(LEFT, ABORT, 499)),
+    ("gone, found in writing", Ending(error=GONE), Verdict(LEFT, ABORT, 499)),
+    ("a bug after it left", Ending(error=BUG, client_left=True), Verdict(LEFT, ABORT, 499)),
+    ("broken off after it left", Ending(error=CUT, client_left=True), Verdict(LEFT, ABORT, 499)),
+    ("cancelled as it left", Ending(error=CANCELLED, client_left=True), raised(LEFT)),
+    (
+        "cancelled as it left the queue, though its work would finish",
+        Ending(error=CANCELLED, client_left=True, finishes=True),
+        raised(LEFT),
+    ),
+    # It left, and the work finishes all the same.
+    ("finished without it", Ending(status=200, client_left=True, finishes=True), Verdict(SERVED, NONE, 200)),
+    (
+        "a bug, and nobody reads of it",
+        Ending(error=BUG, client_left=True, finishes=True, started=True),
+        unexpected(ERRORED, ERROR, 500),
+    ),
+    (
+        "cancelled by its own code after it left",
+        Ending(error=CANCELLED, client_left=True, finishes=True, started=True),
+        unexpected(ERRORED, ERROR, 500),
+    ),
+    # The handler's own code was cancelled by nobody here.
+    ("cancelled by its own code", Ending(error=CANCELLED), unexpected(ERRORED, ERROR, 500)),
+    (
+        "cancelled by its own code, late",
+        Ending(error=CANCELLED, heartbeat_out=True),
+        unexpected(ERRORED, IN_BODY, 200),
+    ),
+    # The worker stops.
+    ("cancelled by the worker", Ending(error=CANCELLED, draining=True), raised(LEFT)),
+    ("cut by the worker", Ending(error=CANCELLED, cut=True, draining=True), raised(ERRORED)),
+    ("cut, and the client left", Ending(error=CANCELLED, cut=True, client_left=True), raised(ERRORED)),
+    ("cut, found in writing", Ending(error=GONE, cut=True, client_left=True), Verdict(ERRORED, ABORT, 499)),
+    ("a bug when all is cut", Ending(error=BUG, cut=True), unexpected(ERRORED, ERROR, 500)),
+    ("too busy when all is cut", Ending(error=BUSY, cut=True), Verdict(ERRORED, ERROR, 429)),
+    # The process is being ended.
+    ("interrupted", Ending(error=KeyboardInterrupt()), raised(ERRORED)),
+    ("exits", Ending(error=SystemExit(1), client_left=True), raised(ERRORED)),
+]
+
+
+@pytest.mark.parametrize(("ending", "verdict"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_the_table(ending: Ending, verdict: Verdict) -> None:
+    assert judge(ending) == verdict
+
+
+ERRORS = (None, Invalid({}), BUSY, UNREACHABLE, CUT, GONE, BUG, CANCELLED, KeyboardInterrupt())
+FLAGS = ("client_left", "finishes", "started", "heartbeat_out", "answer_out", "cut", "draining")
+ENDINGS = [
+    replace(Ending(error=error, status=200), **dict(zip(FLAGS, flags, strict=True)))
+    for error in ERRORS
+    for flags in itertools.product((False, True), repeat=len(FLAGS))
+]
+
+
+def test_a_second_status_line_is_never_written() -> None:
+    for ending in ENDINGS:
+        reply = judge(ending).reply
+        if ending.answer_out:
+            assert reply in (NONE, ABORT), ending
+        elif ending.heartbeat_out:
+            assert reply is not ERROR, ending
+        else:
+            assert reply is not IN_BODY, ending
+
+
+def test_what_the_worker_cuts_is_errored_whoever_else_left() -> None:
+    for ending in ENDINGS:
+        if ending.cut and ending.error is not None:
+            assert judge(ending).outcome is ERRORED, ending
+
+
+def test_only_an_answer_is_served_and_an_answer_is_nothing_else() -> None:
+    for ending in ENDINGS:
+        assert (judge(ending).outcome is SERVED) == (ending.error is None), ending
+
+
+def test_every_error_has_a_reply_but_what_ends_the_task() -> None:
+    for ending in ENDINGS:
+        has_reply = judge(ending).reply is not NONE
+        if isinstance(ending.error, Exception):
+            assert has_reply, ending
+        if isinstance(ending.error, (KeyboardInterrupt, type(None))):
+            assert not has_reply, ending
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(BUG, ERRORED), (Invalid({}), ERRORED), (BUSY, REJECTED), (CANCELLED, LEFT), (GONE, LEFT)],
+)
+def test_the_outcome_of_an_error_by_itself(error: BaseException, outcome: Outcome) -> None:
+    assert outcome_of_error(error) is outcome
+
+
+def test_a_session_is_served_unless_the_worker_breaks_it_off() -> None:
+    assert (outcome_of_session(False), outcome_of_session(True)) == (SERVED, LEFT)

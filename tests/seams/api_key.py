@@ -1,0 +1,37 @@
+"""An authenticator of one's own: an API key in a header, and the body as the payload."""
+
+from __future__ import annotations
+
+import hmac
+
+from aiohttp import web
+
+from lib.access.authenticator import Admission
+from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
+from lib.errors import Unauthorized
+from lib.request.sessions import Session
+
+
+class ApiKey:
+    """Lets in who has `key`."""
+
+    needs_key = False
+
+    def __init__(self, key: str) -> None:
+        self._key = key.encode()
+
+    def use_key(self, pem: str) -> None:
+        """There is no public key here."""
+
+    async def admit(self, request: web.Request) -> Admission:
+        self._check(request)
+        auth = {**UNSIGNED_AUTH_DATA, "endpoint": "mine"}
+        return Admission(AuthData.from_json_msg(auth), auth, None)
+
+    async def session_in(self, request: web.Request) -> Session | None:
+        self._check(request)
+        return None
+
+    def _check(self, request: web.Request) -> None:
+        if not hmac.compare_digest(request.headers.get("X-Api-Key", "").encode(), self._key):
+            raise Unauthorized("the API key is missing or wrong")
