@@ -271,7 +271,7 @@ class Backend:
         try:
             try:
                 return await self._serve(exchange)
-            except BaseException as e:
+            except BaseException as e:  # noqa: BLE001 - whatever ends a request is judged in one place
                 return await exchange.reply(exchange.conclude(e), e)
         finally:
             exchange.end()
