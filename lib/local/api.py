@@ -10,12 +10,12 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from lib.errors import BodyTooLarge, WorkerError, error_response
 from lib.local.authority import MAX_REQUEST_BYTES
+from lib.local.engine import LocalEngine
 from lib.local.faults import FaultKind
 from lib.local.fleet import WorkerRecord
 from lib.local.groups import Endpoint, Workergroup
@@ -39,9 +39,6 @@ from lib.local.openai_gateway import OpenAIGateway
 from lib.local.overview import Overview, plans
 from lib.runtime.clock import wait_for
 
-if TYPE_CHECKING:
-    from lib.local.engine import LocalEngine
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # The page at `/`: all that it loads is here.
@@ -56,7 +53,7 @@ class OnDemand(WorkerError):
         self.status = status
 
 
-class Api:
+class EngineApi:
     """The routes of one engine."""
 
     def __init__(self, engine: LocalEngine) -> None:

@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
-from aiohttp import web
 from Crypto.PublicKey import RSA
 
 from lib.errors import Unauthorized
-from lib.local.api import Api
 from lib.local.authority import Authority, IssuedCertificate
 from lib.local.engine_logs import EngineLog, LogLevel
 from lib.local.faults import FaultKind, Faults
@@ -121,10 +119,6 @@ class LocalEngine:
         self._first_reqnum = first_reqnum
         self._reqnums: Counter[str] = Counter()
         self._arrived = asyncio.Event()
-
-    def app(self) -> web.Application:
-        """A new web application on this engine; it has a key before it answers."""
-        return Api(self).app()
 
     # What it knows
 

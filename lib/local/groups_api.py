@@ -9,18 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from lib.errors import Unauthorized, WorkerError
+from lib.local.engine import LocalEngine
 from lib.local.groups import Endpoint, Workergroup, ignored_in, read_endpoint, read_workergroup
 from lib.local.incoming import api_key_of, endpoint_in_path, read_optional_message
 from lib.local.messages import BadMessage, Conflict, NotFound
 from lib.local.updates import ask_for_updates
-
-if TYPE_CHECKING:
-    from lib.local.engine import LocalEngine
 
 Message = Mapping[str, object]
 Reply = dict[str, Any]

@@ -14,7 +14,7 @@ import json
 import logging
 import ssl
 from collections.abc import AsyncGenerator, Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import Any, TypeGuard, cast
 from urllib.parse import unquote_plus
 
 import aiohttp
@@ -31,13 +31,11 @@ from lib.errors import (
     Unavailable,
     WorkerError,
 )
+from lib.local.engine import LocalEngine
 from lib.local.incoming import api_key_of
 from lib.local.messages import BadMessage, NotFound, RouteQuery, parse_object
 from lib.local.openai_errors import error_answer, own_error, refusal
 from lib.model.relay import aborted, end_to_end_headers, pass_on
-
-if TYPE_CHECKING:
-    from lib.local.engine import LocalEngine
 
 log = logging.getLogger(__name__)
 

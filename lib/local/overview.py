@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lib.local.engine import LocalEngine, ReceivedFinish
 from lib.local.fleet import ReceivedReport, WorkerRecord
 from lib.local.groups import Endpoint
-
-if TYPE_CHECKING:
-    from lib.local.engine import LocalEngine, ReceivedFinish
 
 # As far back as the page's charts reach, in seconds.
 WINDOW_S = 600.0

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import anyio
 from aiohttp import web
 
+from lib.local.api import EngineApi
 from lib.local.engine import DEFAULT_ENDPOINT, LocalEngine
 from lib.local.signer import Scheme
 from lib.runtime.clock import SystemClock
@@ -36,7 +37,10 @@ async def serve_engine(
 ) -> AsyncGenerator[str, None]:
     """Serve `engine` and give its base URL; port 0 takes a free one. Raises `CannotListen`."""
     runner = web.AppRunner(
-        engine.app(), access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_LIMIT_S
+        EngineApi(engine).app(),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=SHUTDOWN_LIMIT_S,
     )
     await runner.setup()
     try:

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from lib.local import autoscale
+from lib.local.api import EngineApi
 from lib.local.engine import LocalEngine
 from lib.local.engine_logs import LOG_LEVELS
 from lib.local.faults import FAULT_KINDS, Fault
@@ -57,7 +58,7 @@ def test_states_levels_and_times() -> None:
 
 
 def test_every_route_is_there() -> None:
-    app = LocalEngine(key=engine_key()).app()
+    app = EngineApi(LocalEngine(key=engine_key())).app()
     known = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
     for row in table(MANAGING):
         words = codes(row[0])

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from lib.local.api import EngineApi
 from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S, MAX_REQUEST_BYTES
 from lib.local.engine import LocalEngine
 from tests.manual_clock import ManualClock
@@ -44,7 +45,7 @@ def engine() -> LocalEngine:
 
 @pytest.fixture
 async def http(engine: LocalEngine) -> AsyncGenerator[Client, None]:
-    async with TestClient(TestServer(engine.app())) as client:
+    async with TestClient(TestServer(EngineApi(engine).app())) as client:
         yield client
 
 

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from lib.local.api import EngineApi
 from lib.local.engine import LocalEngine
 from lib.local.messages import RouteQuery
 from lib.local.serving import serve_engine
@@ -35,7 +36,7 @@ WITHOUT_BODY = {"/local/rotate_key"}
 def routes() -> list[tuple[str, str]]:
     """Method and path of each, its parameters filled in; less the door's, which passes on whatever comes."""
     found: list[tuple[str, str]] = []
-    for route in LocalEngine(key=engine_key()).app().router.routes():
+    for route in EngineApi(LocalEngine(key=engine_key())).app().router.routes():
         resource = route.resource
         assert resource is not None
         if route.method not in ("HEAD", "*") and not isinstance(resource, web.StaticResource):
