@@ -15,7 +15,7 @@ from lib.local.api import EngineApi
 from lib.local.engine import LocalEngine
 from lib.local.engine_logs import LOG_LEVELS
 from lib.local.faults import FAULT_KINDS, Fault
-from lib.local.fleet import ARRIVAL_S, SILENCE_S, WORKER_STATES
+from lib.local.fleet import ARRIVAL_WINDOW_S, SILENCE_S, WORKER_STATES
 from lib.local.groups import Scaling, Workergroup
 from lib.local.hello_world import hello_world
 from lib.local.local_worker_env import WORKER_ID
@@ -50,8 +50,8 @@ def test_states_levels_and_times() -> None:
     assert [codes(row[0])[0] for row in table(DOC.text)] == list(WORKER_STATES)
     assert f"no report for {SILENCE_S:g} s" in DOC.text
     assert ABANDONED_S == 600.0
-    assert f"within the last {ARRIVAL_S:g} s" in DOC.text
-    assert f"too many for {autoscale.PATIENCE_S:g} s" in DOC.text
+    assert f"within the last {ARRIVAL_WINDOW_S:g} s" in DOC.text
+    assert f"too many for {autoscale.SCALE_DOWN_DELAY_S:g} s" in DOC.text
     assert f"makes {autoscale.TOKENS_PER_S} tokens a second" in DOC.prose
     logs = next(row[1] for row in table(MANAGING) if "logs" in row[0])
     assert [level for level in LOG_LEVELS if f"`{level}`" in logs] == list(LOG_LEVELS)

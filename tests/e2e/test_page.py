@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from lib.local.engine import Autoscale, LocalEngine
+from lib.local.engine import AutoscaleStatus, LocalEngine
 from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.lib.local.test_overview import STATUS
@@ -126,11 +126,11 @@ async def test_it_shows_the_plan_and_what_was_started_by_it() -> None:
     engine = LocalEngine(clock=clock, key=engine_key())
     async with serve_engine(engine) as url, opened(url) as (page, complaints):
         plan = page.locator("#plans tbody tr")
-        await expect(plan).to_contain_text("no worker has been measured yet: 3 to explore")
+        await expect(plan).to_contain_text("no worker is measured yet: 3 wanted for measurement")
         report(engine, **READY, new_load=7500.0)
-        await expect(plan).to_contain_text("a load of 500 wants a capacity of 555.6: 3 of 200")
+        await expect(plan).to_contain_text("load 500/s needs capacity 555.6/s: 3 workers x 200/s")
         await expect(plan).to_contain_text("1 of 3")
-        engine.autoscale = Autoscale("local", 8, 2, 3)
+        engine.autoscale = AutoscaleStatus("local", 8, 2, 3)
         await expect(plan).to_contain_text("2 of 8")
         engine.retire(7)
         await expect(page.locator("#workers .state")).to_have_text("stopped")
