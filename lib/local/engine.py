@@ -398,7 +398,7 @@ class LocalEngine:
         requests = self._open_requests.close_routed_to(worker.id)
         if requests and (endpoint := self.groups.endpoint_named(worker.endpoint)):
             shown = ", ".join(map(str, requests[:MAX_LISTED])) + ("…" if len(requests) > MAX_LISTED else "")
-            text = f"gave up {len(requests)} requests because worker {worker.id} {why}: {shown}"
+            text = f"gave up {len(requests)} request(s) because worker {worker.id} {why}: {shown}"
             self.note("info1", endpoint, text)
 
     def _is_working_on(self, worker_id: int, request_idx: int) -> bool:

@@ -49,7 +49,8 @@ class ScalingPlan:
         """A sentence that explains the number of workers wanted."""
         if self.worker_perf is None:
             return f"no worker is measured yet: {self.workers_ready_wanted} wanted for measurement"
-        workers = f"{self.workers_ready_wanted} workers x {self.worker_perf:.4g}/s"
+        noun = "worker" if self.workers_ready_wanted == 1 else "workers"
+        workers = f"{self.workers_ready_wanted} {noun} x {self.worker_perf:.4g}/s"
         return f"load {self.load:.4g}/s needs capacity {self.target_capacity:.4g}/s: {workers}"
 
     def to_json(self) -> dict[str, Any]:

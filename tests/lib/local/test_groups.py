@@ -307,7 +307,7 @@ async def test_logs_at_four_levels(console: Console) -> None:
     assert len(console.engine.open_requests) == 0
     result = await console.ask("POST", "/get_autogroup_logs/", {"id": 1, "tail": 1})
     assert result["info0"].endswith("worker 7 is stopped: no report for 30 s")
-    assert result["info1"].endswith("gave up 1 requests because worker 7 stopped reporting: 2")
+    assert result["info1"].endswith("gave up 1 request(s) because worker 7 stopped reporting: 2")
     assert [text.count("\n") for text in result.values()] == [0, 0, 0, 0]
     assert set((await console.ask("POST", "/get_endpoint_logs/", {"id": 1, "tail": 0})).values()) == {""}
 
