@@ -31,7 +31,7 @@ from lib.local.processes import (
 from lib.local.scaling_plan import ScalingPlan
 from lib.runtime.clock import sleep
 
-# Seconds between two looks at the plan. Under load, workers report once a second.
+# Seconds between two checks of the plan. Under load, workers report once a second.
 CHECK_INTERVAL_S = 1.0
 # A surplus worker is stopped after this many seconds: load may return, and starting a worker takes time.
 SCALE_DOWN_DELAY_S = 20.0
@@ -57,7 +57,7 @@ class _RunningWorker:
 
 
 class Autoscaler:
-    """Keeps the number of workers of `endpoint` that the plan wants ready running: 1 to `max_workers`.
+    """Keeps 1 to `max_workers` workers of `endpoint` running: as many as the plan wants ready.
 
     Workers started elsewhere count towards that number and are never stopped. `write_line` receives a line
     for each change.

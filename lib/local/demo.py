@@ -54,6 +54,7 @@ class DemoSystem:
 
     @property
     def worker(self) -> Child:
+        """The worker's process."""
         return self.processes.worker
 
     @property
@@ -90,11 +91,11 @@ def _stop_signal() -> asyncio.Future[int]:
     """A future that is set to the number of the first SIGINT, SIGTERM or SIGHUP."""
     stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def ask(signum: int) -> None:
+    def set_signal(signum: int) -> None:
         if not stop.done():
             stop.set_result(signum)
 
-    on_stop_signal(ask)
+    on_stop_signal(set_signal)
     return stop
 
 

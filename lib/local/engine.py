@@ -68,6 +68,14 @@ class AutoscaleStatus:
     wanted: int
 
 
+def first_reqnum_now() -> int:
+    """A `first_reqnum` above the numbers of any earlier engine: the Unix time in milliseconds.
+
+    A worker rejects numbers far below the highest one it has seen, so a restarted engine must start higher.
+    """
+    return int(SystemClock().wall() * 1000)
+
+
 class LocalEngine:
     """The state and the rules of one engine; `api.EngineApi` serves it over HTTP.
 

@@ -54,17 +54,21 @@ class Totals:
 
     @property
     def new_load(self) -> float:
+        """The workload accepted."""
         return float(self._new_load)
 
     @property
     def rej_load(self) -> float:
+        """The workload rejected."""
         return float(self._rej_load)
 
     @property
     def cur_perf(self) -> float:
+        """The workload served."""
         return float(self._cur_perf)
 
     def add(self, message: WorkerStatus) -> None:
+        """Add the amounts of one report."""
         self._new_load += Fraction(message.new_load)
         self._rej_load += Fraction(message.rej_load)
         self._cur_perf += Fraction(message.cur_perf)

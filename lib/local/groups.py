@@ -247,7 +247,7 @@ def unknown_keys(message: Mapping[str, object], subject: Endpoint | Workergroup)
     if isinstance(subject, Endpoint):
         known |= {*asdict(subject.scaling), *asdict(subject.stored)}
     else:
-        # The official client also sends these; nothing is rented or pulled here.
+        # Vast.ai's client also sends these; nothing is rented or pulled here.
         known |= {*asdict(subject), *_CREDENTIALS, "min_cold_load", "max_workers", "autoscaler_instance"}
     return sorted(set(message) - known)
 

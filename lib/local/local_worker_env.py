@@ -12,10 +12,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.local.engine import LocalEngine
+from lib.local.engine import LocalEngine, first_reqnum_now
 from lib.local.processes import free_port
 from lib.local.serving import CannotListen, serve_engine
-from lib.runtime.clock import SystemClock
 
 HOST = "127.0.0.1"
 WORKER_ID = 1
@@ -52,8 +51,7 @@ async def local_instance(
     `engine_port` and the worker's `ports`, public and loopback, are used if they are free; otherwise free
     ones are chosen.
     """
-    # A worker rejects a reqnum below those it has seen, so a restarted engine must start above them.
-    engine = LocalEngine(first_reqnum=int(SystemClock().wall() * 1000))
+    engine = LocalEngine(first_reqnum=first_reqnum_now())
     async with AsyncExitStack() as stack:
         try:
             engine_url = await stack.enter_async_context(serve_engine(engine, HOST, engine_port))

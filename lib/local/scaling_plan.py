@@ -1,6 +1,6 @@
 """The scaling plan of an endpoint: how many workers the documented scaling rules ask for.
 
-Owns the arithmetic (docs/local-engine.md, "The plan, and workers that follow it") and its explanation in a
+Owns the arithmetic (docs/local-engine.md, "The scaling plan and autoscaling") and its explanation in a
 sentence. Does not own the start and stop of workers: autoscale.py does that, by the target capacity alone.
 Capacities and loads are in workload units per second.
 """

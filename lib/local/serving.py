@@ -15,9 +15,8 @@ import anyio
 from aiohttp import web
 
 from lib.local.api import EngineApi
-from lib.local.engine import DEFAULT_ENDPOINT, LocalEngine
+from lib.local.engine import DEFAULT_ENDPOINT, LocalEngine, first_reqnum_now
 from lib.local.signer import Scheme
-from lib.runtime.clock import SystemClock
 
 DEFAULT_PORT = 8081
 # Connections waiting to be accepted; the system refuses more, so this allows for many clients at once.
@@ -88,8 +87,7 @@ async def run_engine(
     and its URL; the engine stops when it returns. Raises `CannotListen`, whose text is to be printed and
     whose `exit_status` is the exit status.
     """
-    # A worker rejects a reqnum below those it has seen, so a restarted engine must start above them.
-    engine = LocalEngine(scheme, api_key, endpoint, first_reqnum=int(SystemClock().wall() * 1000))
+    engine = LocalEngine(scheme, api_key, endpoint, first_reqnum=first_reqnum_now())
     async with serve_engine(engine, host, port) as url:
         (write_line or print_line)(
             f"local engine on {url} (endpoint {endpoint}, scheme {scheme}): "
