@@ -1,7 +1,7 @@
-"""A worker on trial, for its author's tests: `async with trial("worker.py") as worker: await worker.post(…)`.
+"""Runs a worker for its author's tests: `async with trial("worker.py") as worker: await worker.post(…)`.
 
-Owns a worker's process beside a local engine, with ports of their own, and signed requests to it. How they
-come to be is instance.py's.
+Owns the worker's process and signed requests to it. Does not own the local engine, the ports and the
+variables (lib/local/local_worker_env.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import aiohttp
 
 from lib.client import LOCAL_NAME, RouteClient, Target
-from lib.local.local_worker_env import WORKER_ID, Instance, local_instance
+from lib.local.local_worker_env import WORKER_ID, LocalInstance, local_instance
 from lib.local.processes import Child, ChildFailed, python_module, while_running
 
-# Loading and benchmark of a stand-in are quick; one request is, too. In seconds.
+# In seconds. A model server for tests loads, runs the benchmark and answers quickly.
 READY_LIMIT_S = 60.0
 REQUEST_LIMIT_S = 60.0
 BENCHMARK_LIMIT_S = 2.0
@@ -29,14 +29,14 @@ BENCHMARK_LIMIT_S = 2.0
 
 @dataclass(frozen=True)
 class Trial:
-    """A running worker. `instance.engine` is the engine that it reports to, `child.log` its log."""
+    """A running worker. It reports to `instance.engine`, its log file is `child.log`."""
 
-    instance: Instance
+    instance: LocalInstance
     child: Child
     http: aiohttp.ClientSession
 
     async def post(self, route: str, payload: Mapping[str, Any], cost: float = 1.0) -> tuple[int, bytes]:
-        """Status and body of the answer to a signed request."""
+        """Send a signed request; return the answer's status and body."""
         client = self._client()
         worker = await client.route(cost, limit_s=REQUEST_LIMIT_S)
         async with client.call(worker, route, payload) as answer:
@@ -45,9 +45,9 @@ class Trial:
     async def lines(
         self, route: str, payload: Mapping[str, Any], cost: float = 1.0
     ) -> AsyncGenerator[bytes, None]:
-        """The lines of a streamed answer to a signed request, each when it is there.
+        """Send a signed request; yield the lines of its streamed answer as they arrive.
 
-        Raises `aiohttp.ClientResponseError` for the status of an error.
+        Raises `aiohttp.ClientResponseError` for an error status.
         """
         client = self._client()
         worker = await client.route(cost, limit_s=REQUEST_LIMIT_S)
@@ -61,16 +61,16 @@ class Trial:
 
 
 def trial(worker: str | Path, **variables: str) -> AbstractAsyncContextManager[Trial]:
-    """The worker in the file `worker`, ready, with `variables` added to its environment.
+    """Run the worker in the file `worker`, with `variables` added to its environment; yield it when ready.
 
-    Raises `ChildFailed`, with the end of its log, where it is not ready within a minute.
+    Raises `ChildFailed`, with the last lines of its log, if it fails or isn't ready within a minute.
     """
     return _trial(os.path.abspath(worker), variables)
 
 
 @asynccontextmanager
 async def _trial(target: str, variables: Mapping[str, str]) -> AsyncGenerator[Trial, None]:
-    inherited = os.environ  # noqa: TID251 - not read here, but handed on
+    inherited = os.environ  # noqa: TID251 - passed to the worker, not read here
     with tempfile.TemporaryDirectory(prefix="pyworker-trial-") as directory:
         environ = {
             **inherited,
@@ -86,16 +86,16 @@ async def _trial(target: str, variables: Mapping[str, str]) -> AsyncGenerator[Tr
             ) as child,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_LIMIT_S)) as http,
         ):
-            await _ready(instance, child)
+            await _wait_until_ready(instance, child)
             yield Trial(instance, child, http)
 
 
-async def _ready(instance: Instance, child: Child) -> None:
+async def _wait_until_ready(instance: LocalInstance, child: Child) -> None:
     engine = instance.engine
     no_signal: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    told = engine.wait_for(lambda: engine.worker(WORKER_ID).state in ("ready", "error"), READY_LIMIT_S)
+    reported = engine.wait_for(lambda: engine.worker(WORKER_ID).state in ("ready", "error"), READY_LIMIT_S)
     try:
-        await while_running(told, [child], no_signal)
+        await while_running(reported, [child], no_signal)
     except TimeoutError as e:
         raise ChildFailed(f"the worker was not ready within {READY_LIMIT_S:g} s", child) from e
     last = engine.worker(WORKER_ID).last

@@ -1,1 +1,1 @@
-"""Stand-ins for development on one machine: the local engine and the demo."""
+"""The local engine, a stand-in for the serverless engine on one machine, and what starts workers with it."""

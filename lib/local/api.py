@@ -1,6 +1,7 @@
-"""The local engine over HTTP: its routes, each also under `/e/NAME`, and how they answer.
+"""The local engine's HTTP API: its routes, each also under `/e/NAME`, and their answers.
 
-Owns paths, bodies and statuses. What the engine does with a message is in engine.py.
+Owns paths, bodies and statuses. Does not own: the engine's state and rules (engine.py), the routes that
+manage endpoints and workergroups (groups_api.py), the OpenAI gateway (openai_gateway.py).
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from lib.errors import BodyTooLarge, WorkerError, error_response
 from lib.local.authority import MAX_REQUEST_BYTES
+from lib.local.engine import LocalEngine
 from lib.local.faults import FaultKind
 from lib.local.fleet import WorkerRecord
 from lib.local.groups import Endpoint, Workergroup
@@ -39,41 +40,40 @@ from lib.local.openai_gateway import OpenAIGateway
 from lib.local.overview import Overview, plans
 from lib.runtime.clock import wait_for
 
-if TYPE_CHECKING:
-    from lib.local.engine import LocalEngine
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# The page at `/`: all that it loads is here.
+# The page at `/` and every file that it loads.
 PAGE = Path(__file__).parent / "page"
 
 
-class OnDemand(WorkerError):
-    """The answer that a fault asked for."""
+class RequestedFault(WorkerError):
+    """The error status that a fault injects (faults.py)."""
 
     def __init__(self, status: int) -> None:
-        super().__init__("a fault on demand")
+        super().__init__("injected fault (see /local/faults)")
         self.status = status
 
 
-class Api:
-    """The routes of one engine."""
+class EngineApi:
+    """The HTTP API of one engine."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
         self._closing = asyncio.Event()
 
     def app(self) -> web.Application:
+        """Return a new application; at its start it makes the engine's key if there is none yet."""
         app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
         groups = GroupsApi(self._engine)
         for prefix in ("", "/e/{endpoint}"):
             app.add_routes(
                 [
-                    web.get(f"{prefix}/pubkey/", partial(self._play, "pubkey", self._pubkey)),
-                    web.post(f"{prefix}/route/", partial(self._play, "route", self._route)),
-                    web.post(f"{prefix}/worker_status/", partial(self._play, "reports", self._report)),
+                    web.get(f"{prefix}/pubkey/", partial(self._with_fault, "pubkey", self._pubkey)),
+                    web.post(f"{prefix}/route/", partial(self._with_fault, "route", self._route)),
+                    web.post(f"{prefix}/worker_status/", partial(self._with_fault, "reports", self._report)),
                     web.post(
-                        f"{prefix}/delete_requests/", partial(self._play, "completions", self._finished)
+                        f"{prefix}/delete_requests/",
+                        partial(self._with_fault, "completions", self._completions),
                     ),
                     web.post(f"{prefix}/get_endpoint_workers/", self._endpoint_workers),
                     web.post(f"{prefix}/get_autogroup_workers/", self._group_workers),
@@ -106,23 +106,25 @@ class Api:
     async def _close(self, _: web.Application) -> None:
         self._closing.set()
 
-    async def _play(self, kind: FaultKind, handler: Handler, request: web.Request) -> web.StreamResponse:
-        """What `handler` answers, or what the fault in force makes of it."""
+    async def _with_fault(
+        self, kind: FaultKind, handler: Handler, request: web.Request
+    ) -> web.StreamResponse:
+        """Answer with `handler`, subject to the active fault for `kind` (see faults.Fault)."""
         fault = self._engine.faults.take(kind)
         self._engine.count(kind)
         if fault is None:
             return await handler(request)
         if fault.delay_s and await wait_for(self._engine.clock, self._closing, fault.delay_s):
-            return _hang_up(request)
+            return _abort_connection(request)
         if fault.drop:
-            return _hang_up(request)
+            return _abort_connection(request)
         if fault.refuse or fault.status is not None:
-            raise OnDemand(503 if fault.refuse else fault.status or 503)
+            raise RequestedFault(503 if fault.refuse else fault.status or 503)
         try:
             return await handler(request)
         finally:
             if fault.lose:
-                _hang_up(request)
+                _abort_connection(request)
 
     async def _pubkey(self, _: web.Request) -> web.Response:
         return web.Response(text=self._engine.public_key)
@@ -137,31 +139,31 @@ class Api:
         self._engine.take_report(endpoint, read_worker_status(await read_message(request)))
         return web.json_response({})
 
-    async def _finished(self, request: web.Request) -> web.Response:
+    async def _completions(self, request: web.Request) -> web.Response:
         endpoint_in_path(request)
         self._engine.take_finished(read_delete_requests(await read_message(request)))
         return web.json_response({})
 
     async def _endpoint_workers(self, request: web.Request) -> web.Response:
         endpoint = self._endpoint_of(request, await self._read(request))
-        return _listed(self._engine.fleet.members(endpoint.name))
+        return _worker_list(self._engine.fleet.members(endpoint.name))
 
     async def _group_workers(self, request: web.Request) -> web.Response:
-        return _listed(self._engine.members(self._group_of(request, await self._read(request))))
+        return _worker_list(self._engine.members(self._group_of(request, await self._read(request))))
 
     async def _endpoint_logs(self, request: web.Request) -> web.Response:
         message = await self._read(request)
-        return self._log(self._endpoint_of(request, message), message)
+        return self._log_response(self._endpoint_of(request, message), message)
 
     async def _group_logs(self, request: web.Request) -> web.Response:
         message = await self._read(request)
-        return self._log(self._group_of(request, message), message)
+        return self._log_response(self._group_of(request, message), message)
 
-    def _log(self, thing: Endpoint | Workergroup, message: Mapping[str, object]) -> web.Response:
+    def _log_response(self, subject: Endpoint | Workergroup, message: Mapping[str, object]) -> web.Response:
         fields = Fields(message)
         tail = fields.integer("tail", 0) if fields.has("tail") else None
         fields.finish()
-        return web.json_response(self._engine.log_of(thing).to_json(tail))
+        return web.json_response(self._engine.log_of(subject).to_json(tail))
 
     async def _plan(self, _: web.Request) -> web.Response:
         return web.json_response({"plans": plans(self._engine)})
@@ -201,7 +203,7 @@ class Api:
         return web.json_response({"public_key": self._engine.public_key})
 
     async def _read(self, request: web.Request) -> Mapping[str, object]:
-        """The message of someone who may ask."""
+        """Read the JSON body and check its API key. Raises `BadMessage`, `BodyTooLarge`, `Unauthorized`."""
         message = await read_message(request)
         self._authenticate(request, message)
         return message
@@ -210,9 +212,9 @@ class Api:
         self._engine.authenticate(api_key_of(request, message))
 
     def _endpoint_of(self, request: web.Request, message: Mapping[str, object]) -> Endpoint:
-        """The endpoint that the `id` of a message, or the path, or both mean."""
+        """The endpoint given by `id` in the message, by the path, or by both. Raises `NotFound`."""
         prefix, fields = endpoint_in_path(request), Fields(message)
-        in_path = None if prefix is None else self._engine.groups.named(prefix)
+        in_path = None if prefix is None else self._engine.groups.endpoint_named(prefix)
         if prefix is not None and in_path is None:
             raise NotFound(f"no worker has joined the endpoint {prefix!r}")
         if in_path is not None and not fields.has("id"):
@@ -220,11 +222,11 @@ class Api:
         wanted = fields.integer("id")
         fields.finish()
         if in_path is not None and in_path.id != wanted:
-            raise NotFound(f"{prefix!r} has another id")
+            raise NotFound(f"endpoint {prefix!r} has the id {in_path.id}, not {wanted}")
         return self._engine.groups.endpoint(wanted)
 
     def _group_of(self, request: web.Request, message: Mapping[str, object]) -> Workergroup:
-        """The workergroup that the `id` of a message means, if it is one of the path's endpoint."""
+        """The workergroup with the message's `id`. Raises `NotFound` if the path names another endpoint."""
         prefix, fields = endpoint_in_path(request), Fields(message)
         wanted = fields.integer("id")
         fields.finish()
@@ -234,22 +236,22 @@ class Api:
         return group
 
 
-def _listed(workers: Sequence[WorkerRecord]) -> web.Response:
+def _worker_list(workers: Sequence[WorkerRecord]) -> web.Response:
     return web.json_response([worker.to_json() for worker in workers])
 
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers every refusal with a JSON object whose `error` says what is wrong."""
+    """Turn each error into a JSON object whose `error` is its message."""
     try:
         return await handler(request)
     except WorkerError as e:
         return error_response(e)
     except web.HTTPNotFound:
-        return error_response(NotFound(f"there is no {request.path}"))
+        return error_response(NotFound(f"no route at {request.path}"))
     except web.HTTPMethodNotAllowed as e:
         allowed = ", ".join(sorted(e.allowed_methods))
-        error = f"{request.path} takes {allowed}, not {request.method}"
+        error = f"{request.path} accepts {allowed}, not {request.method}"
         return web.json_response({"error": error}, status=e.status, headers={"Allow": allowed})
 
 
@@ -257,8 +259,8 @@ async def _page(_: web.Request) -> web.StreamResponse:
     return web.FileResponse(PAGE / "index.html")
 
 
-def _hang_up(request: web.Request) -> web.Response:
-    """Close the connection at once; nothing that is answered afterwards goes out."""
+def _abort_connection(request: web.Request) -> web.Response:
+    """Close the client's connection immediately; the returned response is never sent."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response()

@@ -1,7 +1,7 @@
-"""The local engine's certificate authority: what the console signs in production, signed on this machine.
+"""The local engine's certificate authority. In production, Vast.ai's console signs workers' certificates.
 
-Owns the authority's key and root certificate, and what it puts into the certificates of workers. Who asks
-for one is up to api.py. Its root is good for development only, and for as long as the engine runs.
+Owns the authority's key, its root certificate and the contents of workers' certificates. Does not own the
+route that receives requests (api.py). The root is for development only; each engine makes a new one.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from lib.local.messages import BadMessage
 from lib.runtime.clock import Clock
 
 NAME = "PyWorker local engine"
-# Certificates are valid from a while ago: clocks differ.
+# Certificates are valid from this long before now, in seconds, because clocks differ.
 BACKDATED_S = 3600.0
 ROOT_LIFETIME_S = 10 * 365 * 86400.0
 DEFAULT_LIFETIME_S = 90 * 86400.0
-# A request for one name is about 1 KB.
+# A certificate request for one name is about 1 KB.
 MAX_REQUEST_BYTES = 64 * 1024
 MIN_RSA_BITS = 2048
 
 
 @dataclass(frozen=True)
 class IssuedCertificate:
-    """A certificate that was signed for an instance; `pem` is text."""
+    """A certificate that was signed for an instance, as PEM text."""
 
     instance_id: int
     pem: str
 
 
 class Authority:
-    """Signs certificate requests; a certificate is valid for `lifetime_s` seconds from now, by `clock`."""
+    """Signs certificate requests. Certificates are valid for `lifetime_s` seconds from now by `clock`."""
 
     def __init__(self, clock: Clock, lifetime_s: float = DEFAULT_LIFETIME_S) -> None:
         self.lifetime_s = lifetime_s
@@ -48,20 +48,23 @@ class Authority:
 
     @property
     def root_pem(self) -> str:
-        """The certificate that clients have to trust."""
+        """The root certificate, as PEM text; clients must trust it."""
         return _pem(self._root)
 
     def trusting_context(self) -> ssl.SSLContext:
-        """For clients of the workers whose certificates it signed, and of no others; it takes a while."""
+        """Return a client's TLS context that trusts this authority only.
+
+        Blocking: call it in a thread.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(cadata=self.root_pem)
         return context
 
     def sign(self, request_pem: bytes) -> str:
-        """The PEM certificate for a PEM certificate request, with the alternative names that it asks for.
+        """Return the PEM certificate for a PEM certificate request, with the alternative names it asks for.
 
-        Raises `BadMessage` for a request that is none, isn't signed by its own key, has a weak key, or asks
-        for no name.
+        Raises `BadMessage` (400) if the request can't be parsed, isn't signed by its own key, has a key of
+        another kind than RSA of at least 2048 bits or an elliptic curve, or has no alternative name.
         """
         request = _read(request_pem)
         key = request.public_key()
@@ -124,11 +127,11 @@ def _read(request_pem: bytes) -> x509.CertificateSigningRequest:
     if not is_its_own:
         raise BadMessage("the certificate request is not signed by its own key")
     if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
-        raise BadMessage("the key must be RSA or on an elliptic curve")
+        raise BadMessage("the key must be an RSA or an elliptic-curve key")
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
-        raise BadMessage(f"the key has {key.key_size} bits, less than {MIN_RSA_BITS}")
+        raise BadMessage(f"the RSA key has {key.key_size} bits; at least {MIN_RSA_BITS} are required")
     if not names:
-        raise BadMessage("the certificate request has no subject alternative name")
+        raise BadMessage("the certificate request has no subject alternative name: add one")
     return request
 
 

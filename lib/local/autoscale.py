@@ -1,7 +1,7 @@
-"""`pyworker engine --autoscale`: workers on this machine, started and stopped by the target capacity.
+"""`pyworker engine --autoscale`: starts and stops workers on this machine by the target capacity.
 
-Owns when one is started, which one is stopped, and how long a failing one is left alone. What a worker is
-made of is the launcher's; the rest of the plan is shown, not acted on.
+Owns when a worker is started, which one is stopped, and the delay before a failed one is replaced. Does not
+own the plan (scaling_plan.py); only its target capacity is acted on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskGroup
 
-from lib.local.engine import Autoscale, LocalEngine
+from lib.local.engine import AutoscaleStatus, LocalEngine
 from lib.local.hello_world import hello_world
-from lib.local.local_worker_env import instance_variables, with_code
-from lib.local.plan import Plan
+from lib.local.local_worker_env import instance_variables, with_code_path
 from lib.local.processes import (
     END_LIMIT_S,
     Child,
@@ -29,121 +28,129 @@ from lib.local.processes import (
     python_module,
     while_running,
 )
+from lib.local.scaling_plan import ScalingPlan
 from lib.runtime.clock import sleep
 
-# How often the plan is looked at, in seconds: workers report as often under load.
-LOOK_S = 1.0
-# A worker is stopped once it was too many for so long, in seconds: loads pause, and starting one takes time.
-PATIENCE_S = 20.0
-# After a worker failed, so long until the next is started, in seconds; twice as long each time.
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
-# Requests in progress have so long to end when their worker is stopped, in seconds.
+# Seconds between two checks of the plan. Under load, workers report once a second.
+CHECK_INTERVAL_S = 1.0
+# A surplus worker is stopped after this many seconds: load may return, and starting a worker takes time.
+SCALE_DOWN_DELAY_S = 20.0
+# Seconds from a worker's failure to the next start; doubled with each failure, up to the maximum.
+FIRST_RETRY_DELAY_S = 1.0
+MAX_RETRY_DELAY_S = 60.0
+# Seconds that a stopping worker has to finish its requests.
 DRAIN_S = 10
-# Ids far from those of workers that are started by hand.
+# Far from the ids of workers that are started by hand.
 FIRST_ID = 101
 TOKENS_PER_S = 250
 
-# Starts a worker of this id; the block is left to stop it.
+# Starts a worker with this id; leaving the context stops it.
 Launch = Callable[[int], AbstractAsyncContextManager[Sequence[Child]]]
 
 
 @dataclass(frozen=True)
-class _Running:
-    """A worker's processes; whoever gives `stop` a signal's number has them ended."""
+class _RunningWorker:
+    """A worker started here. Setting `stop` to a signal number ends its processes."""
 
     worker_id: int
     stop: asyncio.Future[int]
 
 
 class Autoscaler:
-    """Keeps as many workers of `endpoint` running as the plan wants ready, at least 1 and at most `most`.
+    """Keeps 1 to `max_workers` workers of `endpoint` running: as many as the plan wants ready.
 
-    Workers that others started count, but are never stopped. `tell` is called with a line for each change.
+    Workers started elsewhere count towards that number and are never stopped. `write_line` receives a line
+    for each change.
     """
 
     def __init__(
         self,
         engine: LocalEngine,
         endpoint: str,
-        most: int,
+        max_workers: int,
         launch: Launch,
-        tell: Callable[[str], object],
+        write_line: Callable[[str], object],
         *,
-        patience_s: float = PATIENCE_S,
+        scale_down_delay_s: float = SCALE_DOWN_DELAY_S,
     ) -> None:
         self._engine = engine
         self._endpoint = endpoint
-        self._most = most
+        self._max_workers = max_workers
         self._launch = launch
-        self._tell = tell
-        self._patience_s = patience_s
-        self._running: dict[int, _Running] = {}
-        self._too_many_since_s: float | None = None
-        self._pause_s = FIRST_PAUSE_S
-        self._not_before_s = 0.0
+        self._write_line = write_line
+        self._scale_down_delay_s = scale_down_delay_s
+        self._running: dict[int, _RunningWorker] = {}
+        self._surplus_since_s: float | None = None
+        self._retry_delay_s = FIRST_RETRY_DELAY_S
+        self._next_start_s = 0.0
 
     async def run(self) -> None:
-        """Start and stop workers until cancelled; all have ended then."""
+        """Start and stop workers until cancelled; returns after all of them have ended."""
         async with anyio.create_task_group() as tasks:
             try:
                 while True:
-                    self._look(tasks)
-                    await sleep(self._engine.clock, LOOK_S)
+                    self._adjust(tasks)
+                    await sleep(self._engine.clock, CHECK_INTERVAL_S)
             finally:
                 for running in self._running.values():
                     _stop(running)
 
-    def _look(self, tasks: TaskGroup) -> None:
-        endpoint = self._engine.groups.named(self._endpoint)
-        if endpoint is None:  # it was removed, and comes back with the next report
+    def _adjust(self, tasks: TaskGroup) -> None:
+        endpoint = self._engine.groups.endpoint_named(self._endpoint)
+        if endpoint is None:  # removed; the next report makes it again
             return
         plan, now_s = self._engine.plan_of(endpoint), self._engine.clock.monotonic()
-        kept = self._kept()
-        if any(self._engine.worker(running.worker_id).state == "ready" for running in kept):
-            self._pause_s = FIRST_PAUSE_S
+        active = self._not_stopping()
+        if any(self._engine.worker(running.worker_id).state == "ready" for running in active):
+            self._retry_delay_s = FIRST_RETRY_DELAY_S
         wanted = self._wanted(plan)
-        if len(kept) <= wanted:
-            self._too_many_since_s = None
-        elif self._too_many_since_s is None:
-            self._too_many_since_s = now_s
-        if len(kept) < wanted and now_s >= self._not_before_s:
-            self._start(wanted - len(kept), plan, tasks)
-        elif self._too_many_since_s is not None and now_s - self._too_many_since_s >= self._patience_s:
-            self._end(kept[wanted:], plan)
-        self._engine.autoscale = Autoscale(self._endpoint, self._most, len(self._kept()), wanted)
+        if len(active) <= wanted:
+            self._surplus_since_s = None
+        elif self._surplus_since_s is None:
+            self._surplus_since_s = now_s
+        if len(active) < wanted and now_s >= self._next_start_s:
+            self._start(wanted - len(active), plan, tasks)
+        elif self._surplus_since_s is not None and now_s - self._surplus_since_s >= self._scale_down_delay_s:
+            self._stop_workers(active[wanted:], plan)
+        self._engine.autoscale = AutoscaleStatus(
+            self._endpoint, self._max_workers, len(self._not_stopping()), wanted
+        )
 
-    def _kept(self) -> list[_Running]:
-        """Those that are not being stopped, the oldest first."""
+    def _not_stopping(self) -> list[_RunningWorker]:
+        """The workers started here that are not being stopped, oldest first."""
         return [running for running in self._running.values() if not running.stop.done()]
 
-    def _wanted(self, plan: Plan) -> int:
-        """Without one nobody could report a load, and one tells how much one can do."""
+    def _wanted(self, plan: ScalingPlan) -> int:
+        """The number of workers to run here.
+
+        At least one worker is needed to report a load. While none is measured, one is enough to find
+        out a worker's performance.
+        """
         others = sum(
             worker.state == "ready" and worker.id not in self._running
             for worker in self._engine.fleet.members(self._endpoint)
         )
         ready = 1 if plan.exploring else plan.workers_ready_wanted
-        return min(self._most, max(ready - others, 0 if others else 1))
+        return min(self._max_workers, max(ready - others, 0 if others else 1))
 
-    def _start(self, count: int, plan: Plan, tasks: TaskGroup) -> None:
-        free = (i for i in range(FIRST_ID, FIRST_ID + self._most) if i not in self._running)
+    def _start(self, count: int, plan: ScalingPlan, tasks: TaskGroup) -> None:
+        free = (i for i in range(FIRST_ID, FIRST_ID + self._max_workers) if i not in self._running)
         for worker_id in list(free)[:count]:
-            why = "to be measured" if plan.exploring else plan.reason
-            self._say(f"starting worker {worker_id}: {why}")
-            self._engine.expect(worker_id)
-            running = _Running(worker_id, asyncio.get_running_loop().create_future())
+            why = "to measure its performance" if plan.exploring else plan.reason
+            self._log(f"starting worker {worker_id}: {why}")
+            self._engine.reinstate(worker_id)
+            running = _RunningWorker(worker_id, asyncio.get_running_loop().create_future())
             self._running[worker_id] = running
-            tasks.start_soon(self._keep, running)
+            tasks.start_soon(self._run_worker, running)
 
-    def _end(self, workers: Sequence[_Running], plan: Plan) -> None:
+    def _stop_workers(self, workers: Sequence[_RunningWorker], plan: ScalingPlan) -> None:
         for running in workers:
-            self._say(f"stopping worker {running.worker_id}: {plan.reason}")
+            self._log(f"stopping worker {running.worker_id}: {plan.reason}")
             self._engine.retire(running.worker_id)
             _stop(running)
 
-    async def _keep(self, running: _Running) -> None:
-        """A worker, from its start to its end; cancelled, it is ended as it would be otherwise."""
+    async def _run_worker(self, running: _RunningWorker) -> None:
+        """Run a worker until it ends or `stop` is set. On cancellation it is stopped in the usual way."""
         with anyio.CancelScope(shield=True):
             try:
                 async with self._launch(running.worker_id) as children:
@@ -151,25 +158,25 @@ class Autoscaler:
             except Interrupted:
                 pass
             except ChildFailed as e:
-                self._not_before_s = self._engine.clock.monotonic() + self._pause_s
-                self._say(f"worker {running.worker_id}, again in {self._pause_s:g} s: {e}")
-                self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+                self._next_start_s = self._engine.clock.monotonic() + self._retry_delay_s
+                self._log(f"worker {running.worker_id} failed, next start in {self._retry_delay_s:g} s: {e}")
+                self._retry_delay_s = min(2 * self._retry_delay_s, MAX_RETRY_DELAY_S)
             finally:
                 del self._running[running.worker_id]
 
-    def _say(self, what: str) -> None:
-        self._tell(f"autoscale: {what}")
-        if endpoint := self._engine.groups.named(self._endpoint):
-            self._engine.note("info0", endpoint, f"autoscale: {what}")
+    def _log(self, text: str) -> None:
+        self._write_line(f"autoscale: {text}")
+        if endpoint := self._engine.groups.endpoint_named(self._endpoint):
+            self._engine.note("info0", endpoint, f"autoscale: {text}")
 
 
-def _stop(running: _Running) -> None:
+def _stop(running: _RunningWorker) -> None:
     if not running.stop.done():
         running.stop.set_result(signal.SIGTERM)
 
 
-def hello_worlds(engine_url: str, environ: Mapping[str, str], directory: Path) -> Launch:
-    """Workers hello_world, each with a model server of its own; they share a benchmark's result."""
+def hello_world_launcher(engine_url: str, environ: Mapping[str, str], directory: Path) -> Launch:
+    """Launch hello_world workers, each with its own model server; they share one benchmark result."""
 
     @asynccontextmanager
     async def launch(worker_id: int) -> AsyncGenerator[Sequence[Child], None]:
@@ -187,15 +194,15 @@ def hello_worlds(engine_url: str, environ: Mapping[str, str], directory: Path) -
     return launch
 
 
-def workers_of(target: str, engine_url: str, environ: Mapping[str, str], directory: Path) -> Launch:
-    """Workers of the file `target`, which find their model server by `environ`, all the same one."""
+def worker_file_launcher(target: str, engine_url: str, environ: Mapping[str, str], directory: Path) -> Launch:
+    """Launch workers from the file `target`; all use the model server that `environ` names."""
 
     @asynccontextmanager
     async def launch(worker_id: int) -> AsyncGenerator[Sequence[Child], None]:
         with free_port() as port, free_port() as loopback_port:
             variables = {
                 "BENCHMARK_DIR": str(directory),
-                **with_code(environ),
+                **with_code_path(environ),
                 **instance_variables(engine_url, port, loopback_port, worker_id),
                 "DRAIN_TIMEOUT_S": str(DRAIN_S),
             }

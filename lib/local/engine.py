@@ -1,8 +1,8 @@
 """The local engine: a stand-in for the serverless engine, for development and tests on one machine.
 
-Owns the engine's state and what it does with each message. It is no scheduler for production. Paths, bodies
-and statuses are in api.py and groups_api.py, workers in fleet.py, endpoints and workergroups in groups.py,
-signatures in signer.py, certificates in authority.py, listening in serving.py.
+Owns the engine's state and the handling of each message. It is not a scheduler for production. Does not own:
+the HTTP API on top of it (api.py, groups_api.py, openai_gateway.py), listening (serving.py), workers
+(fleet.py), endpoints and workergroups (groups.py), signatures (signer.py), certificates (authority.py).
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
-from aiohttp import web
 from Crypto.PublicKey import RSA
 
 from lib.errors import Unauthorized
-from lib.local.api import Api
 from lib.local.authority import Authority, IssuedCertificate
 from lib.local.engine_logs import EngineLog, LogLevel
 from lib.local.faults import FaultKind, Faults
-from lib.local.fleet import Fleet, WorkerRecord
+from lib.local.fleet import SILENCE_S, Fleet, WorkerRecord
 from lib.local.groups import Endpoint, Groups, Workergroup
 from lib.local.messages import RouteQuery, wrong_endpoint_name
 from lib.local.open_requests import OpenRequests
-from lib.local.plan import Plan, plan
+from lib.local.scaling_plan import ScalingPlan, scaling_plan
 from lib.local.signer import Scheme, Signer
 from lib.runtime.clock import Clock, SystemClock
 from lib.wire import DeleteRequests, FinishedRequest, WorkerStatus
@@ -42,17 +40,17 @@ T = TypeVar("T")
 DEFAULT_ENDPOINT = "local"
 DEFAULT_REPORT_LIMIT = 1000
 MAX_FINISHED = 100_000
-# What endpoints have for a key where any is let in.
+# The API key shown for endpoints when any key is accepted.
 ANY_KEY = "local"
-# Of a long list, so many say enough in a line.
-MAX_SHOWN = 20
-# Guards a test that waits for what never comes, in seconds of real time.
+# Log lines list at most this many requests.
+MAX_LISTED = 20
+# Guards a test against waiting for ever, in seconds of real time.
 WAIT_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True)
-class ReceivedFinish:
-    """A finished request that a worker told of; `received_at` in Unix seconds."""
+class ReceivedCompletion:
+    """A finished request as a worker reported it; `received_at` in Unix seconds."""
 
     worker_id: int
     mtoken: str
@@ -61,8 +59,8 @@ class ReceivedFinish:
 
 
 @dataclass(frozen=True)
-class Autoscale:
-    """How many workers of an endpoint are kept running here, how many should be, and how many may."""
+class AutoscaleStatus:
+    """Workers of an endpoint that `--autoscale` runs: `running` now, `wanted` by the plan, `most` allowed."""
 
     endpoint: str
     most: int
@@ -70,20 +68,28 @@ class Autoscale:
     wanted: int
 
 
-class LocalEngine:
-    """The state of one engine and what it does; `app` gives it to clients and workers over HTTP.
+def first_reqnum_now() -> int:
+    """A `first_reqnum` above the numbers of any earlier engine: the Unix time in milliseconds.
 
-    Its methods are called on the event loop that serves it. Raises `ValueError` for an empty `api_key` or
-    an endpoint's name that no path could carry.
+    A worker rejects numbers far below the highest one it has seen, so a restarted engine must start higher.
+    """
+    return int(SystemClock().wall() * 1000)
+
+
+class LocalEngine:
+    """The state and the rules of one engine; `api.EngineApi` serves it over HTTP.
+
+    Call its methods on the event loop that serves it. Raises `ValueError` for an empty `api_key` and for an
+    invalid endpoint name.
 
     Args:
-        scheme: the form of the signatures that `/route/` gives (protocol.md §2).
-        api_key: the only key that is let in; None lets in any but the empty one.
-        endpoint: the name of the endpoint that workers join whose report address has no `/e/NAME`.
-        clock: for delays and for telling when a worker has been silent for too long.
-        key: the RSA key to sign with; None has one made, off the event loop, when the app starts.
-        report_limit: how many reports of each worker are kept; totals count them all.
-        first_reqnum: where the `reqnum` of each worker starts.
+        scheme: the form of the signatures in `/route/` answers (docs/protocol.md, "Signatures").
+        api_key: the only key accepted; None accepts any key that isn't empty.
+        endpoint: the endpoint of workers whose report address has no `/e/NAME`.
+        clock: the time used for delays, for silent workers and in timestamps.
+        key: the RSA key to sign with; with None, one is made in a thread when the application starts.
+        report_limit: how many reports of each worker are kept; totals count all of them.
+        first_reqnum: the first `reqnum` of each worker.
     """
 
     def __init__(
@@ -100,7 +106,7 @@ class LocalEngine:
         if what := wrong_endpoint_name(endpoint):
             raise ValueError(f"endpoint {what}")
         if api_key == "":
-            raise ValueError("api_key must not be empty: leave it out to let in any key")
+            raise ValueError("api_key must not be empty: leave it out to accept any key")
         self.scheme: Scheme = scheme
         self.endpoint = endpoint
         self.clock: Clock = clock or SystemClock()
@@ -111,140 +117,141 @@ class LocalEngine:
         self.fleet = Fleet(self.clock, report_limit)
         self.groups = Groups()
         self.groups.add_endpoint(Endpoint(0, endpoint, self.clock.wall()))
-        self.autoscale: Autoscale | None = None
+        self.autoscale: AutoscaleStatus | None = None
         self.requests_seen: Counter[FaultKind] = Counter()
         self._api_key = api_key
         self._open_requests = OpenRequests()
         self._endpoint_logs: defaultdict[int, EngineLog] = defaultdict(EngineLog)
         self._group_logs: defaultdict[int, EngineLog] = defaultdict(EngineLog)
-        self._finished: deque[ReceivedFinish] = deque(maxlen=MAX_FINISHED)
+        self._finished: deque[ReceivedCompletion] = deque(maxlen=MAX_FINISHED)
         self._first_reqnum = first_reqnum
         self._reqnums: Counter[str] = Counter()
         self._arrived = asyncio.Event()
 
-    def app(self) -> web.Application:
-        """A new web application on this engine; it has a key before it answers."""
-        return Api(self).app()
-
-    # What it knows
+    # State
 
     @property
     def public_key(self) -> str:
-        """PEM text, as `/pubkey/` gives it."""
+        """The public key as PEM text, as in the answer of `/pubkey/`."""
         return self.signer.public_key
 
     @property
-    def finished(self) -> list[ReceivedFinish]:
-        """Every entry of `/delete_requests/` as it came, the oldest first; at most the latest 100,000."""
+    def finished(self) -> list[ReceivedCompletion]:
+        """The latest 100,000 entries received by `/delete_requests/`, oldest first."""
         return list(self._finished)
 
     @property
     def workers(self) -> dict[int, WorkerRecord]:
-        """Every worker that ever reported, by id."""
+        """All workers that have reported, by id."""
         return self.fleet.workers
 
     def worker(self, worker_id: int) -> WorkerRecord:
-        """A worker's reports and totals; of one that never reported, none and zeros."""
+        """The record of a worker; an empty one if it has never reported."""
         return self.fleet.worker(worker_id)
 
     @property
     def api_key(self) -> str:
-        """A key that is let in: the only one, or any."""
+        """A key that is accepted: the only one, or an arbitrary one."""
         return self._api_key or ANY_KEY
 
     @property
     def open_requests(self) -> OpenRequests:
-        """What was routed or is waiting for a worker, and has neither ended nor been given up."""
-        self._give_up_what_is_lost()
+        """The requests that are routed or waiting for a worker, neither finished nor given up."""
+        self._give_up_lost_requests()
         return self._open_requests
 
-    def plan_of(self, endpoint: Endpoint) -> Plan:
-        """What an autoscaler would want now; by the parameters of the endpoint and of its oldest group."""
+    def plan_of(self, endpoint: Endpoint) -> ScalingPlan:
+        """The scaling plan now, by the parameters of the endpoint and of its oldest workergroup."""
         group = self._oldest_group(endpoint) or Workergroup(0, endpoint.id, endpoint.created_at)
-        return plan(self.fleet.members(endpoint.name), group.over(endpoint.scaling), group.test_workers)
+        return scaling_plan(
+            self.fleet.members(endpoint.name), group.override(endpoint.scaling), group.test_workers
+        )
 
     def log_of(self, thing: Endpoint | Workergroup) -> EngineLog:
-        """What was noted of an endpoint, or of a workergroup."""
+        """The log of an endpoint or a workergroup."""
         logs = self._endpoint_logs if isinstance(thing, Endpoint) else self._group_logs
         return logs[thing.id]
 
     def members(self, group: Workergroup) -> list[WorkerRecord]:
-        """The workers of a group: those of its endpoint, where it is the oldest one there."""
+        """The workers of a group. Those of an endpoint all belong to its oldest workergroup."""
         endpoint = self.groups.endpoint(group.endpoint_id)
         return self.fleet.members(endpoint.name) if self._oldest_group(endpoint) == group else []
 
     async def wait_for(self, predicate: Callable[[], T], limit_s: float = WAIT_LIMIT_S) -> T:
-        """What `predicate` gives as soon as that is true; it is asked again after each message.
+        """Return the value of `predicate` as soon as it is true; it is called again after each message.
 
-        Raises `TimeoutError` after `limit_s` seconds of real time, a guard rather than a pace.
+        Raises `TimeoutError` after `limit_s` seconds of real time.
         """
         with anyio.fail_after(limit_s):
             while not (value := predicate()):
                 await self._arrived.wait()
         return value
 
-    # What it does
+    # Messages
 
     def authenticate(self, api_key: str) -> None:
-        """Raises `Unauthorized` for an empty key, and for another than the one that was asked for."""
+        """Check a client's API key. Raises `Unauthorized` (401) for an empty or a wrong key."""
         if not api_key:
             raise Unauthorized("no API key: send api_key, or Authorization: Bearer")
         if self._api_key is not None and not hmac.compare_digest(_bytes(api_key), _bytes(self._api_key)):
             raise Unauthorized("wrong API key")
 
     def count(self, kind: FaultKind) -> None:
-        """A request of this kind has arrived, whatever becomes of it; `requests_seen` counts them."""
+        """Count a received request in `requests_seen`, even if a fault keeps it from being processed."""
         self.requests_seen[kind] += 1
         self.wake()
 
     def wake(self) -> None:
-        """Something has changed: whoever is in `wait_for` looks again."""
+        """Make every caller of `wait_for` check its predicate again; called after each change of state."""
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()
 
     def note(self, level: LogLevel, endpoint: Endpoint, text: str) -> None:
-        """A line for the log of an endpoint, and of its workers' group."""
+        """Add a line to the log of an endpoint and to that of its oldest workergroup."""
         now = self.clock.wall()
         self.log_of(endpoint).add(level, now, text)
         if group := self._oldest_group(endpoint):
             self.log_of(group).add(level, now, text)
 
     def take_report(self, endpoint_name: str, message: WorkerStatus) -> None:
-        """A report of a worker, which joins the endpoint with it."""
+        """Process a worker's report; the worker joins the endpoint."""
         endpoint = self.groups.join(endpoint_name, self.clock.wall())
         known = self.worker(message.id)
         before, starts = known.state, known.starts
         worker = self.fleet.take_report(endpoint_name, message)
         if worker.starts > starts > 0:
-            self.note("info0", endpoint, f"worker {worker.id} was started anew")
-            self._give_up(worker, "was started anew")
+            self.note("info0", endpoint, f"worker {worker.id} was restarted")
+            self._give_up(worker, "was restarted")
         if worker.state != before:
             log.info("worker %d of %s: %s", worker.id, endpoint_name, worker.state)
             why = f": {message.error_msg}" if message.error_msg else ""
             self.note("info0", endpoint, f"worker {worker.id} is {worker.state}{why}")
-        self.note("debug", endpoint, f"report of worker {worker.id}: {json.dumps(_shown(message))}")
+        self.note("debug", endpoint, f"report of worker {worker.id}: {json.dumps(_without_token(message))}")
         self.wake()
 
     def take_finished(self, message: DeleteRequests) -> None:
-        """Requests that a worker has finished: each is kept, and no longer open."""
+        """Record the requests that a worker has finished, and close them."""
         now = self.clock.wall()
-        endpoint = self.groups.named(self.worker(message.worker_id).endpoint)
+        endpoint = self.groups.endpoint_named(self.worker(message.worker_id).endpoint)
         for request in message.requests:
-            self._finished.append(ReceivedFinish(message.worker_id, message.mtoken, request, now))
+            self._finished.append(ReceivedCompletion(message.worker_id, message.mtoken, request, now))
             self.close(request.request_idx)
             if endpoint:
-                told = f"request {request.request_idx}: {request.status} at worker {message.worker_id}"
-                self.note("trace", endpoint, told)
+                text = f"request {request.request_idx}: {request.status} at worker {message.worker_id}"
+                self.note("trace", endpoint, text)
         self.wake()
 
     def close(self, request_idx: int) -> None:
-        """A request has come to its end, or will come to none; nothing happens if it is not open."""
-        self._unroute(request_idx)
+        """Close a request that has finished or been given up; no effect if it isn't open."""
+        self._release_cost(request_idx)
         self._open_requests.close(request_idx)
         self.wake()
 
     def remove_endpoint(self, endpoint: Endpoint) -> None:
-        """Its workergroups and what is known of its workers go too; one that reports again makes it anew."""
+        """Remove an endpoint, its workergroups and the records of its workers.
+
+        A worker that reports again makes the endpoint again.
+        """
         for worker in self.fleet.members(endpoint.name):
             self._give_up(worker, "was removed with its endpoint")
         for group in self.groups.workergroups_of(endpoint):
@@ -256,29 +263,30 @@ class LocalEngine:
         self.wake()
 
     def retire(self, worker_id: int) -> None:
-        """A worker is about to be ended: it gets no more requests."""
+        """Route no more requests to a worker, which is about to be stopped."""
         self.worker(worker_id).retired = True
         self.wake()
 
-    def expect(self, worker_id: int) -> None:
-        """A worker that was retired is about to be started anew."""
+    def reinstate(self, worker_id: int) -> None:
+        """Undo `retire`, for a worker that is about to be started again under the same id."""
         self.worker(worker_id).retired = False
 
     def route(self, query: RouteQuery, avoid: Collection[str] = ()) -> dict[str, Any]:
-        """The answer of `/route/` (protocol.md §1): signed for a worker, or without `url` if none is ready.
+        """Return the answer of `/route/`: signed for a worker, or without `url` if no worker is ready.
 
-        A retry of an open `request_idx` moves its cost from the worker that it was routed to before, and goes
-        to another one if it can: that one may be dead, and not yet known to be. An endpoint that no worker
-        has joined yet is one without a ready worker. No worker whose URL is in `avoid` is picked.
+        Its fields are those of docs/protocol.md, "The client asks the engine". A retry of an open
+        `request_idx` takes its cost off the worker it was routed to before. It goes to another worker if one
+        is ready, as the first may be dead without the engine knowing it yet. Workers with a URL in `avoid`
+        are not picked.
         """
-        self._give_up_what_is_lost()
+        self._give_up_lost_requests()
         request_idx = self._open_requests.open(self.clock.monotonic(), query.request_idx)
-        before = self._unroute(request_idx)
+        before = self._release_cost(request_idx)
         others = {*avoid, before.last.url} if before and before.last else avoid
         worker = self.fleet.pick(query.endpoint, others) or self.fleet.pick(query.endpoint, avoid)
         if worker is None or worker.last is None:
             states = self.fleet.states(query.endpoint)
-            told = "no worker is ready"
+            text = "no worker is ready"
             answer: dict[str, Any] = {
                 "endpoint": query.endpoint,
                 "status": states,
@@ -288,10 +296,10 @@ class LocalEngine:
             worker.pending[request_idx] = query.cost
             worker.routed += 1
             self._open_requests.route(request_idx, worker.id)
-            told = f"to worker {worker.id}, which then has a load of {worker.estimated_load:g}"
+            text = f"routed to worker {worker.id}, whose load is now {worker.estimated_load:g}"
             answer = self._signed(worker.last.url, query.cost, query.endpoint, request_idx)
-        if endpoint := self.groups.named(query.endpoint):
-            self.note("trace", endpoint, f"request {request_idx} of cost {query.cost:g}: {told}")
+        if endpoint := self.groups.endpoint_named(query.endpoint):
+            self.note("trace", endpoint, f"request {request_idx}, cost {query.cost:g}: {text}")
         self.wake()
         return answer
 
@@ -305,29 +313,34 @@ class LocalEngine:
         scheme: Scheme | None = None,
         request_idx: int = 0,
     ) -> dict[str, Any]:
-        """`auth_data` for the worker at `url`, as `/route/` would answer, whatever it reports.
+        """Return signed `auth_data` for the worker at `url`, ready or not, as `/route/` would.
 
-        Left out, `reqnum` is the next for this URL, `endpoint` and `scheme` are the engine's own, and
+        By default, `reqnum` is the next for this URL, `endpoint` and `scheme` are the engine's, and
         `request_idx` is a new one. No worker's load changes.
         """
         request_idx = self._open_requests.open(self.clock.monotonic(), request_idx)
         return self._signed(url, cost, endpoint or self.endpoint, request_idx, reqnum, scheme)
 
     def certify(self, instance_id: int, request_pem: bytes) -> str:
-        """A PEM certificate for an instance's request; `certificates` keeps each. Raises `BadMessage`."""
+        """Sign an instance's certificate request and keep the result in `certificates`; both are PEM.
+
+        Raises `BadMessage` (400).
+        """
         pem = self.authority.sign(request_pem)
         self.certificates.append(IssuedCertificate(instance_id, pem))
-        log.info("a certificate was signed for instance %d", instance_id)
-        endpoint = self.groups.named(self.worker(instance_id).endpoint) or self.groups.named(self.endpoint)
+        log.info("signed a certificate for instance %d", instance_id)
+        endpoint = self.groups.endpoint_named(
+            self.worker(instance_id).endpoint
+        ) or self.groups.endpoint_named(self.endpoint)
         if endpoint:
-            self.note("info1", endpoint, f"a certificate was signed for instance {instance_id}")
+            self.note("info1", endpoint, f"signed a certificate for instance {instance_id}")
         self.wake()
         return pem
 
     async def rotate_key(self, key: RSA.RsaKey | None = None) -> None:
-        """Sign with `key`, or with a fresh one, and give that at `/pubkey/`."""
+        """Sign with `key`, or with a new one, from now on; `/pubkey/` then answers with it."""
         await self.signer.rotate(key)
-        log.info("the key was rotated")
+        log.info("rotated the signing key")
         self.wake()
 
     def _signed(
@@ -353,12 +366,16 @@ class LocalEngine:
         }
 
     def _next_reqnum(self, url: str) -> int:
-        """A worker checks them against those it has seen, and its URL is what outlives its restarts."""
+        """The next number for the worker at `url`.
+
+        Workers reject numbers that they have seen. Numbers are counted by URL, which stays the same when a
+        worker is restarted.
+        """
         self._reqnums[url] += 1
         return self._first_reqnum + self._reqnums[url] - 1
 
-    def _unroute(self, request_idx: int) -> WorkerRecord | None:
-        """The worker that it was routed to, if any; its cost is there no more."""
+    def _release_cost(self, request_idx: int) -> WorkerRecord | None:
+        """Take a request's cost off the worker it was routed to; return that worker, if any."""
         worker_id = self._open_requests.worker_id(request_idx)
         if worker_id is None:
             return None
@@ -369,34 +386,38 @@ class LocalEngine:
     def _oldest_group(self, endpoint: Endpoint) -> Workergroup | None:
         return next(iter(self.groups.workergroups_of(endpoint)), None)
 
-    def _give_up_what_is_lost(self) -> None:
-        """Requests of workers that fell silent will come to no end, nor those that nobody asks for."""
+    def _give_up_lost_requests(self) -> None:
+        """Close the requests of silent workers and the abandoned ones: their end will never be reported."""
         for worker in self.workers.values():
             if worker.silent and not worker.lost:
                 worker.lost = True
-                log.info("worker %d of %s: stopped, no report for 30 s", worker.id, worker.endpoint)
-                if endpoint := self.groups.named(worker.endpoint):
-                    self.note("info0", endpoint, f"worker {worker.id} is stopped: no report for 30 s")
-                self._give_up(worker, "fell silent")
-        self._open_requests.close_abandoned(self.clock.monotonic(), self._works_on)
+                log.info(
+                    "worker %d of %s: stopped, no report for %g s", worker.id, worker.endpoint, SILENCE_S
+                )
+                if endpoint := self.groups.endpoint_named(worker.endpoint):
+                    self.note(
+                        "info0", endpoint, f"worker {worker.id} is stopped: no report for {SILENCE_S:g} s"
+                    )
+                self._give_up(worker, "stopped reporting")
+        self._open_requests.close_abandoned(self.clock.monotonic(), self._is_working_on)
 
     def _give_up(self, worker: WorkerRecord, why: str) -> None:
         worker.pending.clear()
         requests = self._open_requests.close_routed_to(worker.id)
-        if requests and (endpoint := self.groups.named(worker.endpoint)):
-            shown = ", ".join(map(str, requests[:MAX_SHOWN])) + ("…" if len(requests) > MAX_SHOWN else "")
-            told = f"{len(requests)} requests were given up, worker {worker.id} {why}: {shown}"
-            self.note("info1", endpoint, told)
+        if requests and (endpoint := self.groups.endpoint_named(worker.endpoint)):
+            shown = ", ".join(map(str, requests[:MAX_LISTED])) + ("…" if len(requests) > MAX_LISTED else "")
+            text = f"gave up {len(requests)} request(s) because worker {worker.id} {why}: {shown}"
+            self.note("info1", endpoint, text)
 
-    def _works_on(self, worker_id: int, request_idx: int) -> bool:
+    def _is_working_on(self, worker_id: int, request_idx: int) -> bool:
         last = self.worker(worker_id).last
         return last is not None and request_idx in last.working_request_idxs
 
 
-def _shown(message: WorkerStatus) -> dict[str, Any]:
-    """A report less what is nobody's to read."""
+def _without_token(message: WorkerStatus) -> dict[str, Any]:
+    """The report's fields without the worker's secret token, for the log."""
     return {name: value for name, value in message.to_json().items() if name != "mtoken"}
 
 
 def _bytes(text: str) -> bytes:
-    return text.encode(errors="surrogatepass")  # JSON can carry halves of characters
+    return text.encode(errors="surrogatepass")  # JSON strings may hold lone surrogates

@@ -1,6 +1,6 @@
-"""Faults on demand: how the local engine misbehaves, for tests of what a worker makes of it.
+"""Fault injection: how the local engine misbehaves on request, to test workers and clients.
 
-Owns what can be asked for and how often it applies; api.py plays it.
+Owns the kinds of fault and how often each applies. api.py applies them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ FAULT_KINDS: tuple[FaultKind, ...] = ("reports", "completions", "pubkey", "route
 
 @dataclass
 class Fault:
-    """What happens to requests of one kind. A delay comes first, then the first that is set, in this order.
+    """A fault that applies to requests of one kind, after a delay of `delay_s` seconds.
 
-    `drop`: the connection is closed and the request not processed. `refuse`: 503, not processed. `status`:
-    that answer, 400 to 599, not processed. `lose`: processed, and then the connection is closed without an
-    answer. `times`: to how many requests it applies before it clears itself; None is until cleared.
+    Args:
+        drop: close the connection without processing the request.
+        refuse: answer 503 without processing the request.
+        status: answer with this status, 400 to 599, without processing the request.
+        lose: process the request, then close the connection without an answer.
+        delay_s: seconds to wait first; may be combined with the others, of which only one may be set.
+        times: how many requests it applies to before it clears itself; None: until it is cleared.
     """
 
     drop: bool = False
@@ -34,13 +38,14 @@ class Fault:
 
     @property
     def active(self) -> bool:
+        """Whether it changes the handling of the next request."""
         wanted = self.drop or self.refuse or self.lose or self.status is not None or self.delay_s > 0
         return wanted and self.times != 0
 
 
 @dataclass
 class Faults:
-    """The fault in force for each kind of route; all of it may be assigned at any time."""
+    """The fault for each kind of request; fields may be assigned at any time."""
 
     reports: Fault = field(default_factory=Fault)
     completions: Fault = field(default_factory=Fault)
@@ -48,7 +53,7 @@ class Faults:
     route: Fault = field(default_factory=Fault)
 
     def of(self, kind: FaultKind) -> Fault:
-        """The fault in force for `kind`, inactive where there is none."""
+        """The fault for `kind`; an inactive one if none is set."""
         faults = {
             "reports": self.reports,
             "completions": self.completions,
@@ -58,7 +63,7 @@ class Faults:
         return faults[kind]
 
     def take(self, kind: FaultKind) -> Fault | None:
-        """What becomes of one more request of `kind`, counted; None if nothing special."""
+        """Return the fault for the next request of `kind` and count that request; None if none is active."""
         fault = self.of(kind)
         if not fault.active:
             return None
@@ -70,17 +75,19 @@ class Faults:
         return taken
 
     def clear(self) -> None:
+        """Clear the faults of every kind."""
         for kind in FAULT_KINDS:
             setattr(self, kind, Fault())
 
     def to_json(self) -> dict[str, Any]:
+        """The faults of every kind, as `/local/faults` shows them."""
         return asdict(self)
 
     def update(self, message: Mapping[str, object]) -> None:
-        """Put faults in force from JSON: `{"reports": {"lose": true, "times": 2}, "route": null}`.
+        """Set faults from JSON such as `{"reports": {"lose": true, "times": 2}, "route": null}`.
 
-        A kind that is null is cleared, one that is left out stays as it is. Raises `BadMessage` naming
-        whatever is wrong, and then nothing changes.
+        Null clears a kind; a kind left out keeps its fault. Raises `BadMessage` (400) that names every wrong
+        field; then nothing changes.
         """
         reader = Fields(message)
         reader.only(*FAULT_KINDS)
@@ -108,5 +115,5 @@ def _read_fault(reader: Fields) -> Fault:
     if fault.status is not None and fault.status > 599:
         reader.problem("status", "must be 400 to 599")
     if sum((fault.drop, fault.refuse, fault.lose, fault.status is not None)) > 1:
-        reader.problem("status", "goes alone: only one of drop, refuse, status and lose can be asked for")
+        reader.problem("status", "conflicts: set only one of drop, refuse, status and lose")
     return fault

@@ -1,7 +1,8 @@
-"""The local engine's workers: what each reported, what state that means, and which gets the next request.
+"""The local engine's workers: their reports, their states, and the choice of one for the next request.
 
-Owns workers and the endpoints that they report to. Messages are read in messages.py. Loads are in workload
-units, times in Unix seconds except where a name ends in `_s`.
+Owns the workers and which endpoint each reports to. Does not own the parsing of messages (messages.py). Loads
+are in workload units, rates in workload units per second. Times are Unix seconds; names that end in `_s` are
+seconds of the monotonic clock or durations.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ WorkerState = Literal["loading", "ready", "error", "stopped"]
 
 WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
 
-# Workers report every 10 s at the latest (protocol.md §3): three missed in a row, and it is gone.
+# A worker without a report for this long, in seconds, is stopped. Workers report at least every 10 s
+# (docs/protocol.md, "The worker reports"), so three reports in a row are missing.
 SILENCE_S = 30.0
-# The load that arrives is told by the reports of so many seconds: long enough for several of them, short
-# enough for whoever watches a load rise.
-ARRIVAL_S = 15.0
-# How far back the rolling average of the load reaches: a report this old weighs 1/e of a new one.
-AVERAGE_S = 60.0
+# The arrival rate is the average over this many seconds: long enough for several reports, short enough to
+# follow a rising load.
+ARRIVAL_WINDOW_S = 15.0
+# Time constant of the load's rolling average, in seconds: the weight of a report this old is 1/e.
+AVERAGE_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True)
 class ReceivedReport:
-    """A report that was accepted, and when: `received_at` by wall time, `received_s` by the monotonic.
+    """An accepted report. `received_at` is in Unix seconds, `received_s` by the monotonic clock.
 
-    `state` is what it made of its worker.
+    `state` is the worker's state after it.
     """
 
     message: WorkerStatus
@@ -44,7 +46,7 @@ class ReceivedReport:
 
 
 class Totals:
-    """Exact sums over every report accepted, as delivered: a report that came twice counts twice."""
+    """Exact sums over all reports accepted. A report that was received twice counts twice."""
 
     def __init__(self) -> None:
         self._new_load = self._rej_load = self._cur_perf = Fraction(0)
@@ -52,17 +54,21 @@ class Totals:
 
     @property
     def new_load(self) -> float:
+        """The workload accepted."""
         return float(self._new_load)
 
     @property
     def rej_load(self) -> float:
+        """The workload rejected."""
         return float(self._rej_load)
 
     @property
     def cur_perf(self) -> float:
+        """The workload served."""
         return float(self._cur_perf)
 
     def add(self, message: WorkerStatus) -> None:
+        """Add the amounts of one report."""
         self._new_load += Fraction(message.new_load)
         self._rej_load += Fraction(message.rej_load)
         self._cur_perf += Fraction(message.cur_perf)
@@ -71,13 +77,17 @@ class Totals:
 
 @dataclass
 class WorkerRecord:
-    """All that the engine knows of one worker; `reports` are the latest ones, the oldest first.
+    """Everything that the engine knows about one worker.
 
-    `pending` is the cost of each request routed to it since its last report, by `request_idx`.
-    `starts` counts the processes that it had. `loaded_at` is 0.0 until it says that it is loaded; a restart
-    sets it back, and `started_at` anew.
-    `retired` is one that was asked to end: it works on what it has, and gets nothing more. `lost` is one
-    whose open requests were given up, because it is silent.
+    Args:
+        reports: the latest ones, oldest first.
+        pending: the cost of each request routed to it since its last report, by `request_idx`.
+        routed: the number of requests routed to it.
+        retired: it is being stopped: it finishes its requests and gets no more.
+        lost: it is silent and its open requests were given up.
+        starts: the number of processes seen under this id.
+        started_at: Unix time of the first report of the current process.
+        loaded_at: Unix time of the current process's first report as loaded; 0.0 before that.
     """
 
     id: int
@@ -95,43 +105,44 @@ class WorkerRecord:
 
     @property
     def last(self) -> WorkerStatus | None:
-        """The last report accepted, if any."""
+        """The last accepted report, if any."""
         return self.reports[-1].message if self.reports else None
 
     @property
     def endpoint(self) -> str:
-        """The endpoint that its last report joined; "" if there was none."""
+        """The endpoint of its last report; "" without a report."""
         return self.reports[-1].endpoint if self.reports else ""
 
     @property
     def silent(self) -> bool:
-        """It never reported, or not for 30 s."""
+        """Whether it has not reported for 30 s, or never."""
         return not self.reports or self.clock.monotonic() - self.reports[-1].received_s > SILENCE_S
 
     @property
     def state(self) -> WorkerState:
-        """The first of these that holds: stopped (silent or retired), error (it says so), loading, ready."""
+        """`stopped` if silent or retired; otherwise the state by its last report."""
         return "stopped" if self.silent or self.retired else self.reports[-1].state
 
     @property
     def perf(self) -> float:
-        """What it measured, in workload units a second; 0.0 if it hasn't."""
+        """Its measured performance, in workload units per second; 0.0 if not measured."""
         return self.last.max_perf if self.last else 0.0
 
     @property
-    def arriving(self) -> float:
-        """The workload a second that came to it lately, accepted or rejected."""
-        since_s = self.clock.monotonic() - ARRIVAL_S
+    def arrival_rate(self) -> float:
+        """Workload per second that arrived in the last 15 s, accepted or rejected."""
+        since_s = self.clock.monotonic() - ARRIVAL_WINDOW_S
         recent = (r.message for r in self.reports if r.received_s > since_s)
-        return math.fsum(message.new_load + message.rej_load for message in recent) / ARRIVAL_S
+        return math.fsum(message.new_load + message.rej_load for message in recent) / ARRIVAL_WINDOW_S
 
     @property
     def estimated_load(self) -> float:
-        """The load it last reported, and the cost of what was routed to it since."""
+        """The load in its last report plus the cost of requests routed to it since."""
         reported = max(0.0, self.last.cur_load) if self.last else 0.0
         return reported + math.fsum(self.pending.values())
 
-    def take(self, endpoint: str, message: WorkerStatus) -> None:
+    def add_report(self, endpoint: str, message: WorkerStatus) -> None:
+        """Update the record with a report received by `endpoint`."""
         before, state = self.last, _state(message)
         report = ReceivedReport(
             message,
@@ -140,14 +151,14 @@ class WorkerRecord:
             self.clock.monotonic(),
             "stopped" if self.retired else state,
         )
-        if before is None or _is_anew(before, message):
+        if before is None or _was_restarted(before, message):
             self.starts += 1
             self.started_at, self.loaded_at = report.received_at, 0.0
         if message.loadtime > 0 and not self.loaded_at:
             self.loaded_at = report.received_at
         weight = 1.0
         if before is not None:
-            weight = -math.expm1((self.reports[-1].received_s - report.received_s) / AVERAGE_S)
+            weight = -math.expm1((self.reports[-1].received_s - report.received_s) / AVERAGE_WINDOW_S)
         self.cur_load_rolling_avg += weight * (message.cur_load - self.cur_load_rolling_avg)
         self.pending.clear()
         self.lost = False
@@ -155,7 +166,7 @@ class WorkerRecord:
         self.totals.add(message)
 
     def to_json(self) -> dict[str, Any]:
-        """An item of `/get_endpoint_workers/` (launch.md); `dlperf` and `reliability` are constants here."""
+        """An item of `/get_endpoint_workers/`; here, `dlperf` and `reliability` are constants."""
         message, reliability = self.reports[-1].message, 1.0
         return {
             "id": self.id,
@@ -177,7 +188,7 @@ class WorkerRecord:
 
 
 class Fleet:
-    """Every worker by its id. Of each at most `report_limit` reports are kept."""
+    """All workers by id. Keeps at most `report_limit` reports of each."""
 
     def __init__(self, clock: Clock, report_limit: int) -> None:
         self._clock = clock
@@ -185,31 +196,31 @@ class Fleet:
         self.workers: dict[int, WorkerRecord] = {}
 
     def worker(self, worker_id: int) -> WorkerRecord:
-        """The record of a worker; for one that never reported an empty one, which is not kept."""
+        """The record of a worker; an empty one, which is not kept, if it has never reported."""
         return self.workers.get(worker_id) or WorkerRecord(
             worker_id, self._clock, deque(maxlen=self._report_limit)
         )
 
     def members(self, endpoint: str) -> list[WorkerRecord]:
-        """The workers whose last report joined `endpoint`, stopped ones included."""
+        """The workers of `endpoint` by their last report, including stopped ones."""
         return [worker for worker in self.workers.values() if worker.endpoint == endpoint]
 
     def take_report(self, endpoint: str, message: WorkerStatus) -> WorkerRecord:
-        """Record a report. Its worker joins `endpoint`, and leaves the one it was in."""
+        """Record a report and return its worker, which joins `endpoint` and leaves any other."""
         worker = self.workers[message.id] = self.worker(message.id)
-        worker.take(endpoint, message)
+        worker.add_report(endpoint, message)
         return worker
 
     def forget(self, endpoint: str) -> None:
-        """No more is known of the workers of `endpoint`."""
+        """Delete the records of all workers of `endpoint`."""
         for worker in self.members(endpoint):
             del self.workers[worker.id]
 
     def pick(self, endpoint: str, avoid: Collection[str] = ()) -> WorkerRecord | None:
-        """The ready worker of `endpoint` with the shortest queue in time; None if none is ready.
+        """The ready worker of `endpoint` with the shortest queue time; None if none is ready.
 
-        Of equals the one that was routed to least for its speed; one without a measured speed comes last.
-        Those whose URL is in `avoid` don't count.
+        Ties go to the worker with the fewest requests routed to it, relative to its performance. Workers
+        without a measured performance come last. Workers whose URL is in `avoid` are not picked.
         """
         ready = [
             worker
@@ -219,7 +230,7 @@ class Fleet:
         return min(ready, key=_queue_time, default=None)
 
     def states(self, endpoint: str) -> dict[WorkerState, int]:
-        """How many workers of `endpoint` are in each state, zeros included."""
+        """The number of workers of `endpoint` in each state, including zeros."""
         counts = dict.fromkeys(WORKER_STATES, 0)
         for worker in self.members(endpoint):
             counts[worker.state] += 1
@@ -237,7 +248,7 @@ def _state(message: WorkerStatus) -> WorkerState:
     return "ready" if message.loadtime > 0 else "loading"
 
 
-def _is_anew(before: WorkerStatus, now: WorkerStatus) -> bool:
-    """Whether a worker's process was started between two of its reports: what only grows is less."""
+def _was_restarted(before: WorkerStatus, now: WorkerStatus) -> bool:
+    """Whether the process was restarted between two reports: a counter that only grows is lower."""
     was_loaded = before.loadtime > 0 and now.loadtime == 0
     return was_loaded or now.num_requests_received < before.num_requests_received

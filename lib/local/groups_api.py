@@ -1,7 +1,7 @@
-"""The local engine's endpoints and workergroups over HTTP, as the official client manages them.
+"""The HTTP routes that manage endpoints and workergroups, as Vast.ai's own client calls them.
 
-Owns those paths and their bodies, which have a shape of their own (launch.md); what may be said of an
-endpoint or a workergroup is in groups.py.
+Owns these routes and the shape of their answers (docs/local-engine.md, "Managing endpoints and
+workergroups"). Does not own the parameters and their validation (groups.py).
 """
 
 from __future__ import annotations
@@ -9,27 +9,25 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from lib.errors import Unauthorized, WorkerError
-from lib.local.groups import Endpoint, Workergroup, ignored_in, read_endpoint, read_workergroup
+from lib.local.engine import LocalEngine
+from lib.local.groups import Endpoint, Workergroup, read_endpoint, read_workergroup, unknown_keys
 from lib.local.incoming import api_key_of, endpoint_in_path, read_optional_message
 from lib.local.messages import BadMessage, Conflict, NotFound
-from lib.local.updates import ask_for_updates
-
-if TYPE_CHECKING:
-    from lib.local.engine import LocalEngine
+from lib.local.updates import request_updates
 
 Message = Mapping[str, object]
 Reply = dict[str, Any]
-Act = Callable[[web.Request, Message], Awaitable[Reply]]
+Action = Callable[[web.Request, Message], Awaitable[Reply]]
 
-# The official client's command line calls workergroups by their older name.
+# The command line of Vast.ai's client uses the older name of workergroups.
 WORKERGROUP_PATHS = ("workergroups", "autojobs")
 
-# What the console says of a failure, beside its sentence.
+# The console's error codes; the first class that matches counts.
 _CODES: tuple[tuple[type[WorkerError], str], ...] = (
     (Unauthorized, "auth_error"),
     (NotFound, "not_found"),
@@ -39,52 +37,52 @@ _CODES: tuple[tuple[type[WorkerError], str], ...] = (
 
 
 class GroupsApi:
-    """The routes of one engine's endpoints and workergroups."""
+    """The management routes of one engine."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
 
     def routes(self, prefix: str) -> list[web.RouteDef]:
-        """Each under `prefix`, which may name an endpoint: then nothing else is seen or changed."""
+        """The routes under `prefix`. If it names an endpoint, they see and change that endpoint only."""
         endpoints = f"{prefix}/api/v0/endptjobs/"
         routes = [
-            *self._both(endpoints, self._endpoints, self._new_endpoint),
-            *self._each(endpoints, self._endpoint, self._change_endpoint, self._remove_endpoint),
+            *self._collection_routes(endpoints, self._endpoints, self._add_endpoint),
+            *self._item_routes(endpoints, self._endpoint, self._change_endpoint, self._remove_endpoint),
             self._route("POST", f"{prefix}/update_workers/", self._update_workers),
         ]
         for name in WORKERGROUP_PATHS:
             groups = f"{prefix}/api/v0/{name}/"
-            routes += self._both(groups, self._groups, self._new_group)
-            routes += self._each(groups, self._group, self._change_group, self._remove_group)
+            routes += self._collection_routes(groups, self._groups, self._add_group)
+            routes += self._item_routes(groups, self._group, self._change_group, self._remove_group)
         return routes
 
-    def _both(self, path: str, listed: Act, new: Act) -> list[web.RouteDef]:
-        return [self._route("GET", path, listed), self._route("POST", path, new)]
+    def _collection_routes(self, path: str, list_all: Action, new: Action) -> list[web.RouteDef]:
+        return [self._route("GET", path, list_all), self._route("POST", path, new)]
 
-    def _each(self, path: str, one: Act, change: Act, remove: Act) -> list[web.RouteDef]:
-        acts = {"GET": one, "PUT": change, "DELETE": remove}
-        return [self._route(method, path + "{id}/", act) for method, act in acts.items()]
+    def _item_routes(self, path: str, one: Action, change: Action, remove: Action) -> list[web.RouteDef]:
+        actions = {"GET": one, "PUT": change, "DELETE": remove}
+        return [self._route(method, path + "{id}/", action) for method, action in actions.items()]
 
-    def _route(self, method: str, path: str, act: Act) -> web.RouteDef:
-        return web.route(method, path, partial(self._answer, act))
+    def _route(self, method: str, path: str, action: Action) -> web.RouteDef:
+        return web.route(method, path, partial(self._answer, action))
 
-    async def _answer(self, act: Act, request: web.Request) -> web.Response:
-        """What `act` gives, or what it refused."""
+    async def _answer(self, action: Action, request: web.Request) -> web.Response:
+        """Authenticate, run `action`, and answer with its result or its error."""
         try:
             message = await read_optional_message(request)
             self._engine.authenticate(api_key_of(request, message))
-            return web.json_response({"success": True, **await act(request, message)})
+            return web.json_response({"success": True, **await action(request, message)})
         except WorkerError as e:
             code = next(code for kind, code in _CODES if isinstance(e, kind))
-            refusal = {"success": False, "error": code, "msg": e.message}
-            return web.json_response(refusal, status=e.status)
+            error = {"success": False, "error": code, "msg": e.message}
+            return web.json_response(error, status=e.status)
 
     # Endpoints
 
     async def _endpoints(self, request: web.Request, _: Message) -> Reply:
-        return {"results": [self._shown(endpoint) for endpoint in self._visible(request)]}
+        return {"results": [self._endpoint_json(endpoint) for endpoint in self._visible(request)]}
 
-    async def _new_endpoint(self, request: web.Request, message: Message) -> Reply:
+    async def _add_endpoint(self, request: web.Request, message: Message) -> Reply:
         name = endpoint_in_path(request)
         if name is not None and message.get("endpoint_name") is None:
             message = {**message, "endpoint_name": name}
@@ -92,12 +90,12 @@ class GroupsApi:
         if name not in (None, wanted.name):
             raise BadMessage(f"endpoint_name must be {name!r}, as in the path, or left out")
         added = self._engine.groups.add_endpoint(wanted)
-        self._engine.note("info0", added, f"endpoint {added.name} was made")
+        self._engine.note("info0", added, f"endpoint {added.name} was created")
         self._engine.wake()
-        return {"result": added.id, **_told(message, added)}
+        return {"result": added.id, **_ignored(message, added)}
 
     async def _endpoint(self, request: web.Request, _: Message) -> Reply:
-        return {"result": self._shown(self._endpoint_in(request))}
+        return {"result": self._endpoint_json(self._endpoint_in(request))}
 
     async def _change_endpoint(self, request: web.Request, message: Message) -> Reply:
         before = self._endpoint_in(request)
@@ -105,7 +103,7 @@ class GroupsApi:
         self._engine.groups.endpoints[before.id] = changed
         self._engine.note("info0", changed, f"endpoint {changed.name} was changed: {changed.scaling}")
         self._engine.wake()
-        return {"result": self._shown(changed), **_told(message, changed)}
+        return {"result": self._endpoint_json(changed), **_ignored(message, changed)}
 
     async def _remove_endpoint(self, request: web.Request, _: Message) -> Reply:
         self._engine.remove_endpoint(self._endpoint_in(request))
@@ -116,9 +114,9 @@ class GroupsApi:
     async def _groups(self, request: web.Request, _: Message) -> Reply:
         visible = self._visible(request)
         found = [group for endpoint in visible for group in self._engine.groups.workergroups_of(endpoint)]
-        return {"results": [self._group_shown(group) for group in sorted(found, key=lambda group: group.id)]}
+        return {"results": [self._group_json(group) for group in sorted(found, key=lambda group: group.id)]}
 
-    async def _new_group(self, request: web.Request, message: Message) -> Reply:
+    async def _add_group(self, request: web.Request, message: Message) -> Reply:
         named = message.get("endpoint_id") is not None or message.get("endpoint_name") is not None
         if (name := endpoint_in_path(request)) and not named:
             message = {**message, "endpoint_name": name}
@@ -127,10 +125,10 @@ class GroupsApi:
         endpoint = self._engine.groups.endpoint(added.endpoint_id)
         self._engine.note("info0", endpoint, f"workergroup {added.id} was added to {endpoint.name}")
         self._engine.wake()
-        return {"result": added.id, "id": added.id, **_told(message, added)}
+        return {"result": added.id, "id": added.id, **_ignored(message, added)}
 
     async def _group(self, request: web.Request, _: Message) -> Reply:
-        return {"result": self._group_shown(self._group_in(request))}
+        return {"result": self._group_json(self._group_in(request))}
 
     async def _change_group(self, request: web.Request, message: Message) -> Reply:
         before = self._group_in(request)
@@ -139,7 +137,7 @@ class GroupsApi:
         endpoint = self._engine.groups.endpoint(changed.endpoint_id)
         self._engine.note("info0", endpoint, f"workergroup {changed.id} was changed")
         self._engine.wake()
-        return {"result": self._group_shown(changed), **_told(message, changed)}
+        return {"result": self._group_json(changed), **_ignored(message, changed)}
 
     async def _remove_group(self, request: web.Request, _: Message) -> Reply:
         group = self._group_in(request)
@@ -150,25 +148,24 @@ class GroupsApi:
         return {}
 
     async def _update_workers(self, request: web.Request, message: Message) -> Reply:
-        """Each worker's own answer, by its id; a cancellation comes too late for those asked at once."""
+        """Ask the workers of a group to update; the answer has each worker's result by its id."""
         wanted = _integer("workergroup_id", message.get("workergroup_id"))
         cancelled = message.get("cancel_update") or False
         if not isinstance(cancelled, bool):
             raise BadMessage("cancel_update must be true or false")
         group = self._visible_group(request, self._engine.groups.workergroup(wanted))
         if cancelled:
-            return {"msg": "there is nothing to cancel: workers are asked at once"}
-        workers = self._engine.members(group)
-        told = await ask_for_updates(workers, self._engine.authority)
+            return {"msg": "nothing to cancel: workers are asked immediately"}
+        results = await request_updates(self._engine.members(group), self._engine.authority)
         endpoint = self._engine.groups.endpoint(group.endpoint_id)
-        self._engine.note("info0", endpoint, f"workergroup {group.id} was asked to update: {told}")
-        return {"result": told}
+        self._engine.note("info0", endpoint, f"asked workergroup {group.id} to update: {results}")
+        return {"result": results}
 
     def _read_group(self, request: web.Request, message: Message, before: Workergroup) -> Workergroup:
         group = read_workergroup(message, before, self._engine.groups)
         return self._visible_group(request, group)
 
-    # What a path means
+    # Endpoints and workergroups by path
 
     def _visible(self, request: web.Request) -> list[Endpoint]:
         name = endpoint_in_path(request)
@@ -177,7 +174,7 @@ class GroupsApi:
     def _endpoint_in(self, request: web.Request) -> Endpoint:
         endpoint = self._engine.groups.endpoint(_id_in(request))
         if endpoint not in self._visible(request):
-            raise NotFound(f"endpoint {endpoint.id} is not {endpoint_in_path(request)!r}")
+            raise NotFound(f"endpoint {endpoint.id} is not {endpoint_in_path(request)!r}, as in the path")
         return endpoint
 
     def _group_in(self, request: web.Request) -> Workergroup:
@@ -185,19 +182,19 @@ class GroupsApi:
 
     def _visible_group(self, request: web.Request, group: Workergroup) -> Workergroup:
         if self._engine.groups.endpoint(group.endpoint_id) not in self._visible(request):
-            raise NotFound(f"the workergroup is not one of {endpoint_in_path(request)!r}")
+            raise NotFound(f"the workergroup belongs to another endpoint than {endpoint_in_path(request)!r}")
         return group
 
-    def _shown(self, endpoint: Endpoint) -> Reply:
+    def _endpoint_json(self, endpoint: Endpoint) -> Reply:
         return endpoint.to_json(self._engine.api_key)
 
-    def _group_shown(self, group: Workergroup) -> Reply:
+    def _group_json(self, group: Workergroup) -> Reply:
         endpoint = self._engine.groups.endpoint(group.endpoint_id)
         return group.to_json(endpoint.name, self._engine.api_key)
 
 
-def _told(message: Message, thing: Endpoint | Workergroup) -> Reply:
-    ignored = ignored_in(message, thing)
+def _ignored(message: Message, subject: Endpoint | Workergroup) -> Reply:
+    ignored = unknown_keys(message, subject)
     return {"ignored": ignored} if ignored else {}
 
 

@@ -1,7 +1,7 @@
-"""The worker hello_world and its model server as two processes, for whoever needs a worker that works.
+"""The hello_world worker and its model server as two processes, for the demo, `--autoscale` and tests.
 
-Owns what the two are told. They are started by name and spoken to over HTTP, as on an instance; how processes
-are kept is in processes.py.
+Owns their arguments and environment. Does not own the start and stop of processes (processes.py). Both are
+started by module name and called over HTTP, as on an instance.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.local.local_worker_env import HOST, WORKER_ID, instance_variables, with_code
+from lib.local.local_worker_env import HOST, WORKER_ID, instance_variables, with_code_path
 from lib.local.processes import END_LIMIT_S, Child, free_port, python_module
 
 MODEL_MODULE = "workers.hello_world.model_server"
 WORKER_MODULE = "workers.hello_world.server"
 
-# The model's capacity is fixed: a few rounds find it.
+# The model server's speed is fixed, so a short benchmark measures it.
 BENCHMARK_LIMIT_S = 3
 
-# Variables with such a beginning configure a worker: those of a real instance are not for this one.
+# Variables with these prefixes configure a worker. They are not inherited: they may belong to another worker.
 _INSTANCE_VARIABLES = (
     *("AUTH_", "BENCHMARK_", "CONTAINER_ID", "DRAIN_", "LOG_", "MASTER_TOKEN", "MAX_", "MODEL_"),
     *("PUBLIC_IPADDR", "REPORT_ADDR", "REQUEST_BODY_", "SSL_", "UNSECURED", "USE_SSL", "VAST_", "WORKER_"),
@@ -29,7 +29,7 @@ _INSTANCE_VARIABLES = (
 
 @dataclass(frozen=True)
 class HelloWorld:
-    """Both processes, and where they are; `worker_url` is the worker's public URL."""
+    """Both processes and their base URLs; `worker_url` is the worker's public one."""
 
     model: Child
     worker: Child
@@ -39,6 +39,7 @@ class HelloWorld:
 
     @property
     def children(self) -> tuple[Child, ...]:
+        """Both processes."""
         return (self.model, self.worker)
 
 
@@ -53,13 +54,17 @@ async def hello_world(
     variables: Mapping[str, str] | None = None,
     drain_s: int = 1,
 ) -> AsyncGenerator[HelloWorld, None]:
-    """Both of them, each on ports of its own, the worker reporting to `engine_url`; ended with the block.
+    """Run both processes on free ports until the context is left.
 
-    `environ` is what they inherit, less what configures workers, and `variables` what the worker is told
-    besides. Logs and the benchmark's result are kept in `directory`. Requests in progress have `drain_s`
-    seconds to end.
+    Args:
+        engine_url: the engine that the worker reports to.
+        environ: inherited by both, without the variables that configure a worker.
+        directory: for logs and the benchmark result.
+        tokens_per_s: the speed of the model server.
+        variables: additional environment variables of the worker.
+        drain_s: seconds that a stopping worker has to finish its requests.
     """
-    inherited = with_code({k: v for k, v in environ.items() if not k.startswith(_INSTANCE_VARIABLES)})
+    inherited = with_code_path({k: v for k, v in environ.items() if not k.startswith(_INSTANCE_VARIABLES)})
     async with AsyncExitStack() as stack:
         model_port, port, loopback_port = (stack.enter_context(free_port()) for _ in range(3))
         model_log = directory / "model_server.log"
@@ -73,7 +78,7 @@ async def hello_world(
             )
         )
         model_url = f"http://{HOST}:{model_port}"
-        told = {
+        worker_environ = {
             **inherited,
             **instance_variables(engine_url, port, loopback_port, worker_id),
             "MODEL_SERVER_URL": model_url,
@@ -86,12 +91,12 @@ async def hello_world(
             python_module(
                 "worker",
                 WORKER_MODULE,
-                environ=told,
+                environ=worker_environ,
                 log=directory / "worker.log",
                 end_limit_s=drain_s + END_LIMIT_S,
             )
         )
-        scheme = "https" if told["USE_SSL"] == "true" else "http"
+        scheme = "https" if worker_environ["USE_SSL"] == "true" else "http"
         yield HelloWorld(
             model, worker, model_url, f"{scheme}://{HOST}:{port}", f"http://{HOST}:{loopback_port}"
         )

@@ -1,6 +1,7 @@
-"""What every route of the local engine reads alike: the body, the endpoint in the path, the key.
+"""Reads what all routes of the local engine have in common: the body, the endpoint in the path, the key.
 
-Owns the reading of HTTP requests, up to a message; messages.py and groups.py read those.
+Owns HTTP requests up to the JSON object in the body. Does not own the fields of that object (messages.py,
+groups.py).
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from aiohttp import web
 from lib.errors import BodyTooLarge
 from lib.local.messages import BadMessage, Fields, parse_object, wrong_endpoint_name
 
-# The largest message is 10,000 finished requests (protocol.md §3) of some 200 bytes each.
+# The largest message has 10,000 finished requests of about 200 bytes each.
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
 
 async def read_message(request: web.Request) -> Mapping[str, object]:
-    """The JSON object that is the body. Raises `BadMessage` and `BodyTooLarge`."""
+    """Return the JSON object in the body. Raises `BadMessage` (400) and `BodyTooLarge` (413)."""
     return parse_object(await read_bytes(request))
 
 
 async def read_optional_message(request: web.Request) -> Mapping[str, object]:
-    """The same, and an empty one where there is no body: clients send one along with any method, or none."""
+    """Like `read_message`, but an empty body counts as an empty object.
+
+    Clients may send a body, or none, with any method.
+    """
     body = await read_bytes(request)
     return parse_object(body) if body else {}
 
 
 async def read_bytes(request: web.Request) -> bytes:
-    """The body. Raises `BadMessage` and `BodyTooLarge`."""
+    """Return the body. Raises `BadMessage` (400) and `BodyTooLarge` (413)."""
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge as e:
@@ -38,7 +42,7 @@ async def read_bytes(request: web.Request) -> bytes:
 
 
 def endpoint_in_path(request: web.Request) -> str | None:
-    """The endpoint that the path names, if it does. Raises `BadMessage` for what can't be one."""
+    """The endpoint in the path, if it names one. Raises `BadMessage` (400) for an invalid name."""
     name = request.match_info.get("endpoint")
     if name is not None and (what := wrong_endpoint_name(name)):
         raise BadMessage(f"the path's endpoint {what}")
@@ -46,7 +50,10 @@ def endpoint_in_path(request: web.Request) -> str | None:
 
 
 def api_key_of(request: web.Request, message: Mapping[str, object]) -> str:
-    """The key in the message, else in the query, else the bearer token, else "". Raises `BadMessage`."""
+    """The API key from the message, the query or the bearer token, in this order; "" without one.
+
+    Raises `BadMessage` (400) if the message's `api_key` is not a string.
+    """
     fields = Fields(message)
     in_body = fields.text("api_key") if fields.has("api_key") else ""
     fields.finish()

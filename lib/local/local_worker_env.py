@@ -1,7 +1,7 @@
-"""An instance on this machine: the local engine and, beside it, a worker's process.
+"""The environment of a worker on this machine: a local engine, free ports, and an instance's variables.
 
-Owns what makes a worker believe that it is on an instance: its ports, its variables and its engine. What is
-told of it is beside.py's; what an author tests with it is trial.py's.
+Owns the choice of ports and the variables. Does not own the worker's process, which the caller starts
+(run_local.py, lib/testing.py).
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.local.engine import LocalEngine
+from lib.local.engine import LocalEngine, first_reqnum_now
 from lib.local.processes import free_port
 from lib.local.serving import CannotListen, serve_engine
-from lib.runtime.clock import SystemClock
 
 HOST = "127.0.0.1"
 WORKER_ID = 1
@@ -23,8 +22,8 @@ _ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Instance:
-    """The engine, and where the worker that is started with `environ` will be."""
+class LocalInstance:
+    """A running local engine, and the addresses of a worker that is started with `environ`."""
 
     engine: LocalEngine
     engine_url: str
@@ -39,19 +38,20 @@ class Instance:
 
     @property
     def loopback_url(self) -> str:
+        """The worker's URL on the loopback interface, with `/status` and `/metrics`."""
         return f"http://{HOST}:{self.loopback_port}"
 
 
 @asynccontextmanager
 async def local_instance(
     environ: Mapping[str, str], engine_port: int, ports: tuple[int, int]
-) -> AsyncGenerator[Instance, None]:
-    """The local engine, and an instance's variables added to `environ`, for as long as the block lasts.
+) -> AsyncGenerator[LocalInstance, None]:
+    """Run a local engine until the context is left; add an instance's variables to `environ`.
 
-    `engine_port` and the worker's two `ports` are had where they are free, and others where not.
+    `engine_port` and the worker's `ports`, public and loopback, are used if they are free; otherwise free
+    ones are chosen.
     """
-    # A worker remembers the highest reqnum it took: an engine that is started anew must not begin below.
-    engine = LocalEngine(first_reqnum=int(SystemClock().wall() * 1000))
+    engine = LocalEngine(first_reqnum=first_reqnum_now())
     async with AsyncExitStack() as stack:
         try:
             engine_url = await stack.enter_async_context(serve_engine(engine, HOST, engine_port))
@@ -59,13 +59,13 @@ async def local_instance(
             engine_url = await stack.enter_async_context(serve_engine(engine, HOST))
         port, loopback_port = (stack.enter_context(free_port(wanted)) for wanted in ports)
         variables = instance_variables(engine_url, port, loopback_port)
-        yield Instance(engine, engine_url, port, loopback_port, {**with_code(environ), **variables})
+        yield LocalInstance(engine, engine_url, port, loopback_port, {**with_code_path(environ), **variables})
 
 
 def instance_variables(
     engine_url: str, port: int, loopback_port: int, worker_id: int = WORKER_ID
 ) -> dict[str, str]:
-    """What an instance sets for its worker (launch.md), here without TLS."""
+    """The variables that an instance sets for its worker, with TLS off (docs/operating.md, "Environment")."""
     return {
         "CONTAINER_ID": str(worker_id),
         "PUBLIC_IPADDR": HOST,
@@ -77,7 +77,7 @@ def instance_variables(
     }
 
 
-def with_code(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` for a process that finds the code which this one runs."""
+def with_code_path(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` with this project's root on PYTHONPATH, so that processes import the same code."""
     places = [environ.get("PYTHONPATH", ""), str(_ROOT)]
     return {**environ, "PYTHONPATH": os.pathsep.join(place for place in places if place)}

@@ -1,7 +1,9 @@
-"""What the local engine is sent: JSON bodies, read strictly into the dataclasses of wire.py.
+"""Parses the JSON bodies sent to the local engine strictly into the dataclasses of lib/wire.py.
 
-Owns `Fields` and one reader per message (protocol.md §1 and §3). Whatever is wrong is a `BadMessage` that
-names every wrong field; a message is either read whole or not at all.
+Owns `Fields`, which validates single fields, and one reader for each message of workers and clients
+(docs/protocol.md, "The client asks the engine" and "The worker reports"). Does not own the parameters of
+endpoints and workergroups (groups.py). An invalid message raises a `BadMessage` that names every wrong field,
+and has no effect.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from lib.errors import WorkerError
 from lib.metrics import Outcome
 from lib.wire import DeleteRequests, FinishedRequest, RequestStatus, WorkerStatus
 
-# What the wire's integers must fit into: the engine's own are 64 bits wide.
+# Integers in messages must fit into 64 bits.
 INT64_MAX = 2**63 - 1
-# Numbers past this would overflow once added up, and an infinity is no JSON.
+# Sums of larger numbers could overflow to infinity, which JSON can't represent.
 MAX_NUMBER = 1e300
-# A load that is a running sum of floats may end this much below nothing.
+# A load that is a running sum of floats may end this much below zero.
 LOAD_DRIFT = 1e-6
-# A message with ten thousand wrong entries needs no ten thousand lines to be understood.
+# An error message names at most this many wrong fields.
 MAX_PROBLEMS = 10
 MAX_NAME_CHARS = 128
 MAX_DIGITS = 400
@@ -32,25 +34,25 @@ _SUCCESS: Mapping[str, bool] = {outcome.status: outcome.success for outcome in O
 
 
 class BadMessage(WorkerError):
-    """400: the message can't be read; says which fields are wrong, and how."""
+    """400: the message is invalid; the text names each wrong field and what is wrong with it."""
 
     status = 400
 
 
 class NotFound(WorkerError):
-    """404: there is no such thing here."""
+    """404: the engine has no such endpoint, workergroup or route."""
 
     status = 404
 
 
 class Conflict(WorkerError):
-    """409: it is there already."""
+    """409: the name is in use already."""
 
     status = 409
 
 
 def parse_object(body: bytes) -> Mapping[str, object]:
-    """The JSON object in `body`. Raises `BadMessage` for anything else, NaN and infinities included."""
+    """Return the JSON object in `body`. Raises `BadMessage` (400) for anything else, also for NaN."""
     try:
         text = body.decode()
         value: object = json.loads(text, parse_constant=_not_json, parse_int=_integer, parse_float=_finite)
@@ -70,7 +72,7 @@ def _not_json(name: str) -> NoReturn:
 
 
 def _integer(text: str) -> int:
-    if len(text) > MAX_DIGITS:  # reading them takes the square of their number
+    if len(text) > MAX_DIGITS:  # parsing takes time quadratic in the number of digits
         raise ValueError(f"{text[:32]}… is too large a number")
     return int(text)
 
@@ -83,9 +85,9 @@ def _finite(text: str) -> float:
 
 
 class Fields:
-    """Reads the fields of one JSON object and remembers all that is wrong with them.
+    """Reads the fields of one JSON object and collects what is wrong with them.
 
-    What a wrong field reads as does not matter: `finish` raises before anyone sees it.
+    A wrong field reads as a placeholder of its type; `finish` then raises before the value is used.
     """
 
     def __init__(self, message: Mapping[str, object], where: str = "", parent: Fields | None = None) -> None:
@@ -94,30 +96,30 @@ class Fields:
         self._problems: dict[str, str] = {} if parent is None else parent._problems
 
     def problem(self, name: str, what: str) -> None:
-        """Something is wrong with a field; the first thing said of it stands."""
+        """Record a problem with a field; only the first one of each field is kept."""
         self._problems.setdefault(self._where + name, what)
 
     @property
     def full(self) -> bool:
-        """Enough is wrong by now: looking further tells nobody more."""
+        """Whether as many problems are known as the error message will name."""
         return len(self._problems) >= MAX_PROBLEMS
 
     def finish(self) -> None:
-        """Raise `BadMessage` with everything found so far, or do nothing."""
+        """Raise `BadMessage` (400) if any problem was recorded."""
         if self._problems:
             first = list(self._problems.items())[:MAX_PROBLEMS]
             raise BadMessage("; ".join(f"{name} {what}" for name, what in first))
 
     def has(self, name: str) -> bool:
-        """Whether there is a value other than null."""
+        """Whether the field is present and not null."""
         return self._message.get(name) is not None
 
     def value(self, name: str) -> object:
-        """What is there, of whatever type; None where nothing is."""
+        """The field's value of any type; None if it is missing."""
         return self._message.get(name)
 
     def number(self, name: str, least: float = -MAX_NUMBER) -> float:
-        """A finite number, integers included; whether it came as an int or a float is kept."""
+        """A finite number of at least `least`. Integers stay integers: the cost is signed as it was sent."""
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self._wrong(name, "must be a number")
@@ -130,13 +132,14 @@ class Fields:
         return value
 
     def integer(self, name: str, least: int = -INT64_MAX - 1) -> int:
-        """An integer of 64 bits; `1.0` is none."""
+        """A 64-bit integer of at least `least`; `1.0` is rejected."""
         if name not in self._message:
             self.problem(name, "is missing")
             return 0
         return self._as_integer(name, self.value(name), least)
 
     def integers(self, name: str, least: int) -> tuple[int, ...]:
+        """A list of 64-bit integers of at least `least`."""
         value = self.value(name)
         if not isinstance(value, list):
             self._wrong(name, "must be a list of integers")
@@ -145,6 +148,7 @@ class Fields:
         return tuple(self._as_integer(f"{name}[{i}]", item, least) for i, item in items)
 
     def text(self, name: str) -> str:
+        """A string."""
         value = self.value(name)
         if not isinstance(value, str):
             self._wrong(name, "must be a string")
@@ -152,6 +156,7 @@ class Fields:
         return value
 
     def boolean(self, name: str) -> bool:
+        """Whether the field is true; rejects anything but true and false."""
         value = self.value(name)
         if not isinstance(value, bool):
             self._wrong(name, "must be true or false")
@@ -159,7 +164,7 @@ class Fields:
         return value
 
     def objects(self, name: str) -> tuple[Fields, ...]:
-        """A reader for each object of a list; what they find wrong counts here."""
+        """A reader for each object in a list; their problems are recorded here."""
         value = self.value(name)
         if not isinstance(value, list):
             self._wrong(name, "must be a list of objects")
@@ -174,7 +179,7 @@ class Fields:
         return tuple(readers)
 
     def object(self, name: str) -> Fields:
-        """A reader for a nested object; what it finds wrong counts here."""
+        """A reader for a nested object; its problems are recorded here."""
         value = self.value(name)
         if not isinstance(value, dict):
             self._wrong(name, "must be an object")
@@ -182,10 +187,10 @@ class Fields:
         return Fields(cast("Mapping[str, object]", value), f"{self._where}{name}.", self)
 
     def only(self, *names: str) -> None:
-        """Any other key is wrong."""
+        """Record a problem for each key that is not among `names`."""
         for name in self._message:
             if name not in names:
-                self.problem(name, f"is unknown; known are {', '.join(names)}")
+                self.problem(name, f"is unknown; use {', '.join(names)}")
 
     def _wrong(self, name: str, what: str) -> None:
         self.problem(name, what if name in self._message else "is missing")
@@ -203,10 +208,10 @@ class Fields:
 
 
 def read_worker_status(message: Mapping[str, object]) -> WorkerStatus:
-    """A `/worker_status/` report (protocol.md §3); unknown keys are ignored.
+    """Read a `/worker_status/` report (docs/protocol.md, "The worker reports"); unknown keys are ignored.
 
-    Every field of the table is required, of its type and, where it can't be negative, not negative. An
-    empty `url` goes only with an `error_msg`: an instance that can't start may not know its own.
+    Every documented field is required, with its type and range. `url` may be empty only with an `error_msg`:
+    an instance that can't start may not know its URL. Raises `BadMessage` (400).
     """
     fields = Fields(message)
     status = WorkerStatus(
@@ -236,7 +241,7 @@ def read_worker_status(message: Mapping[str, object]) -> WorkerStatus:
 
 
 def is_http_url(text: str) -> bool:
-    """Whether `text` is an http or https URL with a host and, if any, a possible port."""
+    """Whether `text` is an http or https URL with a host and, if it has a port, a valid one."""
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -245,7 +250,10 @@ def is_http_url(text: str) -> bool:
 
 
 def read_delete_requests(message: Mapping[str, object]) -> DeleteRequests:
-    """A `/delete_requests/` message (protocol.md §3); `success` must be what `status` implies."""
+    """Read a `/delete_requests/` message (docs/protocol.md, "The worker reports").
+
+    Raises `BadMessage` (400), also if `success` contradicts `status`.
+    """
     fields = Fields(message)
     worker_id = fields.integer("worker_id")
     mtoken = fields.text("mtoken")
@@ -277,7 +285,10 @@ def _finished_request(entry: Fields) -> FinishedRequest:
 
 @dataclass(frozen=True)
 class RouteQuery:
-    """What `/route/` is asked (protocol.md §1). `cost` is kept as it came, an int or a float; 0 is no idx."""
+    """A request to `/route/` (docs/protocol.md, "The client asks the engine").
+
+    `cost` is an int or a float, as it was sent. A `request_idx` of 0 means a new request.
+    """
 
     endpoint: str
     cost: float
@@ -285,9 +296,10 @@ class RouteQuery:
 
 
 def read_route_query(message: Mapping[str, object], prefix: str | None) -> RouteQuery:
-    """A `/route/` body; unknown keys are ignored. `prefix` is the endpoint that the path named, if any.
+    """Read a `/route/` body; unknown keys are ignored. `prefix` is the endpoint in the path, if any.
 
-    The cost is not made a float: it is signed, and a client in another language may write 256.0 as 256.
+    The cost is not converted to a float: it is part of the signed text, and a client in another language may
+    write 256.0 as 256. Raises `BadMessage` (400).
     """
     fields = Fields(message)
     query = RouteQuery(
@@ -304,14 +316,14 @@ def _endpoint(fields: Fields, prefix: str | None) -> str:
         return prefix
     name = fields.text("endpoint")
     if prefix is not None and name != prefix:
-        fields.problem("endpoint", f"must be {prefix!r}, as in the path, or left out")
+        fields.problem("endpoint", f"must be {prefix!r}, as in the path, or be left out")
     elif what := wrong_endpoint_name(name):
         fields.problem("endpoint", what)
     return name
 
 
 def wrong_endpoint_name(name: str) -> str:
-    """What is wrong with an endpoint's name, or "": it must be short, printable and not empty."""
+    """The error for an invalid endpoint name, or "": names have 1 to 128 printable characters."""
     if name and name.isprintable() and len(name) <= MAX_NAME_CHARS:
         return ""
     return f"must be a name of 1 to {MAX_NAME_CHARS} printable characters"

@@ -1,6 +1,7 @@
-"""Errors in OpenAI's shape, for clients of the local engine's door: its own, and those of workers.
+"""Errors in the format of OpenAI's API: those of the OpenAI gateway, and those of workers.
 
-Owns the shape, and what of it a worker's error becomes. When there is one is openai_gateway.py's.
+Owns the format and the translation of workers' errors into it. Does not own when an error is answered
+(openai_gateway.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from multidict import CIMultiDict
 from lib.errors import WorkerError
 from lib.local.messages import BadMessage, parse_object
 
-# The keys of a worker's own 422, which is nested like the request (protocol.md §2).
+# The keys of a worker's 422 body, which is nested like the request (docs/protocol.md, "The answer").
 _REQUEST_PARTS = frozenset({"auth_data", "body", "payload", "session_id"})
 
 _TYPES: Mapping[int, str] = {
@@ -22,7 +23,7 @@ _TYPES: Mapping[int, str] = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-# `code` of the door's own errors.
+# `code` of the gateway's own errors.
 _CODES: Mapping[int, str] = {
     400: "unreadable_body",
     401: "invalid_api_key",
@@ -34,39 +35,39 @@ _CODES: Mapping[int, str] = {
 }
 
 
-def refusal(error: WorkerError) -> web.Response:
-    """An error of the door's own."""
-    return error_answer(error.status, error.message, _CODES.get(error.status), CIMultiDict(error.headers()))
+def gateway_error(error: WorkerError) -> web.Response:
+    """The response for an error of the gateway itself."""
+    return openai_error(error.status, error.message, _CODES.get(error.status), CIMultiDict(error.headers()))
 
 
-def error_answer(status: int, message: str, code: str | None, headers: CIMultiDict[str]) -> web.Response:
-    """An error, with `headers` besides."""
+def openai_error(status: int, message: str, code: str | None, headers: CIMultiDict[str]) -> web.Response:
+    """An error response with additional `headers`."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     error = {"message": message, "type": kind, "param": None, "code": code}
     return web.json_response({"error": error}, status=status, headers=headers)
 
 
-def own_error(status: int, body: bytes) -> tuple[str, str | None] | None:
-    """Message and code of an error as workers write it (protocol.md §2); None for any other."""
+def worker_error(status: int, body: bytes) -> tuple[str, str | None] | None:
+    """Message and code of a worker's own error (docs/protocol.md, "The answer"); None for any other body."""
     try:
         answer = parse_object(body)
     except BadMessage:
         return None
     message, state = answer.get("error"), answer.get("state")
     if isinstance(message, str):
-        request_id = answer.get("request")  # by which the worker's log has the traceback
-        told = f"{message} (request {request_id})" if isinstance(request_id, str) else message
-        return told, state if isinstance(state, str) else None
+        request_id = answer.get("request")  # the id under which the worker's log has the traceback
+        text = f"{message} (request {request_id})" if isinstance(request_id, str) else message
+        return text, state if isinstance(state, str) else None
     if status == 422 and answer and set(answer) <= _REQUEST_PARTS:
-        return "; ".join(f"{where}: {what}" for where, what in _problems(answer)), None
+        return "; ".join(f"{where}: {problem}" for where, problem in _problems(answer)), None
     return None
 
 
 def _problems(fields: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
-    """Each wrong field by its path, without `payload`: an OpenAI client knows of no such thing."""
-    for name, what in fields.items():
-        if isinstance(what, dict):
+    """Each wrong field by its path, without the prefix `payload`, which OpenAI's clients don't send."""
+    for name, problem in fields.items():
+        if isinstance(problem, dict):
             inner = "" if not where and name == "payload" else f"{where}{name}."
-            yield from _problems(cast("Mapping[str, object]", what), inner)
+            yield from _problems(cast("Mapping[str, object]", problem), inner)
         else:
-            yield where + name, what
+            yield where + name, problem

@@ -1,8 +1,7 @@
-"""The local engine's door for OpenAI clients: `/openai/ENDPOINT/v1/…` is any ready worker's `/v1/…`.
+"""The OpenAI gateway: forwards `/openai/ENDPOINT/v1/…` to `/v1/…` of a ready worker.
 
-Owns the way from such a client to a worker and back: the key, the cost, the worker and the signature. Which
-worker it is and what is signed is engine.py's; what an error looks like openai_errors.py's; how an answer is
-passed on lib/model/relay.py's.
+Owns the forwarding of requests: key, cost, retries, headers. Does not own: the choice of the worker and the
+signature (engine.py), the format of errors (openai_errors.py), the relay of answers (lib/model/relay.py).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import logging
 import ssl
 from collections.abc import AsyncGenerator, Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import Any, TypeGuard, cast
 from urllib.parse import unquote_plus
 
 import aiohttp
@@ -32,44 +31,44 @@ from lib.errors import (
     WorkerError,
     aborted,
 )
+from lib.local.engine import LocalEngine
 from lib.local.incoming import api_key_of
 from lib.local.messages import BadMessage, NotFound, RouteQuery, parse_object
-from lib.local.openai_errors import error_answer, own_error, refusal
+from lib.local.openai_errors import gateway_error, openai_error, worker_error
 from lib.model.relay import end_to_end_headers, pass_on
-
-if TYPE_CHECKING:
-    from lib.local.engine import LocalEngine
 
 log = logging.getLogger(__name__)
 
-# What a worker takes of JSON by default (protocol.md §2, Bodies): held here, too, as its cost is in it.
+# A worker's default limit for JSON bodies (docs/protocol.md, "The envelope"). They are buffered here to read
+# the cost from them.
 MAX_JSON_BYTES = 64 * 1024 * 1024
-# Parsing more than this takes longer than the loop should stand still.
-PARSED_AT_ONCE_BYTES = 1024 * 1024
-# A worker's own errors are a line; a longer answer is a model server's, and passed on as it comes.
+# Larger bodies are parsed in a thread, so as not to block the event loop.
+PARSED_INLINE_BYTES = 1024 * 1024
+# A worker's own errors are short. Longer errors come from the model server and are relayed unchanged.
 MAX_ERROR_BYTES = 64 * 1024
-# Workers are on this machine or near: one that doesn't take a connection for so long, in seconds, won't.
+# Workers are on this machine or nearby; without a connection after this many seconds, the next is tried.
 CONNECT_TIMEOUT_S = 5.0
-# A worker that loads takes minutes, and clients wait for a few seconds at most.
+# Seconds until a client should try again. A loading worker takes minutes, but clients wait only seconds.
 RETRY_AFTER_S = 5.0
 
-# Workload, as the ready-made OpenAI workers count it: the tokens of the answer x `n` x the prompts.
+# The cost is counted like in the ready-made OpenAI workers: answer tokens x `n` x prompts.
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 DEFAULT_COST = 256.0
-# A request without a body only asks what there is.
-LEAST_COST = 1.0
-# Beyond these, workers refuse a request.
+# A request without a body, such as a list of models, does no work on the model.
+MIN_COST = 1.0
+# Workers refuse requests above these limits.
 MAX_TOKENS = 1_048_576
 MAX_N = 128
 
-# Concern this hop, are made anew for the next, or are nobody's business there. `Authorization` is the key.
-_NOT_PASSED = ("Authorization", "Content-Length", "Cookie", "Expect", "Host", "X-Vast-Auth")
+# Request headers not forwarded: they belong to this connection, are set again, or hold the client's secrets.
+# `Authorization` has the engine's API key.
+_NOT_FORWARDED = ("Authorization", "Content-Length", "Cookie", "Expect", "Host", "X-Vast-Auth")
 _ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-# What aiohttp has undone before a handler reads the body.
-_UNPACKED = ("gzip", "deflate")
-# The connection did not come about: nothing was sent, and another worker may be asked.
-# `UnicodeError` is what Python 3.10 says of a host's name that can't be one.
-_NOT_CONNECTED = (
+# Content codings that aiohttp decodes before a handler reads the body.
+_DECODED_BY_AIOHTTP = ("gzip", "deflate")
+# Failures to connect: nothing was sent, so another worker may be tried. Python 3.10 raises `UnicodeError` for
+# an invalid host name.
+_CONNECT_ERRORS = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
     aiohttp.InvalidURL,
@@ -78,11 +77,11 @@ _NOT_CONNECTED = (
 
 
 class NotConnected(ModelUnreachable):
-    """502: no connection to the worker came about; it knows nothing of the request."""
+    """502: no connection to the worker; it has received nothing of the request."""
 
 
 class OpenAIGateway:
-    """The door of one engine; `add_to` gives it to the engine's application."""
+    """The OpenAI gateway of one engine; `add_to` adds it to the engine's application."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
@@ -90,19 +89,20 @@ class OpenAIGateway:
         self._tls: ssl.SSLContext | None = None
 
     def add_to(self, app: web.Application) -> None:
-        """Add the routes, and the HTTP client that is there as long as `app` runs.
+        """Add the routes, and an HTTP client that lives as long as `app`.
 
-        The server must cancel handlers whose client has left: the call to the worker ends with them.
+        The server must cancel the handlers of clients that disconnect, which also ends their calls to
+        workers.
         """
         app.cleanup_ctx.append(self._open)
         app.router.add_route("*", "/openai/{endpoint}/v1/{path:.*}", self._answer)
-        app.router.add_route("*", "/openai/{path:.*}", _elsewhere)
+        app.router.add_route("*", "/openai/{path:.*}", _not_found)
 
     async def _open(self, _: web.Application) -> AsyncGenerator[None, None]:
         self._tls = await asyncio.to_thread(self._engine.authority.trusting_context)
         async with aiohttp.ClientSession(
-            # A kept connection may turn out closed once a request is on it, and that request can't be sent
-            # again as it is: its signature is good for once. A new one costs little on one machine.
+            # No keep-alive: a reused connection may be closed already, and a request can't be sent twice, as
+            # its signature is valid only once. On one machine, a new connection is cheap.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             auto_decompress=False,
@@ -112,49 +112,53 @@ class OpenAIGateway:
             yield
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        """A worker's answer, or why there is none."""
+        """Answer with a worker's answer or with an error in OpenAI's format."""
         try:
-            return await self._served(request)
+            return await self._respond(request)
         except WorkerError as e:
-            return refusal(e)
+            return gateway_error(e)
         except AnswerCut as e:
             log.warning("%s: %s", request.rel_url.raw_path, e)
             return aborted(request)
         except ClientGone:
             return aborted(request)
 
-    async def _served(self, request: web.Request) -> web.StreamResponse:
-        """Raises `WorkerError` while the client has seen nothing of an answer, `AnswerCut`, `ClientGone`."""
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
+        """Route the request and forward it, to another worker if one can't be reached.
+
+        Raises `WorkerError` before an answer has begun, `AnswerCut` if a worker's answer ends early, and
+        `ClientGone` if the client disconnects.
+        """
         endpoint = request.match_info["endpoint"]
         self._engine.authenticate(api_key_of(request, {}))
-        if self._engine.groups.named(endpoint) is None:
+        if self._engine.groups.endpoint_named(endpoint) is None:
             raise NotFound(f"no worker has joined the endpoint {endpoint!r}")
-        body = await _read(request)
-        unreached: dict[str, NotConnected] = {}
+        body = await _read_body(request)
+        unreachable: dict[str, NotConnected] = {}
         request_idx = 0
         try:
             while True:
                 query = RouteQuery(endpoint, body.cost, request_idx)
-                auth_data = self._engine.route(query, avoid=unreached)
+                auth_data = self._engine.route(query, avoid=unreachable)
                 request_idx = auth_data["request_idx"]
                 url = auth_data.get("url")
                 if url is None:
-                    raise unreached.popitem()[1] if unreached else _none_ready(auth_data)
+                    raise unreachable.popitem()[1] if unreachable else _no_worker_ready(auth_data)
                 try:
                     return await self._forward(request, body, url, auth_data)
                 except NotConnected as e:
                     log.warning("request %d: %s", request_idx, e)
-                    unreached[url] = e
+                    unreachable[url] = e
         finally:
-            self._engine.close(request_idx)  # its worker tells, too, unless it never heard of it
+            self._engine.close(request_idx)  # the worker reports its end too, unless it never received it
 
     async def _forward(
-        self, request: web.Request, body: _Body, url: str, auth_data: Mapping[str, Any]
+        self, request: web.Request, body: _RequestBody, url: str, auth_data: Mapping[str, Any]
     ) -> web.StreamResponse:
-        """The answer of the worker at `url`. Raises `NotConnected`, and what `_served` raises.
+        """Relay the answer of the worker at `url`. Raises `NotConnected` and the exceptions of `_respond`.
 
-        A worker that took the connection and then failed is not replaced by another: the request may be what
-        it failed of, and may have been served in part.
+        If a worker accepted the connection and then failed, no other is tried: the request may have caused
+        the failure, or may have been processed in part.
         """
         assert self._http is not None
         assert self._tls is not None
@@ -170,39 +174,44 @@ class OpenAIGateway:
                 allow_redirects=False,
                 ssl=self._tls,
             )
-        except _NOT_CONNECTED as e:
+        except _CONNECT_ERRORS as e:
             raise NotConnected(f"the worker at {url} could not be reached: {e}") from e
         except (aiohttp.ClientError, OSError) as e:
             if body.failure is not None:
                 raise body.failure from e
-            raise ModelUnreachable(f"the worker at {url} hung up before it answered") from e
+            raise ModelUnreachable(f"the worker at {url} closed the connection before it answered") from e
         async with response:
-            return await _passed_on(request, response)
+            return await _relay(request, response)
 
 
-class _Body:
-    """The client's body as a worker gets it: `held` in memory, or as it comes, which can be had only once.
+class _RequestBody:
+    """The client's body as it is forwarded: `buffered` in memory, or streamed, which is possible only once.
 
-    `failure` is what went wrong with one that comes, if anything has: the worker's fault it was not.
+    `failure` is the error on the client's side that ended a streamed body, if any.
     """
 
-    def __init__(self, request: web.Request, held: bytes | None, cost: float) -> None:
+    def __init__(self, request: web.Request, buffered: bytes | None, cost: float) -> None:
         self.cost = cost
         self.failure: BadMessage | ClientGone | None = None
         self._request = request
-        self._held = held
+        self._buffered = buffered
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """The client's `Content-Length` for a streamed body whose length stays the same."""
         length = self._request.headers.get("Content-Length")
-        if self._held is None and length is not None and _coding(self._request) not in _UNPACKED:
+        if (
+            self._buffered is None
+            and length is not None
+            and _coding(self._request) not in _DECODED_BY_AIOHTTP
+        ):
             return {"Content-Length": length}
         return {}
 
     def data(self) -> io.BytesIO | AsyncGenerator[bytes, None] | None:
-        """For aiohttp's client, each time that it is sent."""
-        if self._held is not None:
-            return io.BytesIO(self._held)
+        """The body for one call of aiohttp's client; None if there is no body."""
+        if self._buffered is not None:
+            return io.BytesIO(self._buffered)
         return self._parts() if self._request.body_exists else None
 
     async def _parts(self) -> AsyncGenerator[bytes, None]:
@@ -210,39 +219,42 @@ class _Body:
             async for part in self._request.content.iter_any():
                 yield part
         except web.RequestPayloadError as e:
-            self.failure = _unreadable(e)
+            self.failure = _unreadable_body(e)
             raise
         except OSError:
             self.failure = ClientGone()
             raise
 
 
-async def _read(request: web.Request) -> _Body:
-    """The body; JSON is held, and told the cost by. Raises `WorkerError` (400, 413, 415)."""
+async def _read_body(request: web.Request) -> _RequestBody:
+    """Return the body; JSON is buffered and sets the cost. Raises `WorkerError` (400, 413, 415)."""
     coding = _coding(request)
-    if coding not in ("", "identity", *_UNPACKED):
-        raise CodingNotUnderstood(f"request bodies in {coding!r} are not understood: send identity or gzip")
+    if coding not in ("", "identity", *_DECODED_BY_AIOHTTP):
+        raise CodingNotUnderstood(f"the content coding {coding!r} is not supported: send identity or gzip")
     if not request.body_exists:
-        return _Body(request, None, LEAST_COST)
+        return _RequestBody(request, None, MIN_COST)
     if not _is_json(request.content_type):
-        return _Body(request, None, DEFAULT_COST)
+        return _RequestBody(request, None, DEFAULT_COST)
     try:
-        held = await request.clone(client_max_size=MAX_JSON_BYTES).read()
+        buffered = await request.clone(client_max_size=MAX_JSON_BYTES).read()
     except web.HTTPRequestEntityTooLarge as e:
-        raise BodyTooLarge(f"a JSON body may have {MAX_JSON_BYTES} bytes") from e
+        raise BodyTooLarge(f"the JSON body is larger than {MAX_JSON_BYTES} bytes") from e
     except web.RequestPayloadError as e:
-        raise _unreadable(e) from e
-    if not held:
-        return _Body(request, held, LEAST_COST)
-    if len(held) <= PARSED_AT_ONCE_BYTES:
-        message = parse_object(held)
+        raise _unreadable_body(e) from e
+    if not buffered:
+        return _RequestBody(request, buffered, MIN_COST)
+    if len(buffered) <= PARSED_INLINE_BYTES:
+        message = parse_object(buffered)
     else:
-        message = await asyncio.to_thread(parse_object, held)
-    return _Body(request, held, cost_of(message))
+        message = await asyncio.to_thread(parse_object, buffered)
+    return _RequestBody(request, buffered, cost_of(message))
 
 
 def cost_of(message: Mapping[str, object]) -> float:
-    """The workload of a request whose body is `message`; what a worker will refuse counts as left out."""
+    """The cost of a request with the body `message`, in workload units.
+
+    Values that a worker would refuse count as missing.
+    """
     limits = [message.get(name) for name in TOKEN_FIELDS]
     tokens = max((n for n in limits if _is_count(n, MAX_TOKENS)), default=DEFAULT_COST)
     n = message.get("n")
@@ -252,23 +264,23 @@ def cost_of(message: Mapping[str, object]) -> float:
     return float(tokens * (n if _is_count(n, MAX_N) else 1) * prompts)
 
 
-async def _passed_on(request: web.Request, response: aiohttp.ClientResponse) -> web.StreamResponse:
-    """The worker's answer; one of its own errors in OpenAI's shape."""
-    if not _may_beown_error(request, response):
+async def _relay(request: web.Request, response: aiohttp.ClientResponse) -> web.StreamResponse:
+    """Relay the worker's answer; translate the worker's own errors into OpenAI's format."""
+    if not _may_be_worker_error(request, response):
         return await pass_on(request, response)
     try:
         body = await response.read()
     except aiohttp.ClientError as e:
-        raise AnswerCut(f"the worker's answer broke off: {e}") from e
+        raise AnswerCut(f"the worker's answer ended early: {e}") from e
     headers = end_to_end_headers(response.headers)
     headers.popall("Content-Length", None)
-    if (own := own_error(response.status, body)) is not None:
+    if (own := worker_error(response.status, body)) is not None:
         headers.popall("Content-Type", None)
-        return error_answer(response.status, *own, headers)
+        return openai_error(response.status, *own, headers)
     return web.Response(status=response.status, reason=response.reason, headers=headers, body=body)
 
 
-def _may_beown_error(request: web.Request, response: aiohttp.ClientResponse) -> bool:
+def _may_be_worker_error(request: web.Request, response: aiohttp.ClientResponse) -> bool:
     length = response.content_length
     return (
         response.status >= 400
@@ -280,23 +292,23 @@ def _may_beown_error(request: web.Request, response: aiohttp.ClientResponse) -> 
     )
 
 
-async def _elsewhere(request: web.Request) -> web.Response:
-    told = "the base URL for OpenAI clients ends in /openai/ENDPOINT/v1"
-    return refusal(NotFound(f"there is no {request.path}: {told}"))
+async def _not_found(request: web.Request) -> web.Response:
+    text = "the base URL for OpenAI clients ends in /openai/ENDPOINT/v1"
+    return gateway_error(NotFound(f"no route at {request.path}: {text}"))
 
 
-def _none_ready(answer: Mapping[str, Any]) -> Unavailable:
+def _no_worker_ready(answer: Mapping[str, Any]) -> Unavailable:
     states = [f"{count} {state}" for state, count in answer["status"].items() if count]
-    told = ", ".join(states) or "none has joined it"
-    return Unavailable("none", f"no worker of {answer['endpoint']!r} is ready: {told}", RETRY_AFTER_S)
+    text = ", ".join(states) or "none has joined this endpoint"
+    return Unavailable("none", f"no worker of {answer['endpoint']!r} is ready: {text}", RETRY_AFTER_S)
 
 
-def _unreadable(error: web.RequestPayloadError) -> BadMessage:
+def _unreadable_body(error: web.RequestPayloadError) -> BadMessage:
     return BadMessage(f"the body can't be read: {error}")
 
 
 def _target(request: web.Request, worker_url: str) -> URL:
-    """The path from `/v1` on and the query, as they came, less `api_key`, at the worker."""
+    """The URL at the worker: the path from `/v1` on and the query, unchanged except for `api_key`."""
     path = request.rel_url.raw_path.split("/", 3)[3]
     pairs = request.rel_url.raw_query_string.split("&")
     query = "&".join(pair for pair in pairs if unquote_plus(pair.partition("=")[0]) != "api_key")
@@ -306,9 +318,9 @@ def _target(request: web.Request, worker_url: str) -> URL:
 
 def _forwarded_headers(request: web.Request) -> CIMultiDict[str]:
     headers = end_to_end_headers(request.headers)
-    for name in _NOT_PASSED:
+    for name in _NOT_FORWARDED:
         headers.popall(name, None)
-    if _coding(request) in _UNPACKED:
+    if _coding(request) in _DECODED_BY_AIOHTTP:
         headers.popall("Content-Encoding")
     return headers
 

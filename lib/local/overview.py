@@ -1,35 +1,34 @@
-"""What the local engine's page shows: the fleet and its recent past, as JSON.
+"""The data of the local engine's page: workers, requests and plans of the last 10 minutes, as JSON.
 
-Owns the selection and its units: loads in workload units, times in Unix seconds, durations in seconds. The
-page that draws it lies in lib/local/page/.
+Owns the selection and its units: loads in workload units, times in Unix seconds, durations in seconds. Does
+not own the page that draws it (lib/local/page/).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lib.local.engine import LocalEngine, ReceivedCompletion
 from lib.local.fleet import ReceivedReport, WorkerRecord
 from lib.local.groups import Endpoint
 
-if TYPE_CHECKING:
-    from lib.local.engine import LocalEngine, ReceivedFinish
-
-# As far back as the page's charts reach, in seconds.
+# The time range of the page's charts, in seconds.
 WINDOW_S = 600.0
-# Of a busy fleet's finished requests, the latest so many tell enough of their latencies.
+# At most this many finished requests, the latest ones, are sent: enough for the latency chart.
 MAX_FINISHED = 2000
 
 
 @dataclass(frozen=True)
 class Overview:
-    """The state of `engine` now, and what has happened since `since`, at most 10 minutes ago."""
+    """The state of `engine` now, and the events since `since` (Unix seconds) or the last 10 minutes."""
 
     engine: LocalEngine
     since: float
 
     def to_json(self) -> dict[str, Any]:
+        """The answer of `GET /local/overview`."""
         now = self.engine.clock.wall()
         since = max(self.since, now - WINDOW_S)
         return {
@@ -43,7 +42,7 @@ class Overview:
 
 
 def plans(engine: LocalEngine) -> list[dict[str, Any]]:
-    """The plan of each endpoint, with the parameters that it follows from."""
+    """The scaling plan of each endpoint, and the state of `--autoscale` where it runs."""
     return [_plan(engine, endpoint) for endpoint in engine.groups.endpoints.values()]
 
 
@@ -84,12 +83,12 @@ def _sample(report: ReceivedReport) -> dict[str, Any]:
     }
 
 
-def _latest(finished: list[ReceivedFinish], since: float) -> Iterable[ReceivedFinish]:
+def _latest(finished: list[ReceivedCompletion], since: float) -> Iterable[ReceivedCompletion]:
     latest = finished[-MAX_FINISHED:]
     return (f for f in latest if f.received_at > since)
 
 
-def _finish(finish: ReceivedFinish) -> dict[str, Any]:
+def _finish(finish: ReceivedCompletion) -> dict[str, Any]:
     request = finish.request
     began, ended = request.entered_queue_at, request.work_completed_at
     started = request.work_started_at or ended

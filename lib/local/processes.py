@@ -1,6 +1,7 @@
-"""Processes of our own: their ports, their start, their logs, and their end, whatever happens.
+"""Child processes: free ports, start, logs, and a stop that is certain.
 
-Owns children as such. Which programs they run is demo.py's, beside.py's and trial.py's.
+Owns the life of a child process. Does not own the programs (hello_world.py, run_local.py, autoscale.py,
+lib/testing.py).
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ import anyio
 
 T = TypeVar("T")
 
-# As much of a log says why its process failed, in lines.
+# Lines from the end of a log that are shown when its process fails.
 TAIL_LINES = 15
-# A child that was asked to end has so long, in seconds, and is killed then.
+# Seconds between SIGTERM and SIGKILL for a child that doesn't end.
 END_LIMIT_S = 5.0
-# Work often fails because a child is ending: so long, in seconds, it has to show that.
+# After a failure, seconds to wait for a child to exit: its exit is often the cause of the failure.
 GRACE_S = 1.0
 
 
 class ChildFailed(Exception):
-    """What went wrong, and the last lines of the log of the child that it went wrong with."""
+    """A failure of a child process; its text includes the last lines of the child's log."""
 
-    def __init__(self, what: str, child: Child) -> None:
+    def __init__(self, problem: str, child: Child) -> None:
         lines = child.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
         tail = "\n".join(f"  | {line}" for line in lines) or "  (it is empty)"
-        super().__init__(f"{what}\nThe end of the {child.name}'s log:\n{tail}")
+        super().__init__(f"{problem}\nThe end of the {child.name}'s log:\n{tail}")
 
 
 class Interrupted(Exception):
-    """A signal ended the work."""
+    """The work was stopped by a signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by signal {signum}")
@@ -48,7 +49,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Child:
-    """A process; `log` has all that it writes to its standard output and error."""
+    """A child process; `log` receives its standard output and standard error."""
 
     name: str
     process: asyncio.subprocess.Process
@@ -57,10 +58,10 @@ class Child:
 
 @contextmanager
 def free_port(wanted: int = 0) -> Generator[int, None, None]:
-    """A port for a server that will bind it: `wanted`, or where that is 0 or not to be had any other.
+    """Reserve a port for a server: `wanted`, or a free one if that is 0, in use or forbidden.
 
-    It is bound here and never listened on, so that the system gives it to nobody else inside the block;
-    servers set SO_REUSEADDR, and so may bind it as well.
+    The port is bound here without listening, so that the system assigns it to nobody else until the context
+    is left. Servers set SO_REUSEADDR and can bind it as well.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -82,9 +83,10 @@ async def python_module(
     log: Path,
     end_limit_s: float = END_LIMIT_S,
 ) -> AsyncGenerator[Child, None]:
-    """`python -m module args` in the log's directory; it has ended when the block has.
+    """Run `python -m module args` in the log's directory; leaving the context stops it.
 
-    It is in a session of its own: a terminal's Ctrl-C is for us, and children are ended in order.
+    It gets its own session, so that Ctrl-C in a terminal reaches only the parent, which stops its children in
+    order.
     """
     process = await _start([sys.executable, "-m", module, *args], environ, log)
     try:
@@ -97,7 +99,10 @@ async def python_module(
 async def attached(
     command: Sequence[str], environ: Mapping[str, str]
 ) -> AsyncGenerator[asyncio.subprocess.Process, None]:
-    """`command`, its output ours; it has ended when the block has, and gets no signal from a terminal."""
+    """Run `command` with this process's output; leaving the context stops it.
+
+    It gets its own session, and so no signals from the terminal.
+    """
     process = await asyncio.create_subprocess_exec(
         *command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True
     )
@@ -107,8 +112,8 @@ async def attached(
         await _end(process, END_LIMIT_S)
 
 
-def signals_asked(stop: Callable[[int], object]) -> None:
-    """Have `stop` called with the number of each signal that asks for an end."""
+def on_stop_signal(stop: Callable[[int], object]) -> None:
+    """Call `stop` with the signal number on each SIGINT, SIGTERM and SIGHUP."""
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signum, stop, signum)
@@ -117,27 +122,27 @@ def signals_asked(stop: Callable[[int], object]) -> None:
 async def while_running(
     work: Coroutine[Any, Any, T], children: Sequence[Child], stop: asyncio.Future[int]
 ) -> T:
-    """What `work` gives; it is cancelled when a child ends before it, or `stop` is given a signal's number.
+    """Return the result of `work`; cancel it if a child exits first or `stop` is set to a signal number.
 
-    Raises `ChildFailed` and `Interrupted` then.
+    Raises `ChildFailed` if a child has exited, and `Interrupted` if `stop` is set.
     """
-    story = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(work)
     ends = [asyncio.ensure_future(child.process.wait()) for child in children]
     try:
-        await asyncio.wait({story, stop, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, stop, *ends}, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
             raise Interrupted(stop.result())
-        if story.done() and story.exception() is None:
-            return story.result()
+        if task.done() and task.exception() is None:
+            return task.result()
         await asyncio.wait(ends, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
         for child in children:
             if child.process.returncode is not None:
-                raise ChildFailed(f"the {child.name} {_how(child.process.returncode)}", child)
-        return story.result()
+                raise ChildFailed(f"the {child.name} {_exit_text(child.process.returncode)}", child)
+        return task.result()
     finally:
-        for task in (story, *ends):
-            task.cancel()
-        await asyncio.gather(story, *ends, return_exceptions=True)
+        for pending in (task, *ends):
+            pending.cancel()
+        await asyncio.gather(task, *ends, return_exceptions=True)
 
 
 async def _start(command: Sequence[str], environ: Mapping[str, str], log: Path) -> asyncio.subprocess.Process:
@@ -163,5 +168,5 @@ async def _end(process: asyncio.subprocess.Process, limit_s: float) -> None:
         await process.wait()
 
 
-def _how(status: int) -> str:
+def _exit_text(status: int) -> str:
     return f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"

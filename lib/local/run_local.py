@@ -1,7 +1,7 @@
-"""`pyworker run --local`: a worker, and the local engine beside it.
+"""`pyworker run --local`: runs a worker together with a local engine.
 
-Owns what is said of them and how both end. Ports and variables are instance.py's; which file the worker is,
-is the command line's.
+Owns the output and how both are stopped. Does not own: ports and variables (local_worker_env.py), the search
+for the worker's file (lib/tools/worker_file.py).
 """
 
 from __future__ import annotations
@@ -15,27 +15,31 @@ from functools import partial
 import anyio
 
 from lib.client import LOCAL_ENGINE
-from lib.local.local_worker_env import WORKER_ID, Instance, local_instance
-from lib.local.processes import attached, signals_asked
+from lib.local.local_worker_env import WORKER_ID, LocalInstance, local_instance
+from lib.local.processes import attached, on_stop_signal
 from lib.local.screen import Screen
 from lib.local.serving import DEFAULT_PORT
 from lib.runtime.settings import ports_in
 from lib.tools.command import EXIT_SIGNAL
 from lib.tools.status_page import NoStatus, fetch, headline
 
-# A worker that is not ready by then is asked what it waits for, in seconds; and again after as long.
-PATIENCE_S = 15.0
+# Seconds between two lines about the state of a worker that is not ready.
+READINESS_INTERVAL_S = 15.0
 
 
-def run_beside(target: str, shown: str, environ: Mapping[str, str], patience_s: float = PATIENCE_S) -> int:
-    """Run `pyworker run target` beside a local engine until it ends; gives its exit status.
+def run_with_local_engine(
+    target: str, display_name: str, environ: Mapping[str, str], interval_s: float = READINESS_INTERVAL_S
+) -> int:
+    """Run `pyworker run target` with a local engine until it ends; return its exit status.
 
-    `shown` is what the worker is called. Raises `SettingsError` for ports in `environ` that are none.
+    `display_name` is the worker's name in the output. Raises `SettingsError` for invalid ports in `environ`.
     """
-    return asyncio.run(_run(target, shown, environ, Screen(), patience_s))
+    return asyncio.run(_run(target, display_name, environ, Screen(), interval_s))
 
 
-async def _run(target: str, shown: str, environ: Mapping[str, str], screen: Screen, patience_s: float) -> int:
+async def _run(
+    target: str, display_name: str, environ: Mapping[str, str], screen: Screen, interval_s: float
+) -> int:
     wanted = ports_in(environ)
     command = [sys.executable, "-m", "lib.tools.cli", "run", target]
     async with (
@@ -43,10 +47,10 @@ async def _run(target: str, shown: str, environ: Mapping[str, str], screen: Scre
         attached(command, instance.environ) as worker,
     ):
         signals: list[int] = []
-        signals_asked(partial(_end, worker, signals))
-        _introduce(instance, shown, wanted, screen)
+        on_stop_signal(partial(_end, worker, signals))
+        _introduce(instance, display_name, wanted, screen)
         async with anyio.create_task_group() as group:
-            group.start_soon(_tell_when_ready, instance, screen, patience_s)
+            group.start_soon(_report_readiness, instance, screen, interval_s)
             await worker.wait()
             group.cancel_scope.cancel()
         status = await worker.wait()
@@ -56,38 +60,40 @@ async def _run(target: str, shown: str, environ: Mapping[str, str], screen: Scre
 
 
 def _end(worker: asyncio.subprocess.Process, signals: list[int], signum: int) -> None:
-    """Ask the worker to finish what it has; a second time it stops at once."""
+    """Send the worker SIGTERM: the first one makes it drain, the second one stops it immediately."""
     signals.append(signum)
     if worker.returncode is None:
         worker.send_signal(signal.SIGTERM)
 
 
-def _introduce(instance: Instance, shown: str, wanted: tuple[int, int], screen: Screen) -> None:
-    screen.title(f"{shown} on this machine, with a local engine beside it")
-    screen.item("worker", f"{instance.worker_url}{_moved(wanted[0], instance.port)}")
-    screen.item("its status", f"{instance.loopback_url}/status{_moved(wanted[1], instance.loopback_port)}")
+def _introduce(instance: LocalInstance, display_name: str, wanted: tuple[int, int], screen: Screen) -> None:
+    screen.title(f"{display_name} on this machine, with a local engine")
+    screen.item("worker", f"{instance.worker_url}{_port_note(wanted[0], instance.port)}")
+    screen.item(
+        "its status", f"{instance.loopback_url}/status{_port_note(wanted[1], instance.loopback_port)}"
+    )
     engine_port = int(instance.engine_url.rsplit(":", 1)[1])
     screen.item(
         "engine",
-        f"{instance.engine_url}  stands in for the serverless engine{_moved(DEFAULT_PORT, engine_port)}",
+        f"{instance.engine_url}  stands in for the serverless engine{_port_note(DEFAULT_PORT, engine_port)}",
     )
     screen.line()
-    screen.line("Ctrl-C ends both. What the worker is doing, in another terminal:")
+    screen.line("Ctrl-C stops both. To see the worker's state, run in another terminal:")
     screen.line()
     screen.command(f"pyworker status --port {instance.loopback_port}")
     screen.line()
 
 
-def _moved(wanted: int, had: int) -> str:
-    return "" if wanted == had else f"  (port {wanted} is taken)"
+def _port_note(wanted: int, actual: int) -> str:
+    return "" if wanted == actual else f"  (port {wanted} is taken)"
 
 
-async def _tell_when_ready(instance: Instance, screen: Screen, patience_s: float) -> None:
-    """Say that the worker is ready and how to send it a request; until then, now and then, why it isn't."""
+async def _report_readiness(instance: LocalInstance, screen: Screen, interval_s: float) -> None:
+    """Print the worker's state at intervals until it is ready, then how to send it a request."""
     engine = instance.engine
     while True:
         try:
-            await engine.wait_for(lambda: engine.worker(WORKER_ID).state == "ready", patience_s)
+            await engine.wait_for(lambda: engine.worker(WORKER_ID).state == "ready", interval_s)
             break
         except TimeoutError:
             try:
@@ -96,7 +102,7 @@ async def _tell_when_ready(instance: Instance, screen: Screen, patience_s: float
                 screen.line("Not ready yet: the worker doesn't listen yet.")
     try:
         routes = [str(route) for route in (await fetch(instance.loopback_url))["routes"]]
-    except NoStatus:  # it ended meanwhile
+    except NoStatus:  # it has ended
         return
     screen.title(
         f"The worker is ready. It takes {', '.join(routes)}. Send it a request from another terminal:"

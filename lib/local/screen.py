@@ -1,6 +1,6 @@
-"""What the demo prints: colours on a terminal, the same words without them elsewhere.
+"""Terminal output of the commands: with colours on a terminal, the same text without them elsewhere.
 
-Owns layout. What is said is demo.py's.
+Owns the layout. Does not own the text (demo.py, run_local.py and the commands in lib/tools/).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _LABEL_WIDTH = 14
 
 
 class Screen:
-    """Lines on `console`, by default standard output; each is there at once."""
+    """Writes lines to `console`, by default standard output, without buffering."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -21,35 +21,36 @@ class Screen:
         self._column = 0
 
     def title(self, text: str) -> None:
-        """A heading, set off from what was before."""
+        """Print a heading between empty lines."""
         self.line()
         self._print(text, "bold")
         self.line()
 
     def line(self, text: str = "") -> None:
+        """Print a line."""
         self._print(text)
 
     def item(self, label: str, text: str) -> None:
-        """`text` in a column, behind its label."""
+        """Print `text` in a column after its label."""
         self._print(f"{_INDENT}{label:<{_LABEL_WIDTH}}", "cyan", end="")
         self._print(text)
 
     def command(self, text: str) -> None:
-        """Something to copy into a shell: never broken over lines."""
+        """Print a command to copy into a shell; it is never wrapped."""
         self._print(_INDENT + text, "green")
 
     def begin(self, prompt: str) -> None:
-        """The text that an answer goes on from."""
+        """Start an answer with its prompt."""
         self._column = 0
         for word in prompt.split():
             self._flow(" " + word, "bold")
 
     def token(self, text: str) -> None:
-        """The next piece of the answer, on a new line where this one is full."""
+        """Print the next part of the answer; wrap when the line is full."""
         self._flow(text, "")
 
     def end(self) -> None:
-        """The answer is over."""
+        """End the answer."""
         self.line()
 
     def _flow(self, text: str, style: str) -> None:

@@ -1,6 +1,6 @@
-"""Asking workers to update themselves, as the engine does: `POST /pyworker/update` (protocol.md §4).
+"""Asks workers to update themselves, with `POST /pyworker/update` (docs/protocol.md, "Management routes").
 
-Owns the request and what is told of its answer. What a worker does about it is start_server.sh's.
+Owns the request and the description of its result. Does not own the update itself (start_server.sh).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import aiohttp
 from lib.local.authority import Authority
 from lib.local.fleet import WorkerRecord
 
-# It only writes a file.
-LIMIT_S = 10.0
+# Seconds to wait for a worker's answer; the route only writes a file.
+UPDATE_LIMIT_S = 10.0
 
 
-async def ask_for_updates(workers: Sequence[WorkerRecord], authority: Authority) -> dict[str, str]:
-    """What became of it with each worker, by its id: "asked", or why not."""
+async def request_updates(workers: Sequence[WorkerRecord], authority: Authority) -> dict[str, str]:
+    """Ask all workers at once; return the result by worker id: "asked", or why not."""
     context = await asyncio.to_thread(authority.trusting_context)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT_S)) as http:
-        told = await asyncio.gather(*(_ask(http, worker, context) for worker in workers))
-    return {str(worker.id): what for worker, what in zip(workers, told, strict=True)}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=UPDATE_LIMIT_S)) as http:
+        results = await asyncio.gather(*(_ask(http, worker, context) for worker in workers))
+    return {str(worker.id): result for worker, result in zip(workers, results, strict=True)}
 
 
 async def _ask(http: aiohttp.ClientSession, worker: WorkerRecord, context: ssl.SSLContext) -> str:
@@ -37,6 +37,6 @@ async def _ask(http: aiohttp.ClientSession, worker: WorkerRecord, context: ssl.S
                 return "refused: it has no MASTER_TOKEN"
             return "asked" if answer.status == 200 else f"refused: HTTP {answer.status}"
     except asyncio.TimeoutError:
-        return f"not reached: no answer within {LIMIT_S:g} s"
+        return f"not reached: no answer within {UPDATE_LIMIT_S:g} s"
     except aiohttp.ClientError as e:
         return f"not reached: {e}"

@@ -1,4 +1,4 @@
-"""docs/local-engine.md against the local engine: its routes, parameters, states and faults."""
+"""Checks docs/local-engine.md against the local engine: routes, parameters, states and faults."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import aiohttp
 import pytest
 
 from lib.local import autoscale
+from lib.local.api import EngineApi
 from lib.local.engine import LocalEngine
 from lib.local.engine_logs import LOG_LEVELS
 from lib.local.faults import FAULT_KINDS, Fault
-from lib.local.fleet import ARRIVAL_S, SILENCE_S, WORKER_STATES
+from lib.local.fleet import ARRIVAL_WINDOW_S, SILENCE_S, WORKER_STATES
 from lib.local.groups import Scaling, Workergroup
 from lib.local.hello_world import hello_world
 from lib.local.local_worker_env import WORKER_ID
@@ -30,18 +31,21 @@ MANAGING = DOC.section("## Managing endpoints and workergroups")
 
 
 def defaults(rows: list[list[str]]) -> dict[str, str]:
-    """What each name in the rows' first cell is by default."""
+    """The default of each name in the first cell of the rows."""
     return {name: row[1] for row in rows for name in codes(row[0])}
 
 
 def test_parameters_and_their_defaults() -> None:
-    told = defaults(table(MANAGING, 1))
-    assert told.pop("endpoint_name") == "required"
-    assert {name: float(value) for name, value in told.items()} == dataclasses.asdict(Scaling())
-    told, group = defaults(table(MANAGING, 2)), Workergroup(0, 0, 0.0)
-    assert (float(told["test_workers"]), float(told["gpu_ram"])) == (group.test_workers, group.gpu_ram)
-    assert {name for name, value in told.items() if value == "the endpoint's"} == {
-        name for name in told if name in dataclasses.asdict(Scaling())
+    documented = defaults(table(MANAGING, 1))
+    assert documented.pop("endpoint_name") == "required"
+    assert {name: float(value) for name, value in documented.items()} == dataclasses.asdict(Scaling())
+    documented, group = defaults(table(MANAGING, 2)), Workergroup(0, 0, 0.0)
+    assert (float(documented["test_workers"]), float(documented["gpu_ram"])) == (
+        group.test_workers,
+        group.gpu_ram,
+    )
+    assert {name for name, value in documented.items() if value == "the endpoint's"} == {
+        name for name in documented if name in dataclasses.asdict(Scaling())
     }
 
 
@@ -49,15 +53,15 @@ def test_states_levels_and_times() -> None:
     assert [codes(row[0])[0] for row in table(DOC.text)] == list(WORKER_STATES)
     assert f"no report for {SILENCE_S:g} s" in DOC.text
     assert ABANDONED_S == 600.0
-    assert f"within the last {ARRIVAL_S:g} s" in DOC.text
-    assert f"too many for {autoscale.PATIENCE_S:g} s" in DOC.text
+    assert f"within the last {ARRIVAL_WINDOW_S:g} s" in DOC.text
+    assert f"too many for {autoscale.SCALE_DOWN_DELAY_S:g} s" in DOC.text
     assert f"makes {autoscale.TOKENS_PER_S} tokens a second" in DOC.prose
     logs = next(row[1] for row in table(MANAGING) if "logs" in row[0])
     assert [level for level in LOG_LEVELS if f"`{level}`" in logs] == list(LOG_LEVELS)
 
 
-def test_every_route_is_there() -> None:
-    app = LocalEngine(key=engine_key()).app()
+def test_every_documented_route_exists() -> None:
+    app = EngineApi(LocalEngine(key=engine_key())).app()
     known = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
     for row in table(MANAGING):
         words = codes(row[0])
@@ -84,19 +88,21 @@ async def test_faults() -> None:
     assert (engine.faults.reports, engine.faults.route) == (Fault(lose=True, times=3), Fault(delay_s=2.5))
 
 
-async def test_the_official_client(tmp_path: Path) -> None:
-    pytest.importorskip("vastai", reason="the official client, `vastai`, can't be installed here")
+async def test_vastais_client(tmp_path: Path) -> None:
+    pytest.importorskip("vastai", reason="Vast.ai's client, the package vastai, is not installed")
     DOC.write_files(tmp_path)
     engine = LocalEngine(key=engine_key())
     async with serve_engine(engine) as url, hello_world(url, os.environ, tmp_path, 5000):
         await engine.wait_for(lambda: engine.worker(WORKER_ID).state == "ready", GUARD_S)
-        asked = await done("python", "official.py", url, cwd=tmp_path)
-    assert "'tokens': 200" in asked.output, asked.errors
+        finished = await done("python", "official.py", url, cwd=tmp_path)
+    assert "'tokens': 200" in finished.output, finished.errors
 
 
 async def test_openais_client(tmp_path: Path) -> None:
-    async with served(tmp_path, "openai") as here:
-        client, told = DOC.block("python", "openai"), "http://127.0.0.1:8081"
-        assert client.count(told) == 1
-        said = await done("python", "-c", client.replace(told, here.system.engine_url), cwd=tmp_path)
-    assert (said.status, said.output) == (0, " word" * 50), said.errors
+    async with served(tmp_path, "openai") as worker:
+        client, documented_url = DOC.block("python", "openai"), "http://127.0.0.1:8081"
+        assert client.count(documented_url) == 1
+        finished = await done(
+            "python", "-c", client.replace(documented_url, worker.system.engine_url), cwd=tmp_path
+        )
+    assert (finished.status, finished.output) == (0, " word" * 50), finished.errors

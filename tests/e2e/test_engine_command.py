@@ -24,7 +24,7 @@ Worker(WorkerConfig(handlers=[HandlerConfig("/double", remote_function=double)])
 
 async def test_it_starts_a_worker_that_serves_and_ends_it(tmp_path: Path) -> None:
     async with command("engine", "--port", "0", "--autoscale", "2", cwd=tmp_path) as engine:
-        await engine.until("autoscale: starting worker 101: to be measured")
+        await engine.until("autoscale: starting worker 101: to measure its performance")
         url = re.findall(r"http://\S+", engine.output)[0]
         payload = '{"prompt": "Alice was", "max_response_tokens": 5}'
         asked = await done(*("request", "/generate", payload, "--engine", url), cwd=tmp_path)
@@ -56,9 +56,9 @@ async def test_a_worker_that_can_not_start_is_told_with_the_end_of_its_log(tmp_p
     (tmp_path / "worker.py").write_text(BROKEN_WORKER)
     words = ("engine", "--port", "0", "--autoscale", "1", "--worker", "worker.py")
     async with command(*words, cwd=tmp_path) as engine:
-        await engine.until("autoscale: worker 101, again in 1 s: the worker ended with exit status 1")
+        await engine.until("worker 101 failed, next start in 1 s: the worker ended with exit status 1")
         await engine.until("no such GPU")
-        await engine.until("again in 2 s")
+        await engine.until("next start in 2 s")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The OpenAI client from the package index, unmodified, through the local engine's door to real workers."""
+"""The unmodified OpenAI client from the package index, through the OpenAI gateway to real workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def a_client(engine_url: str, api_key: str = "sk-1") -> openai.AsyncOpenAI:
 
 @asynccontextmanager
 async def a_fleet(tmp_path: Path) -> AsyncGenerator[tuple[Served, openai.AsyncOpenAI], None]:
-    """A ready worker, and a client that knows the door."""
+    """A ready worker, and a client of the gateway."""
     async with served(tmp_path, "openai") as here, a_client(here.system.engine_url) as client:
         yield here, client
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from lib.local.engine import Autoscale, LocalEngine
+from lib.local.engine import AutoscaleStatus, LocalEngine
 from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.lib.local.test_overview import STATUS
@@ -64,7 +64,7 @@ async def test_it_shows_a_worker_its_load_and_its_death() -> None:
     engine = LocalEngine(clock=clock, key=engine_key())
     async with serve_engine(engine) as url, opened(url) as (page, complaints):
         await expect(page.locator("#connection")).to_have_text("live")
-        await expect(page.locator("#none")).to_be_visible()
+        await expect(page.locator("#no-workers")).to_be_visible()
         state = page.locator("#workers .state")
         clock.advance(1.0)
         report(engine)
@@ -72,8 +72,8 @@ async def test_it_shows_a_worker_its_load_and_its_death() -> None:
         clock.advance(5.0)
         report(engine, **READY)
         await expect(state).to_have_text("ready")
-        await expect(page.locator("#none")).to_be_hidden()
-        await expect(page.locator("#tiles")).to_contain_text("1 of 1")
+        await expect(page.locator("#no-workers")).to_be_hidden()
+        await expect(page.locator("#tiles")).to_contain_text("1 / 1")
 
         for load in (100.0, 300.0):
             clock.advance(1.0)
@@ -87,7 +87,7 @@ async def test_it_shows_a_worker_its_load_and_its_death() -> None:
         finished = FinishedRequest(3, True, "Success", now - 4, now - 2, now)
         engine.take_finished(DeleteRequests(7, "", (finished,)))
         await expect(page.locator("#requests .Success")).to_have_count(1)
-        latency = re.compile("Now: median 4, 95 of 100 4.")
+        latency = re.compile("Now: median 4, p95 4.")
         await expect(page.locator("#chart-latency")).to_have_attribute("aria-label", latency)
 
         clock.advance(0.5)
@@ -96,7 +96,7 @@ async def test_it_shows_a_worker_its_load_and_its_death() -> None:
         await expect(page.locator("#errors li")).to_contain_text("CUDA error: <b>device-side assert</b>")
         clock.advance(31.0)
         await expect(state).to_have_text("stopped")
-        life = page.locator("#workers .life")
+        life = page.locator("#workers .state-history")
         told = "loading for 5 s, then ready for 3 s, then error for 30 s, then stopped for 1 s"
         await expect(life).to_have_attribute("aria-label", told)
         assert complaints == []
@@ -115,7 +115,7 @@ async def test_an_engine_that_was_started_anew_is_shown_anew() -> None:
             await expect(page.locator("#connection")).to_contain_text("no connection to the engine")
             async with serve_engine(LocalEngine(key=engine_key()), port=lease.port):
                 await expect(page.locator("#connection")).to_have_text("live")
-                await expect(page.locator("#none")).to_be_visible()
+                await expect(page.locator("#no-workers")).to_be_visible()
     finally:
         lease.close()
 
@@ -126,12 +126,12 @@ async def test_it_shows_the_plan_and_what_was_started_by_it() -> None:
     engine = LocalEngine(clock=clock, key=engine_key())
     async with serve_engine(engine) as url, opened(url) as (page, complaints):
         plan = page.locator("#plans tbody tr")
-        await expect(plan).to_contain_text("no worker has been measured yet: 3 to explore")
+        await expect(plan).to_contain_text("no worker is measured yet: 3 wanted for measurement")
         report(engine, **READY, new_load=7500.0)
-        await expect(plan).to_contain_text("a load of 500 wants a capacity of 555.6: 3 of 200")
-        await expect(plan).to_contain_text("1 of 3")
-        engine.autoscale = Autoscale("local", 8, 2, 3)
-        await expect(plan).to_contain_text("2 of 8")
+        await expect(plan).to_contain_text("load 500/s needs capacity 555.6/s: 3 workers x 200/s")
+        await expect(plan).to_contain_text("1 / 3")
+        engine.autoscale = AutoscaleStatus("local", 8, 2, 3)
+        await expect(plan).to_contain_text("2 / 8")
         engine.retire(7)
         await expect(page.locator("#workers .state")).to_have_text("stopped")
         assert complaints == []

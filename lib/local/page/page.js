@@ -1,30 +1,31 @@
-// Draws what GET /local/overview tells, once a second. Nothing is loaded from elsewhere.
+// Draws the data of GET /local/overview once a second. All files are served by the engine.
 "use strict";
 
 const POLL_MS = 1000;
-// Throughput is what was served within so many seconds, divided by them.
+// Rates and latencies are averaged over this many seconds.
 const SMOOTH_S = 5;
-// A worker that is silent for so long is stopped, as the engine has it.
+// A worker without a report for this long is stopped; the same as SILENCE_S in lib/local/fleet.py.
 const SILENCE_S = 30;
 const MAX_ERRORS = 20;
 const MAX_REQUESTS = 15;
 
 const byId = (id) => document.getElementById(id);
 const compact = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
-const clockTime = new Intl.DateTimeFormat("en", { timeStyle: "medium", hour12: false });
+const timeOfDay = new Intl.DateTimeFormat("en", { timeStyle: "medium", hour12: false });
 
 const known = { workers: new Map(), finished: [], plans: [], errors: [], now: 0, window_s: 600, open_requests: 0 };
 let since = 0;
 
-// What the engine told
+// Data from the engine
 
-function learn(told) {
-  since = known.now = told.now;
-  known.window_s = told.window_s;
-  known.open_requests = told.open_requests;
-  known.plans = told.plans;
-  const oldest = told.now - told.window_s;
-  for (const worker of told.workers) {
+/** Add an answer of /local/overview to `known`, and drop what is older than the charts. */
+function merge(overview) {
+  since = known.now = overview.now;
+  known.window_s = overview.window_s;
+  known.open_requests = overview.open_requests;
+  known.plans = overview.plans;
+  const oldest = overview.now - overview.window_s;
+  for (const worker of overview.workers) {
     const before = known.workers.get(worker.id);
     const samples = [...(before ? before.samples : []), ...worker.samples];
     if (worker.error_msg && (!before || before.error_msg !== worker.error_msg)) {
@@ -32,18 +33,18 @@ function learn(told) {
     }
     known.workers.set(worker.id, { ...worker, samples: samples.filter((s) => s.at > oldest) });
   }
-  known.finished = [...known.finished, ...told.finished].filter((f) => f.at > oldest);
+  known.finished = [...known.finished, ...overview.finished].filter((f) => f.at > oldest);
   known.errors.length = Math.min(known.errors.length, MAX_ERRORS);
 }
 
-function forget() {
-  // The engine was started anew: what it numbered before means nothing.
+/** Forget all workers and requests: the engine was restarted, and its numbers start again. */
+function reset() {
   known.workers.clear();
   known.finished = [];
   since = 0;
 }
 
-// Series over time, one value a second
+// Time series with one value per second
 
 function seconds() {
   const end = Math.floor(known.now);
@@ -55,8 +56,8 @@ function seconds() {
   return Array.from({ length: end - start + 1 }, (_, i) => start + i);
 }
 
-/** The last value of `field` that each worker told by each time, added up; nothing once it is silent. */
-function held(times, field) {
+/** The sum over all workers of the latest `field` at each time; silent workers don't count. */
+function sumOfLatest(times, field) {
   const sums = times.map(() => 0);
   for (const { samples } of known.workers.values()) {
     let next = 0;
@@ -69,7 +70,7 @@ function held(times, field) {
   return sums;
 }
 
-/** `value` of each of `events`, per second, over the last few seconds of each time. */
+/** The sum of `value` over `events` per second, averaged over the last SMOOTH_S seconds, at each time. */
 function rate(times, events, value) {
   const sums = times.map(() => 0);
   for (const event of events) {
@@ -81,8 +82,8 @@ function rate(times, events, value) {
   return sums;
 }
 
-/** The `share` quantile of the total time of requests that finished within the last seconds of each time. */
-function latency(times, share) {
+/** The quantile `q` of the total time of the requests finished in the last SMOOTH_S seconds, at each time. */
+function latency(times, q) {
   const slots = times.map(() => []);
   for (const finish of known.finished) {
     if (finish.status === "Rejected" || !finish.total_s) continue;
@@ -93,39 +94,39 @@ function latency(times, share) {
   }
   return slots.map((values) => {
     values.sort((a, b) => a - b);
-    return values.length ? values[Math.min(values.length - 1, Math.floor(share * values.length))] : null;
+    return values.length ? values[Math.min(values.length - 1, Math.floor(q * values.length))] : null;
   });
 }
 
-const samplesOfAll = () => [...known.workers.values()].flatMap((w) => w.samples);
+const allSamples = () => [...known.workers.values()].flatMap((w) => w.samples);
 
 const CHARTS = [
   {
     id: "load",
     title: "Load against capacity",
-    unit: "workload; capacity per second",
+    unit: "workload; capacity in workload per second",
     names: ["load in flight", "measured capacity"],
-    values: (times) => [held(times, "cur_load"), held(times, "max_perf")],
+    values: (times) => [sumOfLatest(times, "cur_load"), sumOfLatest(times, "max_perf")],
   },
   {
     id: "throughput",
     title: "Throughput",
-    unit: "workload served per second",
+    unit: "workload per second",
     names: ["throughput"],
-    values: (times) => [rate(times, samplesOfAll(), (s) => s.cur_perf)],
+    values: (times) => [rate(times, allSamples(), (s) => s.cur_perf)],
   },
   {
     id: "queue",
     title: "Requests",
-    unit: "in flight; finished per second",
+    unit: "number in flight; finished per second",
     names: ["in flight", "finished"],
-    values: (times) => [held(times, "working"), rate(times, known.finished, () => 1)],
+    values: (times) => [sumOfLatest(times, "working"), rate(times, known.finished, () => 1)],
   },
   {
     id: "latency",
     title: "Latency",
-    unit: "seconds, of requests finished",
-    names: ["median", "95 of 100"],
+    unit: "seconds, finished requests",
+    names: ["median", "p95"],
     values: (times) => [latency(times, 0.5), latency(times, 0.95)],
   },
 ];
@@ -156,7 +157,7 @@ function plot(chart, figure) {
     height: 190,
     scales: { y: { range: (_, __, high) => [0, high > 0 ? high * 1.1 : 1] } },
     axes: [axis(), { ...axis(), size: 60, values: (_, ticks) => ticks.map((t) => compact.format(t)) }],
-    series: [{ value: (_, at) => (at ? clockTime.format(at * 1000) : "–") }, ...lines],
+    series: [{ value: (_, at) => (at ? timeOfDay.format(at * 1000) : "–") }, ...lines],
   };
   return new uPlot(options, [[], ...chart.names.map(() => [])], figure);
 }
@@ -181,7 +182,7 @@ function drawCharts() {
   for (const chart of CHARTS) {
     const values = chart.values(times);
     chart.plot.setData([times, ...values]);
-    const now = values.map((of, i) => `${chart.names[i]} ${compact.format(of[of.length - 1] ?? 0)}`);
+    const now = values.map((series, i) => `${chart.names[i]} ${compact.format(series[series.length - 1] ?? 0)}`);
     chart.figure.setAttribute("aria-label", `${chart.title}, ${chart.unit}. Now: ${now.join(", ")}.`);
   }
 }
@@ -189,18 +190,18 @@ function drawCharts() {
 function drawTiles() {
   const workers = [...known.workers.values()];
   const ready = workers.filter((w) => w.status === "ready");
-  const sum = (of, field) => of.reduce((total, w) => total + w[field], 0);
+  const sum = (list, field) => list.reduce((total, w) => total + w[field], 0);
   const times = Array.from({ length: SMOOTH_S }, (_, i) => Math.floor(known.now) - SMOOTH_S + i);
-  const throughput = rate(times, samplesOfAll(), (s) => s.cur_perf).pop();
+  const throughput = rate(times, allSamples(), (s) => s.cur_perf).pop();
   const failed = known.finished.filter((f) => f.status === "Error").length;
   const tiles = [
-    ["Workers ready", `${ready.length} of ${workers.length}`],
+    ["Workers (ready / all)", `${ready.length} / ${workers.length}`],
     ["Load", compact.format(sum(workers, "cur_load"))],
-    ["Capacity, per s", compact.format(sum(ready, "measured_perf"))],
-    ["Throughput, per s", compact.format(throughput)],
-    ["In flight", String(sum(workers, "reqs_working"))],
-    ["Open at the engine", String(known.open_requests)],
-    ["Errors, 10 min", String(failed)],
+    ["Capacity (per s)", compact.format(sum(ready, "measured_perf"))],
+    ["Throughput (per s)", compact.format(throughput)],
+    ["Requests in flight", String(sum(workers, "reqs_working"))],
+    ["Open requests at the engine", String(known.open_requests)],
+    ["Failed requests (10 min)", String(failed)],
   ];
   byId("tiles").replaceChildren(
     ...tiles.map(([name, value]) => {
@@ -211,8 +212,8 @@ function drawTiles() {
   );
 }
 
-/** How a worker's state went on, without repetitions: `[state, from, to]`, times in seconds. */
-function states(worker) {
+/** A worker's states as spans `[state, from, to]`, times in Unix seconds; equal neighbours are joined. */
+function stateSpans(worker) {
   const spans = [];
   const add = (state, from, to) => {
     const last = spans[spans.length - 1];
@@ -229,15 +230,15 @@ function states(worker) {
   return spans;
 }
 
-/** A worker's states over the time of the charts, as a bar. */
-function life(worker, start) {
+/** A bar with a worker's states over the time range of the charts. */
+function stateHistory(worker, start) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  made.setAttribute("class", "life");
+  made.setAttribute("class", "state-history");
   made.setAttribute("viewBox", `0 0 ${known.now - start} 10`);
   made.setAttribute("preserveAspectRatio", "none");
   made.setAttribute("shape-rendering", "crispEdges");
   made.setAttribute("role", "img");
-  const spans = states(worker);
+  const spans = stateSpans(worker);
   for (const [state, from, to] of spans) {
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     rect.setAttribute("class", state);
@@ -246,15 +247,15 @@ function life(worker, start) {
     rect.setAttribute("height", 10);
     made.append(rect);
   }
-  const told = spans.map(([state, from, to]) => `${state} for ${Math.round(to - from)} s`);
-  made.setAttribute("aria-label", told.join(", then "));
+  const texts = spans.map(([state, from, to]) => `${state} for ${Math.round(to - from)} s`);
+  made.setAttribute("aria-label", texts.join(", then "));
   return made;
 }
 
 function drawWorkers() {
   const workers = [...known.workers.values()];
   const start = seconds()[0];
-  byId("none").hidden = workers.length > 0;
+  byId("no-workers").hidden = workers.length > 0;
   byId("workers").hidden = workers.length === 0;
   const rows = workers.map((worker) => {
     const row = element("tr");
@@ -265,7 +266,7 @@ function drawWorkers() {
     state.append(element("span", worker.status, `state ${worker.status}`));
     if (worker.error_msg) state.title = worker.error_msg;
     const bar = element("td");
-    bar.append(life(worker, start));
+    bar.append(stateHistory(worker, start));
     const queue_s = worker.measured_perf > 0 ? `${compact.format(worker.cur_load / worker.measured_perf)} s` : "–";
     const numbers = [
       compact.format(worker.cur_load),
@@ -291,9 +292,9 @@ function drawPlans() {
       compact.format(plan.target_capacity),
       compact.format(plan.ready_capacity),
       compact.format(plan.cold_capacity),
-      `${plan.workers_ready} of ${plan.workers_ready_wanted}`,
-      `${plan.workers_cold} of ${plan.workers_cold_wanted}`,
-      plan.autoscale ? `${plan.autoscale.running} of ${plan.autoscale.most}` : "–",
+      `${plan.workers_ready} / ${plan.workers_ready_wanted}`,
+      `${plan.workers_cold} / ${plan.workers_cold_wanted}`,
+      plan.autoscale ? `${plan.autoscale.running} / ${plan.autoscale.most}` : "–",
     ];
     row.append(name, ...numbers.map((text) => element("td", text, "number")), element("td", plan.reason));
     return row;
@@ -303,13 +304,13 @@ function drawPlans() {
 
 function drawLists() {
   const errors = known.errors.map((error) =>
-    element("li", `${clockTime.format(error.at * 1000)}, worker ${error.id}: ${error.text}`),
+    element("li", `${timeOfDay.format(error.at * 1000)}, worker ${error.id}: ${error.text}`),
   );
-  byId("errors").replaceChildren(...(errors.length ? errors : [element("p", "None so far.", "hint")]));
+  byId("errors").replaceChildren(...(errors.length ? errors : [element("p", "No errors so far.", "hint")]));
   const rows = known.finished.slice(-MAX_REQUESTS).reverse().map((finish) => {
     const row = element("tr");
     row.append(
-      element("td", clockTime.format(finish.at * 1000)),
+      element("td", timeOfDay.format(finish.at * 1000)),
       element("td", String(finish.request_idx), "number"),
       element("td", String(finish.worker_id), "number"),
       element("td", finish.status, finish.status),
@@ -321,24 +322,25 @@ function drawLists() {
   byId("requests").tBodies[0].replaceChildren(...rows);
 }
 
-// Running
+// Polling
 
-function say(text, lost) {
+function showConnection(text, lost) {
   const connection = byId("connection");
   if (connection.textContent !== text) connection.textContent = text;
   connection.classList.toggle("lost", lost);
 }
 
-async function step() {
+async function refresh() {
   try {
     const answer = await fetch(`/local/overview?since=${since}`);
     if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
-    const told = await answer.json();
-    if (told.now < known.now - 5 || told.workers.length < known.workers.size) forget();
-    learn(told);
-    say("live", false);
+    const overview = await answer.json();
+    // After a restart of the engine, its clock may be behind, or workers are missing.
+    if (overview.now < known.now - 5 || overview.workers.length < known.workers.size) reset();
+    merge(overview);
+    showConnection("live", false);
   } catch (error) {
-    say(`no connection to the engine (${error.message})`, true);
+    showConnection(`no connection to the engine (${error.message})`, true);
     return;
   }
   drawTiles();
@@ -349,7 +351,7 @@ async function step() {
 }
 
 async function run() {
-  await step();
+  await refresh();
   setTimeout(run, POLL_MS);
 }
 

@@ -83,24 +83,24 @@ async def _run(args: argparse.Namespace) -> int:
     """Serve until a signal asks for the end; gives what a shell makes of it."""
     import anyio
 
-    from lib.local.processes import signals_asked
+    from lib.local.processes import on_stop_signal
     from lib.local.serving import run_engine
 
     signals: list[int] = []
-    with anyio.CancelScope() as scope, _autoscaled(args) as beside:
+    with anyio.CancelScope() as scope, _autoscaled(args) as while_serving:
 
         def stop(signum: int) -> None:
             signals.append(signum)
             scope.cancel()
 
-        signals_asked(stop)
+        on_stop_signal(stop)
         await run_engine(
             args.host,
             args.port,
             scheme=args.scheme,
             api_key=getattr(args, "api_key", None),
             endpoint=args.endpoint,
-            beside=beside,
+            while_serving=while_serving,
         )
     return EXIT_SIGNAL + signals[0]
 
@@ -113,7 +113,7 @@ def _autoscaled(
     if "autoscale" not in args:
         yield None
         return
-    from lib.local.autoscale import Autoscaler, hello_worlds, workers_of
+    from lib.local.autoscale import Autoscaler, hello_world_launcher, worker_file_launcher
     from lib.local.serving import print_line
     from lib.tools.worker_file import find
 
@@ -124,9 +124,9 @@ def _autoscaled(
         async def autoscale(engine: LocalEngine, url: str) -> None:
             directory = Path(folder)
             launch = (
-                hello_worlds(url, environ, directory)
+                hello_world_launcher(url, environ, directory)
                 if target is None
-                else workers_of(str(target), url, environ, directory)
+                else worker_file_launcher(str(target), url, environ, directory)
             )
             await Autoscaler(engine, args.endpoint, args.autoscale, launch, print_line).run()
 

@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.errors import SettingsError
-    from lib.local.run_local import run_beside
+    from lib.local.run_local import run_with_local_engine
     from lib.tools.worker_file import NoSuchWorker, find
 
     environ = os.environ  # noqa: TID251 - not read here, but handed on
@@ -48,7 +48,7 @@ def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not args.local:
         return _run_here(file, environ)
     try:
-        return run_beside(file.target, str(file), environ)
+        return run_with_local_engine(file.target, str(file), environ)
     except SettingsError as e:
         _say("; ".join(e.problems))
         return EXIT_USAGE

@@ -1,4 +1,4 @@
-"""The local engine's certificate authority, over HTTP: what it signs, what it refuses."""
+"""The local engine's certificate authority over HTTP: requests that it signs and that it refuses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from lib.local.api import EngineApi
 from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S, MAX_REQUEST_BYTES
 from lib.local.engine import LocalEngine
 from tests.manual_clock import ManualClock
@@ -44,7 +45,7 @@ def engine() -> LocalEngine:
 
 @pytest.fixture
 async def http(engine: LocalEngine) -> AsyncGenerator[Client, None]:
-    async with TestClient(TestServer(engine.app())) as client:
+    async with TestClient(TestServer(EngineApi(engine).app())) as client:
         yield client
 
 
@@ -54,7 +55,7 @@ async def text_of(answer: aiohttp.ClientResponse, media_type: str) -> str:
 
 
 @pytest.mark.parametrize("prefix", ["", "/e/chat"])
-async def test_it_signs_for_the_names_asked_for(http: Client, engine: LocalEngine, prefix: str) -> None:
+async def test_it_signs_for_the_requested_names(http: Client, engine: LocalEngine, prefix: str) -> None:
     answer = await http.post(f"{prefix}{SIGN}?instance_id=7", data=request_pem())
     pem = await text_of(answer, "application/octet-stream")
     root_pem = await text_of(
@@ -74,7 +75,7 @@ async def test_it_signs_for_the_names_asked_for(http: Client, engine: LocalEngin
 
 
 def tampered() -> bytes:
-    """A request whose signature is another's."""
+    """A certificate request with the signature of another request."""
     original = x509.load_pem_x509_csr(request_pem())
     other = x509.load_pem_x509_csr(request_pem(names=NAMES[:1]))
     der = original.public_bytes(Encoding.DER)
@@ -87,7 +88,7 @@ WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)
 
 
 @pytest.mark.parametrize(
-    ("query", "body", "said"),
+    ("query", "body", "message"),
     [
         ("", request_pem(), "instance_id"),
         ("?instance_id=-1", request_pem(), "instance_id"),
@@ -95,23 +96,29 @@ WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)
         ("?instance_id=1", b"\xff", "not a PEM certificate request"),
         ("?instance_id=1", request_pem()[:200], "not a PEM certificate request"),
         ("?instance_id=1", request_pem(names=()), "no subject alternative name"),
-        ("?instance_id=1", request_pem(WEAK), "1024 bits, less than 2048"),
-        ("?instance_id=1", request_pem(dsa.generate_private_key(1024)), "RSA or on an elliptic curve"),
+        ("?instance_id=1", request_pem(WEAK), "1024 bits; at least 2048 are required"),
+        (
+            "?instance_id=1",
+            request_pem(dsa.generate_private_key(1024)),
+            "must be an RSA or an elliptic-curve key",
+        ),
     ],
 )
-async def test_what_it_refuses(http: Client, engine: LocalEngine, query: str, body: bytes, said: str) -> None:
+async def test_invalid_requests_are_refused(
+    http: Client, engine: LocalEngine, query: str, body: bytes, message: str
+) -> None:
     answer = await http.post(SIGN + query, data=body)
     assert answer.status == 400
-    assert said in (await answer.json())["error"]
+    assert message in (await answer.json())["error"]
     assert engine.certificates == []
 
 
-async def test_a_request_that_another_key_has_signed_is_refused(http: Client) -> None:
+async def test_a_request_signed_by_another_key_is_refused(http: Client) -> None:
     answer = await http.post(SIGN + "?instance_id=1", data=tampered())
     assert answer.status == 400
     assert (await answer.json())["error"]
 
 
-async def test_a_request_is_no_larger_than_needed(http: Client) -> None:
+async def test_a_request_that_is_too_large_is_413(http: Client) -> None:
     answer = await http.post(SIGN + "?instance_id=1", data=b"x" * (MAX_REQUEST_BYTES + 1))
     assert answer.status == 413

@@ -1,4 +1,4 @@
-"""Every route of the engine, as its application has them: bad input is a clear error and changes nothing."""
+"""All routes of the engine's application: bad input gets a clear error and changes nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from lib.local.api import EngineApi
 from lib.local.engine import LocalEngine
 from lib.local.messages import RouteQuery
 from lib.local.serving import serve_engine
@@ -33,9 +34,9 @@ WITHOUT_BODY = {"/local/rotate_key"}
 
 
 def routes() -> list[tuple[str, str]]:
-    """Method and path of each, its parameters filled in; less the door's, which passes on whatever comes."""
+    """Method and path, with parameters filled in, of each route except the OpenAI gateway's."""
     found: list[tuple[str, str]] = []
-    for route in LocalEngine(key=engine_key()).app().router.routes():
+    for route in EngineApi(LocalEngine(key=engine_key())).app().router.routes():
         resource = route.resource
         assert resource is not None
         if route.method not in ("HEAD", "*") and not isinstance(resource, web.StaticResource):
@@ -45,7 +46,7 @@ def routes() -> list[tuple[str, str]]:
 
 
 ROUTES = routes()
-READING = [(m, p) for m, p in ROUTES if m in ("POST", "PUT", "DELETE") and p not in WITHOUT_BODY]
+ROUTES_WITH_BODY = [(m, p) for m, p in ROUTES if m in ("POST", "PUT", "DELETE") and p not in WITHOUT_BODY]
 
 
 @asynccontextmanager
@@ -72,21 +73,21 @@ def state(engine: LocalEngine) -> Any:
 
 
 def test_the_routes_are_found() -> None:
-    assert ("POST", "/route/") in READING
-    assert ("DELETE", "/e/local/api/v0/workergroups/1/") in READING
+    assert ("POST", "/route/") in ROUTES_WITH_BODY
+    assert ("DELETE", "/e/local/api/v0/workergroups/1/") in ROUTES_WITH_BODY
 
 
-@pytest.mark.parametrize(("method", "path"), READING)
+@pytest.mark.parametrize(("method", "path"), ROUTES_WITH_BODY)
 async def test_a_bad_body(method: str, path: str) -> None:
     async with served() as (engine, url, http):
         before = state(engine)
         for name, body in BAD_BODIES.items():
             async with http.request(method, url + path, data=body) as answer:
-                told = await answer.json()
-                assert answer.status == 400, (name, told)
-                said = told.get("msg") or told["error"]
-                assert isinstance(said, str)
-                assert len(said.split()) > 2, name
+                error = await answer.json()
+                assert answer.status == 400, (name, error)
+                message = error.get("msg") or error["error"]
+                assert isinstance(message, str)
+                assert len(message.split()) > 2, name
         assert state(engine) == before
 
 
@@ -105,12 +106,12 @@ async def test_a_wrong_method(path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [(m, p) for m, p in ROUTES if "/e/local/" in p and "pubkey" not in p]
 )
-async def test_a_path_with_an_endpoint_that_can_not_be(method: str, path: str, name: str) -> None:
+async def test_an_invalid_endpoint_name_in_the_path(method: str, path: str, name: str) -> None:
     async with served() as (engine, url, http):
         before = state(engine)
         wrong = path.replace("/e/local/", f"/e/{name}/") + "?instance_id=1"
         async with http.request(method, url + wrong, data=b'{"id": 1, "workergroup_id": 1}') as answer:
-            told = await answer.json()
-            assert answer.status == 400, told
-            assert "the path's endpoint must be a name" in (told.get("msg") or told["error"])
+            error = await answer.json()
+            assert answer.status == 400, error
+            assert "the path's endpoint must be a name" in (error.get("msg") or error["error"])
         assert state(engine) == before

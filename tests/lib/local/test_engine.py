@@ -1,4 +1,4 @@
-"""The local engine's messages over real sockets: what it takes, what it refuses, what it signs."""
+"""The local engine's messages over real sockets: accepted, refused and signed ones."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ KEY = {"api_key": "any"}
 
 
 @dataclass
-class Served:
-    """An engine behind a socket, a clock to move, and a client."""
+class ServedEngine:
+    """An engine on a socket, its manual clock, and a client."""
 
     engine: LocalEngine
     clock: ManualClock
@@ -46,7 +46,7 @@ class Served:
         return answer
 
     async def refused(self, path: str, body: object, status: int = 400) -> str:
-        """What the JSON error says."""
+        """Post a message that is refused with `status`; return the error's text."""
         got, answer = await self.post(path, body)
         assert got == status, answer
         assert list(answer) == ["error"]
@@ -59,15 +59,15 @@ def key() -> RSA.RsaKey:
 
 
 @pytest.fixture
-async def served(key: RSA.RsaKey) -> AsyncGenerator[Served, None]:
+async def served(key: RSA.RsaKey) -> AsyncGenerator[ServedEngine, None]:
     clock = ManualClock()
     engine = LocalEngine(clock=clock, key=key, report_limit=3)
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
-        yield Served(engine, clock, url, http)
+        yield ServedEngine(engine, clock, url, http)
 
 
 def report(**changes: object) -> dict[str, object]:
-    """A report of worker 7, ready at 10 units a second, as the wire has it."""
+    """The JSON of a report: worker 7, ready, with a performance of 10/s."""
     message: dict[str, object] = {
         "id": 7,
         "mtoken": "",
@@ -113,10 +113,10 @@ def verifies(public_key: str, text: str, signature: str) -> bool:
     return True
 
 
-# The key and what is signed
+# The key and signatures
 
 
-async def test_pubkey_is_pem_text(served: Served) -> None:
+async def test_pubkey_is_pem_text(served: ServedEngine) -> None:
     async with served.http.get(served.url + "/pubkey/") as response:
         text = await response.text()
     assert response.status == 200
@@ -127,7 +127,7 @@ async def test_pubkey_is_pem_text(served: Served) -> None:
 
 
 @pytest.mark.parametrize("cost", [256, 256.0, 0, 1e22, 0.1])
-async def test_route_signs_the_full_form_over_the_cost_as_it_came(served: Served, cost: float) -> None:
+async def test_route_signs_the_full_form_with_the_cost_as_sent(served: ServedEngine, cost: float) -> None:
     await served.ok("/worker_status/", report())
     answer = await served.ok("/route/", {"endpoint": "local", **KEY, "cost": cost, "replay_timeout": 60})
     assert sorted(answer) == sorted(
@@ -142,7 +142,7 @@ async def test_route_signs_the_full_form_over_the_cost_as_it_came(served: Served
 async def test_route_signs_the_url_form(key: RSA.RsaKey) -> None:
     engine = LocalEngine(scheme="url", key=key)
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
-        served = Served(engine, ManualClock(), url, http)
+        served = ServedEngine(engine, ManualClock(), url, http)
         await served.ok("/worker_status/", report())
         answer = await served.ok("/route/", {"endpoint": "local", **KEY, "cost": 5.0})
     assert verifies(engine.public_key, url_signed_text(answer["url"]), answer["signature"])
@@ -150,7 +150,7 @@ async def test_route_signs_the_url_form(key: RSA.RsaKey) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["full", "url"])
-def test_sign_gives_what_route_would(key: RSA.RsaKey, scheme: Scheme) -> None:
+def test_sign_returns_the_same_as_route(key: RSA.RsaKey, scheme: Scheme) -> None:
     engine = LocalEngine(key=key)
     auth = engine.sign(url="http://h:1", cost=2, reqnum=40, endpoint="other", scheme=scheme)
     text = full_signed_text(auth) if scheme == "full" else url_signed_text("http://h:1")
@@ -161,7 +161,7 @@ def test_sign_gives_what_route_would(key: RSA.RsaKey, scheme: Scheme) -> None:
     assert engine.sign(url="http://h:2")["reqnum"] == 1
 
 
-async def test_a_key_is_made_where_none_is_given() -> None:
+async def test_a_key_is_made_if_none_is_given() -> None:
     engine = LocalEngine()
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
         async with http.get(url + "/pubkey/") as response:
@@ -170,13 +170,13 @@ async def test_a_key_is_made_where_none_is_given() -> None:
         assert verifies(public_key, full_signed_text(auth), auth["signature"])
 
 
-def test_an_engine_that_is_not_served_signs_too() -> None:
+def test_an_engine_that_is_not_served_can_sign() -> None:
     engine = LocalEngine()
     auth = engine.sign(url="http://h")
     assert verifies(engine.public_key, full_signed_text(auth), auth["signature"])
 
 
-async def test_a_rotated_key_replaces_the_old_one(served: Served, key: RSA.RsaKey) -> None:
+async def test_a_rotated_key_replaces_the_old_one(served: ServedEngine, key: RSA.RsaKey) -> None:
     before = served.engine.public_key
     status, answer = await served.post("/local/rotate_key", b"")
     assert (status, answer) == (200, {"public_key": served.engine.public_key})
@@ -191,11 +191,11 @@ async def test_a_rotated_key_replaces_the_old_one(served: Served, key: RSA.RsaKe
 # Routing
 
 
-async def route(served: Served, cost: float = 1.0, **more: object) -> Any:
+async def route(served: ServedEngine, cost: float = 1.0, **more: object) -> Any:
     return await served.ok("/route/", {"endpoint": "local", **KEY, "cost": cost, **more})
 
 
-async def test_no_ready_worker_is_200_without_url(served: Served) -> None:
+async def test_no_ready_worker_is_200_without_url(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report(loadtime=0.0))
     await served.ok("/worker_status/", report(id=8, error_msg="no VRAM"))
     answer = await route(served)
@@ -210,14 +210,14 @@ async def test_no_ready_worker_is_200_without_url(served: Served) -> None:
     assert again["url"] == "http://127.0.0.1:3000"
 
 
-async def test_an_endpoint_that_nobody_joined_has_no_ready_worker(served: Served) -> None:
+async def test_an_endpoint_that_nobody_joined_has_no_ready_worker(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report())
     answer = await served.ok("/route/", {"endpoint": "other", **KEY, "cost": 1.0})
     assert "url" not in answer
     assert sum(answer["status"].values()) == 0
 
 
-async def test_a_silent_worker_is_stopped_after_30_s(served: Served) -> None:
+async def test_a_silent_worker_is_stopped_after_30_s(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report())
     served.clock.advance(30.0)
     assert "url" in await route(served)
@@ -227,7 +227,7 @@ async def test_a_silent_worker_is_stopped_after_30_s(served: Served) -> None:
     assert "url" not in answer
 
 
-async def test_numbers(served: Served) -> None:
+async def test_reqnum_and_request_idx_count_up(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report())
     await served.ok("/worker_status/", report(id=8, url="http://127.0.0.1:3001"))
     answers = [await route(served) for _ in range(10)]
@@ -239,13 +239,13 @@ async def test_numbers(served: Served) -> None:
     assert len({a["__request_id"] for a in answers}) == 10
 
 
-async def test_the_shortest_queue_in_time_is_picked(served: Served) -> None:
+async def test_the_shortest_queue_in_time_is_picked(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report(cur_load=30.0, max_perf=10.0))
     await served.ok("/worker_status/", report(id=8, url="http://b", cur_load=40.0, max_perf=20.0))
     assert (await route(served))["url"] == "http://b"
 
 
-async def test_a_burst_spreads_by_speed_until_the_next_report(served: Served) -> None:
+async def test_a_burst_spreads_by_speed_until_the_next_report(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report(url="http://a", max_perf=10.0))
     await served.ok("/worker_status/", report(id=8, url="http://b", max_perf=30.0))
     urls = [(await route(served, 10.0))["url"] for _ in range(40)]
@@ -255,7 +255,7 @@ async def test_a_burst_spreads_by_speed_until_the_next_report(served: Served) ->
     assert served.engine.worker(8).estimated_load == 5.0
 
 
-async def test_a_retry_adds_no_load(served: Served) -> None:
+async def test_a_retry_adds_no_load(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report(url="http://a"))
     first = await route(served, 10.0)
     await served.ok("/worker_status/", report(id=8, url="http://b"))
@@ -266,7 +266,7 @@ async def test_a_retry_adds_no_load(served: Served) -> None:
     assert len(served.engine.open_requests) == 1
 
 
-async def test_a_retry_goes_to_another_worker_if_there_is_one(served: Served) -> None:
+async def test_a_retry_goes_to_another_worker_if_there_is_one(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report(url="http://a", max_perf=100.0))
     first = await route(served, 10.0)
     assert (await route(served, 10.0, request_idx=first["request_idx"]))["url"] == "http://a"
@@ -276,7 +276,7 @@ async def test_a_retry_goes_to_another_worker_if_there_is_one(served: Served) ->
     assert (await route(served, 10.0, request_idx=first["request_idx"]))["url"] == "http://a"
 
 
-async def test_idle_workers_share_by_their_speed(served: Served) -> None:
+async def test_idle_workers_share_by_their_speed(served: ServedEngine) -> None:
     urls: list[str] = []
     for _ in range(40):
         await served.ok("/worker_status/", report(url="http://a", max_perf=10.0))
@@ -285,7 +285,7 @@ async def test_idle_workers_share_by_their_speed(served: Served) -> None:
     assert urls.count("http://a") == 10
 
 
-async def test_a_request_idx_of_another_life_is_kept_and_not_given_again(served: Served) -> None:
+async def test_a_request_idx_from_before_a_restart_is_kept_and_not_reused(served: ServedEngine) -> None:
     assert (await route(served, request_idx=2))["request_idx"] == 2
     assert [(await route(served))["request_idx"] for _ in range(3)] == [1, 3, 4]
     assert (await route(served, request_idx=2**63 - 1))["request_idx"] == 2**63 - 1
@@ -293,7 +293,7 @@ async def test_a_request_idx_of_another_life_is_kept_and_not_given_again(served:
     assert (await route(served, request_idx=None))["request_idx"] == 6
 
 
-async def test_a_worker_without_a_measured_speed_is_the_last_resort(served: Served) -> None:
+async def test_a_worker_without_a_measured_performance_is_the_last_choice(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report(url="http://a", max_perf=0.0))
     assert (await route(served))["url"] == "http://a"
     await served.ok("/worker_status/", report(id=8, url="http://b", cur_load=1e6))
@@ -301,7 +301,7 @@ async def test_a_worker_without_a_measured_speed_is_the_last_resort(served: Serv
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "message_part"),
     [
         ({"cost": None}, "cost must be a number"),
         ({"cost": True}, "cost must be a number"),
@@ -318,22 +318,22 @@ async def test_a_worker_without_a_measured_speed_is_the_last_resort(served: Serv
     ],
 )
 async def test_a_bad_route_request_names_the_field(
-    served: Served, changes: dict[str, object], named: str
+    served: ServedEngine, changes: dict[str, object], message_part: str
 ) -> None:
     error = await served.refused("/route/", {"endpoint": "local", **KEY, "cost": 1.0, **changes})
-    assert named in error
+    assert message_part in error
     assert len(served.engine.open_requests) == 0
 
 
-async def test_a_missing_cost_and_endpoint_are_named_together(served: Served) -> None:
+async def test_a_missing_cost_and_endpoint_are_named_together(served: ServedEngine) -> None:
     assert await served.refused("/route/", KEY) == "endpoint is missing; cost is missing"
 
 
-# Keys of clients
+# API keys
 
 
 @pytest.mark.parametrize("path", ["/route/", "/get_endpoint_workers/", "/e/x/route/"])
-async def test_no_key_is_401(served: Served, path: str) -> None:
+async def test_no_key_is_401(served: ServedEngine, path: str) -> None:
     body = {"endpoint": "local", "cost": 1.0, "id": 1}
     for more in ({}, {"api_key": ""}, {"api_key": None}):
         assert "no API key" in await served.refused(path, {**body, **more}, 401)
@@ -342,10 +342,10 @@ async def test_no_key_is_401(served: Served, path: str) -> None:
         assert status == 401
 
 
-async def test_a_wrong_key_is_401_where_one_was_asked_for(key: RSA.RsaKey) -> None:
+async def test_a_wrong_key_is_401_if_the_engine_has_one_key(key: RSA.RsaKey) -> None:
     engine = LocalEngine(api_key="sécret", key=key)
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
-        served = Served(engine, ManualClock(), url, http)
+        served = ServedEngine(engine, ManualClock(), url, http)
         body = {"endpoint": "local", "cost": 1.0}
         for wrong in ("secret", "\ud800", "sécre"):
             assert await served.refused("/route/", {**body, "api_key": wrong}, 401) == "wrong API key"
@@ -356,7 +356,7 @@ async def test_a_wrong_key_is_401_where_one_was_asked_for(key: RSA.RsaKey) -> No
 async def test_a_bearer_token_is_a_key() -> None:
     engine = LocalEngine(api_key="s", key=RSA.generate(2048))
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
-        served = Served(engine, ManualClock(), url, http)
+        served = ServedEngine(engine, ManualClock(), url, http)
         for header, status in (("Bearer s", 200), ("bearer s", 200), ("Bearer t", 401)):
             got = await served.post(
                 "/route/", {"endpoint": "local", "cost": 1}, headers={"Authorization": header}
@@ -365,18 +365,18 @@ async def test_a_bearer_token_is_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("api_key", "endpoint", "named"),
+    ("api_key", "endpoint", "message_part"),
     [("", "local", "api_key"), (None, "", "endpoint"), (None, "a" * 129, "endp")],
 )
-def test_an_engine_that_can_not_work_is_not_made(api_key: str | None, endpoint: str, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+def test_invalid_arguments_of_an_engine(api_key: str | None, endpoint: str, message_part: str) -> None:
+    with pytest.raises(ValueError, match=message_part):
         LocalEngine(api_key=api_key, endpoint=endpoint)
 
 
 # Reports
 
 
-async def test_reports_are_kept_with_their_times_and_totals_are_exact(served: Served) -> None:
+async def test_reports_are_kept_with_their_times_and_totals_are_exact(served: ServedEngine) -> None:
     for i in range(10):
         await served.ok("/worker_status/", report(new_load=0.1, rej_load=0.2, cur_perf=1e15 + i))
         served.clock.advance(1.0)
@@ -392,14 +392,14 @@ async def test_reports_are_kept_with_their_times_and_totals_are_exact(served: Se
     assert worker.last.to_json() == report(new_load=0.1, rej_load=0.2, cur_perf=1e15 + 9)
 
 
-async def test_a_worker_that_never_reported_has_no_reports(served: Served) -> None:
+async def test_a_worker_that_never_reported_has_no_reports(served: ServedEngine) -> None:
     worker = served.engine.worker(99)
     assert (len(worker.reports), worker.last, worker.state, worker.endpoint) == (0, None, "stopped", "")
     assert served.engine.workers == {}
 
 
 @pytest.mark.parametrize("field", list(report()))
-async def test_every_field_is_required(served: Served, field: str) -> None:
+async def test_every_field_is_required(served: ServedEngine, field: str) -> None:
     message = report()
     del message[field]
     assert f"{field} is missing" in await served.refused("/worker_status/", message)
@@ -408,7 +408,7 @@ async def test_every_field_is_required(served: Served, field: str) -> None:
 
 @pytest.mark.parametrize("wrong", [None, True, [1.5], {}])
 @pytest.mark.parametrize("field", list(report()))
-async def test_every_field_has_a_type(served: Served, field: str, wrong: object) -> None:
+async def test_every_field_has_a_type(served: ServedEngine, field: str, wrong: object) -> None:
     assert field in await served.refused("/worker_status/", report(**{field: wrong}))
     assert served.engine.workers == {}
 
@@ -436,22 +436,26 @@ async def test_every_field_has_a_type(served: Served, field: str, wrong: object)
         ("url", "", "must be an http or https URL"),
     ],
 )
-async def test_every_field_has_a_range(served: Served, field: str, wrong: object, what: str) -> None:
+async def test_every_field_has_a_range(served: ServedEngine, field: str, wrong: object, what: str) -> None:
     error = await served.refused("/worker_status/", report(**{field: wrong}))
     assert error == f"{field} {what}" + (" and not beyond 1e300" if "finite" in what else "")
     assert served.engine.workers == {}
 
 
 @pytest.mark.parametrize(
-    ("idxs", "named"),
+    ("idxs", "message_part"),
     [([1, 0], "[1] must be 1 or more"), ([1, "2"], "[1] must be an integer"), ([True], "[0] must be an int")],
 )
-async def test_working_request_idxs_are_integers(served: Served, idxs: list[object], named: str) -> None:
+async def test_working_request_idxs_must_be_integers(
+    served: ServedEngine, idxs: list[object], message_part: str
+) -> None:
     error = await served.refused("/worker_status/", report(working_request_idxs=idxs))
-    assert f"working_request_idxs{named}" in error
+    assert f"working_request_idxs{message_part}" in error
 
 
-async def test_drift_extra_keys_and_a_failed_start_without_url_are_taken(served: Served) -> None:
+async def test_rounding_drift_extra_keys_and_a_failed_start_without_url_are_accepted(
+    served: ServedEngine,
+) -> None:
     await served.ok("/worker_status/", report(cur_load=-1e-9, later="unknown"))
     assert served.engine.worker(7).estimated_load == 0.0
     await served.ok("/worker_status/", report(url="", error_msg="BACKEND is not set"))
@@ -461,7 +465,7 @@ async def test_drift_extra_keys_and_a_failed_start_without_url_are_taken(served:
 # Finished requests
 
 
-async def test_finished_requests_are_kept_and_closed(served: Served) -> None:
+async def test_finished_requests_are_kept_and_closed(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report())
     for _ in range(3):
         await route(served, 4.0)
@@ -479,7 +483,7 @@ async def test_finished_requests_are_kept_and_closed(served: Served) -> None:
     assert served.engine.worker(7).estimated_load == 4.0
 
 
-async def test_requests_of_a_worker_that_is_gone_are_not_open(served: Served) -> None:
+async def test_requests_of_a_gone_worker_are_closed(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report())
     await route(served)
     await served.ok("/worker_status/", report(loadtime=0.0))
@@ -493,7 +497,7 @@ async def test_requests_of_a_worker_that_is_gone_are_not_open(served: Served) ->
     assert len(served.engine.finished) == 1
 
 
-async def test_a_request_that_is_worked_on_stays_open(served: Served) -> None:
+async def test_a_request_that_is_worked_on_stays_open(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report())
     for _ in range(2):
         await route(served)
@@ -503,14 +507,14 @@ async def test_a_request_that_is_worked_on_stays_open(served: Served) -> None:
     assert [idx in served.engine.open_requests for idx in (1, 2)] == [False, True]
 
 
-async def test_each_attempt_is_an_entry_of_its_own(served: Served) -> None:
+async def test_each_attempt_is_a_separate_entry(served: ServedEngine) -> None:
     for _ in range(2):
         await served.ok("/delete_requests/", {"worker_id": 7, "mtoken": "", "requests": [finished()]})
     assert len(served.engine.finished) == 2
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "message_part"),
     [
         ({"request_idx": 0}, "request_idx must be 1 or more"),
         ({"request_idx": None}, "request_idx must be an integer"),
@@ -523,15 +527,17 @@ async def test_each_attempt_is_an_entry_of_its_own(served: Served) -> None:
         ({"work_completed_at": None}, "work_completed_at must be a number"),
     ],
 )
-async def test_one_bad_entry_refuses_all(served: Served, change: dict[str, object], named: str) -> None:
+async def test_one_bad_entry_refuses_the_message(
+    served: ServedEngine, change: dict[str, object], message_part: str
+) -> None:
     message = {"worker_id": 7, "mtoken": "", "requests": [finished(), finished(**change)]}
     error = await served.refused("/delete_requests/", message)
-    assert error.startswith(f"requests[1].{named}")
+    assert error.startswith(f"requests[1].{message_part}")
     assert served.engine.finished == []
 
 
 @pytest.mark.parametrize(
-    ("message", "named"),
+    ("message", "message_part"),
     [
         ({"mtoken": "", "requests": []}, "worker_id is missing"),
         ({"worker_id": 7, "requests": []}, "mtoken is missing"),
@@ -540,20 +546,22 @@ async def test_one_bad_entry_refuses_all(served: Served, change: dict[str, objec
         ({"worker_id": 7, "mtoken": "", "requests": [1]}, "requests[0] must be an object"),
     ],
 )
-async def test_the_frame_of_finished_requests(served: Served, message: object, named: str) -> None:
-    assert named in await served.refused("/delete_requests/", message)
+async def test_the_fields_around_finished_requests(
+    served: ServedEngine, message: object, message_part: str
+) -> None:
+    assert message_part in await served.refused("/delete_requests/", message)
 
 
-async def test_a_thousand_bad_entries_get_a_short_answer(served: Served) -> None:
+async def test_a_thousand_bad_entries_get_a_short_answer(served: ServedEngine) -> None:
     entries: list[dict[str, object]] = [{}] * 1000
     message = {"worker_id": 7, "mtoken": "", "requests": entries}
     assert len(await served.refused("/delete_requests/", message)) < 1000
 
 
-# What clients see of the workers
+# Lists of workers
 
 
-async def test_get_endpoint_workers(served: Served) -> None:
+async def test_get_endpoint_workers(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report(loadtime=0.0, max_perf=0.0, url="http://a"))
     served.clock.advance(20.0)
     await served.ok(
@@ -581,17 +589,17 @@ async def test_get_endpoint_workers(served: Served) -> None:
     }
 
 
-async def test_get_endpoint_workers_needs_an_id_that_exists(served: Served) -> None:
+async def test_get_endpoint_workers_needs_an_id_that_exists(served: ServedEngine) -> None:
     assert await served.ok("/get_endpoint_workers/", {"id": 1, **KEY}) == []
     assert "id is missing" in await served.refused("/get_endpoint_workers/", KEY)
     assert "id must be an integer" in await served.refused("/get_endpoint_workers/", {**KEY, "id": "1"})
     assert "no endpoint has the id 2" in await served.refused("/get_endpoint_workers/", {**KEY, "id": 2}, 404)
 
 
-# Endpoints by path
+# Endpoints in the path
 
 
-async def test_a_report_address_with_a_path_joins_that_endpoint(served: Served) -> None:
+async def test_a_report_address_with_a_path_joins_that_endpoint(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report(url="http://a"))
     await served.ok("/e/chat/worker_status/", report(id=8, url="http://b"))
     assert served.engine.worker(8).endpoint == "chat"
@@ -602,31 +610,33 @@ async def test_a_report_address_with_a_path_joins_that_endpoint(served: Served) 
     assert [by_name["endpoint"], by_path["endpoint"]] == ["chat", "chat"]
     assert [w["id"] for w in await served.ok("/e/chat/get_endpoint_workers/", KEY)] == [8]
     assert [w["id"] for w in await served.ok("/get_endpoint_workers/", {**KEY, "id": 2})] == [8]
-    assert "another id" in await served.refused("/e/chat/get_endpoint_workers/", {**KEY, "id": 1}, 404)
+    assert "has the id 2, not 1" in await served.refused(
+        "/e/chat/get_endpoint_workers/", {**KEY, "id": 1}, 404
+    )
     assert "no worker" in await served.refused("/e/none/get_endpoint_workers/", {**KEY, "id": 1}, 404)
 
 
-async def test_the_other_routes_under_a_path(served: Served) -> None:
+async def test_other_routes_under_an_endpoints_path(served: ServedEngine) -> None:
     async with served.http.get(served.url + "/e/chat/pubkey/") as response:
         assert await response.text() == served.engine.public_key
     await served.ok("/e/chat/delete_requests/", {"worker_id": 7, "mtoken": "", "requests": [finished()]})
     assert len(served.engine.finished) == 1
 
 
-async def test_path_and_body_that_disagree_are_refused(served: Served) -> None:
+async def test_path_and_body_that_disagree_are_refused(served: ServedEngine) -> None:
     body = {"endpoint": "local", **KEY, "cost": 1.0}
     assert "endpoint must be 'chat'" in await served.refused("/e/chat/route/", body)
     assert "path's endpoint" in await served.refused(f"/e/{'a' * 129}/worker_status/", report())
 
 
-async def test_a_worker_that_moves_leaves_its_endpoint(served: Served) -> None:
+async def test_a_worker_that_moves_leaves_its_endpoint(served: ServedEngine) -> None:
     await served.ok("/worker_status/", report())
     await served.ok("/e/chat/worker_status/", report())
     assert "url" not in await route(served)
     assert await served.ok("/get_endpoint_workers/", {"id": 1, **KEY}) == []
 
 
-# Bodies that are no messages
+# Invalid bodies
 
 
 @pytest.mark.parametrize(
@@ -649,22 +659,22 @@ async def test_a_worker_that_moves_leaves_its_endpoint(served: Served) -> None:
 @pytest.mark.parametrize(
     "path", ["/worker_status/", "/delete_requests/", "/route/", "/get_endpoint_workers/", "/local/faults"]
 )
-async def test_a_body_that_is_no_message(served: Served, path: str, body: bytes, what: str) -> None:
+async def test_an_invalid_body_is_refused(served: ServedEngine, path: str, body: bytes, what: str) -> None:
     assert what in await served.refused(path, body)
 
 
-async def test_a_body_that_is_too_large_is_413(served: Served) -> None:
+async def test_a_body_that_is_too_large_is_413(served: ServedEngine) -> None:
     error = await served.refused("/worker_status/", b" " * (8 * 1024 * 1024 + 1), 413)
     assert "8388608" in error
 
 
-async def test_ten_thousand_finished_requests_fit(served: Served) -> None:
+async def test_ten_thousand_finished_requests_fit(served: ServedEngine) -> None:
     entries = [finished(request_idx=2**62 + i) for i in range(10_000)]
     await served.ok("/delete_requests/", {"worker_id": 7, "mtoken": "", "requests": entries})
     assert len(served.engine.finished) == 10_000
 
 
-async def test_a_compressed_body_is_read_and_a_broken_one_refused(served: Served) -> None:
+async def test_a_compressed_body_is_read_and_a_broken_one_refused(served: ServedEngine) -> None:
     packed = gzip.compress(json.dumps(report()).encode())
     headers = {"Content-Encoding": "gzip"}
     assert (await served.post("/worker_status/", packed, headers=headers))[0] == 200
@@ -674,7 +684,7 @@ async def test_a_compressed_body_is_read_and_a_broken_one_refused(served: Served
     assert served.engine.worker(7).totals.reports == 1
 
 
-async def test_a_client_that_leaves_in_mid_body_changes_nothing(served: Served) -> None:
+async def test_a_client_that_disconnects_within_its_body_changes_nothing(served: ServedEngine) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /worker_status/ HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
@@ -685,18 +695,18 @@ async def test_a_client_that_leaves_in_mid_body_changes_nothing(served: Served) 
     assert served.engine.worker(7).totals.reports == 1
 
 
-async def test_no_such_route_and_no_such_method(served: Served) -> None:
-    assert await served.refused("/nothing", {}, 404) == "there is no /nothing"
+async def test_an_unknown_route_and_a_wrong_method(served: ServedEngine) -> None:
+    assert await served.refused("/nothing", {}, 404) == "no route at /nothing"
     async with served.http.get(served.url + "/route/") as response:
         assert response.status == 405
         assert response.headers["Allow"] == "POST"
-        assert "takes POST, not GET" in (await response.json())["error"]
+        assert "accepts POST, not GET" in (await response.json())["error"]
 
 
-# Waiting
+# wait_for
 
 
-async def test_wait_for_looks_again_at_each_message(served: Served) -> None:
+async def test_wait_for_checks_again_after_each_message(served: ServedEngine) -> None:
     waiting = asyncio.ensure_future(
         served.engine.wait_for(lambda: served.engine.worker(7).totals.new_load >= 3.0)
     )
@@ -707,11 +717,11 @@ async def test_wait_for_looks_again_at_each_message(served: Served) -> None:
     assert await waiting is True
 
 
-async def test_wait_for_gives_up(served: Served) -> None:
+async def test_wait_for_times_out(served: ServedEngine) -> None:
     with pytest.raises(TimeoutError):
         await served.engine.wait_for(lambda: False, limit_s=0.0)
 
 
-async def test_wait_for_gives_what_the_predicate_gave(served: Served) -> None:
+async def test_wait_for_returns_the_value_of_the_predicate(served: ServedEngine) -> None:
     await served.ok("/delete_requests/", {"worker_id": 7, "mtoken": "", "requests": [finished()]})
     assert (await served.engine.wait_for(lambda: served.engine.finished))[0].worker_id == 7

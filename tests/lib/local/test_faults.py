@@ -1,4 +1,4 @@
-"""Faults on demand, as a worker or a client meets them."""
+"""Injected faults, as seen by a worker or a client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPORT = replace(READY, new_load=5.0).to_json()
 COMPLETIONS = DeleteRequests(7, "", (FinishedRequest(1, True, "Success", 1.0, 2.0, 3.0),)).to_json()
 ROUTE = {"endpoint": "local", "api_key": "k", "cost": 1.0}
 
-# Each kind: its path and what is sent there.
+# The path of each kind and the message sent to it; None for a GET.
 KINDS: dict[FaultKind, tuple[str, dict[str, Any] | None]] = {
     "reports": ("/worker_status/", REPORT),
     "completions": ("/delete_requests/", COMPLETIONS),
@@ -32,16 +32,18 @@ KINDS: dict[FaultKind, tuple[str, dict[str, Any] | None]] = {
 DISCONNECTED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
-class Served:
+class ServedEngine:
+    """An engine on a socket, and its manual clock."""
+
     def __init__(self, engine: LocalEngine, clock: ManualClock, url: str) -> None:
         self.engine = engine
         self.clock = clock
         self.url = url
 
     async def ask(self, kind: FaultKind, prefix: str = "") -> int:
-        """The status that one request of `kind` gets, on a connection of its own.
+        """Send one request of `kind` on a new connection; return the answer's status.
 
-        The client sends a GET once more by itself if the connection was closed.
+        The client retries a GET once by itself if the connection was closed.
         """
         path, message = KINDS[kind]
         async with aiohttp.ClientSession() as http:
@@ -52,6 +54,7 @@ class Served:
                 return response.status
 
     async def faults(self, message: object) -> tuple[int, Any]:
+        """Status and body of the answer to `POST /local/faults`."""
         async with (
             aiohttp.ClientSession() as http,
             http.post(self.url + "/local/faults", json=message) as response,
@@ -59,7 +62,7 @@ class Served:
             return response.status, await response.json()
 
     def processed(self, kind: FaultKind) -> int:
-        """How many requests of `kind` had an effect; the key has none to see."""
+        """The number of requests of `kind` that had an effect; 0 for the key, which has none."""
         engine = self.engine
         effects: dict[FaultKind, int] = {
             "reports": engine.worker(7).totals.reports,
@@ -76,16 +79,18 @@ def key() -> RSA.RsaKey:
 
 
 @pytest.fixture
-async def served(key: RSA.RsaKey) -> AsyncGenerator[Served, None]:
+async def served(key: RSA.RsaKey) -> AsyncGenerator[ServedEngine, None]:
     clock = ManualClock()
     engine = LocalEngine(clock=clock, key=key)
     async with serve_engine(engine) as url:
-        yield Served(engine, clock, url)
+        yield ServedEngine(engine, clock, url)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize(("fault", "status"), [(Fault(refuse=True), 503), (Fault(status=418), 418)])
-async def test_refused_until_cleared(served: Served, kind: FaultKind, fault: Fault, status: int) -> None:
+async def test_refused_until_cleared(
+    served: ServedEngine, kind: FaultKind, fault: Fault, status: int
+) -> None:
     setattr(served.engine.faults, kind, fault)
     assert [await served.ask(kind) for _ in range(2)] == [status, status]
     assert served.processed(kind) == 0
@@ -95,14 +100,14 @@ async def test_refused_until_cleared(served: Served, kind: FaultKind, fault: Fau
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_times_counts_down_and_clears(served: Served, kind: FaultKind) -> None:
+async def test_times_counts_down_and_clears(served: ServedEngine, kind: FaultKind) -> None:
     setattr(served.engine.faults, kind, Fault(status=500, times=2))
     assert [await served.ask(kind) for _ in range(3)] == [500, 500, 200]
     assert served.engine.faults == Faults()
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_drop_is_not_processed(served: Served, kind: FaultKind) -> None:
+async def test_drop_is_not_processed(served: ServedEngine, kind: FaultKind) -> None:
     setattr(served.engine.faults, kind, Fault(drop=True))
     with pytest.raises(DISCONNECTED):
         await served.ask(kind)
@@ -112,7 +117,7 @@ async def test_drop_is_not_processed(served: Served, kind: FaultKind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["reports", "completions", "route"])
-async def test_lose_is_processed_but_not_answered(served: Served, kind: FaultKind) -> None:
+async def test_lose_is_processed_but_not_answered(served: ServedEngine, kind: FaultKind) -> None:
     setattr(served.engine.faults, kind, Fault(lose=True, times=1))
     with pytest.raises(DISCONNECTED):
         await served.ask(kind)
@@ -121,7 +126,7 @@ async def test_lose_is_processed_but_not_answered(served: Served, kind: FaultKin
     assert served.processed(kind) == 2
 
 
-async def test_a_lost_refusal_is_not_answered_either(served: Served) -> None:
+async def test_a_lost_refusal_is_not_answered_either(served: ServedEngine) -> None:
     served.engine.faults.reports = Fault(lose=True, times=1)
     async with aiohttp.ClientSession() as http:
         with pytest.raises(DISCONNECTED):
@@ -129,19 +134,19 @@ async def test_a_lost_refusal_is_not_answered_either(served: Served) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_a_delay_lasts_as_long_as_the_clock_says(served: Served, kind: FaultKind) -> None:
+async def test_a_delay_follows_the_clock(served: ServedEngine, kind: FaultKind) -> None:
     setattr(served.engine.faults, kind, Fault(delay_s=5.0, times=1))
     asking = asyncio.ensure_future(served.ask(kind))
     await served.clock.wait_for_timers()
     served.clock.advance(4.9)
-    assert (await served.faults({}))[0] == 200  # other requests go on meanwhile
+    assert (await served.faults({}))[0] == 200  # other requests are not delayed
     assert not asking.done()
     assert served.processed(kind) == 0
     served.clock.advance(0.2)
     assert await asking == 200
 
 
-async def test_a_delay_goes_with_another_fault(served: Served) -> None:
+async def test_a_delay_combines_with_another_fault(served: ServedEngine) -> None:
     served.engine.faults.reports = Fault(delay_s=5.0, status=502)
     asking = asyncio.ensure_future(served.ask("reports"))
     await served.clock.wait_for_timers()
@@ -154,27 +159,27 @@ async def test_an_engine_that_stops_does_not_wait_for_delays(key: RSA.RsaKey) ->
     engine = LocalEngine(clock=clock, key=key)
     engine.faults.reports = Fault(delay_s=3600.0)
     async with serve_engine(engine) as url:
-        asking = asyncio.ensure_future(Served(engine, clock, url).ask("reports"))
+        asking = asyncio.ensure_future(ServedEngine(engine, clock, url).ask("reports"))
         await clock.wait_for_timers()
     with pytest.raises(DISCONNECTED):
         await asking
     assert engine.worker(7).totals.reports == 0
 
 
-async def test_faults_apply_under_a_path_too(served: Served) -> None:
+async def test_faults_apply_under_an_endpoints_path_too(served: ServedEngine) -> None:
     served.engine.faults.reports = Fault(refuse=True)
     assert await served.ask("reports", "/e/chat") == 503
     assert await served.ask("pubkey", "/e/chat") == 200
 
 
-async def test_a_fault_may_be_changed_in_place(served: Served) -> None:
+async def test_a_fault_may_be_changed_in_place(served: ServedEngine) -> None:
     served.engine.faults.reports.refuse = True
     assert await served.ask("reports") == 503
     served.engine.faults.reports.refuse = False
     assert await served.ask("reports") == 200
 
 
-async def test_requests_at_the_same_time_share_the_count(served: Served) -> None:
+async def test_concurrent_requests_share_the_count(served: ServedEngine) -> None:
     served.engine.faults.reports = Fault(refuse=True, times=2)
     statuses = await asyncio.gather(*(served.ask("reports") for _ in range(5)))
     assert sorted(statuses) == [200, 200, 200, 503, 503]
@@ -183,10 +188,10 @@ async def test_requests_at_the_same_time_share_the_count(served: Served) -> None
 # Over HTTP
 
 
-async def test_faults_are_set_and_shown_over_http(served: Served) -> None:
+async def test_faults_are_set_and_shown_over_http(served: ServedEngine) -> None:
     status, shown = await served.faults({"reports": {"lose": True, "times": 2}, "route": {"status": 500}})
     assert status == 200
-    nothing = {
+    inactive = {
         "drop": False,
         "refuse": False,
         "status": None,
@@ -195,25 +200,25 @@ async def test_faults_are_set_and_shown_over_http(served: Served) -> None:
         "times": None,
     }
     assert shown == {
-        "reports": {**nothing, "lose": True, "times": 2},
-        "completions": nothing,
-        "pubkey": nothing,
-        "route": {**nothing, "status": 500},
+        "reports": {**inactive, "lose": True, "times": 2},
+        "completions": inactive,
+        "pubkey": inactive,
+        "route": {**inactive, "status": 500},
     }
     with pytest.raises(DISCONNECTED):
         await served.ask("reports")
     assert await served.ask("route") == 500
     status, shown = await served.faults({"route": None})
-    assert shown["route"] == nothing
-    assert shown["reports"] == {**nothing, "lose": True, "times": 1}
+    assert shown["route"] == inactive
+    assert shown["reports"] == {**inactive, "lose": True, "times": 1}
     async with aiohttp.ClientSession() as http, http.get(served.url + "/local/faults") as response:
         assert await response.json() == shown
 
 
 @pytest.mark.parametrize(
-    ("message", "named"),
+    ("message", "message_part"),
     [
-        ({"report": {}}, "report is unknown; known are reports, completions, pubkey, route"),
+        ({"report": {}}, "report is unknown; use reports, completions, pubkey, route"),
         ({"reports": []}, "reports must be an object"),
         ({"reports": {"loose": True}}, "reports.loose is unknown"),
         ({"reports": {"lose": 1}}, "reports.lose must be true or false"),
@@ -221,13 +226,13 @@ async def test_faults_are_set_and_shown_over_http(served: Served) -> None:
         ({"reports": {"status": 600}}, "reports.status must be 400 to 599"),
         ({"reports": {"delay_s": -1}}, "reports.delay_s must be 0 or more"),
         ({"reports": {"times": 0}}, "reports.times must be 1 or more"),
-        ({"reports": {"lose": True, "drop": True}}, "only one of drop, refuse, status and lose"),
+        ({"reports": {"lose": True, "drop": True}}, "set only one of drop, refuse, status and lose"),
     ],
 )
 async def test_a_bad_fault_is_refused_and_changes_nothing(
-    served: Served, message: dict[str, object], named: str
+    served: ServedEngine, message: dict[str, object], message_part: str
 ) -> None:
     status, answer = await served.faults({"pubkey": {"refuse": True}, **message})
     assert status == 400
-    assert named in answer["error"]
+    assert message_part in answer["error"]
     assert served.engine.faults == Faults()

@@ -1,4 +1,4 @@
-"""What the engine makes of reports: states, restarts, averages, exact totals."""
+"""Workers and open requests by their reports: states, restarts, averages, exact totals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_states(loadtime: float, error_msg: str, state: str) -> None:
     assert worker.state == "stopped"
 
 
-def test_a_restart_starts_anew_and_a_recovery_does_not() -> None:
+def test_a_restart_resets_the_times_and_a_recovery_does_not() -> None:
     clock = ManualClock(wall_s=100.0)
     fleet = Fleet(clock, 10)
     seen: list[tuple[float, float]] = []
@@ -53,7 +53,7 @@ def test_a_restart_starts_anew_and_a_recovery_does_not() -> None:
     ]
 
 
-def test_the_rolling_average_forgets_in_a_minute() -> None:
+def test_the_rolling_average_decays_in_a_minute() -> None:
     clock = ManualClock()
     fleet = Fleet(clock, 10)
     assert fleet.take_report("local", replace(READY, cur_load=100.0)).cur_load_rolling_avg == 100.0
@@ -84,11 +84,11 @@ def test_open_requests_are_bounded_and_numbers_unique() -> None:
 
 
 @given(st.lists(st.integers(0, 30)))
-def test_no_number_is_given_twice(brought: list[int]) -> None:
+def test_no_number_is_used_twice(chosen: list[int]) -> None:
     requests = OpenRequests()
     given_out: set[int] = set()
     seen: set[int] = set()
-    for request_idx in brought:
+    for request_idx in chosen:
         number = requests.open(0.0, request_idx)
         if request_idx:
             assert number == request_idx
@@ -98,7 +98,7 @@ def test_no_number_is_given_twice(brought: list[int]) -> None:
         seen.add(number)
 
 
-def test_what_a_gone_worker_had_is_closed() -> None:
+def test_requests_of_a_gone_worker_are_closed() -> None:
     requests = OpenRequests()
     for worker_id in (7, 8, 7):
         requests.route(requests.open(0.0), worker_id)
@@ -107,7 +107,7 @@ def test_what_a_gone_worker_had_is_closed() -> None:
     assert requests.close_routed_to(7) == []
 
 
-def test_what_nobody_asks_for_is_closed_in_ten_minutes() -> None:
+def test_abandoned_requests_are_closed_after_ten_minutes() -> None:
     requests = OpenRequests()
     for _ in range(3):
         requests.open(0.0)
@@ -122,18 +122,18 @@ def test_what_nobody_asks_for_is_closed_in_ten_minutes() -> None:
 
 
 @pytest.mark.parametrize(
-    "anew", [{"loadtime": 0.0, "num_requests_received": 9}, {"num_requests_received": 8}]
+    "restarted", [{"loadtime": 0.0, "num_requests_received": 9}, {"num_requests_received": 8}]
 )
-def test_a_process_that_counts_from_the_start_is_another(anew: dict[str, float]) -> None:
+def test_lower_counters_mean_another_process(restarted: dict[str, float]) -> None:
     fleet = Fleet(ManualClock(), 10)
     fleet.take_report("local", replace(READY, num_requests_received=9))
     fleet.take_report("local", replace(READY, num_requests_received=9))
     assert fleet.worker(7).starts == 1
-    fleet.take_report("local", replace(READY, **anew))  # type: ignore[arg-type] # ints and floats
+    fleet.take_report("local", replace(READY, **restarted))  # type: ignore[arg-type] # ints and floats
     assert fleet.worker(7).starts == 2
 
 
-def test_a_retired_worker_gets_nothing_and_says_the_rest() -> None:
+def test_a_retired_worker_gets_no_requests_but_its_reports_count() -> None:
     fleet = Fleet(ManualClock(), 10)
     worker = fleet.take_report("local", READY)
     worker.retired = True

@@ -1,4 +1,4 @@
-"""Endpoints, workergroups, logs and plans over HTTP, as the official client asks for them."""
+"""Endpoints, workergroups, logs and plans over HTTP, as Vast.ai's client requests them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULTS = {"min_load": 10.0, "target_util": 0.9, "cold_mult": 2.5, "cold_worker
 
 @dataclass
 class Console:
-    """An engine with a clock to move, and its owner."""
+    """An engine on a socket, its manual clock, and a client with an API key."""
 
     engine: LocalEngine
     clock: ManualClock
@@ -38,30 +38,30 @@ class Console:
     async def ask(
         self, method: str, path: str, body: object = None, *, key: str | None = "any", status: int = 200
     ) -> Any:
-        """What is answered, with that status; a body that is bytes goes as it is."""
+        """Send a request, check the answer's status, return its JSON; a `bytes` body is sent unchanged."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         async with self.http.request(method, self.url + path, data=data, headers=headers) as answer:
-            told = await answer.json()
-            assert answer.status == status, told
-            return told
+            result = await answer.json()
+            assert answer.status == status, result
+            return result
 
     async def refused(self, method: str, path: str, body: object, status: int = 400, code: str = "") -> str:
-        """The sentence of a refusal in the console's shape; nothing has changed."""
+        """Check that a request is refused in the console's format and changes nothing; return the message."""
         before = self.tables()
-        told = await self.ask(method, path, body, status=status)
-        assert sorted(told) == ["error", "msg", "success"]
-        assert told["success"] is False
-        assert told["error"] == (code or "invalid_args")
+        result = await self.ask(method, path, body, status=status)
+        assert sorted(result) == ["error", "msg", "success"]
+        assert result["success"] is False
+        assert result["error"] == (code or "invalid_args")
         assert self.tables() == before
-        return told["msg"]
+        return result["msg"]
 
     def tables(self) -> tuple[object, object]:
         return dict(self.engine.groups.endpoints), dict(self.engine.groups.workergroups)
 
 
 @asynccontextmanager
-async def opened(**options: Any) -> AsyncGenerator[Console, None]:
+async def running_console(**options: Any) -> AsyncGenerator[Console, None]:
     clock = ManualClock()
     engine = LocalEngine(clock=clock, key=engine_key(), **options)
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
@@ -70,17 +70,17 @@ async def opened(**options: Any) -> AsyncGenerator[Console, None]:
 
 @pytest.fixture
 async def console() -> AsyncGenerator[Console, None]:
-    async with opened() as console:
+    async with running_console() as console:
         yield console
 
 
 # Endpoints
 
 
-async def test_it_starts_with_one_endpoint(console: Console) -> None:
-    told = await console.ask("GET", ENDPOINTS + "?client_id=me&api_key=any", key=None)
-    assert told["success"] is True
-    (endpoint,) = told["results"]
+async def test_an_engine_starts_with_one_endpoint(console: Console) -> None:
+    result = await console.ask("GET", ENDPOINTS + "?client_id=me&api_key=any", key=None)
+    assert result["success"] is True
+    (endpoint,) = result["results"]
     assert {name: endpoint[name] for name in DEFAULTS} == DEFAULTS
     assert endpoint["id"] == 1
     assert endpoint["endpoint_name"] == "local"
@@ -90,7 +90,7 @@ async def test_it_starts_with_one_endpoint(console: Console) -> None:
     assert await console.ask("GET", ENDPOINTS + "1/") == {"success": True, "result": endpoint}
 
 
-async def test_an_endpoint_is_made_changed_and_removed(console: Console) -> None:
+async def test_an_endpoint_is_created_changed_and_removed(console: Console) -> None:
     body = {"endpoint_name": "chat", "min_load": 100, "cold_workers": None, "endpoint_state": "active"}
     assert await console.ask("POST", ENDPOINTS, body) == {"success": True, "result": 2}
     changed = await console.ask("PUT", ENDPOINTS + "2/", {"max_workers": 3, "target_util": None})
@@ -105,8 +105,8 @@ async def test_an_endpoint_is_made_changed_and_removed(console: Console) -> None
     assert await console.ask("POST", ENDPOINTS, body) == {"success": True, "result": 3}
 
 
-async def test_a_key_that_was_asked_for_is_the_endpoints(console: Console) -> None:
-    async with opened(api_key="secret") as guarded:
+async def test_the_engines_only_key_is_the_endpoints_key(console: Console) -> None:
+    async with running_console(api_key="secret") as guarded:
         (endpoint,) = (await guarded.ask("GET", ENDPOINTS, key="secret"))["results"]
         assert endpoint["api_key"] == "secret"
         refusal = await guarded.ask("GET", ENDPOINTS, key="other", status=401)
@@ -114,7 +114,7 @@ async def test_a_key_that_was_asked_for_is_the_endpoints(console: Console) -> No
 
 
 @pytest.mark.parametrize(
-    ("body", "named"),
+    ("body", "message_part"),
     [
         ({}, "endpoint_name is missing"),
         ({"endpoint_name": ""}, "endpoint_name must be a name"),
@@ -136,34 +136,34 @@ async def test_a_key_that_was_asked_for_is_the_endpoints(console: Console) -> No
         (b'{"min_load": NaN}', "NaN is not a JSON number"),
     ],
 )
-async def test_an_endpoint_that_can_not_be(console: Console, body: object, named: str) -> None:
-    assert named in await console.refused("POST", ENDPOINTS, body)
-    if body not in (b"", {}) and "endpoint_name" not in named:
+async def test_invalid_endpoints_are_refused(console: Console, body: object, message_part: str) -> None:
+    assert message_part in await console.refused("POST", ENDPOINTS, body)
+    if body not in (b"", {}) and "endpoint_name" not in message_part:
         changes = body if isinstance(body, bytes) else {**cast("dict[str, Any]", body), "endpoint_name": None}
-        assert named in await console.refused("PUT", ENDPOINTS + "1/", changes)
+        assert message_part in await console.refused("PUT", ENDPOINTS + "1/", changes)
 
 
 async def test_every_wrong_field_is_named_at_once(console: Console) -> None:
-    said = await console.refused("POST", ENDPOINTS, {"min_load": "x", "max_workers": "y"})
-    assert all(name in said for name in ("endpoint_name", "min_load", "max_workers"))
+    message = await console.refused("POST", ENDPOINTS, {"min_load": "x", "max_workers": "y"})
+    assert all(name in message for name in ("endpoint_name", "min_load", "max_workers"))
 
 
-async def test_names_are_had_once_and_kept(console: Console) -> None:
-    said = await console.refused("POST", ENDPOINTS, {"endpoint_name": "local"}, 409, "already_exists")
-    assert "'local' already" in said
+async def test_names_are_unique_and_can_not_change(console: Console) -> None:
+    message = await console.refused("POST", ENDPOINTS, {"endpoint_name": "local"}, 409, "already_exists")
+    assert "'local' exists already" in message
     assert "can't be changed" in await console.refused("PUT", ENDPOINTS + "1/", {"endpoint_name": "other"})
     assert (await console.ask("PUT", ENDPOINTS + "1/", {"endpoint_name": "local"}))["success"]
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 @pytest.mark.parametrize("path", [ENDPOINTS, GROUPS])
-async def test_ids_that_are_not_there(console: Console, method: str, path: str) -> None:
+async def test_unknown_ids(console: Console, method: str, path: str) -> None:
     assert "has the id 9" in await console.refused(method, f"{path}9/", {}, 404, "not_found")
     assert "'x', is not an integer" in await console.refused(method, f"{path}x/", {})
     assert "no API key" in (await console.ask(method, f"{path}9/", {}, key=None, status=401))["msg"]
 
 
-async def test_what_means_nothing_is_told(console: Console) -> None:
+async def test_unknown_keys_are_listed_as_ignored(console: Console) -> None:
     body = {"endpoint_name": "a", "max_wokers": 3, "client_id": "me", "autoscaler_instance": "prod"}
     assert await console.ask("POST", ENDPOINTS, body) == {
         "success": True,
@@ -175,7 +175,7 @@ async def test_what_means_nothing_is_told(console: Console) -> None:
 # Workergroups
 
 
-async def test_a_workergroup_is_made_changed_and_removed(console: Console) -> None:
+async def test_a_workergroup_is_created_changed_and_removed(console: Console) -> None:
     body = {"endpoint_id": 1, "template_hash": "abc", "search_params": {"gpu_ram": {"gte": 24}}}
     assert await console.ask("POST", GROUPS, body) == {"success": True, "result": 1, "id": 1}
     (group,) = (await console.ask("GET", GROUPS))["results"]
@@ -204,7 +204,7 @@ async def test_a_workergroup_is_made_changed_and_removed(console: Console) -> No
 
 
 @pytest.mark.parametrize(
-    ("body", "named"),
+    ("body", "message_part"),
     [
         ({"template_hash": "a"}, "endpoint_id or endpoint_name is needed"),
         ({"endpoint_id": 1}, "template_hash or template_id is needed"),
@@ -219,22 +219,24 @@ async def test_a_workergroup_is_made_changed_and_removed(console: Console) -> No
         (b"nonsense", "the body is not JSON"),
     ],
 )
-async def test_a_workergroup_that_can_not_be(console: Console, body: object, named: str) -> None:
-    assert named in await console.refused("POST", GROUPS, body)
+async def test_invalid_workergroups_are_refused(console: Console, body: object, message_part: str) -> None:
+    assert message_part in await console.refused("POST", GROUPS, body)
 
 
-async def test_a_workergroup_of_no_endpoint_or_of_two(console: Console) -> None:
+async def test_a_workergroup_with_an_unknown_endpoint_or_with_two(console: Console) -> None:
     await console.ask("POST", ENDPOINTS, {"endpoint_name": "chat"})
     body = {"template_id": 1, "endpoint_id": 1}
     both = {**body, "endpoint_name": "chat"}
-    assert "are two endpoints" in await console.refused("POST", GROUPS, both)
+    assert "are different endpoints" in await console.refused("POST", GROUPS, both)
     unknown = {**body, "endpoint_name": "none"}
-    assert "no endpoint 'none'" in await console.refused("POST", GROUPS, unknown, 404, "not_found")
+    assert "no endpoint has the name 'none'" in await console.refused(
+        "POST", GROUPS, unknown, 404, "not_found"
+    )
     unknown = {**body, "endpoint_id": 7}
     assert "no endpoint has the id 7" in await console.refused("POST", GROUPS, unknown, 404, "not_found")
 
 
-async def test_under_a_path_only_its_endpoint_is_seen(console: Console) -> None:
+async def test_a_path_with_an_endpoint_shows_only_that_endpoint(console: Console) -> None:
     chat = {"result": 2, "success": True}
     assert await console.ask("POST", "/e/chat" + ENDPOINTS, {}) == chat
     await console.ask("POST", GROUPS, {"endpoint_name": "local", "template_id": 1})
@@ -255,15 +257,15 @@ async def test_under_a_path_only_its_endpoint_is_seen(console: Console) -> None:
 # Workers and logs
 
 
-async def test_workers_are_in_the_oldest_group_of_their_endpoint(console: Console) -> None:
+async def test_workers_belong_to_the_oldest_group_of_their_endpoint(console: Console) -> None:
     console.engine.take_report("local", READY)
     await console.ask("POST", GROUPS, {"endpoint_id": 1, "template_id": 1})
     (worker,) = await console.ask("POST", "/get_autogroup_workers/", {"id": 1})
     assert (worker["id"], worker["status"]) == (7, "ready")
     assert await console.ask("POST", "/get_autogroup_workers/", {"id": 2}) == []
     await console.ask("POST", "/get_autogroup_workers/", {"id": 3}, status=404)
-    said = await console.ask("POST", "/get_autogroup_workers/", {}, status=400)
-    assert said == {"error": "id is missing"}
+    message = await console.ask("POST", "/get_autogroup_workers/", {}, status=400)
+    assert message == {"error": "id is missing"}
 
 
 async def test_a_removed_endpoint_forgets_its_workers_until_they_report(console: Console) -> None:
@@ -286,9 +288,9 @@ async def test_logs_at_four_levels(console: Console) -> None:
     console.engine.take_finished(DeleteRequests(7, "", (done,)))
     console.engine.route(RouteQuery("local", 5.0, 0))
     console.clock.advance(31.0)
-    told = await console.ask("POST", "/get_endpoint_logs/", {"id": 1})
-    assert tuple(told) == LOG_LEVELS
-    lines = {level: text.splitlines() for level, text in told.items()}
+    result = await console.ask("POST", "/get_endpoint_logs/", {"id": 1})
+    assert tuple(result) == LOG_LEVELS
+    lines = {level: text.splitlines() for level, text in result.items()}
     states = [line.split(" ", 1)[1] for line in lines["info0"]]
     assert states == [
         "worker 7 is loading",
@@ -296,31 +298,31 @@ async def test_logs_at_four_levels(console: Console) -> None:
         "worker 7 is ready",
     ]
     assert len(lines["debug"]) == 3
-    assert "secret-token" not in str(told)
+    assert "secret-token" not in str(result)
     assert [line.split(" ", 1)[1] for line in lines["trace"]] == [
-        "request 1 of cost 5: to worker 7, which then has a load of 5",
+        "request 1, cost 5: routed to worker 7, whose load is now 5",
         "request 1: Success at worker 7",
-        "request 2 of cost 5: to worker 7, which then has a load of 5",
+        "request 2, cost 5: routed to worker 7, whose load is now 5",
     ]
     assert len(console.engine.open_requests) == 0
-    told = await console.ask("POST", "/get_autogroup_logs/", {"id": 1, "tail": 1})
-    assert told["info0"].endswith("worker 7 is stopped: no report for 30 s")
-    assert told["info1"].endswith("1 requests were given up, worker 7 fell silent: 2")
-    assert [text.count("\n") for text in told.values()] == [0, 0, 0, 0]
+    result = await console.ask("POST", "/get_autogroup_logs/", {"id": 1, "tail": 1})
+    assert result["info0"].endswith("worker 7 is stopped: no report for 30 s")
+    assert result["info1"].endswith("gave up 1 request(s) because worker 7 stopped reporting: 2")
+    assert [text.count("\n") for text in result.values()] == [0, 0, 0, 0]
     assert set((await console.ask("POST", "/get_endpoint_logs/", {"id": 1, "tail": 0})).values()) == {""}
 
 
 async def test_logs_are_bounded(console: Console) -> None:
     for _ in range(MAX_LINES + 5):
         console.engine.take_report("local", replace(READY, error_msg="x" * 10_000))
-    told = await console.ask("POST", "/get_endpoint_logs/", {"id": 1})
-    assert len(told["debug"].splitlines()) == MAX_LINES
-    assert len(told["info0"].splitlines()) == 1
-    assert len(told["info0"]) < 600
+    result = await console.ask("POST", "/get_endpoint_logs/", {"id": 1})
+    assert len(result["debug"].splitlines()) == MAX_LINES
+    assert len(result["info0"].splitlines()) == 1
+    assert len(result["info0"]) < 600
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "named"),
+    ("body", "status", "message_part"),
     [
         ({}, 400, "id is missing"),
         ({"id": "1"}, 400, "id must be an integer"),
@@ -331,13 +333,13 @@ async def test_logs_are_bounded(console: Console) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/get_endpoint_logs/", "/get_autogroup_logs/"])
-async def test_logs_that_can_not_be_had(
-    console: Console, path: str, body: object, status: int, named: str
+async def test_invalid_requests_for_logs(
+    console: Console, path: str, body: object, status: int, message_part: str
 ) -> None:
     console.engine.take_report("local", READY)
-    told = await console.ask("POST", path, body, status=status)
-    assert list(told) == ["error"]
-    assert named in told["error"]
+    result = await console.ask("POST", path, body, status=status)
+    assert list(result) == ["error"]
+    assert message_part in result["error"]
 
 
 @pytest.mark.parametrize(
@@ -351,8 +353,8 @@ async def test_no_key_is_401(console: Console, path: str) -> None:
 
 
 @asynccontextmanager
-async def updatable(status: int) -> AsyncGenerator[tuple[str, list[str]], None]:
-    """A worker that answers update requests with `status`, and whom it was asked by."""
+async def fake_updatable_worker(status: int) -> AsyncGenerator[tuple[str, list[str]], None]:
+    """A worker that answers update requests with `status`; yields its URL and the tokens it received."""
     asked: list[str] = []
 
     async def update(request: web.Request) -> web.Response:
@@ -373,14 +375,14 @@ async def updatable(status: int) -> AsyncGenerator[tuple[str, list[str]], None]:
 
 
 async def test_workers_are_asked_to_update_with_their_token(console: Console) -> None:
-    async with updatable(200) as (willing, asked), updatable(401) as (unwilling, _):
+    async with fake_updatable_worker(200) as (willing, asked), fake_updatable_worker(401) as (unwilling, _):
         console.engine.take_report("local", replace(READY, id=4, url="http://127.0.0.1:9"))
         console.clock.advance(31.0)
         console.engine.take_report("local", replace(READY, url=willing, mtoken="token"))
         console.engine.take_report("local", replace(READY, id=2, url=unwilling, mtoken="other"))
         console.engine.take_report("local", replace(READY, id=3, url=unwilling))
-        told = await console.ask("POST", "/update_workers/", {"workergroup_id": 1})
-    assert told == {
+        result = await console.ask("POST", "/update_workers/", {"workergroup_id": 1})
+    assert result == {
         "success": True,
         "result": {
             "4": "not asked: it is stopped",
@@ -392,18 +394,18 @@ async def test_workers_are_asked_to_update_with_their_token(console: Console) ->
     assert asked == ["Bearer token"]
 
 
-async def test_a_worker_that_is_gone_is_told(console: Console) -> None:
-    async with updatable(200) as (gone, _):
+async def test_an_unreachable_worker_is_reported(console: Console) -> None:
+    async with fake_updatable_worker(200) as (gone, _):
         pass
     console.engine.take_report("local", replace(READY, url=gone))
-    told = await console.ask("POST", "/update_workers/", {"workergroup_id": 1})
-    assert told["result"]["7"].startswith("not reached: ")
+    result = await console.ask("POST", "/update_workers/", {"workergroup_id": 1})
+    assert result["result"]["7"].startswith("not reached: ")
     cancelled = await console.ask("POST", "/update_workers/", {"workergroup_id": 1, "cancel_update": True})
     assert "nothing to cancel" in cancelled["msg"]
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "named"),
+    ("body", "status", "message_part"),
     [
         ({}, 400, "workergroup_id is missing"),
         ({"workergroup_id": True}, 400, "workergroup_id must be an integer"),
@@ -411,9 +413,11 @@ async def test_a_worker_that_is_gone_is_told(console: Console) -> None:
         ({"workergroup_id": 5, "cancel_update": 1}, 400, "cancel_update must be true or false"),
     ],
 )
-async def test_updates_that_can_not_be(console: Console, body: object, status: int, named: str) -> None:
+async def test_invalid_update_requests(
+    console: Console, body: object, status: int, message_part: str
+) -> None:
     code = "not_found" if status == 404 else ""
-    assert named in await console.refused("POST", "/update_workers/", body, status, code)
+    assert message_part in await console.refused("POST", "/update_workers/", body, status, code)
 
 
 # Plans

@@ -1,4 +1,4 @@
-"""The clock that tests move by hand keeps the order of what falls due."""
+"""The manual clock calls timers in the order in which they are due."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page is told."""
+"""The data of the engine's page, and the page's files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tests.system import engine_key
 STATUS = replace(READY, mtoken="secret-token", loadtime=0.0, max_perf=0.0)
 
 
-def an_engine() -> tuple[LocalEngine, ManualClock]:
+def new_engine() -> tuple[LocalEngine, ManualClock]:
     clock = ManualClock()
     return LocalEngine(clock=clock, key=engine_key()), clock
 
 
-def told(engine: LocalEngine, since: float = 0.0) -> dict[str, Any]:
+def overview(engine: LocalEngine, since: float = 0.0) -> dict[str, Any]:
     return Overview(engine, since).to_json()
 
 
 def test_without_workers() -> None:
-    engine, clock = an_engine()
-    (plan,) = told(engine)["plans"]
+    engine, clock = new_engine()
+    (plan,) = overview(engine)["plans"]
     assert (plan["endpoint"], plan["exploring"], plan["workers_ready_wanted"]) == ("local", True, 3)
-    assert told(engine) == {
+    assert overview(engine) == {
         "now": clock.wall(),
         "plans": [plan],
         "window_s": WINDOW_S,
@@ -42,15 +42,15 @@ def test_without_workers() -> None:
     }
 
 
-def test_a_worker_and_how_it_went_with_it() -> None:
-    engine, clock = an_engine()
+def test_a_worker_and_the_history_of_its_states() -> None:
+    engine, clock = new_engine()
     engine.take_report("local", STATUS)
     clock.advance(5.0)
     ready = replace(STATUS, loadtime=5.0, max_perf=50.0, cur_load=20.0, cur_perf=10.0, num_requests_working=2)
     engine.take_report("local", ready)
     clock.advance(5.0)
     engine.take_report("local", replace(ready, error_msg="CUDA error"))
-    (worker,) = told(engine)["workers"]
+    (worker,) = overview(engine)["workers"]
     assert [sample["state"] for sample in worker["samples"]] == ["loading", "ready", "error"]
     assert worker["samples"][1] == {
         "at": clock.wall() - 5.0,
@@ -61,32 +61,32 @@ def test_a_worker_and_how_it_went_with_it() -> None:
         "working": 2,
     }
     assert (worker["status"], worker["error_msg"], worker["endpoint"]) == ("error", "CUDA error", "local")
-    assert "secret-token" not in str(told(engine))
+    assert "secret-token" not in str(overview(engine))
 
 
-def test_only_what_is_new_and_not_too_old() -> None:
-    engine, clock = an_engine()
+def test_only_samples_that_are_new_and_not_too_old() -> None:
+    engine, clock = new_engine()
     engine.take_report("local", STATUS)
     clock.advance(WINDOW_S + 1)
     engine.take_report("local", STATUS)
-    assert len(told(engine)["workers"][0]["samples"]) == 1
-    assert told(engine, clock.wall())["workers"][0]["samples"] == []
+    assert len(overview(engine)["workers"][0]["samples"]) == 1
+    assert overview(engine, clock.wall())["workers"][0]["samples"] == []
 
 
 def test_finished_requests_with_their_times() -> None:
-    engine, clock = an_engine()
+    engine, clock = new_engine()
     now = clock.wall()
     finished = FinishedRequest(3, True, "Success", now - 9.0, now - 6.0, now - 1.0)
     rejected = FinishedRequest(4, False, "Rejected", now - 2.0, 0.0, 0.0)
     engine.take_finished(DeleteRequests(7, "", (finished, rejected)))
-    assert [(f["request_idx"], f["queue_s"], f["total_s"]) for f in told(engine)["finished"]] == [
+    assert [(f["request_idx"], f["queue_s"], f["total_s"]) for f in overview(engine)["finished"]] == [
         (3, 3.0, 8.0),
         (4, 0.0, 0.0),
     ]
 
 
 async def test_over_http() -> None:
-    engine, _ = an_engine()
+    engine, _ = new_engine()
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
         async with http.get(url + "/local/overview?since=yesterday") as answer:
             assert answer.status == 400
@@ -98,8 +98,8 @@ async def test_over_http() -> None:
 
 
 @pytest.mark.parametrize("name", ["page.js", "page.css", "uplot.min.js", "uplot.min.css"])
-async def test_all_that_the_page_loads_is_here(name: str) -> None:
-    engine, _ = an_engine()
+async def test_the_page_loads_only_its_own_files(name: str) -> None:
+    engine, _ = new_engine()
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
         async with http.get(url + "/") as answer:
             page = await answer.text()

@@ -1,3 +1,5 @@
+"""Child processes: their end, interruptions, and free ports."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,11 +14,11 @@ import pytest
 
 from lib.local.processes import Interrupted, free_port, python_module, while_running
 
-# Ends on nothing but a kill; says when it no longer listens to SIGTERM.
+# Ignores SIGTERM, and so ends only with SIGKILL; a FIFO tells when the signal is ignored.
 STUBBORN = """
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-open("deaf", "w").close()  # a FIFO: returns once it is read
+open("ignoring", "w").close()  # a FIFO: returns once it is read
 while True:
     signal.pause()
 """
@@ -26,18 +28,18 @@ def environ(tmp_path: Path) -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": str(tmp_path)}
 
 
-async def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     (tmp_path / "stubborn.py").write_text(STUBBORN)
-    deaf = tmp_path / "deaf"
-    os.mkfifo(deaf)
+    ignoring = tmp_path / "ignoring"
+    os.mkfifo(ignoring)
     async with python_module(
-        "deaf one", "stubborn", environ=environ(tmp_path), log=tmp_path / "log", end_limit_s=0.05
+        "stubborn process", "stubborn", environ=environ(tmp_path), log=tmp_path / "log", end_limit_s=0.05
     ) as child:
-        await asyncio.to_thread(deaf.read_bytes)
+        await asyncio.to_thread(ignoring.read_bytes)
     assert child.process.returncode == -signal.SIGKILL
 
 
-async def test_work_is_cancelled_when_it_is_interrupted() -> None:
+async def test_work_is_cancelled_when_interrupted() -> None:
     stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     cancelled = False
 
@@ -55,19 +57,21 @@ async def test_work_is_cancelled_when_it_is_interrupted() -> None:
     assert cancelled
 
 
-async def test_work_that_fails_by_itself_fails_as_itself(tmp_path: Path) -> None:
+async def test_an_error_of_the_work_is_raised_unchanged(tmp_path: Path) -> None:
     stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     (tmp_path / "quiet.py").write_text("import signal\nsignal.pause()\n")
 
     async def work() -> None:
         raise LookupError("nothing there")
 
-    async with python_module("quiet one", "quiet", environ=environ(tmp_path), log=tmp_path / "log") as child:
+    async with python_module(
+        "quiet process", "quiet", environ=environ(tmp_path), log=tmp_path / "log"
+    ) as child:
         with pytest.raises(LookupError, match="nothing there"):
             await while_running(work(), [child], stop)
 
 
-def test_a_free_port_is_kept_for_a_server() -> None:
+def test_a_free_port_is_reserved_for_a_server() -> None:
     with free_port() as port, free_port() as other, socket.socket() as server:
         assert port != other
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,3 +1,5 @@
+"""Terminal output: wrapping, colours, plain text."""
+
 from __future__ import annotations
 
 import io
@@ -7,7 +9,7 @@ from rich.console import Console
 from lib.local.screen import MAX_WIDTH, Screen
 
 
-def test_answers_are_broken_between_words_and_shown_at_once() -> None:
+def test_answers_wrap_between_words_and_are_not_buffered() -> None:
     output = io.StringIO()
     screen = Screen(Console(file=output))
 
@@ -37,7 +39,7 @@ def test_plain_text_has_no_colours_and_markup_is_text() -> None:
     )
 
 
-def test_a_terminal_gets_colours_and_its_own_width() -> None:
+def test_a_terminal_gets_colours_and_its_width() -> None:
     output = io.StringIO()
     screen = Screen(
         Console(file=output, force_terminal=True, color_system="standard", width=20, no_color=False)

@@ -1,4 +1,4 @@
-"""Where the local engine listens, and what it says when it can't."""
+"""Addresses the local engine listens on, the line it prints, and its errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def answers(url: str) -> bool:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
-async def test_its_url_can_be_asked(key: RSA.RsaKey, host: str) -> None:
+async def test_the_url_answers(key: RSA.RsaKey, host: str) -> None:
     async with serve_engine(LocalEngine(key=key), host) as url:
         assert await answers(url)
 
@@ -42,38 +42,38 @@ async def test_ipv6_hosts_are_bracketed(key: RSA.RsaKey) -> None:
         assert await answers(url)
 
 
-async def test_a_busy_port_is_told_in_one_line(key: RSA.RsaKey) -> None:
+async def test_a_busy_port_is_a_one_line_error(key: RSA.RsaKey) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port: int = taken.getsockname()[1]
-        with pytest.raises(CannotListen) as told:
+        with pytest.raises(CannotListen) as raised:
             await run_engine("127.0.0.1", port)
-    assert str(told.value) == f"port {port} on 127.0.0.1 is in use: choose another with --port"
-    assert told.value.exit_status == 2
+    assert str(raised.value) == f"port {port} on 127.0.0.1 is in use: choose another with --port"
+    assert raised.value.exit_status == 2
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("192.0.2.1", 0), ("no such host", 0)])
-async def test_an_address_that_can_not_be_had_is_told_in_one_line(
-    key: RSA.RsaKey, host: str, port: int
-) -> None:
-    with pytest.raises(CannotListen) as told:
+async def test_an_invalid_address_is_a_one_line_error(key: RSA.RsaKey, host: str, port: int) -> None:
+    with pytest.raises(CannotListen) as raised:
         async with serve_engine(LocalEngine(key=key), host, port):
             pass
-    assert "--port or --host" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "--port or --host" in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-async def test_hundreds_may_come_before_one_is_let_in(key: RSA.RsaKey) -> None:
+async def test_hundreds_of_connections_may_wait_to_be_accepted(key: RSA.RsaKey) -> None:
     async with serve_engine(LocalEngine(key=key)) as url:
         port = int(url.rsplit(":", 1)[1])
         with contextlib.ExitStack() as clients:
-            for _ in range(300):  # all in one turn of the engine's loop
+            for _ in range(300):  # without a turn of the engine's event loop
                 clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=0.5))
 
 
-async def test_run_engine_tells_in_one_line_where_it_is_and_what() -> None:
-    told: asyncio.Queue[str] = asyncio.Queue()
-    running = asyncio.ensure_future(run_engine(port=0, endpoint="chat", scheme="url", tell=told.put_nowait))
-    line = await asyncio.wait_for(told.get(), 10.0)
+async def test_run_engine_prints_its_address_in_one_line() -> None:
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    running = asyncio.ensure_future(
+        run_engine(port=0, endpoint="chat", scheme="url", write_line=lines.put_nowait)
+    )
+    line = await asyncio.wait_for(lines.get(), 10.0)
     url = line.split()[3]
     assert await answers(url)
     assert line == (
@@ -88,7 +88,7 @@ async def test_run_engine_tells_in_one_line_where_it_is_and_what() -> None:
 
 
 class Output(io.StringIO):
-    """A standard output that says when it was flushed."""
+    """A standard output with an event that is set by a flush."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Output(io.StringIO):
         self.flushed.set()
 
 
-async def test_run_engine_tells_standard_output_by_default() -> None:
+async def test_run_engine_prints_to_standard_output_by_default() -> None:
     with contextlib.redirect_stdout(Output()) as output:
         running = asyncio.ensure_future(run_engine(port=0, api_key="k"))
         await asyncio.wait_for(output.flushed.wait(), 10.0)
