@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
@@ -493,7 +492,7 @@ class Backend:
 
     def problems(self) -> list[str]:
         """Everything in what the author told that can't work, a line each."""
-        of_handlers = (f"{type(h).__name__}: {problem}" for h in self.handlers for problem in _problems_of(h))
+        of_handlers = (f"{type(h).__name__}: {problem}" for h in self.handlers for problem in h.problems())
         return [*self.model_config().problems(), *of_handlers]
 
     @asynccontextmanager
@@ -506,13 +505,24 @@ class Backend:
         config = self.model_config()
         if problems := self.problems():
             raise SettingsError(problems)
-        async with open_worker(config, settings, self.metrics, self.clock, directory, process_age_s) as parts:
+        async with (
+            self._handlers_running(),
+            open_worker(config, settings, self.metrics, self.clock, directory, process_age_s) as parts,
+        ):
             self._parts = parts
             parts.sessions.on_end = self._session_ended
             try:
                 yield parts
             finally:
                 self._parts, self.spawn = None, _no_server
+
+    @asynccontextmanager
+    async def _handlers_running(self) -> AsyncGenerator[None, None]:
+        """Enter the lifetime of every handler; leave them in reverse order."""
+        async with AsyncExitStack() as lifetimes:
+            for handler in self.handlers:
+                await lifetimes.enter_async_context(handler.running())
+            yield
 
     def drain(self) -> None:
         """Take no more requests, and release those that wait with 503."""
@@ -705,18 +715,3 @@ async def _tell(handler: EndpointHandler[Any], call: Call) -> None:
     failure = await async_result_or_error(stop())
     if failure is not None:
         log.warning("request %s: on_client_disconnect raised %r", call.id, failure)
-
-
-def _problems_of(handler: EndpointHandler[Any]) -> list[str]:
-    problems: list[str] = []
-    for name in ("max_concurrency", "benchmark_concurrency"):
-        value = getattr(handler, name)
-        if value is not None and value < 1:
-            problems.append(f"{name} is {value}, less than 1")
-    for name in ("max_queue_time", "keepalive_s"):
-        value = getattr(handler, name)
-        if value is not None and not 0 <= value < math.inf:
-            problems.append(f"{name} is {value}, not a finite number of seconds ≥ 0")
-    if handler.on_disconnect not in ("cancel", "finish"):
-        problems.append(f"on_disconnect is {handler.on_disconnect!r}, neither 'cancel' nor 'finish'")
-    return problems

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
@@ -244,6 +244,33 @@ class EndpointHandler(ABC, Generic[P]):
 
         The place to stop what closing a connection doesn't stop.
         """
+
+    def running(self) -> AbstractAsyncContextManager[Any]:
+        """The handler's lifetime, as an async context manager; by default an empty one.
+
+        The worker enters it before it can be ready, and leaves it when no request is in progress any more:
+        each has finished, or was cut at the end of the drain. The place for threads, pools and clients that
+        requests share.
+        """
+        return nullcontext()
+
+    def problems(self) -> list[str]:
+        """One line for each thing that is wrong with the handler itself; the worker refuses to start then.
+
+        A subclass that adds checks of its own extends the list of `super().problems()`.
+        """
+        problems: list[str] = []
+        for name in ("max_concurrency", "benchmark_concurrency"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} is {value}, less than 1")
+        for name in ("max_queue_time", "keepalive_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                problems.append(f"{name} is {value}, not a finite number of seconds ≥ 0")
+        if self.on_disconnect not in ("cancel", "finish"):
+            problems.append(f"on_disconnect is {self.on_disconnect!r}, neither 'cancel' nor 'finish'")
+        return problems
 
     @classmethod
     def get_data_from_request(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -131,6 +131,15 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         if self.function is not None:
             return self.function.call(payload.generate_payload_json())
         return super().call_model(model, payload)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """Nothing to open; leaving it leaves behind the threads in which `function` still runs."""
+        try:
+            yield
+        finally:
+            if self.function is not None:
+                self.function.threads.leave_behind()
 
     def _read(self, raw: Json) -> DeclaredPayload:
         """Raises `JsonDataException` (422) under "payload"."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import pytest
 
 from lib.data_types import ApiPayload, AuthData, EndpointHandler
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
+from lib.declare.functions import FunctionFailed
 from lib.fields.json_fields import JsonDataException
 from lib.request.workload import WorkloadCounter
 from lib.worker import BenchmarkConfig, HandlerConfig
+
+GUARD_S = 10.0
 
 
 def add_more(payload: dict[str, Any]) -> dict[str, Any]:
@@ -185,3 +191,26 @@ def test_a_class_of_the_authors_own_reads_the_benchmark_as_a_client() -> None:
     config = HandlerConfig("/a", handler_class=ReadsTheEnvelope)
     made = config.build(BenchmarkConfig([{"n": 1}]))
     assert made.make_benchmark_payload() == {"wrapped": {"n": 1}}
+
+
+async def test_the_end_of_the_lifetime_leaves_running_threads_behind() -> None:
+    loop, began, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def works() -> None:
+        loop.call_soon_threadsafe(began.set)
+        assert go.wait(GUARD_S)
+
+    of = handler(remote_function=works)
+    assert of.function is not None
+
+    async def call() -> None:
+        assert of.function is not None
+        async with of.function.call({}):
+            pass
+
+    async with of.running():
+        called = asyncio.create_task(call())
+        await began.wait()
+    with anyio.fail_after(GUARD_S), pytest.raises(FunctionFailed, match="the worker stopped"):
+        await called
+    go.set()
