@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 import aiohttp
 from aiohttp import web
 
+from lib.fields.annotations import PYTHON
 from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
 from lib.runtime.stable_name import stable_name
 
@@ -268,8 +269,8 @@ class EndpointHandler(ABC, Generic[P]):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 problems.append(f"{name} is {value}, not a finite number of seconds ≥ 0")
-        if self.on_disconnect not in ("cancel", "finish"):
-            problems.append(f"on_disconnect is {self.on_disconnect!r}, neither 'cancel' nor 'finish'")
+        if mismatch := PYTHON.mismatch("on_disconnect", OnDisconnect, self.on_disconnect):
+            problems.append(mismatch)
         return problems
 
     @classmethod

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-import reprlib
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lib.errors import SettingsError
+from lib.fields.annotations import PYTHON
 
 T = TypeVar("T")
 
@@ -30,18 +28,6 @@ else:
 
 
 EXIT_STATUS = 2
-
-_NAMES: dict[Any, str] = {
-    str: "a string",
-    int: "an integer",
-    float: "a number",
-    bool: "True or False",
-    list: "a list",
-    dict: "a dict",
-    type(None): "None",
-    Callable: "a function",
-    AbstractAsyncContextManager: "an async context manager",
-}
 
 
 class DeclarationRefused(SettingsError, SystemExit):
@@ -104,14 +90,14 @@ class Declared:
             value = getattr(self, name)
             if value is MISSING:
                 problems.append(f"{name} is missing")
-            elif not fits(wanted, value):
-                problems.append(f"{name} must be {describe(wanted)}, not {reprlib.repr(value)}")
+            elif mismatch := PYTHON.mismatch(name, wanted, value):
+                problems.append(mismatch)
         return problems
 
     def has(self, name: str) -> bool:
         """Whether the field holds something, and of the right type: then it can be looked at further."""
         value = getattr(self, name)
-        return value is not None and value is not MISSING and fits(_types_of(type(self))[name], value)
+        return value is not None and value is not MISSING and PYTHON.fits(_types_of(type(self))[name], value)
 
     def too_small(self, minimum: float, *names: str) -> Iterable[str]:
         """A line for each of the fields `names` that is less than `minimum`."""
@@ -124,49 +110,6 @@ class Declared:
         for name in filter(self.has, names):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 yield f"{name} is {value}, not a finite number of seconds ≥ 0"
-
-
-def fits(wanted: Any, value: Any) -> bool:
-    """Whether `value` is of the annotated type `wanted`, the items of a list included."""
-    origin, args = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
-    if origin is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(option, value) for option in args)
-    if origin is typing.Literal:
-        return value in args
-    if origin is type:
-        return isinstance(value, type) and issubclass(value, _class_in(args))
-    if origin in (int, float):
-        return isinstance(value, (int, origin)) and not isinstance(value, bool)
-    if origin is list:
-        items = cast("Sequence[Any]", value)
-        return isinstance(value, (list, tuple)) and all(fits(args[0], item) for item in items)
-    return isinstance(value, origin)
-
-
-def describe(wanted: Any) -> str:
-    """What a value of the annotated type `wanted` is, in words."""
-    origin, args = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(option) for option in args)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(repr(choice) for choice in args)
-    if origin is type:
-        of = _class_in(args)
-        return "a class" if of is object else f"a subclass of {of.__name__}"
-    if origin is list and args:
-        return f"a list, each item {describe(args[0])}"
-    if origin in _NAMES:
-        return _NAMES[origin]
-    article = "an" if origin.__name__[0] in "AEIOU" else "a"
-    return f"{article} {origin.__name__}"
-
-
-def _class_in(args: tuple[Any, ...]) -> type[Any]:
-    """Of which class `type[…]` wants a subclass."""
-    of = typing.get_origin(args[0]) or args[0]
-    return object if of is Any else of
 
 
 def _default(declared: Field[Any]) -> Any:

@@ -37,7 +37,7 @@ def test_a_handler_with_default_fields_has_no_problems() -> None:
         ({"benchmark_concurrency": -1}, "benchmark_concurrency is -1, less than 1"),
         ({"max_queue_time": math.inf}, "max_queue_time is inf, not a finite number of seconds ≥ 0"),
         ({"keepalive_s": -1.0}, "keepalive_s is -1.0, not a finite number of seconds ≥ 0"),
-        ({"on_disconnect": "stop"}, "on_disconnect is 'stop', neither 'cancel' nor 'finish'"),
+        ({"on_disconnect": "stop"}, "on_disconnect must be one of 'cancel', 'finish', not 'stop'"),
     ],
 )
 def test_each_wrong_field_is_a_problem(fields: dict[str, Any], problem: str) -> None:
