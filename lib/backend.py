@@ -26,7 +26,7 @@ from aiohttp import web
 
 from lib.access.envelope import Envelope
 from lib.access.gate import is_upload
-from lib.data_types import EndpointHandler, JsonDataException, LogAction
+from lib.data_types import DEFAULT_WORKLOAD, EndpointHandler, JsonDataException, LogAction
 from lib.declare.bare_route import BareHandler, BareRouteHandler
 from lib.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -55,7 +55,7 @@ from lib.request.heartbeat import Heartbeat
 from lib.request.sessions import Session, SessionEnd, SessionTerms
 from lib.request.slots import SlotQueue
 from lib.request.timings import FirstByte, Timing, Timings
-from lib.request.workload import DEFAULT_WORKLOAD, WorkloadCounter
+from lib.request.workload import WorkloadCounter
 from lib.runtime.clock import Clock, SystemClock, time_limit
 from lib.runtime.settings import Settings
 from lib.uploads import Upload

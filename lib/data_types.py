@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import aiohttp
@@ -33,7 +34,13 @@ __all__ = ["ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "Lo
 P = TypeVar("P")
 OnDisconnect = Literal["cancel", "finish"]
 
-# What the wire's integers must fit into: the engine's own are 64 bits wide.
+# The workload of a payload that doesn't say its own, in the author's unit.
+DEFAULT_WORKLOAD = 100.0
+# The `auth_data` beside a payload that no client sent, for handlers that read whole envelopes.
+UNSIGNED_AUTH_DATA: Mapping[str, Any] = MappingProxyType(
+    {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
+)
+# Integers of a request must be less than this: the engine's own are 64 bits wide.
 _INT64 = 2**63
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib.data_types import DEFAULT_WORKLOAD
 from lib.fields.json_fields import JsonDataException
 
 if TYPE_CHECKING:
@@ -46,4 +47,4 @@ class Upload:
 
     def count_workload(self) -> float:
         """How much work this is, in the author's own unit; a subclass may go by `size_bytes`."""
-        return 100.0
+        return DEFAULT_WORKLOAD

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 import aiohttp
 from aiohttp import web
 
-from lib.data_types import ApiPayload, EndpointHandler
+from lib.data_types import DEFAULT_WORKLOAD, UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler
 from lib.declare.functions import RemoteFunction
 from lib.fields.json_fields import JsonDataException
-from lib.request.workload import DEFAULT_WORKLOAD
 from lib.uploads import Upload
 
 if TYPE_CHECKING:
@@ -33,9 +32,6 @@ WorkloadCalculator = Callable[[Json], float]
 ResponseGenerator = Callable[
     [web.Request, aiohttp.ClientResponse], Awaitable[web.StreamResponse] | web.StreamResponse
 ]
-
-# The envelope of a benchmark's payload, for classes that read it themselves.
-_NO_AUTH = {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
 
 
 @dataclass
@@ -169,7 +165,7 @@ class AnsweringHandler(DeclaredHandler):
 
 def sample_payload(handler: EndpointHandler[Any], samples: Samples) -> Any:
     """A benchmark payload for a handler of an author's own class, read as a client's would be."""
-    return handler.read_payload({"auth_data": dict(_NO_AUTH), "payload": samples.take()})
+    return handler.read_payload({"auth_data": dict(UNSIGNED_AUTH_DATA), "payload": samples.take()})
 
 
 def makes_own_samples(payload_class: type[Any] | None) -> bool:

@@ -6,11 +6,10 @@ import logging
 import math
 from typing import Any
 
+from lib.data_types import DEFAULT_WORKLOAD
 from lib.errors import result_or_error
 
 log = logging.getLogger(__name__)
-
-DEFAULT_WORKLOAD = 100.0
 
 
 class WorkloadCounter:

@@ -9,21 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.data_types import EndpointHandler, JsonDataException
+from lib.data_types import DEFAULT_WORKLOAD, UNSIGNED_AUTH_DATA, EndpointHandler, JsonDataException
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.errors import result_or_error
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness
-from lib.request.workload import DEFAULT_WORKLOAD, WorkloadCounter
+from lib.request.workload import WorkloadCounter
 from lib.runtime.clock import Clock, time_limit
 from lib.tools.findings import Findings
 from lib.tools.load_test import client_json
 
 REQUEST_LIMIT_S = 60.0
 MAX_EXCERPT = 200
-# What a class that reads whole envelopes finds in them.
-_NO_AUTH = {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
 
 
 def check_payload(handler: EndpointHandler[Any], found: Findings) -> bool:
@@ -60,7 +58,8 @@ def _refusal(handler: EndpointHandler[Any], form: Callable[[], Any]) -> str | No
     message = result_or_error(lambda: json.loads(json.dumps(form())))
     if isinstance(message, Exception):
         return f"it is not JSON: {message}"
-    read = result_or_error(lambda: handler.read_payload({"auth_data": dict(_NO_AUTH), "payload": message}))
+    envelope = {"auth_data": dict(UNSIGNED_AUTH_DATA), "payload": message}
+    read = result_or_error(lambda: handler.read_payload(envelope))
     if isinstance(read, JsonDataException):
         return _fields(read)
     return repr(read) if isinstance(read, Exception) else None
