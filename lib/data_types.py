@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
-from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
@@ -21,6 +20,8 @@ from aiohttp import web
 
 from lib.fields.annotations import PYTHON
 from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
+from lib.model.log_rules import LogAction
+from lib.model.relay import pass_on
 from lib.runtime.stable_name import stable_name
 
 if TYPE_CHECKING:
@@ -42,14 +43,6 @@ UNSIGNED_AUTH_DATA: Mapping[str, Any] = MappingProxyType(
 )
 # Integers of a request must be less than this: the engine's own are 64 bits wide.
 _INT64 = 2**63
-
-
-class LogAction(Enum):
-    """What a line of the model server's log means."""
-
-    ModelLoaded = 1
-    ModelError = 2
-    Info = 3
 
 
 @dataclass
@@ -233,8 +226,6 @@ class EndpointHandler(ABC, Generic[P]):
         self, client_request: web.Request, model_response: aiohttp.ClientResponse
     ) -> web.StreamResponse:
         """The client's answer; by default the model server's, passed on as it comes (protocol.md §2)."""
-        from lib.model.relay import pass_on  # here: lib.model imports this module
-
         return await pass_on(client_request, model_response)
 
     @property
