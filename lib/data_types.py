@@ -20,6 +20,7 @@ from aiohttp import web
 
 from lib.fields.annotations import PYTHON
 from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
+from lib.fields.limits import below_minimum, invalid_durations
 from lib.model.log_rules import LogAction
 from lib.model.relay import pass_on
 from lib.runtime.stable_name import stable_name
@@ -258,15 +259,10 @@ class EndpointHandler(ABC, Generic[P]):
 
         A subclass that adds checks of its own extends the list of `super().problems()`.
         """
-        problems: list[str] = []
-        for name in ("max_concurrency", "benchmark_concurrency"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}, less than 1")
-        for name in ("max_queue_time", "keepalive_s"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                problems.append(f"{name} is {value}, not a finite number of seconds ≥ 0")
+        problems = [
+            *below_minimum(self, 1, "max_concurrency", "benchmark_concurrency"),
+            *invalid_durations(self, "max_queue_time", "keepalive_s"),
+        ]
         if mismatch := PYTHON.mismatch("on_disconnect", OnDisconnect, self.on_disconnect):
             problems.append(mismatch)
         return problems

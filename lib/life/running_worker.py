@@ -120,7 +120,7 @@ async def open_worker(
         ModelServer(model.url, settings.model_timeout_s) as server,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
-        readiness = Readiness(model.signs, not settings.unsecured, clock, process_age_s)
+        readiness = Readiness(model.ready_signals, not settings.unsecured, clock, process_age_s)
         signatures, key = _key(settings, http, clock)
         reporter = Reporter(
             http,

@@ -87,7 +87,7 @@ async def test_a_whole_worker_in_one_page(tmp_path: Path) -> None:
             [
                 "model_server_port 70000 is not a port, 1 to 65535",
                 "benchmark_route '/b' is the route of no handler: there are /",
-                "nothing tells when the model is loaded",
+                "nothing shows when the model is loaded",
             ],
         ),
     ],
