@@ -29,6 +29,7 @@ from typing import Any, cast
 import anyio
 import psutil
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from anyio.abc import TaskGroup
 
 from lib.backend import Backend
@@ -83,14 +84,21 @@ class Stop:
         self.asked.set()
 
 
-def start_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **site_kwargs: Any) -> None:
+def start_server(
+    backend: Backend,
+    routes: Sequence[web.AbstractRouteDef],
+    *,
+    middlewares: Sequence[Middleware] = (),
+    **site_kwargs: Any,
+) -> None:
     """Serve `routes` until SIGTERM or SIGINT; `site_kwargs` go to `aiohttp.web.TCPSite` (host, backlog, …).
 
     Raises `SystemExit` with the exit statuses above, but for 0.
     """
     uses_uvloop = importlib.util.find_spec("uvloop") is not None
     status = anyio.run(
-        partial(run_server, backend, routes, **site_kwargs), backend_options={"use_uvloop": uses_uvloop}
+        partial(run_server, backend, routes, middlewares=middlewares, **site_kwargs),
+        backend_options={"use_uvloop": uses_uvloop},
     )
     if status:
         raise SystemExit(status)
@@ -113,7 +121,13 @@ def run_worker(
     start_server(backend, routes, **site_kwargs)
 
 
-async def run_server(backend: Backend, routes: Sequence[web.AbstractRouteDef], **site_kwargs: Any) -> int:
+async def run_server(
+    backend: Backend,
+    routes: Sequence[web.AbstractRouteDef],
+    *,
+    middlewares: Sequence[Middleware] = (),
+    **site_kwargs: Any,
+) -> int:
     """Like `start_server`, on the running event loop: the process's exit status."""
     inspect = _inspector.get()
     if inspect is not None:

@@ -60,17 +60,18 @@ class Worker:
         handlers = [(d, handler) for d, handler in attempts if not isinstance(handler, Exception)]
         self.backend = _backend(config, handlers)
         refuse(list(dict.fromkeys(_problems(config, self.backend, attempts))))
+        self.middlewares = tuple(config.middlewares)
         self.routes: list[web.AbstractRouteDef] = [
             web.route(d.method, d.route, self.backend.create_handler(handler)) for d, handler in handlers
         ]
 
     def run(self, **site_kwargs: Any) -> None:
         """Serve until SIGTERM or SIGINT; `site_kwargs` are those of `lib.server.start_server`."""
-        start_server(self.backend, self.routes, **site_kwargs)
+        start_server(self.backend, self.routes, middlewares=self.middlewares, **site_kwargs)
 
     async def run_async(self, **site_kwargs: Any) -> None:
         """Serve on the running event loop, like `run`. Raises `SystemExit` for any exit status but 0."""
-        status = await run_server(self.backend, self.routes, **site_kwargs)
+        status = await run_server(self.backend, self.routes, middlewares=self.middlewares, **site_kwargs)
         if status:
             raise SystemExit(status)
 

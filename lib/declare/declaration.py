@@ -15,11 +15,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from lib.data_types import EndpointHandler, LogAction, OnDisconnect
-from lib.declare.callables import accepts, call_problems, is_async
+from lib.declare.callables import accepts, call_problems, is_async, is_coroutine_function
 from lib.declare.config_fields import DeclaredConfig
 from lib.declare.declared_handler import (
     AnsweringHandler,
@@ -36,6 +36,11 @@ from lib.declare.functions import RemoteFunction
 from lib.fields.limits import below_minimum
 from lib.life.backend_config import ArgumentNames, Lifecycle
 from lib.runtime.urls import is_http_url
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Middleware
+else:  # aiohttp's is a Protocol, of which no instance can be recognized
+    Middleware = Callable
 
 Method = Literal["POST", "GET", "PUT", "PATCH", "DELETE"]
 
@@ -234,6 +239,7 @@ class WorkerConfig(DeclaredConfig):
     """A whole worker. Without handlers it has one, at `/`. `max_sessions` None or 0 sets no limit.
 
     `benchmark_route` with `benchmark_data` is the same as a `benchmark_config` of that route's handler.
+    `middlewares` are aiohttp's: `async def middleware(request, handler)`. They run after authentication.
     """
 
     model_server_url: str | None = None
@@ -246,6 +252,7 @@ class WorkerConfig(DeclaredConfig):
     log_action_config: LogActionConfig = field(default_factory=LogActionConfig)
     max_sessions: int | None = 10
     lifecycle: Lifecycle | None = None
+    middlewares: list[Middleware] = field(default_factory=list[Middleware], kw_only=True)
 
     def problems(self) -> list[str]:
         """One line for each thing that is wrong with the declaration, its parts included.
@@ -261,6 +268,7 @@ class WorkerConfig(DeclaredConfig):
             *(f"{self.label(h)}: {problem}" for h in self.all_handlers() for problem in h.problems()),
             *self._log_problems(),
             *self._lifecycle_problems(),
+            *self._middleware_problems(),
         ]
 
     def all_handlers(self) -> list[HandlerConfig]:
@@ -380,6 +388,13 @@ class WorkerConfig(DeclaredConfig):
             yield "lifecycle is a context manager, but not an async one"
         elif not accepts(lifecycle, 0):
             yield "lifecycle must be callable without arguments"
+
+    def _middleware_problems(self) -> Iterator[str]:
+        for i, middleware in enumerate(self.valid("middlewares")):
+            if not is_coroutine_function(middleware):
+                yield f"middlewares[{i}] is not an async function: async def middleware(request, handler)"
+            elif not accepts(middleware, 2):
+                yield f"middlewares[{i}] can't be called with 2 arguments: request and handler"
 
 
 _ONLY = HandlerConfig("/")

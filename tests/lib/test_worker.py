@@ -88,6 +88,16 @@ def answer() -> int:
     return 42
 
 
+def two_arguments(request: Any, handler: Any) -> Any: ...
+
+
+async def one_argument(request: Any) -> Any: ...
+
+
+async def async_items(request: Any, handler: Any) -> AsyncGenerator[int, None]:
+    yield 1
+
+
 async def later(*_: Any) -> Any: ...
 
 
@@ -132,7 +142,7 @@ def problems_of(declare: Callable[[], Any]) -> list[str]:
             "model_server_url=None, model_server_port=None, model_log_file=None, benchmark_data=[], "
             "handlers=[], model_healthcheck_url=None, benchmark_route=None, "
             "log_action_config=LogActionConfig(on_load=[], on_error=[], on_info=[]), max_sessions=10, "
-            "lifecycle=None",
+            "lifecycle=None, *, middlewares=[]",
         ),
         (
             HandlerConfig,
@@ -531,6 +541,16 @@ def by_position(a: int, /) -> int:
         (served(lifecycle=undecorated), "lifecycle is an async function: make it a contextlib.async"),
         (served(lifecycle=short_life()), "lifecycle is a context manager, but not an async one"),
         (served(lifecycle=life_of), "lifecycle must be callable without arguments"),
+        (served(middlewares=[3]), "middlewares must be a list, each item a function, not [3]"),
+        (served(middlewares=[two_arguments]), "middlewares[0] is not an async function: async def middle"),
+        (
+            served(middlewares=[later, one_argument]),
+            "middlewares[1] can't be called with 2 arguments: request and handler",
+        ),
+        (
+            served(middlewares=[async_items]),
+            "middlewares[0] is not an async function: async def middleware(request, handler)",
+        ),
         (function(handler_class=Busy, remote_function=None), "handler '/a': max_concurrency is 0, less than"),
         (
             function(remote_function=None, handler_class=Failing, max_concurrency=2),
@@ -636,3 +656,28 @@ def test_there_are_no_other_problems(config: WorkerConfig, problems: list[str]) 
     assert len(reported) == len(problems), reported
     for problem in problems:
         assert [p for p in reported if p.startswith(problem)], reported
+
+
+# Serving
+
+
+async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
+    return await handler(request)
+
+
+async def test_middlewares_are_passed_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    async def run_server(*_: Any, **keywords: Any) -> int:
+        given.append(keywords)
+        return 0
+
+    def start_server(*_: Any, **keywords: Any) -> None:
+        given.append(keywords)
+
+    monkeypatch.setattr("lib.worker.run_server", run_server)
+    monkeypatch.setattr("lib.worker.start_server", start_server)
+    worker = a_worker(middlewares=[middleware])
+    await worker.run_async(host="127.0.0.1")
+    worker.run(host="127.0.0.1")
+    assert given == [{"middlewares": (middleware,), "host": "127.0.0.1"}] * 2
