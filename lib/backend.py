@@ -261,7 +261,7 @@ class Backend:
 
         Raises `Unavailable` (503) when the worker is stopped before all of it is here.
         """
-        payload = self.parts.gate.payload(request, envelope, route.handler.takes_uploads)
+        payload = self.parts.gate.payload(request, envelope, route.handler.accepts_uploads)
         if envelope.payload is not None:
             async with payload as received:
                 yield received

@@ -107,7 +107,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         return self.response_generator is None
 
     @property
-    def takes_uploads(self) -> bool:
+    def accepts_uploads(self) -> bool:
         return hasattr(self.payload_class, "from_upload")
 
     def read_upload(self, upload: Upload) -> DeclaredPayload:
@@ -150,7 +150,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
 
     def _function_problems(self) -> Iterator[str]:
         # A payload class that makes JSON of an upload gives the function that, not the upload.
-        receives_uploads = self.takes_uploads and not hasattr(self.payload_class, "generate_payload_json")
+        receives_uploads = self.accepts_uploads and not hasattr(self.payload_class, "generate_payload_json")
         if self.function and (problem := self.function.problem(receives_uploads)):
             yield f"remote_function {problem}"
 
@@ -158,7 +158,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         own = self.payload_class
         if self.request_parser is not None and accepts_only_uploads(own):
             yield "request_parser is given, but an upload has no JSON: use its class's from_upload"
-        if self.workload_calculator is not None and self.takes_uploads:
+        if self.workload_calculator is not None and self.accepts_uploads:
             yield "workload_calculator is given, but an upload has no JSON: use its class's count_workload"
         if own is not None and own is not dict and not hasattr(own, "from_json_msg"):
             yield f"payload_class {own.__name__} has no from_json_msg"

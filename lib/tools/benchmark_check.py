@@ -47,7 +47,7 @@ def _check_round_trip(handler: EndpointHandler[Any], payload: Any, found: Findin
     refusals = [_refusal(handler, form) for form in forms]
     if None in refusals:
         found.ok("benchmark", "a client that sends its payload is let in")
-    elif handler.takes_uploads:
+    elif handler.accepts_uploads:
         found.note("benchmark", "clients send uploads: whether its payload would be let in is not looked at")
     else:
         found.problem("benchmark", f"a client that sends its payload is refused: {refusals[0]}")

@@ -1,4 +1,4 @@
-"""Types as clients and as authors are told of them."""
+"""Types in the words of JSON and of Python, and the values that fit them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_descriptions_of_pythons_own_types(annotation: Any, description: str) ->
         (str | None, None, True),
     ],
 )
-def test_values_that_fit_in_both(dialect: Any, annotation: Any, value: Any, fits: bool) -> None:
+def test_checks_that_both_dialects_share(dialect: Any, annotation: Any, value: Any, fits: bool) -> None:
     assert dialect.fits(annotation, value) is fits
 
 
@@ -92,7 +92,9 @@ def test_values_that_fit_in_both(dialect: Any, annotation: Any, value: Any, fits
         (AbstractAsyncContextManager[Any], nullcontext(), True, True),
     ],
 )
-def test_values_that_fit_in_one(annotation: Any, value: Any, in_json: bool, in_python: bool) -> None:
+def test_checks_in_which_the_dialects_differ(
+    annotation: Any, value: Any, in_json: bool, in_python: bool
+) -> None:
     assert (JSON.fits(annotation, value), PYTHON.fits(annotation, value)) == (in_json, in_python)
 
 
