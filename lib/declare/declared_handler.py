@@ -131,7 +131,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
-        """Nothing to open; leaving it leaves behind the threads in which `function` still runs."""
+        """Abandon the threads in which `function` still runs when the lifetime ends."""
         try:
             yield
         finally:
