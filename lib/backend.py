@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from lib.access.authenticator import Admission, Authenticator
 from lib.access.payload import is_upload
@@ -38,7 +39,7 @@ from lib.request.access_log import AccessLog
 from lib.request.detached import Spawn, run_detached
 from lib.request.exchange import Exchange, Phase
 from lib.request.lanes import Lane, Lanes
-from lib.request.middlewares import AioHandler, Middleware, wrapped
+from lib.request.middlewares import wrapped
 from lib.request.observers import Observer, Observers
 from lib.request.timings import Timings
 from lib.runtime.clock import Clock, SystemClock
@@ -108,7 +109,7 @@ class Backend:
 
     # What an author uses
 
-    def create_handler(self, handler: EndpointHandler[Any]) -> AioHandler:
+    def create_handler(self, handler: EndpointHandler[Any]) -> Handler:
         """An aiohttp request handler for `handler`, for `web.post(path, …)`."""
         return partial(self._answer, self.lanes.add(handler))
 
@@ -118,7 +119,7 @@ class Backend:
         *,
         workload: float | Callable[[Any], float] = DEFAULT_WORKLOAD,
         **fields: Any,
-    ) -> AioHandler:
+    ) -> Handler:
         """A bare aiohttp handler behind the same checks, queue and ledger as all others.
 
         `function` finds `request["payload"]`, JSON or an `Upload`, and `request["auth_data"]`. `workload` is
@@ -170,9 +171,7 @@ class Backend:
                 except web.HTTPException as e:
                     response = returnable(e)
                 written = await exchange.write(response)
-                exchange.conclude(
-                    None, written
-                )  # here: its client may leave while an upload's file is deleted
+                exchange.conclude(None, written)  # now: the client may leave while its upload is deleted
                 return written
 
     def _open_entry(self, exchange: Exchange, admission: Admission) -> None:
@@ -203,8 +202,8 @@ class Backend:
         if is_upload(exchange.request, admission):
             exchange.entry.set_workload(DEFAULT_WORKLOAD)  # until it is here
             self._check_ready(exchange)
-        takes_uploads = exchange.lane.handler.takes_uploads
-        return self.running.payloads.receive(exchange.request, admission, takes_uploads)
+        accepts_uploads = exchange.lane.handler.accepts_uploads
+        return self.running.payloads.receive(exchange.request, admission, accepts_uploads)
 
     async def _accept(self, exchange: Exchange, request: web.Request) -> web.StreamResponse:
         """The model's answer, as it is or with newlines while its client waits."""

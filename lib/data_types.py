@@ -1,7 +1,7 @@
-"""What a worker's author subclasses: `ApiPayload`, `EndpointHandler`; and `AuthData`, `LogAction`.
+"""The classes that authors of workers subclass, `ApiPayload` and `EndpointHandler`, and `AuthData`.
 
-Owns the names and defaults of authoring.md §1, which workers in the field are written against. How a
-handler is run is in backend.py; how JSON becomes a dataclass is in lib/fields/json_fields.py.
+Owns their names and defaults, on which workers in the field depend (docs/writing-a-worker.md, "Classes").
+How a handler is run is in lib/backend.py; how JSON becomes a dataclass is in lib/fields/json_fields.py.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
-from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import aiohttp
 from aiohttp import web
 
+from lib.fields.annotations import PYTHON
 from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
+from lib.fields.limits import below_minimum, invalid_durations
+from lib.model.log_rules import LogAction
+from lib.model.relay import pass_on
 from lib.runtime.stable_name import stable_name
 
 if TYPE_CHECKING:
@@ -32,25 +36,20 @@ __all__ = ["ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "Lo
 P = TypeVar("P")
 OnDisconnect = Literal["cancel", "finish"]
 
-# An `auth_data` that nobody signed, for payloads that come without one.
-UNSIGNED_AUTH_DATA: Mapping[str, Any] = {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
-# What the wire's integers must fit into: the engine's own are 64 bits wide.
+# The `auth_data` beside a payload that no client sent, for handlers that read whole envelopes.
+UNSIGNED_AUTH_DATA: Mapping[str, Any] = MappingProxyType(
+    {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
+)
+# Integers of a request must be less than this: the engine's own are 64 bits wide.
 _INT64 = 2**63
-
-
-class LogAction(Enum):
-    """What a line of the model server's log means."""
-
-    ModelLoaded = 1
-    ModelError = 2
-    Info = 3
 
 
 @dataclass
 class AuthData:
-    """The part of a `/route/` answer that a request brings along (protocol.md §2).
+    """The engine's answer to `/route/`, which a request carries (docs/protocol.md, "The envelope").
 
-    `cost` is in workload units, finite and ≥ 0; `request_idx` is ≥ 1, or None for none.
+    `cost` is in workload units, finite and ≥ 0. `request_idx` is ≥ 1, or None without one. `reqnum` and
+    `request_idx` fit into 64 bits.
     """
 
     signature: str
@@ -62,7 +61,7 @@ class AuthData:
 
     @classmethod
     def from_json_msg(cls, json_msg: Mapping[str, Any]) -> Self:
-        """Raises `JsonDataException` naming each field that is missing or wrong; ignores unknown ones."""
+        """Read `json_msg`; ignore unknown fields. Raises `JsonDataException` (422) naming each wrong one."""
         message = {key: _cost(value) if key == "cost" else value for key, value in json_msg.items()}
         values: dict[str, Any] = {}
         problems: dict[str, Any] = {}
@@ -80,19 +79,19 @@ class AuthData:
 
 
 def _cost(value: Any) -> Any:
-    """`value` as a float where it is a number or the text of one, else as it is."""
+    """Convert a number, or a string that holds one, to a float; return anything else unchanged."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return value
     try:
         return float(value)
     except ValueError:
         return value
-    except OverflowError:  # an integer past every float
+    except OverflowError:  # an integer larger than every float
         return math.inf
 
 
 def _out_of_range(name: str, value: Any) -> str | None:
-    """What is wrong with `value`, whose type is right."""
+    """The problem of `value`, whose type is right, or None."""
     if not _is_finite(value):
         return "must be finite"
     if name in ("cost", "request_idx") and value is not None and value < 0:
@@ -103,7 +102,7 @@ def _out_of_range(name: str, value: Any) -> str | None:
 
 
 def _is_finite(root: Any) -> bool:
-    """Whether no NaN and no infinity lies in `root`, at any depth."""
+    """Whether `root` contains neither NaN nor infinity, at any depth."""
     pending = [root]
     while pending:
         value = pending.pop()
@@ -118,16 +117,16 @@ def _is_finite(root: Any) -> bool:
 
 @dataclass
 class ApiPayload(ABC):
-    """A request's payload, from the client's JSON to what the model server is sent.
+    """A request's payload: read from the client's JSON, sent to the model server.
 
-    A class that merely has these methods serves as well.
+    A payload class need not be a subclass; it must have the methods that its handler uses.
     """
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
-        """The payload in `json_msg`, by default from the subclass's dataclass fields.
+        """Make the payload of `json_msg`, by default from the subclass's dataclass fields.
 
-        Raises `JsonDataException({field: what is wrong})`, which the client gets as 422.
+        Raises `JsonDataException({field: problem})`, which the client gets as 422.
         """
         return read_dataclass(cls, json_msg)
 
@@ -136,16 +135,19 @@ class ApiPayload(ABC):
         return dataclasses.asdict(self)
 
     def generate_payload_multipart(self) -> dict[str, Any] | None:
-        """Form fields to send instead of JSON, or None for JSON.
+        """Form fields to send instead of JSON, or None to send JSON.
 
-        A `(filename, bytes, content_type)` tuple is a file, a list repeats its field, None is left out,
-        a dict or a nested list is sent as JSON, other scalars as text; bare bytes are a `TypeError`.
+        A `(filename, bytes, content_type)` tuple is a file; a list repeats its field; None is left out; a
+        dict or a nested list is sent as JSON, any other scalar as text. Bare bytes raise `TypeError`.
         """
         return None
 
     @abstractmethod
     def count_workload(self) -> float:
-        """How much work this is, in the author's own unit; finite and ≥ 0."""
+        """The payload's workload, in a unit of the author's choice; finite and ≥ 0.
+
+        A workload that is neither, or an exception, counts as `DEFAULT_WORKLOAD`.
+        """
 
     @classmethod
     def for_test(cls) -> Self:
@@ -155,10 +157,14 @@ class ApiPayload(ABC):
 
 @dataclass
 class EndpointHandler(ABC, Generic[P]):
-    """One route of the worker: where its requests go and what is special about them.
+    """One route of the worker: how its requests are read, queued, sent and answered.
 
-    `benchmark_runs` is in rounds; `max_queue_time` and `keepalive_s` are in seconds. What each field
-    does is told in authoring.md §1.
+    `max_queue_time` is the longest wait in the queue in seconds, None for the backend's `max_wait_time`;
+    `max_concurrency` the number of requests at once, None for one, or no limit with
+    `allow_parallel_requests` (None: the backend's). `on_disconnect` says whether a request whose client has
+    left is cancelled or finished. `keepalive_s` is in seconds between the newlines that keep a waiting
+    client's connection open, None for none. `benchmark_runs` is in rounds, `benchmark_words` the length of a
+    prompt for handlers that use it; `benchmark_concurrency` None lets the benchmark find the concurrency.
     """
 
     benchmark_runs: int = 8
@@ -175,125 +181,127 @@ class EndpointHandler(ABC, Generic[P]):
     @property
     @abstractmethod
     def endpoint(self) -> str | None:
-        """Path on the model server, or an absolute URL; read for each request, once its payload is made."""
+        """The path on the model server, or an absolute URL; read for each request after its payload."""
 
     @property
     def healthcheck_endpoint(self) -> str | None:
-        """Path or absolute URL to GET, or None for no check."""
+        """The path or absolute URL of the model server's health check, a GET; None for no check."""
         return None
 
     @classmethod
     @abstractmethod
     def payload_cls(cls) -> type[P]:
-        """The payload's class; `dict` takes the payload as it came."""
+        """The payload's class; `dict` accepts any payload and leaves it unchanged."""
 
     @property
     def benchmark_name(self) -> str:
-        """What a saved benchmark is for: a handler of another name is measured anew."""
+        """Identifies this handler in the saved benchmark; a new name forces a new measurement."""
         return stable_name(type(self))
 
     @property
     def benchmark_method(self) -> str:
-        """The method of the benchmark's requests, which no client chooses."""
+        """The HTTP method of the benchmark's requests."""
         return "POST"
 
     def make_benchmark_payload(self) -> P:
-        """A payload for the benchmark; made anew for each of its requests."""
+        """Make a payload for one request of the benchmark."""
         return cast(Any, self.payload_cls()).for_test()
 
     def generate_payload_json(self, payload: P) -> Any:
-        """The JSON for the model server; by default the payload's own."""
+        """The JSON for the model server, by default from the payload's `generate_payload_json`."""
         own = getattr(payload, "generate_payload_json", None)
         return own() if own else payload
 
     def call_model(self, model: ModelCaller, payload: P) -> AbstractAsyncContextManager[Any]:
-        """The model's response to `payload`, as an async context manager.
+        """Call the model with `payload`; an async context manager of its response.
 
-        By default of one request to `endpoint`, by the client's method: a POST, or a GET with the payload
-        in its query; a `{name}` in `endpoint` is filled in (`ModelCaller.send`).
-        The place to speak another protocol to the model server, or to compute the answer here. It gives
-        what `generate_client_response` takes, or an `aiohttp.web.StreamResponse` that is the answer.
+        By default this is one request to `endpoint` with the client's method, with the payload in the body
+        or, for GET and DELETE, in the query; a `{name}` in `endpoint` is filled in (`ModelCaller.send`).
+        Override it to speak another protocol to the model server, or to compute the answer here. The context
+        manager yields the argument of `generate_client_response`, or an `aiohttp.web.StreamResponse`, which
+        is the client's answer.
         """
-        upload = getattr(payload, "generate_payload_upload", _none)()
+        upload = getattr(payload, "generate_payload_upload", _no_body)()
         if upload is not None:
             return model.send_upload(self.endpoint, upload)
-        form = getattr(payload, "generate_payload_multipart", _none)()
+        form = getattr(payload, "generate_payload_multipart", _no_body)()
         if form is not None:
             return model.send_form(self.endpoint, form)
         message = self.generate_payload_json(payload)
-        return model.send(self.endpoint, message)  # read last: some handlers decide it on the way
+        return model.send(self.endpoint, message)  # some handlers choose the endpoint by the payload
 
     async def generate_client_response(
         self, client_request: web.Request, model_response: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        """The client's answer; by default the model server's, passed on as it comes (protocol.md §2)."""
-        from lib.model.relay import pass_on  # here: lib.model imports this module
+        """Make the client's answer of the model server's, by default by passing it on unchanged.
 
+        See docs/protocol.md, "The answer". `client_request["outcome"]`, set to "served" or "errored",
+        overrides the outcome that follows from the status.
+        """
         return await pass_on(client_request, model_response)
 
     @property
     def accepts_compressed_answers(self) -> bool:
-        """Whether the model server may compress its answers: only where they are passed on as they come.
+        """Whether the model server may compress its answers: only if they are passed on unread.
 
-        By default, if neither `call_model` nor `generate_client_response` is the author's own.
+        By default true if neither `call_model` nor `generate_client_response` is overridden.
         """
         own, base = cast(Any, type(self)), cast(Any, EndpointHandler)
         same_call = own.call_model is base.call_model
         return same_call and own.generate_client_response is base.generate_client_response
 
-    def problems(self) -> list[str]:
-        """What in the handler's own fields can't work, a line each."""
-        problems: list[str] = []
-        for name in ("max_concurrency", "benchmark_concurrency"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}, less than 1")
-        for name in ("max_queue_time", "keepalive_s"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                problems.append(f"{name} is {value}, not a finite number of seconds ≥ 0")
-        if self.on_disconnect not in ("cancel", "finish"):
-            problems.append(f"on_disconnect is {self.on_disconnect!r}, neither 'cancel' nor 'finish'")
-        return problems
+    async def on_client_disconnect(self, payload: P) -> None:
+        """Called after the client of `payload` left while the model worked and the call was closed.
+
+        The place to stop work that goes on although its connection is closed.
+        """
 
     def running(self) -> AbstractAsyncContextManager[Any]:
-        """What this handler needs as long as the worker serves: threads, processes, connections.
+        """The handler's lifetime, as an async context manager; by default an empty one.
 
-        An async context, by default an empty one. The worker is ready only once it is entered; it is left
-        when the worker stops, once requests have finished or were cut.
+        The worker enters it before it can be ready, and leaves it when no request is in progress any more:
+        each has finished, or was cut at the end of the drain. The place for threads, pools and clients that
+        requests share.
         """
         return nullcontext()
 
-    async def on_client_disconnect(self, payload: P) -> None:
-        """The client of `payload` has left while the model worked; its call is closed by now.
+    def problems(self) -> list[str]:
+        """One line for each thing that is wrong with the handler itself; the worker refuses to start then.
 
-        The place to stop what closing a connection doesn't stop.
+        A subclass that adds checks of its own extends the list of `super().problems()`.
         """
+        problems = [
+            *below_minimum(self, 1, "max_concurrency", "benchmark_concurrency"),
+            *invalid_durations(self, "max_queue_time", "keepalive_s"),
+        ]
+        if mismatch := PYTHON.mismatch("on_disconnect", OnDisconnect, self.on_disconnect):
+            problems.append(mismatch)
+        return problems
 
     @classmethod
     def get_data_from_request(
         cls, req_data: dict[str, Any]
     ) -> tuple[AuthData, P] | tuple[AuthData, P, str | None]:
-        """The whole envelope, authenticated by now → its `AuthData` and the payload.
+        """Read a whole, authenticated envelope into its `AuthData` and the payload.
 
         Raises `JsonDataException`, which the client gets as 422.
         """
         return AuthData.from_json_msg(req_data["auth_data"]), cls._payload_in(req_data)
 
     def read_payload(self, req_data: dict[str, Any]) -> P:
-        """The payload in a whole envelope, authenticated by now. Raises `JsonDataException` (422)."""
+        """Read the payload of a whole, authenticated envelope. Raises `JsonDataException` (422)."""
         reader: Any = type(self).get_data_from_request
         if getattr(reader, "__func__", reader) is _DEFAULT_READER:
-            return self._payload_in(req_data)  # the same, without reading `auth_data` once more
+            return self._payload_in(req_data)  # the same, without reading `auth_data` again
         return self.get_data_from_request(req_data)[1]
 
     @property
-    def takes_uploads(self) -> bool:
-        """Whether bodies that are not JSON are taken: by default, if the payload class has `from_upload`."""
+    def accepts_uploads(self) -> bool:
+        """Whether bodies other than JSON are accepted, by default if the payload class has `from_upload`."""
         return hasattr(self.payload_cls(), "from_upload")
 
     def read_upload(self, upload: Upload) -> P:
-        """The payload in a body that is not JSON, authenticated by now. Raises `JsonDataException` (422)."""
+        """Make the payload of an authenticated body that is not JSON. Raises `JsonDataException` (422)."""
         return cast(Any, self.payload_cls()).from_upload(upload)
 
     @classmethod
@@ -309,5 +317,5 @@ class EndpointHandler(ABC, Generic[P]):
 _DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__
 
 
-def _none() -> None:
+def _no_body() -> None:
     return None

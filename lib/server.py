@@ -29,6 +29,7 @@ from typing import Any, cast
 import anyio
 import psutil
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from anyio.abc import TaskGroup
 
 from lib.backend import Backend
@@ -36,7 +37,6 @@ from lib.errors import SettingsError, async_result_or_error, refusals_as_json
 from lib.life.running_worker import RunningWorker
 from lib.model.readiness import Cause
 from lib.request.exchange import note_head
-from lib.request.middlewares import Middleware
 from lib.routes.management import loopback_routes, public_routes, without
 from lib.routes.sessions import end_route, session_routes
 from lib.runtime.logs import configure_logging

@@ -1,6 +1,7 @@
-"""Upload: a request's body that is not JSON, on disk while the request is served (protocol.md §2, Bodies).
+"""Upload: a request's body other than JSON, on disk while the request is served.
 
-Owns what an author sees of such a body. How it gets there is lib/access/spool.py's.
+Owns the payload class for such a body (docs/writing-a-worker.md, "Uploads, parameters in the URL, long
+jobs"). Writing the body to disk is in lib/access/spool.py.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.fields.json_fields import JsonDataException
+from lib.metrics import DEFAULT_WORKLOAD
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -17,13 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Upload:
-    """A body as it came: a form with files, an image, sound. It serves as a payload class as it is.
+    """An unchanged body: a form with files, an image, sound. It can be used as a payload class.
 
-    `path` is a file that goes with the request; `content_type` is the client's header, with a form's
-    boundary; `size_bytes` is without any compression; `query` is the URL's, each name with its values.
+    `path` is a file that is deleted with the request; `content_type` is the client's header, with a form's
+    boundary; `size_bytes` is the size after decompression; `query` has the values of each name in the URL's
+    query.
 
-    A payload class of one's own takes such bodies by a `from_upload` of its own, and sends one on unchanged
-    by giving it from `generate_payload_upload`.
+    Another payload class accepts such bodies if it has a `from_upload`, and sends one on unchanged if its
+    `generate_payload_upload` returns it.
     """
 
     path: Path
@@ -33,7 +36,7 @@ class Upload:
 
     @classmethod
     def from_upload(cls, upload: Upload) -> Self:
-        """The payload made of `upload`; raises `JsonDataException` (422). Runs on the event loop."""
+        """Make the payload of `upload`. Raises `JsonDataException` (422). Runs on the event loop."""
         return cls(upload.path, upload.content_type, upload.size_bytes, upload.query)
 
     @classmethod
@@ -41,9 +44,9 @@ class Upload:
         raise JsonDataException({"body": "must be sent as it is, with header authentication"})
 
     def generate_payload_upload(self) -> Upload | None:
-        """The body that the model server is sent, or None where it is sent something else."""
+        """The body for the model server, or None to send something else."""
         return self
 
     def count_workload(self) -> float:
-        """How much work this is, in the author's own unit; a subclass may go by `size_bytes`."""
-        return 100.0
+        """The upload's workload; a subclass may derive one from `size_bytes`."""
+        return DEFAULT_WORKLOAD

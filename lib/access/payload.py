@@ -46,7 +46,7 @@ class PayloadReader:
 
     @asynccontextmanager
     async def receive(
-        self, request: web.Request, admission: Admission, takes_uploads: bool
+        self, request: web.Request, admission: Admission, accepts_uploads: bool
     ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
         """The payload as `read_json` gives it, or an upload, which is on disk as long as the block runs.
 
@@ -58,7 +58,7 @@ class PayloadReader:
             with anyio.CancelScope() as arriving:
                 self._arriving.add(arriving)
                 try:
-                    if takes_uploads and is_upload(request, admission):
+                    if accepts_uploads and is_upload(request, admission):
                         received = await self._spool(request, stack)
                     else:
                         received = await self.read_json(request, admission)

@@ -1,1 +1,1 @@
-"""What an author may declare: configurations, declared handlers, Python functions, bare routes."""
+"""Declarations of workers: configurations, declared handlers, Python functions, bare routes."""

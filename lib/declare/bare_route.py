@@ -1,6 +1,7 @@
-"""Routes of an author's own, behind the same checks as all others (authoring.md §1, `Backend.guard`).
+"""Bare aiohttp handlers behind the worker's checks and its queue.
 
-Owns the handler that runs a bare aiohttp handler in place of a call to the model server.
+Owns the `EndpointHandler` that runs such a function in place of a call to the model server
+(docs/writing-a-worker.md, "Routes of your own"). `Backend.guard` makes a route of one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Workload = float | Callable[[Any], float]
 
 @dataclass
 class BareRoutePayload:
-    """A payload as it came, JSON or an `Upload`, with the route's workload."""
+    """An unchanged payload, JSON or an `Upload`, with the route's workload."""
 
     content: dict[str, Any] | Upload
     workload: Workload
@@ -38,7 +39,7 @@ class BareRoutePayload:
 
 @dataclass(kw_only=True)
 class BareRouteHandler(EndpointHandler[BareRoutePayload]):
-    """Answers by `function`, which finds `request["payload"]` and `request["auth_data"]`."""
+    """Answers with `function(request)`; `request["payload"]` and `request["auth_data"]` are set."""
 
     function: BareHandler
     workload: Workload
@@ -52,7 +53,7 @@ class BareRouteHandler(EndpointHandler[BareRoutePayload]):
         return BareRoutePayload
 
     @property
-    def takes_uploads(self) -> bool:
+    def accepts_uploads(self) -> bool:
         return True
 
     def read_payload(self, req_data: dict[str, Any]) -> BareRoutePayload:
@@ -69,7 +70,7 @@ class BareRouteHandler(EndpointHandler[BareRoutePayload]):
         try:
             response = await self.function(model.client_request)
         except (TimeoutError, asyncio.TimeoutError, aiohttp.ClientError) as e:
-            if isinstance(e, ConnectionError):  # of the client's own connection
+            if isinstance(e, ConnectionError):  # the client's own connection broke
                 raise
             raise FunctionFailed(f"a guarded route raised {e!r}") from e
         yield response

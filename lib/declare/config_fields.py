@@ -1,23 +1,21 @@
-"""The fields of a declaration: which were given, and all that is wrong with them.
+"""The fields of a declaration: which were given, and what is wrong with them.
 
-Owns how `WorkerConfig` and its parts take their arguments, so that a misspelt or a missing one is told
-together with all else that is wrong, and how that ends the process: status 2, no traceback.
+Owns how `WorkerConfig` and its parts accept their arguments, so that a misspelt or a missing one is reported
+together with everything else that is wrong, and how that ends the process: status 2, no traceback. The
+checks of types are in lib/fields/annotations.py.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-import reprlib
 import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lib.errors import SettingsError
+from lib.fields.annotations import PYTHON
 
 T = TypeVar("T")
 
@@ -31,21 +29,12 @@ else:
 
 EXIT_STATUS = 2
 
-_NAMES: dict[Any, str] = {
-    str: "a string",
-    int: "an integer",
-    float: "a number",
-    bool: "True or False",
-    list: "a list",
-    dict: "a dict",
-    type(None): "None",
-    Callable: "a function",
-    AbstractAsyncContextManager: "an async context manager",
-}
-
 
 class DeclarationRefused(SettingsError, SystemExit):
-    """A declaration that can't work, a line for each of its `problems`. Uncaught, the exit status is 2."""
+    """A declaration that can't work, with a line in `problems` for each reason.
+
+    If nobody catches it, the process ends with status 2.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(problems)
@@ -53,24 +42,24 @@ class DeclarationRefused(SettingsError, SystemExit):
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Tell what is wrong and raise `DeclarationRefused`; nothing happens when nothing is."""
+    """Print `problems` to stderr and raise `DeclarationRefused`; do nothing if there are none."""
     if problems:
         refused = DeclarationRefused(problems)
-        print(refused, file=sys.stderr)  # noqa: T201 - Python ends without a word on a SystemExit
+        print(refused, file=sys.stderr)  # noqa: T201 - Python prints nothing for a SystemExit
         raise refused
 
 
 @dataclass_transform(field_specifiers=(field,))
-class Declared:
-    """Base of the declared configurations: each subclass is a dataclass, without a decorator.
+class DeclaredConfig:
+    """Base class of the declared configurations: each subclass is a dataclass, without a decorator.
 
-    Nothing is raised at construction or assignment: `check` tells what is wrong, for one message about
-    the whole declaration. `given` has the names of the fields that were given, not left to their defaults.
+    Nothing is raised at construction or assignment: `problems` reports what is wrong, for one message about
+    the whole declaration. `given` holds the names of the fields that were given, not left to their defaults.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     given: set[str]
-    _misused: list[str]
+    _wrong_arguments: list[str]
 
     def __init_subclass__(cls) -> None:
         dataclass(init=False)(cls)
@@ -78,18 +67,20 @@ class Declared:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         known = {f.name: f for f in fields(self)}
         positional = [f.name for f in known.values() if not f.kw_only]
-        misused: list[str] = []
-        vars(self).update({name: _default(f) for name, f in known.items()}, given=set(), _misused=misused)
+        wrong: list[str] = []
+        vars(self).update(
+            {name: _default(f) for name, f in known.items()}, given=set(), _wrong_arguments=wrong
+        )
         if len(args) > len(positional):
-            misused.append(f"{len(args)} positional arguments, at most {len(positional)} are taken")
+            wrong.append(f"{len(args)} positional arguments, at most {len(positional)} are accepted")
         for name, value in zip(positional, args, strict=False):
             setattr(self, name, value)
         for name, value in kwargs.items():
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
-                misused.append(f"no field {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+                wrong.append(f"no field {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
             elif name in self.given:
-                misused.append(f"{name} is given twice")
+                wrong.append(f"{name} is given twice")
             else:
                 setattr(self, name, value)
 
@@ -97,82 +88,37 @@ class Declared:
         super().__setattr__(name, value)
         self.given.add(name)
 
-    def check(self) -> list[str]:
-        """Everything that is wrong with the arguments and with the types of the fields, a line each."""
-        problems = list(self._misused)
-        for name, wanted in _types_of(type(self)).items():
+    def problems(self) -> list[str]:
+        """One line for each thing that is wrong with the arguments and with the types of the fields."""
+        problems = list(self._wrong_arguments)
+        for name, annotation in _types_of(type(self)).items():
             value = getattr(self, name)
             if value is MISSING:
                 problems.append(f"{name} is missing")
-            elif not fits(wanted, value):
-                problems.append(f"{name} must be {describe(wanted)}, not {reprlib.repr(value)}")
+            elif mismatch := PYTHON.mismatch(name, annotation, value):
+                problems.append(mismatch)
         return problems
 
     def has(self, name: str) -> bool:
-        """Whether the field holds something, and of the right type: then it can be looked at further."""
+        """Whether the field holds a value of the right type other than None, so that it can be examined."""
+        return getattr(self, name) is not None and self._fits(name)
+
+    def valid(self, name: str) -> Any:
+        """The field's value, or its default in place of a value of a wrong type.
+
+        With it a declaration that has problems can be built as far as needed to find all others.
+        """
+        return getattr(self, name) if self._fits(name) else _default(self.__dataclass_fields__[name])
+
+    def _fits(self, name: str) -> bool:
         value = getattr(self, name)
-        return value is not None and value is not MISSING and fits(_types_of(type(self))[name], value)
-
-    def too_small(self, minimum: float, *names: str) -> Iterable[str]:
-        """A line for each of the fields `names` that is less than `minimum`."""
-        for name in filter(self.has, names):
-            if (value := getattr(self, name)) < minimum:
-                yield f"{name} is {value}, less than {minimum}"
-
-    def no_duration(self, *names: str) -> Iterable[str]:
-        """A line for each of the fields `names` that is no number of seconds."""
-        for name in filter(self.has, names):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                yield f"{name} is {value}, not a finite number of seconds ≥ 0"
-
-
-def fits(wanted: Any, value: Any) -> bool:
-    """Whether `value` is of the annotated type `wanted`, the items of a list included."""
-    origin, args = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
-    if origin is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(option, value) for option in args)
-    if origin is typing.Literal:
-        return value in args
-    if origin is type:
-        return isinstance(value, type) and issubclass(value, _class_in(args))
-    if origin in (int, float):
-        return isinstance(value, (int, origin)) and not isinstance(value, bool)
-    if origin is list:
-        items = cast("Sequence[Any]", value)
-        return isinstance(value, (list, tuple)) and all(fits(args[0], item) for item in items)
-    return isinstance(value, origin)
-
-
-def describe(wanted: Any) -> str:
-    """What a value of the annotated type `wanted` is, in words."""
-    origin, args = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(option) for option in args)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(repr(choice) for choice in args)
-    if origin is type:
-        of = _class_in(args)
-        return "a class" if of is object else f"a subclass of {of.__name__}"
-    if origin is list and args:
-        return f"a list, each item {describe(args[0])}"
-    if origin in _NAMES:
-        return _NAMES[origin]
-    article = "an" if origin.__name__[0] in "AEIOU" else "a"
-    return f"{article} {origin.__name__}"
-
-
-def _class_in(args: tuple[Any, ...]) -> type[Any]:
-    """Of which class `type[…]` wants a subclass."""
-    of = typing.get_origin(args[0]) or args[0]
-    return object if of is Any else of
+        return value is not MISSING and PYTHON.fits(_types_of(type(self))[name], value)
 
 
 def _default(declared: Field[Any]) -> Any:
     return declared.default if declared.default_factory is MISSING else declared.default_factory()
 
 
-def _types_of(cls: type[Declared]) -> dict[str, Any]:
+def _types_of(cls: type[DeclaredConfig]) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in fields(cls)}

@@ -1,7 +1,7 @@
-"""The handler behind a `HandlerConfig`: its fields as an ordinary `EndpointHandler` (authoring.md §2).
+"""The handler behind a `HandlerConfig`, an `EndpointHandler` like any other.
 
-Owns what a declared handler does with a payload, a client's or the benchmark's. What may be declared
-together is lib/worker.py's.
+Owns what a declared handler does with a payload, a client's or the benchmark's, and what is wrong with such
+a handler by itself. Which fields can't be combined is in declaration.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import aiohttp
 from aiohttp import web
 
-from lib.data_types import ApiPayload, EndpointHandler
+from lib.data_types import UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler
+from lib.declare.callables import call_problems
 from lib.declare.functions import RemoteFunction
 from lib.fields.json_fields import JsonDataException
 from lib.metrics import DEFAULT_WORKLOAD
@@ -34,13 +35,10 @@ ResponseGenerator = Callable[
     [web.Request, aiohttp.ClientResponse], Awaitable[web.StreamResponse] | web.StreamResponse
 ]
 
-# The envelope of a benchmark's payload, for classes that read it themselves.
-_NO_AUTH = {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
-
 
 @dataclass
 class DeclaredPayload:
-    """A payload as JSON; `typed` is it as the declared payload class has it, or the JSON itself."""
+    """A payload as JSON and, in `typed`, as an instance of the payload class; without one, the JSON again."""
 
     json: Json
     typed: Any
@@ -66,19 +64,19 @@ class DeclaredPayload:
 
 
 class Samples:
-    """The benchmark's payloads as JSON: those of `dataset` in turn, or what `generator` makes each time."""
+    """The benchmark's payloads as JSON: those of `dataset` in turn, or a new one of `generator` each time."""
 
     def __init__(self, dataset: Sequence[Json] | None, generator: Callable[[], Json] | None) -> None:
         self._next: Callable[[], Json] = generator or partial(next, itertools.cycle(dataset or ()))
 
-    def take(self) -> Json:
-        """The next one, the caller's to change: a request parser may."""
+    def next(self) -> Json:
+        """A copy of the next payload: a request parser may change it."""
         return copy.deepcopy(self._next())
 
 
 @dataclass(kw_only=True)
 class DeclaredHandler(EndpointHandler[DeclaredPayload]):
-    """A handler for `route` on the model server, or for `function` instead of one."""
+    """A handler that calls `route` on the model server or, if given, `function` in its place."""
 
     route: str
     method: str = "POST"
@@ -110,21 +108,21 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         return self.response_generator is None
 
     @property
-    def takes_uploads(self) -> bool:
+    def accepts_uploads(self) -> bool:
         return hasattr(self.payload_class, "from_upload")
 
     def read_upload(self, upload: Upload) -> DeclaredPayload:
-        return _uploaded(cast(Any, self.payload_class).from_upload(upload))
+        return _payload_of_upload(cast(Any, self.payload_class).from_upload(upload))
 
     def read_payload(self, req_data: Json) -> DeclaredPayload:
         return self._read(req_data["payload"])
 
     def make_benchmark_payload(self) -> DeclaredPayload:
         if self.samples is not None:
-            return self._read(self.samples.take())
+            return self._read(self.samples.next())
         typed = cast(Any, self.payload_class).for_test()
-        if takes_only_uploads(self.payload_class):
-            return _uploaded(typed)
+        if accepts_only_uploads(self.payload_class):
+            return _payload_of_upload(typed)
         return DeclaredPayload(cast(Json, typed.generate_payload_json()), typed, self.workload_calculator)
 
     def call_model(self, model: ModelCaller, payload: DeclaredPayload) -> AbstractAsyncContextManager[Any]:
@@ -134,22 +132,47 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
-        """The threads of a function; those that still run at the end are left behind."""
+        """Abandon the threads in which `function` still runs when the lifetime ends."""
         try:
             yield
         finally:
             if self.function is not None:
                 self.function.threads.leave_behind()
 
+    def problems(self) -> list[str]:
+        return [
+            *super().problems(),
+            *call_problems("request_parser", self.request_parser, 1),
+            *call_problems("workload_calculator", self.workload_calculator, 1),
+            *call_problems("response_generator", self.response_generator, 2, may_be_async=True),
+            *self._function_problems(),
+            *self._payload_problems(),
+        ]
+
+    def _function_problems(self) -> Iterator[str]:
+        # A payload class that makes JSON of an upload gives the function that, not the upload.
+        receives_uploads = self.accepts_uploads and not hasattr(self.payload_class, "generate_payload_json")
+        if self.function and (problem := self.function.problem(receives_uploads)):
+            yield f"remote_function {problem}"
+
+    def _payload_problems(self) -> Iterator[str]:
+        own = self.payload_class
+        if self.request_parser is not None and accepts_only_uploads(own):
+            yield "request_parser is given, but an upload has no JSON: use its class's from_upload"
+        if self.workload_calculator is not None and self.accepts_uploads:
+            yield "workload_calculator is given, but an upload has no JSON: use its class's count_workload"
+        if own is not None and own is not dict and not hasattr(own, "from_json_msg"):
+            yield f"payload_class {own.__name__} has no from_json_msg"
+
     def _read(self, raw: Json) -> DeclaredPayload:
-        """Raises `JsonDataException` (422) under "payload"."""
+        """The payload in `raw`. Raises `JsonDataException` (422) under "payload"."""
         message = raw if self.request_parser is None else _parsed(self.request_parser, raw)
         try:
             own = self.payload_class
             typed = message if own in (None, dict) else cast(Any, own).from_json_msg(message)
             payload = DeclaredPayload(message, typed, self.workload_calculator)
             if self.function is not None:
-                self.function.check(payload.generate_payload_json())
+                self.function.check_keywords(payload.generate_payload_json())
         except JsonDataException as e:
             raise JsonDataException({"payload": e.message}) from e
         return payload
@@ -167,45 +190,45 @@ class AnsweringHandler(DeclaredHandler):
         return await response if inspect.isawaitable(response) else response
 
 
-def sample_payload(handler: EndpointHandler[Any], samples: Samples) -> Any:
-    """A benchmark payload for a handler of an author's own class, read as a client's would be."""
-    return handler.read_payload({"auth_data": dict(_NO_AUTH), "payload": samples.take()})
+def payload_from(samples: Samples, handler: EndpointHandler[Any]) -> Any:
+    """The next of `samples`, read by a handler class as it reads a client's payload."""
+    return handler.read_payload({"auth_data": dict(UNSIGNED_AUTH_DATA), "payload": samples.next()})
 
 
-def makes_own_samples(payload_class: type[Any] | None) -> bool:
+def defines_for_test(payload_class: type[Any] | None) -> bool:
     """Whether the payload class has a `for_test` of its own."""
     own = getattr(payload_class, "for_test", None)
     return own is not None and getattr(own, "__func__", own) is not cast(Any, ApiPayload.for_test).__func__
 
 
-def takes_only_uploads(payload_class: type[Any] | None) -> bool:
-    """Whether no JSON makes a payload of this class: it is an `Upload`'s that has no reader of JSON."""
+def accepts_only_uploads(payload_class: type[Any] | None) -> bool:
+    """Whether the class accepts uploads only: an `Upload` without a `from_json_msg` of its own."""
     reader = getattr(payload_class, "from_json_msg", None)
     return getattr(reader, "__func__", reader) is cast(Any, Upload.from_json_msg).__func__
 
 
-def _uploaded(typed: Any) -> DeclaredPayload:
-    """An upload as the payload class has it; a function has it as its keyword `upload`."""
+def _payload_of_upload(typed: Any) -> DeclaredPayload:
+    """The payload for an upload; a function gets it as its keyword `upload`."""
     return DeclaredPayload({"upload": typed}, typed)
 
 
 def _parsed(parser: RequestParser, raw: Json) -> Json:
-    """What an author's parser makes of a payload. Raises `JsonDataException` for the client's faults."""
+    """Call an author's parser. Raises `JsonDataException` (422) for what is the client's fault."""
     try:
         parsed: Any = parser(raw)
     except JsonDataException as e:
         raise JsonDataException({"payload": e.message}) from e
     except KeyError as e:
-        raise JsonDataException({"payload": _missing(e, raw)}) from e
+        raise JsonDataException({"payload": _key_problems(e, raw)}) from e
     except ValueError as e:
         raise JsonDataException({"payload": str(e) or "invalid"}) from e
     if not isinstance(parsed, dict):
-        raise TypeError(f"request_parser gave {type(parsed).__name__}, not the payload as a dict")
+        raise TypeError(f"request_parser returned {type(parsed).__name__}, not the payload as a dict")
     return cast(Json, parsed)
 
 
-def _missing(error: KeyError, raw: Json) -> Json:
-    """The field that a parser looked for in vain, or whose value it looked up in vain."""
+def _key_problems(error: KeyError, raw: Json) -> Json:
+    """The problem behind a parser's KeyError: a field with an unknown value, or a missing field."""
     key = error.args[0] if error.args else "?"
-    looked_up = [name for name, value in raw.items() if value == key]
-    return dict.fromkeys(looked_up, f"unknown: {key!r}") or {str(key): "missing parameter"}
+    with_that_value = [name for name, value in raw.items() if value == key]
+    return dict.fromkeys(with_that_value, f"unknown: {key!r}") or {str(key): "missing parameter"}

@@ -1,7 +1,8 @@
-"""Python functions as models: what `remote_function` gives, in the shape of a model server's answer.
+"""Python functions as models: the result of a `remote_function`, in the form of a model server's answer.
 
-Owns the running of an author's function, async or plain, value or generator, and the threads that plain
-ones run in. The answer is passed on like a model server's (lib/model/relay.py).
+Owns the running of an author's function, async or plain, value or generator, and the threads in which plain
+ones run. The answer is passed on like a model server's (lib/model/relay.py); whether a function can be
+called at all is in callables.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from lib.declare.callables import accepts, is_async, parameters_of
 from lib.errors import result_or_error
 from lib.fields.json_fields import JsonDataException
 from lib.runtime.stable_name import stable_name
@@ -34,22 +36,22 @@ _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 
 
 class FunctionFailed(Exception):
-    """An author's function raised what would pass for a failure of a model server (500, not 502 or 504)."""
+    """An author's function failed in a way that looks like a model server's failure: 500, not 502 or 504."""
 
 
 class FunctionBody:
-    """The body of an answer computed here, as far as `aiohttp.StreamReader` is used to read one."""
+    """The body of an answer computed here, with the methods of `aiohttp.StreamReader` that are used."""
 
     def __init__(self, begin: bytes, items: Items | None = None) -> None:
         self._begin = begin
         self._items = items
 
     async def readany(self) -> bytes:
-        """The next chunk, of a stream a line; b"" at the end."""
+        """The next chunk; of a stream, the next line. b"" at the end."""
         chunk, self._begin = self._begin, b""
         if chunk or self._items is None:
             return chunk
-        return await _line(self._items)
+        return await _next_line(self._items)
 
     async def iter_any(self) -> AsyncIterator[bytes]:
         while chunk := await self.readany():
@@ -60,7 +62,7 @@ class FunctionBody:
 
 
 class FunctionAnswer:
-    """An answer computed here, with what of `aiohttp.ClientResponse` its users need."""
+    """An answer computed here, with the attributes of `aiohttp.ClientResponse` that are used."""
 
     status = 200
     reason = "OK"
@@ -85,16 +87,16 @@ class FunctionAnswer:
 
 
 class Threads:
-    """Threads for an author's plain code, one for each call: it is the queue that limits them."""
+    """Threads for an author's plain code, one for each call; the handler's queue limits their number."""
 
     def __init__(self) -> None:
         self._calls: set[asyncio.Future[Any]] = set()
 
     async def run(self, call: Callable[[], Any]) -> Any:
-        """What `call` gives or raises.
+        """Run `call` in a thread; return its result or raise its exception.
 
-        When this is cancelled, the client has left: it is over when `call` is. Cancelled once more, or by
-        `leave_behind`, it is over at once; the thread goes on, and doesn't keep the process from ending.
+        Cancelled because the client left, this still waits for the end of `call`. It ends immediately when
+        cancelled a second time or by `leave_behind`: the thread goes on, and doesn't keep the process alive.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
@@ -107,7 +109,7 @@ class Threads:
                 outcome = FunctionFailed(f"remote_function raised {e!r}")
             finally:
                 with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(_conclude, done, outcome)
+                    loop.call_soon_threadsafe(_set_outcome, done, outcome)
 
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(work,), name="remote_function", daemon=True).start()
@@ -125,35 +127,35 @@ class Threads:
         return outcome
 
     async def iterate(self, items: Generator[Any, None, None]) -> Items:
-        """The items of a plain generator, each made in a thread."""
+        """Yield the items of a plain generator, each computed in a thread."""
         try:
             while (item := await self.run(functools.partial(next, items, _END))) is not _END:
                 yield item
         finally:
-            if inspect.getgeneratorstate(items) != inspect.GEN_RUNNING:  # else its thread was left behind
+            if inspect.getgeneratorstate(items) != inspect.GEN_RUNNING:  # if so, its thread was left behind
                 await self.run(items.close)
 
     def leave_behind(self) -> None:
-        """The worker stops: wait no longer for what runs in threads."""
+        """End every waiting `run` with `FunctionFailed`, as the worker stops; the threads go on."""
         for done in self._calls:
-            _conclude(done, FunctionFailed("the worker stopped before remote_function was done"))
+            _set_outcome(done, FunctionFailed("the worker stopped before remote_function was done"))
 
 
 class RemoteFunction:
     """An author's function, called with a payload's fields as keywords.
 
-    An async one is cancelled when its client leaves. A plain one runs in a thread, which nothing can
-    stop: its caller keeps its place in the queue until it is done, and what it gives is thrown away.
+    An async function is cancelled when its client leaves. A plain one runs in a thread, which nothing can
+    stop: the request keeps its slot until the function returns, and the result is thrown away.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.threads = Threads()
-        parameters = inspect.signature(function).parameters.values()
+        parameters = parameters_of(function) or ()  # without a signature, `problem` says so
         named = [p for p in parameters if p.kind in _NAMED]
         self._known = {p.name for p in named}
         self._required = [p.name for p in named if p.default is p.empty]
-        self._takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     @property
     def name(self) -> str:
@@ -162,10 +164,25 @@ class RemoteFunction:
             function = cast("functools.partial[Any]", function).func
         return stable_name(function if hasattr(function, "__qualname__") else type(function))
 
-    def check(self, payload: Mapping[str, Any]) -> None:
-        """Raises `JsonDataException` naming each keyword that is missing, or that nobody asked for."""
+    def problem(self, receives_uploads: bool) -> str | None:
+        """The reason why the function can't be called with a payload's fields as keywords, or None.
+
+        If it `receives_uploads`, it must also accept `upload` as its only keyword.
+        """
+        parameters = parameters_of(self._function)
+        if parameters is None:
+            return "has no signature that tells its parameters"
+        unnamed = [p.name for p in parameters if p.kind is _POSITIONAL_ONLY and p.default is p.empty]
+        if unnamed:
+            return f"takes {', '.join(unnamed)} by position only: a payload gives keywords"
+        if receives_uploads and not accepts(self._function, 0, "upload"):
+            return "can't be called with upload= alone, as it is for an upload"
+        return None
+
+    def check_keywords(self, payload: Mapping[str, Any]) -> None:
+        """Raise `JsonDataException` (422) if `payload` lacks required parameters or has unknown ones."""
         problems = {name: "missing parameter" for name in self._required if name not in payload}
-        if not self._takes_any:
+        if not self._accepts_any:
             problems |= {name: "unknown parameter" for name in payload if name not in self._known}
         if problems:
             raise JsonDataException(problems)
@@ -174,18 +191,18 @@ class RemoteFunction:
     async def call(
         self, payload: Mapping[str, Any]
     ) -> AsyncGenerator[FunctionAnswer | web.StreamResponse, None]:
-        """The answer: `{"result": …}`, a stream of lines of JSON, or the response that the function made.
+        """The answer: `{"result": …}`, a stream of lines of JSON, or the response that the function returned.
 
-        Raises what the function raises, for a stream's first item too, and `TypeError` or `ValueError`
-        for a result that is not JSON.
+        Raises what the function raises, also for a stream's first item, and `TypeError` or `ValueError` for
+        a result that is not JSON.
         """
         result = await self._result(payload)
         if inspect.isgenerator(result):
             result = self.threads.iterate(cast("Generator[Any, None, None]", result))
         if inspect.isasyncgen(result):
             async with aclosing(cast(Items, result)) as items:
-                # Nothing is sent before the first item: until then a failure is a 500.
-                yield FunctionAnswer(STREAM_TYPE, FunctionBody(await _line(items), items))
+                # The answer begins with the first item: a failure before it is a 500.
+                yield FunctionAnswer(STREAM_TYPE, FunctionBody(await _next_line(items), items))
         elif isinstance(result, web.StreamResponse):
             yield result
         else:
@@ -193,38 +210,11 @@ class RemoteFunction:
             yield FunctionAnswer("application/json", FunctionBody(body), len(body))
 
     async def _result(self, payload: Mapping[str, Any]) -> Any:
-        """What the function gives; of a generator, the generator, of which nothing has run yet."""
+        """The function's result; for a generator function, the generator before any of its code has run."""
         call = functools.partial(self._function, **payload)
-        result: Any = call() if _returns_lazily(self._function) else await _as_own(self.threads.run(call))
-        return await _as_own(result) if inspect.isawaitable(result) else result
-
-
-def unusable(function: Callable[..., Any]) -> str | None:
-    """Why `function` can't be called with a payload's fields as keywords; None: it can."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return "has no signature that tells its parameters"
-    unnamed = [p.name for p in parameters if p.kind is _POSITIONAL_ONLY and p.default is p.empty]
-    return f"takes {', '.join(unnamed)} by position only: a payload gives keywords" if unnamed else None
-
-
-def takes(function: Callable[..., Any], arguments: int, *keywords: str) -> bool:
-    """Whether `function` can be called with so many arguments and these keywords, as far as it tells."""
-    try:
-        inspect.signature(function).bind(*range(arguments), **dict.fromkeys(keywords))
-    except TypeError:
-        return False
-    except ValueError:  # of a built-in, which has none
-        return True
-    return True
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling `function` gives something to await or to iterate asynchronously."""
-    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-    own_call = None if isinstance(function, type) else getattr(function, "__call__", None)  # noqa: B004
-    return any(kind(function) or kind(own_call) for kind in kinds)
+        lazy = _returns_lazily(self._function)
+        result: Any = call() if lazy else await _with_own_errors(self.threads.run(call))
+        return await _with_own_errors(result) if inspect.isawaitable(result) else result
 
 
 def _returns_lazily(function: Callable[..., Any]) -> bool:
@@ -232,10 +222,10 @@ def _returns_lazily(function: Callable[..., Any]) -> bool:
     return is_async(function) or inspect.isgeneratorfunction(function)
 
 
-async def _line(items: Items) -> bytes:
+async def _next_line(items: Items) -> bytes:
     """The next of `items` as a line of JSON; b"" at the end."""
     try:
-        return _json(await _as_own(items.__anext__())) + b"\n"
+        return _json(await _with_own_errors(items.__anext__())) + b"\n"
     except StopAsyncIteration:
         return b""
 
@@ -244,14 +234,14 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, allow_nan=False).encode()
 
 
-async def _as_own(result: Awaitable[T]) -> T:
-    """`result`, where the errors of an author's calls to others aren't taken for the model server's."""
+async def _with_own_errors(result: Awaitable[T]) -> T:
+    """Await `result`; turn timeouts and client errors of the author's own calls into `FunctionFailed`."""
     try:
         return await result
     except (TimeoutError, asyncio.TimeoutError, aiohttp.ClientError) as e:
         raise FunctionFailed(f"remote_function raised {e!r}") from e
 
 
-def _conclude(done: asyncio.Future[Any], outcome: Any) -> None:
+def _set_outcome(done: asyncio.Future[Any], outcome: Any) -> None:
     if not done.done():
         done.set_result(outcome)

@@ -1,1 +1,1 @@
-"""Values into typed fields: JSON and URL parameters into dataclasses, and types in words."""
+"""Typed fields: JSON and URL parameters into dataclasses, and checks of types and limits."""

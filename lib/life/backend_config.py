@@ -1,29 +1,56 @@
-"""What an author configured of the model server and the worker's life, and what of it cannot work.
+"""The arguments of `Backend` that concern the model server and the worker's life, and their checks.
 
-Owns the checks of `Backend`'s arguments. What is declared besides is checked in declare/declaration.py.
+Owns what is wrong with these arguments, whether an author gave them to `Backend` or declared them. What is
+wrong with a handler is found by `EndpointHandler.problems`, what is wrong with a declaration by
+lib/declare/declaration.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lib.access.authenticator import Authenticator
 from lib.data_types import EndpointHandler, LogAction
 from lib.engine.engine import Engine
+from lib.fields.limits import below_minimum
 from lib.life.author_context import Context, context_of_handlers
 from lib.model.readiness import ReadySignal
+from lib.runtime.urls import is_http_url
 
 Lifecycle = Context
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArgumentNames:
+    """The names under which an author gave the arguments, so that messages use the author's words."""
+
+    log_rules: str
+    log_texts: Mapping[LogAction, str]
+    ready_signals: str
+
+
+BACKEND_NAMES = ArgumentNames(
+    log_rules="log_actions",
+    log_texts={action: f"log_actions: LogAction.{action.name}" for action in LogAction},
+    ready_signals=(
+        "a LogAction.ModelLoaded line with model_log_file, a health check (healthcheck_endpoint or "
+        "healthcheck_url), or a lifecycle"
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackendConfig:
-    """What an author told `Backend` about the model server and its life."""
+    """The arguments of one `Backend`, with its handlers' health check.
+
+    `url` is "" without a model server. `max_perf` is in workload/s; `benchmark_cap` is the highest
+    concurrency that the benchmark may use, None for no limit. `unsecured`, `engine` and `authenticator` replace,
+    where they are not None, what the environment says.
+    """
 
     url: str
     log_file: Path | None
@@ -40,40 +67,38 @@ class BackendConfig:
     authenticator: Authenticator | None = None
 
     def problems(self) -> list[str]:
-        """Every reason why this can't work, a line each."""
-        problems: list[str] = []
-        if self.url and not (urlsplit(self.url).scheme in ("http", "https") and urlsplit(self.url).hostname):
-            problems.append(f"model_server_url: {self.url!r} is not an http(s) URL")
-        if self.max_sessions is not None and self.max_sessions < 0:
-            problems.append(f"max_sessions is {self.max_sessions}, less than 0")
+        """One line for each reason why these arguments of `Backend`, or its handlers, can't work."""
+        return [
+            *self.argument_problems(BACKEND_NAMES),
+            *self.ready_signal_problems(BACKEND_NAMES),
+            *(f"{type(h).__name__}: {problem}" for h in self.handlers for problem in h.problems()),
+        ]
+
+    def argument_problems(self, names: ArgumentNames) -> Iterator[str]:
+        """Yield a line for each wrong argument, in the author's words."""
+        if self.url and not is_http_url(self.url):
+            yield f"model_server_url {self.url!r} is not an http(s) URL"
+        yield from below_minimum(self, 0, "max_sessions")
         if self.log_actions and self.log_file is None:
-            problems.append("log_actions are given, but no model_log_file to look for them in")
-        problems += [f"log_actions: an empty text for {a.name}" for a, text in self.log_actions if not text]
+            yield f"{names.log_rules} has lines to look for, but there is no model_log_file"
+        for action in dict.fromkeys(action for action, text in self.log_actions if not text):
+            yield f"{names.log_texts[action]} has an empty text"
         if not 0 <= self.max_perf < math.inf:
-            problems.append(f"max_perf is {self.max_perf}, not a finite number of workload/s ≥ 0")
-        if self.url and not self._signals_of_model:
-            problems.append(
-                "nothing tells when the model is loaded: give a LogAction.ModelLoaded line with "
-                "model_log_file, a health check (healthcheck_endpoint or healthcheck_url), or a lifecycle"
-            )
-        of_handlers = (f"{type(h).__name__}: {problem}" for h in self.handlers for problem in h.problems())
-        return [*problems, *of_handlers]
+            yield f"max_perf is {self.max_perf}, not a finite number of workload/s ≥ 0"
+
+    def ready_signal_problems(self, names: ArgumentNames) -> Iterator[str]:
+        """Yield a line if the worker could never become ready, in the author's words.
+
+        A rule for loaded lines counts even without a log file, which `argument_problems` reports.
+        """
+        if self.url and not self._signals_of_model and not self.has_load_rule:
+            yield f"nothing shows when the model is loaded: give {names.ready_signals}"
 
     @property
-    def signals(self) -> tuple[ReadySignal, ...]:
-        """What has to be seen before the worker counts as loaded (docs/operating.md, "States")."""
+    def ready_signals(self) -> tuple[ReadySignal, ...]:
+        """The signals that must all come before the worker counts as loaded."""
         handlers = () if self.context_of_handlers is None else (ReadySignal.HANDLERS,)
         return (*handlers, *self._signals_of_model)
-
-    @property
-    def _signals_of_model(self) -> tuple[ReadySignal, ...]:
-        if self.lifecycle is not None:
-            return (ReadySignal.LIFECYCLE,)
-        if not self.url:
-            return ()
-        has_rule = self.log_file is not None and self.has_load_rule
-        log, health = (ReadySignal.LOG,), (ReadySignal.HEALTH,)
-        return (*(log if has_rule else ()), *(health if self.healthcheck else ()))
 
     @property
     def context_of_handlers(self) -> Context | None:
@@ -81,5 +106,19 @@ class BackendConfig:
         return context_of_handlers(self.handlers)
 
     @property
+    def _signals_of_model(self) -> tuple[ReadySignal, ...]:
+        """The signals of the model itself; where there is a lifecycle, that is the only one."""
+        if self.lifecycle is not None:
+            return (ReadySignal.LIFECYCLE,)
+        if not self.url:
+            return ()
+        has_log = self.log_file is not None and self.has_load_rule
+        return (
+            *((ReadySignal.LOG,) if has_log else ()),
+            *((ReadySignal.HEALTH,) if self.healthcheck else ()),
+        )
+
+    @property
     def has_load_rule(self) -> bool:
+        """Whether a log rule is for the line that the model server writes once its model is loaded."""
         return any(action is LogAction.ModelLoaded for action, _ in self.log_actions)

@@ -135,7 +135,7 @@ async def open_worker(
         uploads = BodyReader(
             settings.max_request_bytes, settings.request_body_timeout_s, setting="MAX_REQUEST_BYTES"
         )
-        readiness = Readiness(config.signals, False, clock, process_age_s)
+        readiness = Readiness(config.ready_signals, False, clock, process_age_s)
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
         authenticator = config.authenticator or _authenticator(settings, bodies, sessions, engine)
         readiness.needs_key = authenticator.needs_key

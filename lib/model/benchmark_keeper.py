@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import anyio
 from aiohttp import web
 from anyio.to_thread import run_sync as in_thread
 
-from lib.data_types import EndpointHandler
 from lib.errors import AnswerCut, WorkerError, async_result_or_error, result_or_error
 from lib.model import benchmark_store
 from lib.model.benchmark import Attempt, BenchmarkFailed, measure
@@ -26,6 +25,9 @@ from lib.model.benchmark_store import BenchmarkInputs, payload_shape
 from lib.model.connection import ModelServer, describe
 from lib.model.readiness import Cause, Readiness
 from lib.runtime.clock import Clock
+
+if TYPE_CHECKING:
+    from lib.data_types import EndpointHandler
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from types import SimpleNamespace, TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
@@ -24,7 +24,9 @@ from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
 from lib.errors import Invalid, ModelTimedOut, ModelUnreachable
-from lib.uploads import Upload
+
+if TYPE_CHECKING:
+    from lib.uploads import Upload
 
 # Servers close idle connections after 5 to 15 s (protocol.md §2): ours go before.
 KEEP_ALIVE_S = 4.0

@@ -16,8 +16,8 @@ import aiohttp
 import anyio
 from yarl import URL
 
-from lib.data_types import LogAction
 from lib.model.connection import ModelServer, describe
+from lib.model.log_rules import LogAction
 from lib.model.log_tail import LogTail
 from lib.model.readiness import Cause, Readiness, ReadySignal
 from lib.runtime.clock import Clock, sleep, time_limit

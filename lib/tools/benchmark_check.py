@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.data_types import EndpointHandler, JsonDataException
+from lib.data_types import UNSIGNED_AUTH_DATA, EndpointHandler, JsonDataException
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.errors import result_or_error
 from lib.metrics import DEFAULT_WORKLOAD
@@ -23,8 +23,6 @@ from lib.tools.load_test import client_json
 
 REQUEST_LIMIT_S = 60.0
 MAX_EXCERPT = 200
-# What a class that reads whole envelopes finds in them.
-_NO_AUTH = {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
 
 
 def check_payload(handler: EndpointHandler[Any], found: Findings) -> bool:
@@ -50,7 +48,7 @@ def _check_round_trip(handler: EndpointHandler[Any], payload: Any, found: Findin
     refusals = [_refusal(handler, form) for form in forms]
     if None in refusals:
         found.ok("benchmark", "a client that sends its payload is let in")
-    elif handler.takes_uploads:
+    elif handler.accepts_uploads:
         found.note("benchmark", "clients send uploads: whether its payload would be let in is not looked at")
     else:
         found.problem("benchmark", f"a client that sends its payload is refused: {refusals[0]}")
@@ -61,7 +59,8 @@ def _refusal(handler: EndpointHandler[Any], form: Callable[[], Any]) -> str | No
     message = result_or_error(lambda: json.loads(json.dumps(form())))
     if isinstance(message, Exception):
         return f"it is not JSON: {message}"
-    read = result_or_error(lambda: handler.read_payload({"auth_data": dict(_NO_AUTH), "payload": message}))
+    envelope = {"auth_data": dict(UNSIGNED_AUTH_DATA), "payload": message}
+    read = result_or_error(lambda: handler.read_payload(envelope))
     if isinstance(read, JsonDataException):
         return _fields(read)
     return repr(read) if isinstance(read, Exception) else None

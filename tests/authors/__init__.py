@@ -1,1 +1,1 @@
-"""Workers as authors elsewhere have written them, run here unmodified."""
+"""Workers as authors elsewhere have written them, which must run unmodified."""

@@ -1,4 +1,4 @@
-"""A worker of the older kind: everything at import, both handlers write their own answers."""
+"""An older worker: everything happens at import, and two handlers write their own answers."""
 
 import dataclasses
 import os
@@ -71,7 +71,7 @@ class GenerateHandler(EndpointHandler[InputData]):
 
 
 class StreamHandler(EndpointHandler[InputData]):
-    """No @dataclass, no health check, an `__init__` of its own that doesn't call the base's."""
+    """A handler without @dataclass, whose `__init__` doesn't call the base class's."""
 
     def __init__(self) -> None:
         self._endpoint = "/stream"
@@ -97,7 +97,7 @@ class StreamHandler(EndpointHandler[InputData]):
 
 
 class PlainPayload:
-    """Not an `ApiPayload`: it merely has the methods."""
+    """A payload class that has the methods of `ApiPayload` and is no subclass of it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -124,7 +124,7 @@ class DuckHandler(EndpointHandler[PlainPayload]):
 
 
 class DictHandler(EndpointHandler[Dict[str, Any]]):  # noqa: UP006
-    """The payload as it came; the endpoint is decided by it."""
+    """A handler that leaves payloads unchanged and chooses its endpoint by them."""
 
     chosen: Optional[str] = None  # noqa: UP045
 

@@ -1,4 +1,4 @@
-"""A whole worker, declared: a model server behind one route, a Python function behind the other."""
+"""A declared worker: a model server behind one route, a Python function behind the other."""
 
 import os
 from typing import Any

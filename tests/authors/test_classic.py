@@ -1,4 +1,4 @@
-"""A worker written elsewhere against the class API (authoring.md §1) runs here as it is."""
+"""A worker written elsewhere against the class API runs unmodified."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ READY = "infer server has started\n"
 
 
 @asynccontextmanager
-async def classic(tmp_path: Path) -> AsyncGenerator[System, None]:
-    """The classic worker as a process, its model loaded."""
+async def classic_worker(tmp_path: Path) -> AsyncGenerator[System, None]:
+    """The worker of classic.py as a process that is ready."""
     async with engine_and_model_server(tmp_path) as here:
         here.write_log(READY)
         env = {"MODEL_LOG": str(here.model_log)}
@@ -33,7 +33,7 @@ async def answer_of(system: System, path: str, payload: dict[str, Any], **header
 
 
 async def test_a_classic_worker_runs_unmodified(tmp_path: Path) -> None:
-    async with classic(tmp_path) as system:
+    async with classic_worker(tmp_path) as system:
         benchmarks = [r for r in system.model.requests if r.method == "POST"]
         assert all(r.path == "/base/echo" for r in benchmarks)
         assert benchmarks[0].json() == {"prompt": "word " * 7, "max_response_tokens": 50, "temperature": 0.7}
@@ -61,16 +61,16 @@ async def test_a_classic_worker_runs_unmodified(tmp_path: Path) -> None:
         await system.told(served=118.0)
 
 
-async def test_an_author_that_reads_the_body_gets_it_unpacked(tmp_path: Path) -> None:
-    async with classic(tmp_path) as system:
+async def test_a_handler_that_reads_the_body_gets_it_uncompressed(tmp_path: Path) -> None:
+    async with classic_worker(tmp_path) as system:
         payload = {"prompt": "hi", "max_response_tokens": 1}
         status, _ = await answer_of(system, "/generate", payload, **{"Accept-Encoding": "gzip"})
         assert status == 200
         assert system.model.requests[-1].header("Accept-Encoding") is None
 
 
-async def test_routes_of_the_authors_own(tmp_path: Path) -> None:
-    async with classic(tmp_path) as system:
+async def test_bare_routes_and_the_model_servers_session(tmp_path: Path) -> None:
+    async with classic_worker(tmp_path) as system:
         async with system.http.get(system.url + "/ping") as answer:
             assert await answer.text() == "author's pong"
         async with system.http.get(system.url + "/where") as answer:

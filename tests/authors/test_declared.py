@@ -26,7 +26,7 @@ async def answer_of(system: System, path: str, payload: dict[str, Any]) -> tuple
 
 
 async def run_script(tmp_path: Path, text: str, **env: str) -> tuple[int, str]:
-    """Exit status and output of a `worker.py` that ends by itself."""
+    """Run a `worker.py` that ends by itself; return its exit status and output."""
     script = tmp_path / "worker.py"
     script.write_text(IMPORTS + text)
     process = await asyncio.create_subprocess_exec(
@@ -43,7 +43,7 @@ async def run_script(tmp_path: Path, text: str, **env: str) -> tuple[int, str]:
     return process.returncode, output.decode()
 
 
-async def test_a_whole_worker_in_one_page(tmp_path: Path) -> None:
+async def test_a_declared_worker_from_start_to_stop(tmp_path: Path) -> None:
     async with engine_and_model_server(tmp_path) as here:
         env = {"MODEL_LOG": str(here.model_log)}
         async with worker_process(here, tmp_path, Setup(), env, module="tests.authors.declared") as worker:
@@ -59,11 +59,11 @@ async def test_a_whole_worker_in_one_page(tmp_path: Path) -> None:
             assert await answer_of(here, "/shout", {"text": "hi", "times": 2}) == (200, {"result": "HI HI"})
             await here.told(served=103.0)
 
-            status, said = await answer_of(here, "/echo", {})
-            assert (status, said) == (422, {"payload": {"prompt": "missing parameter"}})
-            status, said = await answer_of(here, "/shout", {"txt": "hi"})
+            status, problems = await answer_of(here, "/echo", {})
+            assert (status, problems) == (422, {"payload": {"prompt": "missing parameter"}})
+            status, problems = await answer_of(here, "/shout", {"txt": "hi"})
             assert status == 422
-            assert said == {"payload": {"text": "missing parameter", "txt": "unknown parameter"}}
+            assert problems == {"payload": {"text": "missing parameter", "txt": "unknown parameter"}}
 
             here.write_log("CUDA error: out of memory\n")
             assert await here.errored() == "CUDA error: out of memory"
@@ -87,7 +87,7 @@ async def test_a_whole_worker_in_one_page(tmp_path: Path) -> None:
             [
                 "model_server_port 70000 is not a port, 1 to 65535",
                 "benchmark_route '/b' is the route of no handler: there are /",
-                "nothing tells when the model is loaded",
+                "nothing shows when the model is loaded",
             ],
         ),
     ],
@@ -103,7 +103,7 @@ async def test_a_declaration_that_cannot_work_is_one_message_and_status_2(
         assert f"  - {problem}" in output
 
 
-async def test_an_instance_without_its_variables_is_status_2_too(tmp_path: Path) -> None:
+async def test_missing_variables_are_status_2(tmp_path: Path) -> None:
     declared = 'Worker(WorkerConfig(handlers=[HandlerConfig("/a", remote_function=lambda: 1)]))'
     for run in (f"{declared}.run()\n", f"import asyncio\nasyncio.run({declared}.run_async())\n"):
         status, output = await run_script(tmp_path, run, CONTAINER_ID="", PUBLIC_IPADDR="")

@@ -62,7 +62,7 @@ async def test_missing_variables_are_told_at_once_without_a_traceback(tmp_path: 
 async def test_a_worker_without_a_sign_of_readiness_says_what_to_configure(tmp_path: Path) -> None:
     status, output = await refusal(tmp_path, Setup(), {})
     assert status == EXIT_SETTINGS
-    assert "nothing tells when the model is loaded: give a LogAction.ModelLoaded line" in output
+    assert "nothing shows when the model is loaded: give a LogAction.ModelLoaded line" in output
     assert "Traceback" not in output
 
 
@@ -70,7 +70,10 @@ async def test_a_worker_without_a_sign_of_readiness_says_what_to_configure(tmp_p
     ("setup", "said"),
     [
         (Setup(health="/health", backend={"max_perf": float("inf")}), "max_perf is inf"),
-        (Setup(log="", health="/health"), "no model_log_file to look for them in"),
+        (
+            Setup(log="", health="/health"),
+            "log_actions has lines to look for, but there is no model_log_file",
+        ),
         (Setup(health="/health", handler={"max_concurrency": 0}), "max_concurrency is 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a declaration becomes, and how one that can't work is refused (authoring.md §2)."""
+"""Declared workers: what is built of a declaration, and the problems of one that can't work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from aiohttp import web
 
 from lib.data_types import ApiPayload, EndpointHandler, LogAction
-from lib.declare.config_fields import DeclarationRefused, Declared
+from lib.declare.config_fields import DeclarationRefused, DeclaredConfig
 from lib.declare.declared_handler import AnsweringHandler, DeclaredHandler
 from lib.errors import SettingsError
 from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
 
 URL = "http://127.0.0.1:8000"
 
-# The same, for declarations that a type checker refuses too.
+# The same classes without types, for declarations that a type checker refuses too.
 AnyWorkerConfig: Any = WorkerConfig
 AnyHandlerConfig: Any = HandlerConfig
 AnyBenchmarkConfig: Any = BenchmarkConfig
@@ -46,7 +46,7 @@ class Untested(ApiPayload):
 
 
 class Handler(EndpointHandler[Words]):
-    """As an author may write one: no `@dataclass`, an `__init__` of its own, health check included."""
+    """A handler class with an `__init__` of its own, without `@dataclass`, and with a health check."""
 
     max_queue_time = 7.0
     max_concurrency = 3
@@ -68,11 +68,34 @@ class Handler(EndpointHandler[Words]):
 
 
 class Unfinished(EndpointHandler[Words]):
-    """Abstract still."""
+    """A handler class without its abstract methods."""
+
+
+class Busy(Handler):
+    """A handler class with a wrong field."""
+
+    max_concurrency = 0
+
+
+class Failing(Handler):
+    """A handler class that can't be constructed."""
+
+    def __init__(self) -> None:
+        raise LookupError("no model")
 
 
 def answer() -> int:
     return 42
+
+
+def two_arguments(request: Any, handler: Any) -> Any: ...
+
+
+async def one_argument(request: Any) -> Any: ...
+
+
+async def async_items(request: Any, handler: Any) -> AsyncGenerator[int, None]:
+    yield 1
 
 
 async def later(*_: Any) -> Any: ...
@@ -98,7 +121,7 @@ async def undecorated() -> AsyncGenerator[None, None]:
 
 
 def a_worker(*handlers: HandlerConfig, **config: Any) -> Worker:
-    """One with a model server and a health check."""
+    """A worker with a model server and a health check."""
     return Worker(served(*handlers, **config))
 
 
@@ -119,7 +142,7 @@ def problems_of(declare: Callable[[], Any]) -> list[str]:
             "model_server_url=None, model_server_port=None, model_log_file=None, benchmark_data=[], "
             "handlers=[], model_healthcheck_url=None, benchmark_route=None, "
             "log_action_config=LogActionConfig(on_load=[], on_error=[], on_info=[]), max_sessions=10, "
-            "lifecycle=None",
+            "lifecycle=None, *, middlewares=[]",
         ),
         (
             HandlerConfig,
@@ -133,24 +156,24 @@ def problems_of(declare: Callable[[], Any]) -> list[str]:
         (LogActionConfig, "on_load=[], on_error=[], on_info=[]"),
     ],
 )
-def test_names_order_and_defaults(config: type[Declared], signature: str) -> None:
-    told: list[str] = []
+def test_names_order_and_defaults(config: type[DeclaredConfig], signature: str) -> None:
+    parameters: list[str] = []
     for field in fields(config):
-        if field.kw_only and "*" not in told:
-            told.append("*")
+        if field.kw_only and "*" not in parameters:
+            parameters.append("*")
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        told.append(field.name if default is MISSING else f"{field.name}={default!r}")
-    assert ", ".join(told) == signature
+        parameters.append(field.name if default is MISSING else f"{field.name}={default!r}")
+    assert ", ".join(parameters) == signature
 
 
-def test_lists_are_nobody_elses() -> None:
+def test_default_lists_are_not_shared() -> None:
     LogActionConfig().on_load.append("x")
     WorkerConfig().handlers.append(HandlerConfig("/x"))
     assert LogActionConfig().on_load == []
     assert WorkerConfig().handlers == []
 
 
-def test_positions_names_and_assignments_say_the_same() -> None:
+def test_positions_names_and_assignments_are_equivalent() -> None:
     by_name = HandlerConfig("/a", max_queue_time=1.0)
     assigned = HandlerConfig("/a")
     assigned.max_queue_time = 1.0
@@ -158,7 +181,7 @@ def test_positions_names_and_assignments_say_the_same() -> None:
     assert by_name.given == assigned.given == {"route", "max_queue_time"}
 
 
-# What it becomes
+# Building
 
 
 def test_a_declared_worker() -> None:
@@ -199,19 +222,19 @@ def test_a_declared_handler() -> None:
     assert (other.max_concurrency, other.on_disconnect, other.keepalive_s) == (4, "finish", 5)
 
 
-def test_without_handlers_there_is_one_at_the_root() -> None:
+def test_without_handlers_there_is_one_route_at_the_root() -> None:
     (route,) = a_worker().routes
     assert isinstance(route, web.RouteDef)
     assert (route.method, route.path) == ("POST", "/")
 
 
-def test_an_answer_is_only_touched_where_there_is_a_generator_of_it() -> None:
+def test_only_a_response_generator_needs_an_answering_handler() -> None:
     assert not isinstance(HandlerConfig("/a").build(None), AnsweringHandler)
     assert isinstance(HandlerConfig("/a", response_generator=later).build(None), AnsweringHandler)
 
 
 @pytest.mark.parametrize("limit", [None, 0])
-def test_no_limit_of_sessions(limit: int | None) -> None:
+def test_none_or_0_sessions_set_no_limit(limit: int | None) -> None:
     assert a_worker(max_sessions=limit).backend.max_sessions is None
 
 
@@ -225,11 +248,11 @@ def test_no_limit_of_sessions(limit: int | None) -> None:
         ("http://user:word@model:", "81", "http://user:word@model:81"),
     ],
 )
-def test_the_model_servers_url(url: str, port: int | str | None, expected: str) -> None:
+def test_the_model_servers_url_with_its_port(url: str, port: int | str | None, expected: str) -> None:
     assert a_worker(model_server_url=url, model_server_port=port).backend.model_server_url == expected
 
 
-def test_the_health_check_is_the_workers_or_else_a_handlers() -> None:
+def test_the_health_check_is_the_workers_or_the_first_of_a_handler() -> None:
     plain, checked = HandlerConfig("/a"), HandlerConfig("/b", "/of-b")
     classed = HandlerConfig("/c", handler_class=Handler)
     for handlers, expected in (
@@ -242,11 +265,11 @@ def test_the_health_check_is_the_workers_or_else_a_handlers() -> None:
 
 
 @pytest.mark.parametrize("lifecycle", [life, life()])
-def test_a_lifecycle_is_a_context_manager_or_gives_one(lifecycle: Any) -> None:
+def test_a_lifecycle_is_a_context_manager_or_a_function_that_returns_one(lifecycle: Any) -> None:
     assert a_worker(model_healthcheck_url=None, lifecycle=lifecycle).backend.lifecycle is lifecycle
 
 
-# With a class of the author's own
+# Handler classes
 
 
 def test_only_given_fields_override_the_class() -> None:
@@ -261,7 +284,7 @@ def test_only_given_fields_override_the_class() -> None:
     assert (given.keepalive_s, given.max_concurrency) == (2.0, 3)
 
 
-def test_its_benchmark_is_overridden_as_far_as_given() -> None:
+def test_only_given_benchmark_fields_override_the_class() -> None:
     config = HandlerConfig("/a", benchmark_config=BenchmarkConfig(), handler_class=Handler)
     handler = config.build(config.benchmark_config)
     assert (handler.benchmark_runs, handler.benchmark_concurrency, handler.benchmark_warmup) == (
@@ -279,7 +302,7 @@ def test_its_benchmark_is_overridden_as_far_as_given() -> None:
 # The benchmark
 
 
-def test_a_route_and_its_data_are_that_handlers_benchmark() -> None:
+def test_benchmark_route_and_benchmark_data_are_that_handlers_benchmark() -> None:
     worker = a_worker(
         HandlerConfig("/a"), HandlerConfig("/b"), benchmark_route="/b", benchmark_data=[{"n": 1}, {"n": 2}]
     )
@@ -295,7 +318,7 @@ def test_the_only_handler_needs_no_benchmark_route() -> None:
     assert handler.endpoint == "/"
 
 
-def test_a_benchmark_of_a_handlers_own() -> None:
+def test_a_handlers_own_benchmark_config() -> None:
     numbers = iter(range(9))
     benchmark = BenchmarkConfig(
         generator=lambda: {"n": next(numbers)}, runs=3, concurrency=None, do_warmup=False
@@ -311,14 +334,14 @@ def test_a_benchmark_of_a_handlers_own() -> None:
     assert [handler.make_benchmark_payload().json["n"] for _ in range(2)] == [0, 1]
 
 
-def test_benchmark_concurrency_is_the_handlers_where_given() -> None:
+def test_a_given_benchmark_concurrency_overrides_the_benchmark_config() -> None:
     config = HandlerConfig("/a", benchmark_config=BenchmarkConfig([{}]), benchmark_concurrency=2)
     handler = a_worker(config).backend.benchmark_handler
     assert handler is not None
     assert handler.benchmark_concurrency == 2
 
 
-def test_payloads_of_the_payload_class() -> None:
+def test_benchmark_payloads_come_from_the_payload_class() -> None:
     config = HandlerConfig("/a", payload_class=Words)
     handler = a_worker(config, benchmark_route="/a").backend.benchmark_handler
     assert handler is not None
@@ -333,7 +356,7 @@ def test_a_function_needs_no_model_server() -> None:
     assert config.build(None).benchmark_name.endswith("test_worker.answer")
 
 
-# What is refused
+# Problems
 
 
 def function(**fields: Any) -> WorkerConfig:
@@ -497,7 +520,7 @@ def by_position(a: int, /) -> int:
         ),
         (
             served(model_healthcheck_url=None),
-            "nothing tells when the model is loaded: give model_healthcheck_url, a lifecycle, or log_action_",
+            "nothing shows when the model is loaded: give model_healthcheck_url, a lifecycle, or log_action_",
         ),
         (AnyWorkerConfig(handlers=[3]), "handlers must be a list, each item a HandlerConfig, not [3]"),
         (served(max_sessions=-1), "max_sessions is -1, less than 0"),
@@ -518,14 +541,29 @@ def by_position(a: int, /) -> int:
         (served(lifecycle=undecorated), "lifecycle is an async function: make it a contextlib.async"),
         (served(lifecycle=short_life()), "lifecycle is a context manager, but not an async one"),
         (served(lifecycle=life_of), "lifecycle must be callable without arguments"),
+        (served(middlewares=[3]), "middlewares must be a list, each item a function, not [3]"),
+        (served(middlewares=[two_arguments]), "middlewares[0] is not an async function: async def middle"),
+        (
+            served(middlewares=[later, one_argument]),
+            "middlewares[1] can't be called with 2 arguments: request and handler",
+        ),
+        (
+            served(middlewares=[async_items]),
+            "middlewares[0] is not an async function: async def middleware(request, handler)",
+        ),
+        (function(handler_class=Busy, remote_function=None), "handler '/a': max_concurrency is 0, less than"),
+        (
+            function(remote_function=None, handler_class=Failing, max_concurrency=2),
+            "handler '/a': handler_class Failing can't be used: LookupError('no model')",
+        ),
     ],
 )
-def test_what_is_refused(declared: WorkerConfig, problem: str) -> None:
+def test_each_problem_is_reported_once(declared: WorkerConfig, problem: str) -> None:
     problems = problems_of(lambda: Worker(declared))
-    assert [p for p in problems if p.startswith(problem)], problems
+    assert len([p for p in problems if p.startswith(problem)]) == 1, problems
 
 
-def test_one_message_names_all_that_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_message_has_all_problems(capsys: pytest.CaptureFixture[str]) -> None:
     config = WorkerConfig(
         "model",
         0,
@@ -541,25 +579,25 @@ def test_one_message_names_all_that_is_wrong(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "cannot start:\n" + "".join(f"  - {p}\n" for p in problems)
 
 
-def test_too_many_arguments_and_the_same_one_twice() -> None:
+def test_too_many_arguments_and_one_given_twice() -> None:
     log: Any = LogActionConfig
-    assert "5 positional arguments, at most 3 are taken" in log(["a"], [], [], [], []).check()
-    assert "on_load is given twice" in log(["a"], on_load=["b"]).check()
+    assert "5 positional arguments, at most 3 are accepted" in log(["a"], [], [], [], []).problems()
+    assert "on_load is given twice" in log(["a"], on_load=["b"]).problems()
 
 
-def test_an_unhandled_refusal_is_exit_status_2() -> None:
+def test_a_refusal_that_nobody_catches_is_exit_status_2() -> None:
     with pytest.raises(SystemExit) as ended:
         Worker(WorkerConfig())
     assert ended.value.code == 2
     assert isinstance(ended.value, SettingsError)
 
 
-def test_a_worker_is_made_of_a_worker_config() -> None:
+def test_a_worker_needs_a_worker_config() -> None:
     declared: Any = HandlerConfig("/a")
     assert problems_of(lambda: Worker(declared)) == ["Worker takes a WorkerConfig, not a HandlerConfig"]
 
 
-def test_constructing_one_runs_no_code_of_the_authors() -> None:
+def test_the_constructor_runs_no_code_of_the_author() -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("called")
 
@@ -568,3 +606,78 @@ def test_constructing_one_runs_no_code_of_the_authors() -> None:
         HandlerConfig("/b", benchmark_config=BenchmarkConfig(generator=never), remote_function=never),
         lifecycle=never,
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "problems"),
+    [
+        # A wrong type is one problem, and hides no problem of another field.
+        (
+            served(
+                AnyHandlerConfig("/a", max_queue_time="1", keepalive_s=-1),
+                max_sessions="many",
+                model_log_file=3,
+                log_action_config=3,
+            ),
+            [
+                "max_sessions must be an integer or None, not 'many'",
+                "model_log_file must be a string or a Path or None, not 3",
+                "log_action_config must be a LogActionConfig, not 3",
+                "handler '/a': max_queue_time must be a number or None, not '1'",
+                "handler '/a': keepalive_s is -1, not a finite number of seconds ≥ 0",
+            ],
+        ),
+        # Each problem in the author's words, without a second one that follows from it.
+        (
+            served(model_healthcheck_url=None, log_action_config=LogActionConfig(["up"])),
+            ["log_action_config has lines to look for, but there is no model_log_file"],
+        ),
+        (
+            served(model_log_file="x", log_action_config=LogActionConfig([""], ["", ""])),
+            ["log_action_config: on_load has an empty text", "log_action_config: on_error has an empty text"],
+        ),
+        (
+            served(model_server_url="http://model", model_server_port=70000),
+            ["model_server_port 70000 is not"],
+        ),
+        (
+            served(HandlerConfig("/a", handler_class=Failing), model_healthcheck_url=None),
+            ["handler '/a': handler_class Failing can't be used"],
+        ),
+        (
+            served(AnyHandlerConfig("/a", remote_function=type, on_disconnect="stop")),
+            ["handler '/a': on_disconnect must be one of", "handler '/a': remote_function has no signature"],
+        ),
+        (benchmark(dataset=[{}], concurrency=0), ["handler '/a': benchmark_config: concurrency is 0"]),
+    ],
+)
+def test_there_are_no_other_problems(config: WorkerConfig, problems: list[str]) -> None:
+    reported = problems_of(lambda: Worker(config))
+    assert len(reported) == len(problems), reported
+    for problem in problems:
+        assert [p for p in reported if p.startswith(problem)], reported
+
+
+# Serving
+
+
+async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
+    return await handler(request)
+
+
+async def test_middlewares_are_passed_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    async def run_server(*_: Any, **keywords: Any) -> int:
+        given.append(keywords)
+        return 0
+
+    def start_server(*_: Any, **keywords: Any) -> None:
+        given.append(keywords)
+
+    monkeypatch.setattr("lib.worker.run_server", run_server)
+    monkeypatch.setattr("lib.worker.start_server", start_server)
+    worker = a_worker(middlewares=[middleware])
+    await worker.run_async(host="127.0.0.1")
+    worker.run(host="127.0.0.1")
+    assert given == [{"middlewares": (middleware,), "host": "127.0.0.1"}] * 2

@@ -1,17 +1,23 @@
-"""What a declared handler does with a payload, a client's or the benchmark's (authoring.md §2)."""
+"""Payloads in a declared handler, a client's and the benchmark's, and the handler's lifetime."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import pytest
 
 from lib.data_types import ApiPayload, AuthData, EndpointHandler
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
+from lib.declare.functions import FunctionFailed
 from lib.fields.json_fields import JsonDataException
 from lib.request.lanes import WorkloadCounter
 from lib.worker import BenchmarkConfig, HandlerConfig
+
+GUARD_S = 10.0
 
 
 def add_more(payload: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +61,7 @@ class Form(Words):
 
 
 class Bare:
-    """Merely has the method that it must have."""
+    """A payload class with the one required method only."""
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Bare:
@@ -63,7 +69,7 @@ class Bare:
 
 
 class ReadsTheEnvelope(EndpointHandler[dict[str, Any]]):
-    """Overrides what an older worker does."""
+    """A handler class that reads whole envelopes, as older workers do."""
 
     @property
     def endpoint(self) -> str:
@@ -79,9 +85,9 @@ class ReadsTheEnvelope(EndpointHandler[dict[str, Any]]):
 
 
 def handler(benchmark: BenchmarkConfig | None = None, **declared: Any) -> DeclaredHandler:
-    made = HandlerConfig("/a", **declared).build(benchmark)
-    assert isinstance(made, DeclaredHandler)
-    return made
+    built = HandlerConfig("/a", **declared).build(benchmark)
+    assert isinstance(built, DeclaredHandler)
+    return built
 
 
 def read(of: DeclaredHandler, payload: dict[str, Any]) -> DeclaredPayload:
@@ -98,19 +104,19 @@ def workload(payload: DeclaredPayload) -> float:
     return WorkloadCounter("handler").count(payload)
 
 
-def test_a_payload_is_passed_on_as_it_came() -> None:
+def test_a_payload_is_passed_on_unchanged() -> None:
     payload = read(handler(), {"any": ["thing"]})
     assert handler().generate_payload_json(payload) == {"any": ["thing"]}
     assert (payload.generate_payload_multipart(), workload(payload)) == (None, 100.0)
 
 
-def test_what_the_parser_makes_of_it() -> None:
+def test_a_parsers_result_is_sent_and_counted() -> None:
     of = handler(request_parser=add_more, workload_calculator=more)
     payload = read(of, {"a": 1})
     assert (payload.generate_payload_json(), workload(payload)) == ({"a": 1, "more": 1}, 2)
 
 
-def test_what_the_payload_class_makes_of_it() -> None:
+def test_a_payload_class_reads_the_parsers_result() -> None:
     of = handler(request_parser=words_in_w, payload_class=Words)
     payload = read(of, {"w": 4})
     assert (payload.generate_payload_json(), workload(payload)) == ({"n": 4}, 4)
@@ -119,7 +125,7 @@ def test_what_the_payload_class_makes_of_it() -> None:
     assert workload(counted) == 8
 
 
-def test_classes_of_other_kinds() -> None:
+def test_payload_classes_for_forms_and_plain_dicts() -> None:
     assert read(handler(payload_class=Form), {"words": 4}).generate_payload_multipart() == {"n": 4}
     payload = read(handler(payload_class=Bare), {"b": 1})
     assert (payload.generate_payload_json(), workload(payload)) == ({"b": 1}, 100.0)
@@ -134,7 +140,7 @@ def raising(error: Exception) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "problem"),
     [
         (JsonDataException({"a": "no"}), {"a": "no"}),
         (ValueError("a must be odd"), "a must be odd"),
@@ -144,21 +150,21 @@ def raising(error: Exception) -> Any:
         (KeyError(), {"?": "missing parameter"}),
     ],
 )
-def test_what_a_parser_raises_is_the_clients_fault(error: Exception, said: Any) -> None:
-    assert refusal(handler(request_parser=raising(error)), {"model": "gpt-9"}) == {"payload": said}
+def test_these_errors_of_a_parser_are_the_clients_fault(error: Exception, problem: Any) -> None:
+    assert refusal(handler(request_parser=raising(error)), {"model": "gpt-9"}) == {"payload": problem}
 
 
 @pytest.mark.parametrize("parser", [raising(RuntimeError("bug")), gives_nothing, gives_a_list])
-def test_other_failures_of_a_parser_are_not(parser: Any) -> None:
+def test_other_errors_of_a_parser_are_not_the_clients_fault(parser: Any) -> None:
     with pytest.raises((RuntimeError, TypeError)):
         read(handler(request_parser=parser), {})
 
 
-def test_a_workload_that_cannot_be_told_is_the_default() -> None:
+def test_a_workload_that_can_not_be_counted_is_the_default() -> None:
     assert workload(read(handler(workload_calculator=twice), {})) == 100.0
 
 
-def test_a_functions_keywords_are_what_the_payload_class_gives() -> None:
+def test_a_functions_keywords_come_from_the_payload_class() -> None:
     def function(n: int) -> int:
         return n
 
@@ -181,7 +187,30 @@ def test_the_benchmark_goes_through_the_parser() -> None:
         of.make_benchmark_payload()
 
 
-def test_a_class_of_the_authors_own_reads_the_benchmark_as_a_client() -> None:
+def test_a_handler_class_reads_the_benchmarks_payloads_like_a_clients() -> None:
     config = HandlerConfig("/a", handler_class=ReadsTheEnvelope)
     made = config.build(BenchmarkConfig([{"n": 1}]))
     assert made.make_benchmark_payload() == {"wrapped": {"n": 1}}
+
+
+async def test_the_end_of_the_lifetime_leaves_running_threads_behind() -> None:
+    loop, began, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def works() -> None:
+        loop.call_soon_threadsafe(began.set)
+        assert go.wait(GUARD_S)
+
+    of = handler(remote_function=works)
+    assert of.function is not None
+
+    async def call() -> None:
+        assert of.function is not None
+        async with of.function.call({}):
+            pass
+
+    async with of.running():
+        called = asyncio.create_task(call())
+        await began.wait()
+    with anyio.fail_after(GUARD_S), pytest.raises(FunctionFailed, match="the worker stopped"):
+        await called
+    go.set()

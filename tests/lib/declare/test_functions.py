@@ -1,4 +1,4 @@
-"""Python functions as models: what they answer, and where they run."""
+"""Python functions as models: their answers, and the threads in which they run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import anyio
 import pytest
 from aiohttp import web
 
-from lib.declare.functions import FunctionAnswer, FunctionFailed, RemoteFunction, is_async, takes, unusable
+from lib.declare.functions import FunctionAnswer, FunctionFailed, RemoteFunction
 from lib.fields.json_fields import JsonDataException
 
 GUARD_S = 10.0
@@ -102,7 +102,7 @@ async def test_a_response_of_the_functions_own_is_the_answer() -> None:
         assert answer.body == b"\x89PNG"
 
 
-# Where it runs
+# Threads and the event loop
 
 
 async def test_plain_code_never_runs_on_the_event_loop() -> None:
@@ -135,7 +135,7 @@ async def test_async_code_runs_on_the_event_loop() -> None:
     assert json.loads(body) == {"result": threading.get_ident()}
 
 
-# What goes wrong
+# Errors
 
 
 def boom() -> None:
@@ -157,13 +157,13 @@ async def async_items_boom() -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("function", [boom, async_boom, items_boom, async_items_boom])
-async def test_what_a_function_raises_is_raised_before_an_answer(function: Callable[..., Any]) -> None:
+async def test_an_error_is_raised_before_the_answer_begins(function: Callable[..., Any]) -> None:
     with pytest.raises(LookupError, match="boom"):
         await answer_of(function)
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError(), aiohttp.ClientError("no host")])
-async def test_it_is_no_failure_of_a_model_server(error: Exception) -> None:
+async def test_a_timeout_inside_a_function_is_not_the_model_servers(error: Exception) -> None:
     def fails() -> None:
         raise error
 
@@ -190,7 +190,7 @@ async def test_a_function_that_ends_its_thread_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("result", [object(), {1, 2}, float("nan"), b"bytes", {("a",): 1}])
-async def test_a_result_that_is_not_json(result: Any) -> None:
+async def test_a_result_that_is_not_json_is_an_error(result: Any) -> None:
     async def items_of_it() -> AsyncIterator[Any]:
         yield result
 
@@ -203,7 +203,7 @@ async def test_a_result_that_is_not_json(result: Any) -> None:
 # The client leaves
 
 
-async def test_an_async_function_is_cancelled() -> None:
+async def test_an_async_function_is_cancelled_with_its_request() -> None:
     began, cancelled = asyncio.Event(), asyncio.Event()
 
     async def waits() -> None:
@@ -221,7 +221,7 @@ async def test_an_async_function_is_cancelled() -> None:
     assert cancelled.is_set()
 
 
-async def test_a_plain_function_is_finished_first() -> None:
+async def test_a_cancelled_request_waits_for_its_plain_function() -> None:
     loop, began, go, ended = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), threading.Event()
 
     def works() -> str:
@@ -241,7 +241,7 @@ async def test_a_plain_function_is_finished_first() -> None:
     assert ended.is_set()
 
 
-async def test_a_plain_function_does_not_keep_a_stopping_worker() -> None:
+async def test_a_second_cancellation_waits_for_no_thread() -> None:
     loop, began, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
     def works() -> Iterator[int]:
@@ -258,7 +258,7 @@ async def test_a_plain_function_does_not_keep_a_stopping_worker() -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_items_not_asked_for_are_not_made(kind: str) -> None:
+async def test_items_are_computed_only_when_read(kind: str) -> None:
     made: list[int] = []
     closed = threading.Event()
 
@@ -287,41 +287,44 @@ async def test_items_not_asked_for_are_not_made(kind: str) -> None:
 
 def test_each_wrong_keyword_is_named() -> None:
     function = RemoteFunction(plain)
-    function.check({"word": "a"})
+    function.check_keywords({"word": "a"})
     with pytest.raises(JsonDataException) as refused:
-        function.check({"wort": "a", "times": 2})
+        function.check_keywords({"wort": "a", "times": 2})
     assert refused.value.message == {"word": "missing parameter", "wort": "unknown parameter"}
 
 
-def test_any_keyword_where_any_is_taken() -> None:
-    def takes_any(first: int, /, second: int = 2, *more: int, third: int, **others: int) -> None: ...
+def test_a_function_with_variable_keywords_accepts_any() -> None:
+    def variable(first: int, /, second: int = 2, *more: int, third: int, **others: int) -> None: ...
 
-    function = RemoteFunction(functools.partial(takes_any, 1))
-    function.check({"third": 3, "fourth": 4, "first": 5})
+    function = RemoteFunction(functools.partial(variable, 1))
+    function.check_keywords({"third": 3, "fourth": 4, "first": 5})
     with pytest.raises(JsonDataException) as refused:
-        function.check({})
+        function.check_keywords({})
     assert refused.value.message == {"third": "missing parameter"}
 
 
-def test_what_cannot_be_called_with_keywords() -> None:
+def test_functions_that_can_not_be_called_with_a_payloads_fields() -> None:
     def by_position(a: int, b: int, /, c: int) -> None: ...
 
-    assert unusable(by_position) == "takes a, b by position only: a payload gives keywords"
-    assert unusable(plain) is None
-    assert unusable(type) == "has no signature that tells its parameters"
+    def path_of(path: str) -> str:
+        return path
+
+    def length_of(upload: Any, times: int = 1) -> int:
+        return times
+
+    no_upload = "can't be called with upload= alone, as it is for an upload"
+    for function, receives_uploads, problem in (
+        (by_position, False, "takes a, b by position only: a payload gives keywords"),
+        (by_position, True, "takes a, b by position only: a payload gives keywords"),
+        (type, False, "has no signature that tells its parameters"),
+        (plain, False, None),
+        (path_of, True, no_upload),
+        (path_of, False, None),
+        (length_of, True, None),
+    ):
+        assert RemoteFunction(function).problem(receives_uploads) == problem
 
 
-def test_the_name_is_the_functions() -> None:
+def test_the_name_is_that_of_the_wrapped_function() -> None:
     assert RemoteFunction(functools.partial(functools.partial(plain))).name.endswith("test_functions.plain")
     assert RemoteFunction(Model()).name.endswith("test_functions.Model")
-
-
-def test_what_can_be_told_of_a_function() -> None:
-    assert [is_async(f) for f in (plain, asynchronous, items, async_items, Model, Model())] == [
-        *(False, True, False, True, False, False)
-    ]
-    assert takes(plain, 1)
-    assert not takes(plain, 0)
-    assert not takes(plain, 3)
-    assert takes(dict.fromkeys, 1)
-    assert takes(type, 1)

@@ -1,4 +1,4 @@
-"""JSON into dataclasses, with every wrong field named (lesson 36)."""
+"""JSON and URL parameters into dataclasses, with every wrong field named at once."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_every_missing_field_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "problem"),
     [
         ("text", 1, "must be a string"),
         ("count", 1.5, "must be an integer"),
@@ -116,23 +116,23 @@ def test_every_missing_field_is_named() -> None:
         ("untyped_list", {}, "must be a list"),
     ],
 )
-def test_a_wrong_type_says_which_is_wanted(name: str, value: Any, said: Any) -> None:
-    assert problems(**{name: value}) == {name: said}
+def test_a_wrong_type_is_answered_with_the_expected_one(name: str, value: Any, problem: Any) -> None:
+    assert problems(**{name: value}) == {name: problem}
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_wrong_fields_are_named_at_once() -> None:
     assert set(problems(text=1, count="x", voice=2)) == {"text", "count", "voice"}
 
 
 @given(st.dictionaries(st.sampled_from([*GOOD, "defaulted", "made", "unknown"]), JSON))
 def test_no_message_raises_anything_else(message: dict[str, Any]) -> None:
-    message.pop("upper", None)  # that one's reader is the author's
+    message.pop("upper", None)  # its `from_json_msg` is the author's
     with pytest.raises(JsonDataException) as raised:
         read_dataclass(Everything, message)
     assert set(raised.value.message) <= {*GOOD, "defaulted", "made"}
 
 
-# Parameters of a URL: texts that stand for what a field wants
+# Parameters of a URL: strings converted to the types of their fields
 
 
 @dataclass
@@ -192,13 +192,15 @@ def from_url(**texts: str | list[str]) -> InUrl:
         ("anything", ["5", "a"], ["5", "a"]),
     ],
 )
-def test_a_text_of_a_url_is_what_its_field_wants(name: str, text: str | list[str], value: Any) -> None:
+def test_a_string_of_a_url_is_converted_to_its_fields_type(
+    name: str, text: str | list[str], value: Any
+) -> None:
     read = getattr(from_url(**{name: text}), name)
     assert (read, type(read)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "problem"),
     [
         ("text", ["a", "b"], "must be a string"),
         ("count", "", "must be an integer"),
@@ -219,13 +221,15 @@ def test_a_text_of_a_url_is_what_its_field_wants(name: str, text: str | list[str
         ("voice", "alto", "must be an object or null"),
     ],
 )
-def test_a_text_that_can_not_be_that_is_refused(name: str, text: str | list[str], said: str) -> None:
+def test_a_string_that_can_not_be_converted_is_a_problem(
+    name: str, text: str | list[str], problem: str
+) -> None:
     with pytest.raises(JsonDataException) as raised:
         from_url(**{name: text})
-    assert raised.value.message == {name: said}
+    assert raised.value.message == {name: problem}
 
 
-def test_texts_in_json_stand_for_nothing() -> None:
+def test_strings_in_json_are_not_converted() -> None:
     with pytest.raises(JsonDataException) as raised:
         read_dataclass(InUrl, {"count": "5", "flag": "true", "items": "5", "maybe": "5"})
     assert set(raised.value.message) == {"count", "flag", "items", "maybe"}
@@ -254,7 +258,7 @@ def test_any_parameters_are_read_or_refused(texts: dict[str, str | list[str]]) -
 
 
 @given(st.integers(), st.floats(allow_nan=False), st.booleans(), st.lists(st.integers(), min_size=1))
-def test_numbers_come_through_a_url_unchanged(count: int, share: float, flag: bool, items: list[int]) -> None:
+def test_numbers_survive_a_url_unchanged(count: int, share: float, flag: bool, items: list[int]) -> None:
     read = from_url(
         count=str(count), share=repr(share), flag=str(flag).lower(), items=[str(item) for item in items]
     )

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from lib.backend import Backend
-from lib.request.middlewares import AioHandler, Middleware
 from lib.server import inspected_by, run_server
 from tests.fakes.worker import Setup, build
 from tests.system import with_worker_task
@@ -26,7 +26,7 @@ def with_middlewares(*middlewares: Middleware) -> Any:
 
 
 def noting(name: str, notes: list[str]) -> Middleware:
-    async def middleware(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         notes.append(f"{name} in: {request['payload']['workload']:g} of {request['auth_data'].endpoint}")
         response = await handler(request)
         notes.append(f"{name} out: {response.status}")
@@ -61,11 +61,11 @@ async def test_nothing_unauthenticated_reaches_them(tmp_path: Path, body: Any) -
     assert notes == []
 
 
-async def forbid(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+async def forbid(request: web.Request, handler: Handler) -> web.StreamResponse:
     return web.json_response({"error": "not you"}, status=403)
 
 
-async def raise_forbidden(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+async def raise_forbidden(request: web.Request, handler: Handler) -> web.StreamResponse:
     raise web.HTTPForbidden(text=json.dumps({"error": "not you"}), content_type="application/json")
 
 
@@ -80,7 +80,7 @@ async def test_one_may_answer_itself_and_no_load_is_counted(tmp_path: Path, midd
         assert system.model.requests == [] or all(r.path != "/echo" for r in system.model.requests)
 
 
-async def buggy(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+async def buggy(request: web.Request, handler: Handler) -> web.StreamResponse:
     raise RuntimeError("a middleware's bug")
 
 
@@ -93,7 +93,7 @@ async def test_what_one_raises_is_a_500(tmp_path: Path, caplog: pytest.LogCaptur
     assert "a middleware's bug" in caplog.text
 
 
-async def add_header(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+async def add_header(request: web.Request, handler: Handler) -> web.StreamResponse:
     response = await handler(request)
     response.headers["X-Added"] = "yes"
     return response
@@ -106,7 +106,7 @@ async def test_a_whole_answer_can_still_be_changed(tmp_path: Path) -> None:
         await system.told(served=3.0)
 
 
-async def rename(request: web.Request, handler: AioHandler) -> web.StreamResponse:
+async def rename(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request.clone(headers={**request.headers, "X-Request-Id": "renamed"}))
 
 
