@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from lib import __version__
 from lib.tools.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Command
 from lib.tools.commands import check, demo, engine, load_test, new, request, run, status
 
@@ -50,6 +51,7 @@ def _dispatch(words: Sequence[str]) -> int:
         description="The worker in front of a model server on a rented GPU, and what helps to write one.",
         epilog="`pyworker COMMAND --help` tells a command's arguments. Start with `pyworker demo`.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     wanted = next((word for word in words if not word.startswith("-")), None)
     for name, command in COMMANDS.items():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import aiohttp
 import anyio
 import pytest
 
+from lib import __version__
 from lib.tools.cli import COMMANDS, main
 from tests.lib.tools.stand_ins import Engine, Worker
 
@@ -101,6 +103,12 @@ def test_a_commands_help_names_its_arguments(
 
 def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", LAZY], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--version") == 0
+    assert capsys.readouterr().out == f"pyworker {__version__}\n"
+    assert __version__ == importlib.metadata.version("pyworker")
 
 
 def test_no_command_is_answered_with_help(capsys: pytest.CaptureFixture[str]) -> None:
