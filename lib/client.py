@@ -14,11 +14,11 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from lib.runtime.clock import Clock, SystemClock, sleep
+from lib.runtime.urls import is_http_url
 from lib.wire import RouteRequest
 
 CLOUD_ENGINE = "https://run.vast.ai"
@@ -81,7 +81,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
 
 def target_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Target:
     """What the arguments say. Where they are not enough, `parser` says so and exits with status 2."""
-    if args.engine and not _is_url(args.engine):
+    if args.engine and not is_http_url(args.engine):
         parser.error(f"argument --engine: {args.engine!r} is not an http(s) URL")
     local_url = args.engine or (LOCAL_ENGINE if args.local else None)
     if not local_url and not (args.api_key and args.endpoint_group_name):
@@ -193,7 +193,7 @@ class RouteClient:
         fields.setdefault("request_idx", request_idx)
         if type(fields["request_idx"]) is not int:
             raise EngineError(200, "its answer has a request_idx that is not an integer")
-        if "url" in fields and not _is_url(fields["url"]):
+        if "url" in fields and not (isinstance(fields["url"], str) and is_http_url(fields["url"])):
             raise EngineError(200, "its answer has a url that is not an http(s) URL")
         return fields
 
@@ -245,7 +245,3 @@ def _tls_context(ca_certificate: bytes) -> ssl.SSLContext:
     # Python 3.13 demands extensions of an authority's certificate that older ones were made without.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
-
-
-def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and urlsplit(value).scheme in ("http", "https")

@@ -11,10 +11,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lib.data_types import EndpointHandler, LogAction
 from lib.model.readiness import ReadySignal
+from lib.runtime.urls import is_http_url
 
 Lifecycle = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -36,7 +36,7 @@ class BackendConfig:
     def problems(self) -> list[str]:
         """Every reason why this can't work, a line each."""
         problems: list[str] = []
-        if self.url and not (urlsplit(self.url).scheme in ("http", "https") and urlsplit(self.url).hostname):
+        if self.url and not is_http_url(self.url):
             problems.append(f"model_server_url: {self.url!r} is not an http(s) URL")
         if self.max_sessions is not None and self.max_sessions < 0:
             problems.append(f"max_sessions is {self.max_sessions}, less than 0")
