@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import math
-import resource
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ import anyio
 
 from lib.client import target_of
 from lib.runtime.clock import Clock
+from lib.runtime.file_limit import raise_file_limit
 from lib.tools.command import EXIT_FAILED, EXIT_INTERRUPTED
 from lib.tools.load_plot import CannotPlot, check_plot, save_plot
 from lib.tools.load_report import document, lines
@@ -104,7 +104,7 @@ def output_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Outp
 
 def run_and_print(plan: Plan, payload: Any, output: Output = _SUMMARY, *, clock: Clock | None = None) -> int:
     """Run the plan and print what it has shown, also when it is interrupted; gives the exit status."""
-    _raise_file_limit()
+    raise_file_limit()
     test = LoadTest(plan, payload_maker(payload), clock=clock)
     interrupted = asyncio.run(_run(test))
     if output.as_json:
@@ -146,12 +146,6 @@ def _on_ctrl_c(stop: Callable[[], object]) -> Generator[None, None, None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-
-
-def _raise_file_limit() -> None:
-    """As many open files as this process may have: requests that wait for a slow worker hold one each."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _offer(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
