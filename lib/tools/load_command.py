@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from lib.client import target_of
+from lib.client import target_from_args
 from lib.runtime.clock import Clock
 from lib.runtime.file_limit import raise_file_limit
 from lib.tools.command import EXIT_FAILED, EXIT_INTERRUPTED
@@ -82,7 +82,7 @@ def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace, route: st
     if concurrency is not None and args.rps is not None:
         parser.error("argument -c: not allowed with argument -rps")
     return Plan(
-        target_of(parser, args),
+        target_from_args(parser, args),
         route,
         args.n if args.n is not None or duration_s is not None else concurrency or DEFAULT_COUNT,
         DEFAULT_RPS if args.rps is None and concurrency is None else args.rps,

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lib.client import told_of
+from lib.client import describe_workers
 from lib.runtime.clock import sleep
 from lib.tools.load_report import COLUMNS, cells, excerpt, ok_per_s, times_of, told_failures, workload_per_s
 from lib.tools.load_test import LoadTest
@@ -47,14 +47,14 @@ def line(test: LoadTest) -> str:
         f"{test.elapsed_s:.0f} s: {test.sent} sent, {test.tally.ok} ok, {test.tally.failed} failed, "
         f"{test.in_flight} in flight, {ok_per_s(test):.2f} ok/s"
     )
-    return told if test.states is None else f"{told}; no worker is ready: {told_of(test.states)}"
+    return told if test.states is None else f"{told}; no worker is ready: {describe_workers(test.states)}"
 
 
 def table(test: LoadTest) -> RenderableType:
     """How it goes, in full."""
     parts: list[RenderableType] = [_progress(test), _counts(test)]
     if test.states is not None:
-        parts.append(Text(f"no worker is ready: {told_of(test.states)}", style="yellow"))
+        parts.append(Text(f"no worker is ready: {describe_workers(test.states)}", style="yellow"))
     if times := times_of(test):
         grid = _grid(14, *(9 for _ in COLUMNS))
         grid.add_row("seconds", *COLUMNS, style="cyan")

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from lib.client import RouteClient, Target, told_of
+from lib.client import RouteClient, Target, describe_workers
 
 
 class Refused(Exception):
@@ -44,4 +44,7 @@ class _Waiting:
     def say(self, workers: Any) -> None:
         if workers != self._said:
             self._said = workers
-            print(f"no worker is ready yet: {told_of(workers)}; `pyworker status` tells why", file=sys.stderr)
+            print(
+                f"no worker is ready yet: {describe_workers(workers)}; `pyworker status` tells why",
+                file=sys.stderr,
+            )

@@ -27,10 +27,11 @@ from lib.client import (
     RouteClient,
     Target,
     add_target_arguments,
-    check,
+    describe_workers,
+    print_waiting,
+    raise_unless_ok,
     run_client,
-    target_of,
-    tell_waiting,
+    target_from_args,
 )
 from tests.lib.tools.stand_ins import Answer, Engine, Worker, ok
 from tests.manual_clock import ManualClock
@@ -95,7 +96,7 @@ async def test_it_gives_up_in_time_and_says_how_the_workers_are() -> None:
         routing = asyncio.ensure_future(client.route(1.0, limit_s=5.0))
         await clock.wait_for_timers()
         clock.advance(3.0)
-        with pytest.raises(NoWorker, match="loading") as raised:
+        with pytest.raises(NoWorker, match="1 loading") as raised:
             await routing
 
     assert raised.value.workers == {"loading": 1}
@@ -234,7 +235,7 @@ async def test_a_worker_with_tls_is_checked_against_the_engines_authority(tmp_pa
 def parse(*args: str) -> Target:
     parser = argparse.ArgumentParser()
     add_target_arguments(parser)
-    return target_of(parser, parser.parse_args(args))
+    return target_from_args(parser, parser.parse_args(args))
 
 
 def test_the_arguments_name_the_engine() -> None:
@@ -264,32 +265,50 @@ async def no_worker() -> None:
     raise NoWorker({"loading": 1})
 
 
+async def timed_out() -> None:
+    raise asyncio.TimeoutError
+
+
 async def refused() -> None:
     async with engine_and_worker() as (_, worker, http):
         worker.answer = answering(429, "Model is overloaded")
         async with http.post(worker.url + "/generate") as response:
-            await check(response)
+            await raise_unless_ok(response)
 
 
 @pytest.mark.parametrize(
-    ("client", "told"),
-    [(no_worker, "no worker is ready: {'loading': 1}"), (refused, "HTTP 429 .*overloaded")],
+    ("client", "message"),
+    [
+        (no_worker, "no worker is ready: 1 loading"),
+        (refused, "HTTP 429 .*overloaded"),
+        (timed_out, "TimeoutError"),
+    ],
 )
-def test_what_fails_is_told_in_one_line(client: Callable[[], Coroutine[Any, Any, None]], told: str) -> None:
-    with pytest.raises(SystemExit, match=told):
+def test_a_failure_ends_the_client_with_one_line(
+    client: Callable[[], Coroutine[Any, Any, None]], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
         run_client(client)
     run_client(nothing)
 
 
 def test_waiting_is_told_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    tell_waiting({"loading": 1})
-    assert capsys.readouterr() == ("", "no worker is ready yet: {'loading': 1}\n")
+    print_waiting({"loading": 2, "stopped": 1, "ready": 0})
+    assert capsys.readouterr() == ("", "no worker is ready yet: 2 loading, 1 stopped\n")
 
 
 @pytest.mark.parametrize("states", [{"loading": 0, "ready": 0}, {}])
 def test_an_endpoint_that_nobody_joined_may_be_misspelled(
     capsys: pytest.CaptureFixture[str], states: dict[str, int]
 ) -> None:
-    tell_waiting(states)
+    print_waiting(states)
     assert "none has joined this endpoint" in capsys.readouterr().err
-    assert str(NoWorker(states)) == "no worker is ready: none has joined this endpoint"
+    assert str(NoWorker(states)) == "no worker is ready: none has joined this endpoint; is its name right?"
+
+
+@pytest.mark.parametrize(
+    ("states", "described"),
+    [(None, "the engine has not reported their states"), ("unknown endpoint", "unknown endpoint")],
+)
+def test_a_report_without_states_is_shown_as_it_is(states: str | None, described: str) -> None:
+    assert describe_workers(states) == described

@@ -32,11 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import aiohttp
 
-    from lib.client import EngineError, NoWorker, target_of
+    from lib.client import EngineError, NoWorker, target_from_args
     from lib.tools.one_request import Refused, send
 
     route = args.route if args.route.startswith("/") else f"/{args.route}"
-    target = target_of(parser, args)
+    target = target_from_args(parser, args)
     try:
         asyncio.run(send(target, route, args.payload, args.cost))
     except aiohttp.ClientConnectorError as e:

@@ -54,8 +54,8 @@ def test_before_the_first_answer_there_is_a_table_too() -> None:
     test = load_test()
     test.states = {"loading": 2}
 
-    assert "no worker is ready: {'loading': 2}" in drawn(test)
-    assert line(test).endswith("; no worker is ready: {'loading': 2}")
+    assert "no worker is ready: 2 loading" in drawn(test)
+    assert line(test).endswith("; no worker is ready: 2 loading")
 
 
 def test_a_long_list_is_cut_and_says_so() -> None:
