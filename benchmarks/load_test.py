@@ -20,10 +20,10 @@ from asyncio.subprocess import PIPE
 import anyio
 
 from lib.client import Target
-from lib.tools.load_report import lines
-from lib.tools.load_screen import watch
+from lib.tools.load_report import summary_lines
+from lib.tools.load_screen import show_progress
 from lib.tools.load_tally import LATE
-from lib.tools.load_test import LoadTest, Plan
+from lib.tools.load_test import LoadPlan, LoadTest
 
 _BODY = json.dumps({"text": "x" * 1000}).encode()
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -109,7 +109,7 @@ async def run(args: argparse.Namespace) -> None:
 
 
 async def measure(args: argparse.Namespace, url: str, drawn: bool) -> None:
-    plan = Plan(Target(url, "local", "key"), "/generate", None, args.rps, duration_s=args.duration)
+    plan = LoadPlan(Target(url, "local", "key"), "/generate", None, args.rps, duration_s=args.duration)
     payload = {"prompt": "say something " * 20, "max_response_tokens": 50}
     test = LoadTest(plan, lambda: payload)
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -126,7 +126,7 @@ async def measure(args: argparse.Namespace, url: str, drawn: bool) -> None:
     print(f"  late, in ms: {late}")
     print(f"  others took its core {after.ru_nivcsw - before.ru_nivcsw} times")
     print(f"  resident memory at most {after.ru_maxrss / 1024:.0f} MiB")
-    print("\n".join(f"  {told}" for told in lines(test)), flush=True)
+    print("\n".join(f"  {line}" for line in summary_lines(test)), flush=True)
 
 
 async def _draw(test: LoadTest) -> None:
@@ -136,7 +136,7 @@ async def _draw(test: LoadTest) -> None:
     loop.add_reader(ours, os.read, ours, 65536)
     try:
         with os.fdopen(theirs, "w") as out:
-            await watch(test, out)
+            await show_progress(test, out)
     finally:
         loop.remove_reader(ours)
         os.close(ours)

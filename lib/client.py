@@ -279,7 +279,7 @@ def describe_workers(workers: Any) -> str:
         return str(workers)
     counts = cast("dict[str, object]", workers)
     shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return shown or "none has joined this endpoint; is its name right?"
+    return shown or "none has joined this endpoint (is its name right?)"
 
 
 def run_client(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
