@@ -1,9 +1,8 @@
 """A client of the serverless engine: it asks the engine for a worker, and calls that worker.
 
-Owns both requests of a call (docs/protocol.md, "The client asks the engine" and "The client asks the
-worker"), the command-line arguments that name the engine, the endpoint and the key, and how example clients
-report failures. It does not own the payload, nor how an answer is read: that is the caller's. The load test
-is in lib/tools/load_test.py.
+Owns both requests of a call (docs/protocol.md, "Route" and "Request"), the command-line arguments that name
+the engine, the endpoint and the key, and how example clients report failures. It does not own the payload,
+nor how an answer is read: that is the caller's. The load test is in lib/tools/load_test.py.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from lib.runtime.urls import is_http_url
 from lib.wire import RouteRequest
 
 __all__ = [
-    "CA_PATH",
     "CLOUD_ENGINE",
     "LOCAL_ENGINE",
     "LOCAL_NAME",
@@ -136,7 +134,7 @@ class RouteAnswer:
 
     `url` is the worker's base URL, `request_idx` the engine's number of the request. `auth_data` is the
     engine's whole answer. It is sent unchanged, since the signature covers its values (docs/protocol.md,
-    "Signatures").
+    "Signature").
     """
 
     url: str
@@ -270,8 +268,8 @@ def print_waiting(workers: Any) -> None:
 def describe_workers(workers: Any) -> str:
     """Describe the states of an endpoint's workers, for instance `2 loading, 1 stopped`.
 
-    `workers` is the `status` of an engine's answer without a worker (docs/protocol.md, "The client asks the
-    engine"): an object of state to number. Anything else is shown as it is.
+    `workers` is the `status` of an engine's answer without a worker (docs/protocol.md, "Route"): an object of
+    state to number. Anything else is shown as it is.
     """
     if workers is None:
         return "the engine has not reported their states"
@@ -298,7 +296,6 @@ def _tls_context(ca_certificate: bytes) -> ssl.SSLContext:
     context = ssl.create_default_context()
     pem = b"-----BEGIN" in ca_certificate
     context.load_verify_locations(cadata=ca_certificate.decode("ascii") if pem else ca_certificate)
-    # Python 3.13 requires extensions that the authority's certificate, made for older versions, does not
-    # have.
+    # Python 3.13 requires extensions that the authority's certificate lacks: it is older than that.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 
+__all__ = ["WORDS", "some_words"]
+
 _TEXT = """
     acorn amber anchor apple apron arrow autumn bakery balcony barley basket beacon bicycle birch blanket
     blossom bottle branch bridge bronze bucket butter button cabin candle canyon carpet castle cedar cellar
@@ -24,6 +26,8 @@ _TEXT = """
     teapot temple thimble thunder ticket timber tower trumpet tulip tunnel turnip umbrella valley vanilla
     velvet village violin wagon walnut water weather whistle willow window winter wolf wood yarn yellow
 """
+
+
 # English nouns and adjectives of 3 to 8 letters.
 WORDS = tuple(_TEXT.split())
 

@@ -49,6 +49,7 @@ class Distribution:
         return self._total / self.count if self.count else 0.0
 
     def add(self, value: float) -> None:
+        """Add one value, ≥ 0."""
         self.count += 1
         self._total += value
         if value > self.maximum:
@@ -63,6 +64,7 @@ class Distribution:
             self._move_to_buckets()
 
     def update(self, values: Iterable[float]) -> None:
+        """Add several values, each ≥ 0."""
         for value in values:
             self.add(value)
 

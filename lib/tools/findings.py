@@ -38,18 +38,23 @@ class Findings:
         self._found: list[Finding] = []
 
     def ok(self, about: str, text: str) -> None:
+        """Add that a check succeeded."""
         self._found.append(Finding(Level.OK, about, text))
 
     def note(self, about: str, text: str) -> None:
+        """Add a fact that needs no action."""
         self._found.append(Finding(Level.NOTE, about, text))
 
     def warning(self, about: str, text: str) -> None:
+        """Add something that is probably wrong."""
         self._found.append(Finding(Level.WARNING, about, text))
 
     def problem(self, about: str, text: str) -> None:
+        """Add something that is wrong: the check fails."""
         self._found.append(Finding(Level.PROBLEM, about, text))
 
     def problems(self, about: str, texts: Iterable[str]) -> None:
+        """Add a problem for each text."""
         for text in texts:
             self.problem(about, text)
 

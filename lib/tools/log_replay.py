@@ -14,6 +14,7 @@ from pathlib import Path
 from lib.data_types import LogAction
 from lib.model.log_tail import LogTail
 from lib.tools.findings import Findings
+from lib.tools.text import shorten
 
 KINDS = {LogAction.ModelLoaded: "load rule", LogAction.ModelError: "error rule", LogAction.Info: "info rule"}
 # How many matching lines of a rule are shown.
@@ -42,6 +43,7 @@ class RuleMatches:
 
     @property
     def name(self) -> str:
+        """The rule as findings name it, for instance `load rule 'model is ready'`."""
         return f"{KINDS[self.action]} {self.text!r}"
 
     def check_line(self, number: int, line: str) -> None:
@@ -49,9 +51,9 @@ class RuleMatches:
         if self.text in line:
             self.numbers.append(number)
             if len(self.examples) < MAX_EXAMPLES:
-                self.examples.append(f"line {number}: {_shorten(line)}")
+                self.examples.append(f"line {number}: {shorten(line, MAX_LINE)}")
         elif self.near_miss is None and _folded(self.text) in _folded(line):
-            self.near_miss = f"line {number}: {_shorten(line)}"
+            self.near_miss = f"line {number}: {shorten(line, MAX_LINE)}"
 
 
 def check_rules(rules: Sequence[tuple[LogAction, str]], found: Findings) -> None:
@@ -152,8 +154,3 @@ def _last_line_is_incomplete(path: Path) -> bool:
 def _folded(text: str) -> str:
     """`text` without differences of case and white space."""
     return " ".join(text.casefold().split())
-
-
-def _shorten(line: str) -> str:
-    line = line.strip()
-    return line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + "…"

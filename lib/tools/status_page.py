@@ -14,6 +14,7 @@ from typing import Any, cast
 import aiohttp
 
 from lib.local.screen import Screen
+from lib.tools.text import shorten
 
 # The JSON of `/status`, or an object in it (docs/operating.md, "`/status`").
 Status = Mapping[str, Any]
@@ -149,7 +150,9 @@ def _show_timeline(status: Status, screen: Screen) -> None:
     ends = [*(change["at"] for change in changes[1:]), status["now"]]
     for change, end in list(zip(changes, ends, strict=True))[-MAX_CHANGES:]:
         lasted = duration(end - change["at"])
-        screen.item(_clock(change["at"]), f"{change['state']:<13}{lasted:>9}  {_shorten(change['reason'])}")
+        screen.item(
+            _clock(change["at"]), f"{change['state']:<13}{lasted:>9}  {shorten(change['reason'], MAX_LINE)}"
+        )
 
 
 def _show_log(log: Status | None, screen: Screen) -> None:
@@ -162,7 +165,7 @@ def _show_log(log: Status | None, screen: Screen) -> None:
         matches = f"{count} {'match' if count == 1 else 'matches'}, last {_quoted(rule['last_line'])}"
         screen.item(kind, f"{_quoted(rule['text'])}: {matches if count else 'no match yet'}")
     if log["last_line"]:
-        screen.item("last line", _shorten(log["last_line"]))
+        screen.item("last line", shorten(log["last_line"], MAX_LINE))
 
 
 def _show_slowest(slowest: Sequence[Status], screen: Screen) -> None:
@@ -186,7 +189,7 @@ def _show_reports(status: Status, screen: Screen) -> None:
     _section(screen, "Last reports to the engine", len(reports), MAX_REPORTS)
     for report in reports[-MAX_REPORTS:]:
         screen.item(_clock(report["at"]), f"{report['path']:<18}{_summary(report['message'])}")
-        screen.item("", f"{report['addr']}: {_shorten(report['answer'])}")
+        screen.item("", f"{report['addr']}: {shorten(report['answer'], MAX_LINE)}")
 
 
 def _summary(message: Status) -> str:
@@ -215,13 +218,8 @@ def _clock(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
-
-
 def _quoted(text: str) -> str:
-    return f"“{_shorten(text)}”"
+    return f"“{shorten(text, MAX_LINE)}”"
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
