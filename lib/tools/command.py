@@ -23,6 +23,9 @@ EXIT_USAGE = 2
 EXIT_SIGNAL = 128
 EXIT_INTERRUPTED = EXIT_SIGNAL + 2
 
+# The most workers that one local engine starts; each is one or two processes.
+MAX_WORKERS = 64
+
 
 @dataclass(frozen=True)
 class Command:
@@ -61,9 +64,23 @@ def add_cost_argument(parser: argparse.ArgumentParser, default: float) -> None:
 
 
 def port(text: str) -> int:
-    """Parse a port, 0 to 65535."""
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError("must be a port, 0 to 65535")
+    """Parse a port, 1 to 65535."""
+    return _integer(text, 1, 65535, "a port")
+
+
+def port_to_listen_on(text: str) -> int:
+    """Parse a port, 0 to 65535; 0 is any free port."""
+    return _integer(text, 0, 65535, "a port")
+
+
+def worker_count(text: str) -> int:
+    """Parse a number of workers, 1 to MAX_WORKERS."""
+    return _integer(text, 1, MAX_WORKERS, "a number of workers")
+
+
+def _integer(text: str, lowest: int, highest: int, noun: str) -> int:
+    if not (text.isascii() and text.isdigit() and lowest <= int(text) <= highest):
+        raise argparse.ArgumentTypeError(f"must be {noun}, {lowest} to {highest}")
     return int(text)
 
 

@@ -188,15 +188,17 @@ def _own(args: argparse.Namespace, name: str) -> Any:
 
 def _count(text: str) -> int:
     """Parse an integer, 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError("must be an integer, 1 or more")
+    return int(text)
 
 
 def _positive(text: str) -> float:
     """Parse a finite number above 0."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError("must be a finite number above 0")
     return number

@@ -1,4 +1,4 @@
-"""`pyworker engine`: the local engine, and with `--autoscale` workers beside it."""
+"""`pyworker engine`: the local engine, and with `--autoscale` also workers on this machine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib.tools.command import EXIT_SIGNAL, EXIT_USAGE, Command, environment, not_empty, port, print_error
+from lib.tools.command import (
+    EXIT_SIGNAL,
+    EXIT_USAGE,
+    Command,
+    environment,
+    not_empty,
+    port_to_listen_on,
+    print_error,
+    worker_count,
+)
 
 if TYPE_CHECKING:
     from lib.local.engine import LocalEngine
-
-# Each worker is one or two processes.
-MAX_WORKERS = 64
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from lib.local.serving import DEFAULT_PORT
 
     parser.add_argument(
-        "--port", type=port, default=DEFAULT_PORT, help="the port to listen on; 0 is any free port"
+        "--port",
+        type=port_to_listen_on,
+        default=DEFAULT_PORT,
+        help="the port to listen on; 0 is any free port",
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument(
@@ -50,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--autoscale",
         metavar="N",
-        type=_workers,
+        type=worker_count,
         default=argparse.SUPPRESS,
         help="start and stop up to N workers on this machine, depending on the load",
     )
@@ -138,13 +147,6 @@ def _autoscaled(
             await Autoscaler(engine, args.endpoint, args.autoscale, launch, print_line).run()
 
         yield autoscale
-
-
-def _workers(text: str) -> int:
-    """Parse a number of workers, 1 to MAX_WORKERS."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_WORKERS):
-        raise argparse.ArgumentTypeError(f"must be a number of workers, 1 to {MAX_WORKERS}")
-    return int(text)
 
 
 def _endpoint_name(text: str) -> str:

@@ -64,7 +64,8 @@ def _run_here(file: WorkerFile, environ: Mapping[str, str]) -> int:
     except SystemExit as e:
         no_instance = e.code == EXIT_SETTINGS and "CONTAINER_ID" not in environ
         if no_instance and settings_error_in(e) is None:
-            print_error("run", f"to run it on this machine, not on an instance: pyworker run {file} --local")
+            name = file.target if file.module else file
+            print_error("run", f"to run it on this machine, not on an instance: pyworker run {name} --local")
         if e.code == EXIT_PORT_IN_USE:
             print_error(
                 "run", "stop that process, or set WORKER_PORT to another port; --local takes a free one"

@@ -143,6 +143,7 @@ def test_the_processes_own_arguments_are_the_default(
         (["request", "/generate", "{}"], "-k KEY and -e NAME are needed, or -l for the local engine"),
         (["request", "/generate", "prompt", "-l"], "argument JSON: is not JSON"),
         (["status", "--port", "1", "--url", "http://127.0.0.1:1"], "not allowed with argument"),
+        (["status", "--port", "0"], "argument --port: must be a port, 1 to 65535"),
         (["status", "--url", "here"], "argument --url: 'here' is not an http(s) URL"),
         (["engine", "--worker", "mine"], "argument --worker: needs --autoscale N"),
         (["engine", "--autoscale", "0"], "argument --autoscale: must be a number of workers, 1 to 64"),
