@@ -35,10 +35,12 @@ MAX_EXCERPT_BYTES = 200
 class LoadPlan:
     """The load on the route `path` of the target's workers.
 
-    Requests are sent at `rps` per second, or so that `concurrency` of them are in flight; one of the two is
-    given. Sending stops after `count` requests or `duration_s` seconds, whichever comes first; None is no
-    limit, but one of the two is needed. A request times out after `timeout_s` seconds. Anything else raises
-    `ValueError`.
+    Requests are sent at `rps` per second, or so that `concurrency` of them are in flight. Sending stops after
+    `count` requests or `duration_s` seconds, whichever comes first; None is no limit. A request times out
+    after `timeout_s` seconds.
+
+    Raises `ValueError` unless exactly one of `rps` and `concurrency` is given, and at least one of `count`
+    and `duration_s`.
     """
 
     target: Target
@@ -52,7 +54,7 @@ class LoadPlan:
 
     def __post_init__(self) -> None:
         if (self.rps is None) == (self.concurrency is None):
-            raise ValueError("either rps or concurrency is needed")
+            raise ValueError("exactly one of rps and concurrency is needed")
         if self.count is None and self.duration_s is None:
             raise ValueError("count or duration_s is needed")
 

@@ -109,7 +109,7 @@ def run_file(file: WorkerFile) -> None:
         if str(place) not in sys.path[:1]:
             sys.path.insert(0, str(place))
     failure = result_or_error(partial(_run, file))
-    if isinstance(failure, SystemExit):  # SettingsError of a declaration is an exception and an exit at once
+    if isinstance(failure, SystemExit):  # an invalid declaration raises an error that is a SystemExit too
         raise failure
     if isinstance(failure, Exception):
         raise _describe_failure(failure, file) from failure

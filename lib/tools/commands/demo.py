@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from lib.tools.command import EXIT_FAILED, EXIT_SIGNAL, Command, environment, print_error
 
@@ -20,6 +21,7 @@ def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
         demo(environment(), once="once" in args)
     except ChildFailed as e:
+        print(file=sys.stderr)  # separates it from the output of the demonstration
         print_error("demo", e)
         return EXIT_FAILED
     except Interrupted as e:
