@@ -1,6 +1,8 @@
-"""What the worker is compared with: an aiohttp handler that passes a body on and does nothing else.
+"""The baseline of the proxy benchmark: an aiohttp handler that forwards a body and does nothing else.
 
-usage: MODEL_SERVER_URL=… python -m benchmarks.bare_proxy   (it prints its port, which the system chooses)
+usage: MODEL_SERVER_URL=… python -m benchmarks.bare_proxy
+
+It listens on a free port, and prints it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The worker under measurement, as plain as an author could write it.
+"""The worker that the proxy benchmark measures, with the default handling of requests and answers.
 
-usage: MODEL_SERVER_URL=… MODEL_LOG=… python -m benchmarks.bench_worker   (and an instance's variables)
+usage: MODEL_SERVER_URL=… MODEL_LOG=… python -m benchmarks.bench_worker
+
+It also needs the variables of an instance (docs/operating.md, "Environment").
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from lib.server import start_server
 
 
 class PassOn(EndpointHandler[dict[str, Any]]):
-    """The payload as it came, to `path`."""
+    """Forwards the payload unchanged to `path`."""
 
     def __init__(self, path: str) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
-"""A model server that costs next to nothing, so that what is measured is what stands in front of it.
+"""A model server that uses very little CPU time, so that benchmarks measure the proxy in front of it.
 
 usage: python -m benchmarks.fast_model LOG EVENTS
 
-A POST answers 1 KiB of JSON, or, to a path that ends in `stream`, EVENTS server-sent events as fast as they
-are taken. Its ready line is written to LOG, and the port, which the system chooses, printed.
+It answers a POST with 1 KiB of JSON. To a path that contains `stream` it answers with EVENTS server-sent
+events, as fast as the client reads them. It writes its ready line to LOG, listens on a free port, and prints
+the port.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _CHUNK = b"%x\r\n" % len(_EVENT) + _EVENT + b"\r\n"
 
 
 class FastModel(asyncio.Protocol):
-    """One connection: requests with a `Content-Length`, one after the other."""
+    """One connection, with one request after the other, each with a `Content-Length`."""
 
     def __init__(self, events: int) -> None:
         self._events = events
@@ -64,5 +65,7 @@ async def main(events: int) -> None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(READY_LINE + "\n")  # believed only once the port answers
+    Path(sys.argv[1]).write_text(
+        READY_LINE + "\n"
+    )  # the worker also waits until the port accepts connections
     asyncio.run(main(int(sys.argv[2])))

@@ -1,10 +1,10 @@
-"""Whether the load test keeps up: its own CPU time per request, and how late its requests leave.
+"""The cost of the load test itself: its CPU time per request, and how late its requests are sent.
 
 usage: python -m benchmarks.load_test [-rps RATE] [--duration SECONDS] [--events N]
 
-An engine and a worker that cost next to nothing stand in another process. The load test is measured without a
-table and with one, drawn on a pseudo-terminal; on a machine with more than one core, both run on one of
-their own. With `--events`, each answer is a stream of so many.
+Another process is engine and worker in one, and uses very little CPU time. The load test is measured twice:
+without and with its progress table, which is drawn on a pseudo-terminal. If the machine has more than one
+core, the load test runs alone on one of them. With `--events`, each answer is a stream of N events.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from asyncio.subprocess import PIPE
 import anyio
 
 from lib.client import Target
-from lib.tools.load_report import lines
-from lib.tools.load_screen import watch
+from lib.tools.load_report import summary_lines
+from lib.tools.load_screen import show_progress
 from lib.tools.load_tally import LATE
-from lib.tools.load_test import LoadTest, Plan
+from lib.tools.load_test import LoadPlan, LoadTest
 
 _BODY = json.dumps({"text": "x" * 1000}).encode()
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -32,17 +32,19 @@ _CHUNK = b"%x\r\n%s\r\n" % (len(_EVENT), _EVENT)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Whether the load test keeps up.")
-    parser.add_argument("-rps", type=float, default=500.0, help="requests a second (default 500)")
+    parser = argparse.ArgumentParser(
+        description="Measure the load test: its CPU time per request, and how late its requests are sent."
+    )
+    parser.add_argument("-rps", type=float, default=500.0, help="requests per second (default 500)")
     parser.add_argument("--duration", type=float, default=20.0, help="seconds of each run (default 20)")
-    parser.add_argument("--events", type=int, default=0, help="events an answer (default 0: plain JSON)")
+    parser.add_argument("--events", type=int, default=0, help="events per answer (default 0: plain JSON)")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     asyncio.run(serve(args.events) if args.serve else run(args))
 
 
 class FastEndpoint(asyncio.Protocol):
-    """One connection: requests with a `Content-Length`, one after the other."""
+    """One connection to engine and worker in one, with one request after the other."""
 
     def __init__(self, events: int) -> None:
         self._events = events
@@ -109,7 +111,7 @@ async def run(args: argparse.Namespace) -> None:
 
 
 async def measure(args: argparse.Namespace, url: str, drawn: bool) -> None:
-    plan = Plan(Target(url, "local", "key"), "/generate", None, args.rps, duration_s=args.duration)
+    plan = LoadPlan(Target(url, "local", "key"), "/generate", None, args.rps, duration_s=args.duration)
     payload = {"prompt": "say something " * 20, "max_response_tokens": 50}
     test = LoadTest(plan, lambda: payload)
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -122,24 +124,24 @@ async def measure(args: argparse.Namespace, url: str, drawn: bool) -> None:
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     late = " ".join(f"{name} {s * 1e3:.1f}" for name, s in test.tally.times[LATE].summary().items())
     print(f"{'with' if drawn else 'without'} a table:")
-    print(f"  CPU {cpu_s / test.sent * 1e6:.0f} µs a request: {cpu_s / test.elapsed_s:.0%} of a core")
+    print(f"  CPU {cpu_s / test.sent * 1e6:.0f} µs per request: {cpu_s / test.elapsed_s:.0%} of a core")
     print(f"  late, in ms: {late}")
-    print(f"  others took its core {after.ru_nivcsw - before.ru_nivcsw} times")
-    print(f"  resident memory at most {after.ru_maxrss / 1024:.0f} MiB")
-    print("\n".join(f"  {told}" for told in lines(test)), flush=True)
+    print(f"  preempted {after.ru_nivcsw - before.ru_nivcsw} times")
+    print(f"  peak resident memory {after.ru_maxrss / 1024:.0f} MiB")
+    print("\n".join(f"  {line}" for line in summary_lines(test)), flush=True)
 
 
 async def _draw(test: LoadTest) -> None:
-    """The table on a terminal that nobody looks at."""
-    ours, theirs = os.openpty()
+    """Show the progress table on a pseudo-terminal."""
+    terminal, client_side = os.openpty()
     loop = asyncio.get_running_loop()
-    loop.add_reader(ours, os.read, ours, 65536)
+    loop.add_reader(terminal, os.read, terminal, 65536)
     try:
-        with os.fdopen(theirs, "w") as out:
-            await watch(test, out)
+        with os.fdopen(client_side, "w") as out:
+            await show_progress(test, out)
     finally:
-        loop.remove_reader(ours)
-        os.close(ours)
+        loop.remove_reader(terminal)
+        os.close(terminal)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the worker costs per request and per event, beside a bare aiohttp proxy, in one run.
+"""The cost of the worker per request and per streamed event, compared with a bare aiohttp proxy.
 
 usage: python -m benchmarks.proxy [-n REQUESTS] [-c CONCURRENCY] [--rounds N] [--events N]
 
-Prints CPU time (user + system, of the process in front of the model server) per request and per streamed
-event, for each round in turn, the medians and their ratios; and the worker's memory before and after.
+Worker and proxy take turns in each round. Prints the CPU time (user and system) of each per request and per
+streamed event, with medians and ratios, and the worker's resident memory before and after.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
-class Target:
-    """A process to measure, and where it listens."""
+class MeasuredProcess:
+    """A process to measure, and the port on which it listens."""
 
     name: str
     process: psutil.Process
@@ -43,16 +43,18 @@ class Target:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the worker costs per request and per event.")
-    parser.add_argument("-n", type=int, default=5000, help="requests a round (default 5000)")
-    parser.add_argument("-c", type=int, default=32, help="requests at once (default 32)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each (default 3)")
-    parser.add_argument("--events", type=int, default=200, help="events a stream (default 200)")
+    parser = argparse.ArgumentParser(
+        description="Measure the cost of the worker per request and per streamed event."
+    )
+    parser.add_argument("-n", type=int, default=5000, help="requests per round (default 5000)")
+    parser.add_argument("-c", type=int, default=32, help="requests in flight (default 32)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default 3)")
+    parser.add_argument("--events", type=int, default=200, help="events per stream (default 200)")
     asyncio.run(run(parser.parse_args()))
 
 
 async def run(args: argparse.Namespace) -> None:
-    async with stand(args.events) as (engine, worker, bare):
+    async with running_system(args.events) as (engine, worker, bare):
         before = worker.process.memory_info().rss
         streams = max(1, args.n // 20)
         costs: dict[str, list[float]] = {}
@@ -67,7 +69,7 @@ async def run(args: argparse.Namespace) -> None:
 
 
 def report(costs: dict[str, list[float]], args: argparse.Namespace, before: int, after: int) -> None:
-    print(f"{args.rounds} rounds in turn, {args.n} requests each, {args.c} at once; µs of CPU")
+    print(f"{args.rounds} rounds, {args.n} requests each, {args.c} in flight; µs of CPU time")
     for path, unit in (("/json", "request"), ("/stream", "event")):
         worker, bare = costs[f"worker {path}"], costs[f"bare {path}"]
         for name, figures in (("worker", worker), ("bare proxy", bare)):
@@ -79,8 +81,10 @@ def report(costs: dict[str, list[float]], args: argparse.Namespace, before: int,
 
 
 @asynccontextmanager
-async def stand(events: int) -> AsyncGenerator[tuple[LocalEngine, Target, Target], None]:
-    """Model server, engine, worker and bare proxy, until the block ends."""
+async def running_system(
+    events: int,
+) -> AsyncGenerator[tuple[LocalEngine, MeasuredProcess, MeasuredProcess], None]:
+    """Run model server, engine, worker and bare proxy; give the engine and the two processes to measure."""
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = LocalEngine("full")
@@ -105,8 +109,8 @@ async def stand(events: int) -> AsyncGenerator[tuple[LocalEngine, Target, Target
         bare_port = await printed_port(bare)
         yield (
             engine,
-            Target("worker", psutil.Process(worker.pid), ports[0]),
-            Target("bare", psutil.Process(bare.pid), bare_port),
+            MeasuredProcess("worker", psutil.Process(worker.pid), ports[0]),
+            MeasuredProcess("bare", psutil.Process(bare.pid), bare_port),
         )
 
 
@@ -131,13 +135,14 @@ async def process(home: Path, module: str, *args: str, **env: str) -> AsyncGener
 
 
 async def printed_port(process: Process) -> int:
-    """The port that a process prints once it listens."""
+    """Wait for the port that a process prints when it listens, and return it."""
     assert process.stdout is not None
     with anyio.fail_after(30):
         return int(await process.stdout.readline())
 
 
 def free_ports(count: int) -> list[int]:
+    """Ports that are free at the moment."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
@@ -146,7 +151,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def signed_bodies(engine: LocalEngine, port: int, count: int) -> list[bytes]:
-    """Each message is accepted once: as many as are sent."""
+    """Bodies of `count` requests, each signed for itself, as the worker accepts a signature only once."""
     payload: dict[str, Any] = {"prompt": "say something " * 20, "max_tokens": 200}
     bodies: list[bytes] = []
     for _ in range(count):
@@ -155,8 +160,8 @@ def signed_bodies(engine: LocalEngine, port: int, count: int) -> list[bytes]:
     return bodies
 
 
-async def cpu_of(target: Target, path: str, bodies: list[bytes], concurrency: int) -> float:
-    """Seconds of CPU that `target` took for sending `bodies`; raises unless every answer is a 200."""
+async def cpu_of(target: MeasuredProcess, path: str, bodies: list[bytes], concurrency: int) -> float:
+    """The CPU time in seconds that `target` needs to answer `bodies`; raises unless every answer is a 200."""
     before = target.process.cpu_times()
     left = iter(bodies)
     async with anyio.create_task_group() as group:
@@ -167,7 +172,7 @@ async def cpu_of(target: Target, path: str, bodies: list[bytes], concurrency: in
 
 
 async def _client(port: int, path: str, bodies: Any) -> None:
-    """One connection: requests one after the other, read only as far as is needed to tell their end."""
+    """Send requests one by one on one connection; parse only what is needed to find an answer's end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for body in bodies:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"

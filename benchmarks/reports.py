@@ -1,9 +1,10 @@
-"""What a status report costs, and whether memory stays flat over thousands of them.
+"""The cost of a status report, and the memory used over thousands of reports.
 
 usage: python -m benchmarks.reports [-n REPORTS]
 
-A ledger in which requests come and go, reported to a local engine over a real socket, without the pauses
-between reports. Prints CPU time per report (reporter and engine together) and the resident memory on the way.
+Requests are added to a ledger and ended, and reported to a local engine over a real socket, without the
+pauses between reports. Prints the CPU time per report (reporter and engine together) and the resident memory
+at each step.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from lib.metrics import Ledger, Outcome
 from lib.runtime.clock import SystemClock, Timer
 
 STEPS = 4
-REQUESTS_PER_REPORT = 1  # the engine beside it remembers each
+REQUESTS_PER_REPORT = 1  # few, as the local engine in this process remembers every request
 
 
-class HurriedClock(SystemClock):
-    """Every delay is over at once, but for the time-out of a delivery."""
+class NoDelayClock(SystemClock):
+    """A clock whose delays end immediately, except the time-out of a delivery."""
 
     def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer:
         if delay_s >= DELIVERY_TIMEOUT_S:
@@ -37,13 +38,13 @@ class HurriedClock(SystemClock):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a status report costs.")
-    parser.add_argument("-n", type=int, default=2000, help="reports (default 2000)")
+    parser = argparse.ArgumentParser(description="Measure the cost of a status report.")
+    parser.add_argument("-n", type=int, default=2000, help="number of reports (default 2000)")
     asyncio.run(run(parser.parse_args().n))
 
 
 async def run(count: int) -> None:
-    engine, clock = LocalEngine(report_limit=10), HurriedClock()
+    engine, clock = LocalEngine(report_limit=10), NoDelayClock()
     ledger = Ledger(clock)
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
         identity = WorkerIdentity(1, "", "http://127.0.0.1:1")
@@ -51,7 +52,7 @@ async def run(count: int) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(reporter.report_status)
             tasks.start_soon(reporter.report_completions)
-            print(f"{REQUESTS_PER_REPORT} request a report; resident memory in MiB, CPU in µs per report")
+            print(f"{REQUESTS_PER_REPORT} request per report; resident memory in MiB, CPU in µs per report")
             for step in range(1, STEPS + 1):
                 target = count * step // STEPS
                 began, before = time.process_time(), engine.worker(1).totals.reports

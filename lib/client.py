@@ -1,7 +1,8 @@
-"""A client of the serverless engine: asks it for a worker, and calls that worker (protocol.md §1, §2).
+"""A client of the serverless engine: it asks the engine for a worker, and calls that worker.
 
-Owns the two requests of every call, the arguments that say which engine is asked as whom, and what every
-example client does about failures. What is sent and what becomes of the answer is the caller's.
+Owns both requests of a call (docs/protocol.md, "Route" and "Request"), the command-line arguments that name
+the engine, the endpoint and the key, and how example clients report failures. It does not own the payload,
+nor how an answer is read: that is the caller's. The load test is in lib/tools/load_test.py.
 """
 
 from __future__ import annotations
@@ -14,34 +15,55 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from lib.runtime.clock import Clock, SystemClock, sleep
+from lib.runtime.urls import is_http_url
 from lib.wire import RouteRequest
+
+__all__ = [
+    "CLOUD_ENGINE",
+    "LOCAL_ENGINE",
+    "LOCAL_NAME",
+    "CallFailed",
+    "EngineError",
+    "NoWorker",
+    "RouteAnswer",
+    "RouteClient",
+    "Target",
+    "add_target_arguments",
+    "describe_workers",
+    "print_waiting",
+    "raise_unless_ok",
+    "run_client",
+    "target_from_args",
+]
 
 CLOUD_ENGINE = "https://run.vast.ai"
 LOCAL_ENGINE = "http://127.0.0.1:8081"
 
-# The local engine takes any key, and starts with this endpoint (launch.md).
+# The endpoint that the local engine starts with. It serves as the key too: the local engine accepts any.
 LOCAL_NAME = "local"
 
-# Instances' certificates are signed by an authority that no system knows. It is fetched from here for the
-# cloud's workers, and from the engine itself for others.
+# Workers' certificates are signed by an authority that is in no system's store. The cloud's authority is
+# fetched from CLOUD_CA_URL, a local engine's from this path of the engine.
 CA_PATH = "/static/jvastai_root.cer"
 CLOUD_CA_URL = f"https://console.vast.ai{CA_PATH}"
 
-# The engine answers at once, whether it has a worker or not.
+# The engine answers immediately, whether it has a ready worker or not.
 _ENGINE_TIMEOUT = aiohttp.ClientTimeout(total=30.0)
-# A generated answer may take any time; only connecting may not.
+# Generating an answer may take any time, so only connecting is limited.
 _WORKER_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30.0)
-# Enough of a refusal's text to understand it, in characters.
+# How much of an error's body goes into the message, in characters.
 _MAX_EXCERPT = 300
 
 
 class EngineError(Exception):
-    """The engine refused, or its answer makes no sense. `status` is the HTTP status."""
+    """The engine refused the request, or its answer is malformed.
+
+    `status` is the HTTP status of its answer: 200 for an answer that is malformed.
+    """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"engine: {message}")
@@ -49,20 +71,23 @@ class EngineError(Exception):
 
 
 class CallFailed(Exception):
-    """The worker answered with an error."""
+    """The worker answered with an error, or would do so; the text says which."""
 
 
 class NoWorker(Exception):
-    """No worker was ready in time. `workers` is how many are in which state, as the engine tells it."""
+    """No worker was ready within the time limit.
+
+    `workers` is the engine's last report of their states: an object of state to number, or None.
+    """
 
     def __init__(self, workers: Any) -> None:
-        super().__init__(f"no worker is ready: {told_of(workers)}")
+        super().__init__(f"no worker is ready: {describe_workers(workers)}")
         self.workers = workers
 
 
 @dataclass(frozen=True)
 class Target:
-    """Which engine is asked, for a worker of which endpoint, and with whose key."""
+    """The engine's base URL, the endpoint's name, and the API key to send with each request."""
 
     engine_url: str
     endpoint: str
@@ -70,19 +95,29 @@ class Target:
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` `-k`, `-e`, `-l` and `--engine`, which `target_of` reads."""
+    """Add `-k`, `-e`, `-l` and `--engine` to `parser`; `target_from_args` reads them."""
     parser.add_argument("-k", dest="api_key", metavar="KEY", help="your API key; not needed with -l")
     parser.add_argument(
-        "-e", dest="endpoint_group_name", metavar="NAME", help="name of the endpoint; with -l: local"
+        "-e",
+        dest="endpoint_group_name",
+        metavar="NAME",
+        help="the endpoint's name (with -l, by default: local)",
     )
-    parser.add_argument("-l", dest="local", action="store_true", help=f"ask the local engine, {LOCAL_ENGINE}")
-    parser.add_argument("--engine", metavar="URL", help="ask the local engine at this address")
+    parser.add_argument(
+        "-l", dest="local", action="store_true", help=f"ask the local engine at {LOCAL_ENGINE}"
+    )
+    parser.add_argument("--engine", metavar="URL", help="ask the local engine at another address")
 
 
-def target_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Target:
-    """What the arguments say. Where they are not enough, `parser` says so and exits with status 2."""
-    if args.engine and not _is_url(args.engine):
-        parser.error(f"argument --engine: {args.engine!r} is not an http(s) URL")
+def target_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Target:
+    """Return the target that `args` name, which `parser` has parsed.
+
+    Where they are not enough, or `--engine` is not an http(s) URL, print an error and exit with status 2.
+    """
+    if args.engine and not is_http_url(args.engine):
+        parser.error(
+            f"argument --engine: {args.engine!r} is not an http(s) URL: give one like {LOCAL_ENGINE}"
+        )
     local_url = args.engine or (LOCAL_ENGINE if args.local else None)
     if not local_url and not (args.api_key and args.endpoint_group_name):
         parser.error("-k KEY and -e NAME are needed, or -l for the local engine")
@@ -95,9 +130,11 @@ def target_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Targ
 
 @dataclass(frozen=True)
 class RouteAnswer:
-    """A worker and the right to call it.
+    """The worker that the engine chose for one request, and the signature that authorizes the call.
 
-    `auth_data` is the engine's whole answer, to be sent as it is: its signature is over these very values.
+    `url` is the worker's base URL, `request_idx` the engine's number of the request. `auth_data` is the
+    engine's whole answer. It is sent unchanged, since the signature covers its values (docs/protocol.md,
+    "Signature").
     """
 
     url: str
@@ -106,9 +143,9 @@ class RouteAnswer:
 
 
 class RouteClient:
-    """Asks the engine for workers, and calls them.
+    """Asks the engine for workers, and calls them, over the HTTP session `http`.
 
-    `poll_s` is the pause before the engine is asked again, while no worker is ready.
+    While no worker is ready, it asks the engine again every `poll_s` seconds.
     """
 
     def __init__(
@@ -135,11 +172,14 @@ class RouteClient:
         limit_s: float = 600.0,
         on_wait: Callable[[Any], object] | None = None,
     ) -> RouteAnswer:
-        """A worker for a request of `cost` workload units, once one is ready.
+        """Wait until a worker is ready for a request of `cost` workload units, and return it.
 
-        `request_idx` is that of an earlier answer, to try the same request again. `on_wait` is called with
-        the states of the workers each time that none is ready. Raises `NoWorker` after `limit_s` seconds,
-        `EngineError`, and what aiohttp raises where the engine can't be reached.
+        The wait takes at most `limit_s` seconds. `request_idx` is that of an earlier answer, to try the same
+        request again without adding load; 0 is a new request. `on_wait` is called each time that no worker is
+        ready, with the engine's report of their states, as `describe_workers` takes it.
+
+        Raises `NoWorker` after `limit_s` seconds, `EngineError` if the engine refuses or its answer is
+        malformed, and `aiohttp.ClientError` or `asyncio.TimeoutError` if it can't be reached.
         """
         deadline = self._clock.monotonic() + limit_s
         while True:
@@ -158,9 +198,12 @@ class RouteClient:
     async def call(
         self, worker: RouteAnswer, path: str, payload: Mapping[str, Any], *, session_id: str | None = None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """The worker's response to `payload` on `path`, its status whatever it is, its body still to be read.
+        """Send `payload` to the worker's route `path`; give its response, whose body is still to be read.
 
-        There is no time limit but on connecting. Raises what aiohttp raises.
+        The response may have any status: see `raise_unless_ok`. `session_id` names a session
+        (docs/protocol.md, "Sessions"). Connecting takes at most 30 seconds; the answer may take any time.
+        Raises `aiohttp.ClientError` if the worker can't be reached, or if its certificate is not signed by
+        the engine's authority.
         """
         envelope: dict[str, Any] = {"auth_data": worker.auth_data, "payload": payload}
         if session_id is not None:
@@ -170,7 +213,7 @@ class RouteClient:
             json=envelope,
             timeout=_WORKER_TIMEOUT,
             ssl=await self._trust(worker.url),
-            allow_redirects=False,  # the envelope is for this worker alone
+            allow_redirects=False,  # a redirect would hand the signature to another server
         ) as response:
             yield response
 
@@ -189,16 +232,16 @@ class RouteClient:
         if not isinstance(answer, dict):
             raise EngineError(200, "its answer is not an object")
         fields = cast("dict[str, Any]", answer)
-        # An engine may leave it out while none is ready: then the request stays the one it was.
+        # An engine may leave it out while no worker is ready: then the request keeps its number.
         fields.setdefault("request_idx", request_idx)
         if type(fields["request_idx"]) is not int:
             raise EngineError(200, "its answer has a request_idx that is not an integer")
-        if "url" in fields and not _is_url(fields["url"]):
+        if "url" in fields and not (isinstance(fields["url"], str) and is_http_url(fields["url"])):
             raise EngineError(200, "its answer has a url that is not an http(s) URL")
         return fields
 
     async def _trust(self, worker_url: str) -> ssl.SSLContext | bool:
-        """What the worker's certificate is checked against; fetched once, when the first one needs it."""
+        """Return what the worker's certificate is checked against; the authority is fetched only once."""
         if not worker_url.startswith("https:"):
             return True
         async with self._tls_lock:
@@ -211,41 +254,48 @@ class RouteClient:
         return self._tls
 
 
-async def check(response: aiohttp.ClientResponse) -> None:
-    """Raises `CallFailed`, with what the worker said, for any status but 200."""
+async def raise_unless_ok(response: aiohttp.ClientResponse) -> None:
+    """Raise `CallFailed`, with the status and the body, unless the status is 200."""
     if response.status != 200:
         raise CallFailed(f"worker: HTTP {response.status} {await response.text(errors='replace')}")
 
 
-def tell_waiting(workers: Any) -> None:
-    """For `RouteClient.route`'s `on_wait`: a line on standard error."""
-    print(f"no worker is ready yet: {told_of(workers)}", file=sys.stderr)
+def print_waiting(workers: Any) -> None:
+    """Print to standard error that no worker is ready yet; for `on_wait` of `RouteClient.route`."""
+    print(f"no worker is ready yet: {describe_workers(workers)}", file=sys.stderr)
 
 
-def told_of(workers: Any) -> str:
-    """What the engine tells of an endpoint's workers, in words where there are none: a name may be wrong."""
-    if isinstance(workers, dict) and not any(cast("dict[str, Any]", workers).values()):
-        return "none has joined this endpoint"
-    return str(cast("object", workers))
+def describe_workers(workers: Any) -> str:
+    """Describe the states of an endpoint's workers, for instance `2 loading, 1 stopped`.
+
+    `workers` is the `status` of an engine's answer without a worker (docs/protocol.md, "Route"): an object of
+    state to number. Anything else is shown as it is.
+    """
+    if workers is None:
+        return "the engine has not reported their states"
+    if not isinstance(workers, dict):
+        return str(workers)
+    counts = cast("dict[str, object]", workers)
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    return shown or "none has joined this endpoint (is its name right?)"
 
 
 def run_client(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run an example client to its end. What fails is told in one line, with exit status 1."""
+    """Run the example client `main`.
+
+    If a call fails, print one line to standard error and exit with status 1. Any other exception is raised.
+    """
     try:
         asyncio.run(main())
-    except (CallFailed, NoWorker, EngineError, aiohttp.ClientError) as e:
-        sys.exit(str(e))
+    except (CallFailed, NoWorker, EngineError, aiohttp.ClientError, asyncio.TimeoutError) as e:
+        sys.exit(str(e) or type(e).__name__)
 
 
 def _tls_context(ca_certificate: bytes) -> ssl.SSLContext:
-    """The system's authorities and this one, PEM or DER."""
+    """Return a context that trusts the system's authorities and this one, in PEM or DER."""
     context = ssl.create_default_context()
     pem = b"-----BEGIN" in ca_certificate
     context.load_verify_locations(cadata=ca_certificate.decode("ascii") if pem else ca_certificate)
-    # Python 3.13 demands extensions of an authority's certificate that older ones were made without.
+    # Python 3.13 requires extensions that the authority's certificate lacks: it is older than that.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
-
-
-def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and urlsplit(value).scheme in ("http", "https")

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from lib.data_types import LogAction
 from lib.runtime.settings import Reader
+from lib.runtime.urls import is_http_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +90,15 @@ def _lines(read: Reader, name: str, default: Sequence[str]) -> tuple[str, ...]:
 
 
 def _server_url(raw: str) -> str:
-    if not _is_url(raw):
+    if not is_http_url(raw):
         raise ValueError("is not an http(s) URL")
     return raw.rstrip("/")
 
 
 def _path_or_url(raw: str) -> str:
-    if not raw.startswith("/") and not _is_url(raw):
+    if not raw.startswith("/") and not is_http_url(raw):
         raise ValueError("is neither a path, which begins with /, nor an http(s) URL")
     return raw
-
-
-def _is_url(raw: str) -> bool:
-    try:
-        parts = urlsplit(raw)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 def _seconds_or_none(raw: str) -> float | None:

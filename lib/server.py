@@ -12,7 +12,6 @@ import errno
 import importlib.util
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -39,6 +38,7 @@ from lib.model.readiness import Cause
 from lib.request.exchange import note_head
 from lib.routes.management import loopback_routes, public_routes, without
 from lib.routes.sessions import end_route, session_routes
+from lib.runtime.file_limit import raise_file_limit
 from lib.runtime.logs import configure_logging
 from lib.runtime.settings import LOOPBACK_HOSTS, Settings, from_environment
 from lib.runtime.tls import Certificate
@@ -138,7 +138,7 @@ async def run_server(
         settings = from_environment()
         configure_logging(settings.log_level, settings.log_format)
         warnings.filterwarnings("ignore", message=".*RequestKey")  # `client_request["outcome"]` is our API
-        _raise_file_limit()
+        raise_file_limit()
         return await _serve_until_signal(backend, routes, settings, site_kwargs)
     except SettingsError as e:
         print(e, file=sys.stderr)  # noqa: T201 - there may be no logging yet
@@ -374,12 +374,6 @@ def _holder(port: int) -> str:
     except psutil.Error:  # it may not be looked at, or is gone by now
         pass
     return "another process"
-
-
-def _raise_file_limit() -> None:
-    """As many open files as this process may have: each request takes two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _process_age_s() -> float:

@@ -1,6 +1,6 @@
-"""The load test in one call (authoring.md §1, Load test).
+"""The load test in one call (docs/writing-a-worker.md, "Load test").
 
-Owns a name that the documentation gives. The arguments are those of test_utils.py.
+Owns a name that existing workers import. The arguments are those of lib/test_utils.py.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from typing import Any
 
 from lib.test_utils import test_args, test_load_cmd
 
-# For pytest: nothing here is a test.
+__all__ = ["run"]
+
+# Tells pytest that nothing here is a test.
 __test__ = False
 
 
 def run(payload: Any, worker_endpoint: str) -> None:
-    """Send `payload` to the worker's route `worker_endpoint` as the command line says, print what came of
-    it, and exit.
+    """Run the load test that the command line describes, print a summary, and exit.
 
-    `payload` is a payload, or a class with `for_test`. The arguments are those of `test_load_cmd`.
+    `payload` is one payload for all requests, or a class whose `for_test` makes one for each.
+    `worker_endpoint` is the worker's route. The exit status is that of `lib.test_utils.test_load_cmd`.
     """
     test_load_cmd(payload, worker_endpoint, test_args)

@@ -1,6 +1,6 @@
-"""The load test as workers' `test_load.py` call it (authoring.md §1, Load test).
+"""The load test as a worker's `test_load.py` calls it (docs/writing-a-worker.md, "Load test").
 
-Owns names that workers in the field import. The load test itself is in tools/load_test.py.
+Owns names that existing workers import. The command line of the load test is in lib/tools/load_command.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Any
 from lib.client import add_target_arguments
 from lib.tools.load_command import add_load_arguments, run_load_test
 
-# For pytest: nothing here is a test, whatever its name begins with.
+__all__ = ["print_truncate_res", "test_args", "test_load_cmd"]
+
+# Tells pytest that nothing here is a test, although names begin with `test`.
 __test__ = False
 
-# Longer answers are shown by their beginning and end, in characters.
+# How much of the beginning and of the end of a long answer is printed, in characters.
 _HEAD = 50
 _TAIL = 100
 
@@ -24,13 +26,14 @@ add_target_arguments(test_args)
 
 
 def test_load_cmd(payload_cls: Any, endpoint: str, arg_parser: argparse.ArgumentParser) -> None:
-    """Run the load test that the command line asks for, print what it has shown, and exit.
+    """Run the load test that the command line describes, print a summary, and exit.
 
-    `payload_cls` is a class with `for_test`, called for each request, or one payload; `endpoint` is the
-    worker's route; `arg_parser` is `test_args`, to which an author may have added. The exit status is 0 if
-    every request succeeded, 1 if not, and 130 after Ctrl-C.
+    `payload_cls` is a class whose `for_test` makes the payload of each request, or one payload for all of
+    them. `endpoint` is the worker's route. `arg_parser` is `test_args`, or a parser made from it with more
+    arguments. The exit status is 0 if every request succeeded, 1 if one failed, 2 for wrong arguments, and
+    130 after Ctrl-C.
     """
-    # A parser of its own: that of the caller stays as it was, and can be used again.
+    # A copy, so that the caller can use its parser again.
     parser = argparse.ArgumentParser(parents=[arg_parser], add_help=False, description=arg_parser.description)
     add_load_arguments(parser)
     args = parser.parse_args()
@@ -38,10 +41,10 @@ def test_load_cmd(payload_cls: Any, endpoint: str, arg_parser: argparse.Argument
 
 
 def print_truncate_res(res: Any) -> None:
-    """Print an answer, a long one without its middle."""
+    """Print an answer; of one longer than 150 characters, only the first 50 and the last 100."""
     text = str(res)
     shown = text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}....{text[-_TAIL:]}"
-    print(shown)  # noqa: T201 - it is what this is for
+    print(shown)  # noqa: T201 - printing is its purpose
 
 
 test_load_cmd.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - read by pytest

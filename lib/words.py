@@ -1,12 +1,14 @@
-"""Words for benchmark prompts.
+"""Random words for the prompts of benchmarks and load tests.
 
-Owns a list that needs no download. Prompts must differ: a model server that caches what it has seen would
-answer repeated ones faster than it answers real traffic.
+Owns a list of words that needs no download. Prompts must differ: a model server that caches prompts would
+answer a repeated one faster than it answers real traffic.
 """
 
 from __future__ import annotations
 
 import random
+
+__all__ = ["WORDS", "some_words"]
 
 _TEXT = """
     acorn amber anchor apple apron arrow autumn bakery balcony barley basket beacon bicycle birch blanket
@@ -24,9 +26,12 @@ _TEXT = """
     teapot temple thimble thunder ticket timber tower trumpet tulip tunnel turnip umbrella valley vanilla
     velvet village violin wagon walnut water weather whistle willow window winter wolf wood yarn yellow
 """
+
+
+# English nouns and adjectives of 3 to 8 letters.
 WORDS = tuple(_TEXT.split())
 
 
 def some_words(count: int) -> str:
-    """`count` words picked at random, with spaces between."""
+    """Return `count` words chosen at random, joined by spaces; "" for 0."""
     return " ".join(random.choices(WORDS, k=count))

@@ -48,8 +48,8 @@ class BackendConfig:
     """The arguments of one `Backend`, with its handlers' health check.
 
     `url` is "" without a model server. `max_perf` is in workload/s; `benchmark_cap` is the highest
-    concurrency that the benchmark may use, None for no limit. `unsecured`, `engine` and `authenticator` replace,
-    where they are not None, what the environment says.
+    concurrency that the benchmark may use, None for no limit. `unsecured`, `engine` and `authenticator`, if
+    not None, replace what the environment says.
     """
 
     url: str

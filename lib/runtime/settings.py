@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 from lib.errors import SettingsError
+from lib.runtime.urls import is_http_base_url
 
 T = TypeVar("T")
 AuthScheme = Literal["auto", "full", "url"]
@@ -293,7 +293,7 @@ def _seconds(raw: str) -> float:
 
 def _host(raw: str) -> str:
     host = f"[{raw}]" if ":" in raw and not raw.startswith("[") else raw
-    if not _is_base_url(f"http://{host}") or urlsplit(f"http://{host}").netloc != host or "@" in host:
+    if not is_http_base_url(f"http://{host}") or urlsplit(f"http://{host}").netloc != host or "@" in host:
         raise ValueError("is not a host name or an IP address")
     return host
 
@@ -304,24 +304,7 @@ def _bind_address(raw: str) -> str:
 
 def _addresses(raw: str) -> tuple[str, ...]:
     addresses = tuple(part.strip().rstrip("/") for part in raw.split(",") if part.strip())
-    wrong = [a for a in addresses if not _is_base_url(a)]
+    wrong = [a for a in addresses if not is_http_base_url(a)]
     if wrong or not addresses:
         raise ValueError(f"has an address that is not an http(s) URL: {', '.join(wrong) or 'none at all'}")
     return addresses
-
-
-def _is_base_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        if parts.hostname and ":" in parts.hostname:
-            IPv6Address(parts.hostname)
-        elif not parts.hostname or not parts.hostname.encode("idna"):  # a name that no look-up would take
-            return False
-        return (
-            parts.scheme in ("http", "https")
-            and not any(c.isspace() for c in parts.netloc)
-            and parts.port != 0
-            and not parts.query
-        )
-    except ValueError:
-        return False

@@ -1,14 +1,42 @@
-"""Checks of URLs."""
+"""Checks of http and https URLs that operators, authors or peers give.
+
+Owns the test of whether a text is such a URL. The message that names the wrong setting or field is the
+caller's. How a signed URL is compared with the worker's is in lib/access/signatures.py.
+"""
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from ipaddress import IPv6Address
+from urllib.parse import SplitResult, urlsplit
 
 
 def is_http_url(text: str) -> bool:
-    """Whether `text` is an http or https URL with a host and, if any, a port from 1 to 65535."""
+    """Whether `text` is an absolute http or https URL that a client can request (RFC 9110, section 4.2).
+
+    The host is an IPv6 address in brackets, an IPv4 address, or a name that IDNA can encode. A port is 1 to
+    65535. User information, a path, a query and a fragment are allowed, white space is not.
+    """
+    return _split(text) is not None
+
+
+def is_http_base_url(text: str) -> bool:
+    """Whether `text` is an http or https URL to which a path can be appended: it has no query."""
+    parts = _split(text)
+    return parts is not None and not parts.query
+
+
+def _split(text: str) -> SplitResult | None:
+    """The parts of an http or https URL; None for any other text."""
+    if any(character.isspace() for character in text):  # urlsplit drops some of it silently
+        return None
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            return None
+        if "[" in parts.netloc:
+            IPv6Address(parts.hostname)
+        else:
+            parts.hostname.encode("idna")  # refuses a name that no DNS look-up would take
     except ValueError:
-        return False
+        return None
+    return parts

@@ -1,1 +1,1 @@
-"""What an author runs from a shell: the command line and the load test."""
+"""The command line `pyworker`: its commands and the load test."""

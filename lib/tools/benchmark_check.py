@@ -1,4 +1,7 @@
-"""Whether a worker's benchmark would do: its payload, how much work that is, and one request."""
+"""The checks of a worker's benchmark in `pyworker check`: its payload, its workload, and one request.
+
+Owns these checks only. The benchmark itself is in lib/model/benchmark.py.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ MAX_EXCERPT = 200
 
 
 def check_payload(handler: EndpointHandler[Any], found: Findings) -> bool:
-    """Whether a payload for the benchmark can be made; what is wrong with it goes to `found`."""
+    """Whether a payload for the benchmark can be made; problems with it are added to `found`."""
     payload = result_or_error(handler.make_benchmark_payload)
     if isinstance(payload, JsonDataException):
-        found.problem("benchmark", f"its own payload is refused: {_fields(payload)}")
+        found.problem("benchmark", f"the handler refuses its own payload: {_fields(payload)}")
     elif isinstance(payload, Exception):
         found.problem("benchmark", f"make_benchmark_payload raised {payload!r}")
     else:
@@ -39,23 +42,29 @@ def check_payload(handler: EndpointHandler[Any], found: Findings) -> bool:
 
 
 def _check_round_trip(handler: EndpointHandler[Any], payload: Any, found: Findings) -> None:
-    """Would a client that sends what the benchmark sends be let in? In one of two forms, it should be."""
+    """Check that the worker would accept the benchmark's payload from a client, in one of two forms.
+
+    The forms are the fields of the payload class, and the JSON that the model server receives.
+    """
     if isinstance(handler, DeclaredHandler) and handler.samples is not None:
-        found.ok("benchmark", "its payload is let in, as a client's would be")
+        found.ok("benchmark", "a client that sends its payload is accepted")
         return
     typed: Any = payload.typed if isinstance(payload, DeclaredPayload) else payload
     forms = (partial(client_json, typed), partial(handler.generate_payload_json, payload))
     refusals = [_refusal(handler, form) for form in forms]
     if None in refusals:
-        found.ok("benchmark", "a client that sends its payload is let in")
+        found.ok("benchmark", "a client that sends its payload is accepted")
     elif handler.accepts_uploads:
-        found.note("benchmark", "clients send uploads: whether its payload would be let in is not looked at")
+        found.note(
+            "benchmark",
+            "clients send uploads, so it is not checked whether one with its payload would be accepted",
+        )
     else:
         found.problem("benchmark", f"a client that sends its payload is refused: {refusals[0]}")
 
 
 def _refusal(handler: EndpointHandler[Any], form: Callable[[], Any]) -> str | None:
-    """Why the payload in this form is not read, or None."""
+    """The reason why the handler does not accept the payload in this form, or None."""
     message = result_or_error(lambda: json.loads(json.dumps(form())))
     if isinstance(message, Exception):
         return f"it is not JSON: {message}"
@@ -69,24 +78,29 @@ def _refusal(handler: EndpointHandler[Any], form: Callable[[], Any]) -> str | No
 def _check_workload(payload: Any, found: Findings) -> None:
     count = getattr(payload, "count_workload", None)
     if count is None:
-        found.note("workload", f"the payload has no count_workload: each request counts {DEFAULT_WORKLOAD:g}")
+        found.note(
+            "workload", f"the payload has no count_workload: each request counts as {DEFAULT_WORKLOAD:g}"
+        )
         return
     counted: Any = result_or_error(count)
     if isinstance(counted, Exception):
-        found.problem("workload", f"count_workload raised {counted!r}: {DEFAULT_WORKLOAD:g} is counted")
+        found.problem(
+            "workload", f"count_workload raised {counted!r}; the request counts as {DEFAULT_WORKLOAD:g}"
+        )
     elif isinstance(counted, bool) or not isinstance(counted, (int, float)) or not 0 <= counted < math.inf:
         found.problem(
             "workload",
-            f"count_workload gave {counted!r}, no finite number ≥ 0: {DEFAULT_WORKLOAD:g} is counted",
+            f"count_workload returned {counted!r}, not a finite number ≥ 0; "
+            f"the request counts as {DEFAULT_WORKLOAD:g}",
         )
     elif not counted:
-        found.problem("workload", "the benchmark's payload counts 0: its throughput would be 0")
+        found.problem("workload", "the benchmark's payload counts as 0, so the throughput would be 0")
     else:
-        found.ok("workload", f"the benchmark's payload counts {counted:g}")
+        found.ok("workload", f"the benchmark's payload counts as {counted:g}")
 
 
 async def send_one(handler: EndpointHandler[Any], server: ModelServer, clock: Clock, found: Findings) -> None:
-    """One request as the benchmark sends it, to its last byte."""
+    """Send one request as the benchmark does, and read the answer to its end."""
     name = type(handler).__name__
     rating = BenchmarkKeeper(
         handler,

@@ -1,7 +1,7 @@
-"""`pyworker`, the command line (launch.md).
+"""The command line `pyworker`.
 
-Owns how a command is found among the words typed. What a command takes and does is in commands/, and what
-it needs is imported only once it is asked for: help comes at once.
+Owns the choice of a command by its name. The arguments and actions of the commands are in
+lib/tools/commands/. They import what they need only when they are run, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from lib import __version__
 from lib.tools.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Command
 from lib.tools.commands import check, demo, engine, load_test, new, request, run, status
 
@@ -29,9 +30,9 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that `argv` names, by default the process's own arguments; gives the exit status.
+    """Run the command that `argv` names, by default the process's own arguments; return the exit status.
 
-    Raises `SystemExit` for wrong arguments and for help, as argparse does.
+    Raises `SystemExit` for wrong arguments (status 2), `--help` and `--version` (status 0), as argparse does.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has enough (`| head`); nothing is left to flush at exit.
+        # The reader of our output is gone (`| head`). Python would fail to flush standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
 
@@ -47,8 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pyworker",
-        description="The worker in front of a model server on a rented GPU, and what helps to write one.",
-        epilog="`pyworker COMMAND --help` tells a command's arguments. Start with `pyworker demo`.",
+        description="Run, test and develop workers, which stand in front of a model server on a rented GPU.",
+        epilog="`pyworker COMMAND --help` lists the arguments of a command. Start with `pyworker demo`.",
+    )
+    parser.add_argument(
+        "--version", action="version", help="print the version and exit", version=f"%(prog)s {__version__}"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     wanted = next((word for word in words if not word.startswith("-")), None)
@@ -63,7 +67,7 @@ def _dispatch(words: Sequence[str]) -> int:
             command.configure(sub)
             sub.set_defaults(command=command, parser=sub)
     if wanted is not None and wanted not in COMMANDS:
-        parser.error(_no_such(wanted))
+        parser.error(_unknown_command(wanted))
     args = parser.parse_args(words)
     if wanted is None:
         parser.print_help(sys.stderr)
@@ -71,10 +75,10 @@ def _dispatch(words: Sequence[str]) -> int:
     return cast(Command, args.command).run(args.parser, args)
 
 
-def _no_such(word: str) -> str:
-    alike = difflib.get_close_matches(word, COMMANDS, n=1)
-    hint = f"did you mean {alike[0]!r}?" if alike else f"there are {', '.join(COMMANDS)}"
-    return f"there is no command {word!r}: {hint}"
+def _unknown_command(word: str) -> str:
+    similar = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = f"did you mean {similar[0]!r}?" if similar else f"choose from {', '.join(COMMANDS)}"
+    return f"unknown command {word!r}: {hint}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How values spread, in bounded memory: exact while there are few, then a histogram of a known error.
+"""The distribution of values, in bounded memory: exact for few values, then a histogram of a known error.
 
-Owns the arithmetic. What the values are is the caller's.
+Owns the arithmetic. The meaning and the unit of the values are the caller's.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterable, Mapping
 from itertools import repeat
 
-# So many values are kept as they are, and percentiles are then values that occurred.
+# Up to this number, values are stored one by one, and percentiles are values that occurred.
 EXACT = 10_000
-# Further ones are counted in buckets that are each this factor wide, and told as the middle of theirs: by no
-# more than half a percent too much or too little. From a microsecond to a year that is 3200 buckets.
+# More values are counted in buckets. The upper bound of a bucket is its lower bound times GROWTH, and a value
+# is reported as the geometric middle of its bucket, so the error is at most 0.5 %. From SMALLEST to a year
+# (in seconds) there are about 3100 buckets.
 GROWTH = 1.01
 SMALLEST = 1e-6
 MAX_ERROR = math.sqrt(GROWTH) - 1
@@ -23,7 +24,10 @@ _LOG_GROWTH = math.log(GROWTH)
 
 
 class Distribution:
-    """Values ≥ 0. Up to `exact` of them everything told is exact; `maximum` and `mean` always are."""
+    """A distribution of values ≥ 0.
+
+    Percentiles of up to `exact` values are exact; `count`, `maximum` and `mean` always are.
+    """
 
     def __init__(self, exact: int = EXACT) -> None:
         self.count = 0
@@ -36,14 +40,16 @@ class Distribution:
 
     @property
     def error(self) -> float:
-        """By what part of itself a percentile may be wrong: 0.0, or half a bucket."""
+        """The relative error of a percentile, at most: 0.0, or 0.005 (half a bucket)."""
         return MAX_ERROR if self._buckets else 0.0
 
     @property
     def mean(self) -> float:
+        """The arithmetic mean; 0.0 if there is no value."""
         return self._total / self.count if self.count else 0.0
 
     def add(self, value: float) -> None:
+        """Add one value, ≥ 0."""
         self.count += 1
         self._total += value
         if value > self.maximum:
@@ -51,22 +57,23 @@ class Distribution:
         if value < self._minimum:
             self._minimum = value
         if self._buckets:
-            self._tally(value, 1)
+            self._count(value, 1)
             return
         self._values.append(value)
         if len(self._values) > self._exact:
-            self._fold()
+            self._move_to_buckets()
 
     def update(self, values: Iterable[float]) -> None:
+        """Add several values, each ≥ 0."""
         for value in values:
             self.add(value)
 
     def merge(self, other: Distribution) -> None:
-        """Take in all that `other` has seen."""
+        """Add all values of `other`."""
         if not other._buckets:
             self.update(other._values)
             return
-        self._fold()
+        self._move_to_buckets()
         self.count += other.count
         self._total += other._total
         self.maximum = max(self.maximum, other.maximum)
@@ -75,7 +82,10 @@ class Distribution:
             self._buckets[bucket] = self._buckets.get(bucket, 0) + count
 
     def percentile(self, percent: float) -> float:
-        """The least value that `percent` percent do not exceed (nearest rank); 0.0 if there is none."""
+        """The smallest value that at least `percent` percent of the values do not exceed (nearest rank).
+
+        0.0 if there is no value.
+        """
         if not self.count:
             return 0.0
         rank = max(1, math.ceil(percent / 100 * self.count))
@@ -84,42 +94,45 @@ class Distribution:
             return self._values[rank - 1]
         if rank == self.count:
             return self.maximum
-        for value, up_to in self._cumulated():
+        for value, up_to in self._cumulative_counts():
             if up_to >= rank:
                 return value
         return self.maximum
 
     def summary(self) -> Mapping[str, float]:
-        """Percentiles as `p50`, …, and `max`; empty where there is no value."""
+        """The percentiles as `p50`, `p90`, `p95` and `p99`, and `max`; empty if there is no value."""
         if not self.count:
             return {}
         return {**{f"p{q}": self.percentile(q) for q in PERCENTILES}, "max": self.maximum}
 
-    def curve(self) -> list[tuple[float, float]]:
-        """Each value told, from the least, and which part of all (0 to 1) does not exceed it."""
-        return [(value, up_to / self.count) for value, up_to in self._cumulated()]
+    def cumulative(self) -> list[tuple[float, float]]:
+        """The values in ascending order, each with the fraction of all (0 to 1) that come up to it.
 
-    def _cumulated(self) -> list[tuple[float, int]]:
+        Of more than `exact` values, one per bucket.
+        """
+        return [(value, up_to / self.count) for value, up_to in self._cumulative_counts()]
+
+    def _cumulative_counts(self) -> list[tuple[float, int]]:
         pairs: Iterable[tuple[float, int]]
         if self._buckets:
             pairs = ((self._middle(b), self._buckets[b]) for b in sorted(self._buckets))
         else:
             self._values.sort()
             pairs = zip(self._values, repeat(1), strict=False)
-        cumulated: list[tuple[float, int]] = []
+        counts: list[tuple[float, int]] = []
         up_to = 0
         for value, count in pairs:
             up_to += count
-            cumulated.append((value, up_to))
-        return cumulated
+            counts.append((value, up_to))
+        return counts
 
-    def _fold(self) -> None:
-        """From now on, count in buckets."""
+    def _move_to_buckets(self) -> None:
+        """Move the values into buckets; from now on, values are only counted."""
         values, self._values = self._values, []
         for value in values:
-            self._tally(value, 1)
+            self._count(value, 1)
 
-    def _tally(self, value: float, count: int) -> None:
+    def _count(self, value: float, count: int) -> None:
         bucket = math.floor(math.log(value / SMALLEST) / _LOG_GROWTH) if value > SMALLEST else 0
         self._buckets[bucket] = self._buckets.get(bucket, 0) + count
 

@@ -1,7 +1,8 @@
-"""What `pyworker check` looks at, once a worker's file has made what it would serve.
+"""The checks of `pyworker check`, made when a worker's file has built its backend and routes.
 
-Owns the order of the checks, and those of settings, declaration and model server. How the worker is got hold
-of is `lib.server.inspected_by`'s; log rules are log_replay.py's, the benchmark is benchmark_check.py's.
+Owns the order of the checks, and the checks of settings, declaration and model server. How the worker is
+intercepted before it serves is in lib/server.py (`inspected_by`); the checks of log rules are in
+lib/tools/log_replay.py, those of the benchmark in lib/tools/benchmark_check.py.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from lib.server import inspected_by
 from lib.tools.benchmark_check import check_payload, send_one
 from lib.tools.findings import Findings
 from lib.tools.log_replay import check_rules, replay
-from lib.tools.worker_file import WorkerFailed, WorkerFile, refused_by, run_file
+from lib.tools.worker_file import WorkerFailed, WorkerFile, run_file, settings_error_in
 
-# What an instance sets: elsewhere it is no fault that none of them is there.
+# Variables that only an instance sets. If none of them is set, their absence is a note, not a problem.
 INSTANCE_VARIABLES = ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_TCP_PORT_")
 
 
 def check_worker(file: WorkerFile, environ: Mapping[str, str], log: Path | None) -> Findings:
-    """Everything that can be said of the worker in `file` without serving it.
+    """Check the worker in `file` without serving it, and return the findings.
 
-    Its file is run, as the main program of this process, up to where it would serve. What it prints goes to
-    standard error. `log` is a model server's log to replay.
+    The file is run as the main program of this process, up to where it would serve. Its output goes to
+    standard error. `log` is a model server's log to replay, in place of the worker's own.
     """
     found = Findings(str(file))
     _check_settings(environ, found)
@@ -45,11 +46,11 @@ def check_worker(file: WorkerFile, environ: Mapping[str, str], log: Path | None)
     except WorkerFailed as e:
         found.problem("worker", e.brief)
     except SystemExit as e:
-        refused = refused_by(e)
+        refused = settings_error_in(e)
         if refused is not None:
             found.problems("worker", refused.problems)
         elif not inspection.seen or e.code not in (None, 0):
-            found.problem("worker", f"it ended by itself before it served, with exit status {e.code}")
+            found.problem("worker", f"it exited before it served, with status {e.code}")
     if not inspection.seen and not found.failed:
         found.problem(
             "worker",
@@ -60,7 +61,7 @@ def check_worker(file: WorkerFile, environ: Mapping[str, str], log: Path | None)
 
 
 def _check_settings(environ: Mapping[str, str], found: Findings) -> None:
-    """All of the environment that is missing or malformed; an instance's own, only on an instance."""
+    """Check the environment; variables that an instance sets are required on an instance only."""
     try:
         Settings.from_env(environ)
     except SettingsError as e:
@@ -71,11 +72,11 @@ def _check_settings(environ: Mapping[str, str], found: Findings) -> None:
             else:
                 found.problem("settings", problem)
     else:
-        found.ok("settings", "every variable is there and well-formed")
+        found.ok("settings", "all variables are valid")
 
 
 class _Inspection:
-    """Looks at one worker; `seen` tells whether it was given one at all."""
+    """The checks of one worker; `seen` is whether the file started one at all."""
 
     def __init__(self, found: Findings, log: Path | None) -> None:
         self.seen = False
@@ -84,15 +85,17 @@ class _Inspection:
         self._clock: Clock = SystemClock()
 
     async def inspect(self, backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> int:
-        """What `inspected_by` is given. The exit status is 0: nothing was served."""
+        """Run all checks; the callback of `inspected_by`. The exit status is 0, as nothing is served."""
         self.seen = True
         self._check_declaration(backend, routes)
         handler, sendable = backend.benchmark_handler, False
         if handler is None:
-            self._found.note("benchmark", f"none: the capacity is given, {backend.max_perf:g} workload/s")
+            self._found.note(
+                "benchmark", f"none: the worker states its capacity, {backend.max_perf:g} workload/s"
+            )
         else:
             sendable = check_payload(handler, self._found)
-        if backend.problems():  # of which some say that its URL is none
+        if backend.problems():  # one of them may be that the model server's URL is malformed
             self._check_log(backend, False)
             return 0
         async with ModelServer(backend.model_server_url) as server:
@@ -109,11 +112,11 @@ class _Inspection:
         if named:
             self._found.ok("worker", f"routes: {', '.join(named)}")
         else:
-            self._found.problem("worker", "it has no routes: no client could call it")
+            self._found.problem("worker", "it has no routes, so no client could call it")
         self._found.problems("worker", backend.problems())
 
     def _check_log(self, backend: Backend, up: bool) -> None:
-        """The rules by themselves, and by a log: the one that was given, or the worker's own."""
+        """Check the log rules, and replay a log with them: the one of `--log`, or the worker's own."""
         rules, own = backend.log_actions, backend.model_log_file
         check_rules(rules, self._found)
         if self._log is not None:
@@ -123,20 +126,20 @@ class _Inspection:
         elif own is not None and own.exists():
             replay(own, rules, self._found)
         elif own is not None:
-            more = ", though the model server is up" if up else ""
+            more = ", although the model server is up" if up else ""
             more += "" if own.parent.exists() else ", and neither does its folder"
-            hint = "" if up else ": start the model server, or give a log that it wrote by --log"
+            hint = "" if up else ": start the model server, or name one of its logs with --log"
             self._found.problem("log", f"{own.absolute()} does not exist{more}{hint}")
 
     async def _is_up(self, server: ModelServer) -> bool:
         if not server.url:
-            self._found.note("model server", "none: the worker answers by itself")
+            self._found.note("model server", "none: the worker computes the answers itself")
             return False
         up = await server.accepts_connections()
         if up:
             self._found.ok("model server", f"{server.url} accepts connections")
         else:
-            self._found.note("model server", f"nothing listens at {server.url}: no request was sent")
+            self._found.note("model server", f"nothing listens at {server.url}, so no request was sent")
         return up
 
     async def _check_health(self, backend: Backend, server: ModelServer) -> None:
@@ -147,7 +150,9 @@ class _Inspection:
         began = self._clock.monotonic()
         status, problem = await watch.check()
         if status in NO_SUCH_CHECK:
-            self._found.warning("health check", f"the model server has none at {watch.url} ({status})")
+            self._found.warning(
+                "health check", f"the model server has no health check at {watch.url} ({status})"
+            )
         elif problem:
             self._found.problem("health check", f"{watch.url}: {problem}")
         else:

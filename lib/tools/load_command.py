@@ -1,4 +1,8 @@
-"""The load test on a command line: its arguments, its life from start to Ctrl-C, and its exit status."""
+"""The load test's command line: arguments, progress display, interruption, output and exit status.
+
+It is used by `pyworker load-test` and by lib/test_utils.py. The load test itself is in
+lib/tools/load_test.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import argparse
 import asyncio
 import json
 import math
-import resource
 import signal
 import sys
 import threading
@@ -18,71 +21,87 @@ from typing import Any
 
 import anyio
 
-from lib.client import target_of
+from lib.client import target_from_args
 from lib.runtime.clock import Clock
+from lib.runtime.file_limit import raise_file_limit
 from lib.tools.command import EXIT_FAILED, EXIT_INTERRUPTED
 from lib.tools.load_plot import CannotPlot, check_plot, save_plot
-from lib.tools.load_report import document, lines
-from lib.tools.load_screen import watch
-from lib.tools.load_test import LoadTest, Plan, payload_maker
+from lib.tools.load_report import summary_json, summary_lines
+from lib.tools.load_screen import show_progress
+from lib.tools.load_test import LoadPlan, LoadTest, payload_maker
 
 DEFAULT_COUNT = 1
 DEFAULT_RPS = 1.0
 
 
 @dataclass(frozen=True)
-class Output:
-    """What is told at the end besides the summary, or in its place."""
+class OutputOptions:
+    """The form of the summary, text or JSON, and the file for a plot, if one is wanted."""
 
     as_json: bool = False
     plot: Path | None = None
 
 
-_SUMMARY = Output()
-# What sets our arguments apart from those that authors add.
+_TEXT_ONLY = OutputOptions()
+# Begins the names under which argparse stores our arguments, so that an author's arguments can't collide.
 _DEST = "load_test_"
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` what `run_load_test` reads.
+    """Add the arguments that `run_load_test` reads to `parser`.
 
-    `-n` and `-rps` are always there; the others yield to an author's own of the same name.
+    `-n` and `-rps` are always added. Any other is left out if the author has added an argument of that name.
     """
     parser.add_argument(
-        "-n", type=_count, help="requests in all (default 1; with -c: N; with --duration: no limit)"
+        "-n", type=_count, help="number of requests (default 1; with -c: N; with --duration: no limit)"
     )
     parser.add_argument(
-        "-rps", type=_positive, help="requests a second, however slow answers are (default 1)"
+        "-rps",
+        type=_positive,
+        help="requests per second, sent on time however slow the answers are (default 1)",
     )
-    _offer(
+    _add_if_free(
         parser,
         *("-c", "--concurrency"),
         type=_count,
         metavar="N",
-        help="in place of -rps: N requests at once, each followed by the next",
+        help="in place of -rps: keep N requests in flight",
     )
-    _offer(parser, "--duration", type=_positive, metavar="SECONDS", help="for so long, or until -n are sent")
-    _offer(parser, "--json", action="store_true", help="print the summary as JSON")
-    _offer(parser, "--plot", type=Path, metavar="FILE", help="draw it: .png, .svg or .pdf (extra plot)")
+    _add_if_free(
+        parser,
+        "--duration",
+        type=_positive,
+        metavar="SECONDS",
+        help="stop sending after this time, or after -n requests if that is sooner",
+    )
+    _add_if_free(parser, "--json", action="store_true", help="print the summary as JSON")
+    _add_if_free(
+        parser,
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="save a plot as .png, .svg or .pdf (needs the extra plot)",
+    )
 
 
 def run_load_test(parser: argparse.ArgumentParser, args: argparse.Namespace, route: str, payload: Any) -> int:
-    """Run what the arguments ask for on the worker's `route`; gives the exit status.
+    """Run the load test that `args` describe on the worker's `route`; return the exit status.
 
-    `payload` is what `payload_maker` takes. The status is 0 if every request succeeded. Arguments that
-    can't work are told by `parser`, with status 2, before anything is sent.
+    `payload` is one payload, or a class with `for_test` (see `payload_maker`). The status is 0 if every
+    request succeeded, 1 if one failed or the plot could not be written, 130 after Ctrl-C. For wrong
+    arguments, `parser` prints an error and exits with status 2 before any request is sent.
     """
-    plan, output = plan_of(parser, args, route), output_of(parser, args)
+    plan, output = plan_from_args(parser, args, route), output_from_args(parser, args)
     return run_and_print(plan, payload, output)
 
 
-def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace, route: str) -> Plan:
-    """The plan that the arguments ask for."""
+def plan_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace, route: str) -> LoadPlan:
+    """Return the plan that `args` describe; for wrong arguments, exit with status 2."""
     concurrency, duration_s = _own(args, "concurrency"), _own(args, "duration")
     if concurrency is not None and args.rps is not None:
         parser.error("argument -c: not allowed with argument -rps")
-    return Plan(
-        target_of(parser, args),
+    return LoadPlan(
+        target_from_args(parser, args),
         route,
         args.n if args.n is not None or duration_s is not None else concurrency or DEFAULT_COUNT,
         DEFAULT_RPS if args.rps is None and concurrency is None else args.rps,
@@ -91,26 +110,28 @@ def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace, route: st
     )
 
 
-def output_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Output:
-    """How the arguments want it told; where a picture can't be made, `parser` says so."""
+def output_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> OutputOptions:
+    """Return the output options in `args`; if no plot can be made, exit with status 2."""
     plot: Path | None = _own(args, "plot")
     if plot is not None:
         try:
             check_plot(plot)
         except CannotPlot as e:
             parser.error(f"argument --plot: {e}")
-    return Output(bool(_own(args, "json")), plot)
+    return OutputOptions(bool(_own(args, "json")), plot)
 
 
-def run_and_print(plan: Plan, payload: Any, output: Output = _SUMMARY, *, clock: Clock | None = None) -> int:
-    """Run the plan and print what it has shown, also when it is interrupted; gives the exit status."""
-    _raise_file_limit()
+def run_and_print(
+    plan: LoadPlan, payload: Any, output: OutputOptions = _TEXT_ONLY, *, clock: Clock | None = None
+) -> int:
+    """Run the plan and print the summary, also after Ctrl-C; return the exit status."""
+    raise_file_limit()
     test = LoadTest(plan, payload_maker(payload), clock=clock)
     interrupted = asyncio.run(_run(test))
     if output.as_json:
-        print(json.dumps(document(test, interrupted=interrupted), indent=2))
+        print(json.dumps(summary_json(test, interrupted=interrupted), indent=2))
     else:
-        print("\n".join(lines(test, interrupted=interrupted)))
+        print("\n".join(summary_lines(test, interrupted=interrupted)))
     if output.plot is not None:
         try:
             save_plot(test, output.plot, interrupted=interrupted)
@@ -123,11 +144,14 @@ def run_and_print(plan: Plan, payload: Any, output: Output = _SUMMARY, *, clock:
 
 
 async def _run(test: LoadTest) -> bool:
-    """Whether Ctrl-C ended it; requests in flight are given up then."""
+    """Run `test` with its progress display; return whether Ctrl-C interrupted it.
+
+    Ctrl-C cancels the requests in flight.
+    """
     ended = False
     async with anyio.create_task_group() as group:
         with _on_ctrl_c(group.cancel_scope.cancel):
-            group.start_soon(watch, test, sys.stderr)
+            group.start_soon(show_progress, test, sys.stderr)
             await test.run()
             ended = True
             group.cancel_scope.cancel()
@@ -136,7 +160,7 @@ async def _run(test: LoadTest) -> bool:
 
 @contextmanager
 def _on_ctrl_c(stop: Callable[[], object]) -> Generator[None, None, None]:
-    """Call `stop`, in place of an exception in whatever happens to run. Only a main thread hears of it."""
+    """Call `stop` on Ctrl-C, instead of raising `KeyboardInterrupt`; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -148,14 +172,8 @@ def _on_ctrl_c(stop: Callable[[], object]) -> Generator[None, None, None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def _raise_file_limit() -> None:
-    """As many open files as this process may have: requests that wait for a slow worker hold one each."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _offer(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
-    """Add an argument under as many of its names as are free; `_own` reads it."""
+def _add_if_free(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
+    """Add an argument under those of its names that the author has not taken; `_own` reads it."""
     dest = _DEST + names[-1].removeprefix("--")
     for wanted in (names, names[-1:]):
         with suppress(argparse.ArgumentError):
@@ -164,19 +182,23 @@ def _offer(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None
 
 
 def _own(args: argparse.Namespace, name: str) -> Any:
-    """What was given for an argument of ours; None where an author's has its name."""
+    """The value of an argument of ours; None if an author's argument has its name."""
     return getattr(args, _DEST + name, None)
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+    """Parse an integer, 1 or more."""
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError("must be an integer, 1 or more")
+    return int(text)
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    """Parse a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError("must be a finite number above 0")
     return number

@@ -1,45 +1,48 @@
-"""What a load test has shown: lines for people, and JSON for programs (docs/load-test.md has its fields)."""
+"""The summary of a load test: text for people, JSON for programs.
+
+Owns both formats (docs/load-test.md, "`--json`"). The figures are collected in lib/tools/load_tally.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lib.tools.distribution import PERCENTILES, Distribution
+from lib.tools.distribution import EXACT, PERCENTILES, Distribution
 from lib.tools.load_tally import LATE, TIMES, Slice, WorkerFigures
 from lib.tools.load_test import LoadTest
 
-# So much of an answer is shown, in characters.
+# How much of an answer is printed, in characters.
 MAX_EXCERPT_SHOWN = 100
 COLUMNS = (*(f"p{q}" for q in PERCENTILES), "max")
 
 
-def lines(test: LoadTest, *, interrupted: bool = False) -> list[str]:
-    """The summary to be read by people."""
+def summary_lines(test: LoadTest, *, interrupted: bool = False) -> list[str]:
+    """The summary as text, one string per line."""
     tally = test.tally
-    told = [headline(test, interrupted=interrupted)]
+    summary = [headline(test, interrupted=interrupted)]
     for kind, count in (("ok", tally.ok), *tally.failures):
         if count:
-            told.append(f"  {kind:<26}{count:>8}  {excerpt(test, kind)}".rstrip())
-    times = times_of(test)
+            summary.append(f"  {kind:<26}{count:>8}  {excerpt(test, kind)}".rstrip())
+    times = recorded_times(test)
     if times:
-        told.append(f"  {'seconds':<26}" + "".join(f"{c:>10}" for c in COLUMNS))
-    told.extend(f"  {name:<26}" + "".join(f"{cell:>10}" for cell in cells(t)) for name, t in times)
+        summary.append(f"  {'seconds':<26}" + "".join(f"{c:>10}" for c in COLUMNS))
+    summary.extend(f"  {name:<26}" + "".join(f"{cell:>10}" for cell in cells(t)) for name, t in times)
     if worst := max((t.error for _, t in times), default=0.0):
-        told.append(f"  (of so many requests, percentiles are told to within {worst:.1%})")
-    told.append(f"  workers used              {len(tally.workers):>8}")
+        summary.append(f"  (above {EXACT:,} values, percentiles are approximate, to within {worst:.1%})")
+    summary.append(f"  workers used              {len(tally.workers):>8}")
     width = max(map(len, tally.workers), default=0)
     for url, figures in sorted(tally.workers.items()):
-        told.append(f"  {url:<{max(26, width)}}{figures.requests:>8}  {told_failures(figures)}".rstrip())
-    return told
+        summary.append(f"  {url:<{max(26, width)}}{figures.requests:>8}  {failure_summary(figures)}".rstrip())
+    return summary
 
 
 def headline(test: LoadTest, *, interrupted: bool = False) -> str:
-    """How many, in what time, at which rate."""
+    """The first line: the number of requests, the duration in seconds, and the throughput."""
     count = test.plan.count
     planned = test.sent if count is None or test.plan.duration_s is not None else count
     interruption = "interrupted: " if interrupted else ""
-    unanswered = f" ({test.in_flight} more without an answer)" if interrupted and test.in_flight else ""
+    unanswered = f" ({test.in_flight} more were in flight)" if interrupted and test.in_flight else ""
     return (
         f"{interruption}{test.tally.ended} of {planned} requests in {test.elapsed_s:.2f} s{unanswered}: "
         f"{ok_per_s(test):.2f} ok/s, {workload_per_s(test):.1f} workload/s"
@@ -47,40 +50,42 @@ def headline(test: LoadTest, *, interrupted: bool = False) -> str:
 
 
 def ok_per_s(test: LoadTest) -> float:
+    """Successful requests per second; 0.0 before the test has begun."""
     return test.tally.ok / test.elapsed_s if test.elapsed_s else 0.0
 
 
 def workload_per_s(test: LoadTest) -> float:
+    """Workload of successful requests per second, in the worker's unit; 0.0 before the test has begun."""
     return test.tally.workload / test.elapsed_s if test.elapsed_s else 0.0
 
 
-def times_of(test: LoadTest) -> list[tuple[str, Distribution]]:
-    """What was timed, by name; nothing can be late where no time was set for a request to leave."""
+def recorded_times(test: LoadTest) -> list[tuple[str, Distribution]]:
+    """The times that have values, by name; lateness only at a rate, where requests have a due time."""
     names = (name for name in TIMES if test.plan.rps is not None or name != LATE)
     return [(name, test.tally.times[name]) for name in names if test.tally.times[name].count]
 
 
 def cells(times: Distribution) -> list[str]:
-    """A row of figures, as many as there are COLUMNS."""
+    """The table cells of `times`, in seconds, one for each of COLUMNS."""
     summary = times.summary()
     return [f"{summary[column]:.3f}" for column in COLUMNS]
 
 
 def excerpt(test: LoadTest, result: str) -> str:
-    """What the first answer of this result said, on one line."""
+    """The beginning of the first answer with this result, on one line."""
     return " ".join(test.tally.excerpts.get(result, "").split())[:MAX_EXCERPT_SHOWN]
 
 
-def told_failures(figures: WorkerFigures) -> str:
-    """`3 failed: HTTP 429 (2), timed out (1)`, or nothing."""
+def failure_summary(figures: WorkerFigures) -> str:
+    """The failures of a worker as `3 failed: HTTP 429 (2), timed out (1)`; "" if there are none."""
     if not figures.failures:
         return ""
     kinds = ", ".join(f"{kind} ({count})" for kind, count in figures.failures.most_common())
     return f"{figures.failures.total()} failed: {kinds}"
 
 
-def document(test: LoadTest, *, interrupted: bool = False) -> dict[str, Any]:
-    """The summary as JSON. Fields are added, never renamed."""
+def summary_json(test: LoadTest, *, interrupted: bool = False) -> dict[str, Any]:
+    """The summary as a JSON object (docs/load-test.md, "`--json`"). Fields may be added, never renamed."""
     plan, tally = test.plan, test.tally
     return {
         "plan": {
@@ -101,7 +106,9 @@ def document(test: LoadTest, *, interrupted: bool = False) -> dict[str, Any]:
         "failed": tally.failed,
         "ok_per_s": ok_per_s(test),
         "workload_per_s": workload_per_s(test),
-        "seconds": {name.replace(" ", "_"): _spread(times) for name, times in times_of(test)},
+        "seconds": {
+            name.replace(" ", "_"): _distribution_json(times) for name, times in recorded_times(test)
+        },
         "errors": [
             {"kind": kind, "count": count, "excerpt": tally.excerpts[kind]} for kind, count in tally.failures
         ],
@@ -109,13 +116,13 @@ def document(test: LoadTest, *, interrupted: bool = False) -> dict[str, Any]:
             {"url": url, "requests": figures.requests, "errors": dict(figures.failures)}
             for url, figures in sorted(tally.workers.items())
         ],
-        "timeline": {"slice_s": tally.slice_s, "slices": _timeline(tally.slices)},
+        "timeline": {"slice_s": tally.slice_s, "slices": _timeline_json(tally.slices)},
     }
 
 
-def _spread(times: Distribution) -> dict[str, float]:
+def _distribution_json(times: Distribution) -> dict[str, float]:
     return {"count": times.count, "mean": times.mean, **times.summary(), "error": times.error}
 
 
-def _timeline(slices: Sequence[Slice]) -> list[dict[str, Any]]:
+def _timeline_json(slices: Sequence[Slice]) -> list[dict[str, Any]]:
     return [{"ok": s.ok, "failed": s.failed, "latency_s": s.latency.summary()} for s in slices]

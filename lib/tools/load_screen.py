@@ -1,6 +1,7 @@
-"""A load test while it runs: a table that is drawn over on a terminal, a line now and then elsewhere.
+"""The progress of a running load test: a live table on a terminal, elsewhere a line every 10 seconds.
 
-Owns the layout. The figures are load_tally.py's, their words load_report.py's.
+Owns the layout. The figures are collected in lib/tools/load_tally.py and formatted in
+lib/tools/load_report.py.
 """
 
 from __future__ import annotations
@@ -14,52 +15,60 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lib.client import told_of
+from lib.client import describe_workers
 from lib.runtime.clock import sleep
-from lib.tools.load_report import COLUMNS, cells, excerpt, ok_per_s, times_of, told_failures, workload_per_s
+from lib.tools.load_report import (
+    COLUMNS,
+    cells,
+    excerpt,
+    failure_summary,
+    ok_per_s,
+    recorded_times,
+    workload_per_s,
+)
 from lib.tools.load_test import LoadTest
 
-# Drawing takes a few milliseconds, in which no request leaves: often enough to look alive, and no more.
+# Drawing takes a few milliseconds, in which no request is sent, so the table is not redrawn more often.
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0
 BAR_WIDTH = 40
-# A table that is higher than the terminal loses its end.
+# A live table that is taller than the terminal would lose its last lines.
 MAX_KINDS = 4
 MAX_WORKERS = 6
 
 
-async def watch(test: LoadTest, out: TextIO) -> None:
-    """Show on `out` how `test` goes, until cancelled; a terminal is left as it was."""
+async def show_progress(test: LoadTest, out: TextIO) -> None:
+    """Show the progress of `test` on `out` until cancelled; a terminal is restored at the end."""
     console = Console(file=out)
     if out.isatty() and not console.is_dumb_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
-                live.update(table(test), refresh=True)
+                live.update(progress_table(test), refresh=True)
                 await sleep(test.clock, REFRESH_S)
     while True:
         await sleep(test.clock, LINE_EVERY_S)
-        print(line(test), file=out, flush=True)
+        print(progress_line(test), file=out, flush=True)
 
 
-def line(test: LoadTest) -> str:
-    """How it goes, on one line."""
-    told = (
+def progress_line(test: LoadTest) -> str:
+    """The progress on one line."""
+    text = (
         f"{test.elapsed_s:.0f} s: {test.sent} sent, {test.tally.ok} ok, {test.tally.failed} failed, "
         f"{test.in_flight} in flight, {ok_per_s(test):.2f} ok/s"
     )
-    return told if test.states is None else f"{told}; no worker is ready: {told_of(test.states)}"
+    return text if test.states is None else f"{text}; no worker is ready: {describe_workers(test.states)}"
 
 
-def table(test: LoadTest) -> RenderableType:
-    """How it goes, in full."""
+def progress_table(test: LoadTest) -> RenderableType:
+    """The progress as a table: counts, times, failures and workers."""
     parts: list[RenderableType] = [_progress(test), _counts(test)]
     if test.states is not None:
-        parts.append(Text(f"no worker is ready: {told_of(test.states)}", style="yellow"))
-    if times := times_of(test):
+        parts.append(Text(f"no worker is ready: {describe_workers(test.states)}", style="yellow"))
+    if times := recorded_times(test):
         grid = _grid(14, *(9 for _ in COLUMNS))
         grid.add_row("seconds", *COLUMNS, style="cyan")
-        for name, spread in times:
-            grid.add_row(name, *cells(spread))
+        for name, distribution in times:
+            grid.add_row(name, *cells(distribution))
         parts += ["", grid]
     if failures := test.tally.failures:
         grid = _grid(26, 8)
@@ -74,7 +83,7 @@ def table(test: LoadTest) -> RenderableType:
         grid.add_column(no_wrap=True, overflow="ellipsis")
         grid.add_row("workers", style="cyan")
         for url, figures in busiest:
-            grid.add_row(Text(url), f"{figures.requests}", Text(told_failures(figures), style="red"))
+            grid.add_row(Text(url), f"{figures.requests}", Text(failure_summary(figures), style="red"))
         parts += ["", grid, *_more(len(workers) - MAX_WORKERS)]
     return Group(*parts)
 
@@ -88,7 +97,7 @@ def _progress(test: LoadTest) -> RenderableType:
 
 
 def progress(test: LoadTest) -> tuple[float, float | None]:
-    """Which part of it is done, 0 to 1, and about how many seconds are left, where that can be told."""
+    """The fraction of the plan that is done, 0 to 1, and the estimated seconds left; None if unknown."""
     plan, elapsed_s, ended = test.plan, test.elapsed_s, test.tally.ended
     done = 0.0 if plan.count is None else ended / plan.count
     left_s = math.inf
@@ -112,7 +121,7 @@ def _counts(test: LoadTest) -> RenderableType:
 
 
 def _grid(*widths: int) -> Table:
-    """Columns at least so wide: what is in them grows, and should not move."""
+    """A table with columns of these minimal widths, so that growing figures don't move the columns."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(min_width=widths[0], no_wrap=True, overflow="ellipsis")
     for width in widths[1:]:

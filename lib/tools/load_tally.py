@@ -1,6 +1,6 @@
-"""What a load test has seen so far, in memory that does not grow with its length.
+"""The figures of a load test, in memory that does not grow with its duration.
 
-Owns what is counted and over which requests. How it is told is in load_report.py.
+Owns what is counted, and for which requests. How the figures are printed is in lib/tools/load_report.py.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ from lib.tools.distribution import Distribution
 
 OK = "ok"
 
-# What is timed, in the order in which it happens; `LATE` is this process's own fault.
+# The times that are recorded, by the names under which they are printed. `LATE` is this process's own delay.
 ROUTING, FIRST_BYTE, BETWEEN_CHUNKS, LATENCY = "routing", "first byte", "between chunks", "latency"
 LATE = "late"
 TIMES = (ROUTING, FIRST_BYTE, BETWEEN_CHUNKS, LATENCY, LATE)
 
-# A test of any length is told over time in at most so many slices, the first of them this long, in seconds.
+# The timeline has at most MAX_SLICES slices. They are FIRST_SLICE_S seconds long, and longer in a long test.
 MAX_SLICES = 120
 FIRST_SLICE_S = 0.5
-# So many latencies of a slice are kept as they are.
+# Up to this number, the latencies of one slice are stored one by one.
 EXACT_IN_SLICE = 100
 
 
 @dataclass(slots=True)
 class Sample:
-    """One request. Times in seconds: `due_s` from the test's start, the others from when it was due.
+    """One request. Times are in seconds: `due_s` from the start of the test, the others from the due time.
 
-    `result` is `OK`, or what kind of failure it was. A time is None for what was never reached. `gaps_s`
-    is the time from each chunk of a streamed answer to the next: empty for one that has a length.
+    `late_s` is when the request was sent, `routed_s` when the engine had named a worker, `first_byte_s` and
+    `ended_s` when the answer began and ended; None is a step that was not reached. `gaps_s` are the times
+    between the chunks of a streamed answer; it is empty for an answer with a `Content-Length`. `result` is
+    `OK` or the kind of failure, `excerpt` the beginning of the answer or of the error's text. `workload` is
+    in the worker's unit, `worker` its URL.
     """
 
     due_s: float
-    left_s: float
+    late_s: float
     workload: float
     worker: str = ""
     result: str = OK
@@ -46,7 +49,7 @@ class Sample:
 
 
 class WorkerFigures:
-    """What became of the requests that one worker was called with."""
+    """The number of requests that were sent to one worker, and of failures by kind."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -54,7 +57,7 @@ class WorkerFigures:
 
 
 class Slice:
-    """What ended within one stretch of time; `latency` is of what succeeded."""
+    """The requests that ended within one slice of time; `latency` is of the successful ones."""
 
     def __init__(self) -> None:
         self.ok = 0
@@ -62,16 +65,18 @@ class Slice:
         self.latency = Distribution(EXACT_IN_SLICE)
 
     def merge(self, other: Slice) -> None:
+        """Add the requests of `other`."""
         self.ok += other.ok
         self.failed += other.failed
         self.latency.merge(other.latency)
 
 
 class Tally:
-    """Counts of all requests that have ended.
+    """The counts and times of all requests that have ended.
 
-    `times` and `workload` are of successful ones only: a refusal is quick, and would look good. Only LATE,
-    how long after its time a request left this process, is of all. `slices` are `slice_s` seconds each.
+    `workload` and `times` are of successful requests only, since refusals are fast and would improve the
+    figures. The exception is `times[LATE]`, how long after its due time a request was sent, which is of all
+    requests. `slices` are consecutive, from the start of the test, and each is `slice_s` seconds long.
     """
 
     def __init__(self) -> None:
@@ -86,34 +91,36 @@ class Tally:
 
     @property
     def ok(self) -> int:
+        """The number of successful requests."""
         return self.results[OK]
 
     @property
     def failed(self) -> int:
+        """The number of failed requests."""
         return self.ended - self.ok
 
     @property
     def failures(self) -> list[tuple[str, int]]:
-        """Each kind of failure and how often it occurred, the most frequent first."""
+        """The kinds of failures and their numbers, the most frequent first."""
         return [(kind, count) for kind, count in self.results.most_common() if kind != OK]
 
     def add(self, sample: Sample) -> None:
-        """A request has ended."""
+        """Add a request that has ended."""
         self.ended += 1
         self.results[sample.result] += 1
         self.excerpts.setdefault(sample.result, sample.excerpt)
-        self.times[LATE].add(sample.left_s)
+        self.times[LATE].add(sample.late_s)
         if sample.worker:
             self._count_worker(sample)
         at = self._slice_at(sample.due_s + sample.ended_s)
         if sample.result == OK:
             at.ok += 1
             at.latency.add(sample.ended_s)
-            self._time(sample)
+            self._add_times(sample)
         else:
             at.failed += 1
 
-    def _time(self, sample: Sample) -> None:
+    def _add_times(self, sample: Sample) -> None:
         self.workload += sample.workload
         self.times[LATENCY].add(sample.ended_s)
         if sample.routed_s is not None:
@@ -130,14 +137,14 @@ class Tally:
 
     def _slice_at(self, at_s: float) -> Slice:
         while at_s >= MAX_SLICES * self.slice_s:
-            self._widen()
+            self._double_slices()
         index = int(at_s / self.slice_s)
         while len(self.slices) <= index:
             self.slices.append(Slice())
         return self.slices[index]
 
-    def _widen(self) -> None:
-        """Slices twice as long, of each two that were neighbours."""
+    def _double_slices(self) -> None:
+        """Double the length of the slices, by merging each two neighbours."""
         self.slice_s *= 2
         for first, second in zip(self.slices[::2], self.slices[1::2], strict=False):
             first.merge(second)

@@ -1,11 +1,11 @@
-"""A load test: requests that leave on time, or so many at once.
+"""A load test: requests at a fixed rate, or at a fixed concurrency.
 
-Owns when each request leaves and how it is timed. How a worker is found and called is in route_client.py,
-what is counted in load_tally.py, the command line in load_command.py.
+Owns when each request is sent and how it is timed. How a worker is found and called is in lib/client.py, the
+figures are in lib/tools/load_tally.py, the command line is in lib/tools/load_command.py.
 
-At a rate, the loop is open: one that waits for answers slows down with the server it measures, and hides
-what it should show. For the same reason every time counts from when a request was due, not from when this
-process got round to it.
+At a rate, the load is an open loop: requests are sent on time, however slow the answers are. A loop that
+waited for answers would slow down with the server that it measures. For the same reason times count from when
+a request was due, not from when it was sent.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from lib.request.lanes import WorkloadCounter
 from lib.runtime.clock import Clock, SystemClock, sleep, time_limit
 from lib.tools.load_tally import Sample, Tally
 
-# A request that isn't done after so many seconds is counted as timed out.
+# A request without a complete answer after this time, in seconds, is counted as timed out.
 DEFAULT_TIMEOUT_S = 600.0
-# So much of an answer is kept, in bytes.
+# How much of an answer is stored, in bytes.
 MAX_EXCERPT_BYTES = 200
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Requests on the worker's route `path`, each given `timeout_s` seconds.
+class LoadPlan:
+    """The load on the route `path` of the target's workers.
 
-    They leave at `rps` a second, or, with `concurrency`, so that so many are in flight; as many as `count`
-    and for as long as `duration_s` allow, whichever ends first. None is no limit. Raises `ValueError` for a
-    plan that never ends, and unless just one of rate and concurrency is given.
+    Requests are sent at `rps` per second, or so that `concurrency` of them are in flight. Sending stops after
+    `count` requests or `duration_s` seconds, whichever comes first; None is no limit. A request times out
+    after `timeout_s` seconds.
+
+    Raises `ValueError` unless exactly one of `rps` and `concurrency` is given, and at least one of `count`
+    and `duration_s`.
     """
 
     target: Target
@@ -51,7 +54,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if (self.rps is None) == (self.concurrency is None):
-            raise ValueError("either rps or concurrency is needed")
+            raise ValueError("exactly one of rps and concurrency is needed")
         if self.count is None and self.duration_s is None:
             raise ValueError("count or duration_s is needed")
 
@@ -59,14 +62,14 @@ class Plan:
 class LoadTest:
     """Runs a plan with payloads from `make_payload`.
 
-    While it runs, `sent` counts the requests that have left, `tally` has those that ended, and `states` are
-    the workers' states as the engine last told them, as long as nobody is ready; else None. `on_sample` is
+    `sent` is the number of requests sent, `tally` has the figures of those that ended. `states` are the
+    workers' states as the engine last reported them while no worker is ready, else None. `on_sample` is
     called after each request.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: LoadPlan,
         make_payload: Callable[[], Any],
         *,
         clock: Clock | None = None,
@@ -85,19 +88,20 @@ class LoadTest:
 
     @property
     def in_flight(self) -> int:
+        """The number of requests that were sent and have not ended."""
         return self.sent - self.tally.ended
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the start to the end, or until now."""
+        """Seconds from the start until the end, or until now; 0.0 before the start."""
         if self._started_s is None:
             return 0.0
         until_s = self.clock.monotonic() if self._stopped_s is None else self._stopped_s
         return until_s - self._started_s
 
     async def run(self) -> None:
-        """Return when every request has ended."""
-        # No pool's limit may hold back a request, and no cookie may tie it to a worker.
+        """Run the plan; return when every request has ended."""
+        # A pool's limit would delay requests, and a cookie could tie them to a worker.
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as http:
             client = RouteClient(http, self.plan.target, clock=self.clock)
@@ -106,7 +110,7 @@ class LoadTest:
                 if self.plan.rps is not None:
                     await self._at_rate(client, self.plan.rps)
                 elif self.plan.concurrency is not None:
-                    await self._so_many_at_once(client, self.plan.concurrency)
+                    await self._at_concurrency(client, self.plan.concurrency)
             finally:
                 self._stopped_s = self.clock.monotonic()
 
@@ -114,24 +118,24 @@ class LoadTest:
         async with anyio.create_task_group() as requests:
             for number in itertools.count():
                 due_s = number / rps
-                if not self._goes_on(due_s):
+                if not self._has_next(due_s):
                     break
                 await sleep(self.clock, max(0.0, due_s - self.elapsed_s))
                 self.sent += 1
                 requests.start_soon(self._request, client, due_s)
 
-    async def _so_many_at_once(self, client: RouteClient, concurrency: int) -> None:
+    async def _at_concurrency(self, client: RouteClient, concurrency: int) -> None:
         async with anyio.create_task_group() as lanes:
             for _ in range(min(concurrency, self.plan.count or concurrency)):
-                lanes.start_soon(self._one_after_another, client)
+                lanes.start_soon(self._lane, client)
 
-    async def _one_after_another(self, client: RouteClient) -> None:
-        while self._goes_on(now_s := self.elapsed_s):
+    async def _lane(self, client: RouteClient) -> None:
+        while self._has_next(now_s := self.elapsed_s):
             self.sent += 1
             await self._request(client, now_s)
 
-    def _goes_on(self, now_s: float) -> bool:
-        """Whether the plan has another request, at this time."""
+    def _has_next(self, now_s: float) -> bool:
+        """Whether the plan has another request `now_s` seconds after the start."""
         count, duration_s = self.plan.count, self.plan.duration_s
         return (count is None or self.sent < count) and (duration_s is None or now_s < duration_s)
 
@@ -145,7 +149,8 @@ class LoadTest:
                 sample.result, sample.excerpt = "no worker", str(e)
             except EngineError as e:
                 sample.result, sample.excerpt = f"engine HTTP {e.status}", str(e)
-            except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:  # no OSError in Python 3.10
+            # asyncio.TimeoutError is not an OSError before Python 3.11.
+            except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
                 sample.result, sample.excerpt = _where(sample) + _kind(e), str(e)
         if limit.cancelled_caught:
             sample.result = _where(sample) + "timed out"
@@ -155,7 +160,7 @@ class LoadTest:
             self._on_sample(sample)
 
     async def _exchange(self, client: RouteClient, payload: Any, sample: Sample) -> None:
-        worker = await client.route(sample.workload, limit_s=self.plan.timeout_s, on_wait=self._note_states)
+        worker = await client.route(sample.workload, limit_s=self.plan.timeout_s, on_wait=self._set_states)
         self.states = None
         sample.worker = worker.url
         sample.routed_s = self.elapsed_s - sample.due_s
@@ -166,7 +171,7 @@ class LoadTest:
         sample.excerpt = head.decode(errors="replace")
 
     async def _read(self, response: aiohttp.ClientResponse, sample: Sample) -> bytes:
-        """The answer's beginning; its chunks are timed when their first byte is here."""
+        """Read the answer and return its beginning; a chunk is timed when its first byte arrives."""
         streamed = response.content_length is None
         chunked = "Transfer-Encoding" in response.headers
         head = b""
@@ -185,15 +190,17 @@ class LoadTest:
                 head += data[: MAX_EXCERPT_BYTES - len(head)]
         return head
 
-    def _note_states(self, states: Any) -> None:
+    def _set_states(self, states: Any) -> None:
         self.states = states
 
 
 def _where(sample: Sample) -> str:
+    """The prefix of a failure's kind: "engine: " if no worker had been called yet."""
     return "" if sample.worker else "engine: "
 
 
 def _kind(error: Exception) -> str:
+    """The kind of a failure (docs/load-test.md, "`--json`")."""
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):  # two classes before Python 3.11
         return "timed out"
     if isinstance(error, aiohttp.ClientPayloadError):
@@ -206,22 +213,26 @@ def _kind(error: Exception) -> str:
 
 
 def payload_maker(payload: Any) -> Callable[[], Any]:
-    """What makes a request's payload: a class's `for_test`, each time anew, or the one instance given."""
+    """Return a function that makes the payload of each request.
+
+    Of a class it is `for_test`; any other `payload` is sent with every request.
+    """
     if isinstance(payload, type):
         return cast(Any, payload).for_test
     return lambda: payload
 
 
 def client_json(payload: Any) -> Mapping[str, Any]:
-    """The JSON that a client sends: what the class's `from_json_msg` reads, by default its fields.
+    """The JSON that a client sends for `payload`: a mapping itself, or the fields of a dataclass.
 
-    It is not `generate_payload_json`, unless there is nothing else: that is what the model server gets.
+    Of another object it is `generate_payload_json()`, although that is meant for the model server: nothing
+    else is known of it.
     """
     if isinstance(payload, Mapping):
         return cast("Mapping[str, Any]", payload)
     if dataclasses.is_dataclass(payload):
-        # Fields that clients don't set (`init=False`) are the worker's own.
+        # Fields with `init=False` are set by the worker, not by clients.
         own = {field.name for field in dataclasses.fields(payload) if not field.init}
-        everything = dataclasses.asdict(cast(Any, payload))
-        return {name: value for name, value in everything.items() if name not in own}
+        fields = dataclasses.asdict(cast(Any, payload))
+        return {name: value for name, value in fields.items() if name not in own}
     return payload.generate_payload_json()

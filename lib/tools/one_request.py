@@ -1,4 +1,4 @@
-"""One request to a worker, its answer printed as it comes."""
+"""One request to a worker, for `pyworker request`: the answer is printed as it arrives."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 
 import aiohttp
 
-from lib.client import RouteClient, Target, told_of
+from lib.client import RouteClient, Target, describe_workers
 
 
-class Refused(Exception):
-    """The answer's status is an error's; its body was printed."""
+class ErrorAnswer(Exception):
+    """The worker answered with a status of 400 or above; the body has been printed."""
 
 
 async def send(target: Target, route: str, payload: Mapping[str, Any], cost: float) -> None:
-    """Print the answer to `payload` on standard output, each part when it is there.
+    """Send `payload` to `route`, and print the answer's body to standard output as it arrives.
 
-    Raises `Refused`, and what `RouteClient` raises.
+    `cost` is the request's workload in the worker's unit. Raises `ErrorAnswer`, and the errors of
+    `RouteClient.route` and `RouteClient.call`.
     """
     async with aiohttp.ClientSession() as http:
         engine = RouteClient(http, target)
-        worker = await engine.route(cost, on_wait=_Waiting().say)
+        worker = await engine.route(cost, on_wait=_WaitingPrinter().show)
         async with engine.call(worker, route, payload) as answer:
             last = b"\n"
             async for part in answer.content.iter_any():
@@ -32,16 +33,19 @@ async def send(target: Target, route: str, payload: Mapping[str, Any], cost: flo
             if not last.endswith(b"\n"):
                 print(flush=True)
             if answer.status >= 400:
-                raise Refused(f"{worker.url}{route} answered {answer.status} {answer.reason}")
+                raise ErrorAnswer(f"{worker.url}{route} answered {answer.status} {answer.reason}")
 
 
-class _Waiting:
-    """Says that no worker is ready, once for each change of what the engine tells of them."""
+class _WaitingPrinter:
+    """Prints that no worker is ready, once for each change of the workers' states."""
 
     def __init__(self) -> None:
-        self._said: Any = None
+        self._last: Any = None
 
-    def say(self, workers: Any) -> None:
-        if workers != self._said:
-            self._said = workers
-            print(f"no worker is ready yet: {told_of(workers)}; `pyworker status` tells why", file=sys.stderr)
+    def show(self, workers: Any) -> None:
+        if workers != self._last:
+            self._last = workers
+            print(
+                f"no worker is ready yet: {describe_workers(workers)}; `pyworker status` shows why",
+                file=sys.stderr,
+            )

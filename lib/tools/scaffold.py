@@ -1,4 +1,4 @@
-"""A new worker's folder, from the files in template/, which are a worker themselves."""
+"""The folder of a new worker, copied from lib/tools/template/, which is a working worker itself."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import sys
 from pathlib import Path
 
 TEMPLATE = Path(__file__).with_name("template")
-# What the template calls its worker.
+# The worker's name in the template's files.
 PLACEHOLDER = "my_model"
-# Imports of these must not find the new folder.
-_TAKEN = {*sys.stdlib_module_names, "lib", "workers", "tests", "aiohttp", "anyio", "pytest", "pyworker"}
+# A folder of one of these names would hide a module that Python or PyWorker imports.
+_RESERVED = {*sys.stdlib_module_names, "lib", "workers", "tests", "aiohttp", "anyio", "pytest", "pyworker"}
 
 
 class CannotMake(Exception):
-    """The folder can't be made; the text says why."""
+    """The folder can't be made; the text says why and what to do."""
 
 
 def make_worker(name: str, parent: Path) -> list[Path]:
-    """Make the folder `name` in `parent`; gives the files in it. Raises `CannotMake`."""
-    if problem := wrong_name(name):
+    """Make the folder `name` in `parent`, and return the files in it. Raises `CannotMake`."""
+    if problem := name_problem(name):
         raise CannotMake(problem)
     folder = parent / name
     try:
         folder.mkdir()
     except FileExistsError as e:
-        raise CannotMake(f"{name} is there already: choose another name, or remove it") from e
+        raise CannotMake(f"{name} exists already: choose another name, or remove it") from e
     except OSError as e:
         raise CannotMake(f"{folder} can't be made: {e.strerror}") from e
     made: list[Path] = []
@@ -37,16 +37,20 @@ def make_worker(name: str, parent: Path) -> list[Path]:
     return made
 
 
-def wrong_name(name: str) -> str | None:
-    """What is wrong with `name` for a worker, or None."""
+def name_problem(name: str) -> str | None:
+    """The reason why a worker can't have this name, or None."""
     if not _is_identifier(name):
-        better = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
-        hint = f": {better}, for instance" if _is_identifier(better) and better not in _TAKEN else ""
-        return f"{name!r} is no name for Python: letters, digits and _, and no digit first{hint}"
+        suggestion = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
+        hint = (
+            f", for instance {suggestion}"
+            if _is_identifier(suggestion) and suggestion not in _RESERVED
+            else ""
+        )
+        return f"{name!r} is not a Python module name: use letters, digits and _, and no digit first{hint}"
     if keyword.iskeyword(name):
-        return f"{name!r} is a word of Python's own: choose another name"
-    if name in _TAKEN:
-        return f"{name!r} is the name of a module that Python or PyWorker imports: choose another"
+        return f"{name!r} is a keyword of Python: choose another name"
+    if name in _RESERVED:
+        return f"{name!r} is a module that Python or PyWorker imports: choose another name"
     return None
 
 

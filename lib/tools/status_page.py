@@ -1,6 +1,6 @@
-"""A worker's `/status` for people: what it waits for in a sentence, and the rest as a page.
+"""A worker's `/status` as text: the state and its reason in one line, and the details as a page.
 
-Owns the words and the layout. What there is to tell is lib/routes/management.py's.
+Owns wording and layout. The content of `/status` is made in lib/routes/management.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any, cast
 import aiohttp
 
 from lib.local.screen import Screen
+from lib.tools.text import shorten
 
-Facts = Mapping[str, Any]
+# The JSON of `/status`, or an object in it (docs/operating.md, "`/status`").
+Status = Mapping[str, Any]
 
 TIMEOUT_S = 5.0
+# How many state changes and reports are shown, the last ones, and how much of a text, in characters.
 MAX_CHANGES = 12
 MAX_REPORTS = 6
 MAX_LINE = 110
@@ -25,46 +28,51 @@ _KINDS = {"ModelLoaded": "load", "ModelError": "error", "Info": "info"}
 
 
 class NoStatus(Exception):
-    """Nobody tells; the text says what was tried and what to do."""
+    """No worker answered; the text says what was tried and what to do."""
 
 
 async def fetch(url: str) -> dict[str, Any]:
-    """What the worker whose loopback port is at `url` tells of itself. Raises `NoStatus`."""
+    """Return the `/status` of the worker whose loopback port is at `url`. Raises `NoStatus`."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(timeout=timeout) as http, http.get(f"{url}/status") as answer:
             body, status = await answer.read(), answer.status
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
-        why = "nothing listens there" if isinstance(e, aiohttp.ClientConnectorError) else "it doesn't answer"
+        refused = isinstance(e, aiohttp.ClientConnectorError)
+        problem = "nothing listens there" if refused else "it doesn't answer"
         raise NoStatus(
-            f"there is no worker at {url}: {why}.\n"
-            "Is it running? Its loopback port is WORKER_HTTP_PORT, or WORKER_PORT + 1: give it by --port."
+            f"there is no worker at {url}: {problem}.\n"
+            "Start one (`pyworker run WORKER --local`), or name the loopback port of the one that runs with "
+            "--port: it is WORKER_HTTP_PORT, or else WORKER_PORT + 1."
         ) from e
-    told = _object(body)
+    answered = _object(body)
     if status == 404:
         raise NoStatus(
-            f"{url} has no /status: it may be the worker's public port. The loopback port, where /status is, "
-            "is by default the next: give it by --port."
+            f"{url} has no /status: it may be the worker's public port. Name the loopback port with --port: "
+            "it is WORKER_HTTP_PORT, or else WORKER_PORT + 1."
         )
-    if status != 200 or told is None or "timeline" not in told:
-        raise NoStatus(f"{url}/status is not a worker's (HTTP {status}): another program has that port")
-    return told
+    if status != 200 or answered is None or "timeline" not in answered:
+        raise NoStatus(
+            f"{url}/status is not a worker's (HTTP {status}): another program has that port. Name the "
+            "worker's loopback port with --port."
+        )
+    return answered
 
 
-def headline(status: Facts) -> str:
-    """The state, for how long, and what it waits for or is wrong."""
+def headline(status: Status) -> str:
+    """The state, its duration, and what the worker waits for or what is wrong."""
     since_s = status["now"] - status["timeline"][-1]["at"]
-    begin = f"{status['state']} for {duration(since_s)}"
+    start = f"{status['state']} for {duration(since_s)}"
     if status["state"] == "errored":
-        return f"{begin}: {status['error_msg']}"
+        return f"{start}: {status['error_msg']}"
     if status["state"] == "ready":
-        return f"{begin}: {status['max_perf']:g} workload/s"
+        return f"{start}: {status['max_perf']:g} workload/s"
     reasons = list(_reasons(status))
-    return f"{begin}; {'; '.join(reasons)}" if reasons else begin
+    return f"{start}; {'; '.join(reasons)}" if reasons else start
 
 
-def _reasons(status: Facts) -> Iterator[str]:
-    """Why the worker isn't ready yet."""
+def _reasons(status: Status) -> Iterator[str]:
+    """The reasons why the worker isn't ready yet."""
     waits, log = status["waiting_for"], status["log"]
     server = status["model_server"]
     if server["reachable"] is False:
@@ -73,7 +81,7 @@ def _reasons(status: Facts) -> Iterator[str]:
         if log["trouble"]:
             yield f"its log {log['file']} {log['trouble']}"
         elif log["awaiting_connection"]:
-            yield "its log says it is loaded, but it accepts no connection"
+            yield "its log says that the model is loaded, but the model server accepts no connection"
         elif not log["lines"]:
             yield f"its log {log['file']} is empty"
         else:
@@ -85,18 +93,18 @@ def _reasons(status: Facts) -> Iterator[str]:
     if "lifecycle" in waits:
         yield "its lifecycle has not been entered yet"
     if waits and waits[0] == "benchmark" and status["state"] == "benchmarking":
-        yield "the benchmark runs"
+        yield "the benchmark is running"
     if waits == ["key"]:
-        yield f"the engine has given no public key: {_last_answer(status)}"
+        yield f"the engine has not sent its public key: {_last_answer(status)}"
 
 
-def _last_answer(status: Facts) -> str:
+def _last_answer(status: Status) -> str:
     reports = status["reports"]
-    return f"{reports[-1]['addr']} said {reports[-1]['answer']!r}" if reports else "it was not heard of yet"
+    return f"{reports[-1]['addr']} answered {reports[-1]['answer']!r}" if reports else "no answer yet"
 
 
-def show(status: Facts, screen: Screen) -> None:
-    """The whole page."""
+def show(status: Status, screen: Screen) -> None:
+    """Print the whole page on `screen`."""
     screen.title(f"{status['url']}: {headline(status)}")
     if status["error_msg"] and status["state"] != "errored":
         screen.item("error", status["error_msg"])
@@ -119,7 +127,7 @@ def show(status: Facts, screen: Screen) -> None:
     _show_reports(status, screen)
 
 
-def _capacity(status: Facts) -> str:
+def _capacity(status: Status) -> str:
     load, most = status["load"]["current"], status["max_perf"]
     if not most:
         return f"not measured yet; {load:g} workload in flight"
@@ -127,38 +135,40 @@ def _capacity(status: Facts) -> str:
 
 
 def _reach(reachable: bool | None) -> str:
-    return "it accepts connections" if reachable else "nothing listens there"
+    return "accepts connections" if reachable else "nothing listens there"
 
 
-def _health(health: Facts | None) -> str:
+def _health(health: Status | None) -> str:
     if health is None or not health["checks"]:
         return ""
-    return f"; {health['last_problem']}" if health["last_problem"] else "; its health check is well"
+    return f"; {health['last_problem']}" if health["last_problem"] else "; healthy"
 
 
-def _show_timeline(status: Facts, screen: Screen) -> None:
-    changes: Sequence[Facts] = status["timeline"]
+def _show_timeline(status: Status, screen: Screen) -> None:
+    changes: Sequence[Status] = status["timeline"]
     _section(screen, "States", len(changes), MAX_CHANGES)
     ends = [*(change["at"] for change in changes[1:]), status["now"]]
     for change, end in list(zip(changes, ends, strict=True))[-MAX_CHANGES:]:
         lasted = duration(end - change["at"])
-        screen.item(_clock(change["at"]), f"{change['state']:<13}{lasted:>9}  {_cut(change['reason'])}")
+        screen.item(
+            _clock(change["at"]), f"{change['state']:<13}{lasted:>9}  {shorten(change['reason'], MAX_LINE)}"
+        )
 
 
-def _show_log(log: Facts | None, screen: Screen) -> None:
+def _show_log(log: Status | None, screen: Screen) -> None:
     if log is None:
         return
     trouble = f": {log['trouble']}" if log["trouble"] else ""
     _section(screen, f"Log rules on {log['file']}, {log['lines']:,} lines{trouble}")
     for rule in log["rules"]:
         kind, count = _KINDS[rule["action"]], rule["matches"]
-        found = f"{count} {'line' if count == 1 else 'lines'}, last {_quoted(rule['last_line'])}"
-        screen.item(kind, f"{_quoted(rule['text'])}: {found if count else 'no line yet'}")
+        matches = f"{count} {'match' if count == 1 else 'matches'}, last {_quoted(rule['last_line'])}"
+        screen.item(kind, f"{_quoted(rule['text'])}: {matches if count else 'no match yet'}")
     if log["last_line"]:
-        screen.item("last line", _cut(log["last_line"]))
+        screen.item("last line", shorten(log["last_line"], MAX_LINE))
 
 
-def _show_slowest(slowest: Sequence[Facts], screen: Screen) -> None:
+def _show_slowest(slowest: Sequence[Status], screen: Screen) -> None:
     if not slowest:
         return
     _section(screen, "Slowest of the latest requests, in seconds")
@@ -172,29 +182,30 @@ def _show_slowest(slowest: Sequence[Facts], screen: Screen) -> None:
         )
 
 
-def _show_reports(status: Facts, screen: Screen) -> None:
-    reports: Sequence[Facts] = status["reports"]
+def _show_reports(status: Status, screen: Screen) -> None:
+    reports: Sequence[Status] = status["reports"]
     if not reports:
         return
     _section(screen, "Last reports to the engine", len(reports), MAX_REPORTS)
     for report in reports[-MAX_REPORTS:]:
-        screen.item(_clock(report["at"]), f"{report['path']:<18}{_said(report['message'])}")
-        screen.item("", f"{report['addr']}: {_cut(report['answer'])}")
+        screen.item(_clock(report["at"]), f"{report['path']:<18}{_summary(report['message'])}")
+        screen.item("", f"{report['addr']}: {shorten(report['answer'], MAX_LINE)}")
 
 
-def _said(message: Facts) -> str:
+def _summary(message: Status) -> str:
+    """A report to the engine on one line."""
     if "requests" in message:
         return f"{message['requests']} finished"
-    told = " ".join(f"{name}={message[name]:g}" for name in ("new_load", "cur_load", "cur_perf", "max_perf"))
-    return f"{told} {_quoted(message['error_msg'])}" if message["error_msg"] else told
+    loads = " ".join(f"{name}={message[name]:g}" for name in ("new_load", "cur_load", "cur_perf", "max_perf"))
+    return f"{loads} {_quoted(message['error_msg'])}" if message["error_msg"] else loads
 
 
-def _section(screen: Screen, title: str, there: int = 0, shown: int = 0) -> None:
-    screen.title(f"{title} (the last {shown} of {there})" if there > shown else title)
+def _section(screen: Screen, title: str, count: int = 0, shown: int = 0) -> None:
+    screen.title(f"{title} (the last {shown} of {count})" if count > shown else title)
 
 
 def duration(seconds: float) -> str:
-    """`seconds` as people say them: 94 s, 12 min, 3 h 20 min."""
+    """Format `seconds`, for instance as 94 s, 12 min or 3 h 20 min."""
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"
     if seconds < 120:
@@ -207,13 +218,8 @@ def _clock(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def _cut(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
-
-
 def _quoted(text: str) -> str:
-    return f"“{_cut(text)}”"
+    return f"“{shorten(text, MAX_LINE)}”"
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

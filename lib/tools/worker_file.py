@@ -1,8 +1,8 @@
-"""Which file a worker is, and running it in this process, as `python` would.
+"""Finding a worker's file, and running it in this process as `python` would.
 
-A name is looked for as on an instance (launch.md): `workers/NAME/worker.py`, else `workers/NAME/server.py`,
-below the current folder and then among those that come with PyWorker. A path is that file, or a folder's
-`worker.py`, else its `server.py`. What is done with a worker is commands/run.py's and inspection.py's.
+A name is looked up as on an instance: `workers/NAME/worker.py`, else `workers/NAME/server.py`, below the
+current folder and then among those that come with PyWorker. A path is that file, or a folder's `worker.py`,
+else its `server.py`. The commands that use it are in lib/tools/commands/run.py and lib/tools/inspection.py.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from types import TracebackType
 from lib.errors import SettingsError, result_or_error
 
 FILES = ("worker.py", "server.py")
-# A project's folder has one of these; a script runs there, since authors open files by relative paths.
+# Each marks a project's folder. A script runs there, since authors open files by relative paths.
 ROOT_SIGNS = ("requirements.txt", "pyproject.toml", ".git")
 _OWN_ROOT = Path(__file__).parents[2]
-# Where a missing variable's `KeyError` comes from.
+# The files that raise the `KeyError` of a missing variable.
 _OS_FILES = (os.__file__, "<frozen os>")
 
 
 class NoSuchWorker(Exception):
-    """There is none; the text says what there is."""
+    """There is no such worker; the text lists those that exist."""
 
 
 class WorkerFailed(Exception):
-    """The file could not be run to its end: `brief` says where and why in a line, the text says all."""
+    """The worker's file raised an exception: `brief` says where and why on one line, the text says more."""
 
     def __init__(self, where: str, why: str, more: str) -> None:
         super().__init__("\n".join(part for part in (where, f"  {why}", more) if part))
@@ -42,9 +42,9 @@ class WorkerFailed(Exception):
 
 @dataclass(frozen=True)
 class WorkerFile:
-    """A worker's file. It runs in the folder `root`, as the module `module` or else as a script.
+    """A worker's file. It runs in the folder `root`, as the module `module`, or as a script if that is None.
 
-    `here` is the folder of whoever asked for it.
+    `here` is the folder from which it was looked up.
     """
 
     path: Path
@@ -57,25 +57,27 @@ class WorkerFile:
 
     @property
     def target(self) -> str:
-        """What `find` finds it by from `root`."""
+        """The name or path by which `find` finds it from `root`."""
         return str(self.path) if self.module is None else self.path.parent.name
 
     def shown(self, path: str | Path) -> str:
-        """`path` as one would type it `here`."""
+        """`path` relative to `here`, or absolute if it is not below `here`."""
         shown = os.path.relpath(path, self.here)
         return str(path) if shown.startswith("..") else shown
 
 
 def find(name: str | None, here: Path, backend: str = "") -> WorkerFile:
-    """The worker called `name`, for one who is in the folder `here`.
+    """Find the worker with this name or path, looked up from the folder `here`.
 
-    None: its `worker.py`, else the one called `backend`. Raises `NoSuchWorker`.
+    If `name` is None, it is the folder's `worker.py`, else the worker named `backend`. Raises `NoSuchWorker`.
     """
     if name is None:
         if (here / FILES[0]).is_file():
             return _script(here / FILES[0], here)
         if not backend:
-            raise NoSuchWorker(f"which worker? There is no {FILES[0]} in {here}.\n{_what_there_is(here)}")
+            raise NoSuchWorker(
+                f"no worker is named, and there is no {FILES[0]} in {here}.\n{_available(here)}"
+            )
         name = backend
     path = here / name
     if path.is_file():
@@ -89,18 +91,17 @@ def find(name: str | None, here: Path, backend: str = "") -> WorkerFile:
         if (path / file).is_file():
             return _script(path / file, here)
     if path.is_dir():
-        raise NoSuchWorker(f"there is neither {FILES[0]} nor {FILES[1]} in the folder {name}")
-    alike = difflib.get_close_matches(name, _names(here), n=1)
-    hint = f"Did you mean {alike[0]!r}?" if alike else _what_there_is(here)
-    what = "file" if "/" in name or name.endswith(".py") else "worker"
-    raise NoSuchWorker(f"there is no {what} {name!r}.\n{hint}")
+        raise NoSuchWorker(f"the folder {name} has neither {FILES[0]} nor {FILES[1]}: name a worker's file")
+    similar = difflib.get_close_matches(name, _names(here), n=1)
+    hint = f"Did you mean {similar[0]!r}?" if similar else _available(here)
+    kind = "file" if "/" in name or name.endswith(".py") else "worker"
+    raise NoSuchWorker(f"there is no {kind} {name!r}.\n{hint}")
 
 
 def run_file(file: WorkerFile) -> None:
-    """Run `file` as the main program: its folder, its arguments, its imports.
+    """Run `file` as the main program, with its own working directory, arguments and import path.
 
-    Raises `WorkerFailed` where an exception got out of it, and `SystemExit` and `KeyboardInterrupt` as they
-    come.
+    Raises `WorkerFailed` if the file raises an exception; `SystemExit` and `KeyboardInterrupt` are passed on.
     """
     os.chdir(file.root)
     sys.argv[:] = [str(file.path)]
@@ -108,14 +109,14 @@ def run_file(file: WorkerFile) -> None:
         if str(place) not in sys.path[:1]:
             sys.path.insert(0, str(place))
     failure = result_or_error(partial(_run, file))
-    if isinstance(failure, SystemExit):  # a refused declaration is both
+    if isinstance(failure, SystemExit):  # an invalid declaration raises an error that is a SystemExit too
         raise failure
     if isinstance(failure, Exception):
-        raise _account(failure, file) from failure
+        raise _describe_failure(failure, file) from failure
 
 
-def refused_by(error: BaseException | None) -> SettingsError | None:
-    """The refusal of settings or of a declaration that `error` is or came from, if it did."""
+def settings_error_in(error: BaseException | None) -> SettingsError | None:
+    """The `SettingsError` that `error` is or was caused by, or None."""
     while error is not None and not isinstance(error, SettingsError):
         error = error.__cause__ or error.__context__
     return error
@@ -129,7 +130,7 @@ def _run(file: WorkerFile) -> None:
 
 
 def _script(path: Path, here: Path) -> WorkerFile:
-    """The nearest project's folder above the file is where it runs, or else its own."""
+    """A file that runs as a script, in the nearest project folder above it, or else in its own folder."""
     path = path.resolve()
     roots = (f for f in path.parents if f / "workers" in path.parents or _is_project(f))
     return WorkerFile(path, next(roots, path.parent), here)
@@ -140,39 +141,37 @@ def _is_project(folder: Path) -> bool:
 
 
 def _names(here: Path) -> list[str]:
-    """The workers that can be run by name or by folder."""
+    """The names of all workers that can be run by name or by folder."""
     patterns = [(here, "*/"), (here, "workers/*/"), (_OWN_ROOT, "workers/*/")]
     return sorted({p.parent.name for root, at in patterns for file in FILES for p in root.glob(at + file)})
 
 
-def _what_there_is(here: Path) -> str:
-    return f"There are: {', '.join(_names(here))}; or give a path, or make one: pyworker new NAME"
+def _available(here: Path) -> str:
+    return f"Choose from {', '.join(_names(here))}, or give a path, or make a new worker: pyworker new NAME"
 
 
-def _account(error: Exception, file: WorkerFile) -> WorkerFailed:
-    """What happened and where in the worker's own files; with a traceback, unless a line says it all."""
+def _describe_failure(error: Exception, file: WorkerFile) -> WorkerFailed:
+    """Describe the error and its place in the worker's files, with a traceback if it is needed."""
     where = _place(error, file)
     last = traceback.format_exception_only(type(error), error)[-1].strip()
     if isinstance(error, SyntaxError):
         return WorkerFailed(where, last, "")
     if isinstance(error, ImportError):
-        return WorkerFailed(where, last, _how_to_import(error))
+        return WorkerFailed(where, last, _import_hint(error))
     if isinstance(error, KeyError) and traceback.extract_tb(error.__traceback__)[-1].filename in _OS_FILES:
-        return WorkerFailed(where, f"the variable {error.args[0]} is missing from the environment", "")
+        return WorkerFailed(where, f"the environment variable {error.args[0]} is not set", "")
     trace = traceback.format_exception(type(error), error, _from_worker(error, file))
     return WorkerFailed(where, last, "".join(trace).rstrip())
 
 
-def _how_to_import(error: ImportError) -> str:
+def _import_hint(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return (
-            f"  Is it spelt so? Otherwise install the package that has it: {sys.executable} -m pip install …"
-        )
-    return "  Is it spelt so in the package that is installed?"
+        return f"  Check its spelling, or install the package that has it: {sys.executable} -m pip install …"
+    return "  Check its spelling, and the version of the package that is installed."
 
 
 def _place(error: Exception, file: WorkerFile) -> str:
-    """The last line of the worker's own files that had to do with it."""
+    """The last line of the worker's own files in the traceback."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{file.shown(error.filename)}, line {error.lineno}: {(error.text or '').strip()}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_own(f.filename, file)]
@@ -183,7 +182,7 @@ def _place(error: Exception, file: WorkerFile) -> str:
 
 
 def _from_worker(error: Exception, file: WorkerFile) -> TracebackType | None:
-    """The traceback from the worker's first own line on: what ran it is of no interest."""
+    """The traceback from the first line of the worker's own files on."""
     trace = error.__traceback__
     while trace is not None and not _is_own(trace.tb_frame.f_code.co_filename, file):
         trace = trace.tb_next
@@ -191,7 +190,7 @@ def _from_worker(error: Exception, file: WorkerFile) -> TracebackType | None:
 
 
 def _is_own(filename: str, file: WorkerFile) -> bool:
-    """Whether it is the worker's or lies beside it, and was not installed there."""
+    """Whether `filename` is the worker's file or in its folders, and not an installed package."""
     path = Path(filename)
     if "site-packages" in path.parts or path.is_relative_to(_OWN_ROOT / "lib"):
         return False

@@ -63,11 +63,11 @@ async def test_a_classic_worker_is_seen_through_its_own_main(tmp_path: Path) -> 
         assert checked.status == 0, checked.output
         assert not here.engine.workers  # it was not served
         assert [r.path for r in here.model.requests if r.method == "POST"] == ["/base/echo"]
-    assert found(checked.output, "ok", "settings") == ["every variable is there and well-formed"]
+    assert found(checked.output, "ok", "settings") == ["all variables are valid"]
     assert "POST /generate_stream" in found(checked.output, "ok", "worker")[0]
-    assert found(checked.output, "ok", "workload") == ["the benchmark's payload counts 50"]
+    assert found(checked.output, "ok", "workload") == ["the benchmark's payload counts as 50"]
     assert found(checked.output, "ok", "request")[0].startswith("answered 200 after ")
-    assert any("fires on line 2: infer server has started" in t for t in found(checked.output, "ok", "log"))
+    assert any("matches line 2: infer server has started" in t for t in found(checked.output, "ok", "log"))
     assert found(checked.output, "note", "log")
     assert checked.output.splitlines()[-1].endswith("classic.py: no problems, no warnings")
 
@@ -79,7 +79,7 @@ async def test_a_declared_worker_is_too_and_its_function(tmp_path: Path) -> None
     assert found(checked.output, "ok", "worker") == ["routes: POST /echo, POST /shout"]
     assert found(checked.output, "note", "settings")[0].startswith("CONTAINER_ID: missing (")
     assert found(checked.output, "note", "model server") == [
-        "nothing listens at http://127.0.0.1:1: no request was sent"
+        "nothing listens at http://127.0.0.1:1, so no request was sent"
     ]
     (missing,) = found(checked.output, "problem", "log")
     assert "does not exist, and neither does its folder: start the model server" in missing
@@ -91,9 +91,9 @@ async def test_a_ready_made_worker_by_name_and_its_settings_with_the_instances(t
     checked = await done("check", "hello_world", "--log", str(log), cwd=tmp_path)
     assert checked.status == 1
     assert found(checked.output, "problem", "log") == [
-        "load rule 'infer server has started' matches no line, but for its letters' case or spaces: line 2: "
-        "Infer server has started",
-        "no load rule matches: with this log the worker would never be ready",
+        "load rule 'infer server has started' matches no line, but differs only in case or spaces from "
+        "line 2: Infer server has started",
+        "no load rule matches: with this log the worker would never become ready",
     ]
     env = {**INSTANCE, "CONTAINER_ID": "first", "MODEL_SERVER_URL": "here", "MAX_QUEUE_TIME": "soon"}
     checked = await done("check", "hello_world", cwd=tmp_path, env=env)
@@ -150,7 +150,7 @@ async def test_in_each_ready_made_worker_each_thing_is_a_line(name: str, tmp_pat
     env["MODEL_LOAD_LOG_MSG"] = "The model is there"
     checked = await done("check", "worker.py", "--log", "model.log", cwd=tmp_path, env=env)
     assert checked.status == 1
-    cannot = "load rule 'The model is there' matches no line, but for its letters' case or spaces: line 1"
+    cannot = "load rule 'The model is there' matches no line, but differs only in case or spaces from line 1"
     assert any(cannot in text for text in found(checked.output, "problem", "log")), checked.output
 
 
@@ -160,16 +160,16 @@ async def test_in_each_ready_made_worker_each_thing_is_a_line(name: str, tmp_pat
         ('cls("Once")', "cls(7)", "benchmark", 'is refused: {"payload": {"prompt": "must be a string"}}'),
         ('cls("Once")', "1 / 0", "benchmark", "make_benchmark_payload raised ZeroDivisionError"),
         ('cls("Once")', 'cls(b"Once")', "benchmark", "is refused: it is not JSON: "),
-        ("return self.words", "return -1", "workload", "count_workload gave -1, no finite number"),
+        ("return self.words", "return -1", "workload", "count_workload returned -1, not a finite number"),
         ("return self.words", "return 1 / 0", "workload", "count_workload raised ZeroDivisionError"),
-        ("return self.words", "return 0", "workload", "counts 0: its throughput would be 0"),
+        ("return self.words", "return 0", "workload", "counts as 0, so the throughput would be 0"),
         ("start_server(backend, routes)", "pass", "worker", "it ended without serving: call start_server"),
         ("start_server(backend, routes)", "start_server(backend, [])", "worker", "it has no routes"),
         (
             "start_server(backend, routes)",
             "raise SystemExit(4)",
             "worker",
-            "before it served, with exit status 4",
+            "it exited before it served, with status 4",
         ),
         ("handler = Handler()", "handler = Handlr()", "worker", "line 27: handler = Handlr(): NameError"),
         ("handler = Handler()", "handler = Handler(max_concurrency=0)", "worker", "max_concurrency is 0"),
@@ -177,7 +177,7 @@ async def test_in_each_ready_made_worker_each_thing_is_a_line(name: str, tmp_pat
             "handler = Handler()",
             "os.environ['HF_TOKEN_']; handler = Handler()",
             "worker",
-            "HF_TOKEN_ is missing",
+            "the environment variable HF_TOKEN_ is not set",
         ),
         ('"http://127.0.0.1:1"', '"127.0.0.1:1"', "worker", "is not an http(s) URL"),
         (
@@ -206,7 +206,7 @@ async def test_what_is_wrong_is_found(old: str, new: str, about: str, said: str,
             "benchmark_handler=handler",
             "model_log_file='/no/m.log'",
             "log",
-            "does not exist, though the model server is up",
+            "does not exist, although the model server is up",
         ),
     ],
 )

@@ -42,7 +42,7 @@ async def test_a_new_worker_passes_its_own_test(tmp_path: Path) -> None:
 
     again = await done("new", "storyteller", cwd=tmp_path)
     assert (again.status, again.output) == (2, "")
-    assert again.errors.startswith("pyworker new: storyteller is there already")
+    assert again.errors.startswith("pyworker new: storyteller exists already")
 
 
 async def test_a_new_worker_runs_here_and_answers(tmp_path: Path, ports: dict[str, str]) -> None:
@@ -74,7 +74,7 @@ async def test_a_new_worker_runs_here_and_answers(tmp_path: Path, ports: dict[st
         for text in (
             ": ready for ",
             "POST /generate_stream",
-            "its health check is well",
+            "; healthy",
             "1 served",
             "200 OK",
         ):
@@ -96,6 +96,6 @@ async def test_without_an_engine_a_request_says_how_to_start_one(tmp_path: Path)
     asked = await done("request", "/generate", "{}", "--engine", "http://127.0.0.1:1", cwd=tmp_path)
     assert (asked.status, asked.output) == (1, "")
     assert asked.errors == (
-        "pyworker request: nothing listens at http://127.0.0.1:1: start the worker with "
+        "pyworker request: nothing listens at 127.0.0.1:1: start the worker with "
         "pyworker run WORKER --local\n"
     )

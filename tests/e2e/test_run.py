@@ -78,7 +78,8 @@ async def test_it_runs_in_its_projects_folder_and_finds_its_modules(tmp_path: Pa
         ("x = 1\ndef f(:\n", "worker.py, line 2: def f(:\n  SyntaxError: "),
         (
             "import os\nTOKEN = os.environ['NO_SUCH_TOKEN']\n",
-            "line 2: TOKEN = os.environ['NO_SUCH_TOKEN']\n  the variable NO_SUCH_TOKEN is missing",
+            "line 2: TOKEN = os.environ['NO_SUCH_TOKEN']\n"
+            "  the environment variable NO_SUCH_TOKEN is not set",
         ),
         (
             "import json\njson.loads('{')\n",
@@ -99,7 +100,7 @@ async def test_off_an_instance_it_names_what_is_missing_and_the_way_to_try_it(tm
     assert ended.status == 2
     for name in ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_TCP_PORT_3000"):
         assert f"  - {name}: missing (" in ended.errors
-    assert "Try it on this machine: pyworker run " in ended.errors
+    assert "to run it on this machine, not on an instance: pyworker run " in ended.errors
     assert ended.errors.endswith("--local\n")
 
 
@@ -117,7 +118,7 @@ async def test_a_taken_port_is_told_with_its_holder_and_a_way_out(tmp_path: Path
             ended = await done("run", FAKE_WORKER, cwd=tmp_path, env=env)
     assert ended.status == 3
     assert f"port {env['WORKER_PORT']} is taken by process {os.getpid()}" in ended.errors
-    assert "choose another by WORKER_PORT; --local takes a free one" in ended.errors
+    assert "or set WORKER_PORT to another port; --local takes a free one" in ended.errors
 
 
 async def test_beside_an_engine_taken_ports_are_others_and_it_says_so(tmp_path: Path) -> None:

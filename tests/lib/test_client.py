@@ -27,24 +27,24 @@ from lib.client import (
     RouteClient,
     Target,
     add_target_arguments,
-    check,
+    describe_workers,
+    print_waiting,
+    raise_unless_ok,
     run_client,
-    target_of,
-    tell_waiting,
+    target_from_args,
 )
-from tests.lib.tools.stand_ins import Answer, Engine, Worker, ok
+from tests.lib.tools.fakes import Answer, FakeEngine, FakeWorker, engine_and_worker, ok
 from tests.manual_clock import ManualClock
 
 GUARD_S = 30
 
 
 @asynccontextmanager
-async def engine_and_worker() -> AsyncGenerator[tuple[Engine, Worker, aiohttp.ClientSession], None]:
-    worker = Worker()
-    async with worker.server:
-        engine = Engine(worker.url)
-        async with engine.server, aiohttp.ClientSession() as http:
-            yield engine, worker, http
+async def engine_worker_and_http() -> AsyncGenerator[
+    tuple[FakeEngine, FakeWorker, aiohttp.ClientSession], None
+]:
+    async with engine_and_worker() as (engine, worker), aiohttp.ClientSession() as http:
+        yield engine, worker, http
 
 
 def answering(status: int, body: str) -> Answer:
@@ -54,19 +54,19 @@ def answering(status: int, body: str) -> Answer:
     return answer
 
 
-async def test_a_worker_that_is_ready_is_named_at_once() -> None:
-    async with engine_and_worker() as (engine, worker, http):
+async def test_a_ready_worker_is_returned_immediately() -> None:
+    async with engine_worker_and_http() as (engine, worker, http):
         answer = await RouteClient(http, engine.target).route(256.0)
         assert (answer.url, answer.request_idx) == (worker.url, 1)
 
-    assert engine.asked == [{"endpoint": "small", "api_key": "key-1", "cost": 256.0, "request_idx": 0}]
+    assert engine.requests == [{"endpoint": "small", "api_key": "key-1", "cost": 256.0, "request_idx": 0}]
     assert answer.auth_data["__request_id"] == "r-1"
 
 
-async def test_while_none_is_ready_it_asks_again_for_the_same_request() -> None:
+async def test_while_no_worker_is_ready_the_engine_is_asked_again_for_the_same_request() -> None:
     clock = ManualClock()
     waits: list[Any] = []
-    async with engine_and_worker() as (engine, _, http):
+    async with engine_worker_and_http() as (engine, _, http):
         engine.not_ready = 2
         client = RouteClient(http, engine.target, poll_s=3.0, clock=clock)
         routing = asyncio.ensure_future(client.route(1.0, on_wait=waits.append))
@@ -75,35 +75,35 @@ async def test_while_none_is_ready_it_asks_again_for_the_same_request() -> None:
             clock.advance(3.0)
         answer = await routing
 
-    assert [asked["request_idx"] for asked in engine.asked] == [0, 1, 1]
+    assert [request["request_idx"] for request in engine.requests] == [0, 1, 1]
     assert answer.request_idx == 1
     assert waits == [{"loading": 1}] * 2
 
 
-async def test_a_request_can_be_tried_again_under_its_number() -> None:
-    async with engine_and_worker() as (engine, _, http):
+async def test_a_request_can_be_tried_again_with_its_number() -> None:
+    async with engine_worker_and_http() as (engine, _, http):
         await RouteClient(http, engine.target).route(1.0, request_idx=41)
 
-    assert [asked["request_idx"] for asked in engine.asked] == [41]
+    assert [request["request_idx"] for request in engine.requests] == [41]
 
 
-async def test_it_gives_up_in_time_and_says_how_the_workers_are() -> None:
+async def test_the_wait_is_limited_and_the_error_has_the_workers_states() -> None:
     clock = ManualClock()
-    async with engine_and_worker() as (engine, _, http):
+    async with engine_worker_and_http() as (engine, _, http):
         engine.not_ready = 99
         client = RouteClient(http, engine.target, poll_s=3.0, clock=clock)
         routing = asyncio.ensure_future(client.route(1.0, limit_s=5.0))
         await clock.wait_for_timers()
         clock.advance(3.0)
-        with pytest.raises(NoWorker, match="loading") as raised:
+        with pytest.raises(NoWorker, match="1 loading") as raised:
             await routing
 
     assert raised.value.workers == {"loading": 1}
-    assert len(engine.asked) == 2
+    assert len(engine.requests) == 2
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "message"),
     [
         (401, '{"error": "bad key"}', "engine: HTTP 401 .*bad key"),
         (500, "", "engine: HTTP 500$"),
@@ -112,31 +112,32 @@ async def test_it_gives_up_in_time_and_says_how_the_workers_are() -> None:
         (200, '{"request_idx": "7"}', "request_idx"),
         (200, '{"request_idx": 7, "url": "ftp://elsewhere"}', "url"),
         (200, '{"request_idx": 7, "url": null}', "url"),
+        (200, '{"request_idx": 7, "url": "http://[::1"}', "url"),
     ],
 )
-async def test_an_engine_that_refuses_or_makes_no_sense_is_an_error(
-    status: int, body: str, said: str
+async def test_a_refusal_and_a_malformed_answer_of_the_engine_are_errors(
+    status: int, body: str, message: str
 ) -> None:
-    async with engine_and_worker() as (engine, _, http):
+    async with engine_worker_and_http() as (engine, _, http):
         engine.answer = answering(status, body)
-        with pytest.raises(EngineError, match=said) as raised:
+        with pytest.raises(EngineError, match=message) as raised:
             await RouteClient(http, engine.target).route(1.0)
 
     assert raised.value.status == status
 
 
-async def test_an_answer_without_a_number_leaves_the_request_the_one_it_was() -> None:
-    async with engine_and_worker() as (engine, _, http):
+async def test_after_an_answer_without_a_number_the_request_keeps_its_number() -> None:
+    async with engine_worker_and_http() as (engine, _, http):
         engine.answer = answering(200, '{"status": {}}')
         with pytest.raises(NoWorker):
             await RouteClient(http, engine.target).route(1.0, request_idx=5, limit_s=0)
 
-    assert engine.asked[0]["request_idx"] == 5
+    assert engine.requests[0]["request_idx"] == 5
 
 
-async def test_the_worker_gets_what_the_engine_answered_value_for_value() -> None:
+async def test_the_worker_receives_the_engines_answer_unchanged() -> None:
     auth_data = {"cost": 256, "reqnum": 7, "signature": "s", "url": "u", "endpoint": "e", "new": [1.0, "256"]}
-    async with engine_and_worker() as (engine, worker, http):
+    async with engine_worker_and_http() as (engine, worker, http):
         client = RouteClient(http, engine.target)
         answer = RouteAnswer(worker.url + "/", 7, auth_data)
         async with client.call(answer, "/generate", {"prompt": "Hi"}) as response:
@@ -150,7 +151,7 @@ async def test_the_worker_gets_what_the_engine_answered_value_for_value() -> Non
     assert json.loads(worker.bodies[1]) == {"auth_data": auth_data, "payload": {}, "session_id": "s-1"}
 
 
-async def test_an_answer_can_be_read_while_it_is_made() -> None:
+async def test_an_answer_can_be_read_while_it_is_generated() -> None:
     first_read = asyncio.Event()
 
     async def stream(request: web.Request) -> web.StreamResponse:
@@ -161,7 +162,7 @@ async def test_an_answer_can_be_read_while_it_is_made() -> None:
         await response.write(b"two\n")
         return response
 
-    async with engine_and_worker() as (engine, worker, http):
+    async with engine_worker_and_http() as (engine, worker, http):
         worker.answer = stream
         client = RouteClient(http, engine.target)
         with anyio.fail_after(GUARD_S):
@@ -171,11 +172,11 @@ async def test_an_answer_can_be_read_while_it_is_made() -> None:
                 assert await response.content.readline() == b"two\n"
 
 
-async def test_the_right_to_call_is_never_carried_elsewhere() -> None:
+async def test_a_redirect_is_not_followed() -> None:
     async def elsewhere(request: web.Request) -> web.Response:
         return web.Response(status=307, headers={"Location": "/elsewhere"})
 
-    async with engine_and_worker() as (engine, worker, http):
+    async with engine_worker_and_http() as (engine, worker, http):
         worker.answer = elsewhere
         client = RouteClient(http, engine.target)
         async with client.call(await client.route(1.0), "/generate", {}) as response:
@@ -185,7 +186,7 @@ async def test_the_right_to_call_is_never_carried_elsewhere() -> None:
 
 
 def make_certificates(folder: Path) -> None:
-    """An authority that no system knows, `ca.pem`, and a certificate for 127.0.0.1 that it signed."""
+    """Make an authority that no system trusts, `ca.pem`, and a certificate for 127.0.0.1 that it signed."""
     (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
     new_key = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
     for command in (
@@ -231,29 +232,29 @@ async def test_a_worker_with_tls_is_checked_against_the_engines_authority(tmp_pa
     assert fetched == [CA_PATH]
 
 
-def parse(*args: str) -> Target:
+def parsed_target(*args: str) -> Target:
     parser = argparse.ArgumentParser()
     add_target_arguments(parser)
-    return target_of(parser, parser.parse_args(args))
+    return target_from_args(parser, parser.parse_args(args))
 
 
-def test_the_arguments_name_the_engine() -> None:
-    assert parse("-k", "KEY", "-e", "mine") == Target(CLOUD_ENGINE, "mine", "KEY")
-    assert parse("-l") == Target(LOCAL_ENGINE, "local", "local")
-    assert parse("-l", "-e", "mine") == replace(parse("-l"), endpoint="mine")
-    assert parse("--engine", "http://[::1]:9") == Target("http://[::1]:9", "local", "local")
+def test_the_arguments_give_the_target() -> None:
+    assert parsed_target("-k", "KEY", "-e", "mine") == Target(CLOUD_ENGINE, "mine", "KEY")
+    assert parsed_target("-l") == Target(LOCAL_ENGINE, "local", "local")
+    assert parsed_target("-l", "-e", "mine") == replace(parsed_target("-l"), endpoint="mine")
+    assert parsed_target("--engine", "http://[::1]:9") == Target("http://[::1]:9", "local", "local")
 
 
 @pytest.mark.parametrize("args", [(), ("-k", "KEY"), ("-e", "mine")])
 def test_the_cloud_needs_a_key_and_a_name(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
-        parse(*args)
+        parsed_target(*args)
 
     assert raised.value.code == 2
     assert "-k KEY and -e NAME" in capsys.readouterr().err
 
 
-# What every example client does about failures
+# How example clients report failures
 
 
 async def nothing() -> None:
@@ -264,32 +265,50 @@ async def no_worker() -> None:
     raise NoWorker({"loading": 1})
 
 
+async def timed_out() -> None:
+    raise asyncio.TimeoutError
+
+
 async def refused() -> None:
-    async with engine_and_worker() as (_, worker, http):
+    async with engine_worker_and_http() as (_, worker, http):
         worker.answer = answering(429, "Model is overloaded")
         async with http.post(worker.url + "/generate") as response:
-            await check(response)
+            await raise_unless_ok(response)
 
 
 @pytest.mark.parametrize(
-    ("client", "told"),
-    [(no_worker, "no worker is ready: {'loading': 1}"), (refused, "HTTP 429 .*overloaded")],
+    ("client", "message"),
+    [
+        (no_worker, "no worker is ready: 1 loading"),
+        (refused, "HTTP 429 .*overloaded"),
+        (timed_out, "TimeoutError"),
+    ],
 )
-def test_what_fails_is_told_in_one_line(client: Callable[[], Coroutine[Any, Any, None]], told: str) -> None:
-    with pytest.raises(SystemExit, match=told):
+def test_a_failure_ends_the_client_with_one_line(
+    client: Callable[[], Coroutine[Any, Any, None]], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
         run_client(client)
     run_client(nothing)
 
 
-def test_waiting_is_told_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    tell_waiting({"loading": 1})
-    assert capsys.readouterr() == ("", "no worker is ready yet: {'loading': 1}\n")
+def test_waiting_is_printed_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    print_waiting({"loading": 2, "stopped": 1, "ready": 0})
+    assert capsys.readouterr() == ("", "no worker is ready yet: 2 loading, 1 stopped\n")
 
 
 @pytest.mark.parametrize("states", [{"loading": 0, "ready": 0}, {}])
-def test_an_endpoint_that_nobody_joined_may_be_misspelled(
+def test_for_an_endpoint_without_workers_its_name_is_questioned(
     capsys: pytest.CaptureFixture[str], states: dict[str, int]
 ) -> None:
-    tell_waiting(states)
+    print_waiting(states)
     assert "none has joined this endpoint" in capsys.readouterr().err
-    assert str(NoWorker(states)) == "no worker is ready: none has joined this endpoint"
+    assert str(NoWorker(states)) == "no worker is ready: none has joined this endpoint (is its name right?)"
+
+
+@pytest.mark.parametrize(
+    ("states", "described"),
+    [(None, "the engine has not reported their states"), ("unknown endpoint", "unknown endpoint")],
+)
+def test_a_report_without_states_is_shown_as_it_is(states: str | None, described: str) -> None:
+    assert describe_workers(states) == described

@@ -9,17 +9,17 @@ from lib import test_harness, test_utils
 from workers.hello_world.data_types import InputData
 
 
-def by_test_utils() -> None:
+def run_by_test_utils() -> None:
     test_utils.test_load_cmd(InputData, "/generate", arg_parser=test_utils.test_args)
 
 
-def by_harness() -> None:
+def run_by_harness() -> None:
     test_harness.run(InputData.for_test(), "/generate")
 
 
 def exit_code(*args: str, monkeypatch: pytest.MonkeyPatch, harness: bool = False) -> object:
     monkeypatch.setattr(sys, "argv", ["test_load", *args])
-    command = by_harness if harness else by_test_utils
+    command = run_by_harness if harness else run_by_test_utils
     with pytest.raises(SystemExit) as raised:
         command()
     return raised.value.code
@@ -27,32 +27,33 @@ def exit_code(*args: str, monkeypatch: pytest.MonkeyPatch, harness: bool = False
 
 @pytest.mark.parametrize("harness", [False, True])
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ((), "-k KEY and -e NAME"),
-        (("-l", "-n", "0"), "argument -n: must be 1 or more"),
+        (("-l", "-n", "0"), "argument -n: must be an integer, 1 or more"),
         (("-l", "-rps", "0"), "argument -rps: must be a finite number above 0"),
         (("-l", "-rps", "nan"), "argument -rps"),
-        (("-l", "-n", "many"), "argument -n"),
-        (("-l", "-c", "0"), "argument -c/--concurrency: must be 1 or more"),
+        (("-l", "-n", "many"), "argument -n: must be an integer, 1 or more"),
+        (("-l", "-rps", "many"), "argument -rps: must be a finite number above 0"),
+        (("-l", "-c", "0"), "argument -c/--concurrency: must be an integer, 1 or more"),
         (("-l", "-c", "2", "-rps", "1"), "argument -c: not allowed with argument -rps"),
         (("-l", "--duration", "0"), "argument --duration: must be a finite number above 0"),
-        (("-l", "--plot", "picture.txt"), "argument --plot: picture.txt must end in .pdf, .png, .svg"),
+        (("-l", "--plot", "picture.txt"), "argument --plot: picture.txt must end in one of .pdf, .png, .svg"),
         (("-l", "--plot", "no/such/folder/a.png"), "argument --plot: no/such/folder/a.png cannot be written"),
     ],
 )
-def test_wrong_arguments_are_told(
+def test_wrong_arguments_are_reported(
     args: tuple[str, ...],
-    said: str,
+    message: str,
     harness: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert exit_code(*args, monkeypatch=monkeypatch, harness=harness) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_help_names_every_argument(
+def test_help_lists_every_argument(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code("-h", monkeypatch=monkeypatch) == 0
@@ -62,7 +63,7 @@ def test_help_names_every_argument(
     assert "--concurrency N" in text
 
 
-def test_the_shared_parser_stays_as_it_was() -> None:
+def test_the_shared_parser_is_not_changed() -> None:
     args = test_utils.test_args.parse_args(["-k", "KEY", "-e", "mine"])
 
     assert args == argparse.Namespace(api_key="KEY", endpoint_group_name="mine", local=False, engine=None)
@@ -83,7 +84,7 @@ def test_an_authors_own_arguments_keep_their_names(
     assert capsys.readouterr().out.startswith("1 of 1 requests")
 
 
-def test_pytest_takes_none_of_it_for_a_test() -> None:
+def test_pytest_collects_nothing_from_these_modules() -> None:
     assert not getattr(test_utils.test_load_cmd, "__test__", True)
     assert not any((test_utils.__test__, test_harness.__test__))
 

@@ -1,4 +1,4 @@
-"""Prompts of the benchmark."""
+"""Random words for prompts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lib.words import WORDS, some_words
 
 
 @given(st.integers(0, 500))
-def test_there_are_as_many_words_as_were_asked_for(count: int) -> None:
+def test_the_number_of_words_is_as_requested(count: int) -> None:
     words = some_words(count).split()
     assert len(words) == count
     assert set(words) <= set(WORDS)
 
 
-def test_they_differ_each_time() -> None:
+def test_each_call_returns_other_words() -> None:
     assert len({some_words(30) for _ in range(100)}) == 100

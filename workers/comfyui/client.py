@@ -18,10 +18,10 @@ from lib.client import (
     CallFailed,
     RouteClient,
     add_target_arguments,
-    check,
+    print_waiting,
+    raise_unless_ok,
     run_client,
-    target_of,
-    tell_waiting,
+    target_from_args,
 )
 from lib.data_types import JsonDataException
 from workers.comfyui.data_types import PromptInput
@@ -32,10 +32,10 @@ async def make(engine: RouteClient, payload: dict[str, Any]) -> list[tuple[str, 
     # 1. `cost` is the request's workload, in the worker's unit. It grows with size and steps.
     #    While no worker is ready, this asks again, with the same `request_idx`.
     cost = workload(payload)
-    worker = await engine.route(cost=cost, on_wait=tell_waiting)
+    worker = await engine.route(cost=cost, on_wait=print_waiting)
     # 2. The worker is sent {"auth_data": what the engine answered, "payload": what we want}.
     async with engine.call(worker, "/prompt", payload) as response:
-        await check(response)
+        await raise_unless_ok(response)
         answer: dict[str, Any] = await response.json()
     return [decoded(uri) for uri in answer["images"]]
 
@@ -88,7 +88,7 @@ async def main() -> None:
     names = ("prompt", "width", "height", "steps", "seed")
     payload = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     async with aiohttp.ClientSession() as http:
-        images = await make(RouteClient(http, target_of(parser, args)), payload)
+        images = await make(RouteClient(http, target_from_args(parser, args)), payload)
     for path in save(images, args.output):
         print(path)
 

@@ -15,10 +15,10 @@ import aiohttp
 from lib.client import (
     RouteClient,
     add_target_arguments,
-    check,
+    print_waiting,
+    raise_unless_ok,
     run_client,
-    target_of,
-    tell_waiting,
+    target_from_args,
 )
 
 
@@ -26,21 +26,21 @@ async def ask(engine: RouteClient, prompt: str, tokens: int) -> str:
     """The whole answer at once."""
     # 1. `cost` is the request's workload, in the unit that the worker counts in: tokens.
     #    While no worker is ready, this asks again, with the same `request_idx`.
-    worker = await engine.route(cost=tokens, on_wait=tell_waiting)
+    worker = await engine.route(cost=tokens, on_wait=print_waiting)
     # 2. The worker is sent {"auth_data": what the engine answered, "payload": what we want}.
     payload = {"prompt": prompt, "max_response_tokens": tokens}
     async with engine.call(worker, "/generate", payload) as response:
-        await check(response)
+        await raise_unless_ok(response)
         answer: dict[str, Any] = await response.json()
     return answer["response"]
 
 
 async def stream(engine: RouteClient, prompt: str, tokens: int) -> None:
     """Print each token as it comes: one JSON object a line."""
-    worker = await engine.route(cost=tokens, on_wait=tell_waiting)
+    worker = await engine.route(cost=tokens, on_wait=print_waiting)
     payload = {"prompt": prompt, "max_response_tokens": tokens}
     async with engine.call(worker, "/generate_stream", payload) as response:
-        await check(response)
+        await raise_unless_ok(response)
         async for line in response.content:
             print(json.loads(line)["token"], end="", flush=True)
     print()
@@ -58,7 +58,7 @@ async def main() -> None:
     parser = arguments()
     args = parser.parse_args()
     async with aiohttp.ClientSession() as http:
-        engine = RouteClient(http, target_of(parser, args))
+        engine = RouteClient(http, target_from_args(parser, args))
         print(args.prompt + await ask(engine, args.prompt, args.tokens))
         print("\nAnd once more, token by token:\n")
         print(args.prompt, end="")

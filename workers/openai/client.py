@@ -20,10 +20,10 @@ from lib.client import (
     CallFailed,
     RouteClient,
     add_target_arguments,
-    check,
+    print_waiting,
+    raise_unless_ok,
     run_client,
-    target_of,
-    tell_waiting,
+    target_from_args,
 )
 
 # What a request has unless it says otherwise. These are the client's: the worker adds nothing.
@@ -64,10 +64,10 @@ async def ask(
     request = {name: value for name, value in request.items() if value is not None}
     # 1. `cost` is the request's workload, in the unit that the worker counts in: tokens it may generate.
     #    While no worker is ready, this asks again, with the same `request_idx`.
-    worker = await engine.route(cost=request["max_tokens"], on_wait=tell_waiting)
+    worker = await engine.route(cost=request["max_tokens"], on_wait=print_waiting)
     # 2. The worker is sent {"auth_data": what the engine answered, "payload": {"input": what we want}}.
     async with engine.call(worker, path, {"input": request}) as response:
-        await check(response)
+        await raise_unless_ok(response)
         yield response
 
 
@@ -172,7 +172,7 @@ async def main() -> None:
     if args.strict:
         options["top_k"] = None
     async with aiohttp.ClientSession() as http:
-        engine = RouteClient(http, target_of(parser, args))
+        engine = RouteClient(http, target_from_args(parser, args))
         for what in args.what or SHOWS:
             print(f"\n# {what}\n")
             await SHOWS[what](engine, options)

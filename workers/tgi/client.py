@@ -18,10 +18,10 @@ from lib.client import (
     CallFailed,
     RouteClient,
     add_target_arguments,
-    check,
+    print_waiting,
+    raise_unless_ok,
     run_client,
-    target_of,
-    tell_waiting,
+    target_from_args,
 )
 
 
@@ -32,10 +32,10 @@ async def ask(
     """The worker's answer on `path`; `parameters` are TGI's, `max_new_tokens` among them."""
     # 1. `cost` is the request's workload, in the unit that the worker counts in: tokens it may generate.
     #    While no worker is ready, this asks again, with the same `request_idx`.
-    worker = await engine.route(cost=parameters["max_new_tokens"], on_wait=tell_waiting)
+    worker = await engine.route(cost=parameters["max_new_tokens"], on_wait=print_waiting)
     # 2. The worker is sent {"auth_data": what the engine answered, "payload": what we want}.
     async with engine.call(worker, path, {"inputs": inputs, "parameters": parameters}) as response:
-        await check(response)
+        await raise_unless_ok(response)
         yield response
 
 
@@ -73,7 +73,7 @@ async def main() -> None:
     parser = arguments()
     args = parser.parse_args()
     async with aiohttp.ClientSession() as http:
-        engine = RouteClient(http, target_of(parser, args))
+        engine = RouteClient(http, target_from_args(parser, args))
         print(args.inputs + await complete(engine, args.inputs, args.tokens))
         print("\nAnd once more, token by token:\n")
         print(args.inputs, end="", flush=True)

@@ -1,1 +1,1 @@
-"""The commands of `pyworker`, a module each. What one needs is imported when it is asked for."""
+"""The commands of `pyworker`, one module each. A command imports what it needs only when it is run."""

@@ -1,17 +1,16 @@
-"""`pyworker demo`."""
+"""`pyworker demo`: engine, model server and worker on this machine."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
-from lib.tools.command import EXIT_FAILED, EXIT_SIGNAL, Command
+from lib.tools.command import EXIT_FAILED, EXIT_SIGNAL, Command, environment, print_error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--once", action="store_true", default=argparse.SUPPRESS, help="stop once everything was shown"
+        "--once", action="store_true", default=argparse.SUPPRESS, help="stop after the demonstration"
     )
 
 
@@ -19,11 +18,11 @@ def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.local.demo import demo
     from lib.local.processes import ChildFailed, Interrupted
 
-    environ = os.environ  # noqa: TID251 - not read here, but handed on to the processes started
     try:
-        demo(environ, once="once" in args)
+        demo(environment(), once="once" in args)
     except ChildFailed as e:
-        print(f"\npyworker demo: {e}", file=sys.stderr)
+        print(file=sys.stderr)  # separates it from the output of the demonstration
+        print_error("demo", e)
         return EXIT_FAILED
     except Interrupted as e:
         return EXIT_SIGNAL + e.signum
@@ -31,10 +30,10 @@ def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "the whole system on this machine, no account and no GPU: try this first",
-    "Starts the local engine, a model server that generates text, and the hello_world worker, each on "
-    "ports that are free; sends a signed request whose answer comes whole and one whose answer is "
-    "streamed; shows what the engine was told; then runs until Ctrl-C.",
+    "see the whole system on this machine, without an account or a GPU: try this first",
+    "Starts the local engine, a model server that generates text, and the hello_world worker, on free "
+    "ports. Sends one signed request with a complete answer and one with a streamed answer, shows the "
+    "worker's reports to the engine, and runs until Ctrl-C.",
     configure,
     run,
 )

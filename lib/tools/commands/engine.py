@@ -1,41 +1,53 @@
-"""`pyworker engine`."""
+"""`pyworker engine`: the local engine, and with `--autoscale` also workers on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib.tools.command import EXIT_SIGNAL, EXIT_USAGE, Command, not_empty, port
+from lib.tools.command import (
+    EXIT_SIGNAL,
+    EXIT_USAGE,
+    Command,
+    environment,
+    not_empty,
+    port_to_listen_on,
+    print_error,
+    worker_count,
+)
 
 if TYPE_CHECKING:
     from lib.local.engine import LocalEngine
-
-# Each is a process or two.
-MAX_WORKERS = 64
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from lib.local.engine import DEFAULT_ENDPOINT
     from lib.local.serving import DEFAULT_PORT
 
-    parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="where to listen; 0: any free port")
+    parser.add_argument(
+        "--port",
+        type=port_to_listen_on,
+        default=DEFAULT_PORT,
+        help="the port to listen on; 0 is any free port",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument(
-        "--scheme", choices=("full", "url"), default="full", help="the form of the signatures it gives"
+        "--scheme",
+        choices=("full", "url"),
+        default="full",
+        help="what its signatures cover: all fields, or the URL only",
     )
     parser.add_argument(
         "--api-key",
         metavar="KEY",
         type=not_empty,
         default=argparse.SUPPRESS,
-        help="the only API key to let in; without it, any is",
+        help="the only API key to accept (default: any key is accepted)",
     )
     parser.add_argument(
         "--endpoint",
@@ -47,17 +59,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--autoscale",
         metavar="N",
-        type=_workers,
+        type=worker_count,
         default=argparse.SUPPRESS,
-        help="start and stop up to N workers on this machine, by the load",
+        help="start and stop up to N workers on this machine, depending on the load",
     )
     parser.add_argument(
         "--worker",
         metavar="WORKER",
         type=not_empty,
         default=argparse.SUPPRESS,
-        help="with --autoscale: which worker, as for `pyworker run`; its model server is the one that the "
-        "environment names. Without it, hello_world, each with a model server of its own",
+        help="with --autoscale: the worker to start, a file, a folder or a name, as for `pyworker run`; all "
+        "use the model server that the environment names (default: hello_world, each worker with a model "
+        "server of its own)",
     )
 
 
@@ -67,20 +80,20 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.tools.worker_file import NoSuchWorker
 
     if "worker" in args and "autoscale" not in args:
-        parser.error("argument --worker: goes with --autoscale")
+        parser.error("argument --worker: needs --autoscale N")
     configure_logging("INFO", "text")
     try:
         return asyncio.run(_run(args))
     except NoSuchWorker as e:
-        print(f"pyworker engine: {e}", file=sys.stderr)
+        print_error("engine", e)
         return EXIT_USAGE
     except CannotListen as e:
-        print(f"pyworker engine: {e}", file=sys.stderr)
+        print_error("engine", e)
         return e.exit_status
 
 
 async def _run(args: argparse.Namespace) -> int:
-    """Serve until a signal asks for the end; gives what a shell makes of it."""
+    """Serve until a signal asks the process to stop; return the exit status for that signal."""
     import anyio
 
     from lib.local.processes import on_stop_signal
@@ -109,7 +122,10 @@ async def _run(args: argparse.Namespace) -> int:
 def _autoscaled(
     args: argparse.Namespace,
 ) -> Generator[Callable[[LocalEngine, str], Awaitable[None]] | None, None, None]:
-    """What starts and stops workers beside the engine, if that is asked for. Raises `NoSuchWorker`."""
+    """A function that starts and stops workers beside the engine, or None without `--autoscale`.
+
+    Raises `NoSuchWorker`.
+    """
     if "autoscale" not in args:
         yield None
         return
@@ -117,7 +133,7 @@ def _autoscaled(
     from lib.local.serving import print_line
     from lib.tools.worker_file import find
 
-    environ = os.environ  # noqa: TID251 - not read here, but handed on to the processes started
+    environ = environment()
     target = find(args.worker, Path.cwd(), "").path if "worker" in args else None
     with tempfile.TemporaryDirectory(prefix="pyworker-engine-") as folder:
 
@@ -133,27 +149,22 @@ def _autoscaled(
         yield autoscale
 
 
-def _workers(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_WORKERS):
-        raise argparse.ArgumentTypeError(f"must be 1 to {MAX_WORKERS}")
-    return int(text)
-
-
 def _endpoint_name(text: str) -> str:
+    """Parse the name of an endpoint."""
     from lib.local.messages import wrong_endpoint_name
 
-    if what := wrong_endpoint_name(text):
-        raise argparse.ArgumentTypeError(what)
+    if problem := wrong_endpoint_name(text):
+        raise argparse.ArgumentTypeError(problem)
     return text
 
 
 COMMAND = Command(
-    "a stand-in for the serverless engine, for development",
-    "Runs the local engine until Ctrl-C: it signs requests, takes workers' reports and picks the worker "
-    "for a request. A worker joins it when it is started with the engine's address as REPORT_ADDR; "
-    "http://HOST:PORT/e/NAME joins the endpoint NAME. With --autoscale it starts workers itself, as many as "
-    "the load wants. OpenAI's clients reach the workers of NAME with http://HOST:PORT/openai/NAME/v1 as "
-    "their base URL. It is not a scheduler for production.",
+    "run a stand-in for the serverless engine, for development",
+    "Runs the local engine until Ctrl-C: it signs requests, receives workers' reports and chooses a worker "
+    "for each request. A worker joins it when it is started with the engine's URL as REPORT_ADDR; "
+    "http://HOST:PORT/e/NAME joins the endpoint NAME. With --autoscale it starts and stops workers itself, "
+    "depending on the load. An OpenAI client reaches the workers of NAME with "
+    "http://HOST:PORT/openai/NAME/v1 as its base URL. It is not a scheduler for production.",
     configure,
     run,
 )

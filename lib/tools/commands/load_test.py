@@ -1,4 +1,4 @@
-"""`pyworker load-test`."""
+"""`pyworker load-test`: requests to an endpoint, and measurements of the answers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from lib.tools.command import Command, cost, json_object
+from lib.tools.command import Command, add_cost_argument, json_object, route
 
-# What is sent unless told otherwise: a request for the hello_world worker.
+# The default request, which the hello_world worker accepts.
 ROUTE = "/generate"
 PAYLOAD: Mapping[str, Any] = {"prompt": "The White Rabbit", "max_response_tokens": 50}
 COST = 50.0
 
 
 class JsonPayload:
-    """A payload as it was typed, of a workload as it was typed."""
+    """The payload and the workload from the command line."""
 
     def __init__(self, message: Mapping[str, Any], workload: float) -> None:
         self._message = message
@@ -36,37 +36,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_target_arguments(parser)
     add_load_arguments(parser)
     parser.add_argument(
-        "--route", default=ROUTE, metavar="PATH", help=f"the worker's route (default {ROUTE})"
+        "--route", type=route, default=ROUTE, metavar="PATH", help=f"the worker's route (default {ROUTE})"
     )
     parser.add_argument(
         "--payload",
         type=json_object,
         default=PAYLOAD,
         metavar="JSON",
-        help="what every request sends (default: a request for 50 tokens, for the hello_world worker)",
+        help="the payload of every request (default: 50 tokens from the hello_world worker)",
     )
-    parser.add_argument(
-        "--cost",
-        type=cost,
-        default=COST,
-        metavar="NUMBER",
-        help=f"a request's workload, in the worker's unit (default {COST:g})",
-    )
+    add_cost_argument(parser, COST)
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.tools.load_command import run_load_test
 
-    route = args.route if args.route.startswith("/") else f"/{args.route}"
-    return run_load_test(parser, args, route, JsonPayload(args.payload, args.cost))
+    return run_load_test(parser, args, args.route, JsonPayload(args.payload, args.cost))
 
 
 COMMAND = Command(
     "send requests to an endpoint and measure them",
-    "Sends requests on time, whatever becomes of those before them (-rps), or so many at once (-c), and "
-    "prints what became of them and how long it took; Ctrl-C ends it, and prints what there is. The exit "
-    "status is 0 if all succeeded. Workers have a test of their own besides, which sends what they take: "
-    "python -m workers.NAME.test_load.",
+    "Sends requests at a fixed rate (-rps) or at a fixed concurrency (-c), and prints how many succeeded "
+    "and how long they took. Ctrl-C stops it and prints the summary so far. The exit status is 0 if every "
+    "request succeeded. Each ready-made worker has a load test with payloads of its own: python -m "
+    "workers.NAME.test_load.",
     configure,
     run,
 )

@@ -1,24 +1,24 @@
-"""`pyworker status`."""
+"""`pyworker status`: show what a running worker is doing."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
-import os
-import sys
 
-from lib.tools.command import EXIT_FAILED, EXIT_USAGE, Command, port
+from lib.tools.command import EXIT_FAILED, EXIT_USAGE, Command, environment, http_url, port, print_error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.HelpFormatter
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
+    address = parser.add_mutually_exclusive_group()
+    address.add_argument(
         "--port", type=port, help="the worker's loopback port (default: WORKER_HTTP_PORT, or WORKER_PORT + 1)"
     )
-    where.add_argument("--url", help="where /status is, for a tunnel to another machine")
-    parser.add_argument("--json", action="store_true", help="print what the worker says as it is")
+    address.add_argument(
+        "--url", type=http_url, help="the URL of the loopback port, for a tunnel to another machine"
+    )
+    parser.add_argument("--json", action="store_true", help="print the worker's /status as JSON")
 
 
 def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -28,14 +28,14 @@ def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.tools.status_page import NoStatus, fetch, show
 
     try:
-        own_port = args.port or ports_in(os.environ)[1]  # noqa: TID251 - read by settings.py
-        url: str = args.url or f"http://127.0.0.1:{own_port}"
+        loopback_port = args.port or ports_in(environment())[1]
+        url: str = args.url or f"http://127.0.0.1:{loopback_port}"
         status = asyncio.run(fetch(url.removesuffix("/status").rstrip("/")))
     except SettingsError as e:
-        print(f"pyworker status: {'; '.join(e.problems)}", file=sys.stderr)
+        print_error("status", "; ".join(e.problems))
         return EXIT_USAGE
     except NoStatus as e:
-        print(f"pyworker status: {e}", file=sys.stderr)
+        print_error("status", e)
         return EXIT_FAILED
     if args.json:
         print(json.dumps(status, indent=2))
@@ -45,10 +45,10 @@ def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 COMMAND = Command(
-    "what the running worker is doing, and why it isn't ready",
-    "Shows a running worker's own account: its state and how it came there, what its log rules have matched, "
-    "its queue, its slowest requests, and its last reports with the engine's answers. Run it on the machine "
-    "where the worker runs. The exit status is 1 if there is no worker.",
+    "show what the running worker is doing, and why it isn't ready",
+    "Shows the /status of a running worker: its state and state changes, the matches of its log rules, its "
+    "queue, its slowest requests, and its last reports with the engine's answers. Run it on the machine "
+    "where the worker runs. The exit status is 1 if no worker answers.",
     configure,
     run,
 )

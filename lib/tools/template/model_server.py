@@ -1,10 +1,10 @@
-"""A model server to begin with: it says words, some at a time. Yours takes its place; then delete this file.
+"""A small model server to begin with, which generates random words. Delete this file when you have your own.
 
 python model_server.py [--port 5001]
 
-POST /generate         {"response": str}
-POST /generate_stream  {"word": str} a line, each sent when it is there
-GET  /health           200
+POST /generate         answers {"response": str}
+POST /generate_stream  streams {"word": str}, one JSON object per line
+GET  /health           answers 200
 """
 
 import argparse
@@ -32,25 +32,25 @@ WORDS = (
     "the",
     "under",
 )
-SECONDS_A_WORD = 0.03
+SECONDS_PER_WORD = 0.03
 
 
-async def say(request: web.Request) -> AsyncIterator[str]:
-    """The words of an answer, each in its time."""
+async def generated_words(request: web.Request) -> AsyncIterator[str]:
+    """Generate the words of an answer, one every SECONDS_PER_WORD seconds."""
     payload: dict[str, Any] = await request.json()
     for _ in range(payload.get("max_words", 20)):
-        await asyncio.sleep(SECONDS_A_WORD)
+        await asyncio.sleep(SECONDS_PER_WORD)
         yield random.choice(WORDS)
 
 
 async def generate(request: web.Request) -> web.Response:
-    return web.json_response({"response": " ".join([word async for word in say(request)])})
+    return web.json_response({"response": " ".join([word async for word in generated_words(request)])})
 
 
 async def generate_stream(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
-    async for word in say(request):
+    async for word in generated_words(request):
         await response.write(json.dumps({"word": word}).encode() + b"\n")
     return response
 

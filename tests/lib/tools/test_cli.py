@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
 import re
 import signal
@@ -14,13 +15,14 @@ import aiohttp
 import anyio
 import pytest
 
+from lib import __version__
 from lib.tools.cli import COMMANDS, main
-from tests.lib.tools.stand_ins import Engine, Worker
+from tests.lib.tools.fakes import FakeEngine, FakeWorker
 
 ROOT = Path(__file__).parents[3]
 GUARD_S = 30.0
 
-LAZY = """
+HELP_ONLY = """
 import sys
 from lib.tools.cli import main
 try:
@@ -42,15 +44,15 @@ async def start(*args: str) -> asyncio.subprocess.Process:
 
 
 async def result(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
-    """Exit status, output and errors."""
+    """The exit status, standard output and standard error."""
     with anyio.fail_after(GUARD_S):
         output, errors = await process.communicate()
     return process.returncode, output.decode(), errors.decode()
 
 
 @asynccontextmanager
-async def engine(*args: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str], None]:
-    """A local engine as a process, on a free port, and its URL."""
+async def running_engine(*args: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str], None]:
+    """Run a local engine on a free port; give its process and its URL."""
     process = await start("engine", "--port", "0", *args)
     assert process.stdout is not None
     try:
@@ -99,11 +101,17 @@ def test_a_commands_help_names_its_arguments(
     assert all(f"  {argument} " in text or f"  {argument}\n" in text for argument in arguments)
 
 
-def test_help_imports_nothing_heavy() -> None:
-    subprocess.run([sys.executable, "-c", LAZY], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+def test_help_does_not_import_large_modules() -> None:
+    subprocess.run([sys.executable, "-c", HELP_ONLY], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_no_command_is_answered_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--version") == 0
+    assert capsys.readouterr().out == f"pyworker {__version__}\n"
+    assert __version__ == importlib.metadata.version("pyworker")
+
+
+def test_without_a_command_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "commands:" in capsys.readouterr().err
 
@@ -117,24 +125,28 @@ def test_the_processes_own_arguments_are_the_default(
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
-        (["enigne"], "there is no command 'enigne': did you mean 'engine'?"),
-        (["xyzzy"], "there is no command 'xyzzy': there are demo, new, run, "),
+        (["enigne"], "unknown command 'enigne': did you mean 'engine'?"),
+        (["xyzzy"], "unknown command 'xyzzy': choose from demo, new, run, "),
         (["--verbose"], "unrecognized arguments: --verbose"),
         (["demo", "twice"], "unrecognized arguments: twice"),
-        (["engine", "--port", "http"], "argument --port: must be 0 to 65535"),
-        (["engine", "--port", "65536"], "argument --port: must be 0 to 65535"),
+        (["engine", "--port", "http"], "argument --port: must be a port, 0 to 65535"),
+        (["engine", "--port", "65536"], "argument --port: must be a port, 0 to 65535"),
         (["engine", "--scheme", "half"], "argument --scheme: invalid choice: 'half'"),
         (["engine", "--api-key", ""], "argument --api-key: must not be empty"),
         (["engine", "--endpoint", ""], "argument --endpoint: must be a name of 1 to"),
         (["run", "hello_wrld"], "Did you mean 'hello_world'?"),
-        (["run", "nowhere/worker.py"], "There are: "),
-        (["check", "nowhere/"], "There are: "),
-        (["new", "my-model"], "my_model, for instance"),
+        (["run", "nowhere/worker.py"], "Choose from "),
+        (["check", "nowhere/"], "Choose from "),
+        (["new", "my-model"], "for instance my_model"),
         (["request", "/generate", "{}"], "-k KEY and -e NAME are needed, or -l for the local engine"),
         (["request", "/generate", "prompt", "-l"], "argument JSON: is not JSON"),
         (["status", "--port", "1", "--url", "http://127.0.0.1:1"], "not allowed with argument"),
+        (["status", "--port", "0"], "argument --port: must be a port, 1 to 65535"),
+        (["status", "--url", "here"], "argument --url: 'here' is not an http(s) URL"),
+        (["engine", "--worker", "mine"], "argument --worker: needs --autoscale N"),
+        (["engine", "--autoscale", "0"], "argument --autoscale: must be a number of workers, 1 to 64"),
         (["load-test"], "-k KEY and -e NAME are needed, or -l for the local engine"),
         (["load-test", "--engine", "here"], "argument --engine: 'here' is not an http(s) URL"),
         (["load-test", "-l", "-n", "none"], "argument -n"),
@@ -144,8 +156,8 @@ def test_the_processes_own_arguments_are_the_default(
         (["load-test", "-l", "--cost", "nan"], "argument --cost: must be a finite number, 0 or more"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_arguments_are_reported_on_the_last_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status: object
     try:
@@ -154,12 +166,15 @@ def test_what_is_wrong_is_told_in_a_line(
         status = e.code
     assert status == 2
     errors = capsys.readouterr().err
-    assert said in errors.splitlines()[-1]
+    assert message in errors.splitlines()[-1]
     assert "Traceback" not in errors
 
 
 async def test_an_engine_serves_until_ctrl_c() -> None:
-    async with engine("--scheme", "url", "--endpoint", "mine", "--api-key", "secret") as (process, url):
+    async with running_engine("--scheme", "url", "--endpoint", "mine", "--api-key", "secret") as (
+        process,
+        url,
+    ):
         async with aiohttp.ClientSession() as http:
             async with http.get(f"{url}/pubkey/") as answer:
                 assert "PUBLIC KEY" in await answer.text()
@@ -172,15 +187,15 @@ async def test_an_engine_serves_until_ctrl_c() -> None:
     assert "Traceback" not in errors
 
 
-async def test_a_port_in_use_is_told_in_one_line() -> None:
-    async with engine() as (_, url):
+async def test_a_port_in_use_is_reported_in_one_line() -> None:
+    async with running_engine() as (_, url):
         port = url.rsplit(":", 1)[1]
         status, output, errors = await result(await start("engine", "--port", port))
     assert (status, output) == (2, "")
     assert errors == (f"pyworker engine: port {port} on 127.0.0.1 is in use: choose another with --port\n")
 
 
-def test_an_output_that_nobody_reads_is_no_traceback() -> None:
+def test_a_closed_output_causes_no_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -198,12 +213,12 @@ def test_an_output_that_nobody_reads_is_no_traceback() -> None:
 
 
 async def test_a_load_test_sends_what_it_was_given() -> None:
-    worker = Worker()
+    worker = FakeWorker()
     async with worker.server:
-        asked = Engine(worker.url)
-        async with asked.server:
+        engine = FakeEngine(worker.url)
+        async with engine.server:
             process = await start(
-                *("load-test", "--engine", asked.target.engine_url, "-e", "small", "-n", "3", "-rps", "500"),
+                *("load-test", "--engine", engine.target.engine_url, "-e", "small", "-n", "3", "-rps", "500"),
                 *("--route", "chat", "--payload", '{"words": 7}', "--cost", "7"),
             )
             status, output, errors = await result(process)
@@ -211,10 +226,10 @@ async def test_a_load_test_sends_what_it_was_given() -> None:
     assert output.startswith("3 of 3 requests")
     assert worker.paths == ["/chat"] * 3
     assert all(b'"payload": {"words": 7}' in body for body in worker.bodies)
-    assert {(a["endpoint"], a["cost"]) for a in asked.asked} == {("small", 7.0)}
+    assert {(a["endpoint"], a["cost"]) for a in engine.requests} == {("small", 7.0)}
 
 
-async def test_a_load_test_without_an_engine_fails_and_says_so() -> None:
+async def test_a_load_test_without_an_engine_fails_and_reports_why() -> None:
     process = await start("load-test", "--engine", "http://127.0.0.1:1", "-n", "1")
     status, output, errors = await result(process)
     assert (status, errors) == (1, "")

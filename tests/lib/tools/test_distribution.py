@@ -11,7 +11,7 @@ from lib.tools.distribution import GROWTH, MAX_ERROR, PERCENTILES, SMALLEST, Dis
 values = st.lists(st.floats(SMALLEST, 1e6), min_size=1, max_size=60)
 
 
-def of(numbers: list[float], exact: int = 10_000) -> Distribution:
+def distribution_of(numbers: list[float], exact: int = 10_000) -> Distribution:
     distribution = Distribution(exact)
     distribution.update(numbers)
     return distribution
@@ -22,44 +22,44 @@ def nearest_rank(numbers: list[float], percent: float) -> float:
 
 
 def test_percentiles_are_values_that_occurred() -> None:
-    hundred = of([float(n) for n in range(100, 0, -1)])
+    hundred = distribution_of([float(n) for n in range(100, 0, -1)])
 
     assert hundred.summary() == {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
-    assert set(of([7.0]).summary().values()) == {7.0}
+    assert set(distribution_of([7.0]).summary().values()) == {7.0}
     assert (hundred.mean, hundred.error) == (50.5, 0.0)
 
 
-def test_nothing_has_no_percentiles() -> None:
+def test_an_empty_distribution_has_no_percentiles() -> None:
     empty = Distribution()
 
-    assert (empty.summary(), empty.curve(), empty.mean, empty.percentile(50)) == ({}, [], 0.0, 0.0)
+    assert (empty.summary(), empty.cumulative(), empty.mean, empty.percentile(50)) == ({}, [], 0.0, 0.0)
 
 
 @given(values)
-def test_what_is_exact_is_exact(numbers: list[float]) -> None:
+def test_percentiles_of_few_values_are_exact(numbers: list[float]) -> None:
     for percent in (0, *PERCENTILES, 100):
-        assert of(numbers).percentile(percent) == nearest_rank(numbers, percent)
+        assert distribution_of(numbers).percentile(percent) == nearest_rank(numbers, percent)
 
 
 @given(values, st.integers(0, 5))
-def test_a_histogram_keeps_within_its_error(numbers: list[float], exact: int) -> None:
-    told = of(numbers, exact)
-    error = told.error
+def test_percentiles_of_a_histogram_are_within_its_error(numbers: list[float], exact: int) -> None:
+    distribution = distribution_of(numbers, exact)
+    error = distribution.error
 
     assert error == (MAX_ERROR if len(numbers) > exact else 0.0)
     for percent in (0, *PERCENTILES, 100):
         right = nearest_rank(numbers, percent)
-        assert abs(told.percentile(percent) - right) <= right * (error + 1e-9)
-    assert told.summary()["max"] == max(numbers)
-    assert math.isclose(told.mean, sum(numbers) / len(numbers))
+        assert abs(distribution.percentile(percent) - right) <= right * (error + 1e-9)
+    assert distribution.summary()["max"] == max(numbers)
+    assert math.isclose(distribution.mean, sum(numbers) / len(numbers))
 
 
 @given(values, values, st.integers(0, 70), st.integers(0, 70))
-def test_merged_is_as_if_seen_together(
+def test_a_merged_distribution_has_the_values_of_both(
     first: list[float], second: list[float], exact: int, other_exact: int
 ) -> None:
-    merged = of(first, exact)
-    merged.merge(of(second, other_exact))
+    merged = distribution_of(first, exact)
+    merged.merge(distribution_of(second, other_exact))
     both = [*first, *second]
 
     assert (merged.count, merged.maximum) == (len(both), max(both))
@@ -69,19 +69,19 @@ def test_merged_is_as_if_seen_together(
 
 
 @pytest.mark.parametrize("exact", [0, 100])
-def test_a_curve_rises_to_all(exact: int) -> None:
-    curve = of([3.0, 1.0, 2.0, 2.0], exact).curve()
+def test_the_cumulative_distribution_rises_to_1(exact: int) -> None:
+    cumulative = distribution_of([3.0, 1.0, 2.0, 2.0], exact).cumulative()
 
-    assert [part for _, part in curve] in ([0.25, 0.75, 1.0], [0.25, 0.5, 0.75, 1.0])
-    assert [value for value, _ in curve] == sorted(value for value, _ in curve)
+    assert [fraction for _, fraction in cumulative] in ([0.25, 0.75, 1.0], [0.25, 0.5, 0.75, 1.0])
+    assert [value for value, _ in cumulative] == sorted(value for value, _ in cumulative)
 
 
-def test_memory_depends_on_the_range_and_not_on_the_count() -> None:
-    many = of([SMALLEST * GROWTH ** (n / 10) for n in range(20_000)] * 2, exact=100)
+def test_memory_depends_on_the_range_of_values_and_not_on_their_count() -> None:
+    many = distribution_of([SMALLEST * GROWTH ** (n / 10) for n in range(20_000)] * 2, exact=100)
 
     assert many.count == 40_000
-    assert len(many.curve()) <= 2_001
+    assert len(many.cumulative()) <= 2_001
 
 
-def test_what_is_too_small_to_tell_counts_as_the_smallest() -> None:
-    assert of([0.0, 1e-12, 1.0], exact=0).percentile(50) <= SMALLEST * GROWTH
+def test_values_below_the_smallest_bucket_count_as_the_smallest() -> None:
+    assert distribution_of([0.0, 1e-12, 1.0], exact=0).percentile(50) <= SMALLEST * GROWTH

@@ -8,34 +8,34 @@ import pytest
 from lib.client import Target
 from lib.tools.load_plot import KINDS, CannotPlot, check_plot, save_plot
 from lib.tools.load_tally import OK, Sample
-from lib.tools.load_test import LoadTest, Plan
+from lib.tools.load_test import LoadPlan, LoadTest
 
 TARGET = Target("http://engine", "small", "key")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def load_test(*samples: Sample) -> LoadTest:
-    test = LoadTest(Plan(TARGET, "/generate", len(samples) or 1, 1.0), dict)
+    test = LoadTest(LoadPlan(TARGET, "/generate", len(samples) or 1, 1.0), dict)
     for sample in samples:
         test.tally.add(sample)
     return test
 
 
-def test_where_matplotlib_is_missing_it_is_told_how_to_get_it(
+def test_without_matplotlib_the_error_names_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(CannotPlot, match=r"needs matplotlib: pip install 'pyworker\[plot\]'"):
+    with pytest.raises(CannotPlot, match=r"matplotlib is not installed: pip install 'pyworker\[plot\]'"):
         check_plot(tmp_path / "out.png")
 
 
 @pytest.mark.parametrize("name", ["out.txt", "out", ""])
-def test_a_kind_of_picture_that_is_not_made_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CannotPlot, match=r"must end in .pdf, .png, .svg"):
+def test_an_unknown_file_type_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotPlot, match=r"must end in one of .pdf, .png, .svg"):
         check_plot(tmp_path / name)
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for path in (tmp_path / "folder.png", tmp_path / "missing" / "out.png"):
         with pytest.raises(CannotPlot, match="cannot be written"):
@@ -52,7 +52,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     ],
     ids=["nothing", "a failure", "some"],
 )
-def test_a_picture_is_drawn_of_whatever_there_is(
+def test_any_number_of_requests_can_be_plotted(
     kind: str, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib.figure")
@@ -64,7 +64,7 @@ def test_a_picture_is_drawn_of_whatever_there_is(
     assert kind != ".png" or path.read_bytes().startswith(PNG)
 
 
-def test_a_disk_that_fails_at_the_end_is_told(tmp_path: Path) -> None:
+def test_a_failure_to_write_the_plot_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib.figure")
     (tmp_path / "out.png").mkdir()
     with pytest.raises(CannotPlot, match="cannot be written: Is a directory"):

@@ -7,18 +7,18 @@ from array import array
 import anyio
 
 from lib.client import Target
-from lib.tools.load_report import document, headline, lines
+from lib.tools.load_report import headline, summary_json, summary_lines
 from lib.tools.load_tally import OK, Sample
-from lib.tools.load_test import LoadTest, Plan
-from tests.lib.tools.stand_ins import Engine, InTurn, Worker
+from lib.tools.load_test import LoadPlan, LoadTest
+from tests.lib.tools.fakes import OneByOne, engine_and_worker
 from tests.manual_clock import ManualClock
 
 TARGET = Target("http://engine", "small", "secret-key")
 
 
-def counted(plan: Plan | None = None) -> LoadTest:
-    """Three requests have ended, none of them on a clock."""
-    test = LoadTest(plan or Plan(TARGET, "/generate", 4, 2.0), dict)
+def finished_test(plan: LoadPlan | None = None) -> LoadTest:
+    """A load test of which three requests have ended, without a clock."""
+    test = LoadTest(plan or LoadPlan(TARGET, "/generate", 4, 2.0), dict)
     test.sent = 4
     a, b = "http://a", "http://b"
     gaps_s = array("d", [0.25, 0.75])
@@ -31,8 +31,8 @@ def counted(plan: Plan | None = None) -> LoadTest:
     return test
 
 
-def test_people_read_counts_times_and_workers() -> None:
-    assert lines(counted()) == [
+def test_the_text_has_counts_times_and_workers() -> None:
+    assert summary_lines(finished_test()) == [
         "3 of 4 requests in 0.00 s: 0.00 ok/s, 0.0 workload/s",
         "  ok                               2  fine",
         '  HTTP 429                         1  {"error": "busy"}',
@@ -48,40 +48,40 @@ def test_people_read_counts_times_and_workers() -> None:
     ]
 
 
-def test_a_summary_of_nothing_can_be_read() -> None:
-    nothing = LoadTest(Plan(TARGET, "/generate", 3, 1.0), dict)
+def test_a_test_without_requests_has_a_summary() -> None:
+    nothing = LoadTest(LoadPlan(TARGET, "/generate", 3, 1.0), dict)
 
-    assert lines(nothing)[0].startswith("0 of 3 requests in 0.00 s: 0.00 ok/s")
-    assert json.loads(json.dumps(document(nothing)))["seconds"] == {}
+    assert summary_lines(nothing)[0].startswith("0 of 3 requests in 0.00 s: 0.00 ok/s")
+    assert json.loads(json.dumps(summary_json(nothing)))["seconds"] == {}
 
 
-def test_an_interruption_is_told_with_what_is_missing() -> None:
-    assert headline(counted(), interrupted=True).startswith(
-        "interrupted: 3 of 4 requests in 0.00 s (1 more without an answer)"
+def test_the_headline_of_an_interrupted_test_counts_requests_in_flight() -> None:
+    assert headline(finished_test(), interrupted=True).startswith(
+        "interrupted: 3 of 4 requests in 0.00 s (1 more were in flight)"
     )
 
 
-def test_nothing_is_late_where_no_time_was_set() -> None:
-    closed = counted(Plan(TARGET, "/generate", 4, concurrency=2))
+def test_lateness_is_reported_at_a_rate_only() -> None:
+    closed = finished_test(LoadPlan(TARGET, "/generate", 4, concurrency=2))
 
-    assert not any(line.startswith("  late ") for line in lines(closed))
-    assert "late" not in document(closed)["seconds"]
+    assert not any(line.startswith("  late ") for line in summary_lines(closed))
+    assert "late" not in summary_json(closed)["seconds"]
 
 
-def test_of_many_requests_the_error_is_told() -> None:
-    test = counted()
+def test_above_10000_values_the_error_of_percentiles_is_reported() -> None:
+    test = finished_test()
     for _ in range(10_000):
         test.tally.add(Sample(0.0, 0.0, 5.0, "http://a", OK, "", 0.1, 0.2, 0.3))
 
-    assert "  (of so many requests, percentiles are told to within 0.5%)" in lines(test)
-    assert 0 < document(test)["seconds"]["latency"]["error"] < 0.005
+    assert "  (above 10,000 values, percentiles are approximate, to within 0.5%)" in summary_lines(test)
+    assert 0 < summary_json(test)["seconds"]["latency"]["error"] < 0.005
 
 
-def test_programs_read_the_same() -> None:
-    told = document(counted(), interrupted=True)
+def test_the_json_has_the_same_figures() -> None:
+    summary = summary_json(finished_test(), interrupted=True)
 
-    assert json.loads(json.dumps(told)) == told
-    assert told["plan"] == {
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["plan"] == {
         "engine": "http://engine",
         "endpoint": "small",
         "route": "/generate",
@@ -91,9 +91,9 @@ def test_programs_read_the_same() -> None:
         "duration_s": None,
         "timeout_s": 600.0,
     }
-    counts = {name: told[name] for name in ("interrupted", "sent", "ended", "ok", "failed")}
+    counts = {name: summary[name] for name in ("interrupted", "sent", "ended", "ok", "failed")}
     assert counts == {"interrupted": True, "sent": 4, "ended": 3, "ok": 2, "failed": 1}
-    assert told["seconds"]["latency"] == {
+    assert summary["seconds"]["latency"] == {
         "count": 2,
         "mean": 2.0,
         "p50": 1.0,
@@ -103,38 +103,36 @@ def test_programs_read_the_same() -> None:
         "max": 3.0,
         "error": 0.0,
     }
-    assert set(told["seconds"]) == {"routing", "first_byte", "between_chunks", "latency", "late"}
-    assert told["errors"] == [{"kind": "HTTP 429", "count": 1, "excerpt": '{"error":\n "busy"}'}]
-    assert told["workers"] == [
+    assert set(summary["seconds"]) == {"routing", "first_byte", "between_chunks", "latency", "late"}
+    assert summary["errors"] == [{"kind": "HTTP 429", "count": 1, "excerpt": '{"error":\n "busy"}'}]
+    assert summary["workers"] == [
         {"url": "http://a", "requests": 1, "errors": {}},
         {"url": "http://b", "requests": 2, "errors": {"HTTP 429": 1}},
     ]
-    slices = told["timeline"]["slices"]
+    slices = summary["timeline"]["slices"]
     assert [(s["ok"], s["failed"]) for s in slices] == [(0, 0), (0, 0), (1, 1), *[(0, 0)] * 4, (1, 0)]
     assert slices[7]["latency_s"]["p50"] == 3.0
 
 
-def test_the_key_is_told_to_nobody() -> None:
-    test = counted()
+def test_the_key_is_in_no_summary() -> None:
+    test = finished_test()
 
-    assert TARGET.api_key not in json.dumps(document(test)) + "\n".join(lines(test))
+    assert TARGET.api_key not in json.dumps(summary_json(test)) + "\n".join(summary_lines(test))
 
 
-async def test_rates_are_over_the_time_until_the_last_answer() -> None:
-    clock, turn, worker = ManualClock(), InTurn(), Worker()
-    worker.answer = turn.answer
-    async with worker.server:
-        engine = Engine(worker.url)
-        async with engine.server:
-            plan = Plan(engine.target, "/generate", 2, concurrency=1)
-            test = LoadTest(plan, lambda: {"any": "payload"}, clock=clock)
-            running = asyncio.ensure_future(test.run())
-            with anyio.fail_after(30):
-                for arrived in (1, 2):
-                    await worker.until_arrived(arrived)
-                    clock.advance(2.0)
-                    turn.allowed.release()
-                await running
+async def test_throughput_is_over_the_time_until_the_last_answer() -> None:
+    clock, answers = ManualClock(), OneByOne()
+    async with engine_and_worker() as (engine, worker):
+        worker.answer = answers.answer
+        plan = LoadPlan(engine.target, "/generate", 2, concurrency=1)
+        test = LoadTest(plan, lambda: {"any": "payload"}, clock=clock)
+        running = asyncio.ensure_future(test.run())
+        with anyio.fail_after(30):
+            for arrived in (1, 2):
+                await worker.until_arrived(arrived)
+                clock.advance(2.0)
+                answers.allowed.release()
+            await running
     clock.advance(100.0)
 
     assert headline(test) == "2 of 2 requests in 4.00 s: 0.50 ok/s, 50.0 workload/s"

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from lib.client import Target
-from lib.tools.load_screen import line, progress, table, watch
+from lib.tools.load_screen import progress, progress_line, progress_table, show_progress
 from lib.tools.load_tally import OK, Sample
-from lib.tools.load_test import LoadTest, Plan
-from tests.lib.tools.stand_ins import Engine, InTurn, Worker
+from lib.tools.load_test import LoadPlan, LoadTest
+from tests.lib.tools.fakes import FakeWorker, OneByOne, engine_and_worker
 from tests.manual_clock import ManualClock
 
 TARGET = Target("http://engine", "small", "key")
@@ -27,12 +27,12 @@ class Terminal(io.StringIO):
 
 def drawn(test: LoadTest) -> str:
     out = io.StringIO()
-    Console(file=out, width=100).print(table(test))
+    Console(file=out, width=100).print(progress_table(test))
     return out.getvalue()
 
 
 def load_test(count: int = 100) -> LoadTest:
-    return LoadTest(Plan(TARGET, "/generate", count, 10.0), dict)
+    return LoadTest(LoadPlan(TARGET, "/generate", count, 10.0), dict)
 
 
 def test_the_table_has_counts_times_failures_and_workers() -> None:
@@ -50,15 +50,15 @@ def test_the_table_has_counts_times_failures_and_workers() -> None:
     assert rows[-2:] == ["http://a:1 1", "http://b:2 1 1 failed: HTTP 429 (1)"]
 
 
-def test_before_the_first_answer_there_is_a_table_too() -> None:
+def test_before_the_first_answer_the_table_shows_the_workers_states() -> None:
     test = load_test()
     test.states = {"loading": 2}
 
-    assert "no worker is ready: {'loading': 2}" in drawn(test)
-    assert line(test).endswith("; no worker is ready: {'loading': 2}")
+    assert "no worker is ready: 2 loading" in drawn(test)
+    assert progress_line(test).endswith("; no worker is ready: 2 loading")
 
 
-def test_a_long_list_is_cut_and_says_so() -> None:
+def test_a_long_list_is_shortened_with_a_count_of_the_rest() -> None:
     test = load_test()
     for number in range(9):
         test.tally.add(Sample(0.0, 0.0, 5.0, f"http://worker-{number}", f"HTTP 50{number}"))
@@ -71,40 +71,38 @@ def test_a_long_list_is_cut_and_says_so() -> None:
 @asynccontextmanager
 async def running(
     clock: ManualClock, count: int | None, duration_s: float | None
-) -> AsyncGenerator[tuple[LoadTest, Worker, InTurn], None]:
-    """One request at once; each is answered in its turn."""
-    worker, turn = Worker(), InTurn()
-    worker.answer = turn.answer
-    async with worker.server:
-        engine = Engine(worker.url)
-        async with engine.server, anyio.create_task_group() as group:
-            plan = Plan(engine.target, "/generate", count, concurrency=1, duration_s=duration_s)
-            test = LoadTest(plan, lambda: {"any": "payload"}, clock=clock)
-            group.start_soon(test.run)
-            with anyio.fail_after(GUARD_S):
-                yield test, worker, turn
-            group.cancel_scope.cancel()
+) -> AsyncGenerator[tuple[LoadTest, FakeWorker, OneByOne], None]:
+    """Run a load test with one request in flight; requests are answered one by one."""
+    answers = OneByOne()
+    async with engine_and_worker() as (engine, worker), anyio.create_task_group() as group:
+        worker.answer = answers.answer
+        plan = LoadPlan(engine.target, "/generate", count, concurrency=1, duration_s=duration_s)
+        test = LoadTest(plan, lambda: {"any": "payload"}, clock=clock)
+        group.start_soon(test.run)
+        with anyio.fail_after(GUARD_S):
+            yield test, worker, answers
+        group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
     ("count", "duration_s", "done", "left_s"),
     [(4, None, 0.25, 9.0), (None, 12.0, 0.25, 9.0), (4, 5.0, 0.6, 2.0), (100, 3.0, 1.0, 0.0)],
 )
-async def test_what_is_done_and_left_follows_the_plan(
+async def test_progress_and_time_left_follow_the_plan(
     count: int | None, duration_s: float | None, done: float, left_s: float
 ) -> None:
     clock = ManualClock()
-    async with running(clock, count, duration_s) as (test, worker, turn):
+    async with running(clock, count, duration_s) as (test, worker, answers):
         await worker.until_arrived(1)
         clock.advance(2.0)
-        turn.allowed.release()
+        answers.allowed.release()
         await worker.until_arrived(2)
         clock.advance(1.0)
 
         assert progress(test) == (done, left_s)
 
 
-async def test_before_an_answer_nothing_is_known_of_what_is_left() -> None:
+async def test_before_the_first_answer_the_time_left_is_unknown() -> None:
     async with running(ManualClock(), 4, None) as (test, worker, _):
         await worker.until_arrived(1)
 
@@ -112,15 +110,15 @@ async def test_before_an_answer_nothing_is_known_of_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("out_cls", [io.StringIO, Terminal])
-async def test_where_nothing_can_be_drawn_over_there_is_a_line_now_and_then(
+async def test_without_a_terminal_a_line_is_printed_every_10_seconds(
     out_cls: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
     clock, out = ManualClock(), out_cls()
-    async with running(clock, 4, None) as (test, worker, turn):
-        watching = asyncio.ensure_future(watch(test, out))
+    async with running(clock, 4, None) as (test, worker, answers):
+        watching = asyncio.ensure_future(show_progress(test, out))
         await worker.until_arrived(1)
-        turn.allowed.release()
+        answers.allowed.release()
         await worker.until_arrived(2)
         for _ in range(2):
             await clock.wait_for_timer(within_s=10.0)
@@ -134,15 +132,15 @@ async def test_where_nothing_can_be_drawn_over_there_is_a_line_now_and_then(
     ]
 
 
-async def test_on_a_terminal_the_table_is_drawn_over_and_goes_at_the_end(
+async def test_on_a_terminal_the_table_is_redrawn_and_removed_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     clock, out = ManualClock(), Terminal()
-    async with running(clock, 4, None) as (test, worker, turn):
-        watching = asyncio.ensure_future(watch(test, out))
+    async with running(clock, 4, None) as (test, worker, answers):
+        watching = asyncio.ensure_future(show_progress(test, out))
         await worker.until_arrived(1)
-        turn.allowed.release()
+        answers.allowed.release()
         await worker.until_arrived(2)
         await clock.wait_for_timer(within_s=0.5)
         clock.advance(0.5)

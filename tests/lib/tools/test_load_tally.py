@@ -24,60 +24,60 @@ def refused(due_s: float = 0.0, worker: str = "http://b", result: str = "HTTP 42
     return Sample(due_s, 1.5, 5.0, worker, result, "busy", routed_s=0.1, first_byte_s=9.0, ended_s=9.0)
 
 
-def tally(*samples: Sample) -> Tally:
-    counted = Tally()
+def tally_of(*samples: Sample) -> Tally:
+    tally = Tally()
     for sample in samples:
-        counted.add(sample)
-    return counted
+        tally.add(sample)
+    return tally
 
 
 def test_only_successes_count_as_work_and_latency() -> None:
-    counted = tally(served(0.0, 1.0), served(1.0, 2.0, "http://b"), refused())
+    tally = tally_of(served(0.0, 1.0), served(1.0, 2.0, "http://b"), refused())
 
-    assert (counted.ended, counted.ok, counted.failed, counted.workload) == (3, 2, 1, 10.0)
-    assert {name: times.maximum for name, times in counted.times.items()} == {
+    assert (tally.ended, tally.ok, tally.failed, tally.workload) == (3, 2, 1, 10.0)
+    assert {name: times.maximum for name, times in tally.times.items()} == {
         ROUTING: 0.1,
         FIRST_BYTE: 0.2,
         BETWEEN_CHUNKS: 0.75,
         LATENCY: 2.0,
         LATE: 1.5,
     }
-    assert counted.times[BETWEEN_CHUNKS].count == 4
+    assert tally.times[BETWEEN_CHUNKS].count == 4
 
 
-def test_failures_are_told_by_kind_and_by_worker() -> None:
-    counted = tally(served(0.0, 1.0), refused(), refused(), refused(worker="", result="engine HTTP 401"))
+def test_failures_are_counted_by_kind_and_by_worker() -> None:
+    tally = tally_of(served(0.0, 1.0), refused(), refused(), refused(worker="", result="engine HTTP 401"))
 
-    assert counted.failures == [("HTTP 429", 2), ("engine HTTP 401", 1)]
-    assert {url: (w.requests, dict(w.failures)) for url, w in counted.workers.items()} == {
+    assert tally.failures == [("HTTP 429", 2), ("engine HTTP 401", 1)]
+    assert {url: (w.requests, dict(w.failures)) for url, w in tally.workers.items()} == {
         "http://a": (1, {}),
         "http://b": (2, {"HTTP 429": 2}),
     }
 
 
-def test_the_first_answer_of_each_result_is_kept() -> None:
+def test_the_first_answer_of_each_result_is_stored() -> None:
     other = Sample(0.0, 0.0, 5.0, "http://b", "HTTP 429", "later")
 
-    assert tally(refused(), other, served(0.0, 1.0)).excerpts == {"HTTP 429": "busy", OK: ""}
+    assert tally_of(refused(), other, served(0.0, 1.0)).excerpts == {"HTTP 429": "busy", OK: ""}
 
 
-def test_slices_tell_what_ended_when() -> None:
-    counted = tally(served(0.0, 0.1), served(0.0, 1.2), refused(-8.0))
+def test_slices_count_requests_by_the_time_of_their_end() -> None:
+    tally = tally_of(served(0.0, 0.1), served(0.0, 1.2), refused(-8.0))
 
-    assert counted.slice_s == 0.5
-    assert [(s.ok, s.failed, s.latency.maximum) for s in counted.slices] == [
+    assert tally.slice_s == 0.5
+    assert [(s.ok, s.failed, s.latency.maximum) for s in tally.slices] == [
         (1, 0, 0.1),
         (0, 0, 0.0),
         (1, 1, 1.2),
     ]
 
 
-def test_slices_get_longer_and_not_more() -> None:
-    counted = Tally()
+def test_in_a_long_test_slices_get_longer_and_not_more() -> None:
+    tally = Tally()
     for second in range(1000):
-        counted.add(served(float(second), 0.25))
+        tally.add(served(float(second), 0.25))
 
-    assert counted.slice_s == 16.0
-    assert len(counted.slices) == 63 <= MAX_SLICES
-    assert sum(s.ok for s in counted.slices) == 1000
-    assert {s.ok for s in counted.slices[:-1]} == {16}
+    assert tally.slice_s == 16.0
+    assert len(tally.slices) == 63 <= MAX_SLICES
+    assert sum(s.ok for s in tally.slices) == 1000
+    assert {s.ok for s in tally.slices[:-1]} == {16}

@@ -12,7 +12,7 @@ LOAD, ERROR, INFO = LogAction.ModelLoaded, LogAction.ModelError, LogAction.Info
 GOES_ON = [f"served {i}" for i in range(HEALTHY_LINES)]
 
 
-def said(tmp_path: Path, lines: list[str], *rules: tuple[LogAction, str], end: str = "\n") -> list[str]:
+def findings(tmp_path: Path, lines: list[str], *rules: tuple[LogAction, str], end: str = "\n") -> list[str]:
     log = tmp_path / "model.log"
     log.write_text("\n".join(lines) + end)
     found = Findings("worker.py")
@@ -20,15 +20,15 @@ def said(tmp_path: Path, lines: list[str], *rules: tuple[LogAction, str], end: s
     return [line for line in found.lines()[:-1] if "model.log:" not in line]
 
 
-def test_each_rule_is_shown_with_the_lines_that_fire_it(tmp_path: Path) -> None:
+def test_each_rule_is_shown_with_the_lines_that_it_matches(tmp_path: Path) -> None:
     lines = ["download 1", "download 2", "ready now", *(f"download {i}" for i in range(3, 7)), "Error: out"]
-    assert said(tmp_path, lines, (LOAD, "ready"), (ERROR, "Error:"), (INFO, "download")) == [
-        "ok       log           load rule 'ready' fires on line 3: ready now",
-        "ok       log           error rule 'Error:' fires on line 8: Error: out",
-        "ok       log           info rule 'download' fires on line 1: download 1",
-        "ok       log           info rule 'download' fires on line 2: download 2",
-        "ok       log           info rule 'download' fires on line 4: download 3",
-        "ok       log           info rule 'download' fires on 3 more lines, the last 7",
+    assert findings(tmp_path, lines, (LOAD, "ready"), (ERROR, "Error:"), (INFO, "download")) == [
+        "ok       log           load rule 'ready' matches line 3: ready now",
+        "ok       log           error rule 'Error:' matches line 8: Error: out",
+        "ok       log           info rule 'download' matches line 1: download 1",
+        "ok       log           info rule 'download' matches line 2: download 2",
+        "ok       log           info rule 'download' matches line 4: download 3",
+        "ok       log           info rule 'download' matches 3 more lines, the last is line 7",
     ]
 
 
@@ -40,39 +40,44 @@ def test_each_rule_is_shown_with_the_lines_that_fire_it(tmp_path: Path) -> None:
             ["the Server  Started"],
             (LOAD, "server started"),
             "problem",
-            "but for its letters' case or spaces: line 1",
+            "differs only in case or spaces from line 1",
         ),
         (["other"], (LOAD, "ready"), "problem", "no load rule matches"),
         (["ready"] * 4, (LOAD, "ready"), "warning", "load rule 'ready' matches 4 lines"),
-        (["0 errors", "ready"], (ERROR, "error"), "warning", "matches line 1, but the model is loaded at 2"),
+        (
+            ["0 errors", "ready"],
+            (ERROR, "error"),
+            "warning",
+            "matches line 1, but the model loads successfully at line 2",
+        ),
         (
             ["ready", "error", *GOES_ON],
             (ERROR, "error"),
             "warning",
-            f"the log goes on for {HEALTHY_LINES} lines",
+            f"but {HEALTHY_LINES} lines follow",
         ),
     ],
 )
-def test_what_looks_wrong_is_said(
+def test_suspicious_rules_are_reported(
     lines: list[str], rule: tuple[LogAction, str], level: str, text: str, tmp_path: Path
 ) -> None:
-    told = said(tmp_path, lines, rule, *([] if rule[0] is LOAD else [(LOAD, "ready")]))
-    assert [line for line in told if line.startswith(level) and text in line], told
+    found = findings(tmp_path, lines, rule, *([] if rule[0] is LOAD else [(LOAD, "ready")]))
+    assert [line for line in found if line.startswith(level) and text in line], found
 
 
-def test_an_error_that_ends_the_log_is_no_warning(tmp_path: Path) -> None:
-    told = said(tmp_path, ["ready", "error: out of memory"], (LOAD, "ready"), (ERROR, "error"))
-    assert all(line.startswith("ok ") for line in told)
+def test_an_error_at_the_end_of_the_log_is_no_warning(tmp_path: Path) -> None:
+    found = findings(tmp_path, ["ready", "error: out of memory"], (LOAD, "ready"), (ERROR, "error"))
+    assert all(line.startswith("ok ") for line in found)
 
 
-def test_a_last_line_without_an_end_is_not_looked_at(tmp_path: Path) -> None:
-    told = said(tmp_path, ["first", "ready"], (LOAD, "ready"), end="")
-    assert any("the last line has no end" in line for line in told)
-    assert any("no load rule matches" in line for line in told)
+def test_an_incomplete_last_line_matches_no_rule(tmp_path: Path) -> None:
+    found = findings(tmp_path, ["first", "ready"], (LOAD, "ready"), end="")
+    assert any("the last line is incomplete" in line for line in found)
+    assert any("no load rule matches" in line for line in found)
 
 
-def test_a_log_without_any_line_is_said(tmp_path: Path) -> None:
-    assert said(tmp_path, [""], (LOAD, "ready"), end="")[0].startswith("warning  log")
+def test_an_empty_log_is_a_warning(tmp_path: Path) -> None:
+    assert findings(tmp_path, [""], (LOAD, "ready"), end="")[0].startswith("warning  log")
 
 
 @pytest.mark.parametrize(("name", "why"), [("none.log", "does not exist"), ("", "is a directory")])
@@ -83,7 +88,7 @@ def test_a_log_that_cannot_be_read_is_a_problem(name: str, why: str, tmp_path: P
     assert why in found.lines()[0]
 
 
-def test_a_rule_that_no_line_can_match_is_a_problem_without_a_log() -> None:
+def test_an_impossible_rule_is_reported_without_a_log() -> None:
     found = Findings("worker.py")
     check_rules([(LOAD, "two\nlines"), (ERROR, " spaced ")], found)
     first, second, last = found.lines()

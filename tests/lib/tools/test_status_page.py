@@ -25,7 +25,7 @@ LOG = {
 
 
 def status(**changed: Any) -> dict[str, Any]:
-    """A worker that loads, 94 s after its start."""
+    """The `/status` of a worker that is loading, 94 s after its start, with `changed` fields."""
     return {
         "now": 1094.0,
         "state": "loading",
@@ -49,7 +49,7 @@ def status(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "expected"),
     [
         (
             {},
@@ -67,7 +67,8 @@ def status(**changed: Any) -> dict[str, Any]:
         ({"log": {**LOG, "lines": 0}}, "loading for 94 s; its log /var/log/model.log is empty"),
         (
             {"log": {**LOG, "awaiting_connection": True}},
-            "loading for 94 s; its log says it is loaded, but it accepts no connection",
+            "loading for 94 s; its log says that the model is loaded, "
+            "but the model server accepts no connection",
         ),
         (
             {
@@ -83,26 +84,26 @@ def status(**changed: Any) -> dict[str, Any]:
         ({"waiting_for": ["lifecycle"]}, "loading for 94 s; its lifecycle has not been entered yet"),
         (
             {"waiting_for": ["key"], "reports": [{"addr": "http://e", "answer": "502 Bad Gateway"}]},
-            "loading for 94 s; the engine has given no public key: http://e said '502 Bad Gateway'",
+            "loading for 94 s; the engine has not sent its public key: http://e answered '502 Bad Gateway'",
         ),
         (
             {"waiting_for": ["key"]},
-            "loading for 94 s; the engine has given no public key: it was not heard of yet",
+            "loading for 94 s; the engine has not sent its public key: no answer yet",
         ),
         (
             {"state": "benchmarking", "waiting_for": ["benchmark"]},
-            "benchmarking for 94 s; the benchmark runs",
+            "benchmarking for 94 s; the benchmark is running",
         ),
         ({"state": "errored", "error_msg": "CUDA error"}, "errored for 94 s: CUDA error"),
         ({"state": "ready", "max_perf": 12.5, "waiting_for": []}, "ready for 94 s: 12.5 workload/s"),
         ({"state": "draining", "waiting_for": []}, "draining for 94 s"),
     ],
 )
-def test_a_sentence_tells_what_it_waits_for(changed: dict[str, Any], said: str) -> None:
-    assert headline(status(**changed)) == said
+def test_the_headline_has_the_state_and_its_reason(changed: dict[str, Any], expected: str) -> None:
+    assert headline(status(**changed)) == expected
 
 
-def test_the_page_shows_all_of_it() -> None:
+def test_the_page_shows_every_part_of_the_status() -> None:
     changes = [{"at": 1000.0 + i, "state": "errored", "reason": f"reason {i}"} for i in range(20)]
     message = {"new_load": 7, "cur_load": 1, "cur_perf": 6, "max_perf": 12, "error_msg": "CUDA error"}
     report = {
@@ -137,8 +138,8 @@ def test_the_page_shows_all_of_it() -> None:
         "States (the last 12 of 20)",
         "reason 19",
         "/var/log/model.log, 1,204 lines",
-        "“server is up”: no line yet",
-        "“loading”: 3 lines, last “loading shard 3 of 8”",
+        "“server is up”: no match yet",
+        "“loading”: 3 matches, last “loading shard 3 of 8”",
         "0.250       0.500   12.125  200 served",
         "0.250           -   12.125  499 cancelled",
         "new_load=7 cur_load=1 cur_perf=6 max_perf=12 “CUDA error”",
@@ -149,26 +150,28 @@ def test_the_page_shows_all_of_it() -> None:
     assert "reason 7\n" not in page
 
 
-async def answer_other(_request: web.Request) -> web.Response:
+async def other_status(_request: web.Request) -> web.Response:
     return web.json_response([1])
 
 
-async def test_where_no_worker_tells_it_is_said_what_to_do() -> None:
-    with pytest.raises(NoStatus, match=r"there is no worker at .*: nothing listens there"):
+async def test_without_a_worker_the_error_says_what_to_do() -> None:
+    with pytest.raises(
+        NoStatus, match=r"there is no worker at .*: nothing listens there(.|\n)*pyworker run WORKER --local"
+    ):
         await fetch("http://127.0.0.1:1")
     async with TestServer(web.Application()) as public:
         with pytest.raises(NoStatus, match="it may be the worker's public port"):
             await fetch(str(public.make_url("")))
     app = web.Application()
-    app.router.add_get("/status", answer_other)
+    app.router.add_get("/status", other_status)
     async with TestServer(app) as other:
         with pytest.raises(NoStatus, match="another program has that port"):
             await fetch(str(other.make_url("")))
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(-1, "0.0 s"), (3.21, "3.2 s"), (94, "94 s"), (600, "10 min"), (12000, "3 h 20 min")],
 )
-def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_durations_have_a_readable_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,9 +1,10 @@
-"""A tiny engine and a tiny worker over real sockets, as bad as a test wants them."""
+"""A fake engine and a fake worker on real sockets, whose answers and failures a test chooses."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
@@ -14,14 +15,17 @@ from lib.client import Target
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Engine:
-    """Answers `/route/` with the worker's URL, after `not_ready` times without one."""
+class FakeEngine:
+    """Answers `/route/` with the worker's URL, after `not_ready` answers without one; notes the requests.
+
+    If `answer` is set, it makes every answer instead.
+    """
 
     def __init__(self, worker_url: str) -> None:
         self.worker_url = worker_url
         self.not_ready = 0
         self.answer: Answer | None = None
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         app = web.Application()
         app.router.add_post("/route/", self._route)
         self.server = TestServer(app)
@@ -32,16 +36,16 @@ class Engine:
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         message: dict[str, Any] = await request.json()
-        self.asked.append(message)
+        self.requests.append(message)
         if self.answer:
             return await self.answer(request)
-        idx = message["request_idx"] or len(self.asked)
-        if len(self.asked) <= self.not_ready:
+        idx = message["request_idx"] or len(self.requests)
+        if len(self.requests) <= self.not_ready:
             return web.json_response({"endpoint": "small", "status": {"loading": 1}, "request_idx": idx})
         return web.json_response(
             {
                 "url": self.worker_url,
-                "reqnum": len(self.asked),
+                "reqnum": len(self.requests),
                 "signature": "c2ln",
                 "endpoint": "small",
                 "cost": message["cost"],
@@ -51,8 +55,8 @@ class Engine:
         )
 
 
-class Worker:
-    """Answers any POST as `answer` says, and notes the envelopes."""
+class FakeWorker:
+    """Answers every POST with `answer`; notes the paths and bodies of the requests."""
 
     def __init__(self) -> None:
         self.answer: Answer = ok
@@ -68,6 +72,7 @@ class Worker:
         return str(self.server.make_url("/")).rstrip("/")
 
     async def until_arrived(self, count: int) -> None:
+        """Return once `count` requests have arrived."""
         async with self.arrived:
             await self.arrived.wait_for(lambda: len(self.bodies) >= count)
 
@@ -80,8 +85,18 @@ class Worker:
         return await self.answer(request)
 
 
-class InTurn:
-    """Answers each request once the test allows it."""
+@asynccontextmanager
+async def engine_and_worker() -> AsyncGenerator[tuple[FakeEngine, FakeWorker], None]:
+    """Run a fake worker, and a fake engine that names it."""
+    worker = FakeWorker()
+    async with worker.server:
+        engine = FakeEngine(worker.url)
+        async with engine.server:
+            yield engine, worker
+
+
+class OneByOne:
+    """Answers one request for each release of `allowed`."""
 
     def __init__(self) -> None:
         self.allowed = asyncio.Semaphore(0)
@@ -96,7 +111,7 @@ async def ok(_request: web.Request) -> web.Response:
 
 
 async def cut(request: web.Request) -> web.StreamResponse:
-    """Half an answer, and then the connection breaks."""
+    """Send half an answer, then close the connection."""
     response = web.StreamResponse(headers={"Content-Length": "100"})
     await response.prepare(request)
     await response.write(b"half of it")
@@ -104,16 +119,18 @@ async def cut(request: web.Request) -> web.StreamResponse:
 
 
 async def silent(request: web.Request) -> web.StreamResponse:
-    """The connection breaks before any byte of an answer."""
+    """Close the connection before any byte of an answer."""
     return hang_up(request, web.Response())
 
 
 async def never(_request: web.Request) -> web.StreamResponse:
+    """Wait until the request is cancelled."""
     await asyncio.Event().wait()
-    raise AssertionError("an event that nobody sets was set")
+    raise AssertionError("unreachable: nothing sets the event")
 
 
 def hang_up(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Close the connection of `request`; return `response`, which can no longer be sent."""
     if request.transport:
         request.transport.close()
     return response
