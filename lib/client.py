@@ -21,6 +21,20 @@ import aiohttp
 from lib.runtime.clock import Clock, SystemClock, sleep
 from lib.wire import RouteRequest
 
+__all__ = [
+    "CallFailed",
+    "EngineError",
+    "NoWorker",
+    "RouteAnswer",
+    "RouteClient",
+    "Target",
+    "add_target_arguments",
+    "check",
+    "run_client",
+    "target_of",
+    "tell_waiting",
+]
+
 CLOUD_ENGINE = "https://run.vast.ai"
 LOCAL_ENGINE = "http://127.0.0.1:8081"
 

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from lib.data_types import LogAction
 from lib.runtime.settings import Reader
 
+__all__ = ["ModelSettings"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:

@@ -9,6 +9,8 @@ from typing import Any
 
 from lib.test_utils import test_args, test_load_cmd
 
+__all__ = ["run"]
+
 # For pytest: nothing here is a test.
 __test__ = False
 

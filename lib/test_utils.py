@@ -12,6 +12,8 @@ from typing import Any
 from lib.client import add_target_arguments
 from lib.tools.load_command import add_load_arguments, run_load_test
 
+__all__ = ["print_truncate_res", "test_args", "test_load_cmd"]
+
 # For pytest: nothing here is a test, whatever its name begins with.
 __test__ = False
 

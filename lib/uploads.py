@@ -14,6 +14,8 @@ from lib.fields.json_fields import JsonDataException
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+__all__ = ["Upload"]
+
 
 @dataclass
 class Upload:

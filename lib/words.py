@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 
+__all__ = ["WORDS", "some_words"]
+
 _TEXT = """
     acorn amber anchor apple apron arrow autumn bakery balcony barley basket beacon bicycle birch blanket
     blossom bottle branch bridge bronze bucket butter button cabin candle canyon carpet castle cedar cellar
