@@ -13,7 +13,7 @@ from tests.docs.blocks import DOCS, ROOT, Document, every_document
 
 # How blocks of a kind are tested: shell in test_commands.py, others in the test that is the document's.
 KINDS = {"shell": {"sh"}, "file": {"python"}, "python": {"python"}, "json": {"json"}, "log": {"", "json"}}
-# docs/kubernetes.md is tested in tests/lib/routes/test_prometheus.py.
+# Tested in test_manifests.py, and the metrics that they name in tests/lib/routes/test_prometheus.py.
 ELSEWHERE = {"manifests": {"yaml"}}
 
 DOCUMENTS = every_document()

@@ -57,6 +57,16 @@ def check(manifest: dict[str, Any], folder: Path) -> None:
         raise InvalidManifest(str(e)) from e
 
 
+def worker_container() -> dict[str, Any]:
+    (pods,) = by_kind("StatefulSet")
+    (worker,) = pods["spec"]["template"]["spec"]["containers"]
+    return worker
+
+
+def worker_env() -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in worker_container()["env"]}
+
+
 def misspelt(manifest: dict[str, Any], field: str) -> dict[str, Any]:
     """A copy of `manifest` with an `x` at the end of the name of `field`, a path with dots."""
     changed = copy.deepcopy(manifest)
@@ -104,15 +114,12 @@ def test_the_manifests_fit_each_other() -> None:
 def test_a_pod_is_given_time_to_drain() -> None:
     (pods,) = by_kind("StatefulSet")
     pod = pods["spec"]["template"]["spec"]
-    (worker,) = pod["containers"]
-    env = {variable["name"]: variable["value"] for variable in worker["env"]}
-    stopping_s = worker["lifecycle"]["preStop"]["sleep"]["seconds"] + float(env["DRAIN_TIMEOUT_S"])
+    before_s = worker_container()["lifecycle"]["preStop"]["sleep"]["seconds"]
+    stopping_s = before_s + float(worker_env()["DRAIN_TIMEOUT_S"])
     assert pod["terminationGracePeriodSeconds"] > stopping_s
 
 
 def test_the_probes_are_routes_of_the_public_port() -> None:
-    (pods,) = by_kind("StatefulSet")
-    (worker,) = pods["spec"]["template"]["spec"]["containers"]
-    probes = [worker[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")]
+    probes = [worker_container()[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")]
     assert {probe["port"] for probe in probes} == {"http"}
     assert {probe["path"] for probe in probes} <= {route.path for route in public_routes(Backend(None))}
