@@ -62,6 +62,7 @@ def made_files(path: Path) -> frozenset[str]:
     return frozenset(MADE_BY_AUTHORS) | {block.name for block in blocks if block.kind == "file"}
 
 
+@pytest.mark.one_python
 def test_every_reference_leads_somewhere() -> None:
     dangling = [
         str(reference)
