@@ -12,8 +12,10 @@ import yaml
 
 from lib.backend import Backend
 from lib.routes.management import public_routes
+from lib.runtime.settings import Settings
 from tests.docs.blocks import document
 from tests.docs.custom_kinds import MODULES, NODE_MODULES, InvalidManifest, check_custom_kind
+from tests.docs.test_operating import Watched
 
 KUBERNETES_VERSION = "1.34"
 MANIFESTS: list[dict[str, Any]] = [
@@ -109,6 +111,12 @@ def test_the_manifests_fit_each_other() -> None:
     scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
     served = {port["targetPort"] for service in services.values() for port in service["ports"]}
     assert opened == ports == scraped | served
+
+
+def test_the_worker_starts_with_its_variables() -> None:
+    environ = Watched(worker_env())
+    Settings.from_env(environ)
+    assert set(environ) <= environ.asked
 
 
 def test_a_pod_is_given_time_to_drain() -> None:
