@@ -16,6 +16,25 @@ from typing import Any, TypeVar
 
 from aiohttp import HttpVersion11, web
 
+__all__ = [
+    "AnswerCut",
+    "BodyStalled",
+    "BodyTooLarge",
+    "ClientGone",
+    "CodingNotUnderstood",
+    "Invalid",
+    "MediaTypeRefused",
+    "ModelTimedOut",
+    "ModelUnreachable",
+    "Refused",
+    "SessionGone",
+    "SettingsError",
+    "TooBusy",
+    "Unauthorized",
+    "Unavailable",
+    "WorkerError",
+]
+
 T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it

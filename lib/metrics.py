@@ -18,6 +18,8 @@ from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import from_environment
 from lib.wire import FinishedRequest, RequestStatus
 
+__all__ = ["Outcome", "get_url"]
+
 log = logging.getLogger(__name__)
 
 # protocol.md §3: undelivered entries past this many are dropped, oldest first.

@@ -15,6 +15,8 @@ from lib.data_types import LogAction
 from lib.runtime.settings import Reader
 from lib.runtime.urls import is_http_url
 
+__all__ = ["ModelSettings"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:

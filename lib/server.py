@@ -43,6 +43,8 @@ from lib.runtime.logs import configure_logging
 from lib.runtime.settings import LOOPBACK_HOSTS, Settings, from_environment
 from lib.runtime.tls import Certificate
 
+__all__ = ["EXIT_FAILED", "EXIT_PORT_TAKEN", "EXIT_SETTINGS", "run_server", "run_worker", "start_server"]
+
 log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1

@@ -21,6 +21,8 @@ from lib.client import LOCAL_NAME, RouteClient, Target
 from lib.local.local_worker_env import WORKER_ID, LocalInstance, local_instance
 from lib.local.processes import Child, ChildFailed, python_module, while_running
 
+__all__ = ["Trial", "trial"]
+
 # In seconds. A model server for tests loads, runs the benchmark and answers quickly.
 READY_LIMIT_S = 60.0
 REQUEST_LIMIT_S = 60.0

@@ -16,6 +16,8 @@ from lib.metrics import DEFAULT_WORKLOAD
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+__all__ = ["Upload"]
+
 
 @dataclass
 class Upload:

@@ -13,10 +13,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, cast
-from urllib.parse import urlsplit
 
 from lib.errors import WorkerError
 from lib.metrics import Outcome
+from lib.runtime.urls import is_http_url
 from lib.wire import DeleteRequests, FinishedRequest, RequestStatus, WorkerStatus
 
 # Integers in messages must fit into 64 bits.
@@ -238,15 +238,6 @@ def read_worker_status(message: Mapping[str, object]) -> WorkerStatus:
         fields.problem("url", "must be an http or https URL")
     fields.finish()
     return status
-
-
-def is_http_url(text: str) -> bool:
-    """Whether `text` is an http or https URL with a host and, if it has a port, a valid one."""
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 def read_delete_requests(message: Mapping[str, object]) -> DeleteRequests:

@@ -170,7 +170,7 @@ async def test_every_field_of_the_reports(tmp_path: Path) -> None:
         async with here.http.get(here.loopback_url + "/status") as answer:
             reports = (await answer.json())["reports"]
         message = next(r["message"] for r in reports if r["path"] == "/worker_status/")
-        rows = table(DOC.section("### `POST {addr}/worker_status/`"))
+        rows = table(DOC.section("### Worker status"))
         told = {codes(row[0])[0]: row[1] for row in rows}
         assert told == {**shape(message), "working_request_idxs": "list", "mtoken": "str"}
         (version,) = [row[2] for row in rows if row[0] == "`version`"]
@@ -180,12 +180,12 @@ async def test_every_field_of_the_reports(tmp_path: Path) -> None:
 
 
 def test_every_outcome() -> None:
-    told = [[row[0], codes(row[1])[0], row[2]] for row in table(DOC.section("### Outcomes"))]
+    told = [[row[0], codes(row[1])[0], row[2]] for row in table(DOC.section("## Outcomes"))]
     assert told == [[o.name.lower(), o.status, json.dumps(o.success)] for o in Outcome]
 
 
 def test_every_status() -> None:
-    rows = table(DOC.section("### The answer"))
+    rows = table(DOC.section("## Answers"))
     told = {int(status) for row in rows for status in re.findall(r"\d{3}", row[0])}
     assert told == (own_statuses() | OTHER_STATUSES) - {CLIENT_CLOSED}
 
@@ -194,7 +194,7 @@ def test_every_management_route() -> None:
     backend = Backend(None)
     public = {*_named(public_routes(backend)), *_named(session_routes(backend))}
     loopback = {*_named(loopback_routes(backend, [])), *_named([end_route(backend)])}
-    rows = table(DOC.section("## 5. Management routes"))
+    rows = table(DOC.section("## Management routes"))
     where = {codes(row[0])[0]: row[1] for row in rows}
     assert {name for name, ports in where.items() if ports != "loopback port"} == public
     assert {name for name, ports in where.items() if ports != "public port"} == loopback
