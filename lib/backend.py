@@ -42,6 +42,7 @@ from lib.errors import (
     Unavailable,
     WorkerError,
     async_result_or_error,
+    describe_error,
     error_response,
     internal_error_response,
     returnable,
@@ -49,9 +50,10 @@ from lib.errors import (
 from lib.life.backend_config import BackendConfig, Lifecycle
 from lib.life.running_worker import RunningWorker, open_worker
 from lib.metrics import Entry, Ledger, Outcome
-from lib.model.connection import ModelSession, describe
+from lib.model.connection import ModelCaller, ModelSession
 from lib.model.readiness import Cause, State
-from lib.model.relay import aborted, drain
+from lib.model.relay import aborted, drain, end_to_end_headers, pass_on
+from lib.model.watch import HealthWatch
 from lib.request.heartbeat import Heartbeat
 from lib.request.sessions import Session, SessionEnd, SessionTerms
 from lib.request.slots import SlotQueue
@@ -61,7 +63,7 @@ from lib.runtime.clock import Clock, SystemClock, time_limit
 from lib.runtime.settings import Settings
 from lib.uploads import Upload
 
-__all__ = ["Backend", "LogAction"]
+__all__ = ["Backend", "LogAction", "ModelCaller", "end_to_end_headers", "pass_on"]
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("lib.access")
@@ -184,6 +186,16 @@ class Backend:
         Where no log rule is for such lines, a health check that succeeds after failed ones clears it.
         """
         self.parts.readiness.fail(Cause.AUTHOR, msg)
+
+    async def watch_health(self, url: str) -> None:
+        """Check the model server's health at `url` until cancelled, or until it answers that it has no check.
+
+        `url` is a path on the model server or an absolute URL. After three failures in a row the worker is
+        *errored*; the next success clears that, and every other error. For a `lifecycle` that learns only
+        when it is entered where the model server is.
+        """
+        parts = self.parts
+        await HealthWatch(parts.server, url, parts.readiness, self.clock, clears_all=True).follow()
 
     # The life of a request
 
@@ -654,8 +666,8 @@ def _broken(request: web.Request, error: BaseException) -> Exception:
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not _begun(request):
         return ModelTimedOut("the model server took too long")
     if not isinstance(error, aiohttp.ClientPayloadError) and not _begun(request):
-        return ModelUnreachable(f"the model server could not be reached: {describe(error)}")
-    return AnswerCut(f"the model server's answer broke off: {describe(error)}")
+        return ModelUnreachable(f"the model server could not be reached: {describe_error(error)}")
+    return AnswerCut(f"the model server's answer broke off: {describe_error(error)}")
 
 
 def _left(request: web.Request) -> bool:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from lib.data_types import LogAction
-from lib.runtime.settings import Reader
+from lib.runtime.settings import EnvironmentReader
+
+__all__ = ["EnvironmentReader", "ModelSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class ModelSettings:
 
         Raises `SettingsError`, one message that names every malformed variable.
         """
-        read = Reader(environ)
+        read = EnvironmentReader(environ)
         settings = cls(
             server_url=read.value("MODEL_SERVER_URL", _server_url, server_url, "where the model server is"),
             log=read.text("MODEL_LOG", log),
@@ -83,7 +85,7 @@ class ModelSettings:
         ]
 
 
-def _lines(read: Reader, name: str, default: Sequence[str]) -> tuple[str, ...]:
+def _lines(read: EnvironmentReader, name: str, default: Sequence[str]) -> tuple[str, ...]:
     """One rule a line. White space around a rule goes: in a variable it is an accident."""
     own = (line.strip() for line in read.text(name, "").splitlines())
     return tuple(line for line in own if line) or tuple(default)

@@ -23,7 +23,7 @@ from aiohttp import web
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
-from lib.errors import Invalid, ModelTimedOut, ModelUnreachable
+from lib.errors import Invalid, ModelTimedOut, ModelUnreachable, describe_error
 from lib.uploads import Upload
 
 # Servers close idle connections after 5 to 15 s (protocol.md §2): ours go before.
@@ -31,6 +31,7 @@ KEEP_ALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 10.0
 # aiohttp writes larger bodies piece by piece, and warns of those it is given in one.
 LARGE_BODY_BYTES = 1024 * 1024
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # of a WebSocket, unless the caller says otherwise
 # What aiohttp would add of its own accord: the model server gets what the client sent, and no more.
 _ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "User-Agent")
 # Methods whose parameters are in the URL.
@@ -43,6 +44,7 @@ class ModelServer:
 
     def __init__(self, url: str, timeout_s: float | None = None) -> None:
         self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._pooled: aiohttp.ClientSession | None = None
         self._unpooled: aiohttp.ClientSession | None = None
@@ -128,6 +130,17 @@ class ModelCaller:
         self.client_request = client_request
         self.method = method if client_request is None else client_request.method
 
+    @property
+    def timeout_s(self) -> float | None:
+        """`MODEL_TIMEOUT_S`, the limit of a whole call in seconds; None: no limit."""
+        return self.server.timeout_s
+
+    def with_headers(self, *names: str) -> ModelCaller:
+        """The same caller, forwarding only those of the client's headers that `names` lists, in any case."""
+        wanted = {name.lower() for name in names}
+        headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}
+        return ModelCaller(self.server, headers, self.client_request, self.method)
+
     def send(self, endpoint: str | None, message: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Send `message` by the client's method: in the query of a GET, HEAD or DELETE, else as JSON.
 
@@ -206,6 +219,21 @@ class ModelCaller:
             raise _failure(e) from e
         async with response:
             yield response
+
+    async def websocket(
+        self, url: StrOrURL, max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> aiohttp.ClientWebSocketResponse[bool]:
+        """Open a WebSocket at `url`, a path or an absolute URL; the caller closes it.
+
+        The handshake carries none of the client's headers. Raises `ModelUnreachable` (502) and
+        `ModelTimedOut` (504).
+        """
+        try:
+            return await self.server.pooled.ws_connect(
+                self.server.resolve(url), max_msg_size=max_message_bytes
+            )
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
+            raise _failure(e) from e
 
     def _send_json(
         self, method: str, endpoint: str | None, message: Any
@@ -341,11 +369,6 @@ def _add_field(form: aiohttp.FormData, name: str, item: Any) -> None:
         form.add_field(name, str(item))
 
 
-def describe(error: BaseException) -> str:
-    """What went wrong, never empty: a time-out's own message is."""
-    return str(error) or type(error).__name__
-
-
 async def _note_reuse(
     session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
 ) -> None:
@@ -367,7 +390,7 @@ def _failure(error: BaseException) -> ModelUnreachable | ModelTimedOut:
 
 
 def _unreachable(error: BaseException) -> ModelUnreachable:
-    return ModelUnreachable(f"the model server could not be reached: {describe(error)}")
+    return ModelUnreachable(f"the model server could not be reached: {describe_error(error)}")
 
 
 def _opened(http: aiohttp.ClientSession | None) -> aiohttp.ClientSession:

@@ -66,7 +66,7 @@ class Settings:
         Raises `SettingsError`, one message that names every variable that is missing or malformed and
         says what each is for.
         """
-        read = Reader(environ)
+        read = EnvironmentReader(environ)
         port, http_port = _ports(read)
         settings = cls(
             container_id=read.required("CONTAINER_ID", _integer, 0, "the instance's id, an integer"),
@@ -135,7 +135,7 @@ class Settings:
 
 def ports_in(environ: Mapping[str, str]) -> tuple[int, int]:
     """The worker's public and its loopback port, by `environ`. Raises `SettingsError`."""
-    read = Reader(environ)
+    read = EnvironmentReader(environ)
     ports = _ports(read)
     read.finish()
     return ports
@@ -146,7 +146,7 @@ def from_environment() -> Settings:
     return Settings.from_env(os.environ)  # noqa: TID251 - the one place that reads it
 
 
-class Reader:
+class EnvironmentReader:
     """Reads variables one by one and remembers all that is wrong with them."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -203,12 +203,12 @@ class Reader:
         return choices[0]
 
 
-def _ports(read: Reader) -> tuple[int, int]:
+def _ports(read: EnvironmentReader) -> tuple[int, int]:
     port = read.port("WORKER_PORT", 3000, "the worker's public port")
     return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
 
 
-def _public_url(read: Reader, port: int, use_ssl: bool) -> str:
+def _public_url(read: EnvironmentReader, port: int, use_ssl: bool) -> str:
     host = read.required("PUBLIC_IPADDR", _host, "127.0.0.1", "the instance's public address")
     public_port = read.required(
         f"VAST_TCP_PORT_{port}", _port, port, f"the public port that leads to WORKER_PORT {port}"

@@ -20,8 +20,8 @@ import anyio
 from aiohttp import web
 from yarl import URL
 
-from lib.errors import ModelUnreachable
-from lib.model.connection import ModelCaller, describe
+from lib.backend import ModelCaller
+from lib.errors import ModelTimedOut, ModelUnreachable, describe_error
 
 # A hung server must not keep a prompt from being submitted: without a WebSocket its history is polled.
 HANDSHAKE_LIMIT_S = 10.0
@@ -33,7 +33,9 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 IMAGE = "image"
 _IMAGE_FRAME = 1
 _IMAGE_TYPES = {1: "image/jpeg", 2: "image/png"}
-_FORWARDED = "x-request-id"
+# Headers of the client's that reach a model server whose answer is read here. Its `Accept` and
+# `Accept-Encoding` are for the worker's own answer.
+FORWARDED = ("X-Request-Id",)
 _OVER = (
     aiohttp.WSMsgType.CLOSE,
     aiohttp.WSMsgType.CLOSING,
@@ -97,15 +99,13 @@ class ComfyApi:
     """
 
     def __init__(self, model: ModelCaller, url: str) -> None:
-        # The client's `Accept` and `Accept-Encoding` are for the worker's answer, not for these.
-        headers = {name: value for name, value in model.headers.items() if name.lower() == _FORWARDED}
-        self._caller = model.server.caller(headers)
+        self._caller = model.with_headers(*FORWARDED)
         self._url = url.rstrip("/")
 
     @property
     def limit_s(self) -> float | None:
         """`MODEL_TIMEOUT_S`: how long a whole job may take; None: any time."""
-        return self._caller.server.pooled.timeout.total
+        return self._caller.timeout_s
 
     async def submit(self, graph: Any, prompt_id: str, client_id: str) -> tuple[str, dict[str, Any]]:
         """Queue `graph`: the prompt's id, and what is wrong with outputs that are left out.
@@ -150,7 +150,7 @@ class ComfyApi:
 
     def events(self, client_id: str) -> Events:
         url = URL(f"{self._url}/ws").with_query(clientId=client_id)
-        return Events(self._caller.server.pooled, url)
+        return Events(self._caller, url)
 
     async def _get(self, path: str) -> dict[str, Any]:
         async with self._caller.get(self._url + path) as answer:
@@ -169,8 +169,8 @@ class ComfyApi:
 class Events:
     """The WebSocket at `url`, in an `async with`. Where it can't be opened, or drops, there are no events."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: URL) -> None:
-        self._http = http
+    def __init__(self, model: ModelCaller, url: URL) -> None:
+        self._model = model
         self._url = url
         self._socket: aiohttp.ClientWebSocketResponse[bool] | None = None
 
@@ -189,8 +189,8 @@ class Events:
     async def connect(self) -> None:
         with anyio.move_on_after(HANDSHAKE_LIMIT_S):
             try:
-                self._socket = await self._http.ws_connect(self._url, max_msg_size=MAX_FRAME_BYTES)
-            except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+                self._socket = await self._model.websocket(self._url, MAX_FRAME_BYTES)
+            except (ModelUnreachable, ModelTimedOut):
                 self._socket = None
 
     async def next(self, limit_s: float) -> Event | None:
@@ -227,7 +227,7 @@ async def _chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         while chunk := await answer.content.readany():
             yield chunk
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
-        raise ModelUnreachable(f"ComfyUI's answer broke off: {describe(e)}") from e
+        raise ModelUnreachable(f"ComfyUI's answer broke off: {describe_error(e)}") from e
 
 
 def _refusal(answer: aiohttp.ClientResponse, body: bytes) -> web.Response:

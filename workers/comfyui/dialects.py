@@ -16,11 +16,8 @@ from typing import Any, Protocol
 import aiohttp
 import anyio
 
-from lib.backend import Backend
+from lib.backend import Backend, ModelCaller
 from lib.errors import ModelUnreachable
-from lib.model.connection import ModelCaller
-from lib.model.watch import HealthWatch
-from lib.runtime.clock import sleep
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.native import Native
 from workers.comfyui.runsync import Runsync
@@ -31,6 +28,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 PROBE_LIMIT_S = 5.0
+# A probe's connection is not kept for the next one: what listens there may be another server by then.
+_UNPOOLED = {"Connection": "close"}
 # What only a server of the dialect answers so: a path of its own, and its status to a GET.
 _SIGNS: Mapping[DialectName, tuple[str, int]] = {
     DialectName.WRAPPER: ("/generate/sync", 405),
@@ -88,24 +87,18 @@ class Choice:
     @asynccontextmanager
     async def finding(self, backend: Backend) -> AsyncGenerator[None, None]:
         """A lifecycle: entered once a model server is found and well; its health is watched from then on."""
-        http = backend.parts.server.unpooled
         addresses = ", ".join(f"{url} ({name.value})" for name, url in self.settings.candidates)
         log.info("COMFYUI_DIALECT is not set: waiting for an answer of %s", addresses)
-        while (found := await _first(http, self.settings.candidates)) is None:
-            await sleep(backend.clock, POLL_S)
-        self._found = found
+        self._found = found = await _first(backend, self.settings.candidates)
         log.info("found a model server of the dialect %s at %s", found[0].value, found[1])
         health = self.settings.model.health or DEFAULTS[found[0]].health
         if health is None:
             yield
             return
         url = health if "://" in health else found[1] + health
-        while not await _answers(http, url, 200):
-            await sleep(backend.clock, POLL_S)
-        parts = backend.parts
-        watch = HealthWatch(parts.server, url, parts.readiness, backend.clock, clears_all=True)
+        await _until_well(backend, url)
         async with anyio.create_task_group() as group:
-            group.start_soon(watch.follow, name="health check")
+            group.start_soon(backend.watch_health, url, name="health check")
             yield
             group.cancel_scope.cancel()
 
@@ -116,19 +109,31 @@ class Choice:
 
 
 async def _first(
-    http: aiohttp.ClientSession, candidates: tuple[tuple[DialectName, str], ...]
-) -> tuple[DialectName, str] | None:
-    """The first of `candidates`, in their order, that answers now as its dialect does."""
-    answers = await asyncio.gather(
-        *(_answers(http, url + _SIGNS[name][0], _SIGNS[name][1]) for name, url in candidates)
-    )
-    return next((c for c, answered in zip(candidates, answers, strict=True) if answered), None)
+    backend: Backend, candidates: tuple[tuple[DialectName, str], ...]
+) -> tuple[DialectName, str]:
+    """Ask `candidates` until one answers as its dialect does; of several, return the first in their order."""
+    while True:
+        answers = await asyncio.gather(
+            *(_answers(backend, url + _SIGNS[name][0], _SIGNS[name][1]) for name, url in candidates)
+        )
+        for candidate, answered in zip(candidates, answers, strict=True):
+            if answered:
+                return candidate
+        await anyio.sleep(POLL_S)
 
 
-async def _answers(http: aiohttp.ClientSession, url: str, status: int) -> bool:
+async def _until_well(backend: Backend, url: str) -> None:
+    """Return once the health check at `url` answers 200."""
+    while True:
+        if await _answers(backend, url, 200):
+            return
+        await anyio.sleep(POLL_S)
+
+
+async def _answers(backend: Backend, url: str, status: int) -> bool:
     try:
         with anyio.fail_after(PROBE_LIMIT_S):
-            async with http.get(url) as answer:
+            async with backend.session.get(url, headers=_UNPOOLED) as answer:
                 return answer.status == status
     except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError):
         return False

@@ -20,9 +20,9 @@ from typing import Any, cast
 import anyio
 from aiohttp import web
 
+from lib.backend import ModelCaller
 from lib.data_types import JsonDataException
 from lib.errors import ModelUnreachable, WorkerError
-from lib.model.connection import ModelCaller
 from workers.comfyui import storage
 from workers.comfyui.api import ComfyApi, Refused
 from workers.comfyui.data_types import GenerateInput

@@ -17,13 +17,13 @@ import aiohttp
 from aiohttp import web
 from anyio import open_file
 
+from lib.backend import ModelCaller
 from lib.errors import ModelUnreachable
-from lib.model.connection import ModelCaller
-from workers.comfyui.api import read_whole
+from workers.comfyui.api import FORWARDED, read_whole
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.outputs import as_images
 from workers.comfyui.spool import CHUNK_BYTES
-from workers.comfyui.wrapper import outputs_of, plain, relayed
+from workers.comfyui.wrapper import outputs_of, relayed
 
 # The handler there that runs a workflow as it is.
 RAW = "RawWorkflow"
@@ -60,7 +60,7 @@ class Runsync:
     ) -> AsyncGenerator[web.StreamResponse, None]:
         """The images of `graph` as data URIs."""
         message = {"input": {"handler": RAW, "workflow_json": graph}}
-        async with plain(model).post_json(f"{self.url}/runsync", message) as answer:
+        async with model.with_headers(*FORWARDED).post_json(f"{self.url}/runsync", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:
                 yield relayed(answer, body)

@@ -18,9 +18,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from lib.backend import Backend
+from lib.backend import Backend, ModelCaller
 from lib.data_types import EndpointHandler, JsonDataException
-from lib.model.connection import ModelCaller
 from lib.server import run_worker
 from lib.words import some_words
 from workers.comfyui.api import File

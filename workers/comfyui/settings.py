@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lib.errors import SettingsError
-from lib.model_settings import ModelSettings
-from lib.runtime.settings import Reader
+from lib.model_settings import EnvironmentReader, ModelSettings
 from workers.comfyui import storage
 from workers.comfyui.data_types import MIN_SIZE, TEST_SIZE, TEST_STEPS
 from workers.comfyui.storage import Bucket
@@ -89,7 +88,7 @@ class ComfySettings:
 
         Raises `SettingsError`, one message that names every malformed variable.
         """
-        read = Reader(environ)
+        read = EnvironmentReader(environ)
         dialect = read.value("COMFYUI_DIALECT", _dialect, None, "how the model server is spoken to")
         model = _attempt(read, environ, dialect)
         comfy_model = read.choice("COMFY_MODEL", tuple(SECONDS_ON_4090), "the model of the default workflow")
@@ -125,7 +124,9 @@ class ComfySettings:
         return settings
 
 
-def _attempt(read: Reader, environ: Mapping[str, str], dialect: DialectName | None) -> ModelSettings:
+def _attempt(
+    read: EnvironmentReader, environ: Mapping[str, str], dialect: DialectName | None
+) -> ModelSettings:
     """The shared settings; what is wrong with them is told together with all else."""
     known = [DEFAULTS[dialect]] if dialect else list(DEFAULTS.values())
     defaults: Mapping[str, Any] = {
@@ -154,7 +155,7 @@ def _candidates(
     return tuple((name, url if own else DEFAULTS[name].server_url) for name in DialectName)
 
 
-def _bucket(read: Reader) -> Bucket | None:
+def _bucket(read: EnvironmentReader) -> Bucket | None:
     """The bucket of `S3_…`, if any of these is set: then all that it needs must be."""
     given = {name: read.text(f"S3_{name.upper()}", "") for name in storage.FIELDS}
     if not any(given.values()):
@@ -168,7 +169,7 @@ def _bucket(read: Reader) -> Bucket | None:
 
 
 def _benchmark_graph(
-    read: Reader, file: Path, comfy_model: str, size: tuple[int, int, int]
+    read: EnvironmentReader, file: Path, comfy_model: str, size: tuple[int, int, int]
 ) -> dict[str, Any]:
     """The operator's benchmark workflow, or the default one of that width, height and number of steps."""
     own = Path(read.text("BENCHMARK_JSON_PATH", ""))

@@ -17,10 +17,9 @@ from typing import Any, cast
 import aiohttp
 from aiohttp import web
 
+from lib.backend import ModelCaller, end_to_end_headers
 from lib.errors import ModelUnreachable
-from lib.model.connection import ModelCaller
-from lib.model.relay import end_to_end_headers
-from workers.comfyui.api import ComfyApi, File, read_whole
+from workers.comfyui.api import FORWARDED, ComfyApi, File, read_whole
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.outputs import PREVIEWED, as_images
 
@@ -51,7 +50,7 @@ class Wrapper:
     ) -> AsyncGenerator[web.StreamResponse, None]:
         """The images of `graph` as data URIs."""
         message = {"input": {"workflow_json": graph}}
-        async with plain(model).post_json(f"{self.url}/generate/sync", message) as answer:
+        async with model.with_headers(*FORWARDED).post_json(f"{self.url}/generate/sync", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:
                 yield relayed(answer, body)
@@ -60,11 +59,6 @@ class Wrapper:
         outputs = outputs_of(body, "output")
         chosen = [output for output in outputs if output.get("type") != PREVIEWED] or outputs
         yield await as_images([partial(_opened, api, output) for output in chosen])
-
-
-def plain(model: ModelCaller) -> ModelCaller:
-    """`model` for an answer that is read here: none is asked for that is compressed."""
-    return model.server.caller({k: v for k, v in model.headers.items() if k.lower() == "x-request-id"})
 
 
 def relayed(answer: aiohttp.ClientResponse, body: bytes) -> web.Response:

@@ -20,7 +20,7 @@ from workers.openai.data_types import TEST_TOKENS, CompletionRequest, OpenAIRequ
 from workers.openai.handlers import CompletionsHandler
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.backend import ModelCaller
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from workers.openai.data_types import (
 )
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.backend import ModelCaller
 
 
 @dataclass(kw_only=True)

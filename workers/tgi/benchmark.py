@@ -19,7 +19,7 @@ from workers.tgi.data_types import TEST_TOKENS, InputData
 from workers.tgi.handlers import GenerateHandler
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.backend import ModelCaller
 
 
 @dataclass(kw_only=True)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from aiohttp import web
 
+from lib.backend import pass_on
 from lib.data_types import EndpointHandler
-from lib.model.relay import pass_on
 from workers.tgi.data_types import InputData
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.backend import ModelCaller
 
 FAILED_GENERATION = 424
 # The `error_type` of errors that are no failure of TGI's: it answers these with 422 and 429.

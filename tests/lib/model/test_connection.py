@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
+from aiohttp import WSMsgType, web
+from aiohttp.test_utils import TestServer, make_mocked_request
 from yarl import URL
 
 from lib.errors import Invalid, ModelTimedOut, ModelUnreachable
@@ -247,6 +248,50 @@ def test_a_handler_without_an_endpoint_says_so() -> None:
 async def test_a_server_that_is_not_open_says_so() -> None:
     with pytest.raises(RuntimeError, match="when the worker starts"):
         await ModelServer("http://m:1").pooled.get("/")
+
+
+async def test_a_caller_may_be_limited_to_some_of_the_clients_headers() -> None:
+    async with connection(timeout_s=7.0) as wired:
+        all_headers = {"Accept": "text/plain", "x-request-id": "r"}
+        caller = wired.server.caller(all_headers, method="PUT").with_headers("X-Request-Id", "Range")
+        async with caller.send("/echo", {}) as answer:
+            assert answer.status == 200
+        sent = wired.model.requests[0]
+        assert (sent.method, sent.header("X-Request-Id"), sent.header("Accept")) == ("PUT", "r", None)
+        assert caller.timeout_s == 7.0
+
+
+async def test_a_websocket_takes_messages_up_to_its_limit() -> None:
+    handshakes: list[web.Request] = []
+
+    async def echo(request: web.Request) -> web.WebSocketResponse:
+        handshakes.append(request)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            await socket.send_str(message.data * 100)
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/v1/ws", echo)
+    async with TestServer(app) as peer, ModelServer(str(peer.make_url("/v1"))) as server:
+        socket = await server.caller({"X-Request-Id": "r"}).websocket("/ws?id=1", max_message_bytes=1000)
+        async with socket:
+            await socket.send_str("a")
+            assert (await socket.receive()).data == "a" * 100
+            await socket.send_str("a" * 100)
+            assert (await socket.receive()).type is WSMsgType.ERROR
+    assert handshakes[0].query_string == "id=1"
+    assert "X-Request-Id" not in handshakes[0].headers
+
+
+async def test_a_websocket_that_is_refused_is_unreachable() -> None:
+    async with connection() as wired:
+        with pytest.raises(ModelUnreachable):
+            await wired.server.caller({}).websocket("/echo")
+        await wired.model.stop()
+        with pytest.raises(ModelUnreachable):
+            await wired.server.caller({}).websocket("/echo")
 
 
 # By a method, and with a URL's parameters
