@@ -50,7 +50,8 @@ from lib.errors import (
 from lib.life.backend_config import BackendConfig, Lifecycle
 from lib.life.running_worker import RunningWorker, open_worker
 from lib.metrics import Entry, Ledger, Outcome
-from lib.model.connection import ModelCaller, ModelSession
+from lib.model.caller import ModelCaller
+from lib.model.connection import ModelSession
 from lib.model.readiness import Cause, State
 from lib.model.relay import aborted, drain, end_to_end_headers, pass_on
 from lib.model.watch import HealthWatch
