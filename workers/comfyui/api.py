@@ -44,7 +44,7 @@ _OVER = (
 )
 
 
-class Refused(Exception):
+class PromptRefused(Exception):
     """ComfyUI didn't take a prompt: `answer` is what the client is told."""
 
     def __init__(self, answer: web.Response) -> None:
@@ -110,13 +110,13 @@ class ComfyApi:
     async def submit(self, graph: Any, prompt_id: str, client_id: str) -> tuple[str, dict[str, Any]]:
         """Queue `graph`: the prompt's id, and what is wrong with outputs that are left out.
 
-        The id is `prompt_id`, or one of ComfyUI's own (old ones give that). Raises `Refused`.
+        The id is `prompt_id`, or one of ComfyUI's own (old ones give that). Raises `PromptRefused`.
         """
         message = {"prompt": graph, "client_id": client_id, "prompt_id": prompt_id}
         async with self._caller.post_json(f"{self._url}/prompt", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:
-                raise Refused(_refusal(answer, body))
+                raise PromptRefused(_refusal(answer, body))
         told = _object(body, "POST /prompt")
         if not isinstance(told.get("prompt_id"), str):
             raise ModelUnreachable("ComfyUI's answer to POST /prompt has no prompt_id")
@@ -148,9 +148,9 @@ class ComfyApi:
             kind = answer.headers.get("Content-Type") or guess or "application/octet-stream"
             yield kind.partition(";")[0], _chunks(answer)
 
-    def events(self, client_id: str) -> Events:
+    def events(self, client_id: str) -> EventSocket:
         url = URL(f"{self._url}/ws").with_query(clientId=client_id)
-        return Events(self._caller, url)
+        return EventSocket(self._caller, url)
 
     async def _get(self, path: str) -> dict[str, Any]:
         async with self._caller.get(self._url + path) as answer:
@@ -166,7 +166,7 @@ class ComfyApi:
                 raise ModelUnreachable(f"ComfyUI answered {answer.status} to POST {path}")
 
 
-class Events:
+class EventSocket:
     """The WebSocket at `url`, in an `async with`. Where it can't be opened, or drops, there are no events."""
 
     def __init__(self, model: ModelCaller, url: URL) -> None:
@@ -174,7 +174,7 @@ class Events:
         self._url = url
         self._socket: aiohttp.ClientWebSocketResponse[bool] | None = None
 
-    async def __aenter__(self) -> Events:
+    async def __aenter__(self) -> EventSocket:
         await self.connect()
         return self
 

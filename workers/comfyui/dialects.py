@@ -85,7 +85,7 @@ class Choice:
         return url if name is DialectName.NATIVE else self.settings.comfyui_url
 
     @asynccontextmanager
-    async def finding(self, backend: Backend) -> AsyncGenerator[None, None]:
+    async def detect(self, backend: Backend) -> AsyncGenerator[None, None]:
         """A lifecycle: entered once a model server is found and well; its health is watched from then on."""
         addresses = ", ".join(f"{url} ({name.value})" for name, url in self.settings.candidates)
         log.info("COMFYUI_DIALECT is not set: waiting for an answer of %s", addresses)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import anyio
 
 from lib.errors import ModelTimedOut, ModelUnreachable, WorkerError, async_result_or_error
-from workers.comfyui.api import IMAGE, ComfyApi, Event, Queued, Refused
+from workers.comfyui.api import IMAGE, ComfyApi, Event, PromptRefused, Queued
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Job:
     async def submitted(cls, api: ComfyApi, graph: dict[str, Any]) -> AsyncGenerator[Job, None]:
         """A job for `graph`, in ComfyUI's queue. Leaving the block before it is over stops it there.
 
-        Raises `Refused`, `ModelUnreachable` (502), `ModelTimedOut` (504).
+        Raises `PromptRefused`, `ModelUnreachable` (502), `ModelTimedOut` (504).
         """
         job = cls(api, graph)
         async with job._events:
@@ -160,7 +160,7 @@ class Job:
         try:
             self._id, self.node_errors = await self.api.submit(self.graph, self._id, self._client_id)
             self._submitted = True
-        except Refused:
+        except PromptRefused:
             self._over = True
             raise
 

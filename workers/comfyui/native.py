@@ -24,11 +24,11 @@ from lib.backend import ModelCaller
 from lib.data_types import JsonDataException
 from lib.errors import ModelUnreachable, WorkerError
 from workers.comfyui import storage
-from workers.comfyui.api import ComfyApi, Refused
+from workers.comfyui.api import ComfyApi, PromptRefused
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.jobs import Job, Progress, Waiting
-from workers.comfyui.outputs import Delivery, Timings, as_images, best_of, opened, outputs_of
-from workers.comfyui.spool import Spool
+from workers.comfyui.outputs import JobTimings, ResultWriter, as_images, best_of, opened, outputs_of
+from workers.comfyui.spool import SpooledAnswer
 from workers.comfyui.storage import Bucket, UploadFailed
 from workers.comfyui.workflows import fill, graph_problem
 
@@ -103,7 +103,7 @@ class Native:
         try:
             async with Job.submitted(request.api, request.graph) as job:
                 response = await request.result(job)
-        except Refused as e:
+        except PromptRefused as e:
             response = e.answer
         except WorkerError as e:
             response = web.json_response(request.failure(e), status=e.status)
@@ -118,7 +118,7 @@ class Native:
         try:
             async with Job.submitted(request.api, request.graph) as job:
                 yield ProgressStream(request, job)
-        except Refused as e:
+        except PromptRefused as e:
             yield e.answer
 
     @asynccontextmanager
@@ -132,15 +132,15 @@ class Native:
                 _check(await job.finished())
                 chosen = best_of(outputs_of(job))
                 response = await as_images([partial(opened, api, output) for output in chosen])
-        except Refused as e:
+        except PromptRefused as e:
             response = e.answer
         yield response
 
-    def _request(self, model: ModelCaller, payload: GenerateInput) -> Request:
+    def _request(self, model: ModelCaller, payload: GenerateInput) -> GenerateRequest:
         given = payload.input
         own = given.get("s3")
         default = self.bucket if payload.uploads else None
-        return Request(
+        return GenerateRequest(
             api=ComfyApi(model, self.url),
             id=given.get("request_id") or str(uuid.uuid4()),
             graph=fill(given["workflow_json"], {}),
@@ -150,7 +150,7 @@ class Native:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class GenerateRequest:
     """A client's job: what it wants, and how it is told."""
 
     api: ComfyApi
@@ -158,13 +158,13 @@ class Request:
     graph: dict[str, Any]
     bucket: Bucket | None
     own_bucket: bool
-    timings: Timings = field(default_factory=Timings)
+    timings: JobTimings = field(default_factory=JobTimings)
 
-    async def put_result(self, spool: Spool, job: Job) -> None:
+    async def put_result(self, spool: SpooledAnswer, job: Job) -> None:
         """Put the answer into `spool`, once `job` is over. Raises `WorkerError`."""
         _check(job.entry)
         self.timings.generated()
-        delivery = Delivery(self.id, partial(opened, self.api), self.bucket)
+        delivery = ResultWriter(self.id, partial(opened, self.api), self.bucket)
         extra = {"node_errors": job.node_errors} if job.node_errors else {}
         try:
             await delivery.put_envelope(spool, outputs_of(job), self.timings, extra)
@@ -173,7 +173,7 @@ class Request:
 
     async def result(self, job: Job) -> web.Response:
         await job.finished()
-        async with Spool() as spool:
+        async with SpooledAnswer() as spool:
             await self.put_result(spool, job)
             return await spool.response()
 
@@ -194,7 +194,7 @@ class Request:
 class ProgressStream:
     """An answer under way: `send` tells the progress as server-sent events, ending in `final_result`."""
 
-    request: Request
+    request: GenerateRequest
     job: Job
     _last_s: float = field(init=False, default_factory=anyio.current_time)
 
@@ -203,7 +203,7 @@ class ProgressStream:
         response = web.StreamResponse(headers=SSE_HEADERS)
         await response.prepare(client_request)
         await self._write(response, self._event("queued", "Request queued"))
-        async with Spool() as spool:
+        async with SpooledAnswer() as spool:
             try:
                 async with aclosing(self.job.follow()) as news:
                     async for progress in news:
@@ -223,7 +223,7 @@ class ProgressStream:
         await response.write_eof()
         return response
 
-    async def _put_final(self, spool: Spool) -> None:
+    async def _put_final(self, spool: SpooledAnswer) -> None:
         head = json.dumps({"request_id": self.request.id, "status": "final_result"})
         await spool.put(f'data: {head[:-1]}, "result": '.encode())
         await self.request.put_result(spool, self.job)

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from workers.comfyui.api import ComfyApi, File
 from workers.comfyui.jobs import Job, SentImage
-from workers.comfyui.spool import Spool, on_disk
+from workers.comfyui.spool import SpooledAnswer, on_disk
 from workers.comfyui.storage import Bucket
 
 # Types of files: saved (the default), previewed, sent over the WebSocket.
@@ -30,7 +30,7 @@ NO_IMAGES = "the workflow made no images"
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputFile:
     """A file that node `node_id` put out under `output_type` (images, gifs, audio, …).
 
     `sent`: it is no file of ComfyUI's, the node sent it.
@@ -51,13 +51,13 @@ class Output:
         }
 
 
-def outputs_of(job: Job) -> list[Output]:
+def outputs_of(job: Job) -> list[OutputFile]:
     """Every file in the history of a job that is over, in its order, and what was sent.
 
     What is no file (texts, flags) is left out.
     """
     outputs = [
-        Output(file, node_id, kind)
+        OutputFile(file, node_id, kind)
         for node_id, node in cast("dict[str, dict[str, Any]]", job.entry.get("outputs") or {}).items()
         for kind, items in node.items()
         for item in (cast("list[Any]", items) if isinstance(items, list) else [])
@@ -66,23 +66,23 @@ def outputs_of(job: Job) -> list[Output]:
     for number, image in enumerate(job.images, 1):
         suffix = mimetypes.guess_extension(image.mimetype) or ".png"
         file = File(f"{image.node_id}_{number:05}{suffix}", "", SENT)
-        outputs.append(Output(file, image.node_id, "images", image))
+        outputs.append(OutputFile(file, image.node_id, "images", image))
     return outputs
 
 
-def best_of(outputs: Sequence[Output]) -> Sequence[Output]:
+def best_of(outputs: Sequence[OutputFile]) -> Sequence[OutputFile]:
     """The outputs that were saved or sent, or where none was, the previews."""
     return [output for output in outputs if output.file.type != PREVIEWED] or outputs
 
 
 # A file's content type, and its bytes in chunks.
 Opened = AbstractAsyncContextManager[tuple[str, AsyncIterator[bytes]]]
-View = Callable[[Output], Opened]
+View = Callable[[OutputFile], Opened]
 Opener = Callable[[], Opened]
 
 
 @asynccontextmanager
-async def opened(api: ComfyApi, output: Output) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
+async def opened(api: ComfyApi, output: OutputFile) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
     """Content type and content of `output`. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
     if output.sent is None:
         async with api.view(output.file) as file:
@@ -92,7 +92,7 @@ async def opened(api: ComfyApi, output: Output) -> AsyncGenerator[tuple[str, Asy
 
 
 @dataclass
-class Timings:
+class JobTimings:
     """The times of one request: Unix time in the answer, durations by a monotonic clock."""
 
     queued_at_s: float = field(default_factory=time.time)
@@ -120,7 +120,7 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class Delivery:
+class ResultWriter:
     """How the outputs of one request are handed over: in base64, or uploaded to `bucket`."""
 
     request_id: str
@@ -128,7 +128,7 @@ class Delivery:
     bucket: Bucket | None
 
     async def put_envelope(
-        self, spool: Spool, outputs: Sequence[Output], timings: Timings, extra: dict[str, Any]
+        self, spool: SpooledAnswer, outputs: Sequence[OutputFile], timings: JobTimings, extra: dict[str, Any]
     ) -> None:
         """Put the answer into `spool`. Raises `UploadFailed`, and what `view` raises."""
         head: dict[str, Any] = {
@@ -148,13 +148,13 @@ class Delivery:
                 await spool.put(_dumps({**output.to_json(), "url": url, "mimetype": mimetype}))
         await spool.put(b'],"timings":' + _dumps(timings.to_json()) + b"}")
 
-    async def _put_data(self, spool: Spool, output: Output) -> None:
+    async def _put_data(self, spool: SpooledAnswer, output: OutputFile) -> None:
         async with self.view(output) as (mimetype, chunks):
             await spool.put(_open(output.to_json()) + b',"data":"')
             await spool.put_base64(chunks)
         await spool.put(b'","mimetype":' + _dumps(mimetype) + b"}")
 
-    async def _upload(self, output: Output, bucket: Bucket, number: int) -> tuple[str, str]:
+    async def _upload(self, output: OutputFile, bucket: Bucket, number: int) -> tuple[str, str]:
         """A link to the file, and its type. Outputs may have the same name: `number` tells them apart."""
         key = f"{self.request_id}/{number}/{output.file.filename}"
         async with self.view(output) as (mimetype, chunks), on_disk(chunks) as file:
@@ -167,7 +167,7 @@ async def as_images(files: Sequence[Opener]) -> web.Response:
     Raises what opening and reading them raises.
     """
     found = 0
-    async with Spool() as spool:
+    async with SpooledAnswer() as spool:
         await spool.put(b'{"images":[')
         for opener in files:
             async with opener() as (mimetype, chunks):

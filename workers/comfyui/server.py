@@ -74,7 +74,7 @@ class ComfyHandler(EndpointHandler[P]):
 
 
 @dataclass(kw_only=True)
-class GenerateHandler(ComfyHandler[GenerateInput]):
+class GenerateSyncHandler(ComfyHandler[GenerateInput]):
     """`/generate/sync`: the whole answer, with all outputs, when they are there."""
 
     @classmethod
@@ -108,7 +108,7 @@ class GenerateHandler(ComfyHandler[GenerateInput]):
 
 
 @dataclass(kw_only=True)
-class StreamHandler(GenerateHandler):
+class StreamHandler(GenerateSyncHandler):
     """`/generate/stream`: the same, with its progress on the way."""
 
     def call_model(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]:
@@ -188,7 +188,7 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
     choice = Choice(settings)
     wait: dict[str, Any] = {"choice": choice, "max_queue_time": settings.model.max_queue_time}
 
-    generate = GenerateHandler(path=SYNC_ROUTE, **wait)
+    generate = GenerateSyncHandler(path=SYNC_ROUTE, **wait)
     stream = StreamHandler(path="/generate/stream", **wait)
     prompt = PromptHandler(path=PROMPT_ROUTE, **wait)
     custom_workflow = CustomWorkflowHandler(path="/custom-workflow", **wait)
@@ -202,7 +202,7 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
         log_actions=settings.model.log_actions,
     )
     if not choice.known:
-        backend.lifecycle = partial(choice.finding, backend)
+        backend.lifecycle = partial(choice.detect, backend)
 
     routes = [
         web.post(generate.path, backend.create_handler(generate)),

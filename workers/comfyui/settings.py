@@ -67,7 +67,7 @@ DEFAULTS: Mapping[DialectName, Defaults] = {
 class ComfySettings:
     """Everything `server.build` needs.
 
-    `dialect` None: it is found out (search.py) among `candidates`, each with its URL. `comfyui_url` is the
+    `dialect` None: it is detected (dialects.py) among `candidates`, each with its URL. `comfyui_url` is the
     ComfyUI behind a wrapper. `benchmark_graph` has placeholders for prompt and seed.
     """
 
@@ -90,10 +90,10 @@ class ComfySettings:
         """
         read = EnvironmentReader(environ)
         dialect = read.value("COMFYUI_DIALECT", _dialect, None, "how the model server is spoken to")
-        model = _attempt(read, environ, dialect)
+        model = _model_settings(read, environ, dialect)
         comfy_model = read.choice("COMFY_MODEL", tuple(SECONDS_ON_4090), "the model of the default workflow")
         width, height, steps = (
-            read.value(f"BENCHMARK_TEST_{name}", _range(low, high), default, "of the benchmark's image")
+            read.value(f"BENCHMARK_TEST_{name}", _IntRange(low, high), default, "of the benchmark's image")
             for name, low, high, default in (
                 ("WIDTH", MIN_SIZE, MAX_SIZE, TEST_SIZE),
                 ("HEIGHT", MIN_SIZE, MAX_SIZE, TEST_SIZE),
@@ -124,7 +124,7 @@ class ComfySettings:
         return settings
 
 
-def _attempt(
+def _model_settings(
     read: EnvironmentReader, environ: Mapping[str, str], dialect: DialectName | None
 ) -> ModelSettings:
     """The shared settings; what is wrong with them is told together with all else."""
@@ -212,7 +212,7 @@ def _url(raw: str) -> str:
     return raw.rstrip("/")
 
 
-class _range:
+class _IntRange:
     """Parses an integer from `low` to `high`."""
 
     def __init__(self, low: int, high: int) -> None:

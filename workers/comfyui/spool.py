@@ -22,7 +22,7 @@ CHUNK_BYTES = 1024 * 1024
 _GROUP = 3
 
 
-class Spool:
+class SpooledAnswer:
     """Bytes in the order in which they are put in. Use it in an `async with`."""
 
     def __init__(self, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
@@ -31,7 +31,7 @@ class Spool:
         self._file: IO[bytes] | None = None
         self._given = False
 
-    async def __aenter__(self) -> Spool:
+    async def __aenter__(self) -> SpooledAnswer:
         return self
 
     async def __aexit__(self, *_: object) -> None:

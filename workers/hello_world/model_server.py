@@ -97,7 +97,7 @@ class Pace:
         await asyncio.sleep(max(0.0, self._next_s - now_s))
 
 
-class ModelServer:
+class TextServer:
     """The routes, and the model behind them once `load` has returned.
 
     Past `max_concurrency`, requests wait, first come first served.
@@ -201,7 +201,7 @@ async def serve(options: argparse.Namespace) -> int:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    server = ModelServer(Pace(options.tokens_per_s), options.max_concurrency)
+    server = TextServer(Pace(options.tokens_per_s), options.max_concurrency)
     runner = web.AppRunner(
         server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S
     )

@@ -15,7 +15,7 @@ from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
 
-LLAMA = server.Engine(
+LLAMA = server.ServerProfile(
     log="/var/log/portal/llama.log",
     load_lines=("server is listening on",),
     error_lines=("exiting due to model loading error",),

@@ -29,7 +29,7 @@ MAX_ANSWERS = 50
 
 
 @dataclass(kw_only=True)
-class BenchmarkHandler(CompletionsHandler):
+class OpenAIBenchmarkHandler(CompletionsHandler):
     """Asks for completions of 500 tokens, with prompts that differ, and goes on until so many are there.
 
     `ignore_eos`: the engine can be told not to stop at the model's end of text. To others the field may be

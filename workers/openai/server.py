@@ -15,7 +15,7 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.model_settings import ModelSettings
 from lib.server import run_worker
-from workers.openai.benchmark import BenchmarkHandler
+from workers.openai.benchmark import OpenAIBenchmarkHandler
 from workers.openai.handlers import HANDLERS, ModelsHandler
 
 MODEL_SERVER_URL = "http://127.0.0.1:18000"
@@ -26,7 +26,7 @@ MAX_QUEUE_TIME_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class ServerProfile:
     """What is special about one model server: its log, what it writes there, and what it takes.
 
     `log` "": there is none unless `MODEL_LOG` names it. `ignore_eos`: it takes that field (benchmark.py).
@@ -40,19 +40,19 @@ class Engine:
 
 
 # Any server: its health check tells when it is loaded. Whoever names its log often runs vLLM under this name.
-ANY = Engine(error_lines=("INFO exited: vllm", "RuntimeError: Engine"))
+ANY = ServerProfile(error_lines=("INFO exited: vllm", "RuntimeError: Engine"))
 
 
-def build(environ: Mapping[str, str], engine: Engine = ANY) -> tuple[Backend, list[web.RouteDef]]:
+def build(environ: Mapping[str, str], profile: ServerProfile = ANY) -> tuple[Backend, list[web.RouteDef]]:
     """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
-    has_log = bool(engine.log or environ.get("MODEL_LOG"))
+    has_log = bool(profile.log or environ.get("MODEL_LOG"))
     settings = ModelSettings.from_env(
         environ,
         server_url=MODEL_SERVER_URL,
-        log=engine.log,
-        load_lines=engine.load_lines,
-        error_lines=engine.error_lines if has_log else (),
-        info_lines=engine.info_lines,
+        log=profile.log,
+        load_lines=profile.load_lines,
+        error_lines=profile.error_lines if has_log else (),
+        info_lines=profile.info_lines,
         health=MODEL_HEALTH,
         max_queue_time=MAX_QUEUE_TIME_S,
     )
@@ -65,8 +65,8 @@ def build(environ: Mapping[str, str], engine: Engine = ANY) -> tuple[Backend, li
         model_server_url=settings.server_url,
         model_log_file=settings.log,
         allow_parallel_requests=True,
-        benchmark_handler=BenchmarkHandler(
-            model_name=model_name, health=settings.health, ignore_eos=engine.ignore_eos
+        benchmark_handler=OpenAIBenchmarkHandler(
+            model_name=model_name, health=settings.health, ignore_eos=profile.ignore_eos
         ),
         log_actions=settings.log_actions,
     )

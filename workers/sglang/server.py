@@ -11,7 +11,7 @@ from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
 
-SGLANG = server.Engine(
+SGLANG = server.ServerProfile(
     log="/var/log/portal/sglang.log",
     load_lines=("The server is fired up and ready to roll!",),
     # What the server's main process says when one of those that do the work has died.

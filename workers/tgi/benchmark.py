@@ -15,28 +15,28 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from lib.words import some_words
-from workers.tgi.data_types import TEST_TOKENS, InputData
-from workers.tgi.handlers import GenerateHandler
+from workers.tgi.data_types import TEST_TOKENS, TgiRequest
+from workers.tgi.handlers import TgiHandler
 
 if TYPE_CHECKING:
     from lib.backend import ModelCaller
 
 
 @dataclass(kw_only=True)
-class BenchmarkHandler(GenerateHandler):
+class TgiBenchmarkHandler(TgiHandler):
     """Asks `/generate` for 256 tokens, with prompts that differ, and goes on until so many are there."""
 
-    def make_benchmark_payload(self) -> InputData:
-        return InputData.of(some_words(self.benchmark_words), max_new_tokens=TEST_TOKENS)
+    def make_benchmark_payload(self) -> TgiRequest:
+        return TgiRequest.of(some_words(self.benchmark_words), max_new_tokens=TEST_TOKENS)
 
     @asynccontextmanager
-    async def call_model(self, model: ModelCaller, payload: InputData) -> AsyncGenerator[web.Response, None]:
+    async def call_model(self, model: ModelCaller, payload: TgiRequest) -> AsyncGenerator[web.Response, None]:
         yield await self._generated(model, payload["inputs"], payload.tokens)
 
     async def _generated(self, model: ModelCaller, prompt: str, missing: int) -> web.Response:
         """The last answer, once no token is `missing`; or the first that is an error."""
         while True:
-            request = InputData.of(prompt, max_new_tokens=missing, details=True)
+            request = TgiRequest.of(prompt, max_new_tokens=missing, details=True)
             async with model.post_json(self.endpoint, request.generate_payload_json()) as answer:
                 status, body = answer.status, await answer.read()
             missing -= _tokens_in(body, missing)

@@ -24,7 +24,7 @@ TEST_PROMPT_WORDS = 100
 TEST_TOKENS = 256
 
 
-class InputData(dict[str, Any]):
+class TgiRequest(dict[str, Any]):
     """The client's JSON, every key of it; in its `parameters`, `max_new_tokens` is always an integer.
 
     `stream` is for the worker, as it is for TGI's own `/`: which of the two routes answers.

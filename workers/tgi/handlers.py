@@ -18,7 +18,7 @@ from aiohttp import web
 
 from lib.backend import pass_on
 from lib.data_types import EndpointHandler
-from workers.tgi.data_types import InputData
+from workers.tgi.data_types import TgiRequest
 
 if TYPE_CHECKING:
     from lib.backend import ModelCaller
@@ -32,7 +32,7 @@ _ERROR_EVENT = re.compile(rb'data:\s*(\{\s*"error".*)')
 
 
 @dataclass(kw_only=True)
-class GenerateHandler(EndpointHandler[InputData]):
+class TgiHandler(EndpointHandler[TgiRequest]):
     """The whole answer at once, or, for a request that says `"stream": true`, as from the other route."""
 
     health: str | None = None
@@ -46,17 +46,17 @@ class GenerateHandler(EndpointHandler[InputData]):
         return self.health
 
     @classmethod
-    def payload_cls(cls) -> type[InputData]:
-        return InputData
+    def payload_cls(cls) -> type[TgiRequest]:
+        return TgiRequest
 
-    def call_model(self, model: ModelCaller, payload: InputData) -> AbstractAsyncContextManager[Any]:
+    def call_model(self, model: ModelCaller, payload: TgiRequest) -> AbstractAsyncContextManager[Any]:
         endpoint = "/generate_stream" if payload.stream else self.endpoint
         return model.post_json(endpoint, self.generate_payload_json(payload))
 
     async def generate_client_response(
         self, client_request: web.Request, model_response: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        events = Events()
+        events = FailureScanner()
         response = await pass_on(client_request, model_response, on_chunk=events.add)
         if model_response.status == FAILED_GENERATION or events.end():
             client_request["outcome"] = "errored"
@@ -64,7 +64,7 @@ class GenerateHandler(EndpointHandler[InputData]):
 
 
 @dataclass(kw_only=True)
-class GenerateStreamHandler(GenerateHandler):
+class TgiStreamHandler(TgiHandler):
     """One token an event."""
 
     @property
@@ -72,7 +72,7 @@ class GenerateStreamHandler(GenerateHandler):
         return "/generate_stream"
 
 
-class Events:
+class FailureScanner:
     """Looks for failures in an answer that passes by in pieces, however they are cut."""
 
     def __init__(self) -> None:

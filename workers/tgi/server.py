@@ -13,8 +13,8 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.model_settings import ModelSettings
 from lib.server import run_worker
-from workers.tgi.benchmark import BenchmarkHandler
-from workers.tgi.handlers import GenerateHandler, GenerateStreamHandler
+from workers.tgi.benchmark import TgiBenchmarkHandler
+from workers.tgi.handlers import TgiHandler, TgiStreamHandler
 
 MODEL_SERVER_URL = "http://127.0.0.1:5001"
 MODEL_LOG = "/tmp/tgi.log"
@@ -42,13 +42,13 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
         health=HEALTH,
         max_queue_time=MAX_QUEUE_TIME_S,
     )
-    generate = GenerateHandler(health=settings.health, max_queue_time=settings.max_queue_time)
-    stream = GenerateStreamHandler(health=settings.health, max_queue_time=settings.max_queue_time)
+    generate = TgiHandler(health=settings.health, max_queue_time=settings.max_queue_time)
+    stream = TgiStreamHandler(health=settings.health, max_queue_time=settings.max_queue_time)
     backend = Backend(
         model_server_url=settings.server_url,
         model_log_file=settings.log,
         allow_parallel_requests=True,  # TGI batches what comes at once
-        benchmark_handler=BenchmarkHandler(health=settings.health),
+        benchmark_handler=TgiBenchmarkHandler(health=settings.health),
         log_actions=settings.log_actions,
     )
     routes = [

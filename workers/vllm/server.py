@@ -11,7 +11,7 @@ from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
 
-VLLM = server.Engine(
+VLLM = server.ServerProfile(
     log="/var/log/portal/vllm.log",
     load_lines=("Application startup complete.",),
     # The first is the process manager's on an instance; the second is what vLLM's own crashes begin with.

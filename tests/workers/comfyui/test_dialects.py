@@ -163,7 +163,7 @@ async def test_its_health_is_watched(tmp_path: Path) -> None:
         clock, choice = ManualClock(), Choice(settings)
         backend = Backend(model.url, lifecycle=AsyncExitStack(), clock=clock)
         instance = Settings(container_id=1, public_url=here.url, unsecured=True)
-        async with backend.run_with(instance, tmp_path) as parts, choice.finding(backend):
+        async with backend.run_with(instance, tmp_path) as parts, choice.detect(backend):
             parts.readiness.seen(ReadySignal.LIFECYCLE, "entered")
             await model.until("requests", 5)  # the probes, its health, and its health as it is watched
             model.process.kill()

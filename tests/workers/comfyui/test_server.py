@@ -12,7 +12,7 @@ from lib.model.connection import ModelServer
 from workers.comfyui import server
 from workers.comfyui.data_types import GenerateInput, PromptInput, ViewQuery
 from workers.comfyui.dialects import Choice
-from workers.comfyui.server import GenerateHandler, PromptHandler, ViewHandler
+from workers.comfyui.server import GenerateSyncHandler, PromptHandler, ViewHandler
 from workers.comfyui.settings import ComfySettings
 
 ROOT = Path(__file__).parents[3]
@@ -64,7 +64,7 @@ def choice(**env: str) -> Choice:
 
 
 def test_benchmark_payloads_differ_and_are_one_job_each() -> None:
-    handler = GenerateHandler(choice=choice(), path="/generate/sync")
+    handler = GenerateSyncHandler(choice=choice(), path="/generate/sync")
     payloads = [handler.make_benchmark_payload() for _ in range(8)]
 
     assert len({str(p.input) for p in payloads}) == 8
@@ -84,10 +84,10 @@ def test_another_benchmark_has_another_name() -> None:
     names = {
         handler.benchmark_name
         for handler in (
-            GenerateHandler(choice=choice(), path="/generate/sync"),
-            GenerateHandler(choice=choice(COMFY_MODEL="sd3"), path="/generate/sync"),
-            GenerateHandler(choice=choice(BENCHMARK_TEST_STEPS="3"), path="/generate/sync"),
-            GenerateHandler(choice=choice(COMFYUI_DIALECT="wrapper"), path="/generate/sync"),
+            GenerateSyncHandler(choice=choice(), path="/generate/sync"),
+            GenerateSyncHandler(choice=choice(COMFY_MODEL="sd3"), path="/generate/sync"),
+            GenerateSyncHandler(choice=choice(BENCHMARK_TEST_STEPS="3"), path="/generate/sync"),
+            GenerateSyncHandler(choice=choice(COMFYUI_DIALECT="wrapper"), path="/generate/sync"),
             PromptHandler(choice=choice(), path="/prompt"),
         )
     }
@@ -123,7 +123,7 @@ async def test_a_file_is_passed_on_from_comfyui() -> None:
 
 def test_before_a_model_server_is_found_there_is_none_to_ask() -> None:
     unknown = Choice(ComfySettings.from_env({}))
-    handler = GenerateHandler(choice=unknown, path="/generate/sync")
+    handler = GenerateSyncHandler(choice=unknown, path="/generate/sync")
     payload = handler.read_payload({"payload": {"input": {"modifier": "x"}}, "auth_data": {}})
 
     assert isinstance(payload, GenerateInput)

@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 
 from lib.client import CallFailed, RouteClient, Target
 from workers.hello_world import client
-from workers.hello_world.model_server import ModelServer, Pace
+from workers.hello_world.model_server import Pace, TextServer
 
 
 async def route(request: web.Request) -> web.Response:
@@ -34,7 +34,7 @@ MODEL = web.AppKey("model", str)
 
 @asynccontextmanager
 async def routed() -> AsyncGenerator[RouteClient, None]:
-    model = ModelServer(Pace(0))
+    model = TextServer(Pace(0))
     await model.load()
     app = web.Application()
     app.router.add_post("/route/", route)

@@ -22,10 +22,10 @@ from workers.hello_world.model_server import (
     DEFAULT_TOKENS,
     MAX_TOKENS,
     READY_LINE,
-    ModelServer,
     Pace,
     Prompt,
     Refusal,
+    TextServer,
     arguments,
     read_prompt,
 )
@@ -95,9 +95,9 @@ class Gate(Pace):
 @asynccontextmanager
 async def serving(
     pace: Pace, max_concurrency: int = 32
-) -> AsyncGenerator[tuple[aiohttp.ClientSession, ModelServer], None]:
+) -> AsyncGenerator[tuple[aiohttp.ClientSession, TextServer], None]:
     """A loaded model server in this process, and a client of it."""
-    server = ModelServer(pace, max_concurrency)
+    server = TextServer(pace, max_concurrency)
     await server.load()
     test_server = TestServer(server.app())
     async with test_server, aiohttp.ClientSession(test_server.make_url("/")) as http:

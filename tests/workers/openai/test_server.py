@@ -12,7 +12,7 @@ from lib.data_types import LogAction
 from lib.errors import SettingsError
 from workers.llama import server as llama
 from workers.openai import server
-from workers.openai.benchmark import BenchmarkHandler
+from workers.openai.benchmark import OpenAIBenchmarkHandler
 from workers.sglang import server as sglang
 from workers.vllm import server as vllm
 
@@ -39,7 +39,7 @@ def test_the_worker_as_it_is(name: str) -> None:
     assert paths(routes, "POST") == PATHS
     assert paths(routes, "GET") == ["/v1/models"]
     benchmark = backend.benchmark_handler
-    assert isinstance(benchmark, BenchmarkHandler)
+    assert isinstance(benchmark, OpenAIBenchmarkHandler)
     assert (benchmark.endpoint, benchmark.healthcheck_endpoint) == ("/v1/completions", "/health")
     assert benchmark.ignore_eos == (name != "openai")
 
@@ -91,7 +91,7 @@ def test_the_worker_in_another_environment(name: str) -> None:
         (LogAction.Info, "on its way"),
     )
     benchmark = backend.benchmark_handler
-    assert isinstance(benchmark, BenchmarkHandler)
+    assert isinstance(benchmark, OpenAIBenchmarkHandler)
     assert (benchmark.model_name, benchmark.healthcheck_endpoint) == ("tiny", "/v1/models")
 
 

@@ -11,8 +11,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.model.connection import ModelServer
-from workers.tgi.benchmark import BenchmarkHandler
-from workers.tgi.data_types import InputData
+from workers.tgi.benchmark import TgiBenchmarkHandler
+from workers.tgi.data_types import TgiRequest
 
 
 class Scripted:
@@ -44,8 +44,8 @@ async def measured(script: Scripted) -> tuple[int, bytes]:
     app = web.Application()
     app.router.add_post("/generate", script.generate)
     async with TestServer(app) as tgi, ModelServer(str(tgi.make_url("/"))) as server:
-        payload = InputData.of("Hello", max_new_tokens=256)
-        async with BenchmarkHandler().call_model(server.caller({}), payload) as answer:
+        payload = TgiRequest.of("Hello", max_new_tokens=256)
+        async with TgiBenchmarkHandler().call_model(server.caller({}), payload) as answer:
             assert isinstance(answer.body, bytes)
             return answer.status, answer.body
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.tgi.handlers import MAX_LINE_BYTES, Events
+from workers.tgi.handlers import MAX_LINE_BYTES, FailureScanner
 
 FAILED = {"error": "CUDA out of memory", "error_type": "generation"}
 REFUSED = {"error": "`temperature` must be strictly positive", "error_type": "validation"}
@@ -18,7 +18,7 @@ TOKEN = {"index": 1, "token": {"text": '{"error": "x"}\ndata:{"error"'}, "genera
 
 
 def is_failed(*pieces: bytes) -> bool:
-    events = Events()
+    events = FailureScanner()
     for piece in pieces:
         events.add(piece)
     return events.end()
@@ -59,7 +59,7 @@ def test_of_what_kind_an_error_is(line: bytes, failed: bool) -> None:
 
 
 def test_a_line_without_end_is_not_held() -> None:
-    events = Events()
+    events = FailureScanner()
     for _ in range(40):
         events.add(b"x" * MAX_LINE_BYTES)
     events.add(b'\ndata:{"error":"a","error_type":"generation"}')

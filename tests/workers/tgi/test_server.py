@@ -9,7 +9,7 @@ import pytest
 from lib.data_types import LogAction
 from lib.errors import SettingsError
 from workers.tgi import server
-from workers.tgi.benchmark import BenchmarkHandler
+from workers.tgi.benchmark import TgiBenchmarkHandler
 
 
 def test_the_worker_as_it_is() -> None:
@@ -22,7 +22,7 @@ def test_the_worker_as_it_is() -> None:
         ("POST", "/generate_stream"),
     ]
     assert backend.allow_parallel_requests
-    assert isinstance(handler, BenchmarkHandler)
+    assert isinstance(handler, TgiBenchmarkHandler)
     assert (handler.endpoint, handler.healthcheck_endpoint) == ("/generate", "/health")
     rules = backend.log_actions
     assert [text for action, text in rules if action is LogAction.ModelError] == [
@@ -57,7 +57,7 @@ def test_a_wrong_environment_is_told_whole() -> None:
 
 
 def test_benchmark_payloads_differ_and_have_as_many_words_as_they_should() -> None:
-    handler = BenchmarkHandler(benchmark_words=30)
+    handler = TgiBenchmarkHandler(benchmark_words=30)
     payloads = [handler.make_benchmark_payload() for _ in range(8)]
 
     assert {len(payload["inputs"].split()) for payload in payloads} == {30}
