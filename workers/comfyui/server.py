@@ -183,7 +183,7 @@ class ViewHandler(ComfyHandler[ViewQuery]):
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
     settings = ComfySettings.from_env(environ)
     choice = Choice(settings)
     wait: dict[str, Any] = {"choice": choice, "max_queue_time": settings.model.max_queue_time}

@@ -1,7 +1,7 @@
 """The worker for every OpenAI-compatible model server: `python -m workers.openai.server`.
 
-Owns how a server shows its state, by default and by environment; workers.vllm, workers.sglang and
-workers.llama are settings on it. The routes are in handlers.py.
+Owns the settings and what differs between model servers (`ServerProfile`). workers.vllm, workers.sglang and
+workers.llama are this worker with another profile. The routes are in handlers.py.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from workers.openai.handlers import HANDLERS, ModelsHandler
 
 MODEL_SERVER_URL = "http://127.0.0.1:18000"
 MODEL_HEALTH = "/health"
-# Requests are counted by what they may generate, and most generate far less: a wait by estimate, in seconds,
-# is a multiple of the real one.
+# Seconds. The wait is estimated from the tokens that requests may generate. Most generate far fewer, so that
+# the estimate is a multiple of the real wait.
 MAX_QUEUE_TIME_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerProfile:
-    """What is special about one model server: its log, what it writes there, and what it takes.
+    """One model server's log file, log lines and supported fields.
 
-    `log` "": there is none unless `MODEL_LOG` names it. `ignore_eos`: it takes that field (benchmark.py).
+    `log` "": no log is read unless `MODEL_LOG` is set. `ignore_eos`: the server supports that field, which
+    the benchmark sends (benchmark.py).
     """
 
     log: str = ""
@@ -39,12 +40,13 @@ class ServerProfile:
     ignore_eos: bool = False
 
 
-# Any server: its health check tells when it is loaded. Whoever names its log often runs vLLM under this name.
+# Any server. It is ready when its health check succeeds. The error lines are vLLM's, which is often run with
+# this worker; they are used only if `MODEL_LOG` is set.
 ANY = ServerProfile(error_lines=("INFO exited: vllm", "RuntimeError: Engine"))
 
 
 def build(environ: Mapping[str, str], profile: ServerProfile = ANY) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
     has_log = bool(profile.log or environ.get("MODEL_LOG"))
     settings = ModelSettings.from_env(
         environ,

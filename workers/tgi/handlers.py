@@ -1,8 +1,8 @@
-"""The two routes of the TGI worker, whose answers are passed on as TGI gives them.
+"""The two routes of the TGI worker, which pass on TGI's answers unchanged.
 
-Owns what a failed generation looks like: TGI tells it as 424 or, on a stream, which always begins with 200,
-as an event. Neither is the client's doing, and both come quickly: taken for work done, they would make a
-broken GPU look fast.
+Owns the detection of failed generations, which count as errors of the worker. TGI answers 424 or, on a
+stream, which always begins with 200, sends an error event. Both come quickly, so that counting them as
+finished work would make a broken GPU look fast.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
     from lib.backend import ModelCaller
 
 FAILED_GENERATION = 424
-# The `error_type` of errors that are no failure of TGI's: it answers these with 422 and 429.
-DID_ITS_PART = frozenset({"validation", "overloaded"})
-# No error is longer; of longer lines the beginning is enough to tell that they are none.
+# The `error_type` of errors that are not failures of TGI. Outside of streams it answers them with 422 and
+# 429.
+CLIENT_ERRORS = frozenset({"validation", "overloaded"})
+# Errors are shorter. Only this much of a line is kept, which is enough to see that a longer one is no error.
 MAX_LINE_BYTES = 64 * 1024
 _ERROR_EVENT = re.compile(rb'data:\s*(\{\s*"error".*)')
 
 
 @dataclass(kw_only=True)
 class TgiHandler(EndpointHandler[TgiRequest]):
-    """The whole answer at once, or, for a request that says `"stream": true`, as from the other route."""
+    """`/generate`: one answer, or with `"stream": true` the same stream as `/generate_stream`."""
 
     health: str | None = None
 
@@ -65,7 +66,7 @@ class TgiHandler(EndpointHandler[TgiRequest]):
 
 @dataclass(kw_only=True)
 class TgiStreamHandler(TgiHandler):
-    """One token an event."""
+    """`/generate_stream`: an event per token."""
 
     @property
     def endpoint(self) -> str:
@@ -73,21 +74,22 @@ class TgiStreamHandler(TgiHandler):
 
 
 class FailureScanner:
-    """Looks for failures in an answer that passes by in pieces, however they are cut."""
+    """Looks for errors of TGI in an answer that arrives in chunks, which may end anywhere in a line."""
 
     def __init__(self) -> None:
         self._failed = False
         self._line = bytearray()
 
-    def add(self, piece: bytes) -> None:
-        beginning, *more = piece.split(b"\n")
+    def add(self, chunk: bytes) -> None:
+        """Read the next chunk of the answer."""
+        beginning, *more = chunk.split(b"\n")
         self._keep(beginning)
         for line in more:
             self._read_line()
             self._keep(line)
 
     def end(self) -> bool:
-        """Whether the answer, which ends here, told of a failed generation."""
+        """Whether the answer, which is complete, contains a failed generation."""
         self._read_line()
         return self._failed
 
@@ -97,12 +99,12 @@ class FailureScanner:
     def _read_line(self) -> None:
         found = _ERROR_EVENT.match(bytes(self._line))
         self._line.clear()
-        if found and _error_type(found[1]) not in DID_ITS_PART:
+        if found and _error_type(found[1]) not in CLIENT_ERRORS:
             self._failed = True
 
 
 def _error_type(event: bytes) -> str:
-    """The `error_type` in an error's JSON, "" where none can be read."""
+    """The `error_type` in an error's JSON, or "" if there is none."""
     try:
         error: Any = json.loads(event)
     except ValueError:

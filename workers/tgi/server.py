@@ -1,6 +1,6 @@
 """The worker for Hugging Face Text Generation Inference: `python -m workers.tgi.server`.
 
-Owns what TGI writes into its log, and what an operator may override. A request's shape is in data_types.py.
+Owns TGI's log lines and the defaults of the settings. Requests are in data_types.py.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from workers.tgi.handlers import TgiHandler, TgiStreamHandler
 
 MODEL_SERVER_URL = "http://127.0.0.1:5001"
 MODEL_LOG = "/tmp/tgi.log"
-# TGI logs JSON (`--json-output`), with the router or a part of it as the target, or text, whose middle
-# differs by version: "INFO text_generation_router::server: router/src/server.rs:2210: Connected". The text is
-# in colour unless TGI is told otherwise, also in a file: then a code stands between.
+# TGI logs JSON (`--json-output`), whose target is the router or one of its modules, or text, whose middle
+# differs by version: "INFO text_generation_router::server: router/src/server.rs:2210: Connected". The text
+# has colours by default, also in a file. Then an escape sequence precedes the word.
 LOAD_LINES = ('"message":"Connected","target":"text_generation_router', ": Connected", "\x1b[0m Connected")
 ERROR_LINES = ("Error: WebserverFailed", "Error: DownloadError")
 INFO_LINES = ('"message":"Download',)
 HEALTH = "/health"
-# Requests are counted by what they may generate, and most generate far less: a wait by estimate, in seconds,
-# is a multiple of the real one.
+# Seconds. The wait is estimated from the tokens that requests may generate. Most generate far fewer, so that
+# the estimate is a multiple of the real wait.
 MAX_QUEUE_TIME_S = 600.0
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
     settings = ModelSettings.from_env(
         environ,
         server_url=MODEL_SERVER_URL,
@@ -47,7 +47,7 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
     backend = Backend(
         model_server_url=settings.server_url,
         model_log_file=settings.log,
-        allow_parallel_requests=True,  # TGI batches what comes at once
+        allow_parallel_requests=True,  # TGI batches concurrent requests
         benchmark_handler=TgiBenchmarkHandler(health=settings.health),
         log_actions=settings.log_actions,
     )

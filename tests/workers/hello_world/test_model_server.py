@@ -138,7 +138,7 @@ async def test_the_process_stops_working_for_a_client_that_has_left() -> None:
             await response.content.readline()
             response.close()
 
-        assert f"of {MAX_TOKENS} tokens" in await server.line_with("client left: stopped after")
+        assert f"of {MAX_TOKENS} tokens" in await server.line_with("client disconnected: stopped after")
 
 
 async def test_while_it_loads_it_refuses_and_can_be_stopped() -> None:

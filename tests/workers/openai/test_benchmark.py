@@ -55,7 +55,7 @@ async def test_a_model_that_generates_nothing_is_told() -> None:
     async with answered(StandIn(eos_after=0), OpenAIBenchmarkHandler()) as (status, answer, messages):
         assert len(messages) == MAX_ANSWERS
         assert status == 502
-        assert answer == {"error": "the model ended 50 answers after 0 tokens in all, of 500"}
+        assert answer == {"error": "50 answers have 0 of 500 tokens: the model stops too early"}
 
 
 async def test_the_first_error_ends_it() -> None:

@@ -13,7 +13,7 @@ from workers.openai.uploads import AUDIO, IMAGES, MIB, BadFile, EncodedFile, rea
 
 FIELDS = {"file": AUDIO, "image": IMAGES, "mask": IMAGES}
 DATA = base64.b64encode(b"sound").decode()
-SOUND_ENDINGS = "must be one of these: flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav, webm"
+SOUND_ENDINGS = "must be one of flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav, webm"
 
 
 def problems_of(request: dict[str, Any]) -> dict[str, Any]:
@@ -51,10 +51,10 @@ def test_several_files_and_none() -> None:
     [
         ({"file": DATA}, "needs a filename, a string"),
         ({"file": DATA, "filename": 5}, "its filename must be a string"),
-        ({"file": DATA, "filename": ""}, f"the ending of its filename {SOUND_ENDINGS}"),
-        ({"file": DATA, "filename": "mp3"}, f"the ending of its filename {SOUND_ENDINGS}"),
-        ({"file": DATA, "filename": ".mp3"}, f"the ending of its filename {SOUND_ENDINGS}"),
-        ({"file": DATA, "filename": "a.mp3.sh"}, f"the ending of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": ""}, f"the extension of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": "mp3"}, f"the extension of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": ".mp3"}, f"the extension of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": "a.mp3.sh"}, f"the extension of its filename {SOUND_ENDINGS}"),
         ({"file": f"data:text/html;base64,{DATA}"}, f"is text/html, but {SOUND_ENDINGS}"),
         (
             {"file": f"data:text/html;base64,{DATA}", "filename": "a.mp3"},

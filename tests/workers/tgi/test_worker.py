@@ -113,7 +113,7 @@ async def test_the_example_client_and_the_load_test(tmp_path: Path) -> None:
         status, output = await here.run("workers.tgi.client", "--tokens", "3", "Once")
         assert (status, output.splitlines()) == (
             0,
-            ["Once word word word", "", "And once more, token by token:", "", "Once word word word"],
+            ["Once word word word", "", "The same as a stream:", "", "Once word word word"],
         )
         status, output = await here.run("workers.tgi.client", "overloaded")
         assert (status, "HTTP 429" in output) == (1, True)
