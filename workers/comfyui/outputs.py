@@ -1,7 +1,7 @@
-"""What a prompt has made: the files in its history, and the forms in which a client gets them.
+"""The outputs of a prompt: the files in its history, and their forms in answers.
 
-Owns the list of a history's files, the answer envelope of the wrapper, and the data URIs of `/prompt`. Where
-files come from is the caller's.
+Owns the list of output files, the result in the wrapper's format, and the data URIs of `/prompt`. Callers say
+how a file is opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workers.comfyui.jobs import Job, SentImage
 from workers.comfyui.spool import SpooledAnswer, on_disk
 from workers.comfyui.storage import Bucket
 
-# Types of files: saved (the default), previewed, sent over the WebSocket.
+# Types of files: saved (the default), previews, sent over the WebSocket.
 SAVED = "output"
 PREVIEWED = "temp"
 SENT = "websocket"
@@ -31,9 +31,9 @@ NO_IMAGES = "the workflow made no images"
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file that node `node_id` put out under `output_type` (images, gifs, audio, …).
+    """A file that node `node_id` made, listed under `output_type` (images, gifs, audio, …).
 
-    `sent`: it is no file of ComfyUI's, the node sent it.
+    `sent` is the image itself if the node sent it. Then ComfyUI has no such file.
     """
 
     file: File
@@ -42,6 +42,7 @@ class OutputFile:
     sent: SentImage | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """The file's description in the wrapper's format."""
         return {
             "filename": self.file.filename,
             "type": self.file.type,
@@ -52,9 +53,9 @@ class OutputFile:
 
 
 def outputs_of(job: Job) -> list[OutputFile]:
-    """Every file in the history of a job that is over, in its order, and what was sent.
+    """The files in the history of a finished job, in its order, and then the sent images.
 
-    What is no file (texts, flags) is left out.
+    Outputs that are not files, such as texts, are left out.
     """
     outputs = [
         OutputFile(file, node_id, kind)
@@ -71,11 +72,11 @@ def outputs_of(job: Job) -> list[OutputFile]:
 
 
 def best_of(outputs: Sequence[OutputFile]) -> Sequence[OutputFile]:
-    """The outputs that were saved or sent, or where none was, the previews."""
+    """The outputs that were saved or sent or, if there are none, the previews."""
     return [output for output in outputs if output.file.type != PREVIEWED] or outputs
 
 
-# A file's content type, and its bytes in chunks.
+# A file's content type, and its content in chunks.
 Opened = AbstractAsyncContextManager[tuple[str, AsyncIterator[bytes]]]
 View = Callable[[OutputFile], Opened]
 Opener = Callable[[], Opened]
@@ -93,22 +94,23 @@ async def opened(api: ComfyApi, output: OutputFile) -> AsyncGenerator[tuple[str,
 
 @dataclass
 class JobTimings:
-    """The times of one request: Unix time in the answer, durations by a monotonic clock."""
+    """The times of one request. The answer has Unix times; durations come from a monotonic clock."""
 
     queued_at_s: float = field(default_factory=time.time)
     began_s: float = field(default_factory=time.monotonic)
     generated_s: float | None = None
 
     def generated(self) -> None:
-        """The prompt is over, its files are not fetched yet."""
+        """Note that the prompt is finished and that its files are fetched from now on."""
         self.generated_s = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds since the request began."""
         return time.monotonic() - self.began_s
 
     def to_json(self) -> dict[str, int]:
-        """As the wrapper tells them, in milliseconds; no generation where it failed before its end."""
+        """The times in milliseconds in the wrapper's format. Generation is absent if the prompt failed."""
         now_s = time.monotonic()
         times = {"queued_at_ms": _ms(self.queued_at_s), "preprocess_ms": 0}
         if self.generated_s is not None:
@@ -121,16 +123,16 @@ class JobTimings:
 
 @dataclass(frozen=True)
 class ResultWriter:
-    """How the outputs of one request are handed over: in base64, or uploaded to `bucket`."""
+    """Writes a result in the wrapper's format, with outputs in base64 or uploaded to `bucket`."""
 
     request_id: str
     view: View
     bucket: Bucket | None
 
-    async def put_envelope(
+    async def write(
         self, spool: SpooledAnswer, outputs: Sequence[OutputFile], timings: JobTimings, extra: dict[str, Any]
     ) -> None:
-        """Put the answer into `spool`. Raises `UploadFailed`, and what `view` raises."""
+        """Write the result to `spool`. Raises `UploadFailed` and the errors of `view`."""
         head: dict[str, Any] = {
             "id": self.request_id,
             "message": "Processing complete.",
@@ -155,16 +157,16 @@ class ResultWriter:
         await spool.put(b'","mimetype":' + _dumps(mimetype) + b"}")
 
     async def _upload(self, output: OutputFile, bucket: Bucket, number: int) -> tuple[str, str]:
-        """A link to the file, and its type. Outputs may have the same name: `number` tells them apart."""
+        """Upload a file; return a link to it and its content type. `number` makes equal names distinct."""
         key = f"{self.request_id}/{number}/{output.file.filename}"
         async with self.view(output) as (mimetype, chunks), on_disk(chunks) as file:
             return await bucket.upload(file, key, mimetype), mimetype
 
 
 async def as_images(files: Sequence[Opener]) -> web.Response:
-    """`{"images": [data URIs]}` of those of `files` that are images; 422 where none is.
+    """The answer `{"images": [data URIs]}` with those of `files` that are images; 422 if there are none.
 
-    Raises what opening and reading them raises.
+    Raises the errors of opening and reading them.
     """
     found = 0
     async with SpooledAnswer() as spool:
@@ -193,7 +195,7 @@ def _file(item: Any) -> File | None:
 
 
 def _open(value: dict[str, Any]) -> bytes:
-    """`value` as JSON without its last brace: more follows."""
+    """`value` as JSON without the closing brace, so that more members can follow."""
     return _dumps(value)[:-1]
 
 

@@ -107,7 +107,10 @@ async def test_runsync(tmp_path: Path) -> None:
         status, answer = await here.generate(image())
         assert (status, list(answer)) == (200, ["id", "output"])
         status, answer = await here.call("/generate/stream", {"input": {"workflow_json": image()}})
-        assert (status, answer["error"]) == (404, "the runsync dialect tells no progress: use /generate/sync")
+        assert (status, answer["error"]) == (
+            404,
+            "the runsync dialect reports no progress: use /generate/sync",
+        )
         status, answer = await here.call("/custom-workflow", {"workflow": {"1": node("NoImage")}})
         assert (status, answer) == (422, {"error": "the workflow made no images"})
 

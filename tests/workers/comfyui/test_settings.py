@@ -125,7 +125,7 @@ def test_a_benchmark_of_the_operators(tmp_path: Path) -> None:
         (None, "can't be read"),
         ("{", "can't be read"),
         ("[]", "must be an object"),
-        (json.dumps({"1": node("EmptyImage", color=1)}), "ComfyUI would answer it from its cache"),
+        (json.dumps({"1": node("EmptyImage", color=1)}), "ComfyUI answers it from its cache"),
     ],
 )
 def test_a_benchmark_that_can_not_work(tmp_path: Path, content: str | None, problem: str) -> None:
