@@ -23,7 +23,7 @@ from lib.local.serving import serve_engine
 from tests.docs.blocks import codes, document, table
 from tests.fakes.command import done
 from tests.system import GUARD_S, engine_key
-from tests.workers.served import served
+from tests.workers.worker_system import worker_system
 
 DOC = document("local-engine")
 MANAGING = DOC.section("## Managing endpoints and workergroups")
@@ -95,7 +95,7 @@ async def test_the_official_client(tmp_path: Path) -> None:
 
 
 async def test_openais_client(tmp_path: Path) -> None:
-    async with served(tmp_path, "openai") as here:
+    async with worker_system(tmp_path, "openai") as here:
         client, told = DOC.block("python", "openai"), "http://127.0.0.1:8081"
         assert client.count(told) == 1
         said = await done("python", "-c", client.replace(told, here.system.engine_url), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What every ready-made worker says of an environment that can't work."""
+"""Every ready-made worker reports a malformed environment without a traceback."""
 
 from __future__ import annotations
 
