@@ -72,7 +72,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("worker", WORKERS)
-def test_importing_does_nothing_and_needs_little(worker: str, core: Path) -> None:
+def test_importing_has_no_effects_and_needs_core_dependencies_only(worker: str, core: Path) -> None:
     parts = [f"workers.{worker}.{path.stem}" for path in ROOT.glob(f"workers/{worker}/*.py")]
     done = subprocess.run(
         [sys.executable, "-S", "-c", SPY, *parts, "lib.test_harness"],
@@ -85,7 +85,7 @@ def test_importing_does_nothing_and_needs_little(worker: str, core: Path) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_packages_of_the_same_names_are_not_taken_for_ours(tmp_path: Path) -> None:
+def test_installed_packages_named_lib_and_utils_are_not_imported(tmp_path: Path) -> None:
     """A package index has other packages of these names. Code in the repository uses its own."""
     for name in ("lib", "utils"):
         (tmp_path / name).mkdir()

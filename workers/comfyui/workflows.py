@@ -60,7 +60,7 @@ def reseeded(graph: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def graph_problem(graph: Any) -> str | None:
-    """Why `graph` is not a graph in API format, or None. ComfyUI itself checks the nodes."""
+    """The reason why `graph` is not a graph in API format, or None. ComfyUI itself checks the nodes."""
     if not isinstance(graph, dict):
         return "must be an object: a workflow in API format"
     for name, node in cast("dict[str, Any]", graph).items():

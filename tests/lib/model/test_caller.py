@@ -1,4 +1,4 @@
-"""What a handler's calls send to the model server."""
+"""The requests that a handler's calls send to the model server."""
 
 from __future__ import annotations
 

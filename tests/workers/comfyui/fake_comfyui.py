@@ -92,7 +92,7 @@ class FakeComfyUI:
         extra = {"client_id": message["client_id"]} if "client_id" in message else {}
         prompt = Prompt(next(self.numbers), message.get("prompt_id") or str(uuid.uuid4()), graph, extra)
         self.pending.append(prompt)
-        await self._tell_status()
+        await self._send_status()
         self.more_work.set()
         await self.notify()
         return web.json_response(
@@ -111,7 +111,7 @@ class FakeComfyUI:
     async def change_queue(self, request: web.Request) -> web.Response:
         message = await request.json()
         self.pending = [prompt for prompt in self.pending if prompt.id not in message.get("delete", [])]
-        await self._tell_status()
+        await self._send_status()
         await self.notify()
         return web.Response()
 
@@ -235,14 +235,14 @@ class FakeComfyUI:
                 await self.more_work.wait()
             prompt = self.running = self.pending.pop(0)
             await self.notify()
-            await self._tell_status()
+            await self._send_status()
             entry = await self._run(prompt)
             if self.running is not prompt:  # lost by a restart meanwhile
                 continue
             self.running = None
             self.history[prompt.id] = entry
-            await self._tell_status()
-            await self._tell(prompt, "executing", {"node": None, "prompt_id": prompt.id})
+            await self._send_status()
+            await self._send_event(prompt, "executing", {"node": None, "prompt_id": prompt.id})
             await self.notify()
 
     async def _run(self, prompt: Prompt) -> dict[str, Any]:
@@ -259,7 +259,7 @@ class FakeComfyUI:
             node = prompt.graph[name]
             try:
                 if name not in cached:
-                    await self._tell_running(prompt, name)
+                    await self._send_running(prompt, name)
                     self.cache[keys[name]] = await self._execute(prompt, name, node)
                 output = self.cache[keys[name]]
             except (Interrupted, NodeFailed) as e:
@@ -273,8 +273,8 @@ class FakeComfyUI:
             executed.append(name)
             if output:
                 outputs[name] = output
-                told = {"node": name, "display_node": name, "output": output, "prompt_id": prompt.id}
-                await self._tell(prompt, "executed", told)
+                data = {"node": name, "display_node": name, "output": output, "prompt_id": prompt.id}
+                await self._send_event(prompt, "executed", data)
         if not failed:
             await self._note(prompt, "execution_success", {})
         status = {
@@ -293,8 +293,8 @@ class FakeComfyUI:
             raise NodeFailed
         if kind in ("KSampler", "SamplerCustomAdvanced"):
             for step in range(1, 4):
-                told = {"value": step, "max": 3, "prompt_id": prompt.id, "node": name}
-                await self._tell(prompt, "progress", told)
+                data = {"value": step, "max": 3, "prompt_id": prompt.id, "node": name}
+                await self._send_event(prompt, "progress", data)
                 await self._send_image(prompt, b"preview")
         if kind == "PreviewAny":
             return {"text": [str(inputs["source"])]}
@@ -305,8 +305,8 @@ class FakeComfyUI:
             return {"gifs": [self._write("video", "mp4", text.encode(), folder="clips")]}
         if kind == "SaveImageWebsocket":
             for number in range(3):
-                told = {"value": number, "max": 3, "prompt_id": prompt.id, "node": name}
-                await self._tell(prompt, "progress", told)
+                data = {"value": number, "max": 3, "prompt_id": prompt.id, "node": name}
+                await self._send_event(prompt, "progress", data)
                 await self._send_image(prompt, png(f"{text}{number}"))
         if kind == "SaveAudio":
             return {"audio": [self._write("sound", "flac", text.encode())]}
@@ -341,21 +341,23 @@ class FakeComfyUI:
     def _status(self) -> dict[str, Any]:
         return {"status": {"exec_info": {"queue_remaining": self.remaining}}}
 
-    async def _tell_status(self) -> None:
+    async def _send_status(self) -> None:
         for sid in [] if self.mute else list(self.sockets):
             await self._send(sid, {"type": "status", "data": self._status})
 
-    async def _tell_running(self, prompt: Prompt, name: str) -> None:
+    async def _send_running(self, prompt: Prompt, name: str) -> None:
         state = {"value": 0.0, "max": 1.0, "state": "running", "node_id": name, "prompt_id": prompt.id}
-        await self._tell(prompt, "progress_state", {"prompt_id": prompt.id, "nodes": {name: state}})
-        await self._tell(prompt, "executing", {"node": name, "display_node": name, "prompt_id": prompt.id})
+        await self._send_event(prompt, "progress_state", {"prompt_id": prompt.id, "nodes": {name: state}})
+        await self._send_event(
+            prompt, "executing", {"node": name, "display_node": name, "prompt_id": prompt.id}
+        )
 
     async def _note(self, prompt: Prompt, kind: str, data: dict[str, Any]) -> None:
         data = {"prompt_id": prompt.id, **data, "timestamp": int(time.time() * 1000)}
         prompt.messages.append([kind, data])
-        await self._tell(prompt, kind, data)
+        await self._send_event(prompt, kind, data)
 
-    async def _tell(self, prompt: Prompt, kind: str, data: dict[str, Any]) -> None:
+    async def _send_event(self, prompt: Prompt, kind: str, data: dict[str, Any]) -> None:
         if not self.mute:
             await self._send(prompt.extra.get("client_id", ""), {"type": kind, "data": data})
 

@@ -40,7 +40,7 @@ async def test_it_saves_an_image(tmp_path: Path) -> None:
         assert "Traceback" not in errors
 
 
-async def test_a_refusal_is_told(tmp_path: Path) -> None:
+async def test_a_refused_request_raises(tmp_path: Path) -> None:
     async with native_system(tmp_path) as here:
         engine = RouteClient(here.http, Target(here.engine_url, "local", "key"))
         here.model.process.kill()

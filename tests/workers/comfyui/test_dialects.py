@@ -52,7 +52,7 @@ def made_of(graph: Graph) -> bytes:
     return png(json.dumps(graph))
 
 
-async def test_the_wrapper_gets_requests_as_they_are(tmp_path: Path) -> None:
+async def test_the_wrapper_gets_requests_unchanged(tmp_path: Path) -> None:
     given = {
         "request_id": "req-1",
         "modifier": "Nope",
@@ -78,8 +78,8 @@ async def test_the_wrappers_stream_is_passed_on(tmp_path: Path) -> None:
         here.post("/generate/stream", {"input": {"workflow_json": image(), "request_id": "s"}}) as answer,
     ):
         assert answer.content_type == "text/event-stream"
-        told = [json.loads(e.removeprefix("data: ")) for e in (await answer.text()).strip().split("\n\n")]
-        assert [event["status"] for event in told] == ["queued", "final_result"]
+        events = [json.loads(e.removeprefix("data: ")) for e in (await answer.text()).strip().split("\n\n")]
+        assert [event["status"] for event in events] == ["queued", "final_result"]
 
 
 @pytest.mark.parametrize("with_data", [True, False])
@@ -94,7 +94,7 @@ async def test_images_of_the_wrapper(tmp_path: Path, with_data: bool) -> None:
 
 
 @pytest.mark.parametrize(("kind", "path"), [("wrapper", "/generate/sync"), ("runsync", "/generate/sync")])
-async def test_a_client_that_leaves_closes_the_call(tmp_path: Path, kind: str, path: str) -> None:
+async def test_a_disconnected_client_closes_the_call(tmp_path: Path, kind: str, path: str) -> None:
     async with api_system(tmp_path, kind) as here, connected(here.url) as client:
         await client.post(path, here.envelope({"input": {"workflow_json": {"1": node("Hold")}}}))
         await here.model.until("working")
@@ -124,7 +124,7 @@ async def test_runsync(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wrapper", "runsync"])
-async def test_each_is_measured(tmp_path: Path, kind: str) -> None:
+async def test_each_api_is_measured(tmp_path: Path, kind: str) -> None:
     async with api_system(tmp_path, kind, measured=False) as here:
         assert here.last_report.max_perf > 0
         assert len((await here.model.state())["asked"]) >= 4
@@ -140,7 +140,7 @@ async def detected(here: BaseSystem, model: FakeServer, kind: str) -> AsyncGener
 
 
 @pytest.mark.parametrize("kind", ["wrapper", "native", "runsync"])
-async def test_the_dialect_is_found_out(tmp_path: Path, kind: str) -> None:
+async def test_the_dialect_is_detected(tmp_path: Path, kind: str) -> None:
     arguments = () if kind == "native" else (APIS, kind)
     async with (
         base_system(tmp_path) as here,
@@ -168,7 +168,7 @@ async def test_it_waits_for_a_model_server_and_can_be_stopped(tmp_path: Path) ->
             assert await process.exit_status() == 0
 
 
-async def test_its_health_is_watched(tmp_path: Path) -> None:
+async def test_the_health_of_a_detected_server_is_watched(tmp_path: Path) -> None:
     async with base_system(tmp_path) as here, model_server(here) as model:
         settings = ComfySettings.from_env({"MODEL_SERVER_URL": model.url})
         clock, choice = ManualClock(), Choice(settings)

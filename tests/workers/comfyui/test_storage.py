@@ -21,7 +21,7 @@ needs_boto3 = pytest.mark.skipif(not storage.is_installed(), reason="the extra s
 
 
 class FakeS3:
-    """Takes objects from the one who has the key `good`; others get an error as S3 words it."""
+    """Accepts objects signed with the key `good`; other requests get S3's error."""
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[str, bytes]] = {}
@@ -110,7 +110,7 @@ async def test_an_upload_that_fails(tmp_path: Path) -> None:
 
 
 @needs_boto3
-async def test_a_wrong_bucket_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+async def test_a_wrong_bucket_is_refused_before_the_prompt_runs(tmp_path: Path) -> None:
     async with native_system(tmp_path) as here:
         wrong = {"endpoint_url": "ftp://a", "bucket_name": 5, "acl": "public", "access_key_id": "a"}
         status, answer = await here.generate(image(), s3=wrong)
@@ -127,11 +127,11 @@ async def test_a_wrong_bucket_is_refused_before_anything_is_made(tmp_path: Path)
         assert (await here.model.state())["ran"] == []
 
 
-# Makes boto3 impossible to find in the worker's process.
+# Hides boto3 from the worker's process.
 HIDE = 'import sys\nsys.modules["boto3"] = None\n'
 
 
-async def test_without_the_extra_it_is_said_what_is_missing(tmp_path: Path) -> None:
+async def test_without_boto3_the_answer_names_the_missing_package(tmp_path: Path) -> None:
     folder = tmp_path / "hidden"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(HIDE)

@@ -17,7 +17,7 @@ from workers.openai.benchmark import MAX_ANSWERS, OpenAIBenchmarkHandler
 async def answered(
     server: FakeOpenAI, handler: OpenAIBenchmarkHandler
 ) -> AsyncGenerator[tuple[int, Any, list[Any]], None]:
-    """Status and JSON of one answer to a benchmark's request, and the messages that the server got."""
+    """Status and JSON of the answer to a benchmark's request, and the messages to the server."""
     async with (
         TestServer(server.app()) as listening,
         ModelServer(str(listening.make_url("/"))) as model,
@@ -29,14 +29,14 @@ async def answered(
         yield answer.status, json.loads(answer.body), messages
 
 
-async def test_one_answer_is_enough_where_the_end_can_be_ignored() -> None:
+async def test_one_answer_suffices_with_ignore_eos() -> None:
     handler = OpenAIBenchmarkHandler(ignore_eos=True, model_name=MODEL)
     async with answered(FakeOpenAI(eos_after=3), handler) as (status, answer, messages):
         assert (status, answer["usage"]["completion_tokens"]) == (200, 500)
         assert [(m["max_tokens"], m["ignore_eos"], m["model"]) for m in messages] == [(500, True, MODEL)]
 
 
-async def test_elsewhere_what_is_missing_is_asked_for_again() -> None:
+async def test_without_ignore_eos_missing_tokens_are_requested() -> None:
     handler = OpenAIBenchmarkHandler(model_name=MODEL)
     async with answered(FakeOpenAI(eos_after=240), handler) as (status, _, messages):
         assert status == 200
@@ -44,28 +44,28 @@ async def test_elsewhere_what_is_missing_is_asked_for_again() -> None:
         assert len({m["prompt"] for m in messages}) == 3
 
 
-async def test_answers_that_tell_no_usage_are_taken_for_whole() -> None:
+async def test_answers_without_usage_count_as_complete() -> None:
     handler = OpenAIBenchmarkHandler(model_name=MODEL)
     async with answered(FakeOpenAI(eos_after=5, usage=False), handler) as (status, _, messages):
         assert status == 200
         assert [m["max_tokens"] for m in messages] == [500]
 
 
-async def test_a_model_that_generates_nothing_is_told() -> None:
+async def test_a_model_that_generates_nothing_is_an_error() -> None:
     async with answered(FakeOpenAI(eos_after=0), OpenAIBenchmarkHandler()) as (status, answer, messages):
         assert len(messages) == MAX_ANSWERS
         assert status == 502
         assert answer == {"error": "50 answers have 0 of 500 tokens: the model stops too early"}
 
 
-async def test_the_first_error_ends_it() -> None:
+async def test_the_first_error_ends_the_benchmark_request() -> None:
     handler = OpenAIBenchmarkHandler(model_name="other")
     async with answered(FakeOpenAI(), handler) as (status, answer, messages):
         assert (status, len(messages)) == (404, 1)
         assert answer["error"]["message"] == "The model `other` does not exist."
 
 
-async def test_without_a_name_the_servers_first_model_is_meant() -> None:
+async def test_the_default_model_is_the_servers_first() -> None:
     server, handler = FakeOpenAI(), OpenAIBenchmarkHandler()
     for _ in range(2):
         async with answered(server, handler) as (_, _, messages):
@@ -73,7 +73,7 @@ async def test_without_a_name_the_servers_first_model_is_meant() -> None:
     assert [note["path"] for note in server.requests].count("/v1/models") == 1
 
 
-async def test_a_server_without_a_list_of_models_is_asked_without_a_name() -> None:
+async def test_a_server_without_a_list_of_models_gets_no_model_name() -> None:
     server = FakeOpenAI(lacks=frozenset({"/v1/models"}))
     async with answered(server, OpenAIBenchmarkHandler()) as (status, _, messages):
         assert status == 200

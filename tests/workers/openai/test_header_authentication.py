@@ -1,4 +1,4 @@
-"""OpenAI's own client, unmodified, with a routed worker: its API key is what the engine has signed."""
+"""OpenAI's own client, unmodified, calls a worker: its API key is the engine's signed answer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_openais_client_uses_every_route(tmp_path: Path) -> None:
         assert "max_tokens" in refused.value.response.text
 
 
-async def test_a_form_goes_on_as_it_came(tmp_path: Path) -> None:
+async def test_a_form_is_passed_on_unchanged(tmp_path: Path) -> None:
     sound = bytes(range(256)) * 10_000
     async with (
         worker_system(tmp_path, "openai", scheme="url") as here,

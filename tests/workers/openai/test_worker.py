@@ -29,7 +29,7 @@ SOUND = b"RIFF" + bytes(range(256)) * 8000
 FILE = base64.b64encode(SOUND).decode()
 
 
-async def test_every_route_in_both_forms(tmp_path: Path) -> None:
+async def test_every_route_with_both_request_forms(tmp_path: Path) -> None:
     async with worker_system(
         tmp_path, "openai", env={"MODEL_NAME": MODEL, "PYTHONWARNINGS": "default"}
     ) as here:
@@ -40,21 +40,21 @@ async def test_every_route_in_both_forms(tmp_path: Path) -> None:
                 assert answer_has in answer
                 assert (await here.received())[-1]["path"] == path
                 assert await here.last_message() == {**request, "model": MODEL}
-        await speech_is_passed_on_as_it_is(here)
-        await files_become_a_form(here)
-        await models_are_listed(here)
-        await unsound_files_are_told(here)
+        await check_speech_is_passed_on_unchanged(here)
+        await check_files_become_a_form(here)
+        await check_models_are_listed(here)
+        await check_invalid_files_are_refused(here)
         assert "Warning" not in here.worker.output()
         assert "Traceback" not in here.worker.output()
 
 
-async def speech_is_passed_on_as_it_is(here: WorkerSystem) -> None:
+async def check_speech_is_passed_on_unchanged(here: WorkerSystem) -> None:
     async with here.post("/v1/audio/speech", {"input": "Hello", "voice": "alloy"}) as answer:
         assert answer.content_type == "audio/mpeg"
         assert await answer.read() == SPEECH
 
 
-async def files_become_a_form(here: WorkerSystem) -> None:
+async def check_files_become_a_form(here: WorkerSystem) -> None:
     sound = {"name": "file", "filename": "a.wav", "type": "audio/wav", "size": len(SOUND)}
     sound["sha256"] = hashlib.sha256(SOUND).hexdigest()
     for path in ("/v1/audio/transcriptions", "/v1/audio/translations"):
@@ -89,24 +89,24 @@ async def files_become_a_form(here: WorkerSystem) -> None:
     ]
 
 
-async def models_are_listed(here: WorkerSystem) -> None:
+async def check_models_are_listed(here: WorkerSystem) -> None:
     status, answer = await here.call("/v1/models", {})
     assert (status, answer["data"][0]["id"]) == (200, MODEL)
     assert (await here.received())[-1]["method"] == "GET"
 
 
-async def unsound_files_are_told(here: WorkerSystem) -> None:
+async def check_invalid_files_are_refused(here: WorkerSystem) -> None:
     before = len(await here.received())
     request = {"file": "not base64", "filename": "a.wav"}
     for payload, problems in ((request, None), ({"input": request}, "input")):
         status, answer = await here.call("/v1/audio/transcriptions", payload)
         assert status == 422
-        told = answer["payload"] if problems is None else answer["payload"][problems]
-        assert told["file"].startswith("is not base64")
+        fields = answer["payload"] if problems is None else answer["payload"][problems]
+        assert fields["file"].startswith("is not base64")
     assert len(await here.received()) == before
 
 
-async def test_streams_come_as_they_are_with_and_without_an_end(tmp_path: Path) -> None:
+async def test_streams_are_passed_on_with_and_without_done(tmp_path: Path) -> None:
     request = {"prompt": "Hello", "max_tokens": 3, "stream": True}
     event = b'data: {"object": "text_completion", "choices": [{"index": 0, "text": " word"}]}\n\n'
     async with worker_system(tmp_path, "openai", options=["--no-done"]) as here:
@@ -121,7 +121,7 @@ async def test_streams_come_as_they_are_with_and_without_an_end(tmp_path: Path) 
         assert here.system.last_report.max_perf == PERF
 
 
-async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
+async def test_wrong_requests_are_refused_and_errors_passed_on(tmp_path: Path) -> None:
     async with worker_system(tmp_path, "openai", options=["--lacks", "/v1/score"]) as here:
         wrong = {"messages": "Hello", "max_tokens": 0, "n": 10**300}
         problems = {
@@ -149,7 +149,7 @@ async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
             assert refused.status == 401
 
 
-async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None:
+async def test_a_disconnected_client_ends_the_generation(tmp_path: Path) -> None:
     async with worker_system(tmp_path, "openai") as here, connected(here.system.url) as client:
         payload = {"prompt": "hang", "stream": True}
         await client.post("/v1/completions", {"auth_data": here.system.auth(256.0), "payload": payload})
@@ -161,7 +161,7 @@ async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None
         assert here.system.totals.cur_perf == 0.0
 
 
-async def test_the_benchmark_counts_what_was_generated_and_is_saved(tmp_path: Path) -> None:
+async def test_the_benchmark_counts_generated_tokens_and_is_saved(tmp_path: Path) -> None:
     """The model ends its answers after 200 tokens, so that 500 tokens take three answers."""
     async with worker_system(
         tmp_path, "openai", options=["--eos-after", "200", "--strict"], measured=False
@@ -181,7 +181,7 @@ async def test_the_benchmark_counts_what_was_generated_and_is_saved(tmp_path: Pa
     assert saved["perf"] > 0
 
 
-async def test_the_example_client_shows_everything(tmp_path: Path) -> None:
+async def test_the_example_client_runs_all_examples(tmp_path: Path) -> None:
     async with worker_system(tmp_path, "openai", options=["--no-done"]) as here:
         status, output = await here.run("workers.openai.client", "--tokens", "4")
         assert (status, output.splitlines()) == (
@@ -209,7 +209,9 @@ async def test_the_example_client_shows_everything(tmp_path: Path) -> None:
         ("llama", "main: server is listening on http://127.0.0.1:8080 - starting the main loop"),
     ],
 )
-async def test_each_engine_is_ready_by_its_line_and_measured(tmp_path: Path, name: str, line: str) -> None:
+async def test_each_server_is_ready_by_its_log_line_and_measured(
+    tmp_path: Path, name: str, line: str
+) -> None:
     """Without `ignore_eos`, each answer would end after one token."""
     async with worker_system(
         tmp_path, name, "openai", options=["--line", line, "--eos-after", "1"], measured=False

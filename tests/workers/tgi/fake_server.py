@@ -68,9 +68,9 @@ class FakeTgi(FakeTextServer):
         for index in range(1, count + 1):
             token = {"id": 7, "text": WORD, "logprob": -0.5, "special": False}
             last = index == count
-            told = {"generated_text": WORD * count, "details": details} if last else {}
+            ending = {"generated_text": WORD * count, "details": details} if last else {}
             await _event(
-                response, {"index": index, "token": token, "generated_text": None, "details": None, **told}
+                response, {"index": index, "token": token, "generated_text": None, "details": None, **ending}
             )
             if prompt == "break":
                 return await _event(response, {"error": FAILURES["fail"][1], "error_type": "generation"})

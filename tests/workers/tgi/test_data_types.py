@@ -1,4 +1,4 @@
-"""What a TGI request must be, what it is sent as, and how much it counts."""
+"""The checks of a TGI request, its JSON for TGI, and its workload."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ others = st.dictionaries(st.text().filter(lambda name: name not in OWN), json_va
 
 
 @given(st.text(), others, others, st.integers(1, MAX_TOKENS))
-def test_all_but_the_choice_of_route_passes_untouched(
+def test_all_fields_except_stream_are_passed_on_unchanged(
     inputs: str, parameters: dict[str, Any], beside: dict[str, Any], tokens: int
 ) -> None:
     request = {**beside, "inputs": inputs, "parameters": {**parameters, "max_new_tokens": tokens}}
@@ -33,7 +33,7 @@ def test_all_but_the_choice_of_route_passes_untouched(
 
 
 @given(others)
-def test_left_out_or_null_the_limit_is_256(parameters: dict[str, Any]) -> None:
+def test_the_default_limit_is_256_tokens(parameters: dict[str, Any]) -> None:
     for given_parameters in (parameters, {**parameters, "max_new_tokens": None}):
         before = dict(given_parameters)
         payload = TgiRequest.from_json_msg({"inputs": "x", "parameters": given_parameters})
@@ -45,7 +45,7 @@ def test_left_out_or_null_the_limit_is_256(parameters: dict[str, Any]) -> None:
         assert given_parameters == before
 
 
-def test_without_parameters_it_is_as_well() -> None:
+def test_a_request_without_parameters_has_the_default_limit() -> None:
     sent = TgiRequest.from_json_msg({"inputs": "x"}).generate_payload_json()
     assert sent == {"inputs": "x", "parameters": {"max_new_tokens": 256}}
 
@@ -62,14 +62,14 @@ def test_every_wrong_field_is_named(tokens: Any) -> None:
 
 
 @pytest.mark.parametrize("parameters", [[], None, "x", 5])
-def test_what_is_missing_or_no_object_is_named(parameters: Any) -> None:
+def test_missing_inputs_and_wrong_parameters_are_named(parameters: Any) -> None:
     with pytest.raises(JsonDataException) as refused:
         TgiRequest.from_json_msg({"parameters": parameters})
     assert refused.value.message == {"inputs": "missing parameter", "parameters": "must be an object"}
 
 
 @given(json_values, json_values, json_values)
-def test_nothing_but_a_refusal_can_come_of_it(inputs: Any, parameters: Any, stream: Any) -> None:
+def test_any_json_is_either_accepted_or_refused(inputs: Any, parameters: Any, stream: Any) -> None:
     message = {"inputs": inputs, "parameters": parameters, "stream": stream}
     wrong: dict[str, Any] = {}
     try:

@@ -24,7 +24,7 @@ def tgi(
     return worker_system(tmp_path, "tgi", options=["--line", line, *options], measured=measured)
 
 
-async def test_whole_and_streamed(tmp_path: Path) -> None:
+async def test_whole_and_streamed_answers(tmp_path: Path) -> None:
     async with tgi(tmp_path) as here:
         payload = {"inputs": "Hello", "parameters": {"max_new_tokens": 3, "seed": 5, "stop": ["\n"]}}
         assert await here.call("/generate", payload) == (200, {"generated_text": WORD * 3})
@@ -38,7 +38,7 @@ async def test_whole_and_streamed(tmp_path: Path) -> None:
         assert (here.system.totals.cur_perf, here.system.last_report.max_perf) == (6.0, PERF)
 
 
-async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
+async def test_wrong_requests_are_refused_and_errors_passed_on(tmp_path: Path) -> None:
     async with tgi(tmp_path) as here:
         status, answer = await here.call("/generate", {"inputs": 5, "parameters": {"max_new_tokens": 0}})
         assert (status, set(answer["payload"])) == (422, {"inputs", "parameters"})
@@ -58,7 +58,7 @@ async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
         assert statuses == ["Error", "Error", "Success", "Error", "Success", "Error"]
 
 
-async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None:
+async def test_a_disconnected_client_ends_the_generation(tmp_path: Path) -> None:
     async with tgi(tmp_path) as here, connected(here.system.url) as client:
         await client.post(
             "/generate_stream", {"auth_data": here.system.auth(256.0), "payload": {"inputs": "hang"}}
@@ -72,7 +72,7 @@ async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("line", [JSON_LINE, TEXT_LINE], ids=["json", "text"])
-async def test_it_is_measured_by_what_was_generated_and_that_is_saved(tmp_path: Path, line: str) -> None:
+async def test_the_benchmark_counts_generated_tokens_and_is_saved(tmp_path: Path, line: str) -> None:
     """TGI ends its answers after 100 tokens, so that 256 tokens take three answers."""
     async with tgi(tmp_path, line, "--eos-after", "100", measured=False) as here:
         messages = [json.loads(r["body"]) for r in await here.received()]
@@ -102,7 +102,7 @@ async def test_a_restart_does_not_measure_again(tmp_path: Path) -> None:
         assert len(await first.received()) == count
 
 
-async def test_what_its_log_says_of_a_failure_is_reported(tmp_path: Path) -> None:
+async def test_an_error_line_of_the_log_is_reported(tmp_path: Path) -> None:
     async with tgi(tmp_path) as here:
         with (tmp_path / "model.log").open("a") as log:
             log.write("Error: DownloadError\n")
