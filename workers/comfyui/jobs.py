@@ -134,6 +134,8 @@ class Job:
             if _now_s() >= polls.at_s:
                 seen = await self._poll()
                 if self._is_finished:
+                    async for progress in self._unread_progress():
+                        yield progress
                     await self._take_images()
                     return
                 # Events tell more than a poll, except about the queue.
@@ -191,6 +193,14 @@ class Job:
             self.images.append(SentImage(self._last_progress.node_id, event.data["mimetype"], event.image))
         self._saw_end = self._saw_end or _is_end(event, self._id)
         return _progress(event, self._id, self.graph)
+
+    async def _unread_progress(self) -> AsyncGenerator[Progress, None]:
+        """Yield the progress in events that arrived before a poll found the job finished."""
+        while (event := await self._events.next(0.0)) is not None:
+            progress = self._read(event)
+            if progress is not None and progress != self._last_progress:
+                self._last_progress = progress
+                yield progress
 
     async def _take_images(self) -> None:
         """Wait for the last sent images, if the graph sends any.
