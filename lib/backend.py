@@ -192,8 +192,8 @@ class Backend:
         """Check the model server's health at `url` until cancelled, or until it answers that it has no check.
 
         `url` is a path on the model server or an absolute URL. After three failures in a row the worker is
-        *errored*; the next success clears that, and every other error. For a `lifecycle` that learns only
-        when it is entered where the model server is.
+        *errored*; the next success clears that, and every other error. For a `lifecycle` that finds the model
+        server's address at run time.
         """
         parts = self.parts
         await HealthWatch(parts.server, url, parts.readiness, self.clock, clears_all=True).follow()

@@ -90,14 +90,14 @@ class Choice:
         """A lifecycle that waits for a healthy model server, and then watches its health."""
         addresses = ", ".join(f"{url} ({name.value})" for name, url in self.settings.candidates)
         log.info("COMFYUI_DIALECT is not set: probing %s", addresses)
-        self._found = found = await _first(backend, self.settings.candidates)
+        self._found = found = await _detect(backend, self.settings.candidates)
         log.info("found a model server of the dialect %s at %s", found[0].value, found[1])
         health = self.settings.model.health or DEFAULTS[found[0]].health
         if health is None:
             yield
             return
         url = health if "://" in health else found[1] + health
-        await _until_well(backend, url)
+        await _until_healthy(backend, url)
         async with anyio.create_task_group() as group:
             group.start_soon(backend.watch_health, url, name="health check")
             yield
@@ -109,7 +109,7 @@ class Choice:
         return self._found
 
 
-async def _first(
+async def _detect(
     backend: Backend, candidates: tuple[tuple[DialectName, str], ...]
 ) -> tuple[DialectName, str]:
     """Probe `candidates` until one answers as its dialect does; if several do, return the first of these."""
@@ -123,7 +123,7 @@ async def _first(
         await anyio.sleep(POLL_S)
 
 
-async def _until_well(backend: Backend, url: str) -> None:
+async def _until_healthy(backend: Backend, url: str) -> None:
     """Return once the health check at `url` answers 200."""
     while True:
         if await _answers(backend, url, 200):
