@@ -31,7 +31,8 @@ from lib.life.backend_config import BackendConfig, Lifecycle
 from lib.life.running_worker import RunningWorker, open_worker
 from lib.metrics import DEFAULT_WORKLOAD, Ledger, Outcome
 from lib.model.answer import ModelAnswer
-from lib.model.connection import ModelCaller, ModelSession
+from lib.model.caller import ModelCaller
+from lib.model.connection import ModelSession
 from lib.model.readiness import Cause, State
 from lib.model.relay import broken_answer, drain, end_to_end_headers, pass_on
 from lib.model.watch import HealthWatch
@@ -140,10 +141,10 @@ class Backend:
         self.running.readiness.fail(Cause.AUTHOR, msg)
 
     async def watch_health(self, url: str) -> None:
-        """Check the model server's health at `url` until cancelled, as the worker's own check would.
+        """Check the model server's health at `url` until cancelled, or until it has no such check.
 
-        For a lifecycle that learns only then where the model server is. A success after failures clears every
-        error but the worker's own.
+        `url` is a path on the model server or an absolute URL. Three failures in a row are an error; the next
+        success clears every error. For a `lifecycle` that finds the model server's address at run time.
         """
         running = self.running
         await HealthWatch(running.server, url, running.readiness, self.clock, clears_all=True).follow()

@@ -28,7 +28,7 @@ from lib.runtime.stable_name import stable_name
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from lib.model.connection import ModelCaller
+    from lib.model.caller import ModelCaller
     from lib.uploads import Upload
 
 __all__ = ["ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction"]

@@ -183,6 +183,11 @@ class ClientGone(Exception):
     """The client left: nobody is there to answer."""
 
 
+def describe_error(error: BaseException) -> str:
+    """The message of `error`, or its type's name where the message is empty, as a timeout's is."""
+    return str(error) or type(error).__name__
+
+
 def error_response(error: WorkerError) -> web.Response:
     return web.json_response(
         error.body(),

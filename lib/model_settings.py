@@ -1,8 +1,8 @@
-"""What every ready-made worker lets an operator override by environment (workers.md).
+"""The settings that all ready-made workers have, and the reading of a worker's own variables.
 
-Owns the variables that name the model server and its log: `MODEL_SERVER_URL`, `MODEL_LOG`,
-`MODEL_HEALTH_ENDPOINT`, `MODEL_LOAD_LOG_MSG`, `MODEL_ERROR_LOG_MSGS`, `MODEL_INFO_LOG_MSGS` and
-`MAX_QUEUE_TIME`. Their defaults are the worker's; the instance's own variables are in settings.py.
+Owns `MODEL_SERVER_URL`, `MODEL_LOG`, `MODEL_HEALTH_ENDPOINT`, `MODEL_LOAD_LOG_MSG`, `MODEL_ERROR_LOG_MSGS`,
+`MODEL_INFO_LOG_MSGS` and `MAX_QUEUE_TIME`, whose defaults each worker gives. The instance's variables are in
+lib/runtime/settings.py.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lib.data_types import LogAction
-from lib.runtime.settings import Reader
+from lib.runtime.settings import EnvironmentReader
 from lib.runtime.urls import is_http_url
 
-__all__ = ["ModelSettings"]
+__all__ = ["EnvironmentReader", "ModelSettings", "http_url", "is_http_url"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Where the model server is and how it shows its state.
+    """The model server's address, its log and its health check.
 
-    `health` is a path on the model server or an absolute URL. The lines are substrings of lines of `log`.
-    `max_queue_time` is in seconds, None for no limit.
+    `log` is the path of its log file. `load_lines`, `error_lines` and `info_lines` are texts to find in lines
+    of the log. `health` is a path on the model server or an absolute URL; None: no health check.
+    `max_queue_time` is in seconds; None: no limit.
     """
 
     server_url: str
@@ -47,13 +48,13 @@ class ModelSettings:
         health: str | None = None,
         max_queue_time: float | None = None,
     ) -> ModelSettings:
-        """Settings out of `environ`; the keywords are what holds where a variable is unset or empty.
+        """Read the settings from `environ`. The keywords are the defaults for unset or empty variables.
 
-        Raises `SettingsError`, one message that names every malformed variable.
+        Raises `SettingsError`, whose message names every malformed variable.
         """
-        read = Reader(environ)
+        read = EnvironmentReader(environ)
         settings = cls(
-            server_url=read.value("MODEL_SERVER_URL", _server_url, server_url, "where the model server is"),
+            server_url=read.value("MODEL_SERVER_URL", http_url, server_url, "the model server's address"),
             log=read.text("MODEL_LOG", log),
             load_lines=_lines(read, "MODEL_LOAD_LOG_MSG", load_lines),
             error_lines=_lines(read, "MODEL_ERROR_LOG_MSGS", error_lines),
@@ -62,10 +63,10 @@ class ModelSettings:
                 "MODEL_HEALTH_ENDPOINT",
                 _path_or_url,
                 health,
-                "what is asked whether the model server is well",
+                "the model server's health check",
             ),
             max_queue_time=read.value(
-                "MAX_QUEUE_TIME", _seconds_or_none, max_queue_time, "how long a request may wait, in seconds"
+                "MAX_QUEUE_TIME", _seconds_or_none, max_queue_time, "limit of a request's wait, in seconds"
             ),
         )
         read.finish()
@@ -73,7 +74,7 @@ class ModelSettings:
 
     @property
     def log_actions(self) -> list[tuple[LogAction, str]]:
-        """The log rules, as `Backend` takes them."""
+        """The rules for the log, as the argument `log_actions` of `Backend`."""
         return [
             (action, line)
             for action, lines in (
@@ -85,13 +86,14 @@ class ModelSettings:
         ]
 
 
-def _lines(read: Reader, name: str, default: Sequence[str]) -> tuple[str, ...]:
-    """One rule a line. White space around a rule goes: in a variable it is an accident."""
+def _lines(read: EnvironmentReader, name: str, default: Sequence[str]) -> tuple[str, ...]:
+    """The texts in a variable, one per line, without surrounding white space; `default` if there are none."""
     own = (line.strip() for line in read.text(name, "").splitlines())
     return tuple(line for line in own if line) or tuple(default)
 
 
-def _server_url(raw: str) -> str:
+def http_url(raw: str) -> str:
+    """`raw` without a trailing slash. Raises `ValueError` if it is not an http(s) URL."""
     if not is_http_url(raw):
         raise ValueError("is not an http(s) URL")
     return raw.rstrip("/")
@@ -111,5 +113,5 @@ def _seconds_or_none(raw: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise ValueError("is neither a finite number of seconds above 0 nor none, for no limit")
+        raise ValueError('is neither a finite number of seconds above 0 nor "none", which means no limit')
     return seconds

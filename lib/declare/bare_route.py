@@ -20,7 +20,7 @@ from lib.declare.functions import FunctionFailed
 from lib.uploads import Upload
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.model.caller import ModelCaller
 
 BareHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Workload = float | Callable[[Any], float]

@@ -26,7 +26,7 @@ from lib.metrics import DEFAULT_WORKLOAD
 from lib.uploads import Upload
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.model.caller import ModelCaller
 
 Json = dict[str, Any]
 RequestParser = Callable[[Json], Json]

@@ -18,11 +18,11 @@ import anyio
 from aiohttp import web
 from anyio.to_thread import run_sync as in_thread
 
-from lib.errors import AnswerCut, WorkerError, async_result_or_error, result_or_error
+from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_error, result_or_error
 from lib.model import benchmark_store
 from lib.model.benchmark import Attempt, BenchmarkFailed, measure
 from lib.model.benchmark_store import BenchmarkInputs, payload_shape
-from lib.model.connection import ModelServer, describe
+from lib.model.connection import ModelServer
 from lib.model.readiness import Cause, Readiness
 from lib.runtime.clock import Clock
 
@@ -128,7 +128,7 @@ class BenchmarkKeeper:
         result = await async_result_or_error(self._call(payload))
         if isinstance(result, Exception):
             known = isinstance(result, (WorkerError, AnswerCut))
-            return Attempt(False, workload, describe(result) if known else repr(result))
+            return Attempt(False, workload, describe_error(result) if known else repr(result))
         status, told, source = result
         ok = 200 <= status < 300
         return Attempt(ok, workload, f"{status}: {told}" if ok else f"{source}{status}: {told}")

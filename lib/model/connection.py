@@ -1,21 +1,18 @@
-"""The connection to the model server: kept-alive, uncapped, resent once when a kept one had been closed.
+"""The connection to the model server: two HTTP clients, one pooled and one not.
 
-Owns the two HTTP clients towards the model server and the way a URL below it is made. Passing answers
-on is in answers.py. Failures become `ModelUnreachable` (502) and `ModelTimedOut` (504).
+Owns the clients, the URL of a path on the model server, and the resending of a request whose reused
+connection was already closed. Calls by handlers are in caller.py; passing answers on is in relay.py. Failures
+become `ModelUnreachable` (502) and `ModelTimedOut` (504).
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import re
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager
 from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote, urlencode, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
@@ -23,29 +20,26 @@ from aiohttp import web
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
-from lib.errors import Invalid, ModelTimedOut, ModelUnreachable
+from lib.errors import ModelTimedOut, ModelUnreachable, describe_error
+from lib.model.caller import ModelCaller
 
-if TYPE_CHECKING:
-    from lib.uploads import Upload
-
-# Servers close idle connections after 5 to 15 s (protocol.md §2): ours go before.
+# Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests meet a
+# connection that the other end is just closing.
 KEEP_ALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 10.0
-# aiohttp writes larger bodies piece by piece, and warns of those it is given in one.
-LARGE_BODY_BYTES = 1024 * 1024
-# What aiohttp would add of its own accord: the model server gets what the client sent, and no more.
+# Headers that aiohttp would add. The model server gets the client's headers and no others.
 _ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "User-Agent")
-# Methods whose parameters are in the URL.
-_WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class ModelServer:
-    """The model server at `url`, in an `async with`. `timeout_s` bounds a whole call; None: nothing does."""
+    """The model server at `url`. Use it in an `async with`, which opens and closes its HTTP clients.
+
+    `timeout_s` limits a whole call, None: no limit. The number of concurrent calls is not limited.
+    """
 
     def __init__(self, url: str, timeout_s: float | None = None) -> None:
         self.url = url.rstrip("/")
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self.timeout_s = timeout_s
         self._pooled: aiohttp.ClientSession | None = None
         self._unpooled: aiohttp.ClientSession | None = None
 
@@ -59,22 +53,25 @@ class ModelServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True):  # a cancelled worker closes both as well
+        with anyio.CancelScope(shield=True):  # both are closed also when the worker is cancelled
             await self.pooled.close()
             await self.unpooled.close()
 
     @property
     def pooled(self) -> aiohttp.ClientSession:
-        """The client whose connections are kept and reused."""
+        """The HTTP client whose connections are kept for `KEEP_ALIVE_S` and reused."""
         return _opened(self._pooled)
 
     @property
     def unpooled(self) -> aiohttp.ClientSession:
-        """The client that makes a new connection for every request."""
+        """The HTTP client that makes a new connection for every request."""
         return _opened(self._unpooled)
 
     def resolve(self, target: StrOrURL | None) -> URL:
-        """The URL of `target`: a path below the model server's URL, or an absolute URL as it is."""
+        """The URL of `target`: a path below the model server's URL, or an absolute URL, which stays as it is.
+
+        Raises `ValueError` for None.
+        """
         if target is None:
             raise ValueError("the handler's endpoint is None")
         text = str(target)
@@ -85,11 +82,48 @@ class ModelServer:
     def caller(
         self, headers: Mapping[str, str], client_request: web.Request | None = None, method: str = "POST"
     ) -> ModelCaller:
-        """What a handler's `call_model` gets: this server as one request sees it."""
+        """The argument of a handler's `call_model`: this server, as one request calls it."""
         return ModelCaller(self, headers, client_request, method)
 
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        endpoint: str | None,
+        headers: Mapping[str, str],
+        make_body: Callable[[], Any] | None = None,
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """The answer to `method` at `endpoint`; leaving the block before its end closes the connection.
+
+        The request is sent once more, on a new connection, if a reused one was closed before any byte of an
+        answer came. `make_body` makes the body for each attempt. Redirects are not followed. Raises
+        `ModelUnreachable` (502) and `ModelTimedOut` (504).
+        """
+        url = self.resolve(endpoint)
+        reuse = SimpleNamespace(happened=False)
+        try:
+            response = await _send(self.pooled, method, url, headers, make_body, reuse)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as e:
+            if not (reuse.happened and _no_answer_begun(e)):
+                raise _unreachable(e) from e
+            try:
+                response = await _send(self.unpooled, method, url, headers, make_body)
+            except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as again:
+                raise _failure(again) from again
+        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
+            raise _failure(e) from e
+        async with response:
+            yield response
+
+    async def websocket(self, url: StrOrURL, max_message_bytes: int) -> aiohttp.ClientWebSocketResponse[bool]:
+        """Open a WebSocket. Raises `ModelUnreachable` (502) and `ModelTimedOut` (504)."""
+        try:
+            return await self.pooled.ws_connect(self.resolve(url), max_msg_size=max_message_bytes)
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
+            raise _failure(e) from e
+
     async def accepts_connections(self, limit_s: float = 2.0) -> bool:
-        """Whether something listens at the model server's address."""
+        """Whether the model server's address accepts a TCP connection within `limit_s` seconds."""
         parts = URL(self.url)
         try:
             with anyio.fail_after(limit_s):
@@ -104,7 +138,7 @@ class ModelServer:
     ) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=connector,
-            timeout=self._timeout,
+            timeout=aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_ADDED_BY_AIOHTTP,
@@ -112,158 +146,11 @@ class ModelServer:
         )
 
 
-class ModelCaller:
-    """The model server as one request sees it: calls carry the headers that its client sent.
-
-    `client_request` is that client's, None in the benchmark; `method` is its method.
-    """
-
-    def __init__(
-        self,
-        server: ModelServer,
-        headers: Mapping[str, str],
-        client_request: web.Request | None = None,
-        method: str = "POST",
-    ) -> None:
-        self.server = server
-        self.headers = headers
-        self.client_request = client_request
-        self.method = method if client_request is None else client_request.method
-
-    def send(self, endpoint: str | None, message: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send `message` by the client's method: in the query of a GET, HEAD or DELETE, else as JSON.
-
-        A `{name}` in `endpoint` is the parameter of that name in the client's path, or else in `message`,
-        which then goes without it. Raises `Invalid` (422) for one that is missing or has a "." or ".." as a
-        part, which would lead elsewhere, `ModelUnreachable` (502), `ModelTimedOut` (504).
-        """
-        fields = cast("dict[str, Any]", message) if isinstance(message, dict) else None
-        target, rest = self._filled(endpoint, fields or {})
-        if self.method in _WITHOUT_BODY:
-            return self.request(self.method, _with_query(target, rest))
-        return self._send_json(self.method, target, message if fields is None else rest)
-
-    def send_upload(
-        self, endpoint: str | None, upload: Upload
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send `upload` on as it came, by the client's method; `endpoint` may have names as for `send`."""
-        headers = {"Content-Type": upload.content_type, "Content-Length": str(upload.size_bytes)}
-        return self.request(
-            self.method, self._filled(endpoint, {})[0], partial(upload.path.open, "rb"), headers
-        )
-
-    def post_json(
-        self, endpoint: str | None, message: Any
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """POST `message` as JSON. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
-        return self._send_json("POST", endpoint, message)
-
-    def post_form(
-        self, endpoint: str | None, fields: Mapping[str, Any]
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """POST `fields` as multipart/form-data (`ApiPayload.generate_payload_multipart`).
-
-        Raises `TypeError` for bare bytes, `ModelUnreachable` (502), `ModelTimedOut` (504).
-        """
-        make_form(fields)  # what is wrong with the fields is found before anything is sent
-        return self.request("POST", endpoint, lambda: make_form(fields))
-
-    def send_form(
-        self, endpoint: str | None, fields: Mapping[str, Any]
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send `fields` as `post_form` does, by the client's method, to an `endpoint` as `send` takes it."""
-        make_form(fields)
-        return self.request(self.method, self._filled(endpoint, {})[0], lambda: make_form(fields))
-
-    def get(self, endpoint: str | None) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """GET `endpoint`. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
-        return self.request("GET", endpoint)
-
-    @asynccontextmanager
-    async def request(
-        self,
-        method: str,
-        endpoint: str | None,
-        make_body: Callable[[], Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """The answer to `method` at `endpoint`; leaving the block before its end closes the connection.
-
-        `make_body` makes the body, again when the request is sent once more because a kept connection
-        turned out closed before any byte of an answer. Redirects are passed on, not followed.
-        """
-        url = self.server.resolve(endpoint)
-        all_headers = {**self.headers, **(headers or {})}
-        attempt = SimpleNamespace(reused=False)
-        try:
-            response = await self._send(self.server.pooled, method, url, all_headers, make_body, attempt)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as e:
-            if not (attempt.reused and _nothing_came(e)):
-                raise _unreachable(e) from e
-            try:
-                response = await self._send(self.server.unpooled, method, url, all_headers, make_body)
-            except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as again:
-                raise _failure(again) from again
-        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
-            raise _failure(e) from e
-        async with response:
-            yield response
-
-    def _send_json(
-        self, method: str, endpoint: str | None, message: Any
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        body = json.dumps(message).encode()
-        large = len(body) > LARGE_BODY_BYTES
-        return self.request(
-            method,
-            endpoint,
-            (lambda: io.BytesIO(body)) if large else (lambda: body),
-            {"Content-Type": "application/json", "Content-Length": str(len(body))},
-        )
-
-    def _filled(self, endpoint: str | None, fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """`endpoint` with its names filled in, and those of `fields` that are not in it."""
-        if endpoint is None or not (names := _PLACEHOLDER.findall(endpoint)):
-            return endpoint, fields
-        request = self.client_request
-        in_path: Mapping[str, str] = {} if request is None else request.match_info
-        given = {name: in_path[name] if name in in_path else fields.get(name) for name in names}
-        values = {name: "" if value is None else _text(value) for name, value in given.items()}
-        problems = {name: "missing parameter" for name in names if not values[name]}
-        for name, value in values.items():
-            if {".", ".."} & set(value.split("/")):
-                problems[name] = "can't be part of a path"
-        if problems:
-            raise Invalid({"payload": problems})
-        filled = _PLACEHOLDER.sub(lambda found: quote(values[found[1]], safe=""), endpoint)
-        # A body is the client's own, whatever its fields are called; a URL's parameters are all one.
-        taken = [name for name in names if name not in in_path or self.method in _WITHOUT_BODY]
-        return filled, {name: value for name, value in fields.items() if name not in taken}
-
-    async def _send(
-        self,
-        http: aiohttp.ClientSession,
-        method: str,
-        url: URL,
-        headers: Mapping[str, str],
-        make_body: Callable[[], Any] | None,
-        attempt: SimpleNamespace | None = None,
-    ) -> aiohttp.ClientResponse:
-        return await http.request(
-            method,
-            url,
-            data=make_body() if make_body else None,
-            headers=headers,
-            allow_redirects=False,
-            trace_request_ctx=attempt,
-        )
-
-
 class ModelSession:
-    """The model server's HTTP client for routes of the author's own (`backend.session`).
+    """The model server's HTTP client for the author's own routes (`backend.session`).
 
-    It has an `aiohttp.ClientSession`'s methods; relative paths go below the model server's URL, also when
-    that has a path, which the client's own `base_url` can't do.
+    It has the methods of an `aiohttp.ClientSession`. Relative paths go below the model server's URL, also
+    when that URL has a path, which `ClientSession`'s own `base_url` doesn't support.
     """
 
     def __init__(self, server: ModelServer) -> None:
@@ -300,63 +187,36 @@ class ModelSession:
         return self._server.pooled.ws_connect(self._server.resolve(url), **kwargs)
 
 
-def _with_query(target: str | None, fields: Mapping[str, Any]) -> str | None:
-    """`target` with `fields` in its query: lists repeat, None is left out, objects are JSON."""
-    pairs: list[tuple[str, str]] = []
-    for name, value in fields.items():
-        items = cast("list[Any]", value) if isinstance(value, list) else [value]
-        pairs += [(name, _text(item)) for item in items if item is not None]
-    if target is None or not pairs:
-        return target
-    return f"{target}{'&' if '?' in target else '?'}{urlencode(pairs)}"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def make_form(fields: Mapping[str, Any]) -> aiohttp.FormData:
-    """`fields` as multipart/form-data; the rules are `ApiPayload.generate_payload_multipart`'s."""
-    form = aiohttp.FormData(default_to_multipart=True)
-    for name, value in fields.items():
-        for item in cast("list[Any]", value) if isinstance(value, list) else [value]:
-            _add_field(form, name, item)
-    return form
-
-
-def _add_field(form: aiohttp.FormData, name: str, item: Any) -> None:
-    if item is None:
-        return
-    if isinstance(item, tuple):
-        filename, content, content_type = cast("tuple[str, bytes, str]", item)
-        large = len(content) > LARGE_BODY_BYTES
-        form.add_field(
-            name, io.BytesIO(content) if large else content, filename=filename, content_type=content_type
-        )
-    elif isinstance(item, (bytes, bytearray, memoryview)):
-        raise TypeError(f"form field {name!r} is bare bytes: give (filename, bytes, content_type)")
-    elif isinstance(item, (dict, list)):
-        form.add_field(name, json.dumps(item), content_type="application/json")
-    elif isinstance(item, bool):
-        form.add_field(name, "true" if item else "false")
-    else:
-        form.add_field(name, str(item))
-
-
-def describe(error: BaseException) -> str:
-    """What went wrong, never empty: a time-out's own message is."""
-    return str(error) or type(error).__name__
+async def _send(
+    http: aiohttp.ClientSession,
+    method: str,
+    url: URL,
+    headers: Mapping[str, str],
+    make_body: Callable[[], Any] | None,
+    reuse: SimpleNamespace | None = None,
+) -> aiohttp.ClientResponse:
+    return await http.request(
+        method,
+        url,
+        data=make_body() if make_body else None,
+        headers=headers,
+        allow_redirects=False,
+        trace_request_ctx=reuse,
+    )
 
 
 async def _note_reuse(
     session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
 ) -> None:
     if context.trace_request_ctx is not None:
-        context.trace_request_ctx.reused = True
+        context.trace_request_ctx.happened = True
 
 
-def _nothing_came(error: aiohttp.ClientError) -> bool:
-    """Whether the connection broke before any byte of an answer (its message holds what was parsed)."""
+def _no_answer_begun(error: aiohttp.ClientError) -> bool:
+    """Whether the connection broke before any byte of an answer.
+
+    aiohttp puts what it has parsed of an answer into a `ServerDisconnectedError`'s message, else a text.
+    """
     return not isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(error.message, str)
 
 
@@ -369,7 +229,7 @@ def _failure(error: BaseException) -> ModelUnreachable | ModelTimedOut:
 
 
 def _unreachable(error: BaseException) -> ModelUnreachable:
-    return ModelUnreachable(f"the model server could not be reached: {describe(error)}")
+    return ModelUnreachable(f"the model server could not be reached: {describe_error(error)}")
 
 
 def _opened(http: aiohttp.ClientSession | None) -> aiohttp.ClientSession:

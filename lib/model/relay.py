@@ -15,9 +15,8 @@ import aiohttp
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from lib.errors import AnswerCut, ClientGone, ModelTimedOut, ModelUnreachable
+from lib.errors import AnswerCut, ClientGone, ModelTimedOut, ModelUnreachable, describe_error
 from lib.model.answer import ModelAnswer
-from lib.model.connection import describe
 from lib.request.exchange import Exchange
 
 # RFC 9110 §7.6.1: these concern one connection, not the message.
@@ -189,5 +188,5 @@ def broken_answer(error: BaseException, answer_out: bool) -> Exception:
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not answer_out:
         return ModelTimedOut("the model server took too long")
     if not isinstance(error, aiohttp.ClientPayloadError) and not answer_out:
-        return ModelUnreachable(f"the model server could not be reached: {describe(error)}")
-    return AnswerCut(f"the model server's answer broke off: {describe(error)}")
+        return ModelUnreachable(f"the model server could not be reached: {describe_error(error)}")
+    return AnswerCut(f"the model server's answer broke off: {describe_error(error)}")

@@ -16,7 +16,8 @@ import aiohttp
 import anyio
 from yarl import URL
 
-from lib.model.connection import ModelServer, describe
+from lib.errors import describe_error
+from lib.model.connection import ModelServer
 from lib.model.log_rules import LogAction
 from lib.model.log_tail import LogTail
 from lib.model.readiness import Cause, Readiness, ReadySignal
@@ -166,7 +167,7 @@ class HealthWatch:
                     good = 200 <= answer.status < 300
                     return answer.status, "" if good else f"health check answered {answer.status}"
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
-                return 0, f"health check failed: {describe(e)}"
+                return 0, f"health check failed: {describe_error(e)}"
         return 0, f"health check timed out after {HEALTH_TIMEOUT_S:g} s"
 
     def _succeeded(self) -> None:

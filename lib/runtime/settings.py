@@ -72,7 +72,7 @@ class Settings:
         Raises `SettingsError`, one message that names every variable that is missing or malformed and
         says what each is for.
         """
-        read = Reader(environ)
+        read = EnvironmentReader(environ)
         port, http_port = _ports(read)
         engine = cast(EngineKind, read.choice("ENGINE", ("vast", "none"), "who sends clients here"))
         host = read.value("WORKER_HOST", _bind_address, None, "the address that the public port is bound to")
@@ -154,7 +154,7 @@ class Settings:
 
 def ports_in(environ: Mapping[str, str]) -> tuple[int, int]:
     """The worker's public and its loopback port, by `environ`. Raises `SettingsError`."""
-    read = Reader(environ)
+    read = EnvironmentReader(environ)
     ports = _ports(read)
     read.finish()
     return ports
@@ -165,7 +165,7 @@ def from_environment() -> Settings:
     return Settings.from_env(os.environ)  # noqa: TID251 - the one place that reads it
 
 
-class Reader:
+class EnvironmentReader:
     """Reads variables one by one and remembers all that is wrong with them."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -222,25 +222,27 @@ class Reader:
         return choices[0]
 
 
-def _ports(read: Reader) -> tuple[int, int]:
+def _ports(read: EnvironmentReader) -> tuple[int, int]:
     port = read.port("WORKER_PORT", 3000, "the worker's public port")
     return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
 
 
-def _check_no_engine(read: Reader) -> None:
+def _check_no_engine(read: EnvironmentReader) -> None:
     """Note what contradicts `ENGINE=none`."""
     for name in ("REPORT_ADDR", "MASTER_TOKEN"):
         if read.text(name, ""):
             read.problem(name, "is given, but with ENGINE=none nobody takes reports: unset one of the two")
 
 
-def _container_id(read: Reader, engine: EngineKind) -> int:
+def _container_id(read: EnvironmentReader, engine: EngineKind) -> int:
     if engine == "none":
         return 0
     return read.required("CONTAINER_ID", _integer, 0, "the instance's id, an integer")
 
 
-def _public_url(read: Reader, engine: EngineKind, worker_host: str | None, port: int, use_ssl: bool) -> str:
+def _public_url(
+    read: EnvironmentReader, engine: EngineKind, worker_host: str | None, port: int, use_ssl: bool
+) -> str:
     scheme = "https" if use_ssl else "http"
     if engine == "none":
         return f"{scheme}://{_host(worker_host or LOOPBACK)}:{port}"

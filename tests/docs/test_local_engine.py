@@ -24,7 +24,7 @@ from lib.local.serving import serve_engine
 from tests.docs.blocks import codes, document, table
 from tests.fakes.command import done
 from tests.system import GUARD_S, engine_key
-from tests.workers.served import served
+from tests.workers.worker_system import worker_system
 
 DOC = document("local-engine")
 MANAGING = DOC.section("## Managing endpoints and workergroups")
@@ -99,10 +99,8 @@ async def test_vastais_client(tmp_path: Path) -> None:
 
 
 async def test_openais_client(tmp_path: Path) -> None:
-    async with served(tmp_path, "openai") as worker:
-        client, documented_url = DOC.block("python", "openai"), "http://127.0.0.1:8081"
-        assert client.count(documented_url) == 1
-        finished = await done(
-            "python", "-c", client.replace(documented_url, worker.system.engine_url), cwd=tmp_path
-        )
-    assert (finished.status, finished.output) == (0, " word" * 50), finished.errors
+    async with worker_system(tmp_path, "openai") as here:
+        client, told = DOC.block("python", "openai"), "http://127.0.0.1:8081"
+        assert client.count(told) == 1
+        said = await done("python", "-c", client.replace(told, here.system.engine_url), cwd=tmp_path)
+    assert (said.status, said.output) == (0, " word" * 50), said.errors

@@ -16,7 +16,7 @@ from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from tests.fakes.worker import Setup
 from tests.system import CONTAINER_ID, GUARD_S, PortLease, WorkerProcess, engine_key, worker_process
-from tests.workers.served import Served, served
+from tests.workers.worker_system import WorkerSystem, worker_system
 
 HELLO: Any = [{"role": "user", "content": "Where to?"}]
 OTHER_ID = CONTAINER_ID + 1
@@ -29,14 +29,14 @@ def a_client(engine_url: str, api_key: str = "sk-1") -> openai.AsyncOpenAI:
 
 
 @asynccontextmanager
-async def a_fleet(tmp_path: Path) -> AsyncGenerator[tuple[Served, openai.AsyncOpenAI], None]:
-    """A ready worker, and a client of the gateway."""
-    async with served(tmp_path, "openai") as here, a_client(here.system.engine_url) as client:
+async def a_fleet(tmp_path: Path) -> AsyncGenerator[tuple[WorkerSystem, openai.AsyncOpenAI], None]:
+    """A ready worker, and a client that knows the door."""
+    async with worker_system(tmp_path, "openai") as here, a_client(here.system.engine_url) as client:
         yield here, client
 
 
 @asynccontextmanager
-async def another_worker(here: Served, tmp_path: Path) -> AsyncGenerator[WorkerProcess, None]:
+async def another_worker(here: WorkerSystem, tmp_path: Path) -> AsyncGenerator[WorkerProcess, None]:
     """A second worker in front of the same model server, ready at the beginning of the block."""
     public, loopback = PortLease(), PortLease()
     variables = {

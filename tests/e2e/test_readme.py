@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 from lib.runtime.settings import Settings
 from tests.fakes.worker import Setup
 from tests.system import engine_and_model_server, worker_process
-from workers.hello_world.model_server import READY_LINE, ModelServer, Pace
+from workers.hello_world.model_server import READY_LINE, Pace, TextServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +25,7 @@ def block_after(marker: str) -> str:
 
 
 async def test_its_worker_runs(tmp_path: Path) -> None:
-    model = ModelServer(Pace(0))
+    model = TextServer(Pace(0))
     await model.load()
     async with engine_and_model_server(tmp_path) as system, TestServer(model.app()) as server:
         system.write_log(READY_LINE + "\n")

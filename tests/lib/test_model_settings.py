@@ -20,7 +20,7 @@ def read(environ: dict[str, str]) -> ModelSettings:
     )
 
 
-def test_the_workers_defaults_hold_where_nothing_is_set() -> None:
+def test_unset_and_empty_variables_have_the_defaults() -> None:
     expected = ModelSettings(
         server_url="http://127.0.0.1:5001",
         log="/tmp/model.log",
@@ -59,11 +59,11 @@ def test_everything_can_be_overridden() -> None:
     )
 
 
-def test_the_limit_of_the_queue_can_be_taken_away() -> None:
+def test_none_removes_the_limit_of_the_queue() -> None:
     assert read({"MAX_QUEUE_TIME": "None"}).max_queue_time is None
 
 
-def test_log_actions_are_what_a_backend_takes() -> None:
+def test_log_actions_are_pairs_of_action_and_text() -> None:
     assert read({}).log_actions == [
         (LogAction.ModelLoaded, "started"),
         (LogAction.ModelError, "broken"),
@@ -72,13 +72,13 @@ def test_log_actions_are_what_a_backend_takes() -> None:
     ]
 
 
-def test_a_worker_needs_no_more_than_an_address_and_a_log() -> None:
+def test_only_the_address_and_the_log_are_required() -> None:
     settings = ModelSettings.from_env({}, server_url="http://127.0.0.1:1", log="/tmp/model.log")
 
     assert (settings.health, settings.max_queue_time, settings.log_actions) == (None, None, [])
 
 
-def test_all_that_is_wrong_is_named_at_once() -> None:
+def test_every_malformed_variable_is_named() -> None:
     with pytest.raises(SettingsError) as raised:
         read({"MODEL_SERVER_URL": "localhost:5001", "MODEL_HEALTH_ENDPOINT": "health", "MAX_QUEUE_TIME": "0"})
 
@@ -90,12 +90,12 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://model", "http://", "http://model:0", "http://model:x", "http://[::1"])
-def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
+def test_a_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="MODEL_SERVER_URL"):
         read({"MODEL_SERVER_URL": url})
 
 
 @pytest.mark.parametrize("limit", ["soon", "nan", "inf", "-1"])
-def test_a_limit_that_is_no_time_is_refused(limit: str) -> None:
+def test_a_malformed_limit_is_refused(limit: str) -> None:
     with pytest.raises(SettingsError, match="MAX_QUEUE_TIME"):
         read({"MAX_QUEUE_TIME": limit})

@@ -1,8 +1,9 @@
 """The workers in front of real model servers: `pytest -m real`, with the servers' commands in variables.
 
-`REAL_VLLM` and `REAL_LLAMA` are command lines that run a vLLM and a llama.cpp server (llama-server, or that
-of llama-cpp-python), `REAL_OPENAI` one that runs another server (`transformers serve`), in the foreground,
-with `{port}` and `{log}` where these belong. What is left out is skipped. A tiny model on a CPU is enough.
+`REAL_VLLM`, `REAL_LLAMA` and `REAL_OPENAI` are the command lines of a vLLM server, of a llama.cpp server
+(llama-server or llama-cpp-python), and of another server (`transformers serve`). They run in the foreground
+and contain `{port}` and `{log}`. Tests of a server without a command are skipped. A tiny model on a CPU
+suffices.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ from tests.system import (
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
-# Servers load for a while; failing three health checks takes half a minute.
+# Seconds. Servers take time to load, and three failed health checks take half a minute.
 LOADING_S = 180.0
 NOTICED_S = 60.0
 MODEL_TIMEOUT_S = 15.0
-# How long a cut stream may take to end: the model's time limit, and some.
+# Seconds that a cut stream may take to end: the model's time limit and a margin.
 ENDED_S = MODEL_TIMEOUT_S + 10.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One real server: the variable with its command, its worker, and the worker's settings that differ.
+    """A real server: the variable with its command, its worker, and the worker's settings.
 
-    `lenient`: it takes fields that are not OpenAI's, and ends its streams with `[DONE]`.
+    `lenient`: it accepts fields that are not part of OpenAI's API, and ends its streams with `[DONE]`.
     """
 
     variable: str
@@ -61,7 +62,7 @@ class Kind:
 KINDS = [
     Kind("REAL_OPENAI", "openai", {}, lenient=False),
     Kind("REAL_VLLM", "vllm", {}),
-    # llama-cpp-python's server has no /health, and writes another line than llama-server's.
+    # llama-cpp-python has no /health and logs another line than llama-server.
     Kind(
         "REAL_LLAMA",
         "llama",
@@ -81,7 +82,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 class RealServer:
-    """The model server's processes, on one port and with one log through all its lives."""
+    """The model server's process, which can be restarted with the same port and log."""
 
     def __init__(self, command: str, log: Path) -> None:
         self._lease = PortLease()
@@ -94,7 +95,7 @@ class RealServer:
         self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal: SIGTERM to the first process, as a process manager does, others to all of them."""
+        """Send SIGTERM to the main process, as a process manager does, other signals to the process group."""
         assert self._process is not None
         if number is signal.SIGTERM:
             self._process.send_signal(number)
@@ -110,13 +111,15 @@ class RealServer:
 
 
 @dataclass
-class Place:
+class RealSystem:
+    """A real model server, its worker, and the engine of `system`."""
+
     system: System
     server: RealServer
     worker: WorkerProcess
 
     async def client(self, kind: Kind, *args: str) -> str:
-        """What the example client prints."""
+        """Run the example client; return its output."""
         process = await asyncio.create_subprocess_exec(
             *(
                 sys.executable,
@@ -136,8 +139,8 @@ class Place:
         return output.decode()
 
     def complete(self, **request: Any) -> Any:
-        # The noise of a tiny model may end early, or be no text for a while, which holds a stream back: so it
-        # has to say one thing only.
+        # A tiny model generates noise, which may end early or contain no complete character for a while. The
+        # bias makes it repeat one token.
         message = {"prompt": "Hello", "max_tokens": 8, "logit_bias": {"40": 100}, **request}
         envelope = {"auth_data": self.system.auth(8.0), "payload": {"input": message}}
         timeout = aiohttp.ClientTimeout(total=GUARD_S)
@@ -145,8 +148,8 @@ class Place:
 
 
 @asynccontextmanager
-async def place(kind: Kind, tmp_path: Path, **env: str) -> AsyncGenerator[Place, None]:
-    """A real server and its worker, both just started."""
+async def real_system(kind: Kind, tmp_path: Path, **env: str) -> AsyncGenerator[RealSystem, None]:
+    """Start a real server and its worker; wait until the worker is ready."""
     server = RealServer(os.environ[kind.variable], tmp_path / "model.log")
     variables = {
         "MODEL_SERVER_URL": server.url,
@@ -166,16 +169,16 @@ async def place(kind: Kind, tmp_path: Path, **env: str) -> AsyncGenerator[Place,
             await system.engine.wait_for(
                 lambda: system.last_report is not None and system.last_report.loadtime > 0, LOADING_S
             )
-            yield Place(system, server, worker)
+            yield RealSystem(system, server, worker)
     finally:
         await server.end()
 
 
-async def test_it_serves_and_survives_the_death_of_the_model_server(kind: Kind, tmp_path: Path) -> None:
-    async with place(kind, tmp_path) as here:
-        await it_is_ready_by_log_and_health_and_measured(here, tmp_path)
-        await it_answers_and_streams(here, kind)
-        await a_killed_server_is_told(here)
+async def test_the_worker_survives_the_death_of_the_model_server(kind: Kind, tmp_path: Path) -> None:
+    async with real_system(kind, tmp_path) as here:
+        await check_readiness_and_benchmark(here, tmp_path)
+        await check_answers_and_streams(here, kind)
+        await check_a_killed_server_is_reported(here)
         await here.server.start()
         await here.system.engine.wait_for(lambda: here.system.last_report.error_msg == "", LOADING_S)
         async with here.complete() as answer:
@@ -183,14 +186,14 @@ async def test_it_serves_and_survives_the_death_of_the_model_server(kind: Kind, 
         assert "Traceback" not in here.worker.output()
 
 
-async def it_is_ready_by_log_and_health_and_measured(here: Place, tmp_path: Path) -> None:
+async def check_readiness_and_benchmark(here: RealSystem, tmp_path: Path) -> None:
     output = here.worker.output()
     assert "loading → benchmarking" in output
     saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
     assert here.system.last_report.max_perf == saved["perf"] > 0
 
 
-async def it_answers_and_streams(here: Place, kind: Kind) -> None:
+async def check_answers_and_streams(here: RealSystem, kind: Kind) -> None:
     strict = [] if kind.lenient else ["--strict"]
     output = await here.client(kind, *strict, "--tokens", "16", "completion", "chat", "stream")
     shown = [line for line in output.splitlines() if line.startswith("# ")]
@@ -206,12 +209,12 @@ async def it_answers_and_streams(here: Place, kind: Kind) -> None:
         assert 400 <= answer.status < 600
 
 
-async def a_killed_server_is_told(here: Place) -> None:
-    """In mid-stream: the client's connection is cut, the next request is a 502, the engine is told."""
+async def check_a_killed_server_is_reported(here: RealSystem) -> None:
+    """Kill the server during a stream: the stream is cut, the next request is 502, the error is reported."""
     async with here.complete(max_tokens=1500, stream=True) as answer:
         await answer.content.readany()
         here.server.signal(signal.SIGKILL)
-        # A busy server may have sent all of it by then; what was cut is never taken for whole.
+        # A busy server may have sent everything by then. A cut stream must not look complete.
         with suppress(aiohttp.ClientPayloadError):
             assert b'"finish_reason":"' in await answer.read()
     async with here.complete() as answer:
@@ -220,18 +223,18 @@ async def a_killed_server_is_told(here: Place) -> None:
     assert "health check failed" in here.system.last_report.error_msg
 
 
-async def test_a_stream_ends_whatever_the_model_server_does(kind: Kind, tmp_path: Path) -> None:
-    async with place(kind, tmp_path, MODEL_TIMEOUT_S=str(MODEL_TIMEOUT_S)) as here:
-        await a_client_may_leave_a_silent_stream(here)
-        await a_silent_stream_is_cut(here)
+async def test_a_stream_ends_when_the_model_server_stops(kind: Kind, tmp_path: Path) -> None:
+    async with real_system(kind, tmp_path, MODEL_TIMEOUT_S=str(MODEL_TIMEOUT_S)) as here:
+        await check_a_client_can_leave_a_silent_stream(here)
+        await check_a_silent_stream_is_cut(here)
         async with here.complete() as answer:
             assert answer.status == 200
-        # Servers differ in what they make of this one: whatever it is, the client's stream ends, too.
-        await told_how_a_stream_ends(here, signal.SIGTERM)
+        # Servers react differently to SIGTERM. In each case, the client's stream ends.
+        await end_of_a_stream(here, signal.SIGTERM)
         await here.system.engine.wait_for(lambda: here.system.last_report.num_requests_working == 0, GUARD_S)
 
 
-async def a_client_may_leave_a_silent_stream(here: Place) -> None:
+async def check_a_client_can_leave_a_silent_stream(here: RealSystem) -> None:
     async with here.complete(max_tokens=1900, stream=True) as answer:
         await answer.content.readany()
         here.server.signal(signal.SIGSTOP)
@@ -240,18 +243,18 @@ async def a_client_may_leave_a_silent_stream(here: Place) -> None:
     here.server.signal(signal.SIGCONT)
 
 
-async def a_silent_stream_is_cut(here: Place) -> None:
-    """By the worker, past its time limit. On a busy machine a stream may be whole before it is stopped."""
+async def check_a_silent_stream_is_cut(here: RealSystem) -> None:
+    """The worker cuts a silent stream at its time limit. A stream may end before the server is stopped."""
     for _ in range(5):
-        how = await told_how_a_stream_ends(here, signal.SIGSTOP)
+        how = await end_of_a_stream(here, signal.SIGSTOP)
         here.server.signal(signal.SIGCONT)
         if how == "was cut":
             return
-    pytest.fail("every stream was whole before the server could be stopped")
+    pytest.fail("every stream ended before the server could be stopped")
 
 
-async def told_how_a_stream_ends(here: Place, number: signal.Signals) -> str:
-    """What becomes of a client's stream once the model server gets a signal; printed with `pytest -s`."""
+async def end_of_a_stream(here: RealSystem, number: signal.Signals) -> str:
+    """Signal the model server during a stream; return how the stream ends. `pytest -s` prints it."""
     async with here.complete(max_tokens=1900, stream=True) as answer:
         began = time.monotonic()
         rest = await answer.content.readany()

@@ -1,4 +1,4 @@
-"""What every ready-made worker says of an environment that can't work."""
+"""Every ready-made worker reports a malformed environment without a traceback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.workers.test_imports import ROOT, WORKERS
 
 
 @pytest.mark.parametrize("name", WORKERS)
-def test_it_is_told_without_a_traceback(name: str) -> None:
+def test_a_malformed_variable_is_reported_without_a_traceback(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"workers.{name}.server"],
         cwd=ROOT,

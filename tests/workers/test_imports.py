@@ -1,4 +1,4 @@
-"""What importing a ready-made worker does: nothing but defining it, with the core dependencies alone."""
+"""Importing a ready-made worker does nothing else, and needs only the core dependencies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 WORKERS = sorted(path.parent.name for path in ROOT.glob("workers/*/server.py"))
 
-# Notes who looks into the environment; bars sockets, writing and the reading of data.
+# Records reads of the environment; fails on network access, writing files, and reading data files.
 SPY = """
 import importlib, os, sys
 
@@ -49,7 +49,7 @@ assert not logging.getLogger().handlers
 
 
 def core_distributions() -> set[str]:
-    """The project's own dependencies, and theirs."""
+    """The project's dependencies, and theirs."""
     pending, names = ["pyworker"], set[str]()
     while pending:
         name = canonicalize_name(pending.pop())
@@ -62,7 +62,7 @@ def core_distributions() -> set[str]:
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to import from which has the core dependencies and nothing else."""
+    """An import path that has the core dependencies and nothing else."""
     folder = tmp_path_factory.mktemp("core")
     for name in core_distributions():
         for file in files(name) or []:
@@ -72,7 +72,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("worker", WORKERS)
-def test_importing_does_nothing_and_needs_little(worker: str, core: Path) -> None:
+def test_importing_has_no_effects_and_needs_core_dependencies_only(worker: str, core: Path) -> None:
     parts = [f"workers.{worker}.{path.stem}" for path in ROOT.glob(f"workers/{worker}/*.py")]
     done = subprocess.run(
         [sys.executable, "-S", "-c", SPY, *parts, "lib.test_harness"],
@@ -85,8 +85,8 @@ def test_importing_does_nothing_and_needs_little(worker: str, core: Path) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_packages_of_the_same_names_are_not_taken_for_ours(tmp_path: Path) -> None:
-    """On an index there is a `lib` and a `utils` (lesson 38). What is run from here finds what is here."""
+def test_installed_packages_named_lib_and_utils_are_not_imported(tmp_path: Path) -> None:
+    """A package index has other packages of these names. Code in the repository uses its own."""
     for name in ("lib", "utils"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('a stranger')")

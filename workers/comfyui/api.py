@@ -1,7 +1,8 @@
 """ComfyUI's own HTTP API and WebSocket, call by call.
 
-Owns paths, messages and statuses of a stock ComfyUI. What they mean for a request of the worker's is in
-jobs.py. No call has an `Origin` header: on loopback, one that differs from `Host` gets an empty 403.
+Owns the paths, messages and statuses of a stock ComfyUI. Their meaning for a request of the worker is in
+jobs.py. No call has an `Origin` header, because ComfyUI answers an empty 403 on loopback if it differs from
+`Host`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ import anyio
 from aiohttp import web
 from yarl import URL
 
-from lib.errors import ModelUnreachable
-from lib.model.connection import ModelCaller, describe
+from lib.backend import ModelCaller
+from lib.errors import ModelTimedOut, ModelUnreachable, describe_error
 
-# A hung server must not keep a prompt from being submitted: without a WebSocket its history is polled.
+# Seconds. A WebSocket that doesn't open must not delay the prompt: without one, the history is polled.
 HANDSHAKE_LIMIT_S = 10.0
-# aiohttp takes a limit of 0 s for none.
+# The shortest wait for an event. aiohttp treats a timeout of 0 s as no timeout.
 SHORTEST_S = 0.001
-# Frames hold images too, which are previews mostly.
+# Frames may contain images: previews, and those of nodes that send their images.
 MAX_FRAME_BYTES = 256 * 1024 * 1024
-# A binary frame begins with its kind and, of an image, with its format: two integers of 32 bits.
+# A binary frame begins with its kind and, for an image, its format: two 32-bit integers.
 IMAGE = "image"
 _IMAGE_FRAME = 1
 _IMAGE_TYPES = {1: "image/jpeg", 2: "image/png"}
-_FORWARDED = "x-request-id"
+# The client's headers that are forwarded when the worker reads the model server's answer itself. `Accept` and
+# `Accept-Encoding` apply to the worker's own answer.
+FORWARDED = ("X-Request-Id",)
 _OVER = (
     aiohttp.WSMsgType.CLOSE,
     aiohttp.WSMsgType.CLOSING,
@@ -42,8 +45,8 @@ _OVER = (
 )
 
 
-class Refused(Exception):
-    """ComfyUI didn't take a prompt: `answer` is what the client is told."""
+class PromptRefused(Exception):
+    """ComfyUI refused a prompt. `answer` is the answer for the client."""
 
     def __init__(self, answer: web.Response) -> None:
         super().__init__(answer.status)
@@ -52,7 +55,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """A file that ComfyUI has written. `type` is output, temp or input, `subfolder` is below that folder."""
+    """A file of ComfyUI. `type` names its folder (output, temp, input), `subfolder` is relative to that."""
 
     filename: str
     subfolder: str
@@ -65,7 +68,7 @@ class File:
 
 @dataclass(frozen=True)
 class Queued:
-    """One prompt in ComfyUI's queue; ComfyUI works in the order of `number`."""
+    """A prompt in ComfyUI's queue. ComfyUI executes prompts in the order of `number`."""
 
     number: float
     prompt_id: str
@@ -74,13 +77,15 @@ class Queued:
 
 @dataclass(frozen=True)
 class Queue:
+    """ComfyUI's queue: the prompts that run and those that wait."""
+
     running: list[Queued]
     pending: list[Queued]
 
 
 @dataclass(frozen=True)
 class Event:
-    """A message of the WebSocket. An image that came in a binary one is of the type `IMAGE`."""
+    """A message of the WebSocket. An image, which comes in a binary message, has the type `IMAGE`."""
 
     type: str
     data: dict[str, Any]
@@ -91,56 +96,55 @@ _NOTHING = Event("", {})
 
 
 class ComfyApi:
-    """The ComfyUI at `url`, for one request of the worker's.
+    """Calls to the ComfyUI at `url` for one request of the worker.
 
-    What fails raises `ModelUnreachable` (502) or `ModelTimedOut` (504).
+    Failed calls raise `ModelUnreachable` (502) or `ModelTimedOut` (504).
     """
 
     def __init__(self, model: ModelCaller, url: str) -> None:
-        # The client's `Accept` and `Accept-Encoding` are for the worker's answer, not for these.
-        headers = {name: value for name, value in model.headers.items() if name.lower() == _FORWARDED}
-        self._caller = model.server.caller(headers)
+        self._caller = model.with_headers(*FORWARDED)
         self._url = url.rstrip("/")
 
     @property
     def limit_s(self) -> float | None:
-        """`MODEL_TIMEOUT_S`: how long a whole job may take; None: any time."""
-        return self._caller.server.pooled.timeout.total
+        """`MODEL_TIMEOUT_S`, the limit of a whole job in seconds; None: no limit."""
+        return self._caller.timeout_s
 
     async def submit(self, graph: Any, prompt_id: str, client_id: str) -> tuple[str, dict[str, Any]]:
-        """Queue `graph`: the prompt's id, and what is wrong with outputs that are left out.
+        """Queue `graph`. Return the prompt's id, and the errors of invalid outputs, which are not generated.
 
-        The id is `prompt_id`, or one of ComfyUI's own (old ones give that). Raises `Refused`.
+        The id is `prompt_id`, except that old versions of ComfyUI assign their own. Raises `PromptRefused`.
         """
         message = {"prompt": graph, "client_id": client_id, "prompt_id": prompt_id}
         async with self._caller.post_json(f"{self._url}/prompt", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:
-                raise Refused(_refusal(answer, body))
-        told = _object(body, "POST /prompt")
-        if not isinstance(told.get("prompt_id"), str):
+                raise PromptRefused(_refusal(answer, body))
+        answered = _object(body, "POST /prompt")
+        if not isinstance(answered.get("prompt_id"), str):
             raise ModelUnreachable("ComfyUI's answer to POST /prompt has no prompt_id")
-        return told["prompt_id"], told.get("node_errors") or {}
+        return answered["prompt_id"], answered.get("node_errors") or {}
 
     async def history(self, prompt_id: str) -> dict[str, Any] | None:
-        """What became of a prompt; None while it is not over, and when it is not known."""
+        """The history of a finished prompt; None for one that is not finished or not known."""
         return (await self._get(f"/history/{prompt_id}")).get(prompt_id)
 
     async def queue(self) -> Queue:
-        told = await self._get("/queue")
-        return Queue(_queued(told.get("queue_running")), _queued(told.get("queue_pending")))
+        """The queue at this moment."""
+        queue = await self._get("/queue")
+        return Queue(_queued(queue.get("queue_running")), _queued(queue.get("queue_pending")))
 
     async def delete(self, prompt_id: str) -> None:
-        """Take a prompt off the queue, if it still waits there."""
+        """Remove a prompt from the queue if it still waits there."""
         await self._post("/queue", {"delete": [prompt_id]})
 
     async def interrupt(self, prompt_id: str) -> None:
-        """Stop the prompt that runs: older ones of ComfyUI don't look whether it is this one."""
+        """Stop a running prompt. Older versions of ComfyUI ignore the id and stop any running prompt."""
         await self._post("/interrupt", {"prompt_id": prompt_id})
 
     @asynccontextmanager
     async def view(self, file: File) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
-        """The content type of `file`, and its bytes in chunks."""
+        """The content type of `file`, and its content in chunks."""
         async with self._caller.get(f"{self._url}/view?{file.query}") as answer:
             if answer.status != 200:
                 raise ModelUnreachable(f"ComfyUI answered {answer.status} to GET /view of {file.filename!r}")
@@ -148,9 +152,10 @@ class ComfyApi:
             kind = answer.headers.get("Content-Type") or guess or "application/octet-stream"
             yield kind.partition(";")[0], _chunks(answer)
 
-    def events(self, client_id: str) -> Events:
+    def events(self, client_id: str) -> EventSocket:
+        """The events of the prompts of `client_id`."""
         url = URL(f"{self._url}/ws").with_query(clientId=client_id)
-        return Events(self._caller.server.pooled, url)
+        return EventSocket(self._caller, url)
 
     async def _get(self, path: str) -> dict[str, Any]:
         async with self._caller.get(self._url + path) as answer:
@@ -166,15 +171,18 @@ class ComfyApi:
                 raise ModelUnreachable(f"ComfyUI answered {answer.status} to POST {path}")
 
 
-class Events:
-    """The WebSocket at `url`, in an `async with`. Where it can't be opened, or drops, there are no events."""
+class EventSocket:
+    """ComfyUI's WebSocket at `url`. Use it in an `async with`.
 
-    def __init__(self, http: aiohttp.ClientSession, url: URL) -> None:
-        self._http = http
+    It may fail to open, and drop later. Then there are no events until `connect` succeeds.
+    """
+
+    def __init__(self, model: ModelCaller, url: URL) -> None:
+        self._model = model
         self._url = url
         self._socket: aiohttp.ClientWebSocketResponse[bool] | None = None
 
-    async def __aenter__(self) -> Events:
+    async def __aenter__(self) -> EventSocket:
         await self.connect()
         return self
 
@@ -184,19 +192,21 @@ class Events:
 
     @property
     def connected(self) -> bool:
+        """Whether the WebSocket is open."""
         return self._socket is not None
 
     async def connect(self) -> None:
+        """Try to open the WebSocket, for at most `HANDSHAKE_LIMIT_S`."""
         with anyio.move_on_after(HANDSHAKE_LIMIT_S):
             try:
-                self._socket = await self._http.ws_connect(self._url, max_msg_size=MAX_FRAME_BYTES)
-            except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+                self._socket = await self._model.websocket(self._url, MAX_FRAME_BYTES)
+            except (ModelUnreachable, ModelTimedOut):
                 self._socket = None
 
     async def next(self, limit_s: float) -> Event | None:
-        """The next event; None when `limit_s` seconds brought none, or the connection dropped.
+        """The next event; None if none came within `limit_s` seconds, or if the connection dropped.
 
-        What means nothing here is an event too, of no type.
+        Unknown messages are events with the type "".
         """
         socket = self._socket
         if socket is None:
@@ -218,7 +228,7 @@ class Events:
 
 
 async def read_whole(answer: aiohttp.ClientResponse) -> bytes:
-    """All of an answer's body. Raises `ModelUnreachable` (502) when it breaks off."""
+    """The whole body of an answer. Raises `ModelUnreachable` (502) if it breaks off."""
     return b"".join([chunk async for chunk in _chunks(answer)])
 
 
@@ -227,11 +237,11 @@ async def _chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         while chunk := await answer.content.readany():
             yield chunk
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
-        raise ModelUnreachable(f"ComfyUI's answer broke off: {describe(e)}") from e
+        raise ModelUnreachable(f"ComfyUI's answer broke off: {describe_error(e)}") from e
 
 
 def _refusal(answer: aiohttp.ClientResponse, body: bytes) -> web.Response:
-    """ComfyUI's own words. An invalid prompt is 422, as what is invalid always is."""
+    """ComfyUI's own error, with 422 instead of 400: the worker answers 422 to all invalid requests."""
     status = 422 if answer.status == 400 else answer.status
     kind = answer.headers.get("Content-Type", "text/plain")
     return web.Response(status=status, body=body, headers={"Content-Type": kind})
@@ -248,7 +258,7 @@ def _object(body: bytes, call: str) -> dict[str, Any]:
 
 
 def _queued(items: Any) -> list[Queued]:
-    """Items of the queue: `[number, prompt_id, graph, {"client_id"?}, outputs]`."""
+    """Prompts from items of the form `[number, prompt_id, graph, {"client_id"?}, outputs]`."""
     return [
         Queued(item[0], item[1], item[3].get("client_id") if len(item) > 3 else None)
         for item in cast("list[Any]", items or [])
@@ -264,7 +274,7 @@ def _event(text: str) -> Event:
 
 
 def _image(frame: bytes) -> Event:
-    """The image in a binary frame: a preview, or what a node sends instead of saving it."""
+    """The image in a binary frame: a preview, or the output of a node that sends instead of saving."""
     if len(frame) < 8 or int.from_bytes(frame[:4], "big") != _IMAGE_FRAME:
         return _NOTHING
     kind = _IMAGE_TYPES.get(int.from_bytes(frame[4:8], "big"), "image/png")

@@ -1,7 +1,7 @@
 """An example client, text to image: `python -m workers.comfyui.client -k KEY -e NAME "a red fox in snow"`.
 
-With `-l` it asks the local engine, and needs neither key nor name. Every call has two steps, both shown
-in `make`: the engine names a worker and signs for it, then the worker is called.
+With `-l` it uses the local engine, which needs neither a key nor a name. `make` shows the two steps of every
+call: get a worker and a signature from the engine, then call the worker.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from workers.comfyui.data_types import PromptInput
 
 
 async def make(engine: RouteClient, payload: dict[str, Any]) -> list[tuple[str, bytes]]:
-    """The images of one request to `/prompt`: content type and content of each."""
-    # 1. `cost` is the request's workload, in the worker's unit. It grows with size and steps.
-    #    While no worker is ready, this asks again, with the same `request_idx`.
+    """Request images from `/prompt`. Return the content type and the content of each."""
+    # 1. Get a worker. `cost` is the request's workload in the worker's unit. It grows with size and steps.
+    #    While no worker is ready, `route` repeats its request with the same `request_idx`.
     cost = workload(payload)
     worker = await engine.route(cost=cost, on_wait=print_waiting)
-    # 2. The worker is sent {"auth_data": what the engine answered, "payload": what we want}.
+    # 2. Call it. `call` sends {"auth_data": the engine's answer, "payload": payload}.
     async with engine.call(worker, "/prompt", payload) as response:
         await raise_unless_ok(response)
         answer: dict[str, Any] = await response.json()
@@ -41,7 +41,7 @@ async def make(engine: RouteClient, payload: dict[str, Any]) -> list[tuple[str, 
 
 
 def workload(payload: dict[str, Any]) -> float:
-    """What the request counts. Raises `CallFailed` where the worker would refuse it."""
+    """The request's workload. Raises `CallFailed` for a request that the worker would refuse."""
     try:
         return PromptInput.from_json_msg(payload).count_workload()
     except JsonDataException as e:
@@ -49,15 +49,15 @@ def workload(payload: dict[str, Any]) -> float:
 
 
 def decoded(uri: str) -> tuple[str, bytes]:
-    """Content type and content of `data:image/png;base64,…`."""
+    """Content type and content of a data URI, such as `data:image/png;base64,…`."""
     head, _, data = uri.partition(",")
     return head.removeprefix("data:").partition(";")[0], base64.b64decode(data)
 
 
 def save(images: list[tuple[str, bytes]], path: Path) -> list[Path]:
-    """Write the first image to `path`, others beside it with a number; what was written.
+    """Write the first image to `path`, others to the same folder with a number. Return the paths.
 
-    A `path` without a suffix gets the one of the image's type.
+    A `path` without an extension gets the one of the image's type.
     """
     paths: list[Path] = []
     for number, (kind, content) in enumerate(images):
@@ -69,15 +69,17 @@ def save(images: list[tuple[str, bytes]], path: Path) -> list[Path]:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Have the comfyui worker make an image, and save it.")
+    parser = argparse.ArgumentParser(description="Let the comfyui worker make an image, and save it.")
     add_target_arguments(parser)
     parser.add_argument(
-        "-o", dest="output", type=Path, default=Path("image"), help="file (default: image.png)"
+        "-o", dest="output", type=Path, default=Path("image"), help="file to write (default: image.png)"
     )
     parser.add_argument("--width", type=int, default=1024, help="in pixels (default 1024)")
     parser.add_argument("--height", type=int, default=1024, help="in pixels (default 1024)")
-    parser.add_argument("--steps", type=int, default=28, help="the more, the finer (default 28)")
-    parser.add_argument("--seed", type=int, help="the same seed makes the same image (default: a random one)")
+    parser.add_argument(
+        "--steps", type=int, default=28, help="number of sampling steps; more give a finer image (default 28)"
+    )
+    parser.add_argument("--seed", type=int, help="the same seed makes the same image (default: random)")
     parser.add_argument("prompt", nargs="?", default="a red fox in the snow, early morning, photograph")
     return parser
 

@@ -1,6 +1,6 @@
-"""The payloads of the comfyui worker: what a client sends on each route, and what it costs.
+"""The payloads of the comfyui worker: the request of each route and its workload.
 
-Owns the requests' shapes, their ranges and their workload. What becomes of them depends on the model server's
+Owns the fields, their ranges and the workload. How a request is executed depends on the model server's
 dialect and is in native.py, wrapper.py and runsync.py.
 """
 
@@ -26,9 +26,9 @@ from workers.comfyui.workload import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# One job of `/generate/sync` that doesn't tell its size and steps.
+# The workload of a job like the benchmark's, and of one whose size or steps are unknown.
 JOB_WORKLOAD = 100.0
-# What a seed may be: an unsigned integer of 64 bits.
+# Seeds are unsigned 64-bit integers.
 MAX_SEED = 2**64 - 1
 MIN_SIZE = 16
 
@@ -42,10 +42,11 @@ _OUTPUT_TYPES = ("output", "temp", "input")
 
 @dataclass
 class GenerateInput(ApiPayload):
-    """`/generate/sync` and `/generate/stream`: `{"input": {…}}`, the wrapper's own request.
+    """`/generate/sync` and `/generate/stream`: `{"input": {…}}`, the wrapper's request format.
 
-    `benchmark_work` is the work of the benchmark's graph in standard images, None where that doesn't tell.
-    `uploads`: the outputs may go to the worker's own bucket; those of the benchmark don't.
+    `others` are the keys beside `input`. `benchmark_work` is the work of the benchmark's graph in standard
+    images, None if unknown. `uploads`: whether outputs may be uploaded to the worker's own bucket. The
+    benchmark's are not.
     """
 
     input: dict[str, Any]
@@ -60,11 +61,11 @@ class GenerateInput(ApiPayload):
         return payload
 
     def generate_payload_json(self) -> dict[str, Any]:
-        """All of it as it came."""
+        """The client's JSON, unchanged."""
         return {"input": self.input, **self.others}
 
     def count_workload(self) -> float:
-        """100.0 for a job like the benchmark's, and for one whose graph doesn't tell its size and steps."""
+        """The work relative to the benchmark's, which counts 100.0; 100.0 if either is unknown."""
         graph = self.input.get("workflow_json", {})
         work = graph_work(graph) if graph_problem(graph) is None else None
         if work is None or self.benchmark_work is None:
@@ -78,9 +79,10 @@ class GenerateInput(ApiPayload):
 
 @dataclass
 class PromptInput(ApiPayload):
-    """`/prompt`: an image by the default workflow of `model` (`COMFY_MODEL`), which no client chooses.
+    """`/prompt`: an image by the default workflow of `model`.
 
-    Sizes are in pixels. A request without a seed gets a random one.
+    `model` is the worker's `COMFY_MODEL`, which clients can't choose. Sizes are in pixels. A request without
+    a seed gets a random one.
     """
 
     prompt: str
@@ -105,7 +107,7 @@ class PromptInput(ApiPayload):
         return _checked(super().from_json_msg, json_msg, problems)
 
     def graph(self) -> dict[str, Any]:
-        """The workflow to run."""
+        """The workflow, with its placeholders filled in."""
         return fill(
             default_workflow(self.model),
             {
@@ -118,7 +120,7 @@ class PromptInput(ApiPayload):
         )
 
     def count_workload(self) -> float:
-        """In tokens, of which an RTX 4090 makes 200 a second."""
+        """The workload in tokens. An RTX 4090 has a throughput of 200 tokens/s."""
         return image_workload(self.model, self.width, self.height, self.steps)
 
     @classmethod
@@ -130,7 +132,7 @@ class PromptInput(ApiPayload):
 class CustomWorkflowInput(ApiPayload):
     """`/custom-workflow`: the client's own `workflow`, in which `{{NAME}}` becomes `custom_fields["name"]`.
 
-    The case of names doesn't matter. A field is a text, a number or a boolean.
+    Names are compared without case. A field is a string, a number or a boolean.
     """
 
     workflow: dict[str, Any]
@@ -153,7 +155,7 @@ class CustomWorkflowInput(ApiPayload):
         return fill(self.workflow, {name.upper(): value for name, value in self.custom_fields.items()})
 
     def count_workload(self) -> float:
-        """In tokens like `/prompt`; a graph that doesn't tell its size and steps is a standard image."""
+        """The workload in tokens, as of `/prompt`; that of a standard image if size or steps are unknown."""
         work = graph_work(self.graph())
         return image_workload(self.model, STANDARD_SIZE, STANDARD_SIZE, STANDARD_STEPS) * (
             1.0 if work is None else work
@@ -168,7 +170,7 @@ class CustomWorkflowInput(ApiPayload):
 
 @dataclass
 class ViewQuery(ApiPayload):
-    """`GET /view`: a file that ComfyUI has written, by name only."""
+    """`GET /view`: a file of ComfyUI, identified by its name."""
 
     filename: str
     subfolder: str = ""
@@ -176,7 +178,7 @@ class ViewQuery(ApiPayload):
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
-        """Other parameters than these three are left out: ComfyUI would convert images by them."""
+        """Read the three parameters and ignore others, by which ComfyUI would convert the image."""
         problems: dict[str, Any] = {}
         if isinstance(name := json_msg.get("filename"), str) and not _is_name(name):
             problems["filename"] = "must be the name of a file, without a folder"
@@ -188,7 +190,7 @@ class ViewQuery(ApiPayload):
         return _checked(super().from_json_msg, json_msg, problems)
 
     def count_workload(self) -> float:
-        """None: the GPU has no part in it."""
+        """The workload is 0: a file needs no GPU."""
         return 0.0
 
     @classmethod
@@ -199,7 +201,7 @@ class ViewQuery(ApiPayload):
 def _checked(
     read: Callable[[dict[str, Any]], Any], json_msg: dict[str, Any], problems: dict[str, Any]
 ) -> Any:
-    """What `read` reads. Raises `JsonDataException` with what it finds wrong, and with `problems`."""
+    """The payload that `read` returns. Raises `JsonDataException` with its problems and with `problems`."""
     try:
         payload = read(json_msg)
     except JsonDataException as e:

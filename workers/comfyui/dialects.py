@@ -1,7 +1,7 @@
-"""Which model server is behind the worker: one of the three dialects, told or found out.
+"""The choice of the model server and its dialect, by `COMFYUI_DIALECT` or by detection.
 
-Owns the choice. `COMFYUI_DIALECT` makes it at once; without it, the addresses are asked again and again, and
-the first one that answers as its dialect does is the model server. What a dialect does is its own module's.
+Without `COMFYUI_DIALECT`, all addresses are probed until one answers as its dialect does. The dialects
+themselves are in native.py, wrapper.py and runsync.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from typing import Any, Protocol
 import aiohttp
 import anyio
 
-from lib.backend import Backend
+from lib.backend import Backend, ModelCaller
 from lib.errors import ModelUnreachable
-from lib.model.connection import ModelCaller
-from lib.model.watch import HealthWatch
-from lib.runtime.clock import sleep
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.native import Native
 from workers.comfyui.runsync import Runsync
@@ -29,10 +26,12 @@ from workers.comfyui.wrapper import Wrapper
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0
+POLL_S = 1.0  # between two probes
 PROBE_LIMIT_S = 5.0
-# What only a server of the dialect answers so: a path of its own, and its status to a GET.
-_SIGNS: Mapping[DialectName, tuple[str, int]] = {
+# Probes don't reuse connections, since another server may listen at the address by then.
+_UNPOOLED = {"Connection": "close"}
+# For each dialect a path that only its servers have, and their status to a GET of it.
+_PROBES: Mapping[DialectName, tuple[str, int]] = {
     DialectName.WRAPPER: ("/generate/sync", 405),
     DialectName.NATIVE: ("/system_stats", 200),
     DialectName.RUNSYNC: ("/runsync", 405),
@@ -40,7 +39,7 @@ _SIGNS: Mapping[DialectName, tuple[str, int]] = {
 
 
 class Dialect(Protocol):
-    """How requests are told to the model server. What its methods give is the client's answer."""
+    """The calls of one kind of model server. Their results are answers for the client."""
 
     def check(self, payload: GenerateInput) -> None: ...
 
@@ -53,7 +52,7 @@ class Dialect(Protocol):
 
 @dataclass
 class Choice:
-    """The model server, once it is known."""
+    """The model server and its dialect: set by `COMFYUI_DIALECT`, or else unknown until `detect` finds it."""
 
     settings: ComfySettings
     _found: tuple[DialectName, str] | None = field(init=False)
@@ -64,16 +63,17 @@ class Choice:
 
     @property
     def known(self) -> bool:
+        """Whether the dialect is set or detected."""
         return self._found is not None
 
     @property
     def name(self) -> str:
-        """Its dialect, or "unknown"."""
+        """The dialect's name, or "unknown"."""
         return self._found[0].value if self._found else "unknown"
 
     @property
     def dialect(self) -> Dialect:
-        """Raises `ModelUnreachable` (502) while none has answered."""
+        """The calls of the model server. Raises `ModelUnreachable` (502) while it is unknown."""
         name, url = self._located()
         if name is DialectName.WRAPPER:
             return Wrapper(url, self.settings.comfyui_url)
@@ -81,31 +81,25 @@ class Choice:
 
     @property
     def comfyui_url(self) -> str:
-        """Where ComfyUI itself is: the model server, or what is behind it. Raises `ModelUnreachable`."""
+        """The URL of ComfyUI: the model server, or what is behind it. Raises `ModelUnreachable` (502)."""
         name, url = self._located()
         return url if name is DialectName.NATIVE else self.settings.comfyui_url
 
     @asynccontextmanager
-    async def finding(self, backend: Backend) -> AsyncGenerator[None, None]:
-        """A lifecycle: entered once a model server is found and well; its health is watched from then on."""
-        http = backend.running.server.unpooled
+    async def detect(self, backend: Backend) -> AsyncGenerator[None, None]:
+        """A lifecycle that waits for a healthy model server, and then watches its health."""
         addresses = ", ".join(f"{url} ({name.value})" for name, url in self.settings.candidates)
-        log.info("COMFYUI_DIALECT is not set: waiting for an answer of %s", addresses)
-        while (found := await _first(http, self.settings.candidates)) is None:
-            await sleep(backend.clock, POLL_S)
-        self._found = found
+        log.info("COMFYUI_DIALECT is not set: probing %s", addresses)
+        self._found = found = await _detect(backend, self.settings.candidates)
         log.info("found a model server of the dialect %s at %s", found[0].value, found[1])
         health = self.settings.model.health or DEFAULTS[found[0]].health
         if health is None:
             yield
             return
         url = health if "://" in health else found[1] + health
-        while not await _answers(http, url, 200):
-            await sleep(backend.clock, POLL_S)
-        parts = backend.running
-        watch = HealthWatch(parts.server, url, parts.readiness, backend.clock, clears_all=True)
+        await _until_healthy(backend, url)
         async with anyio.create_task_group() as group:
-            group.start_soon(watch.follow, name="health check")
+            group.start_soon(backend.watch_health, url, name="health check")
             yield
             group.cancel_scope.cancel()
 
@@ -115,20 +109,32 @@ class Choice:
         return self._found
 
 
-async def _first(
-    http: aiohttp.ClientSession, candidates: tuple[tuple[DialectName, str], ...]
-) -> tuple[DialectName, str] | None:
-    """The first of `candidates`, in their order, that answers now as its dialect does."""
-    answers = await asyncio.gather(
-        *(_answers(http, url + _SIGNS[name][0], _SIGNS[name][1]) for name, url in candidates)
-    )
-    return next((c for c, answered in zip(candidates, answers, strict=True) if answered), None)
+async def _detect(
+    backend: Backend, candidates: tuple[tuple[DialectName, str], ...]
+) -> tuple[DialectName, str]:
+    """Probe `candidates` until one answers as its dialect does; if several do, return the first of these."""
+    while True:
+        answers = await asyncio.gather(
+            *(_answers(backend, url + _PROBES[name][0], _PROBES[name][1]) for name, url in candidates)
+        )
+        for candidate, answered in zip(candidates, answers, strict=True):
+            if answered:
+                return candidate
+        await anyio.sleep(POLL_S)
 
 
-async def _answers(http: aiohttp.ClientSession, url: str, status: int) -> bool:
+async def _until_healthy(backend: Backend, url: str) -> None:
+    """Return once the health check at `url` answers 200."""
+    while True:
+        if await _answers(backend, url, 200):
+            return
+        await anyio.sleep(POLL_S)
+
+
+async def _answers(backend: Backend, url: str, status: int) -> bool:
     try:
         with anyio.fail_after(PROBE_LIMIT_S):
-            async with http.get(url) as answer:
+            async with backend.session.get(url, headers=_UNPOOLED) as answer:
                 return answer.status == status
     except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError):
         return False

@@ -1,8 +1,8 @@
-"""A prompt's way through ComfyUI: submitted, followed to its end, or stopped when nobody waits for it.
+"""Jobs: one prompt in ComfyUI, from its submission to its end.
 
-Owns what the worker knows of one prompt, and the rule that no other prompt is ever touched. The WebSocket
-makes it quick; what became of the prompt is always read from its history, so that nothing depends on events
-that were lost.
+Owns the state of a prompt, and its removal from ComfyUI when its client disconnects. No other prompt is ever
+removed. Events of the WebSocket only make this faster: the result is always read from the history, so that
+lost events change nothing.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from typing import Any, cast
 import anyio
 
 from lib.errors import ModelTimedOut, ModelUnreachable, WorkerError, async_result_or_error
-from workers.comfyui.api import IMAGE, ComfyApi, Event, Queued, Refused
+from workers.comfyui.api import IMAGE, ComfyApi, Event, PromptRefused, Queued
 
 log = logging.getLogger(__name__)
 
-# Without news, the queue and the history are looked at after so long, in seconds: at first, then ever less
-# often, at most where events come, at most where none do.
-FIRST_LOOK_S = 0.25
-MAX_LOOK_S = 5.0
-MAX_BLIND_LOOK_S = 1.0
-# An event says that the prompt ends, or that the queue moves: ComfyUI has written it down in a moment.
+# Seconds between two polls of the queue and the history without an event: the first interval, which doubles,
+# and the longest one with and without a working WebSocket.
+FIRST_POLL_S = 0.25
+MAX_POLL_S = 5.0
+MAX_POLL_WITHOUT_EVENTS_S = 1.0
+# Seconds until ComfyUI has written to its history or queue what an event announces.
 SOON_S = 0.02
-# After its end, a prompt's last events are there within so long, seconds.
+# Seconds to wait for each of a prompt's last events after its end.
 LAST_EVENTS_S = 2.0
-# Stopping a prompt for a client that has left may take so long, seconds.
+# Seconds that removing a prompt may take after its client has disconnected.
 CANCEL_LIMIT_S = 10.0
-# A prompt whose submission was cut short may turn up in the queue for so long.
-TURN_UP_S = 2.0
-TURN_UP_POLL_S = 0.1
+# Seconds during which a prompt whose submission was cancelled may still appear in the queue.
+LATE_SUBMISSION_S = 2.0
+LATE_SUBMISSION_POLL_S = 0.1
 
-# This node sends its images over the WebSocket and leaves no trace of them in the history.
+# This node sends its images over the WebSocket. They are not in the history.
 SENDING_NODE = "SaveImageWebsocket"
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """In the queue, behind `position` others of `size` prompts in all."""
+    """In the queue of `size` prompts, after `position` others."""
 
     position: int
     size: int
@@ -52,7 +52,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Working:
-    """At work on a node: `step` of `steps`, 0 of 0 where it has none."""
+    """Executing a node, at `step` of `steps`; both are 0 for a node without steps."""
 
     node_id: str
     node_type: str
@@ -62,7 +62,7 @@ class Working:
 
 @dataclass(frozen=True)
 class SentImage:
-    """An image that a node sent instead of saving it."""
+    """An image that a node sent over the WebSocket instead of saving it."""
 
     node_id: str
     mimetype: str
@@ -73,9 +73,9 @@ Progress = Waiting | Working
 
 
 class Job:
-    """One prompt. `node_errors` says what is wrong with outputs that ComfyUI left out.
+    """One prompt. `node_errors` are the errors of invalid outputs, which ComfyUI doesn't generate.
 
-    Once it is over, `entry` is its history, and `images` are those that are in no history.
+    When the job is finished, `entry` is its history, and `images` are the sent images, which are not in it.
     """
 
     def __init__(self, api: ComfyApi, graph: dict[str, Any]) -> None:
@@ -89,64 +89,67 @@ class Job:
         self._events = api.events(self._client_id)
         self._began_s = _now_s()
         self._submitted = False
-        self._over = False
-        self._told: Progress | None = None
-        self._saw_all = True
-        self._ended = False
+        self._is_finished = False
+        self._last_progress: Progress | None = None
+        self._has_all_events = True
+        self._saw_end = False
 
     @classmethod
     @asynccontextmanager
     async def submitted(cls, api: ComfyApi, graph: dict[str, Any]) -> AsyncGenerator[Job, None]:
-        """A job for `graph`, in ComfyUI's queue. Leaving the block before it is over stops it there.
+        """Submit `graph`. Leaving the block before the job is finished removes the prompt from ComfyUI.
 
-        Raises `Refused`, `ModelUnreachable` (502), `ModelTimedOut` (504).
+        Raises `PromptRefused`, `ModelUnreachable` (502), `ModelTimedOut` (504).
         """
         job = cls(api, graph)
         async with job._events:
-            job._saw_all = job._events.connected
+            job._has_all_events = job._events.connected
             try:
                 await job._submit()
                 yield job
             finally:
-                if not job._over:
-                    await job._stop()
+                if not job._is_finished:
+                    await job._remove()
 
     async def follow(self) -> AsyncGenerator[Progress | None, None]:
-        """What happens to the prompt, until it is over and `entry` is its history; None: nothing new.
+        """Yield the job's progress until it is finished; None after each poll of ComfyUI.
 
-        Raises `ModelUnreachable` (502) where it is gone, as after a restart of ComfyUI, and `ModelTimedOut`.
+        Raises `ModelUnreachable` (502) if ComfyUI has lost the prompt, as by a restart, and `ModelTimedOut`
+        (504).
         """
-        looks = _Looks()
+        polls = _PollTimer()
         while True:
             connected = self._events.connected
-            event = await self._events.next(max(0.0, min(looks.at_s, self._deadline_s) - _now_s()))
+            event = await self._events.next(max(0.0, min(polls.at_s, self._deadline_s) - _now_s()))
             if _now_s() >= self._deadline_s:
                 raise ModelTimedOut("the model server took too long")
             progress = None if event is None else self._read(event)
             if progress is not None:
-                looks.put_off()
+                polls.put_off()
             elif event is not None:
-                looks.hasten(_worth_a_look_in_s(event, self._id, isinstance(self._told, Working)))
+                polls.hasten(_poll_delay_s(event, self._id, isinstance(self._last_progress, Working)))
             elif connected and not self._events.connected:
-                self._saw_all = False
-                looks.hasten(FIRST_LOOK_S)
-            if _now_s() >= looks.at_s:
-                seen = await self._look()
-                if self._over:
+                self._has_all_events = False
+                polls.hasten(FIRST_POLL_S)
+            if _now_s() >= polls.at_s:
+                seen = await self._poll()
+                if self._is_finished:
+                    async for progress in self._unread_progress():
+                        yield progress
                     await self._take_images()
                     return
-                # A look tells less than events do, but for the queue.
-                progress = progress if isinstance(self._told, Working) else seen
+                # Events tell more than a poll, except about the queue.
+                progress = progress if isinstance(self._last_progress, Working) else seen
                 if not self._events.connected:
                     await self._events.connect()
-                looks.done(self._events.connected)
+                polls.done(self._events.connected)
                 yield None
-            if progress is not None and progress != self._told:
-                self._told = progress
+            if progress is not None and progress != self._last_progress:
+                self._last_progress = progress
                 yield progress
 
     async def finished(self) -> dict[str, Any]:
-        """The prompt's history, once it is over. Raises what `follow` raises."""
+        """Wait for the job's end and return its history. Raises the errors of `follow`."""
         async for _ in self.follow():
             pass
         return self.entry
@@ -160,13 +163,13 @@ class Job:
         try:
             self._id, self.node_errors = await self.api.submit(self.graph, self._id, self._client_id)
             self._submitted = True
-        except Refused:
-            self._over = True
+        except PromptRefused:
+            self._is_finished = True
             raise
 
-    async def _look(self) -> Progress | None:
-        """Where the prompt is. Sets `entry` when it is over; raises `ModelUnreachable` when it is nowhere."""
-        if await self._has_ended():
+    async def _poll(self) -> Progress | None:
+        """Find the prompt in ComfyUI. Sets `entry` if finished; raises `ModelUnreachable` if it is gone."""
+        if await self._check_history():
             return None
         queue = await self.api.queue()
         if any(map(self._is_ours, queue.running)):
@@ -175,100 +178,112 @@ class Job:
         if ours is not None:
             before = sum(other.number < ours.number for other in queue.pending)
             return Waiting(before + len(queue.running), len(queue.pending) + len(queue.running))
-        if await self._has_ended():  # between the first look and the second
+        if await self._check_history():  # between the two calls
             return None
-        self._over = True
-        raise ModelUnreachable("the prompt is gone from ComfyUI's queue and history: was it restarted?")
+        self._is_finished = True
+        raise ModelUnreachable("ComfyUI has neither the prompt nor its history: was it restarted?")
 
     def _read(self, event: Event) -> Working | None:
-        """The progress that `event` tells. An image is kept, unless it is a preview of another node's."""
-        if event.type == IMAGE and isinstance(self._told, Working) and self._told.node_type == SENDING_NODE:
-            self.images.append(SentImage(self._told.node_id, event.data["mimetype"], event.image))
-        self._ended = self._ended or _is_end(event, self._id)
+        """The progress in `event`. Keeps an image of the sending node; images of other nodes are previews."""
+        if (
+            event.type == IMAGE
+            and isinstance(self._last_progress, Working)
+            and self._last_progress.node_type == SENDING_NODE
+        ):
+            self.images.append(SentImage(self._last_progress.node_id, event.data["mimetype"], event.image))
+        self._saw_end = self._saw_end or _is_end(event, self._id)
         return _progress(event, self._id, self.graph)
 
-    async def _take_images(self) -> None:
-        """Read the images that are still on their way, where the graph sends any.
+    async def _unread_progress(self) -> AsyncGenerator[Progress, None]:
+        """Yield the progress in events that arrived before a poll found the job finished."""
+        while (event := await self._events.next(0.0)) is not None:
+            progress = self._read(event)
+            if progress is not None and progress != self._last_progress:
+                self._last_progress = progress
+                yield progress
 
-        Raises `ModelUnreachable` (502) where some may never come.
+    async def _take_images(self) -> None:
+        """Wait for the last sent images, if the graph sends any.
+
+        Raises `ModelUnreachable` (502) if some may be lost.
         """
         if not any(node.get("class_type") == SENDING_NODE for node in self.graph.values()):
             return
-        while self._saw_all and not self._ended:
+        while self._has_all_events and not self._saw_end:
             event = await self._events.next(LAST_EVENTS_S)
-            self._saw_all = event is not None
-            self._told = (self._read(event) if event else None) or self._told
-        if not self._saw_all:
-            raise ModelUnreachable(f"the WebSocket dropped, and with it images of {SENDING_NODE}")
+            self._has_all_events = event is not None
+            self._last_progress = (self._read(event) if event else None) or self._last_progress
+        if not self._has_all_events:
+            raise ModelUnreachable(f"the WebSocket dropped: images of {SENDING_NODE} may be lost")
 
-    async def _has_ended(self) -> bool:
+    async def _check_history(self) -> bool:
         entry = await self.api.history(self._id)
         if entry is not None:
-            self.entry, self._over = entry, True
-        return self._over
+            self.entry, self._is_finished = entry, True
+        return self._is_finished
 
     def _is_ours(self, queued: Queued) -> bool:
         return queued.prompt_id == self._id or queued.client_id == self._client_id
 
-    async def _stop(self) -> None:
-        """Stop the prompt, to the end of that: a client's leaving may end its request more than once."""
-        stopping = asyncio.ensure_future(self._stop_in_time())
+    async def _remove(self) -> None:
+        """Remove the prompt, also if the request is cancelled again meanwhile."""
+        removal = asyncio.ensure_future(self._remove_in_time())
         with anyio.CancelScope(shield=True):
             try:
-                await asyncio.wait({stopping})
+                await asyncio.wait({removal})
             except asyncio.CancelledError:
-                await asyncio.wait({stopping})
+                await asyncio.wait({removal})
                 raise
 
-    async def _stop_in_time(self) -> None:
+    async def _remove_in_time(self) -> None:
         with anyio.move_on_after(CANCEL_LIMIT_S) as scope:
-            failure = await async_result_or_error(self._take_back())
+            failure = await async_result_or_error(self._delete_or_interrupt())
             if failure is not None:
                 level = logging.WARNING if isinstance(failure, WorkerError) else logging.ERROR
-                log.log(level, "prompt %s could not be stopped: %s", self._id, failure)
+                log.log(level, "prompt %s could not be removed from ComfyUI: %s", self._id, failure)
         if scope.cancelled_caught:
-            log.warning("prompt %s could not be stopped within %g s", self._id, CANCEL_LIMIT_S)
+            log.warning("prompt %s could not be removed from ComfyUI within %g s", self._id, CANCEL_LIMIT_S)
 
-    async def _take_back(self) -> None:
-        """Delete our prompt from the queue, or interrupt it where it runs; never another's."""
-        turns_up_until_s = _now_s() + (0.0 if self._submitted else TURN_UP_S)
+    async def _delete_or_interrupt(self) -> None:
+        """Delete our prompt from the queue, or interrupt it if it runs; never another's."""
+        until_s = _now_s() + (0.0 if self._submitted else LATE_SUBMISSION_S)
         while True:
             queue = await self.api.queue()
             waits = next(filter(self._is_ours, queue.pending), None)
             if waits is not None:
                 await self.api.delete(waits.prompt_id)
-                queue = await self.api.queue()  # it may have begun meanwhile
+                queue = await self.api.queue()  # it may have started meanwhile
             runs = next(filter(self._is_ours, queue.running), None)
             if runs is not None:
                 await self.api.interrupt(runs.prompt_id)
-            if waits or runs or _now_s() >= turns_up_until_s:
+            if waits or runs or _now_s() >= until_s:
                 return
-            await anyio.sleep(TURN_UP_POLL_S)
+            await anyio.sleep(LATE_SUBMISSION_POLL_S)
 
 
-class _Looks:
-    """When the queue and the history are looked at next, `at_s`: at once, then as news come or fail."""
+class _PollTimer:
+    """The time of the next poll of queue and history, `at_s`. The first is immediate."""
 
     def __init__(self) -> None:
         self.at_s = _now_s()
-        self._pause_s = FIRST_LOOK_S
+        self._pause_s = FIRST_POLL_S
         self._heard = False
 
     def put_off(self) -> None:
-        """The prompt's events come: they tell more."""
+        """An event of the prompt arrived, so that a poll is not needed soon."""
         self._heard = True
-        self._pause_s = MAX_LOOK_S
+        self._pause_s = MAX_POLL_S
         self.at_s = _now_s() + self._pause_s
 
     def hasten(self, in_s: float | None) -> None:
-        """It is worth a look in so many seconds; None: it isn't."""
+        """Poll in `in_s` seconds at the latest; None: no change."""
         if in_s is not None:
             self._pause_s = max(in_s, SOON_S)
             self.at_s = min(self.at_s, _now_s() + in_s)
 
     def done(self, connected: bool) -> None:
-        """A look found nothing."""
-        longest_s = MAX_LOOK_S if self._heard and connected else MAX_BLIND_LOOK_S
+        """A poll found nothing new: double the interval."""
+        longest_s = MAX_POLL_S if self._heard and connected else MAX_POLL_WITHOUT_EVENTS_S
         self._pause_s = min(2 * self._pause_s, longest_s)
         self.at_s = _now_s() + self._pause_s
 
@@ -277,11 +292,11 @@ def _now_s() -> float:
     return anyio.current_time()
 
 
-def _worth_a_look_in_s(event: Event, prompt_id: str, works: bool) -> float | None:
-    """In how many seconds `event` makes a look worth while; None: it doesn't."""
+def _poll_delay_s(event: Event, prompt_id: str, works: bool) -> float | None:
+    """Seconds until `event` makes a poll useful; None: it doesn't."""
     if _is_end(event, prompt_id):
-        return SOON_S if event.type in _ENDS else 0.0  # the very last: all is written down
-    return SOON_S if event.type == "status" and not works else None  # the queue has moved
+        return SOON_S if event.type in _ENDS else 0.0  # the last event: the history is complete
+    return SOON_S if event.type == "status" and not works else None  # the queue has changed
 
 
 def _is_end(event: Event, prompt_id: str) -> bool:
@@ -291,7 +306,7 @@ def _is_end(event: Event, prompt_id: str) -> bool:
 
 
 def _progress(event: Event, prompt_id: str, graph: dict[str, Any]) -> Working | None:
-    """What `event` says about the work on our prompt."""
+    """The progress of our prompt in `event`, if any."""
     data = event.data
     if data.get("prompt_id") != prompt_id:
         return None
@@ -311,7 +326,7 @@ def _progress(event: Event, prompt_id: str, graph: dict[str, Any]) -> Working | 
 def _working(graph: dict[str, Any], node_id: Any, value: Any, maximum: Any) -> Working | None:
     if not isinstance(node_id, str):
         return None
-    # A node inside of another's expansion has an id that no graph of the client's has.
+    # A node that another node has expanded to has an id that is not in the client's graph.
     node: dict[str, Any] = graph.get(node_id) or {}
     steps = int(maximum) if isinstance(maximum, (int, float)) else 0
     step = int(value) if isinstance(value, (int, float)) else 0

@@ -1,7 +1,7 @@
-"""The native dialect: a stock ComfyUI, spoken to as its own web page does, with the wrapper's answers.
+"""The native dialect: calls a stock ComfyUI as its own web page does, and answers as the wrapper does.
 
-Owns what a request may ask for here, what a prompt's end means for its client, and the progress told on the
-way. The prompt itself is jobs.py's.
+Owns the checks of a request, the answer for a finished prompt, and the stream of its progress. The prompt
+itself is in jobs.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any, cast
 import anyio
 from aiohttp import web
 
+from lib.backend import ModelCaller
 from lib.data_types import JsonDataException
 from lib.errors import ModelUnreachable, WorkerError
-from lib.model.connection import ModelCaller
 from workers.comfyui import storage
-from workers.comfyui.api import ComfyApi, Refused
+from workers.comfyui.api import ComfyApi, PromptRefused
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.jobs import Job, Progress, Waiting
-from workers.comfyui.outputs import Delivery, Timings, as_images, best_of, opened, outputs_of
-from workers.comfyui.spool import Spool
+from workers.comfyui.outputs import JobTimings, ResultWriter, as_images, best_of, opened, outputs_of
+from workers.comfyui.spool import SpooledAnswer
 from workers.comfyui.storage import Bucket, UploadFailed
 from workers.comfyui.workflows import fill, graph_problem
 
@@ -39,18 +39,19 @@ SSE_HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
-# Proxies cut connections that are silent for a minute.
+# Proxies close connections without data for a minute. A comment is sent after this many seconds without an
+# event.
 SILENCE_S = 15.0
 
-# What a request id may be: it is part of an uploaded file's name.
+# Request ids become part of the names of uploaded files.
 _REQUEST_ID = re.compile(r"[\w.:@-]{1,200}")
 _DOTS = re.compile(r"\.+")
 _FIELDS = ("request_id", "workflow_json", "s3")
-_ELSEWHERE = "is not supported by the native dialect (COMFYUI_DIALECT): it needs the wrapper"
+_NOT_NATIVE = "is not supported by the native dialect (COMFYUI_DIALECT): it needs the wrapper"
 
 
 class JobFailed(WorkerError):
-    """500: a node raised, or the prompt was interrupted. `details` go into the answer."""
+    """500: a node failed, or another client interrupted the prompt. `details` are part of the answer."""
 
     def __init__(self, message: str, details: dict[str, Any]) -> None:
         super().__init__(message)
@@ -61,22 +62,22 @@ class JobFailed(WorkerError):
 
 
 class BadBucket(WorkerError):
-    """422: the bucket that the request names didn't take its outputs."""
+    """422: uploading the outputs to the request's own bucket failed."""
 
     status = 422
 
 
 @dataclass(frozen=True)
 class Native:
-    """The ComfyUI at `url`; outputs go to `bucket` where the request names none."""
+    """The ComfyUI at `url`. Outputs are uploaded to the request's bucket or, if it has none, to `bucket`."""
 
     url: str
     bucket: Bucket | None = None
 
     def check(self, payload: GenerateInput) -> None:
-        """Raises `JsonDataException` (422) naming each field that is wrong or not supported here."""
+        """Raise `JsonDataException` (422), which names every wrong or unsupported field, if there is one."""
         given = {name: value for name, value in payload.input.items() if value is not None}
-        problems: dict[str, Any] = {name: _ELSEWHERE for name in given if name not in _FIELDS}
+        problems: dict[str, Any] = {name: _NOT_NATIVE for name in given if name not in _FIELDS}
         request_id = given.get("request_id", "-")
         if (
             not isinstance(request_id, str)
@@ -90,7 +91,7 @@ class Native:
             problems["workflow_json"] = problem
         if "s3" in given and (problem := _s3_problem(given["s3"])):
             problems["s3"] = problem
-        others: dict[str, Any] = dict.fromkeys(payload.others, _ELSEWHERE)
+        others: dict[str, Any] = dict.fromkeys(payload.others, _NOT_NATIVE)
         if problems or others:
             raise JsonDataException({**({"input": problems} if problems else {}), **others})
 
@@ -98,12 +99,12 @@ class Native:
     async def generate(
         self, model: ModelCaller, payload: GenerateInput
     ) -> AsyncGenerator[web.StreamResponse, None]:
-        """The whole answer, with all outputs."""
+        """Run the workflow. The answer is the result with all outputs."""
         request = self._request(model, payload)
         try:
             async with Job.submitted(request.api, request.graph) as job:
                 response = await request.result(job)
-        except Refused as e:
+        except PromptRefused as e:
             response = e.answer
         except WorkerError as e:
             response = web.json_response(request.failure(e), status=e.status)
@@ -113,34 +114,34 @@ class Native:
     async def stream(
         self, model: ModelCaller, payload: GenerateInput
     ) -> AsyncGenerator[web.StreamResponse | ProgressStream, None]:
-        """The answer as it comes; leaving the block stops the prompt, if it is not over."""
+        """Run the workflow and stream its progress. Leaving the block removes an unfinished prompt."""
         request = self._request(model, payload)
         try:
             async with Job.submitted(request.api, request.graph) as job:
                 yield ProgressStream(request, job)
-        except Refused as e:
+        except PromptRefused as e:
             yield e.answer
 
     @asynccontextmanager
     async def images(
         self, model: ModelCaller, graph: dict[str, Any]
     ) -> AsyncGenerator[web.StreamResponse, None]:
-        """The images of `graph`, whose placeholders are filled in by now, as data URIs."""
+        """Run `graph`, whose placeholders are filled in. The answer has its images as data URIs."""
         api = ComfyApi(model, self.url)
         try:
             async with Job.submitted(api, graph) as job:
                 _check(await job.finished())
                 chosen = best_of(outputs_of(job))
                 response = await as_images([partial(opened, api, output) for output in chosen])
-        except Refused as e:
+        except PromptRefused as e:
             response = e.answer
         yield response
 
-    def _request(self, model: ModelCaller, payload: GenerateInput) -> Request:
+    def _request(self, model: ModelCaller, payload: GenerateInput) -> GenerateRequest:
         given = payload.input
         own = given.get("s3")
         default = self.bucket if payload.uploads else None
-        return Request(
+        return GenerateRequest(
             api=ComfyApi(model, self.url),
             id=given.get("request_id") or str(uuid.uuid4()),
             graph=fill(given["workflow_json"], {}),
@@ -150,35 +151,36 @@ class Native:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """A client's job: what it wants, and how it is told."""
+class GenerateRequest:
+    """A client's request to run `graph`, and the forms of its result."""
 
     api: ComfyApi
     id: str
     graph: dict[str, Any]
     bucket: Bucket | None
     own_bucket: bool
-    timings: Timings = field(default_factory=Timings)
+    timings: JobTimings = field(default_factory=JobTimings)
 
-    async def put_result(self, spool: Spool, job: Job) -> None:
-        """Put the answer into `spool`, once `job` is over. Raises `WorkerError`."""
+    async def put_result(self, spool: SpooledAnswer, job: Job) -> None:
+        """Write the result of the finished `job` to `spool`. Raises `WorkerError`."""
         _check(job.entry)
         self.timings.generated()
-        delivery = Delivery(self.id, partial(opened, self.api), self.bucket)
+        writer = ResultWriter(self.id, partial(opened, self.api), self.bucket)
         extra = {"node_errors": job.node_errors} if job.node_errors else {}
         try:
-            await delivery.put_envelope(spool, outputs_of(job), self.timings, extra)
+            await writer.write(spool, outputs_of(job), self.timings, extra)
         except UploadFailed as e:
             raise (BadBucket if self.own_bucket else ModelUnreachable)(str(e)) from e
 
     async def result(self, job: Job) -> web.Response:
+        """Wait for the end of `job` and return its result as an answer. Raises `WorkerError`."""
         await job.finished()
-        async with Spool() as spool:
+        async with SpooledAnswer() as spool:
             await self.put_result(spool, job)
             return await spool.response()
 
     def failure(self, error: WorkerError) -> dict[str, Any]:
-        """The envelope of a failed job."""
+        """The result of a failed job."""
         return {
             "id": self.id,
             "message": error.message,
@@ -192,22 +194,22 @@ class Request:
 
 @dataclass
 class ProgressStream:
-    """An answer under way: `send` tells the progress as server-sent events, ending in `final_result`."""
+    """The answer to `/generate/stream`: server-sent events, of which `final_result` is the last."""
 
-    request: Request
+    request: GenerateRequest
     job: Job
     _last_s: float = field(init=False, default_factory=anyio.current_time)
 
     async def send(self, client_request: web.Request) -> web.StreamResponse:
-        """The answer, written to its last byte. A failure is told in `final_result`, a 5xx is errored."""
+        """Send the whole answer. A failure is in `final_result`; one with status 5xx counts as errored."""
         response = web.StreamResponse(headers=SSE_HEADERS)
         await response.prepare(client_request)
         await self._write(response, self._event("queued", "Request queued"))
-        async with Spool() as spool:
+        async with SpooledAnswer() as spool:
             try:
                 async with aclosing(self.job.follow()) as news:
                     async for progress in news:
-                        await self._tell(response, progress)
+                        await self._send_progress(response, progress)
                 await self._put_final(spool)
             except WorkerError as e:
                 log.warning("request %s: %d: %s", self.request.id, e.status, e.message)
@@ -223,17 +225,17 @@ class ProgressStream:
         await response.write_eof()
         return response
 
-    async def _put_final(self, spool: Spool) -> None:
+    async def _put_final(self, spool: SpooledAnswer) -> None:
         head = json.dumps({"request_id": self.request.id, "status": "final_result"})
         await spool.put(f'data: {head[:-1]}, "result": '.encode())
         await self.request.put_result(spool, self.job)
         await spool.put(f', "elapsed_time": {self._elapsed_s}}}\n\n'.encode())
 
-    async def _tell(self, response: web.StreamResponse, progress: Progress | None) -> None:
+    async def _send_progress(self, response: web.StreamResponse, progress: Progress | None) -> None:
         if progress is not None:
             await self._write(response, self._progress(progress))
         elif anyio.current_time() - self._last_s >= SILENCE_S:
-            await self._write(response, b": still at work\n\n")
+            await self._write(response, b": still working\n\n")
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
         self._last_s = anyio.current_time()
@@ -278,7 +280,7 @@ class ProgressStream:
 
 
 def _check(entry: dict[str, Any]) -> None:
-    """Raises `JobFailed` (500) for a prompt that came to no good end."""
+    """Raise `JobFailed` (500) if the prompt with this history failed."""
     status: dict[str, Any] = entry.get("status") or {}
     if status.get("status_str", "success") == "success":
         return
@@ -291,8 +293,8 @@ def _check(entry: dict[str, Any]) -> None:
             raise JobFailed(f"{node} failed: {data.get('exception_type')}: {what}", details)
         if kind == "execution_interrupted":
             details = {name: data.get(name) for name in ("node_id", "node_type")}
-            raise JobFailed("the prompt was interrupted at ComfyUI, by someone else", details)
-    raise JobFailed("ComfyUI says that the prompt failed, and not why", {})
+            raise JobFailed("another client of ComfyUI interrupted the prompt", details)
+    raise JobFailed("ComfyUI reports that the prompt failed, without a reason", {})
 
 
 def _s3_problem(given: Any) -> dict[str, str] | str | None:

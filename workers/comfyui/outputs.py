@@ -1,7 +1,7 @@
-"""What a prompt has made: the files in its history, and the forms in which a client gets them.
+"""The outputs of a prompt: the files in its history, and their forms in answers.
 
-Owns the list of a history's files, the answer envelope of the wrapper, and the data URIs of `/prompt`. Where
-files come from is the caller's.
+Owns the list of output files, the result in the wrapper's format, and the data URIs of `/prompt`. Callers say
+how a file is opened.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from aiohttp import web
 
 from workers.comfyui.api import ComfyApi, File
 from workers.comfyui.jobs import Job, SentImage
-from workers.comfyui.spool import Spool, on_disk
+from workers.comfyui.spool import SpooledAnswer, on_disk
 from workers.comfyui.storage import Bucket
 
-# Types of files: saved (the default), previewed, sent over the WebSocket.
+# Types of files: saved (the default), previews, sent over the WebSocket.
 SAVED = "output"
 PREVIEWED = "temp"
 SENT = "websocket"
@@ -30,10 +30,10 @@ NO_IMAGES = "the workflow made no images"
 
 
 @dataclass(frozen=True)
-class Output:
-    """A file that node `node_id` put out under `output_type` (images, gifs, audio, …).
+class OutputFile:
+    """A file that node `node_id` made, listed under `output_type` (images, gifs, audio, …).
 
-    `sent`: it is no file of ComfyUI's, the node sent it.
+    `sent` is the image itself if the node sent it. Then ComfyUI has no such file.
     """
 
     file: File
@@ -42,6 +42,7 @@ class Output:
     sent: SentImage | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """The file's description in the wrapper's format."""
         return {
             "filename": self.file.filename,
             "type": self.file.type,
@@ -51,13 +52,13 @@ class Output:
         }
 
 
-def outputs_of(job: Job) -> list[Output]:
-    """Every file in the history of a job that is over, in its order, and what was sent.
+def outputs_of(job: Job) -> list[OutputFile]:
+    """The files in the history of a finished job, in its order, and then the sent images.
 
-    What is no file (texts, flags) is left out.
+    Outputs that are not files, such as texts, are left out.
     """
     outputs = [
-        Output(file, node_id, kind)
+        OutputFile(file, node_id, kind)
         for node_id, node in cast("dict[str, dict[str, Any]]", job.entry.get("outputs") or {}).items()
         for kind, items in node.items()
         for item in (cast("list[Any]", items) if isinstance(items, list) else [])
@@ -66,23 +67,23 @@ def outputs_of(job: Job) -> list[Output]:
     for number, image in enumerate(job.images, 1):
         suffix = mimetypes.guess_extension(image.mimetype) or ".png"
         file = File(f"{image.node_id}_{number:05}{suffix}", "", SENT)
-        outputs.append(Output(file, image.node_id, "images", image))
+        outputs.append(OutputFile(file, image.node_id, "images", image))
     return outputs
 
 
-def best_of(outputs: Sequence[Output]) -> Sequence[Output]:
-    """The outputs that were saved or sent, or where none was, the previews."""
+def best_of(outputs: Sequence[OutputFile]) -> Sequence[OutputFile]:
+    """The outputs that were saved or sent or, if there are none, the previews."""
     return [output for output in outputs if output.file.type != PREVIEWED] or outputs
 
 
-# A file's content type, and its bytes in chunks.
+# A file's content type, and its content in chunks.
 Opened = AbstractAsyncContextManager[tuple[str, AsyncIterator[bytes]]]
-View = Callable[[Output], Opened]
+View = Callable[[OutputFile], Opened]
 Opener = Callable[[], Opened]
 
 
 @asynccontextmanager
-async def opened(api: ComfyApi, output: Output) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
+async def opened(api: ComfyApi, output: OutputFile) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
     """Content type and content of `output`. Raises `ModelUnreachable` (502), `ModelTimedOut` (504)."""
     if output.sent is None:
         async with api.view(output.file) as file:
@@ -92,23 +93,24 @@ async def opened(api: ComfyApi, output: Output) -> AsyncGenerator[tuple[str, Asy
 
 
 @dataclass
-class Timings:
-    """The times of one request: Unix time in the answer, durations by a monotonic clock."""
+class JobTimings:
+    """The times of one request. The answer has Unix times; durations come from a monotonic clock."""
 
     queued_at_s: float = field(default_factory=time.time)
     began_s: float = field(default_factory=time.monotonic)
     generated_s: float | None = None
 
     def generated(self) -> None:
-        """The prompt is over, its files are not fetched yet."""
+        """Note that the prompt is finished and that its files are fetched from now on."""
         self.generated_s = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds since the request began."""
         return time.monotonic() - self.began_s
 
     def to_json(self) -> dict[str, int]:
-        """As the wrapper tells them, in milliseconds; no generation where it failed before its end."""
+        """The times in milliseconds in the wrapper's format. Generation is absent if the prompt failed."""
         now_s = time.monotonic()
         times = {"queued_at_ms": _ms(self.queued_at_s), "preprocess_ms": 0}
         if self.generated_s is not None:
@@ -120,17 +122,17 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """How the outputs of one request are handed over: in base64, or uploaded to `bucket`."""
+class ResultWriter:
+    """Writes a result in the wrapper's format, with outputs in base64 or uploaded to `bucket`."""
 
     request_id: str
     view: View
     bucket: Bucket | None
 
-    async def put_envelope(
-        self, spool: Spool, outputs: Sequence[Output], timings: Timings, extra: dict[str, Any]
+    async def write(
+        self, spool: SpooledAnswer, outputs: Sequence[OutputFile], timings: JobTimings, extra: dict[str, Any]
     ) -> None:
-        """Put the answer into `spool`. Raises `UploadFailed`, and what `view` raises."""
+        """Write the result to `spool`. Raises `UploadFailed` and the errors of `view`."""
         head: dict[str, Any] = {
             "id": self.request_id,
             "message": "Processing complete.",
@@ -148,26 +150,26 @@ class Delivery:
                 await spool.put(_dumps({**output.to_json(), "url": url, "mimetype": mimetype}))
         await spool.put(b'],"timings":' + _dumps(timings.to_json()) + b"}")
 
-    async def _put_data(self, spool: Spool, output: Output) -> None:
+    async def _put_data(self, spool: SpooledAnswer, output: OutputFile) -> None:
         async with self.view(output) as (mimetype, chunks):
             await spool.put(_open(output.to_json()) + b',"data":"')
             await spool.put_base64(chunks)
         await spool.put(b'","mimetype":' + _dumps(mimetype) + b"}")
 
-    async def _upload(self, output: Output, bucket: Bucket, number: int) -> tuple[str, str]:
-        """A link to the file, and its type. Outputs may have the same name: `number` tells them apart."""
+    async def _upload(self, output: OutputFile, bucket: Bucket, number: int) -> tuple[str, str]:
+        """Upload a file; return a link to it and its content type. `number` makes equal names distinct."""
         key = f"{self.request_id}/{number}/{output.file.filename}"
         async with self.view(output) as (mimetype, chunks), on_disk(chunks) as file:
             return await bucket.upload(file, key, mimetype), mimetype
 
 
 async def as_images(files: Sequence[Opener]) -> web.Response:
-    """`{"images": [data URIs]}` of those of `files` that are images; 422 where none is.
+    """The answer `{"images": [data URIs]}` with those of `files` that are images; 422 if there are none.
 
-    Raises what opening and reading them raises.
+    Raises the errors of opening and reading them.
     """
     found = 0
-    async with Spool() as spool:
+    async with SpooledAnswer() as spool:
         await spool.put(b'{"images":[')
         for opener in files:
             async with opener() as (mimetype, chunks):
@@ -193,7 +195,7 @@ def _file(item: Any) -> File | None:
 
 
 def _open(value: dict[str, Any]) -> bytes:
-    """`value` as JSON without its last brace: more follows."""
+    """`value` as JSON without the closing brace, so that more members can follow."""
     return _dumps(value)[:-1]
 
 

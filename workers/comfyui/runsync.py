@@ -1,6 +1,6 @@
-"""The runsync dialect: the older API, with `POST /runsync` and files on the machine's own disk.
+"""The runsync dialect: the older API, with `POST /runsync` and output files on the local disk.
 
-Owns its one request and its one answer, `{"output": {"images": [{"local_path": …}]}}`. It tells no progress.
+Owns its request and its answer, `{"output": {"images": [{"local_path": …}]}}`. It reports no progress.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ import aiohttp
 from aiohttp import web
 from anyio import open_file
 
+from lib.backend import ModelCaller
 from lib.errors import ModelUnreachable
-from lib.model.connection import ModelCaller
-from workers.comfyui.api import read_whole
+from workers.comfyui.api import FORWARDED, read_whole
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.outputs import as_images
 from workers.comfyui.spool import CHUNK_BYTES
-from workers.comfyui.wrapper import outputs_of, plain, relayed
+from workers.comfyui.wrapper import outputs_of, relayed
 
-# The handler there that runs a workflow as it is.
+# The API's own handler that runs a workflow unchanged.
 RAW = "RawWorkflow"
-NO_PROGRESS = "the runsync dialect tells no progress: use /generate/sync"
+NO_PROGRESS = "the runsync dialect reports no progress: use /generate/sync"
 
 
 @dataclass(frozen=True)
 class Runsync:
-    """The API at `url`, on this machine: the paths in its answers are read here."""
+    """The API at `url`. It runs on this machine, whose disk has the files of its answers."""
 
     url: str
 
     def check(self, payload: GenerateInput) -> None:
-        """What a request may ask for is the API's to say."""
+        """Do nothing: the API checks requests itself."""
 
     def generate(
         self, model: ModelCaller, payload: GenerateInput
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """The request as it is, for the raw workflow where it names no other handler; the answer too."""
+        """Pass on the request and the answer. A request that names no `handler` gets `RawWorkflow`."""
         message = payload.generate_payload_json()
         return model.post_json(
             f"{self.url}/runsync", {**message, "input": {"handler": RAW, **message["input"]}}
@@ -52,15 +52,16 @@ class Runsync:
     async def stream(
         self, model: ModelCaller, payload: GenerateInput
     ) -> AsyncGenerator[web.StreamResponse, None]:
+        """Answer 404: this API has no progress to stream."""
         yield web.json_response({"error": NO_PROGRESS}, status=404)
 
     @asynccontextmanager
     async def images(
         self, model: ModelCaller, graph: dict[str, Any]
     ) -> AsyncGenerator[web.StreamResponse, None]:
-        """The images of `graph` as data URIs."""
+        """Run `graph`. The answer has its images as data URIs."""
         message = {"input": {"handler": RAW, "workflow_json": graph}}
-        async with plain(model).post_json(f"{self.url}/runsync", message) as answer:
+        async with model.with_headers(*FORWARDED).post_json(f"{self.url}/runsync", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:
                 yield relayed(answer, body)
@@ -80,4 +81,4 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
             while chunk := await file.read(CHUNK_BYTES):
                 yield chunk
     except OSError as e:
-        raise ModelUnreachable(f"the model server's output can't be read: {e}") from e
+        raise ModelUnreachable(f"the model server's output file can't be read: {e}") from e

@@ -1,7 +1,7 @@
 """The comfyui worker: `python -m workers.comfyui.server`.
 
-Owns the routes and what they have in common, whatever the model server's dialect is. Payloads are in
-data_types.py, variables in settings.py, the dialects in native.py, wrapper.py and runsync.py.
+Owns the routes and their handlers, which are the same for all dialects. Payloads are in data_types.py,
+variables in settings.py, the dialects in native.py, wrapper.py and runsync.py.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from lib.backend import Backend
+from lib.backend import Backend, ModelCaller
 from lib.data_types import EndpointHandler, JsonDataException
-from lib.model.connection import ModelCaller
 from lib.server import run_worker
 from lib.words import some_words
 from workers.comfyui.api import File
@@ -39,15 +38,15 @@ from workers.comfyui.workload import graph_work
 
 P = TypeVar("P")
 
-# ComfyUI sends a part of a file, or says that it hasn't changed.
+# ComfyUI supports ranges and conditional requests (RFC 9110, sections 13 and 14) for files.
 _VIEW_HEADERS = ("Range", "If-Range", "If-None-Match", "If-Modified-Since")
-# An image takes seconds, and one at a time is all that ComfyUI does.
+# Few runs suffice: each takes seconds, and ComfyUI executes one prompt at a time.
 BENCHMARK_RUNS = 3
 
 
 @dataclass(kw_only=True)
 class ComfyHandler(EndpointHandler[P]):
-    """What the routes share. `path` is the route's own; where it leads is the dialect's to say."""
+    """The base of all routes. `path` is the worker's; the dialect chooses the model server's path."""
 
     choice: Choice
     path: str
@@ -63,28 +62,28 @@ class ComfyHandler(EndpointHandler[P]):
 
     @property
     def healthcheck_endpoint(self) -> str | None:
-        """With an unknown dialect, what is asked is found out with it."""
+        """The health check. None while the dialect is unknown: `Choice.detect` watches the health then."""
         return self.settings.model.health if self.settings.dialect else None
 
     @property
     def benchmark_name(self) -> str:
-        """Another dialect, model or graph is measured anew."""
+        """The saved benchmark's name. Another dialect, model or graph needs a new measurement."""
         graph = json.dumps(self.settings.benchmark_graph, sort_keys=True).encode()
         digest = hashlib.sha256(graph).hexdigest()[:16]
         return f"comfyui {self.path} {self.choice.name} {self.settings.comfy_model} {digest}"
 
 
 @dataclass(kw_only=True)
-class GenerateHandler(ComfyHandler[GenerateInput]):
-    """`/generate/sync`: the whole answer, with all outputs, when they are there."""
+class GenerateSyncHandler(ComfyHandler[GenerateInput]):
+    """`/generate/sync`: runs a workflow and answers with all outputs."""
 
     @classmethod
     def payload_cls(cls) -> type[GenerateInput]:
         return GenerateInput
 
     def read_payload(self, req_data: dict[str, Any]) -> GenerateInput:
-        """The payload, checked for what the dialect supports. Raises `JsonDataException` (422)."""
-        payload = self._weighed(super().read_payload(req_data))
+        """Read the payload and check that the dialect supports it. Raises `JsonDataException` (422)."""
+        payload = self._with_benchmark_work(super().read_payload(req_data))
         if self.choice.known:
             try:
                 self.choice.dialect.check(payload)
@@ -93,24 +92,24 @@ class GenerateHandler(ComfyHandler[GenerateInput]):
         return payload
 
     def make_benchmark_payload(self) -> GenerateInput:
-        """The benchmark's graph, each time with another prompt and seed: ComfyUI caches equal ones."""
+        """Return the benchmark's graph with a new prompt and seed, since ComfyUI caches equal prompts."""
         values = {"PROMPT": some_words(TEST_PROMPT_WORDS), "SEED": random.randrange(RANDOM_INTS)}
         graph = reseeded(fill(self.settings.benchmark_graph, values))
-        payload = self._weighed(GenerateInput({"workflow_json": graph}))
+        payload = self._with_benchmark_work(GenerateInput({"workflow_json": graph}))
         payload.uploads = False
         return payload
 
     def call_model(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]:
         return self.choice.dialect.generate(model, payload)
 
-    def _weighed(self, payload: GenerateInput) -> GenerateInput:
+    def _with_benchmark_work(self, payload: GenerateInput) -> GenerateInput:
         payload.benchmark_work = graph_work(self.settings.benchmark_graph)
         return payload
 
 
 @dataclass(kw_only=True)
-class StreamHandler(GenerateHandler):
-    """`/generate/stream`: the same, with its progress on the way."""
+class StreamHandler(GenerateSyncHandler):
+    """`/generate/stream`: runs a workflow and streams its progress and the outputs."""
 
     def call_model(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]:
         return self.choice.dialect.stream(model, payload)
@@ -125,7 +124,7 @@ class StreamHandler(GenerateHandler):
 
 @dataclass(kw_only=True)
 class PromptHandler(ComfyHandler[PromptInput]):
-    """`/prompt`: images by the default workflow."""
+    """`/prompt`: makes images with the default workflow."""
 
     @classmethod
     def payload_cls(cls) -> type[PromptInput]:
@@ -149,7 +148,7 @@ class PromptHandler(ComfyHandler[PromptInput]):
 
 @dataclass(kw_only=True)
 class CustomWorkflowHandler(ComfyHandler[CustomWorkflowInput]):
-    """`/custom-workflow`: images by a workflow of the client's."""
+    """`/custom-workflow`: makes images with the client's workflow."""
 
     @classmethod
     def payload_cls(cls) -> type[CustomWorkflowInput]:
@@ -168,7 +167,7 @@ class CustomWorkflowHandler(ComfyHandler[CustomWorkflowInput]):
 
 @dataclass(kw_only=True)
 class ViewHandler(ComfyHandler[ViewQuery]):
-    """`GET /view`: one file from ComfyUI, passed on as it comes. It waits for no image under way."""
+    """`GET /view`: passes on a file from ComfyUI. It doesn't wait in the queue of prompts."""
 
     allow_parallel_requests: bool | None = True
 
@@ -184,12 +183,12 @@ class ViewHandler(ComfyHandler[ViewQuery]):
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
     settings = ComfySettings.from_env(environ)
     choice = Choice(settings)
     wait: dict[str, Any] = {"choice": choice, "max_queue_time": settings.model.max_queue_time}
 
-    generate = GenerateHandler(path=SYNC_ROUTE, **wait)
+    generate = GenerateSyncHandler(path=SYNC_ROUTE, **wait)
     stream = StreamHandler(path="/generate/stream", **wait)
     prompt = PromptHandler(path=PROMPT_ROUTE, **wait)
     custom_workflow = CustomWorkflowHandler(path="/custom-workflow", **wait)
@@ -203,7 +202,7 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
         log_actions=settings.model.log_actions,
     )
     if not choice.known:
-        backend.lifecycle = partial(choice.finding, backend)
+        backend.lifecycle = partial(choice.detect, backend)
 
     routes = [
         web.post(generate.path, backend.create_handler(generate)),

@@ -1,8 +1,8 @@
-"""What an operator may change about the comfyui worker, read once from the environment.
+"""The settings of the comfyui worker, read once from the environment.
 
-Owns the variables of this worker alone (`COMFYUI_DIALECT`, `COMFYUI_URL`, `COMFY_MODEL`, `S3_…`,
-`BENCHMARK_…`), the defaults of each dialect and the benchmark's workflow. Those that every ready-made worker
-has are read by lib/model_settings.py.
+Owns this worker's own variables (`COMFYUI_DIALECT`, `COMFYUI_URL`, `COMFY_MODEL`, `S3_…`, `BENCHMARK_…`), the
+defaults of each dialect and the benchmark's workflow. The variables of all ready-made workers are in
+lib/model_settings.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lib.errors import SettingsError
-from lib.model_settings import ModelSettings
-from lib.runtime.settings import Reader
+from lib.model_settings import EnvironmentReader, ModelSettings, http_url
 from workers.comfyui import storage
 from workers.comfyui.data_types import MIN_SIZE, TEST_SIZE, TEST_STEPS
 from workers.comfyui.storage import Bucket
@@ -29,7 +28,7 @@ PROMPT_ROUTE = "/prompt"
 
 
 class DialectName(str, Enum):
-    """How the model server is spoken to; in the order in which one is preferred."""
+    """The kinds of model servers, in the order of preference for detection."""
 
     WRAPPER = "wrapper"
     NATIVE = "native"
@@ -38,7 +37,7 @@ class DialectName(str, Enum):
 
 @dataclass(frozen=True)
 class Defaults:
-    """Where a model server of one dialect is, and how it shows its state."""
+    """The default address, log and health check of one dialect's model server."""
 
     server_url: str
     log: str
@@ -66,9 +65,9 @@ DEFAULTS: Mapping[DialectName, Defaults] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ComfySettings:
-    """Everything `server.build` needs.
+    """All settings of the worker.
 
-    `dialect` None: it is found out (search.py) among `candidates`, each with its URL. `comfyui_url` is the
+    `dialect` None: it is detected (dialects.py) among `candidates`, each with its URL. `comfyui_url` is the
     ComfyUI behind a wrapper. `benchmark_graph` has placeholders for prompt and seed.
     """
 
@@ -85,16 +84,16 @@ class ComfySettings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], benchmark_file: Path = BENCHMARK_FILE) -> ComfySettings:
-        """Settings out of `environ`. Reads the benchmark's workflow, if there is one of the operator's.
+        """Read the settings from `environ`, and the operator's own benchmark workflow, if there is one.
 
-        Raises `SettingsError`, one message that names every malformed variable.
+        Raises `SettingsError`, whose message names every malformed variable.
         """
-        read = Reader(environ)
-        dialect = read.value("COMFYUI_DIALECT", _dialect, None, "how the model server is spoken to")
-        model = _attempt(read, environ, dialect)
+        read = EnvironmentReader(environ)
+        dialect = read.value("COMFYUI_DIALECT", _dialect, None, "the kind of model server")
+        model = _model_settings(read, environ, dialect)
         comfy_model = read.choice("COMFY_MODEL", tuple(SECONDS_ON_4090), "the model of the default workflow")
         width, height, steps = (
-            read.value(f"BENCHMARK_TEST_{name}", _range(low, high), default, "of the benchmark's image")
+            read.value(f"BENCHMARK_TEST_{name}", _IntRange(low, high), default, "the benchmark's image")
             for name, low, high, default in (
                 ("WIDTH", MIN_SIZE, MAX_SIZE, TEST_SIZE),
                 ("HEIGHT", MIN_SIZE, MAX_SIZE, TEST_SIZE),
@@ -108,7 +107,7 @@ class ComfySettings:
             candidates=_candidates(environ, dialect, model.server_url),
             comfyui_url=read.value(
                 "COMFYUI_URL",
-                _url,
+                http_url,
                 model.server_url
                 if dialect is DialectName.NATIVE
                 else DEFAULTS[DialectName.NATIVE].server_url,
@@ -116,7 +115,7 @@ class ComfySettings:
             ),
             comfy_model=comfy_model,
             bucket=_bucket(read),
-            benchmark_route=read.value("BENCHMARK_ROUTE", _route, default_route, "what the benchmark asks"),
+            benchmark_route=read.value("BENCHMARK_ROUTE", _route, default_route, "the benchmark's route"),
             benchmark_graph=_benchmark_graph(read, benchmark_file, comfy_model, (width, height, steps)),
             benchmark_size=(width, height),
             benchmark_steps=steps,
@@ -125,11 +124,13 @@ class ComfySettings:
         return settings
 
 
-def _attempt(read: Reader, environ: Mapping[str, str], dialect: DialectName | None) -> ModelSettings:
-    """The shared settings; what is wrong with them is told together with all else."""
+def _model_settings(
+    read: EnvironmentReader, environ: Mapping[str, str], dialect: DialectName | None
+) -> ModelSettings:
+    """The settings of all ready-made workers. Their problems are added to those of `read`."""
     known = [DEFAULTS[dialect]] if dialect else list(DEFAULTS.values())
     defaults: Mapping[str, Any] = {
-        # Not known yet, any address serves: requests go to the one that is found.
+        # While the dialect is unknown, this address is a placeholder: requests go to the detected one.
         "server_url": known[0].server_url,
         "log": known[0].log,
         "load_lines": list(dict.fromkeys(line for d in known for line in d.load_lines)),
@@ -154,8 +155,8 @@ def _candidates(
     return tuple((name, url if own else DEFAULTS[name].server_url) for name in DialectName)
 
 
-def _bucket(read: Reader) -> Bucket | None:
-    """The bucket of `S3_…`, if any of these is set: then all that it needs must be."""
+def _bucket(read: EnvironmentReader) -> Bucket | None:
+    """The bucket in `S3_…`, or None if no such variable is set. If one is, all required ones must be."""
     given = {name: read.text(f"S3_{name.upper()}", "") for name in storage.FIELDS}
     if not any(given.values()):
         return None
@@ -168,9 +169,9 @@ def _bucket(read: Reader) -> Bucket | None:
 
 
 def _benchmark_graph(
-    read: Reader, file: Path, comfy_model: str, size: tuple[int, int, int]
+    read: EnvironmentReader, file: Path, comfy_model: str, size: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """The operator's benchmark workflow, or the default one of that width, height and number of steps."""
+    """The operator's benchmark workflow, or the default one with this width, height and number of steps."""
     own = Path(read.text("BENCHMARK_JSON_PATH", ""))
     path = file if file.exists() else own if own.parts else None
     if path is None:
@@ -187,7 +188,7 @@ def _benchmark_graph(
     if RANDOM_INT not in text and "{{SEED}}" not in text and reseeded(graph) == graph:
         read.problem(
             "BENCHMARK_JSON_PATH",
-            f"{path} has neither a seed nor {RANDOM_INT}: ComfyUI would answer it from its cache",
+            f"{path} has neither a seed nor {RANDOM_INT}: add one, or ComfyUI answers it from its cache",
         )
     return cast("dict[str, Any]", graph)
 
@@ -205,14 +206,8 @@ def _route(raw: str) -> str:
     return raw
 
 
-def _url(raw: str) -> str:
-    if not storage.is_url(raw):
-        raise ValueError("is not an http(s) URL")
-    return raw.rstrip("/")
-
-
-class _range:
-    """Parses an integer from `low` to `high`."""
+class _IntRange:
+    """A parser of integers from `low` to `high`."""
 
     def __init__(self, low: int, high: int) -> None:
         self._low = low

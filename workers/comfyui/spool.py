@@ -1,7 +1,7 @@
-"""Answers with files in them: composed piece by piece, on disk where they are large.
+"""Answers that contain files: written in parts, and kept on disk if they are large.
 
-Owns how much of an answer is held in memory. An image is encoded as it comes from ComfyUI; a video of
-a gigabyte costs no more memory than a small image.
+Owns how much of an answer is in memory. Files are encoded in chunks, so that a video of a gigabyte needs
+little more memory than an image.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import IO
 from aiohttp import web
 from anyio.to_thread import run_sync as in_thread
 
-# As much of an answer is held in memory; what comes after is on disk, all of it.
+# A larger answer is written to disk, from its beginning.
 IN_MEMORY_BYTES = 8 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
-# Base64 turns as many bytes into whole characters.
+# Base64 encodes groups of this many bytes.
 _GROUP = 3
 
 
-class Spool:
-    """Bytes in the order in which they are put in. Use it in an `async with`."""
+class SpooledAnswer:
+    """An answer's body, in memory or in a temporary file. Use it in an `async with`."""
 
     def __init__(self, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
         self._limit = in_memory_bytes
@@ -31,7 +31,7 @@ class Spool:
         self._file: IO[bytes] | None = None
         self._given = False
 
-    async def __aenter__(self) -> Spool:
+    async def __aenter__(self) -> SpooledAnswer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -39,12 +39,13 @@ class Spool:
             self._file.close()
 
     async def put(self, data: bytes) -> None:
+        """Append `data`."""
         self._buffer += data
         if len(self._buffer) > (self._limit if self._file is None else CHUNK_BYTES):
             await in_thread(self._flush)
 
     async def put_base64(self, chunks: AsyncIterator[bytes]) -> None:
-        """Put in what `chunks` give together, in base64."""
+        """Append the concatenation of `chunks` in base64."""
         rest = b""
         async for chunk in chunks:
             data = rest + chunk
@@ -54,7 +55,7 @@ class Spool:
         await self.put(base64.b64encode(rest))
 
     async def response(self, status: int = 200) -> web.Response:
-        """A JSON answer of what was put in. It takes the file along: put nothing in after this."""
+        """An answer with this body as JSON. It takes over the file: append nothing afterwards."""
         if self._file is None:
             body: bytes | IO[bytes] = bytes(self._buffer)
         else:
@@ -63,7 +64,7 @@ class Spool:
         return web.Response(status=status, body=body, content_type="application/json")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """What was put in, from the beginning, in chunks."""
+        """Yield the body in chunks, from its beginning."""
         if self._file is None:
             yield bytes(self._buffer)
             return
@@ -85,7 +86,7 @@ class Spool:
 
 @asynccontextmanager
 async def on_disk(chunks: AsyncIterator[bytes]) -> AsyncGenerator[IO[bytes], None]:
-    """What `chunks` give, as a file at its beginning for as long as the block lasts."""
+    """A temporary file with the content of `chunks`, positioned at its beginning."""
     file = await in_thread(tempfile.TemporaryFile)
     try:
         async for chunk in chunks:

@@ -1,7 +1,7 @@
-"""S3-compatible storage for outputs: the bucket a request or the environment names, and uploads to it.
+"""S3-compatible storage for outputs: a request's bucket or the worker's, and uploads to it.
 
-Owns the use of boto3, an optional dependency (`pip install 'pyworker[s3]'`), which is imported when the first
-file is uploaded. It is blocking: uploads run in threads.
+Owns the use of boto3, an optional dependency (`pip install 'pyworker[s3]'`), which is imported for the first
+upload. boto3 blocks, so that uploads run in threads.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from urllib.parse import urlsplit
 
 from anyio.to_thread import run_sync as in_thread
 
+from lib.model_settings import is_http_url
+
 FIELDS = ("access_key_id", "secret_access_key", "endpoint_url", "bucket_name", "region")
 REQUIRED = FIELDS[:4]
-NOT_INSTALLED = "uploads to S3 need the extra s3 on the worker: pip install 'pyworker[s3]'"
-# How long a link to an uploaded file holds, in seconds: as long as S3 lets it, 7 days.
-LINK_LIFE_S = 7 * 24 * 3600
+NOT_INSTALLED = "uploads to S3 need boto3 on the worker: pip install 'pyworker[s3]'"
+# Seconds for which a link to an uploaded file is valid: 7 days, the maximum of S3.
+LINK_LIFETIME_S = 7 * 24 * 3600
 CONNECT_LIMIT_S = 10
 READ_LIMIT_S = 60
 
 
 class UploadFailed(Exception):
-    """The storage didn't take a file; the message says why, without keys."""
+    """Uploading a file failed. The message says why and contains no keys."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where outputs go. `region` may be empty. Its `repr` hides the secret."""
+    """A bucket and its credentials. `region` may be empty. Its `repr` contains no credentials."""
 
     access_key_id: str
     secret_access_key: str
@@ -42,7 +44,7 @@ class Bucket:
         return f"Bucket({self.endpoint_url}/{self.bucket_name})"
 
     async def upload(self, file: IO[bytes], key: str, mimetype: str) -> str:
-        """Put what is left to read of `file` under `key`; a link to it. Raises `UploadFailed`."""
+        """Upload the rest of `file` as `key`; return a link to it. Raises `UploadFailed`."""
         return await in_thread(self._upload, file, key, mimetype)
 
     def _upload(self, file: IO[bytes], key: str, mimetype: str) -> str:
@@ -57,7 +59,7 @@ class Bucket:
             try:
                 s3.upload_fileobj(file, self.bucket_name, key, ExtraArgs={"ContentType": mimetype})
                 return s3.generate_presigned_url(
-                    "get_object", {"Bucket": self.bucket_name, "Key": key}, ExpiresIn=LINK_LIFE_S
+                    "get_object", {"Bucket": self.bucket_name, "Key": key}, ExpiresIn=LINK_LIFETIME_S
                 )
             finally:
                 s3.close()
@@ -65,7 +67,7 @@ class Bucket:
             exceptions.BotoCoreError,
             exceptions.ClientError,
             s3_exceptions.Boto3Error,
-            ValueError,  # an endpoint or a bucket that no request can be made for
+            ValueError,  # an endpoint or bucket from which boto3 can make no URL
         ) as e:
             raise UploadFailed(f"upload to {self.endpoint_url}/{self.bucket_name} failed: {e}") from e
 
@@ -76,7 +78,8 @@ class Bucket:
             "connect_timeout": CONNECT_LIMIT_S,
             "read_timeout": READ_LIMIT_S,
             "retries": {"total_max_attempts": 3},
-            # Others than AWS know neither its newer checksums nor, often, buckets as host names.
+            # Storage other than AWS doesn't support its newer checksums and, often, bucket names in host
+            # names.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
             "s3": {"addressing_style": "auto" if is_aws else "path"},
@@ -84,11 +87,12 @@ class Bucket:
 
 
 def is_installed() -> bool:
+    """Whether boto3 is installed."""
     return importlib.util.find_spec("boto3") is not None
 
 
 def problems(given: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with each field of a bucket; {}: `Bucket(**given)` works."""
+    """The problem of each wrong field of a bucket; {} if `Bucket(**given)` works."""
     wrong = {name: "missing parameter" for name in REQUIRED if given.get(name) in (None, "")}
     for name, value in given.items():
         if name not in FIELDS:
@@ -96,19 +100,11 @@ def problems(given: Mapping[str, Any]) -> dict[str, str]:
         elif value is not None and not isinstance(value, str):
             wrong[name] = "must be a string"
     url = given.get("endpoint_url")
-    if isinstance(url, str) and url and not is_url(url):
+    if isinstance(url, str) and url and not is_http_url(url):
         wrong["endpoint_url"] = "must be an http(s) URL"
     return wrong
 
 
 def bucket_in(given: Mapping[str, Any]) -> Bucket:
-    """The bucket of a request's `s3`, which has no `problems`."""
+    """The bucket in a request's `s3`, for which `problems` returned {}."""
     return Bucket(**{name: value for name, value in given.items() if value is not None})
-
-
-def is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False

@@ -1,7 +1,8 @@
-"""Workflows: graphs in ComfyUI's API format, with placeholders that are filled in on the parsed graph.
+"""Workflows: graphs in ComfyUI's API format with placeholders.
 
 Owns the placeholders `{{NAME}}` and `__RANDOM_INT__`, the default workflows in misc/, and the check of a
-client's graph. Text is never substituted into JSON: a prompt with quotes or newlines can't break out.
+client's graph. Placeholders are replaced in the parsed graph, never in JSON text, so that a value can't
+change the graph's structure.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any, cast
 MISC = Path(__file__).with_name("misc")
 
 RANDOM_INT = "__RANDOM_INT__"
-# Fits every seed input: some nodes hand it to a generator that takes 32 bits.
+# The number of different random integers. Some nodes accept seeds of 32 bits only.
 RANDOM_INTS = 2**32
-# No real graph is nested so deep; deeper ones would overflow the stack.
+# Real graphs are less deeply nested. Much deeper ones would overflow the stack.
 MAX_DEPTH = 50
 
 _PLACEHOLDER = re.compile(r"\{\{([A-Za-z0-9_]+)\}\}|" + RANDOM_INT)
@@ -32,11 +33,11 @@ def default_workflow(model: str) -> dict[str, Any]:
 
 
 def fill(template: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of `template` with its placeholders filled in; keys of objects are left alone.
+    """A copy of `template` with the placeholders in its strings replaced by `values`.
 
-    The names of `values` are upper case. A text that is one placeholder becomes the value itself, a number
-    for a number; inside a text, a value becomes part of it. What is filled in is not looked at again. Names
-    without a value stay, each `__RANDOM_INT__` is another integer.
+    The names of `values` are upper case. A string that consists of one placeholder becomes the value with its
+    type; inside a longer string, the value becomes text. Placeholders without a value stay, and those inside
+    of values are not replaced. Each `__RANDOM_INT__` becomes a new integer. Keys of objects don't change.
     """
     if isinstance(template, dict):
         return {name: fill(value, values) for name, value in cast("dict[str, Any]", template).items()}
@@ -51,7 +52,7 @@ def fill(template: Any, values: Mapping[str, Any]) -> Any:
 
 
 def reseeded(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """`graph`, which has no `graph_problem`, with other seeds: ComfyUI answers equal ones from its cache."""
+    """`graph`, which has no `graph_problem`, with new seeds, so that it is not in ComfyUI's cache."""
     return {
         node_id: {**node, "inputs": {k: _reseeded(k, v) for k, v in node.get("inputs", {}).items()}}
         for node_id, node in cast("Mapping[str, dict[str, Any]]", graph).items()
@@ -59,7 +60,7 @@ def reseeded(graph: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def graph_problem(graph: Any) -> str | None:
-    """Why `graph` can't be a graph in API format, None: it can. What its nodes mean is ComfyUI's to check."""
+    """The reason why `graph` is not a graph in API format, or None. ComfyUI itself checks the nodes."""
     if not isinstance(graph, dict):
         return "must be an object: a workflow in API format"
     for name, node in cast("dict[str, Any]", graph).items():

@@ -1,7 +1,7 @@
-"""How much work an image is, and how much of it a workflow's graph asks for (workers.md, comfyui).
+"""The work of an image, and of a workflow's graph.
 
-Owns the formula, and the reading of size, steps and batch out of a graph in API format. Which route counts
-in which unit is in data_types.py.
+Owns the formula, and the reading of size, steps and batch from a graph in API format. Each route's unit of
+workload is in data_types.py.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from typing import Any, TypeGuard, cast
 
 Graph = Mapping[str, Any]
 
-# Seconds that the standard image takes on an RTX 4090, which is to rate 200 tokens/s.
+# Seconds for the standard image on an RTX 4090. Workloads are scaled so that its throughput is 200 tokens/s.
 SECONDS_ON_4090: Mapping[str, float] = {"flux": 23.0, "sd3": 6.0}
 TOKENS_PER_S_ON_4090 = 200.0
 STANDARD_SIZE = 1024
 STANDARD_STEPS = 28
 
-# ComfyUI's own limits: what lies outside is refused there, and must not count as work done at once.
+# ComfyUI's own limits. ComfyUI refuses values beyond them, which must not count as work that is quickly
+# finished.
 MAX_SIZE = 16384
 MAX_STEPS = 10000
 MAX_BATCH = 4096
 
 _TILE = 512
-# Inputs that lead from a sampler to the empty latent image it begins with.
+# Inputs that link a sampler, over several nodes, to the empty latent image with which it begins.
 _LATENT_INPUTS = ("latent_image", "samples", "latent")
-# Inputs in which nodes that only hold a number have it.
+# The input that contains the number, in nodes that only hold a number.
 _VALUE_INPUTS = ("value", "int", "number", "Number")
 _SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 
@@ -37,15 +38,15 @@ def image_workload(model: str, width: int, height: int, steps: int) -> float:
 
 
 def relative_work(width: int, height: int, steps: int) -> float:
-    """The work of one image, in standard images: 1024 by 1024 at 28 steps."""
+    """The work of one image relative to a standard image, 1024 by 1024 pixels at 28 steps."""
     return _cost(width, height, steps) / _cost(STANDARD_SIZE, STANDARD_SIZE, STANDARD_STEPS)
 
 
 def graph_work(graph: Graph) -> float | None:
-    """The work that `graph` asks for, in standard images, over all of its samplers and their batches.
+    """The work of all samplers in `graph` and their batches, in standard images.
 
-    None where a sampler's size or steps aren't told (an image of the user's, an unknown node), where they
-    are outside of ComfyUI's limits, or where there is no sampler. Never raises: the graph is a client's.
+    None if there is no sampler, if a sampler's size or steps are unknown (an uploaded image, an unknown
+    node), or if they exceed ComfyUI's limits. Never raises, since the graph is a client's.
     """
     total = 0.0
     for node in _nodes(graph):
@@ -65,7 +66,7 @@ def _cost(width: int, height: int, steps: int) -> float:
 
 
 def _steps(graph: Graph, sampler: Mapping[str, Any]) -> int | None:
-    """How many steps `sampler` makes: its own, or its scheduler's."""
+    """The number of steps of `sampler`, by its own inputs or its scheduler's; None if unknown."""
     inputs = _inputs(sampler)
     if "steps" not in inputs:
         scheduler = _linked(graph, inputs.get("sigmas"))
@@ -80,15 +81,15 @@ def _steps(graph: Graph, sampler: Mapping[str, Any]) -> int | None:
 
 
 def _image(graph: Graph, sampler: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Width, height and number of the images that `sampler` works on."""
+    """Width, height and number of the images of `sampler`; None if unknown."""
     batch, node = 1, sampler
-    for _ in range(len(graph)):  # as long as no path without a circle is
+    for _ in range(len(graph)):  # no path without a cycle is longer
         link = next((v for k, v in _inputs(node).items() if k in _LATENT_INPUTS and _is_link(v)), None)
         linked = _linked(graph, link)
         if linked is None:
             return None
         node, inputs = linked, _inputs(linked)
-        for name in ("batch_size", "amount"):  # of an empty latent; of RepeatLatentBatch
+        for name in ("batch_size", "amount"):  # in an empty latent image; in RepeatLatentBatch
             if name in inputs:
                 count = _number(graph, inputs[name], MAX_BATCH)
                 if count is None or batch * count > MAX_BATCH:
@@ -102,7 +103,7 @@ def _image(graph: Graph, sampler: Mapping[str, Any]) -> tuple[int, int, int] | N
 
 
 def _number(graph: Graph, value: Any, limit: int) -> int | None:
-    """`value`, or what the node that it links to holds, where that is an integer from 1 to `limit`."""
+    """`value`, or the number in the node that it links to, if it is an integer from 1 to `limit`."""
     for _ in range(len(graph) + 1):
         if not _is_link(value):
             break
@@ -133,7 +134,7 @@ def _is_int(value: Any) -> TypeGuard[int]:
 
 
 def _linked(graph: Graph, link: Any) -> Mapping[str, Any] | None:
-    """The node that `link` names, `[id, output]`."""
+    """The node to which `link`, `[id, output]`, leads; None if there is none."""
     if not _is_link(link) or not isinstance(link[0], str):
         return None
     node = graph.get(link[0])

@@ -1,7 +1,7 @@
-"""The wrapper dialect: the ComfyUI API wrapper, to which requests are passed on as they are.
+"""The wrapper dialect: the ComfyUI API wrapper, which gets requests unchanged.
 
-Owns what `/prompt` and `/custom-workflow` become there. A client that leaves closes its connection to the
-wrapper, which cancels the job itself.
+Owns the translation of `/prompt` and `/custom-workflow`. When a client disconnects, the connection to the
+wrapper is closed, and the wrapper cancels the job itself.
 """
 
 from __future__ import annotations
@@ -17,41 +17,42 @@ from typing import Any, cast
 import aiohttp
 from aiohttp import web
 
+from lib.backend import ModelCaller, end_to_end_headers
 from lib.errors import ModelUnreachable
-from lib.model.connection import ModelCaller
-from lib.model.relay import end_to_end_headers
-from workers.comfyui.api import ComfyApi, File, read_whole
+from workers.comfyui.api import FORWARDED, ComfyApi, File, read_whole
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.outputs import PREVIEWED, as_images
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """The wrapper at `url`. Files that it only names come from the ComfyUI behind it, at `comfyui_url`."""
+    """The wrapper at `url`. Files that its answers only name are read from ComfyUI at `comfyui_url`."""
 
     url: str
     comfyui_url: str
 
     def check(self, payload: GenerateInput) -> None:
-        """What a request may ask for is the wrapper's to say."""
+        """Do nothing: the wrapper checks requests itself."""
 
     def generate(
         self, model: ModelCaller, payload: GenerateInput
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Pass on the request and the answer."""
         return model.post_json(f"{self.url}/generate/sync", payload.generate_payload_json())
 
     def stream(
         self, model: ModelCaller, payload: GenerateInput
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Pass on the request and the stream of its progress."""
         return model.post_json(f"{self.url}/generate/stream", payload.generate_payload_json())
 
     @asynccontextmanager
     async def images(
         self, model: ModelCaller, graph: dict[str, Any]
     ) -> AsyncGenerator[web.StreamResponse, None]:
-        """The images of `graph` as data URIs."""
+        """Run `graph`. The answer has its images as data URIs."""
         message = {"input": {"workflow_json": graph}}
-        async with plain(model).post_json(f"{self.url}/generate/sync", message) as answer:
+        async with model.with_headers(*FORWARDED).post_json(f"{self.url}/generate/sync", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:
                 yield relayed(answer, body)
@@ -62,20 +63,15 @@ class Wrapper:
         yield await as_images([partial(_opened, api, output) for output in chosen])
 
 
-def plain(model: ModelCaller) -> ModelCaller:
-    """`model` for an answer that is read here: none is asked for that is compressed."""
-    return model.server.caller({k: v for k, v in model.headers.items() if k.lower() == "x-request-id"})
-
-
 def relayed(answer: aiohttp.ClientResponse, body: bytes) -> web.Response:
-    """The model server's own answer, its body read already."""
+    """The model server's answer, whose `body` is already read, as an answer to the client."""
     headers = end_to_end_headers(answer.headers)
     headers.popall("Content-Length", None)
     return web.Response(status=answer.status, body=body, headers=headers)
 
 
 def outputs_of(body: bytes, *path: str) -> list[dict[str, Any]]:
-    """The list of objects at `path` in a model server's JSON. Raises `ModelUnreachable` (502)."""
+    """The objects in the list at `path` in an answer's JSON. Raises `ModelUnreachable` (502)."""
     try:
         value: Any = json.loads(body)
         for name in path:
@@ -90,7 +86,7 @@ def outputs_of(body: bytes, *path: str) -> list[dict[str, Any]]:
 async def _opened(
     api: ComfyApi, output: dict[str, Any]
 ) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
-    """The type and the bytes of one of the wrapper's outputs: from the answer itself, or from ComfyUI."""
+    """Content type and content of one of the wrapper's outputs, from the answer itself or from ComfyUI."""
     data = output.get("data")
     if isinstance(data, str):
         yield str(output.get("mimetype") or "image/png"), decoded(data)
@@ -101,7 +97,7 @@ async def _opened(
 
 
 async def decoded(data: str) -> AsyncIterator[bytes]:
-    """The bytes that `data` is the base64 of. Raises `ModelUnreachable` (502)."""
+    """Yield `data` decoded from base64. Raises `ModelUnreachable` (502)."""
     try:
         yield base64.b64decode(data, validate=True)
     except ValueError as e:

@@ -1,7 +1,7 @@
 """An example client: `python -m workers.hello_world.client -k KEY -e NAME "Alice was"`.
 
-With `-l` it asks the local engine, and needs neither key nor name. Every call has two steps, both shown
-in `ask` and `stream`: the engine names a worker and signs for it, then the worker is called.
+With `-l` it uses the local engine, which needs neither a key nor a name. `ask` and `stream` show the two
+steps of every call: get a worker and a signature from the engine, then call the worker.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from lib.client import (
 
 
 async def ask(engine: RouteClient, prompt: str, tokens: int) -> str:
-    """The whole answer at once."""
-    # 1. `cost` is the request's workload, in the unit that the worker counts in: tokens.
-    #    While no worker is ready, this asks again, with the same `request_idx`.
+    """Return the whole answer."""
+    # 1. Get a worker. `cost` is the request's workload in the worker's unit, here tokens.
+    #    While no worker is ready, `route` repeats its request with the same `request_idx`.
     worker = await engine.route(cost=tokens, on_wait=print_waiting)
-    # 2. The worker is sent {"auth_data": what the engine answered, "payload": what we want}.
+    # 2. Call it. `call` sends {"auth_data": the engine's answer, "payload": payload}.
     payload = {"prompt": prompt, "max_response_tokens": tokens}
     async with engine.call(worker, "/generate", payload) as response:
         await raise_unless_ok(response)
@@ -36,7 +36,7 @@ async def ask(engine: RouteClient, prompt: str, tokens: int) -> str:
 
 
 async def stream(engine: RouteClient, prompt: str, tokens: int) -> None:
-    """Print each token as it comes: one JSON object a line."""
+    """Print the tokens as they arrive. The answer has one JSON object per line."""
     worker = await engine.route(cost=tokens, on_wait=print_waiting)
     payload = {"prompt": prompt, "max_response_tokens": tokens}
     async with engine.call(worker, "/generate_stream", payload) as response:
@@ -47,10 +47,14 @@ async def stream(engine: RouteClient, prompt: str, tokens: int) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Have the hello_world worker go on with a text, twice.")
+    parser = argparse.ArgumentParser(
+        description="Let the hello_world worker continue a text: first in one answer, then as a stream."
+    )
     add_target_arguments(parser)
-    parser.add_argument("--tokens", type=int, default=60, help="at most so many (default 60)")
-    parser.add_argument("prompt", nargs="?", default="The White Rabbit")
+    parser.add_argument(
+        "--tokens", type=int, default=60, help="maximum number of tokens to generate (default 60)"
+    )
+    parser.add_argument("prompt", nargs="?", default="The White Rabbit", help="the text to continue")
     return parser
 
 
@@ -60,7 +64,7 @@ async def main() -> None:
     async with aiohttp.ClientSession() as http:
         engine = RouteClient(http, target_from_args(parser, args))
         print(args.prompt + await ask(engine, args.prompt, args.tokens))
-        print("\nAnd once more, token by token:\n")
+        print("\nThe same as a stream:\n")
         print(args.prompt, end="")
         await stream(engine, args.prompt, args.tokens)
 

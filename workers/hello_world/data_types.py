@@ -1,6 +1,6 @@
-"""The payload of the hello_world worker: what a client sends, what the model server gets, what it costs.
+"""The payload of the hello_world worker: the client's fields, the model server's JSON, the workload.
 
-Owns the request's shape. The routes that take it are in server.py.
+The routes that accept it are in server.py.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ from lib.words import some_words
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Tokens in an answer to a request that doesn't say how many it wants.
+# Tokens generated for a request without `max_response_tokens`.
 DEFAULT_TOKENS = 200
-# The model server's own limit. Told here as well, since a request is accounted by what it asks for:
-# one for a billion tokens, refused by the model server in no time, would count as very fast work.
+# The model server has the same limit. The worker checks it too, because a request counts as the work it asks
+# for: a request for a billion tokens, refused immediately by the model server, would look like very fast
+# work.
 MAX_TOKENS = 4096
-# A typical prompt and answer, in words and tokens: what the benchmark and load tests send.
+# Sizes of the benchmark's and the load test's requests.
 TEST_PROMPT_WORDS = 100
 TEST_TOKENS = 100
 
 
 @dataclass
 class InputData(ApiPayload):
-    """1. The fields are the keys of `payload` in a client's request. One with a default may be left out."""
+    """1. The fields are the keys of `payload` in a client's request. Fields with a default are optional."""
 
     prompt: str
     max_response_tokens: int | None = None
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
-        """2. Reads and checks the client's JSON.
+        """2. Read and check the client's JSON.
 
-        The inherited method checks presence and types, and is all that most workers need. Here it is
-        extended by a range. A `JsonDataException` is told to the client as 422, field by field.
+        The inherited method checks presence and types, which is enough for most workers. This one also checks
+        a range. The client gets a `JsonDataException` as status 422 with a message for each field.
         """
         problems: dict[str, Any] = {}
         tokens = json_msg.get("max_response_tokens")
@@ -51,23 +52,23 @@ class InputData(ApiPayload):
         return payload
 
     def generate_payload_json(self) -> dict[str, Any]:
-        """3. What the model server is sent. Left out, it is the fields as they are."""
+        """3. Return the JSON for the model server. Without this method, it is the fields unchanged."""
         return {"prompt": self.prompt, "max_response_tokens": self.tokens}
 
     def count_workload(self) -> float:
-        """4. How much work the request is, in a unit of your choice: here, tokens it may generate.
+        """4. Return the workload in a unit of your choice: here, the maximum number of tokens.
 
-        Everything the engine is told (load, throughput, benchmark) is in this unit, and so is the `cost`
-        that clients name when they ask the engine for a worker.
+        The worker reports load, throughput and benchmark in this unit, and clients name their request's
+        `cost` in it when they ask the engine for a worker.
         """
         return float(self.tokens)
 
     @classmethod
     def for_test(cls) -> Self:
-        """5. A typical request, for load tests and the benchmark. Each should differ from the last."""
+        """5. Return a typical request, for load tests and the benchmark. Each should be different."""
         return cls(prompt=some_words(TEST_PROMPT_WORDS), max_response_tokens=TEST_TOKENS)
 
     @property
     def tokens(self) -> int:
-        """At most so many tokens will be generated."""
+        """The maximum number of tokens to generate."""
         return DEFAULT_TOKENS if self.max_response_tokens is None else self.max_response_tokens

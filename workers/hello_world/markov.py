@@ -1,6 +1,6 @@
-"""A Markov chain over words: text that reads almost like English, from nothing but a text.
+"""A Markov chain over words: generates text that resembles a given text.
 
-Owns the splitting of text into tokens and the table of what follows what. It does no I/O.
+Owns the splitting of text into tokens and the tables of successors. Does no I/O.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-# A word, with the space before it, or one other character. Joined, the tokens of a text are the text.
+# A word with the space before it, or one other character. The concatenated tokens of a text are the text.
 _TOKEN = re.compile(r" ?(?:[^\W_]+(?:['-][^\W_]+)*|[^\s])")
 
 _SENTENCE_ENDS = (".", "!", "?")
 
 
 class Chain:
-    """What follows each pair of tokens in a text, and each single one where a pair is unknown.
+    """The successors of each pair of tokens in a text, and of each single token.
 
-    Raises `ValueError` for a text of fewer than three tokens.
+    Single tokens are used for pairs that the text doesn't contain. Raises `ValueError` for a text of fewer
+    than three tokens.
     """
 
     def __init__(self, text: str) -> None:
         tokens = split(text)
         if len(tokens) < 3:
-            raise ValueError("a text of at least three tokens is needed")
+            raise ValueError("the text must have at least three tokens")
         self._after_pair: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         self._after_one: defaultdict[str, list[str]] = defaultdict(list)
         self._openings = [tokens[0]]
-        # Around in a ring: so nothing is without a successor.
+        # The text's end is followed by its beginning, so that every token has a successor.
         for first, second, third in zip(
             tokens, tokens[1:] + tokens[:1], tokens[2:] + tokens[:2], strict=True
         ):
@@ -39,9 +40,9 @@ class Chain:
                 self._openings.append(second)
 
     def generate(self, prompt: str, rng: random.Random) -> Iterator[str]:
-        """Tokens without end that go on from the last words of `prompt`, or open a sentence.
+        """Yield tokens without end, which continue `prompt` or, if it ends in unknown words, open a sentence.
 
-        Each carries the space before it: the text is their concatenation.
+        Each token includes the space before it: the text is their concatenation.
         """
         last = [_key(token) for token in split(prompt)[-2:]]
         while True:
@@ -58,10 +59,10 @@ class Chain:
 
 
 def split(text: str) -> list[str]:
-    """The tokens of `text`, in which any white space is as good as one space."""
+    """The tokens of `text`. Any white space counts as one space."""
     return _TOKEN.findall(" ".join(text.split()))
 
 
 def _key(token: str) -> str:
-    """A token as the table knows it: neither case nor the space before it matters."""
+    """The key of a token in the tables, without case and without the space before it."""
     return token.strip().lower()

@@ -1,16 +1,16 @@
-"""A small model server that really generates text: `python -m workers.hello_world.model_server`.
+"""A small model server that generates text: `python -m workers.hello_world.model_server`.
 
-It stands where vLLM or TGI stands on a GPU instance, needs no GPU and no download, and behaves like them
-towards a worker: it takes a while to load, says so in its log, has a speed, and stops working for a client
-that has left. Its text comes from a Markov chain over two chapters of "Alice's Adventures in Wonderland"
-(Lewis Carroll, 1865, in the public domain). It knows nothing of PyWorker.
+It takes the place of vLLM or TGI and needs no GPU and no download. Like them, it takes time to load, logs
+when it is ready, has a limited speed, and stops generating for a client that has disconnected. The text comes
+from a Markov chain over two chapters of "Alice's Adventures in Wonderland" (Lewis Carroll, 1865, in the
+public domain). It knows nothing about PyWorker.
 
     POST /generate         {"response": str, "tokens": int}
-    POST /generate_stream  application/x-ndjson: {"token": str} a line, a line a chunk
+    POST /generate_stream  application/x-ndjson: a line {"token": str} per token, each in a chunk of its own
     GET  /health           200 {"status": "ok"}, or 503 while the model loads
 
-Both POSTs take {"prompt": str, "max_response_tokens": int | null}. What goes wrong is
-told as {"error": str}: 422 names the field, 503 says that the model is loading.
+Both POSTs take {"prompt": str, "max_response_tokens": int | null}. Errors are {"error": str}: 422 names the
+wrong field, 503 says that the model is loading.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ CORRUPTED_LINE = "Exception: corrupted model file"
 
 DEFAULT_TOKENS = 200
 MAX_TOKENS = 4096
-# Sleeps end late, by a millisecond or so; as much as this, in seconds, is made up for.
+# Sleeps end about a millisecond late. A delay of up to this many seconds is made up for.
 SLACK_S = 0.02
-# On SIGTERM, requests in progress have so long to end, in seconds, and are cut then.
+# Seconds that requests in progress may take to finish after SIGTERM. Then they are cut.
 SHUTDOWN_S = 1.0
 
 
 class Refusal(Exception):
-    """An answer other than a text: `status`, and why."""
+    """An error for the client: its HTTP `status`, and `why`, the message."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -67,9 +67,9 @@ class Prompt:
 
 
 class Pace:
-    """The server's capacity: `tokens_per_s` over all requests together, 0 for as fast as it goes.
+    """Limits generation to `tokens_per_s` over all requests together; 0: no limit.
 
-    Requests in progress take turns, so that each has an equal share, as in one batch on a GPU.
+    Requests in progress take turns, so that each gets an equal share, as in one batch on a GPU.
     """
 
     def __init__(self, tokens_per_s: float) -> None:
@@ -79,9 +79,9 @@ class Pace:
 
     @contextmanager
     def stream(self) -> Generator[None, None, None]:
-        """One request in progress, which takes its turns inside."""
+        """Count one request as in progress inside the block, where it may call `turn`."""
         if not self._streams:
-            # Capacity that nobody used is gone.
+            # Capacity that was not used before is lost.
             self._next_s = asyncio.get_running_loop().time()
         self._streams += 1
         try:
@@ -90,17 +90,17 @@ class Pace:
             self._streams -= 1
 
     async def turn(self) -> None:
-        """Return when the stream's next token is made."""
+        """Return when the stream may generate its next token."""
         now_s = asyncio.get_running_loop().time()
         self._next_s = max(self._next_s, now_s - SLACK_S) + self._interval_s
-        # Also when there is nothing to wait for: others have their turn, and a client's leaving is noticed.
+        # Sleeps even for 0 s, so that other requests get their turn and a disconnected client is noticed.
         await asyncio.sleep(max(0.0, self._next_s - now_s))
 
 
-class ModelServer:
-    """The routes, and the model behind them once `load` has returned.
+class TextServer:
+    """The routes of the model server. They answer 503 until `load` has returned.
 
-    Past `max_concurrency`, requests wait, first come first served.
+    At most `max_concurrency` requests generate at the same time; others wait in the order of their arrival.
     """
 
     def __init__(self, pace: Pace, max_concurrency: int = 32) -> None:
@@ -110,7 +110,7 @@ class ModelServer:
         self._rng = random.Random()
 
     def app(self) -> web.Application:
-        """Run it with `handler_cancellation=True`, or clients that leave are not noticed."""
+        """The application. It needs `handler_cancellation=True` to notice disconnected clients."""
         app = web.Application(middlewares=[_refusals])
         app.router.add_get("/health", self.health)
         app.router.add_post("/generate", self.generate)
@@ -134,7 +134,7 @@ class ModelServer:
         chain = self._model()
         prompt = read_prompt(await request.read())
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        # A write that fails has nobody left to tell: `_tokens` logs it.
+        # A write fails when the client has disconnected, which `_tokens` logs.
         with suppress(ConnectionError):
             await response.prepare(request)
             async with aclosing(self._tokens(chain, prompt)) as tokens:
@@ -148,7 +148,7 @@ class ModelServer:
         return self._chain
 
     async def _tokens(self, chain: Chain, prompt: Prompt) -> AsyncGenerator[str, None]:
-        """The answer's tokens, each when it is made. Closed or cancelled before the last, it says so."""
+        """Yield the answer's tokens at the server's pace; log if closed or cancelled before the last."""
         made = 0
         try:
             async with self._slots:
@@ -159,11 +159,11 @@ class ModelServer:
                         yield token
         finally:
             if made < prompt.max_tokens:
-                log.info("client left: stopped after %d of %d tokens", made, prompt.max_tokens)
+                log.info("client disconnected: stopped after %d of %d tokens", made, prompt.max_tokens)
 
 
 def read_prompt(body: bytes) -> Prompt:
-    """The request in `body`. Raises `Refusal` with 422, naming the field that is wrong."""
+    """The request in `body`. Raises `Refusal` (422), which names the wrong field."""
     try:
         message: Any = json.loads(body)
     except (ValueError, RecursionError) as e:
@@ -197,11 +197,11 @@ def _read_chain() -> Chain:
 
 
 async def serve(options: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT; gives the exit status."""
+    """Serve until SIGTERM or SIGINT; return the exit status."""
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    server = ModelServer(Pace(options.tokens_per_s), options.max_concurrency)
+    server = TextServer(Pace(options.tokens_per_s), options.max_concurrency)
     runner = web.AppRunner(
         server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S
     )
@@ -229,25 +229,41 @@ async def serve(options: argparse.Namespace) -> int:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m workers.hello_world.model_server", description="a small text generating server"
+        prog="python -m workers.hello_world.model_server", description="A small server that generates text."
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=5001, help="0: a free one, which the log tells")
-    parser.add_argument("--log", type=Path, help="a file to log to as well, appended to")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=5001,
+        help="port to listen on (default 5001); 0: any free port, written to the log",
+    )
+    parser.add_argument("--log", type=Path, help="append the log to this file too")
     parser.add_argument(
         "--tokens-per-s",
         type=_not_negative,
         default=0.0,
-        help="how fast it is, over all requests together; 0 (default): as fast as it goes",
+        help="limit over all requests together; 0 (default): no limit",
     )
-    parser.add_argument("--load-time-s", type=_not_negative, default=0.0, help="how long the model loads")
-    parser.add_argument("--max-concurrency", type=_positive, default=32, help="at most so many at once")
-    parser.add_argument("--corrupt", action="store_true", help="fail to load: log that, and exit with 1")
+    parser.add_argument(
+        "--load-time-s", type=_not_negative, default=0.0, help="seconds that loading takes (default 0)"
+    )
+    parser.add_argument(
+        "--max-concurrency",
+        type=_positive,
+        default=32,
+        help="maximum number of requests that generate at the same time (default 32)",
+    )
+    parser.add_argument(
+        "--corrupt",
+        action="store_true",
+        help="simulate a broken model file: log an error and exit with status 1",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run with these arguments, by default the process's own; gives the exit status."""
+    """Run with the arguments `argv`, by default the process's own; return the exit status."""
     options = arguments().parse_args(argv)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if options.log:

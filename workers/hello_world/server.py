@@ -1,7 +1,8 @@
 """The hello_world worker: `python -m workers.hello_world.server`.
 
-Read data_types.py first: what a request is. Here is where it goes, and how to see that the model server
-is ready. A worker is these two files; copy them to begin your own (README.md tells the steps).
+Read data_types.py first: it defines a request. This file defines the routes, and how the worker sees that the
+model server is ready. A worker consists of these two files. README.md describes how to make your own from
+them.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from lib.server import run_worker
 from lib.words import some_words
 from workers.hello_world.data_types import InputData
 
-# Where the model server is and what it writes into its log. Each can be overridden by environment.
+# The model server's address and log lines. Environment variables override each of them (README.md).
 MODEL_SERVER_URL = "http://127.0.0.1:5001"
 MODEL_LOG = "/tmp/hello_world.log"
 MODEL_LOAD_LINE = "infer server has started"
 MODEL_ERROR_LINE = "Exception: corrupted model file"
 MODEL_INFO_LINE = "loading model"
 MODEL_HEALTH = "/health"
-# A chat's user won't wait longer, in seconds: refused at once, another worker may take the request.
+# Seconds. A chat's user won't wait longer. A request that would is refused immediately, so that its client
+# can ask another worker.
 MAX_QUEUE_TIME_S = 60.0
 
 
@@ -34,30 +36,30 @@ MAX_QUEUE_TIME_S = 60.0
 class GenerateHandler(EndpointHandler[InputData]):
     """One route of the worker. Only `endpoint` and `payload_cls` are required.
 
-    The answer is passed on as the model server gives it, status and headers included, streamed if it
-    streams. To change it, define `generate_client_response`; to speak to the model server in another way
-    than by one POST, define `call_model`.
+    The client gets the model server's answer unchanged, with status and headers, and as a stream if it is
+    one. To change the answer, define `generate_client_response`. To call the model server in another way than
+    by one POST, define `call_model`.
     """
 
     health: str | None = MODEL_HEALTH
 
     @property
     def endpoint(self) -> str:
-        """1. Where on the model server the payload is POSTed to."""
+        """1. The model server's path, to which payloads are POSTed."""
         return "/generate"
 
     @property
     def healthcheck_endpoint(self) -> str | None:
-        """2. What is asked every 10 s whether the model server is well. Left out, nothing is."""
+        """2. The model server's health check, called every 10 s; None: there is none."""
         return self.health
 
     @classmethod
     def payload_cls(cls) -> type[InputData]:
-        """3. Which class reads the payload."""
+        """3. The class of the payload."""
         return InputData
 
     def make_benchmark_payload(self) -> InputData:
-        """4. What the benchmark sends, each time anew. Left out, it is the payload class's `for_test()`."""
+        """4. Return a request for the benchmark. By default it is `for_test()` of the payload class."""
         payload = InputData.for_test()
         payload.prompt = some_words(self.benchmark_words)
         return payload
@@ -65,7 +67,7 @@ class GenerateHandler(EndpointHandler[InputData]):
 
 @dataclass(kw_only=True)
 class GenerateStreamHandler(GenerateHandler):
-    """The second route differs in nothing but its address: a streamed answer needs no code."""
+    """The second route, which differs only in its path: a streamed answer needs no code."""
 
     @property
     def endpoint(self) -> str:
@@ -73,8 +75,8 @@ class GenerateStreamHandler(GenerateHandler):
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
-    # 1. What an operator may override, and what holds otherwise.
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
+    # 1. The settings: an environment variable where it is set, or else these defaults.
     settings = ModelSettings.from_env(
         environ,
         server_url=MODEL_SERVER_URL,
@@ -90,16 +92,16 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
     generate = GenerateHandler(health=settings.health, max_queue_time=settings.max_queue_time)
     generate_stream = GenerateStreamHandler(health=settings.health, max_queue_time=settings.max_queue_time)
 
-    # 3. The backend that they share. The benchmark measures by one handler what the machine can do.
+    # 3. The backend that they share. The benchmark measures the machine's throughput with one handler.
     backend = Backend(
         model_server_url=settings.server_url,
         model_log_file=settings.log,
-        allow_parallel_requests=True,  # the model server takes many at once
+        allow_parallel_requests=True,  # the model server handles several requests at the same time
         benchmark_handler=generate,
         log_actions=settings.log_actions,
     )
 
-    # 4. The routes that clients call. `GET /ping` and the management routes are there without a word.
+    # 4. The routes that clients call. `GET /ping` and the management routes are added automatically.
     routes = [
         web.post("/generate", backend.create_handler(generate)),
         web.post("/generate_stream", backend.create_handler(generate_stream)),

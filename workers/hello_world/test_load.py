@@ -2,7 +2,7 @@
 
 `python -m workers.hello_world.test_load -n 1000 -rps 0.5 -k "$API_KEY" -e "$ENDPOINT_NAME"`
 
-With `-l` it asks the local engine, and needs neither key nor name.
+With `-l` it uses the local engine, which needs neither a key nor a name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The payloads of the llama worker: OpenAI's, all of them, since llama.cpp speaks that protocol."""
+"""The payloads of the llama worker: those of the OpenAI worker, since llama.cpp implements the same API."""
 
 from workers.openai.data_types import ChatRequest, CompletionRequest, OpenAIRequest
 

@@ -1,7 +1,7 @@
-"""The worker for llama.cpp: `python -m workers.llama.server`. It is the OpenAI worker with its log lines.
+"""The worker for llama.cpp, the OpenAI worker with llama.cpp's log lines: `python -m workers.llama.server`.
 
-llama-server listens, and answers its health check with 503, before the model is loaded; the line below comes
-after that.
+llama-server accepts connections, and answers its health check with 503, before the model is loaded. It logs
+the load line below afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
 
-LLAMA = server.Engine(
+LLAMA = server.ServerProfile(
     log="/var/log/portal/llama.log",
     load_lines=("server is listening on",),
     error_lines=("exiting due to model loading error",),
@@ -24,7 +24,7 @@ LLAMA = server.Engine(
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
     return server.build(environ, LLAMA)
 
 

@@ -1,7 +1,7 @@
-"""The benchmark of the OpenAI worker: completions of which every token that counts was generated.
+"""The benchmark of the OpenAI worker, which counts only tokens that were really generated.
 
-Owns what the benchmark sends and how its answers are counted. When it runs, and at which concurrency, is
-the library's.
+Owns the benchmark's requests and the counting of their tokens. The library decides when it runs and at which
+concurrency.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from workers.openai.data_types import TEST_TOKENS, CompletionRequest, OpenAIRequ
 from workers.openai.handlers import CompletionsHandler
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.backend import ModelCaller
 
 log = logging.getLogger(__name__)
 
-# A model that stops early is asked again; one that needs more answers than this for its tokens is broken.
+# Limit of the answers for one request. A model that needs more, because each ends early, is broken.
 MAX_ANSWERS = 50
 
 
 @dataclass(kw_only=True)
-class BenchmarkHandler(CompletionsHandler):
-    """Asks for completions of 500 tokens, with prompts that differ, and goes on until so many are there.
+class OpenAIBenchmarkHandler(CompletionsHandler):
+    """Requests completions of 500 tokens, with random prompts, and repeats until all are generated.
 
-    `ignore_eos`: the engine can be told not to stop at the model's end of text. To others the field may be
-    an error, and their answers may be shorter than what was asked for: whatever is missing by the answer's
-    own `usage` is asked for again, with another prompt, before the request counts as done.
+    `ignore_eos`: the model server supports this field, with which models generate beyond their end of text.
+    Other servers may refuse it, and their answers may be shorter than requested. Then the tokens that are
+    missing by the answer's `usage` are requested with another prompt before the request counts as done.
     """
 
     ignore_eos: bool = False
@@ -49,7 +49,7 @@ class BenchmarkHandler(CompletionsHandler):
         yield await self._generated(model, self.generate_payload_json(payload))
 
     async def _generated(self, model: ModelCaller, request: dict[str, Any]) -> web.Response:
-        """The last answer, once all tokens of `request` are generated; or the first that is an error."""
+        """Repeat `request` until all its tokens are generated. Return the last answer, or the first error."""
         if not request.get("model") and (name := await self._first_model(model)):
             request = {**request, "model": name}
         wanted: int = request["max_tokens"]
@@ -63,22 +63,24 @@ class BenchmarkHandler(CompletionsHandler):
             if missing <= 0:
                 return web.Response(status=status, body=body)
             request = {**request, "prompt": some_words(self.benchmark_words)}
-        told = f"the model ended {MAX_ANSWERS} answers after {wanted - missing} tokens in all, of {wanted}"
-        return web.json_response({"error": told}, status=502)
+        problem = (
+            f"{MAX_ANSWERS} answers have {wanted - missing} of {wanted} tokens: the model stops too early"
+        )
+        return web.json_response({"error": problem}, status=502)
 
     async def _first_model(self, model: ModelCaller) -> str:
-        """The first model that the server has, "" if it tells none: some engines demand a name."""
+        """The first model in the server's list, or "" if it lists none. Some servers require a name."""
         if self._served_model is None:
             async with model.get("/v1/models") as answer:
                 self._served_model = _name_in(await answer.read()) if answer.status == 200 else ""
             log.info(
-                "MODEL_NAME is not set: the benchmark is of %s", self._served_model or "the server's own"
+                "MODEL_NAME is not set: the benchmark uses %s", self._served_model or "the server's default"
             )
         return self._served_model
 
 
 def _tokens_in(body: bytes, asked: int) -> int:
-    """How many tokens the answer `body` says that it has; all that were `asked` for where it doesn't."""
+    """The number of generated tokens by the answer's `usage`, or `asked` if it has none."""
     tokens = _at(_json(body), "usage", "completion_tokens")
     return tokens if isinstance(tokens, int) else asked
 
@@ -98,7 +100,7 @@ def _json(body: bytes) -> Any:
 
 
 def _at(value: Any, *path: str) -> Any:
-    """What lies at `path` in `value`, or None."""
+    """The member at `path` in `value`, or None."""
     for name in path:
         value = cast("Mapping[str, Any]", value).get(name) if isinstance(value, dict) else None
     return value

@@ -1,9 +1,8 @@
-"""An example client: `python -m workers.openai.client -k KEY -e NAME`, for each worker that speaks OpenAI.
+"""An example client for the workers with OpenAI's API: `python -m workers.openai.client -k KEY -e NAME`.
 
-It shows a completion, a chat, a chat whose answer is streamed, and a chat in which the model may call a
-function of ours; name one of these to see it alone. With `-l` it asks the local engine, and needs neither key
-nor name. Every call has two steps, both shown in `ask`: the engine names a worker and signs for it, then the
-worker is called.
+It shows a completion, a chat, a streamed chat, and a chat in which the model may call a function; arguments
+select some of these. With `-l` it uses the local engine, which needs neither a key nor a name. `ask` shows
+the two steps of every call: get a worker and a signature from the engine, then call the worker.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from lib.client import (
     target_from_args,
 )
 
-# What a request has unless it says otherwise. These are the client's: the worker adds nothing.
+# Default fields of a request. They are this client's; the worker adds none of them.
 COMPLETION = {
     "prompt": "Hello",
     "max_tokens": 256,
@@ -37,7 +36,7 @@ COMPLETION = {
 }
 CHAT = {name: value for name, value in COMPLETION.items() if name != "prompt"}
 
-# A function that the model may ask us to call, in the words of the API.
+# A function that the model may call, described as the API requires it.
 WEATHER = {
     "type": "function",
     "function": {
@@ -60,19 +59,19 @@ def get_weather(city: str) -> str:
 async def ask(
     engine: RouteClient, path: str, request: Mapping[str, Any]
 ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-    """The worker's answer to an OpenAI request, whole or streamed. A field that is None is left out."""
+    """The worker's answer to an OpenAI request. Fields that are None are not sent."""
     request = {name: value for name, value in request.items() if value is not None}
-    # 1. `cost` is the request's workload, in the unit that the worker counts in: tokens it may generate.
-    #    While no worker is ready, this asks again, with the same `request_idx`.
+    # 1. Get a worker. `cost` is the request's workload in the worker's unit: the maximum number of tokens.
+    #    While no worker is ready, `route` repeats its request with the same `request_idx`.
     worker = await engine.route(cost=request["max_tokens"], on_wait=print_waiting)
-    # 2. The worker is sent {"auth_data": what the engine answered, "payload": {"input": what we want}}.
+    # 2. Call it. `call` sends {"auth_data": the engine's answer, "payload": {"input": request}}.
     async with engine.call(worker, path, {"input": request}) as response:
         await raise_unless_ok(response)
         yield response
 
 
 async def complete(engine: RouteClient, prompt: str, **options: Any) -> str:
-    """How the model goes on with `prompt`. `options` go into the request, in all of these functions."""
+    """Return the model's continuation of `prompt`. `options` are further fields of the request."""
     request = {**COMPLETION, "prompt": prompt, **options}
     async with ask(engine, "/v1/completions", request) as response:
         answer: dict[str, Any] = await response.json()
@@ -80,7 +79,7 @@ async def complete(engine: RouteClient, prompt: str, **options: Any) -> str:
 
 
 async def chat(engine: RouteClient, messages: Sequence[Any], **options: Any) -> dict[str, Any]:
-    """The model's next message: an object with `content`, `tool_calls`, or both."""
+    """Return the model's next message: an object with `content`, `tool_calls`, or both."""
     request = {**CHAT, "messages": messages, **options}
     async with ask(engine, "/v1/chat/completions", request) as response:
         answer: dict[str, Any] = await response.json()
@@ -88,7 +87,7 @@ async def chat(engine: RouteClient, messages: Sequence[Any], **options: Any) -> 
 
 
 async def stream(engine: RouteClient, messages: Sequence[Any], **options: Any) -> AsyncIterator[str]:
-    """The content of the model's next message, piece by piece as it is generated."""
+    """Yield the content of the model's next message in parts, as it is generated."""
     request = {**CHAT, "messages": messages, **options, "stream": True}
     async with ask(engine, "/v1/chat/completions", request) as response:
         async for event in events(response.content):
@@ -98,25 +97,25 @@ async def stream(engine: RouteClient, messages: Sequence[Any], **options: Any) -
 
 
 async def use_tools(engine: RouteClient, question: str, **options: Any) -> str:
-    """The model's answer to `question`, for which it may have `get_weather` called, once."""
+    """Return the model's answer to `question`. The model may call `get_weather` once."""
     messages: list[Any] = [{"role": "user", "content": question}]
-    # 1. The model either answers or says which functions to call, with which arguments.
+    # 1. The model answers, or names the functions to call and their arguments.
     message = await chat(engine, messages, tools=[WEATHER], **options)
     calls: list[Any] = message.get("tool_calls") or []
     if calls:
-        # 2. We call them, and put what it said and what came of it behind the question,
+        # 2. Call them. Append the model's message and the results to the conversation.
         messages.append(message)
         for call in calls:
             arguments = json.loads(call["function"]["arguments"])
             print(f"(the model calls {call['function']['name']} with {arguments})")
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": get_weather(**arguments)})
-        # 3. and ask again: now it has what it needs.
+        # 3. Ask again. The model answers with the results.
         message = await chat(engine, messages, tools=[WEATHER], **options)
     return message.get("content") or ""
 
 
 async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """The events of a stream. Its end is `[DONE]` or, with some servers, just its end."""
+    """Yield the events of a stream. Some servers end it without `[DONE]`."""
     async for line in lines:
         name, _, data = line.decode().strip().partition(":")
         if name != "data" or data.strip() == "[DONE]":
@@ -150,14 +149,20 @@ SHOWS = {"completion": show_completion, "chat": show_chat, "stream": show_stream
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Ask a model that is served in OpenAI's protocol.")
+    parser = argparse.ArgumentParser(description="Send example requests to a worker with OpenAI's API.")
     add_target_arguments(parser)
-    parser.add_argument("--model", metavar="NAME", help="which model; left out, the worker's MODEL_NAME")
-    parser.add_argument("--tokens", type=int, default=256, help="at most so many an answer (default 256)")
+    parser.add_argument("--model", metavar="NAME", help="the model (default: the worker's MODEL_NAME)")
     parser.add_argument(
-        "--strict", action="store_true", help="without top_k, which is not OpenAI's: some servers refuse it"
+        "--tokens", type=int, default=256, help="maximum number of tokens per answer (default 256)"
     )
-    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"of {', '.join(SHOWS)} (default: all)")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="don't send top_k, which is not part of OpenAI's API and which some servers refuse",
+    )
+    parser.add_argument(
+        "what", nargs="*", metavar="WHAT", help=f"the examples to run: {', '.join(SHOWS)} (default: all)"
+    )
     return parser
 
 
@@ -165,7 +170,7 @@ async def main() -> None:
     parser = arguments()
     args = parser.parse_args()
     if unknown := [what for what in args.what if what not in SHOWS]:
-        parser.error(f"there is no {unknown[0]!r}: choose from {', '.join(SHOWS)}")
+        parser.error(f"unknown example {unknown[0]!r}: choose from {', '.join(SHOWS)}")
     options: dict[str, Any] = {"max_tokens": args.tokens}
     if args.model:
         options["model"] = args.model

@@ -1,8 +1,8 @@
-"""The payloads of the OpenAI worker: one class for each kind of request, with what must hold of it.
+"""The payloads of the OpenAI worker: a class for each kind of request, with its checks.
 
-Owns what is checked and which formula counts. The formulas are workload.py's, files are uploads.py's, and
-which route takes which class is told in handlers.py. A request goes on as it came: only what the worker
-itself relies on is checked, the rest is for the model server to accept or to refuse.
+Owns the checks and the choice of the workload's formula. The formulas are in workload.py, files in
+uploads.py, the routes in handlers.py. A request is passed on unchanged. Only the fields that the worker
+itself uses are checked; the model server checks the others.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ if TYPE_CHECKING:
 
 MISSING = "missing parameter"
 FORM = "multipart/form-data"
-# A request is accounted by what it asks for: these limits are above what any server grants, and keep one
-# request from counting as the work of years. 2^20 tokens is the longest context in use; 128 answers, 2048
-# prompts and images of 8192 x 8192 pixels are limits of OpenAI's own API, or beyond them.
+# A request counts as the work it asks for. These limits keep one request from counting as years of work, and
+# are above what servers accept: 2^20 tokens is the longest context in use, the others are at or above the
+# limits of OpenAI's own API.
 MAX_TOKENS = 1_048_576
 MAX_N = 128
 MAX_PROMPTS = 2048
 MAX_SIDE_PIXELS = 8192
 
-# What the benchmark and load tests ask for (workers.md).
+# Sizes of the benchmark's and the load test's requests.
 TEST_PROMPT_WORDS = 100
 TEST_TOKENS = 500
 
 
 @dataclass
 class OpenAIRequest(ApiPayload):
-    """`input` is the OpenAI request, as it came: alone, or as `{"input": {…}}`, the documented form."""
+    """A request of OpenAI's API, unchanged in `input`. Clients send it bare or as `{"input": {…}}`."""
 
     input: dict[str, Any]
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
-        """Reads both forms. Raises `JsonDataException`, nested like the request, for what can't be right."""
+        """Read either form. Raises `JsonDataException`, nested like the request, with every wrong field."""
         inner = json_msg.get("input")
-        # OpenAI requests have an `input` of their own, but never an object and nothing else.
+        # Some OpenAI requests have an `input` of their own, but none where it is an object and the only
+        # field.
         if not isinstance(inner, dict) or len(json_msg) > 1:
             return cls.of(json_msg)
         try:
@@ -62,7 +63,7 @@ class OpenAIRequest(ApiPayload):
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Each field that can't be right, with why. Null counts as left out, as OpenAI has it."""
+        """Yield each wrong field with its problem. As in OpenAI's API, null means the same as missing."""
         yield from ()
 
     def generate_payload_json(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class OpenAIRequest(ApiPayload):
 
 @dataclass
 class GeneratingRequest(OpenAIRequest):
-    """A request for text. Its workload is the number of tokens that may be generated."""
+    """A request for text. Its workload is the maximum number of tokens to generate."""
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -85,12 +86,12 @@ class GeneratingRequest(OpenAIRequest):
 
 @dataclass
 class CompletionRequest(GeneratingRequest):
-    """A text to go on with: `/v1/completions`. A list of texts is as many requests in one."""
+    """`/v1/completions`: continue a text, or each of a list of texts."""
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from super().wrong_fields(request)
-        if request.get("prompt_embeds") is None:  # vLLM takes these in place of a prompt
+        if request.get("prompt_embeds") is None:  # vLLM accepts these instead of a prompt
             yield from _kind_problem(request, "prompt", (str, list), "a string or a list")
         if workload.number_of_prompts(request.get("prompt")) > MAX_PROMPTS:
             yield "prompt", f"must have at most {MAX_PROMPTS} prompts"
@@ -102,7 +103,7 @@ class CompletionRequest(GeneratingRequest):
 
 @dataclass
 class ChatRequest(GeneratingRequest):
-    """A conversation to go on with: `/v1/chat/completions`."""
+    """`/v1/chat/completions`: continue a conversation."""
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -112,7 +113,7 @@ class ChatRequest(GeneratingRequest):
 
 @dataclass
 class ResponseRequest(GeneratingRequest):
-    """A request to `/v1/responses`; it may go on from an earlier one, and then has no `input`."""
+    """`/v1/responses`. A request that continues an earlier one may have no `input`."""
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -123,11 +124,11 @@ class ResponseRequest(GeneratingRequest):
 
 @dataclass
 class EmbeddingRequest(OpenAIRequest):
-    """Texts to turn into vectors: `/v1/embeddings`."""
+    """`/v1/embeddings`: turn texts into vectors."""
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if request.get("messages") is None:  # vLLM embeds messages, too
+        if request.get("messages") is None:  # vLLM also embeds messages
             yield from _kind_problem(request, "input", (str, list, dict), "a string or a list")
 
     def count_workload(self) -> float:
@@ -136,7 +137,7 @@ class EmbeddingRequest(OpenAIRequest):
 
 @dataclass
 class RerankRequest(OpenAIRequest):
-    """Documents to put in order by a query: `/v1/rerank`."""
+    """`/v1/rerank`: order documents by their relevance to a query."""
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -149,7 +150,7 @@ class RerankRequest(OpenAIRequest):
 
 @dataclass
 class ScoreRequest(OpenAIRequest):
-    """A request to `/v1/score`. Engines don't agree on the names of its fields: none is demanded here."""
+    """`/v1/score`. Servers use different names for its fields, so that none is required here."""
 
     queries: ClassVar = ("text_1", "queries", "query", "data_1")
     documents: ClassVar = ("text_2", "documents", "items", "data_2")
@@ -163,7 +164,7 @@ class ScoreRequest(OpenAIRequest):
 
 @dataclass
 class SpeechRequest(OpenAIRequest):
-    """A text to read aloud: `/v1/audio/speech`."""
+    """`/v1/audio/speech`: read a text aloud."""
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -175,7 +176,7 @@ class SpeechRequest(OpenAIRequest):
 
 @dataclass
 class ImageRequest(OpenAIRequest):
-    """An image to make: `/v1/images/generations`."""
+    """`/v1/images/generations`: make images."""
 
     @classmethod
     def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -188,10 +189,10 @@ class ImageRequest(OpenAIRequest):
 
 @dataclass
 class FileRequest(OpenAIRequest):
-    """A request with files, which the model server takes as a form (`multipart/form-data`).
+    """A request with files, which the model server receives as a form (`multipart/form-data`).
 
-    `fields` are the names that files have, the first of which must be there. A client that authenticates by
-    header may send the form itself: it is the `upload`, goes on as it came, and `input` is empty.
+    `fields` are the names of file fields; the first is required. A client that authenticates by header may
+    send the form itself. Then it is in `upload`, is passed on unchanged, and `input` is empty.
     """
 
     fields: ClassVar[Mapping[str, Types]] = {}
@@ -223,7 +224,7 @@ class FileRequest(OpenAIRequest):
 
     @classmethod
     def from_upload(cls, upload: Upload) -> Self:
-        """The payload of a form as it came. Raises `JsonDataException` for any other kind of body."""
+        """The payload of a form, unread. Raises `JsonDataException` for any other content type."""
         if upload.content_type.partition(";")[0].strip().lower() != FORM:
             kind = upload.content_type or "nothing"
             raise JsonDataException({"body": f"must be {FORM} or JSON, not {kind}"})
@@ -233,9 +234,10 @@ class FileRequest(OpenAIRequest):
         return self.upload
 
     def generate_payload_multipart(self) -> dict[str, Any]:
-        """The form. A list's name gets `[]` behind it, as OpenAI's clients write it.
+        """The form. `[]` is appended to the name of a list, as OpenAI's clients do it.
 
-        Decodes the files: call it in a thread. Raises `JsonDataException` for what is no base64.
+        Decodes the files, which takes time: call it in a thread. Raises `JsonDataException` for a file that
+        is not valid base64.
         """
         form: dict[str, Any] = {}
         problems: dict[str, Any] = {}
@@ -252,13 +254,13 @@ class FileRequest(OpenAIRequest):
         return form
 
     def _decoded(self, name: str) -> Any:
-        """The file of this name, or the list of files, as a form takes them. Raises `BadFile`."""
+        """The file or the list of files in field `name`, as values of a form. Raises `BadFile`."""
         files = [file.decoded() for file in self.files[name]]
         return files if isinstance(self.input[name], list) else files[0]
 
     @property
     def file_bytes(self) -> int:
-        """The size of all files together; of a form as it came, that of the form."""
+        """The total size of all files or, for an `upload`, the size of the form."""
         if self.upload is not None:
             return self.upload.size_bytes
         return sum(file.size_bytes for several in self.files.values() for file in several)
@@ -276,7 +278,7 @@ class RecordingRequest(FileRequest):
 
 @dataclass
 class ImageEditRequest(FileRequest):
-    """Images to change, all of them or where the mask has a hole: `/v1/images/edits`."""
+    """`/v1/images/edits`: change images, as a whole or where the mask is transparent."""
 
     fields: ClassVar[Mapping[str, Types]] = {"image": IMAGES, "mask": IMAGES}
 
@@ -290,7 +292,7 @@ class ImageEditRequest(FileRequest):
 
 @dataclass
 class ModelsRequest(OpenAIRequest):
-    """A request for the list of models: nothing is asked of it, and it is no work."""
+    """`/v1/models`: list the models. Any JSON is accepted, and the workload is 0."""
 
     def count_workload(self) -> float:
         return 0.0

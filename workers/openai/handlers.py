@@ -1,7 +1,7 @@
-"""The routes of the OpenAI worker: for each a handler, which sends its requests to the same path.
+"""The routes of the OpenAI worker: a handler for each, which calls the same path of the model server.
 
-Owns which route takes which payload, and the model's name where a request has none. What a request must be is
-in data_types.py; the benchmark is benchmark.py's.
+Owns each route's payload class, and the default model name. Requests and their checks are in data_types.py,
+the benchmark in benchmark.py.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from workers.openai.data_types import (
 )
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.backend import ModelCaller
 
 
 @dataclass(kw_only=True)
 class OpenAIHandler(EndpointHandler[OpenAIRequest]):
-    """One route, at `path` on the worker and on the model server alike.
+    """One route, which has the same `path` on the worker and on the model server.
 
-    `model_name` goes into requests that name no model; "": they stay as they are. The answer is passed on as
-    it comes, streamed or whole, errors included: so is the 404 of an engine that lacks the route.
+    `model_name` is set in requests that name no model, unless it is "". Answers are passed on unchanged,
+    including streams and errors, such as the 404 of a model server without this route.
     """
 
     path: ClassVar[str]
@@ -65,7 +65,7 @@ class OpenAIHandler(EndpointHandler[OpenAIRequest]):
         return self.with_model(payload.generate_payload_json())
 
     def with_model(self, request: dict[str, Any]) -> dict[str, Any]:
-        """`request`, and which model is meant where it doesn't say so."""
+        """`request` with a model: its own, or else `model_name`."""
         if not self.model_name or request.get("model") is not None:
             return request
         return {**request, "model": self.model_name}
@@ -112,7 +112,7 @@ class ImagesHandler(OpenAIHandler):
 
 
 class ModelsHandler(OpenAIHandler):
-    """`GET /v1/models`; a POST with an envelope asks the same, for clients that can send nothing else."""
+    """`GET /v1/models`, or a POST of an envelope for clients that always send one."""
 
     path = "/v1/models"
     payload = ModelsRequest
@@ -122,11 +122,11 @@ class ModelsHandler(OpenAIHandler):
 
 
 class FileHandler(OpenAIHandler):
-    """A route whose requests have files, which the model server takes as a form."""
+    """A route for requests with files, which the model server receives as a form."""
 
     @asynccontextmanager
     async def call_model(self, model: ModelCaller, payload: OpenAIRequest) -> AsyncGenerator[Any, None]:
-        """Raises `Invalid` (422) for a file that can't be decoded."""
+        """Send the form. Raises `Invalid` (422) for a file that is not valid base64."""
         assert isinstance(payload, FileRequest)
         if payload.upload is not None:
             call = model.send_upload(self.endpoint, payload.upload)
@@ -157,7 +157,7 @@ class ImageEditsHandler(FileHandler):
     payload = ImageEditRequest
 
 
-# All of them, in the order of the README.
+# All handlers, in the order of README.md.
 HANDLERS: tuple[type[OpenAIHandler], ...] = (
     CompletionsHandler,
     ChatHandler,

@@ -1,7 +1,7 @@
 """The worker for every OpenAI-compatible model server: `python -m workers.openai.server`.
 
-Owns how a server shows its state, by default and by environment; workers.vllm, workers.sglang and
-workers.llama are settings on it. The routes are in handlers.py.
+Owns the settings and what differs between model servers (`ServerProfile`). workers.vllm, workers.sglang and
+workers.llama are this worker with another profile. The routes are in handlers.py.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.model_settings import ModelSettings
 from lib.server import run_worker
-from workers.openai.benchmark import BenchmarkHandler
+from workers.openai.benchmark import OpenAIBenchmarkHandler
 from workers.openai.handlers import HANDLERS, ModelsHandler
 
 MODEL_SERVER_URL = "http://127.0.0.1:18000"
 MODEL_HEALTH = "/health"
-# Requests are counted by what they may generate, and most generate far less: a wait by estimate, in seconds,
-# is a multiple of the real one.
+# Seconds. The wait is estimated from the tokens that requests may generate. Most generate far fewer, so that
+# the estimate is a multiple of the real wait.
 MAX_QUEUE_TIME_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What is special about one model server: its log, what it writes there, and what it takes.
+class ServerProfile:
+    """One model server's log file, log lines and supported fields.
 
-    `log` "": there is none unless `MODEL_LOG` names it. `ignore_eos`: it takes that field (benchmark.py).
+    `log` "": no log is read unless `MODEL_LOG` is set. `ignore_eos`: the server supports that field, which
+    the benchmark sends (benchmark.py).
     """
 
     log: str = ""
@@ -39,20 +40,21 @@ class Engine:
     ignore_eos: bool = False
 
 
-# Any server: its health check tells when it is loaded. Whoever names its log often runs vLLM under this name.
-ANY = Engine(error_lines=("INFO exited: vllm", "RuntimeError: Engine"))
+# Any server. It is ready when its health check succeeds. The error lines are vLLM's, which is often run with
+# this worker; they are used only if `MODEL_LOG` is set.
+ANY = ServerProfile(error_lines=("INFO exited: vllm", "RuntimeError: Engine"))
 
 
-def build(environ: Mapping[str, str], engine: Engine = ANY) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
-    has_log = bool(engine.log or environ.get("MODEL_LOG"))
+def build(environ: Mapping[str, str], profile: ServerProfile = ANY) -> tuple[Backend, list[web.RouteDef]]:
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
+    has_log = bool(profile.log or environ.get("MODEL_LOG"))
     settings = ModelSettings.from_env(
         environ,
         server_url=MODEL_SERVER_URL,
-        log=engine.log,
-        load_lines=engine.load_lines,
-        error_lines=engine.error_lines if has_log else (),
-        info_lines=engine.info_lines,
+        log=profile.log,
+        load_lines=profile.load_lines,
+        error_lines=profile.error_lines if has_log else (),
+        info_lines=profile.info_lines,
         health=MODEL_HEALTH,
         max_queue_time=MAX_QUEUE_TIME_S,
     )
@@ -65,8 +67,8 @@ def build(environ: Mapping[str, str], engine: Engine = ANY) -> tuple[Backend, li
         model_server_url=settings.server_url,
         model_log_file=settings.log,
         allow_parallel_requests=True,
-        benchmark_handler=BenchmarkHandler(
-            model_name=model_name, health=settings.health, ignore_eos=engine.ignore_eos
+        benchmark_handler=OpenAIBenchmarkHandler(
+            model_name=model_name, health=settings.health, ignore_eos=profile.ignore_eos
         ),
         log_actions=settings.log_actions,
     )

@@ -1,7 +1,7 @@
-"""Files in JSON requests, in base64 or as `data:` URIs: what is taken, and as what it is sent on.
+"""Files in JSON requests, as base64 or `data:` URIs.
 
-Owns their bounds, names and types. A file is looked at in two steps: `read_files` checks sizes, names and
-types without decoding anything, `EncodedFile.decoded` decodes, which takes a while and belongs in a
+Owns the limits of their sizes, and their names and types. A file is read in two steps: `read_files` checks
+sizes, names and types without decoding, `EncodedFile.decoded` decodes, which takes time and belongs in a
 thread.
 """
 
@@ -20,10 +20,10 @@ MAX_FILE_BYTES = 25 * MIB
 MAX_REQUEST_BYTES = 64 * MIB
 MAX_FILES = 16
 MAX_NAME_CHARACTERS = 100
-# What comes before the data in a data: URI; no further is it looked for.
+# Maximum number of characters before the data in a data: URI.
 MAX_URI_HEAD = 256
 
-# The endings of names that are taken, each with the media types that it may have; the first is sent on.
+# The accepted file name extensions and their media types. The first type is sent if the client names none.
 Types = Mapping[str, tuple[str, ...]]
 AUDIO: Types = {
     "flac": ("audio/flac", "audio/x-flac"),
@@ -50,12 +50,12 @@ _DIRECTORY = re.compile(r".*[/\\]", re.DOTALL)
 
 
 class BadFile(ValueError):
-    """What is wrong with a file, in words for the client."""
+    """A file is wrong. The message is for the client."""
 
 
 @dataclass(frozen=True)
 class EncodedFile:
-    """A file of a request, still in base64. Its name is safe, its type allowed, its size bounded."""
+    """A file of a request, still in base64 from `start` in `text`. Its name, type and size are checked."""
 
     filename: str
     content_type: str
@@ -64,25 +64,25 @@ class EncodedFile:
 
     @property
     def size_bytes(self) -> int:
-        """The file's size; white space in its base64 counts as if it were something."""
+        """The file's size, computed from its base64. White space in the base64 makes it larger."""
         padding = len(self.text) - len(self.text.rstrip("="))
         return max(0, (len(self.text) - self.start) * 3 // 4 - padding)
 
     def decoded(self) -> tuple[str, bytes, str]:
-        """Name, content and type, as a form takes them. Raises `BadFile` for what is no base64."""
+        """Name, content and type, as a form field. Raises `BadFile` for invalid base64."""
         try:
             content = base64.b64decode("".join(self.text[self.start :].split()), validate=True)
-        except ValueError as e:  # also for what is not ASCII
+        except ValueError as e:  # binascii.Error, or a character that is not ASCII
             raise BadFile(f"is not base64: {e}") from e
         return self.filename, content, self.content_type
 
 
 def read_files(request: Mapping[str, Any], fields: Mapping[str, Types]) -> dict[str, list[EncodedFile]]:
-    """The files in those of `fields` that `request` has: one, or a list of them.
+    """The files in each of `fields` that `request` has. A field holds one file or a list of files.
 
-    A file is base64 or a `data:` URI, or an object with one of these as `data` and a `filename`. The name of
-    a file that has none is the request's `filename`; a `data:` URI can do without. Raises
-    `JsonDataException`, which names each field that is wrong.
+    A file is base64, a `data:` URI, or an object with one of these as `data` and a `filename`. A file without
+    a name of its own has the request's `filename`. A `data:` URI needs no name. Raises `JsonDataException`,
+    which names every wrong field.
     """
     problems: dict[str, Any] = {}
     files: dict[str, list[EncodedFile]] = {}
@@ -110,7 +110,7 @@ def read_files(request: Mapping[str, Any], fields: Mapping[str, Types]) -> dict[
 
 
 def safe_basename(name: str) -> str:
-    """`name` without directories, control characters, quotes and leading dots; "" where nothing is left."""
+    """`name` without directories, control characters, quotes and leading dots; may be ""."""
     base = _UNSAFE.sub("_", _DIRECTORY.sub("", name))
     return base[-MAX_NAME_CHARACTERS:].strip(" ").lstrip(". ")
 
@@ -133,8 +133,8 @@ def _read_file(value: Any, filename: Any, field: str, types: Types) -> EncodedFi
 
 
 def _name_and_type(filename: Any, media_type: str | None, field: str, types: Types) -> tuple[str, str]:
-    """The name and the media type to send on; a data: URI without a name gets one from its type."""
-    allowed = f"must be one of these: {', '.join(sorted(types))}"
+    """The name and media type for the model server. A data: URI without a name gets one from its type."""
+    allowed = f"must be one of {', '.join(sorted(types))}"
     if filename is None and media_type is not None:
         ending = next((e for e, kinds in types.items() if media_type in kinds), None)
         if ending is None:
@@ -146,7 +146,7 @@ def _name_and_type(filename: Any, media_type: str | None, field: str, types: Typ
     stem, _, ending = name.rpartition(".")
     kinds = types.get(ending.lower())
     if kinds is None or not stem:
-        raise BadFile(f"the ending of its filename {allowed}")
+        raise BadFile(f"the extension of its filename {allowed}")
     if media_type is not None and not any(media_type in known for known in types.values()):
         raise BadFile(f"is {media_type}, but {allowed}")
     return name, media_type or kinds[0]

@@ -1,4 +1,4 @@
-"""The payloads of the sglang worker: OpenAI's, all of them, since SGLang speaks that protocol."""
+"""The payloads of the sglang worker: those of the OpenAI worker, since SGLang implements the same API."""
 
 from workers.openai.data_types import ChatRequest, CompletionRequest, OpenAIRequest
 

@@ -1,4 +1,4 @@
-"""The worker for SGLang: `python -m workers.sglang.server`. It is the OpenAI worker with its log lines."""
+"""The worker for SGLang, the OpenAI worker with SGLang's log lines: `python -m workers.sglang.server`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
 
-SGLANG = server.Engine(
+SGLANG = server.ServerProfile(
     log="/var/log/portal/sglang.log",
     load_lines=("The server is fired up and ready to roll!",),
-    # What the server's main process says when one of those that do the work has died.
+    # Logged by the server's main process when one of its worker processes has died.
     error_lines=("Received sigquit from a child process",),
     info_lines=("Load weight begin", "Load weight end"),
     ignore_eos=True,
@@ -22,7 +22,7 @@ SGLANG = server.Engine(
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
     return server.build(environ, SGLANG)
 
 

@@ -1,7 +1,8 @@
-"""The benchmark of the TGI worker: requests of which every token that counts was generated.
+"""The benchmark of the TGI worker, which counts only tokens that were really generated.
 
-TGI has no parameter that keeps a model from ending its text early. So what an answer lacks, by its own
-count, is asked for again with another prompt, before the request counts as done.
+TGI has no parameter that keeps a model from ending its text early. So if an answer has fewer tokens than
+requested, by TGI's own count, the benchmark requests the rest with another prompt before the request counts
+as done.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from lib.words import some_words
-from workers.tgi.data_types import TEST_TOKENS, InputData
-from workers.tgi.handlers import GenerateHandler
+from workers.tgi.data_types import TEST_TOKENS, TgiRequest
+from workers.tgi.handlers import TgiHandler
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.backend import ModelCaller
 
 
 @dataclass(kw_only=True)
-class BenchmarkHandler(GenerateHandler):
-    """Asks `/generate` for 256 tokens, with prompts that differ, and goes on until so many are there."""
+class TgiBenchmarkHandler(TgiHandler):
+    """Requests 256 tokens from `/generate`, with random prompts, and repeats until all are generated."""
 
-    def make_benchmark_payload(self) -> InputData:
-        return InputData.of(some_words(self.benchmark_words), max_new_tokens=TEST_TOKENS)
+    def make_benchmark_payload(self) -> TgiRequest:
+        return TgiRequest.of(some_words(self.benchmark_words), max_new_tokens=TEST_TOKENS)
 
     @asynccontextmanager
-    async def call_model(self, model: ModelCaller, payload: InputData) -> AsyncGenerator[web.Response, None]:
+    async def call_model(self, model: ModelCaller, payload: TgiRequest) -> AsyncGenerator[web.Response, None]:
         yield await self._generated(model, payload["inputs"], payload.tokens)
 
     async def _generated(self, model: ModelCaller, prompt: str, missing: int) -> web.Response:
-        """The last answer, once no token is `missing`; or the first that is an error."""
+        """Repeat requests until no token is `missing`. Return the last answer, or the first error."""
         while True:
-            request = InputData.of(prompt, max_new_tokens=missing, details=True)
+            request = TgiRequest.of(prompt, max_new_tokens=missing, details=True)
             async with model.post_json(self.endpoint, request.generate_payload_json()) as answer:
                 status, body = answer.status, await answer.read()
             missing -= _tokens_in(body, missing)
@@ -46,10 +47,10 @@ class BenchmarkHandler(GenerateHandler):
 
 
 def _tokens_in(body: bytes, asked: int) -> int:
-    """How many tokens the answer says that it has; all that were `asked` for where it doesn't."""
+    """The number of generated tokens in the answer `body`, or `asked` if it doesn't say."""
     try:
         tokens: Any = json.loads(body)["details"]["generated_tokens"]
     except (ValueError, KeyError, TypeError):
         return asked
-    # Even an empty text is a token: that of its end. With less, this would never come to an end.
+    # Even an empty text has one token, the end of text. Accepting 0 would repeat requests forever.
     return tokens if type(tokens) is int and tokens >= 1 else asked

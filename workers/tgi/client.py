@@ -1,7 +1,7 @@
 """An example client: `python -m workers.tgi.client -k KEY -e NAME "Once upon a time"`.
 
-With `-l` it asks the local engine, and needs neither key nor name. Every call has two steps, both shown in
-`ask`: the engine names a worker and signs for it, then the worker is called.
+With `-l` it uses the local engine, which needs neither a key nor a name. `ask` shows the two steps of every
+call: get a worker and a signature from the engine, then call the worker.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from lib.client import (
 async def ask(
     engine: RouteClient, path: str, inputs: str, **parameters: Any
 ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-    """The worker's answer on `path`; `parameters` are TGI's, `max_new_tokens` among them."""
-    # 1. `cost` is the request's workload, in the unit that the worker counts in: tokens it may generate.
-    #    While no worker is ready, this asks again, with the same `request_idx`.
+    """The worker's answer at `path`. `parameters` are TGI's and include `max_new_tokens`."""
+    # 1. Get a worker. `cost` is the request's workload in the worker's unit: the maximum number of tokens.
+    #    While no worker is ready, `route` repeats its request with the same `request_idx`.
     worker = await engine.route(cost=parameters["max_new_tokens"], on_wait=print_waiting)
-    # 2. The worker is sent {"auth_data": what the engine answered, "payload": what we want}.
+    # 2. Call it. `call` sends {"auth_data": the engine's answer, "payload": the request}.
     async with engine.call(worker, path, {"inputs": inputs, "parameters": parameters}) as response:
         await raise_unless_ok(response)
         yield response
 
 
 async def complete(engine: RouteClient, inputs: str, tokens: int) -> str:
-    """How the model goes on with `inputs`."""
+    """Return the model's continuation of `inputs`."""
     async with ask(engine, "/generate", inputs, max_new_tokens=tokens) as response:
         answer: dict[str, Any] = await response.json()
     return answer["generated_text"]
 
 
 async def stream(engine: RouteClient, inputs: str, tokens: int) -> None:
-    """Print each token as it comes: one server-sent event each."""
+    """Print the tokens as they arrive. Each is a server-sent event."""
     async with ask(engine, "/generate_stream", inputs, max_new_tokens=tokens) as response:
         async for line in response.content:
             name, _, data = line.decode().partition(":")
@@ -62,10 +62,14 @@ async def stream(engine: RouteClient, inputs: str, tokens: int) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Have a model that TGI serves go on with a text, twice.")
+    parser = argparse.ArgumentParser(
+        description="Let a model on TGI continue a text: first in one answer, then as a stream."
+    )
     add_target_arguments(parser)
-    parser.add_argument("--tokens", type=int, default=64, help="at most so many (default 64)")
-    parser.add_argument("inputs", nargs="?", default="Once upon a time")
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="maximum number of tokens to generate (default 64)"
+    )
+    parser.add_argument("inputs", nargs="?", default="Once upon a time", help="the text to continue")
     return parser
 
 
@@ -75,7 +79,7 @@ async def main() -> None:
     async with aiohttp.ClientSession() as http:
         engine = RouteClient(http, target_from_args(parser, args))
         print(args.inputs + await complete(engine, args.inputs, args.tokens))
-        print("\nAnd once more, token by token:\n")
+        print("\nThe same as a stream:\n")
         print(args.inputs, end="", flush=True)
         await stream(engine, args.inputs, args.tokens)
 

@@ -1,6 +1,6 @@
-"""The payload of the TGI worker: a request as TGI takes it.
+"""The payload of the TGI worker: a request in TGI's own format.
 
-Owns what of it is checked and counted. All else is TGI's business, and reaches it as the client sent it.
+Owns the checks and the workload. Other fields reach TGI as the client sent them.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from lib.words import some_words
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Tokens of an answer to a request that doesn't say how many it wants.
+# Tokens generated for a request without `max_new_tokens`.
 DEFAULT_TOKENS = 256
-# More than any model's context. A request is accounted by what it asks for: one for a billion tokens, which
-# TGI refuses in no time, would count as very fast work.
+# Larger than any model's context. A request counts as the work it asks for: a request for a billion tokens,
+# refused immediately by TGI, would look like very fast work.
 MAX_TOKENS = 1024 * 1024
-# A typical prompt and answer, in words and tokens: what the benchmark and load tests send.
+# Sizes of the benchmark's and the load test's requests.
 TEST_PROMPT_WORDS = 100
 TEST_TOKENS = 256
 
 
-class InputData(dict[str, Any]):
-    """The client's JSON, every key of it; in its `parameters`, `max_new_tokens` is always an integer.
+class TgiRequest(dict[str, Any]):
+    """All keys of the client's JSON. `max_new_tokens` in its `parameters` is always an integer.
 
-    `stream` is for the worker, as it is for TGI's own `/`: which of the two routes answers.
+    `stream` selects one of TGI's two routes, as it does for TGI's own `/`; it is not sent to TGI.
     """
 
     @classmethod
     def from_json_msg(cls, json_msg: Mapping[str, Any]) -> Self:
-        """Raises `JsonDataException`, nested like the request, with every field that can't be right."""
+        """Read the client's JSON. Raises `JsonDataException`, nested like it, with every wrong field."""
         if problems := dict(_wrong_fields(json_msg)):
             raise JsonDataException(problems)
         parameters: dict[str, Any] = {**json_msg.get("parameters", {})}
@@ -42,14 +42,15 @@ class InputData(dict[str, Any]):
 
     @classmethod
     def of(cls, inputs: str, **parameters: Any) -> Self:
+        """A request of the worker's own, with TGI's `parameters`."""
         return cls.from_json_msg({"inputs": inputs, "parameters": parameters})
 
     def generate_payload_json(self) -> dict[str, Any]:
-        """What both of TGI's routes take: everything but the choice between them."""
+        """The JSON for both of TGI's routes: everything except `stream`."""
         return {name: value for name, value in self.items() if name != "stream"}
 
     def count_workload(self) -> float:
-        """Tokens that may be generated."""
+        """The maximum number of tokens to generate."""
         return float(self.tokens)
 
     @classmethod
@@ -58,17 +59,17 @@ class InputData(dict[str, Any]):
 
     @property
     def tokens(self) -> int:
-        """At most so many tokens will be generated."""
+        """The maximum number of tokens to generate."""
         return self["parameters"]["max_new_tokens"]
 
     @property
     def stream(self) -> bool:
-        """Whether the client wants the tokens as they come, whichever route it has called."""
+        """Whether the client wants a stream, on either route."""
         return self.get("stream", False)
 
 
 def _wrong_fields(message: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each field of the request that can't be right, with why."""
+    """Yield each wrong field with its problem."""
     if "inputs" not in message:
         yield "inputs", "missing parameter"
     elif not isinstance(message["inputs"], str):
@@ -83,5 +84,5 @@ def _wrong_fields(message: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_limit(tokens: Any) -> bool:
-    """Whether `tokens` can be a `max_new_tokens`; null is TGI's way of leaving it out."""
+    """Whether `tokens` is a valid `max_new_tokens`. For TGI, null means the same as a missing field."""
     return tokens is None or (type(tokens) is int and 1 <= tokens <= MAX_TOKENS)

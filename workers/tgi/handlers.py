@@ -1,8 +1,8 @@
-"""The two routes of the TGI worker, whose answers are passed on as TGI gives them.
+"""The two routes of the TGI worker, which pass on TGI's answers unchanged.
 
-Owns what a failed generation looks like: TGI tells it as 424 or, on a stream, which always begins with 200,
-as an event. Neither is the client's doing, and both come quickly: taken for work done, they would make a
-broken GPU look fast.
+Owns the detection of failed generations, which count as errors of the worker. TGI answers 424 or, on a
+stream, which always begins with 200, sends an error event. Both come quickly, so that counting them as
+finished work would make a broken GPU look fast.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from aiohttp import web
 
+from lib.backend import pass_on
 from lib.data_types import EndpointHandler
-from lib.model.relay import pass_on
-from workers.tgi.data_types import InputData
+from workers.tgi.data_types import TgiRequest
 
 if TYPE_CHECKING:
-    from lib.model.connection import ModelCaller
+    from lib.backend import ModelCaller
 
 FAILED_GENERATION = 424
-# The `error_type` of errors that are no failure of TGI's: it answers these with 422 and 429.
-DID_ITS_PART = frozenset({"validation", "overloaded"})
-# No error is longer; of longer lines the beginning is enough to tell that they are none.
+# The `error_type` of errors that are not failures of TGI. Outside of streams it answers them with 422 and
+# 429.
+CLIENT_ERRORS = frozenset({"validation", "overloaded"})
+# Errors are shorter. Only this much of a line is kept, which is enough to see that a longer one is no error.
 MAX_LINE_BYTES = 64 * 1024
 _ERROR_EVENT = re.compile(rb'data:\s*(\{\s*"error".*)')
 
 
 @dataclass(kw_only=True)
-class GenerateHandler(EndpointHandler[InputData]):
-    """The whole answer at once, or, for a request that says `"stream": true`, as from the other route."""
+class TgiHandler(EndpointHandler[TgiRequest]):
+    """`/generate`: one answer, or with `"stream": true` the same stream as `/generate_stream`."""
 
     health: str | None = None
 
@@ -46,17 +47,17 @@ class GenerateHandler(EndpointHandler[InputData]):
         return self.health
 
     @classmethod
-    def payload_cls(cls) -> type[InputData]:
-        return InputData
+    def payload_cls(cls) -> type[TgiRequest]:
+        return TgiRequest
 
-    def call_model(self, model: ModelCaller, payload: InputData) -> AbstractAsyncContextManager[Any]:
+    def call_model(self, model: ModelCaller, payload: TgiRequest) -> AbstractAsyncContextManager[Any]:
         endpoint = "/generate_stream" if payload.stream else self.endpoint
         return model.post_json(endpoint, self.generate_payload_json(payload))
 
     async def generate_client_response(
         self, client_request: web.Request, model_response: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        events = Events()
+        events = FailureScanner()
         response = await pass_on(client_request, model_response, on_chunk=events.add)
         if model_response.status == FAILED_GENERATION or events.end():
             client_request["outcome"] = "errored"
@@ -64,30 +65,31 @@ class GenerateHandler(EndpointHandler[InputData]):
 
 
 @dataclass(kw_only=True)
-class GenerateStreamHandler(GenerateHandler):
-    """One token an event."""
+class TgiStreamHandler(TgiHandler):
+    """`/generate_stream`: an event per token."""
 
     @property
     def endpoint(self) -> str:
         return "/generate_stream"
 
 
-class Events:
-    """Looks for failures in an answer that passes by in pieces, however they are cut."""
+class FailureScanner:
+    """Looks for errors of TGI in an answer that arrives in chunks, which may end anywhere in a line."""
 
     def __init__(self) -> None:
         self._failed = False
         self._line = bytearray()
 
-    def add(self, piece: bytes) -> None:
-        beginning, *more = piece.split(b"\n")
+    def add(self, chunk: bytes) -> None:
+        """Read the next chunk of the answer."""
+        beginning, *more = chunk.split(b"\n")
         self._keep(beginning)
         for line in more:
             self._read_line()
             self._keep(line)
 
     def end(self) -> bool:
-        """Whether the answer, which ends here, told of a failed generation."""
+        """Whether the answer, which is complete, contains a failed generation."""
         self._read_line()
         return self._failed
 
@@ -97,12 +99,12 @@ class Events:
     def _read_line(self) -> None:
         found = _ERROR_EVENT.match(bytes(self._line))
         self._line.clear()
-        if found and _error_type(found[1]) not in DID_ITS_PART:
+        if found and _error_type(found[1]) not in CLIENT_ERRORS:
             self._failed = True
 
 
 def _error_type(event: bytes) -> str:
-    """The `error_type` in an error's JSON, "" where none can be read."""
+    """The `error_type` in an error's JSON, or "" if there is none."""
     try:
         error: Any = json.loads(event)
     except ValueError:

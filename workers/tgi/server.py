@@ -1,6 +1,6 @@
 """The worker for Hugging Face Text Generation Inference: `python -m workers.tgi.server`.
 
-Owns what TGI writes into its log, and what an operator may override. A request's shape is in data_types.py.
+Owns TGI's log lines and the defaults of the settings. Requests are in data_types.py.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.model_settings import ModelSettings
 from lib.server import run_worker
-from workers.tgi.benchmark import BenchmarkHandler
-from workers.tgi.handlers import GenerateHandler, GenerateStreamHandler
+from workers.tgi.benchmark import TgiBenchmarkHandler
+from workers.tgi.handlers import TgiHandler, TgiStreamHandler
 
 MODEL_SERVER_URL = "http://127.0.0.1:5001"
 MODEL_LOG = "/tmp/tgi.log"
-# TGI logs JSON (`--json-output`), with the router or a part of it as the target, or text, whose middle
-# differs by version: "INFO text_generation_router::server: router/src/server.rs:2210: Connected". The text is
-# in colour unless TGI is told otherwise, also in a file: then a code stands between.
+# TGI logs JSON (`--json-output`), whose target is the router or one of its modules, or text, whose middle
+# differs by version: "INFO text_generation_router::server: router/src/server.rs:2210: Connected". The text
+# has colours by default, also in a file. Then an escape sequence precedes the word.
 LOAD_LINES = ('"message":"Connected","target":"text_generation_router', ": Connected", "\x1b[0m Connected")
 ERROR_LINES = ("Error: WebserverFailed", "Error: DownloadError")
 INFO_LINES = ('"message":"Download',)
 HEALTH = "/health"
-# Requests are counted by what they may generate, and most generate far less: a wait by estimate, in seconds,
-# is a multiple of the real one.
+# Seconds. The wait is estimated from the tokens that requests may generate. Most generate far fewer, so that
+# the estimate is a multiple of the real wait.
 MAX_QUEUE_TIME_S = 600.0
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
     settings = ModelSettings.from_env(
         environ,
         server_url=MODEL_SERVER_URL,
@@ -42,13 +42,13 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
         health=HEALTH,
         max_queue_time=MAX_QUEUE_TIME_S,
     )
-    generate = GenerateHandler(health=settings.health, max_queue_time=settings.max_queue_time)
-    stream = GenerateStreamHandler(health=settings.health, max_queue_time=settings.max_queue_time)
+    generate = TgiHandler(health=settings.health, max_queue_time=settings.max_queue_time)
+    stream = TgiStreamHandler(health=settings.health, max_queue_time=settings.max_queue_time)
     backend = Backend(
         model_server_url=settings.server_url,
         model_log_file=settings.log,
-        allow_parallel_requests=True,  # TGI batches what comes at once
-        benchmark_handler=BenchmarkHandler(health=settings.health),
+        allow_parallel_requests=True,  # TGI batches concurrent requests
+        benchmark_handler=TgiBenchmarkHandler(health=settings.health),
         log_actions=settings.log_actions,
     )
     routes = [

@@ -2,15 +2,15 @@
 
 `python -m workers.tgi.test_load -n 1000 -rps 0.5 -k "$API_KEY" -e "$ENDPOINT_NAME"`
 
-With `-l` it asks the local engine, and needs neither key nor name.
+With `-l` it uses the local engine, which needs neither a key nor a name.
 """
 
 from __future__ import annotations
 
 from lib.test_utils import test_args, test_load_cmd
-from workers.tgi.data_types import InputData
+from workers.tgi.data_types import TgiRequest
 
 WORKER_ENDPOINT = "/generate_stream"
 
 if __name__ == "__main__":
-    test_load_cmd(InputData, WORKER_ENDPOINT, arg_parser=test_args)
+    test_load_cmd(TgiRequest, WORKER_ENDPOINT, arg_parser=test_args)

@@ -1,4 +1,4 @@
-"""An example client: `python -m workers.vllm.client -k KEY -e NAME`. It is the OpenAI worker's."""
+"""An example client: `python -m workers.vllm.client -k KEY -e NAME`. It runs the OpenAI worker's client."""
 
 from lib.client import run_client
 from workers.openai.client import main

@@ -1,4 +1,4 @@
-"""The payloads of the vllm worker: OpenAI's, all of them, since vLLM speaks that protocol."""
+"""The payloads of the vllm worker: those of the OpenAI worker, since vLLM implements the same API."""
 
 from workers.openai.data_types import ChatRequest, CompletionRequest, OpenAIRequest
 

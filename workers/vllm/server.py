@@ -1,4 +1,4 @@
-"""The worker for vLLM: `python -m workers.vllm.server`. It is the OpenAI worker with its log lines."""
+"""The worker for vLLM, the OpenAI worker with vLLM's log lines: `python -m workers.vllm.server`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
 
-VLLM = server.Engine(
+VLLM = server.ServerProfile(
     log="/var/log/portal/vllm.log",
     load_lines=("Application startup complete.",),
-    # The first is the process manager's on an instance; the second is what vLLM's own crashes begin with.
+    # The process manager of an instance logs the first line when vLLM exits. vLLM's crashes begin with the
+    # second.
     error_lines=("INFO exited: vllm", "RuntimeError: Engine"),
     info_lines=("Starting to load model", "Loading weights took"),
     ignore_eos=True,
@@ -22,7 +23,7 @@ VLLM = server.Engine(
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
-    """The worker's backend and routes. Raises `SettingsError` where `environ` can't work."""
+    """Return the backend and the routes. Raises `SettingsError`, which names every wrong variable."""
     return server.build(environ, VLLM)
 
 

@@ -1,8 +1,8 @@
-"""Stand-ins for the two APIs before ComfyUI: `python -m tests.workers.comfyui.fake_apis --log FILE KIND`.
+"""Fakes of the two APIs before ComfyUI: `python -m tests.workers.comfyui.fake_apis --log FILE KIND`.
 
 KIND is `wrapper` (the ComfyUI API wrapper, with ComfyUI's `/view` on the same port) or `runsync` (the older
-API, which writes its images beside the log). A workflow with a node `Hold` waits until its client has left;
-one with a node `Fail` fails as the wrapper does.
+API, which writes its images beside the log). A workflow with a node `Hold` runs until its client disconnects;
+one with a node `Fail` fails as in the wrapper.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ READY_LINES = {"wrapper": "BACKENDS_READY port ", "runsync": "To see the GUI go 
 NAME = "accept_00001_.png"
 
 
-class Api:
-    """What both have: what they were asked, and what became of it."""
+class FakeApi:
+    """The base of both: records requests, and which of them run or were cancelled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Api:
         return message
 
     async def work(self, graph: dict[str, Any]) -> bytes:
-        """The image; waits for the client's leaving where the graph says so."""
+        """The image. With a node `Hold`, waits until the client disconnects."""
         kinds = {node["class_type"] for node in graph.values()}
         if "Hold" in kinds:
             self.working.append(len(self.asked))
@@ -68,7 +68,7 @@ class Api:
             self.changed.notify_all()
 
 
-class WrapperApi(Api):
+class FakeWrapperApi(FakeApi):
     async def health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "healthy", "backends_healthy": "1/1", "backends": []})
 
@@ -135,7 +135,7 @@ class WrapperApi(Api):
         return {**head, "comfyui_response": {}, "output": [], "timings": {"total_ms": 1}}
 
 
-class RunsyncApi(Api):
+class FakeRunsyncApi(FakeApi):
     async def runsync(self, request: web.Request) -> web.Response:
         graph = (await self.read(request))["input"]["workflow_json"]
         path = self.folder / NAME
@@ -147,9 +147,9 @@ class RunsyncApi(Api):
 
 def app(kind: str, folder: Path) -> web.Application:
     application = web.Application()
-    api: Api
+    api: FakeApi
     if kind == "wrapper":
-        wrapper = api = WrapperApi(folder)
+        wrapper = api = FakeWrapperApi(folder)
         application.add_routes(
             [
                 web.get("/health", wrapper.health),
@@ -159,7 +159,7 @@ def app(kind: str, folder: Path) -> web.Application:
             ]
         )
     else:
-        runsync = api = RunsyncApi(folder)
+        runsync = api = FakeRunsyncApi(folder)
         application.add_routes([web.post("/runsync", runsync.runsync)])
     application.add_routes([web.get("/test/until/{what}", api.until), web.get("/test/state", api.state)])
     return application

@@ -1,8 +1,9 @@
-"""A stand-in for ComfyUI 0.3.64, as a process: `python -m tests.workers.comfyui.fake_comfyui --log FILE`.
+"""A fake ComfyUI 0.3.64, as a process: `python -m tests.workers.comfyui.fake_comfyui --log FILE`.
 
-It answers with the shapes of the recorded exchanges: `/prompt`, `/queue`, `/history`, `/interrupt`, `/view`,
-`/ws` and the errors of each, one prompt at a time, with a cache of equal nodes. Below `/test/` a test steers
-it: what nodes of the class `Hold` wait for, lost events, dropped connections, a restart, its death.
+It answers as in recorded exchanges: `/prompt`, `/queue`, `/history`, `/interrupt`, `/view`, `/ws` and their
+errors. It executes one prompt at a time and caches equal nodes. A test controls it by paths below `/test/`:
+it releases nodes of the class `Hold`, loses events, drops connections, restarts the server or ends its
+process.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Prompt:
         return [self.number, self.id, self.graph, self.extra, self.outputs]
 
 
-class FakeComfy:
-    """The server's state. `changed` is notified whenever a test may have waited for something."""
+class FakeComfyUI:
+    """The server's state. `changed` is notified whenever a condition of a waiting test may have changed."""
 
     def __init__(self) -> None:
         self.numbers = itertools.count()
@@ -77,7 +78,7 @@ class FakeComfy:
     # ComfyUI's own routes
 
     async def prompt(self, request: web.Request) -> web.Response:
-        message: Any = await request.json()  # what is not JSON is a 500, as there
+        message: Any = await request.json()  # a body that is not JSON is a 500, as in ComfyUI
         if "prompt" not in message:
             return invalid("no_prompt", "No prompt provided", "No prompt provided")
         graph: dict[str, Any] = message["prompt"]
@@ -91,7 +92,7 @@ class FakeComfy:
         extra = {"client_id": message["client_id"]} if "client_id" in message else {}
         prompt = Prompt(next(self.numbers), message.get("prompt_id") or str(uuid.uuid4()), graph, extra)
         self.pending.append(prompt)
-        await self._tell_status()
+        await self._send_status()
         self.more_work.set()
         await self.notify()
         return web.json_response(
@@ -110,12 +111,12 @@ class FakeComfy:
     async def change_queue(self, request: web.Request) -> web.Response:
         message = await request.json()
         self.pending = [prompt for prompt in self.pending if prompt.id not in message.get("delete", [])]
-        await self._tell_status()
+        await self._send_status()
         await self.notify()
         return web.Response()
 
     async def interrupt(self, request: web.Request) -> web.Response:
-        """The id in its body is not looked at, as in older versions: it stops what runs."""
+        """Interrupt the running prompt. Like older versions, ignores the id in the body."""
         self.interrupts.append(self.running.id if self.running else "")
         if self.running is not None:
             self.running.interrupted.set()
@@ -164,7 +165,7 @@ class FakeComfy:
         try:
             if not self.mute:
                 await socket.send_json({"type": "status", "data": {**self._status, "sid": sid}})
-                await socket.send_bytes((99).to_bytes(4, "big"))  # of a kind that nobody knows
+                await socket.send_bytes((99).to_bytes(4, "big"))  # a frame of an unknown kind
             await self.notify()
             async for _ in socket:
                 pass
@@ -173,13 +174,13 @@ class FakeComfy:
                 del self.sockets[sid]
         return socket
 
-    # What a test steers
+    # For tests
 
     async def state(self, _request: web.Request) -> web.Response:
         return web.json_response(self.seen)
 
     async def until(self, request: web.Request) -> web.Response:
-        """Answers once the state's list `what` has at least `count` items, or at most with `most`."""
+        """Answer when the state's list `what` has at least `count` items or, with `most`, at most `count`."""
         what, count = request.match_info["what"], int(request.query.get("count", "1"))
         most = "most" in request.query
         async with self.changed:
@@ -189,7 +190,7 @@ class FakeComfy:
         return web.json_response(self.seen)
 
     async def steer(self, request: web.Request) -> web.Response:
-        """Do what the body names."""
+        """Do the actions named in the body."""
         for name, value in (await request.json()).items():
             if name == "release":
                 self.released.set() if value else self.released.clear()
@@ -225,7 +226,7 @@ class FakeComfy:
         async with self.changed:
             self.changed.notify_all()
 
-    # Its work
+    # Executing prompts
 
     async def work(self) -> None:
         while True:
@@ -234,14 +235,14 @@ class FakeComfy:
                 await self.more_work.wait()
             prompt = self.running = self.pending.pop(0)
             await self.notify()
-            await self._tell_status()
+            await self._send_status()
             entry = await self._run(prompt)
-            if self.running is not prompt:  # forgotten meanwhile
+            if self.running is not prompt:  # lost by a restart meanwhile
                 continue
             self.running = None
             self.history[prompt.id] = entry
-            await self._tell_status()
-            await self._tell(prompt, "executing", {"node": None, "prompt_id": prompt.id})
+            await self._send_status()
+            await self._send_event(prompt, "executing", {"node": None, "prompt_id": prompt.id})
             await self.notify()
 
     async def _run(self, prompt: Prompt) -> dict[str, Any]:
@@ -258,7 +259,7 @@ class FakeComfy:
             node = prompt.graph[name]
             try:
                 if name not in cached:
-                    await self._tell_running(prompt, name)
+                    await self._send_running(prompt, name)
                     self.cache[keys[name]] = await self._execute(prompt, name, node)
                 output = self.cache[keys[name]]
             except (Interrupted, NodeFailed) as e:
@@ -272,8 +273,8 @@ class FakeComfy:
             executed.append(name)
             if output:
                 outputs[name] = output
-                told = {"node": name, "display_node": name, "output": output, "prompt_id": prompt.id}
-                await self._tell(prompt, "executed", told)
+                data = {"node": name, "display_node": name, "output": output, "prompt_id": prompt.id}
+                await self._send_event(prompt, "executed", data)
         if not failed:
             await self._note(prompt, "execution_success", {})
         status = {
@@ -284,7 +285,7 @@ class FakeComfy:
         return {"prompt": prompt.item, "outputs": {} if failed else outputs, "status": status, "meta": {}}
 
     async def _execute(self, prompt: Prompt, name: str, node: dict[str, Any]) -> dict[str, Any]:
-        """What the node puts out. Raises `Interrupted` and `NodeFailed`."""
+        """The node's output. Raises `Interrupted` and `NodeFailed`."""
         kind, inputs = node["class_type"], node["inputs"]
         if kind == "Hold":
             await self._hold(prompt)
@@ -292,8 +293,8 @@ class FakeComfy:
             raise NodeFailed
         if kind in ("KSampler", "SamplerCustomAdvanced"):
             for step in range(1, 4):
-                told = {"value": step, "max": 3, "prompt_id": prompt.id, "node": name}
-                await self._tell(prompt, "progress", told)
+                data = {"value": step, "max": 3, "prompt_id": prompt.id, "node": name}
+                await self._send_event(prompt, "progress", data)
                 await self._send_image(prompt, b"preview")
         if kind == "PreviewAny":
             return {"text": [str(inputs["source"])]}
@@ -304,8 +305,8 @@ class FakeComfy:
             return {"gifs": [self._write("video", "mp4", text.encode(), folder="clips")]}
         if kind == "SaveImageWebsocket":
             for number in range(3):
-                told = {"value": number, "max": 3, "prompt_id": prompt.id, "node": name}
-                await self._tell(prompt, "progress", told)
+                data = {"value": number, "max": 3, "prompt_id": prompt.id, "node": name}
+                await self._send_event(prompt, "progress", data)
                 await self._send_image(prompt, png(f"{text}{number}"))
         if kind == "SaveAudio":
             return {"audio": [self._write("sound", "flac", text.encode())]}
@@ -340,21 +341,23 @@ class FakeComfy:
     def _status(self) -> dict[str, Any]:
         return {"status": {"exec_info": {"queue_remaining": self.remaining}}}
 
-    async def _tell_status(self) -> None:
+    async def _send_status(self) -> None:
         for sid in [] if self.mute else list(self.sockets):
             await self._send(sid, {"type": "status", "data": self._status})
 
-    async def _tell_running(self, prompt: Prompt, name: str) -> None:
+    async def _send_running(self, prompt: Prompt, name: str) -> None:
         state = {"value": 0.0, "max": 1.0, "state": "running", "node_id": name, "prompt_id": prompt.id}
-        await self._tell(prompt, "progress_state", {"prompt_id": prompt.id, "nodes": {name: state}})
-        await self._tell(prompt, "executing", {"node": name, "display_node": name, "prompt_id": prompt.id})
+        await self._send_event(prompt, "progress_state", {"prompt_id": prompt.id, "nodes": {name: state}})
+        await self._send_event(
+            prompt, "executing", {"node": name, "display_node": name, "prompt_id": prompt.id}
+        )
 
     async def _note(self, prompt: Prompt, kind: str, data: dict[str, Any]) -> None:
         data = {"prompt_id": prompt.id, **data, "timestamp": int(time.time() * 1000)}
         prompt.messages.append([kind, data])
-        await self._tell(prompt, kind, data)
+        await self._send_event(prompt, kind, data)
 
-    async def _tell(self, prompt: Prompt, kind: str, data: dict[str, Any]) -> None:
+    async def _send_event(self, prompt: Prompt, kind: str, data: dict[str, Any]) -> None:
         if not self.mute:
             await self._send(prompt.extra.get("client_id", ""), {"type": kind, "data": data})
 
@@ -376,7 +379,7 @@ class FakeComfy:
 async def _note_and_guard(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """On loopback, an `Origin` that is not the `Host` is refused without a word."""
+    """Record the request. Like ComfyUI on loopback, answer 403 to an `Origin` other than the `Host`."""
     if not request.path.startswith("/test/"):
         request.app[FAKE].requests.append(
             {"method": request.method, "path": request.path_qs, "headers": dict(request.headers)}
@@ -388,11 +391,11 @@ async def _note_and_guard(
     return await handler(request)
 
 
-FAKE = web.AppKey("fake", FakeComfy)
+FAKE = web.AppKey("fake", FakeComfyUI)
 
 
 def app() -> web.Application:
-    fake = FakeComfy()
+    fake = FakeComfyUI()
     app = web.Application(client_max_size=100 * 2**20, middlewares=[_note_and_guard])
     app[FAKE] = fake
     app.add_routes(
@@ -422,7 +425,7 @@ def app() -> web.Application:
 
 
 async def serve(application: web.Application, ready_line: str, log: Path, notices_leaving: bool) -> None:
-    """Serve on a port of the system's choice, which the log tells with `ready_line`."""
+    """Serve on a free port, which is written to the log after `ready_line`."""
     runner = web.AppRunner(application, handler_cancellation=notices_leaving, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

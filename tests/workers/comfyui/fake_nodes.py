@@ -1,6 +1,6 @@
-"""What the stand-in for ComfyUI knows about graphs: its nodes, its checks, their order.
+"""The graphs of the fake ComfyUI: its nodes, its checks, the order of execution.
 
-Owns the shapes of refused prompts, as a ComfyUI 0.3.64 answered them.
+Owns the answers to refused prompts, which are like those of ComfyUI 0.3.64.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-# Required inputs of the nodes it knows; all others do not exist.
+# The existing nodes and their required inputs.
 NODES: dict[str, tuple[str, ...]] = {
     "EmptyLatentImage": ("width", "height", "batch_size"),
     "EmptySD3LatentImage": ("width", "height", "batch_size"),
@@ -95,7 +95,7 @@ def error_of(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_order(graph: dict[str, Any], outputs: list[str]) -> list[str]:
-    """The nodes that `outputs` need, each after those that it needs."""
+    """The nodes on which `outputs` depend, each after its own dependencies."""
     order: list[str] = []
 
     def visit(name: str) -> None:
@@ -112,5 +112,5 @@ def in_order(graph: dict[str, Any], outputs: list[str]) -> list[str]:
 
 
 def key(graph: dict[str, Any], name: str) -> str:
-    """What a node's output depends on."""
+    """The cache key of a node's output."""
     return json.dumps([name, *(graph[other] for other in in_order(graph, [name]))], sort_keys=True)

@@ -1,4 +1,4 @@
-"""Workflows for tests, of nodes that the stand-in for ComfyUI knows."""
+"""Workflows for tests, of nodes that the fake ComfyUI has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 def image(seed: int = 1, *, hold: bool = False, size: int = 512, steps: int = 20) -> Graph:
-    """One image; with `hold`, the test says when it goes on."""
+    """One image. With `hold`, it is made when the test releases it."""
     return {
         "3": node(
             "KSampler", seed=seed, steps=steps, latent_image=["5", 0], **({"wait": ["2", 0]} if hold else {})

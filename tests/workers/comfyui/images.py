@@ -1,4 +1,4 @@
-"""Small PNG images, made without a library: each text has its own."""
+"""Small PNG images, made without a library. Each text gives another image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def png(text: str, width: int = 64, height: int = 48) -> bytes:
-    """An image of one colour that `text` decides, with `text` in it as ComfyUI puts the prompt there."""
+    """An image in a colour derived from `text`, with `text` in a tEXt chunk like ComfyUI's prompt."""
     colour = struct.pack(">I", zlib.crc32(text.encode()))[1:]
     rows = (b"\0" + colour * width) * height
     return (

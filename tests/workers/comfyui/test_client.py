@@ -9,12 +9,12 @@ import pytest
 
 from lib.client import CallFailed, RouteClient, Target
 from tests.system import ROOT
+from tests.workers.comfyui.comfy_system import ComfySystem, native_system
 from tests.workers.comfyui.images import png
-from tests.workers.comfyui.stand import System, native_rig
 from workers.comfyui import client
 
 
-async def run(here: System, folder: Path, *arguments: str) -> tuple[int | None, str, str]:
+async def run(here: ComfySystem, folder: Path, *arguments: str) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "workers.comfyui.client", "--engine", here.engine_url, *arguments),
@@ -28,20 +28,20 @@ async def run(here: System, folder: Path, *arguments: str) -> tuple[int | None, 
 
 
 async def test_it_saves_an_image(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+    async with native_system(tmp_path) as here:
         status, output, errors = await run(here, tmp_path, "-o", "fox", "--width", "512", 'a "red" fox')
 
         assert (status, output, errors) == (0, "fox.png\n", "")
         assert (tmp_path / "fox.png").read_bytes().startswith(png("")[:8])
-        await here.told("Success")
+        await here.engine_got("Success")
         status, output, errors = await run(here, tmp_path, "--steps", "0")
         assert (status, output) == (1, "")
         assert "steps" in errors
         assert "Traceback" not in errors
 
 
-async def test_a_refusal_is_told(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_a_refused_request_raises(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         engine = RouteClient(here.http, Target(here.engine_url, "local", "key"))
         here.model.process.kill()
         with pytest.raises(CallFailed, match="HTTP 502"):

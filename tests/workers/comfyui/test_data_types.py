@@ -16,7 +16,7 @@ def problems_of(cls: Any, message: dict[str, Any]) -> dict[str, Any]:
     return raised.value.message
 
 
-def test_a_generate_request_is_passed_on_as_it_is() -> None:
+def test_a_generate_request_is_passed_on_unchanged() -> None:
     message = {"input": {"modifier": "A", "anything": [1, None]}, "other": {"x": 1}}
 
     assert GenerateInput.from_json_msg(message).generate_payload_json() == message
@@ -46,7 +46,7 @@ def test_a_prompt_counts_in_tokens() -> None:
     assert payload.count_workload() == 1200.0
 
 
-def test_a_prompt_without_a_seed_gets_another_each_time() -> None:
+def test_a_prompt_without_a_seed_gets_a_random_one() -> None:
     payload = PromptInput.from_json_msg({"prompt": "a fox", "seed": None})
     seeds = {payload.graph()["25"]["inputs"]["noise_seed"] for _ in range(8)}
 
@@ -70,7 +70,7 @@ def test_every_wrong_field_of_a_prompt_is_named() -> None:
     }
 
 
-def test_a_clients_message_does_not_reach_the_workers_own_fields() -> None:
+def test_clients_can_not_set_the_workers_own_fields() -> None:
     message: dict[str, Any] = {
         "prompt": "x",
         "model": "sd3",
@@ -85,14 +85,14 @@ def test_a_clients_message_does_not_reach_the_workers_own_fields() -> None:
     assert GenerateInput.from_json_msg(message).benchmark_work is None
 
 
-def test_a_custom_workflow_counts_what_it_tells() -> None:
+def test_a_custom_workflow_counts_the_work_of_its_graph() -> None:
     graph = image()
     graph["5"]["inputs"] |= {"width": "{{WIDTH}}", "height": "{{HEIGHT}}"}
-    told = CustomWorkflowInput.from_json_msg(
+    payload = CustomWorkflowInput.from_json_msg(
         {"workflow": graph, "custom_fields": {"width": 1024, "Height": 512}}
     )
 
-    assert told.count_workload() == pytest.approx(image_workload("flux", 1024, 512, 20))
+    assert payload.count_workload() == pytest.approx(image_workload("flux", 1024, 512, 20))
     assert CustomWorkflowInput({"1": {"class_type": "A"}}).count_workload() == 4600.0
     assert CustomWorkflowInput.for_test().count_workload() == pytest.approx(
         image_workload("flux", 512, 512, 20)
@@ -124,11 +124,11 @@ def test_every_wrong_field_of_a_custom_workflow_is_named() -> None:
         ({"filename": 1, "subfolder": 2, "type": 3}, {"filename", "subfolder", "type"}),
     ],
 )
-def test_a_view_names_one_file_and_no_other_place(message: dict[str, Any], wrong: set[str]) -> None:
+def test_view_refuses_paths(message: dict[str, Any], wrong: set[str]) -> None:
     assert set(problems_of(ViewQuery, message)) == wrong
 
 
-def test_a_view() -> None:
+def test_a_view_query() -> None:
     payload = ViewQuery.from_json_msg(
         {"filename": "a..b.png", "subfolder": "x/y", "type": "temp", "preview": "webp"}
     )

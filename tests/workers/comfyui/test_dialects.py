@@ -1,4 +1,4 @@
-"""The other dialects end to end, and the finding of the one that is there."""
+"""The other dialects end to end, and the detection of the dialect."""
 
 from __future__ import annotations
 
@@ -17,22 +17,30 @@ from lib.runtime.settings import Settings
 from tests.fakes.raw_client import connected
 from tests.manual_clock import ManualClock
 from tests.system import GUARD_S
+from tests.workers.comfyui.comfy_system import (
+    APIS,
+    BaseSystem,
+    ComfySystem,
+    FakeServer,
+    base_system,
+    model_server,
+    worker,
+)
 from tests.workers.comfyui.graphs import Graph, image, node
 from tests.workers.comfyui.images import png
-from tests.workers.comfyui.stand import APIS, Model, Stand, System, model_server, stand, worker
 from workers.comfyui.dialects import Choice
 from workers.comfyui.settings import ComfySettings
 
 
 @asynccontextmanager
-async def api_rig(
-    tmp_path: Path, kind: str, env: dict[str, str] | None = None, *, rated: bool = True
-) -> AsyncGenerator[System, None]:
-    async with stand(tmp_path) as here, model_server(here, APIS, kind) as model:
+async def api_system(
+    tmp_path: Path, kind: str, env: dict[str, str] | None = None, *, measured: bool = True
+) -> AsyncGenerator[ComfySystem, None]:
+    async with base_system(tmp_path) as here, model_server(here, APIS, kind) as model:
         own = {"COMFYUI_DIALECT": kind, "MODEL_SERVER_URL": model.url, "MODEL_LOG": str(model.log)}
-        async with worker(here, {**own, "COMFYUI_URL": model.url, **(env or {})}, rated) as process:
+        async with worker(here, {**own, "COMFYUI_URL": model.url, **(env or {})}, measured) as process:
             await here.ready()
-            yield System(**vars(here), model=model, worker=process)
+            yield ComfySystem(**vars(here), model=model, worker=process)
 
 
 def content_of(uri: str) -> bytes:
@@ -44,14 +52,14 @@ def made_of(graph: Graph) -> bytes:
     return png(json.dumps(graph))
 
 
-async def test_the_wrapper_gets_requests_as_they_are(tmp_path: Path) -> None:
+async def test_the_wrapper_gets_requests_unchanged(tmp_path: Path) -> None:
     given = {
         "request_id": "req-1",
         "modifier": "Nope",
         "modifications": {"a": [1]},
         "webhook": {"url": "http://a/"},
     }
-    async with api_rig(tmp_path, "wrapper") as here:
+    async with api_system(tmp_path, "wrapper") as here:
         status, answer = await here.call("/generate/sync", {"input": given, "extra": None})
         assert (status, answer["message"]) == (500, "Preprocessing failed: Unknown modifier: Nope")
         status, answer = await here.generate(image(), request_id="req-2")
@@ -61,23 +69,23 @@ async def test_the_wrapper_gets_requests_as_they_are(tmp_path: Path) -> None:
         assert asked[0]["message"] == {"input": given, "extra": None}
         assert asked[1]["message"] == {"input": {"workflow_json": image(), "request_id": "req-2"}}
         assert all("Origin" not in a["headers"] for a in asked)
-        await here.told("Error", "Success")
+        await here.engine_got("Error", "Success")
 
 
 async def test_the_wrappers_stream_is_passed_on(tmp_path: Path) -> None:
     async with (
-        api_rig(tmp_path, "wrapper") as here,
+        api_system(tmp_path, "wrapper") as here,
         here.post("/generate/stream", {"input": {"workflow_json": image(), "request_id": "s"}}) as answer,
     ):
         assert answer.content_type == "text/event-stream"
-        told = [json.loads(e.removeprefix("data: ")) for e in (await answer.text()).strip().split("\n\n")]
-        assert [event["status"] for event in told] == ["queued", "final_result"]
+        events = [json.loads(e.removeprefix("data: ")) for e in (await answer.text()).strip().split("\n\n")]
+        assert [event["status"] for event in events] == ["queued", "final_result"]
 
 
 @pytest.mark.parametrize("with_data", [True, False])
 async def test_images_of_the_wrapper(tmp_path: Path, with_data: bool) -> None:
     graph = {**image(), **({"99": node("WithData")} if with_data else {})}
-    async with api_rig(tmp_path, "wrapper") as here:
+    async with api_system(tmp_path, "wrapper") as here:
         status, answer = await here.call("/custom-workflow", {"workflow": graph})
         assert status == 200
         assert [content_of(uri) for uri in answer["images"]] == [made_of(graph)]
@@ -86,17 +94,17 @@ async def test_images_of_the_wrapper(tmp_path: Path, with_data: bool) -> None:
 
 
 @pytest.mark.parametrize(("kind", "path"), [("wrapper", "/generate/sync"), ("runsync", "/generate/sync")])
-async def test_a_client_that_leaves_closes_the_call(tmp_path: Path, kind: str, path: str) -> None:
-    async with api_rig(tmp_path, kind) as here, connected(here.url) as client:
+async def test_a_disconnected_client_closes_the_call(tmp_path: Path, kind: str, path: str) -> None:
+    async with api_system(tmp_path, kind) as here, connected(here.url) as client:
         await client.post(path, here.envelope({"input": {"workflow_json": {"1": node("Hold")}}}))
         await here.model.until("working")
         client.leave()
         await here.model.until("cancelled")
-        await here.told("Cancelled")
+        await here.engine_got("Cancelled")
 
 
 async def test_runsync(tmp_path: Path) -> None:
-    async with api_rig(tmp_path, "runsync") as here:
+    async with api_system(tmp_path, "runsync") as here:
         status, answer = await here.call("/prompt", {"prompt": "a fox", "seed": 5})
         assert status == 200
         asked = (await here.model.state())["asked"][0]["message"]["input"]
@@ -107,21 +115,24 @@ async def test_runsync(tmp_path: Path) -> None:
         status, answer = await here.generate(image())
         assert (status, list(answer)) == (200, ["id", "output"])
         status, answer = await here.call("/generate/stream", {"input": {"workflow_json": image()}})
-        assert (status, answer["error"]) == (404, "the runsync dialect tells no progress: use /generate/sync")
+        assert (status, answer["error"]) == (
+            404,
+            "the runsync dialect reports no progress: use /generate/sync",
+        )
         status, answer = await here.call("/custom-workflow", {"workflow": {"1": node("NoImage")}})
         assert (status, answer) == (422, {"error": "the workflow made no images"})
 
 
 @pytest.mark.parametrize("kind", ["wrapper", "runsync"])
-async def test_each_is_measured(tmp_path: Path, kind: str) -> None:
-    async with api_rig(tmp_path, kind, rated=False) as here:
+async def test_each_api_is_measured(tmp_path: Path, kind: str) -> None:
+    async with api_system(tmp_path, kind, measured=False) as here:
         assert here.last_report.max_perf > 0
         assert len((await here.model.state())["asked"]) >= 4
 
 
 @asynccontextmanager
-async def found(here: Stand, model: Model, kind: str, seconds: str = "30") -> AsyncGenerator[None, None]:
-    env = {"MODEL_SERVER_URL": model.url, "MODEL_LOG": str(model.log), "MODEL_TIMEOUT_S": seconds}
+async def detected(here: BaseSystem, model: FakeServer, kind: str) -> AsyncGenerator[None, None]:
+    env = {"MODEL_SERVER_URL": model.url, "MODEL_LOG": str(model.log), "MODEL_TIMEOUT_S": "30"}
     async with worker(here, {**env, "COMFYUI_URL": model.url}) as process:
         await here.ready()
         assert f"found a model server of the dialect {kind} at {model.url}" in process.output()
@@ -129,12 +140,12 @@ async def found(here: Stand, model: Model, kind: str, seconds: str = "30") -> As
 
 
 @pytest.mark.parametrize("kind", ["wrapper", "native", "runsync"])
-async def test_the_dialect_is_found_out(tmp_path: Path, kind: str) -> None:
+async def test_the_dialect_is_detected(tmp_path: Path, kind: str) -> None:
     arguments = () if kind == "native" else (APIS, kind)
     async with (
-        stand(tmp_path) as here,
+        base_system(tmp_path) as here,
         model_server(here, *arguments) as model,
-        found(here, model, kind),
+        detected(here, model, kind),
     ):
         status, answer = await here.generate(image())
         assert status == 200
@@ -142,12 +153,12 @@ async def test_the_dialect_is_found_out(tmp_path: Path, kind: str) -> None:
 
 
 async def test_it_waits_for_a_model_server_and_can_be_stopped(tmp_path: Path) -> None:
-    async with stand(tmp_path) as here:
+    async with base_system(tmp_path) as here:
         nobody = "http://127.0.0.1:9"
         async with worker(
             here, {"MODEL_SERVER_URL": nobody, "MODEL_LOG": str(tmp_path / "no.log")}
         ) as process:
-            await here.engine.wait_for(lambda: here.last_report is not None)
+            await here.engine.wait_for(lambda: here.last_report is not None, GUARD_S)
             assert here.last_report.loadtime == 0.0
             async with here.http.get(here.url + "/ping") as answer:
                 assert answer.status == 200
@@ -157,15 +168,15 @@ async def test_it_waits_for_a_model_server_and_can_be_stopped(tmp_path: Path) ->
             assert await process.exit_status() == 0
 
 
-async def test_its_health_is_watched(tmp_path: Path) -> None:
-    async with stand(tmp_path) as here, model_server(here) as model:
+async def test_the_health_of_a_detected_server_is_watched(tmp_path: Path) -> None:
+    async with base_system(tmp_path) as here, model_server(here) as model:
         settings = ComfySettings.from_env({"MODEL_SERVER_URL": model.url})
         clock, choice = ManualClock(), Choice(settings)
         backend = Backend(model.url, lifecycle=AsyncExitStack(), clock=clock)
         instance = Settings(container_id=1, public_url=here.url, unsecured=True)
-        async with backend.run_with(instance, tmp_path, print) as running, choice.finding(backend):
+        async with backend.run_with(instance, tmp_path, print) as running, choice.detect(backend):
             running.readiness.seen(ReadySignal.LIFECYCLE, "entered")
-            await model.until("requests", 5)  # the probes, its health, and its health as it is watched
+            await model.until("requests", 5)  # probes, and two health checks
             model.process.kill()
             await model.process.wait()
             assert not running.readiness.error_msg

@@ -1,4 +1,4 @@
-"""The native dialect end to end: client, worker and a stand-in for ComfyUI, each a process."""
+"""The native dialect end to end, with a worker and a fake ComfyUI as processes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 
 from tests.fakes.raw_client import RawClient, connected
+from tests.workers.comfyui.comfy_system import ComfySystem, native_system
 from tests.workers.comfyui.graphs import Graph, failing, image, invalid, node
 from tests.workers.comfyui.images import png
-from tests.workers.comfyui.stand import System, native_rig
 
 SYNC = "/generate/sync"
 STREAM = "/generate/stream"
@@ -41,7 +41,7 @@ async def next_event(answer: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 async def test_an_image(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+    async with native_system(tmp_path) as here:
         status, answer = await here.generate(image(), request_id="req-1")
 
         assert status == 200
@@ -72,11 +72,11 @@ async def test_an_image(tmp_path: Path) -> None:
         state = await here.model.state()
         assert all("Origin" not in request["headers"] for request in state["requests"])
         assert len([r for r in state["requests"] if r["path"].startswith("/ws?clientId=")]) == 1
-        await here.told("Success")
+        await here.engine_got("Success")
 
 
-async def test_a_cached_image_comes_again(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_a_cached_image_is_answered_again(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         first = await here.generate(image())
         again = await here.generate(image())
 
@@ -94,7 +94,7 @@ async def test_every_kind_of_output(tmp_path: Path) -> None:
         "12": node("SaveAudio", audio=["8", 0]),
         "13": node("PreviewAny", source="only text"),
     }
-    async with native_rig(tmp_path) as here:
+    async with native_system(tmp_path) as here:
         status, answer = await here.generate(graph)
 
         assert status == 200
@@ -113,8 +113,8 @@ async def test_every_kind_of_output(tmp_path: Path) -> None:
             assert base64.b64decode(output["data"]) == await here.model.view(output)
 
 
-async def test_an_invalid_prompt_is_422_with_comfyuis_own_words(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_an_invalid_prompt_is_422_with_comfyuis_own_errors(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         for path in (SYNC, STREAM):
             status, answer = await here.call(path, asked(invalid()))
             assert status == 422
@@ -130,15 +130,15 @@ async def test_an_invalid_prompt_is_422_with_comfyuis_own_words(tmp_path: Path) 
 
 
 async def test_one_of_two_outputs_may_be_invalid(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+    async with native_system(tmp_path) as here:
         status, answer = await here.generate({**image(), "10": node("SaveImage")})
 
         assert (status, len(answer["output"])) == (200, 1)
         assert answer["node_errors"]["10"]["errors"][0]["type"] == "required_input_missing"
 
 
-async def test_a_node_that_fails_is_500_with_its_name(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_a_failed_node_is_500_with_its_name(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         status, answer = await here.generate(failing(), request_id="bad")
 
         assert status == 500
@@ -155,54 +155,54 @@ async def test_a_node_that_fails_is_500_with_its_name(tmp_path: Path) -> None:
         status, answer = await here.call("/custom-workflow", {"workflow": failing()})
         assert (status, answer["node_type"]) == (500, "RegexReplace")
         async with here.post(STREAM, asked(failing())) as stream:
-            told = await events(stream)
-        assert (stream.status, told[-1]["status"]) == (200, "final_result")
-        assert (told[-1]["result"]["status"], told[-1]["result"]["node_id"]) == ("failed", "1")
-        await here.told("Error", "Error", "Error")
+            all_events = await events(stream)
+        assert (stream.status, all_events[-1]["status"]) == (200, "final_result")
+        assert (all_events[-1]["result"]["status"], all_events[-1]["result"]["node_id"]) == ("failed", "1")
+        await here.engine_got("Error", "Error", "Error")
 
 
-async def test_the_progress_as_it_happens(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
-        await someone_elses(here, image(7, hold=True))
+async def test_a_stream_reports_the_progress(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
+        await queue_prompt_of_another_client(here, image(7, hold=True))
         async with here.post(STREAM, asked(image(8, size=640), request_id="req-sse")) as answer:
             assert answer.content_type == "text/event-stream"
             assert (await next_event(answer))["message"] == "Request queued"
             waiting = await next_event(answer)
             assert (waiting["status"], waiting["queue_position"]["position"]) == ("queued", 1)
             await here.model.steer(release=True)
-            told = await events(answer)
+            all_events = await events(answer)
 
-        assert {event["request_id"] for event in told} == {"req-sse"}
-        assert {event["status"] for event in told[:-1]} == {"processing"}
-        nodes = [event["node"]["id"] for event in told[:-1] if "node" in event]
+        assert {event["request_id"] for event in all_events} == {"req-sse"}
+        assert {event["status"] for event in all_events[:-1]} == {"processing"}
+        nodes = [event["node"]["id"] for event in all_events[:-1] if "node" in event]
         assert list(dict.fromkeys(nodes)) == ["5", "3", "8", "9"]
-        steps = [(e["node"]["type"], e["step"], e["steps"]) for e in told[:-1] if "step" in e]
+        steps = [(e["node"]["type"], e["step"], e["steps"]) for e in all_events[:-1] if "step" in e]
         assert steps == [("KSampler", 1, 3), ("KSampler", 2, 3), ("KSampler", 3, 3)]
-        result = told[-1]["result"]
-        assert (told[-1]["status"], result["status"], result["id"]) == (
+        result = all_events[-1]["result"]
+        assert (all_events[-1]["status"], result["status"], result["id"]) == (
             "final_result",
             "completed",
             "req-sse",
         )
         output = result["output"][0]
         assert base64.b64decode(output["data"]) == await here.model.view(output)
-        await here.told("Success")
+        await here.engine_got("Success")
 
 
-async def someone_elses(here: System, graph: Graph) -> str:
-    """A prompt that another client of ComfyUI has queued, once something runs; its id."""
+async def queue_prompt_of_another_client(here: ComfySystem, graph: Graph) -> str:
+    """Queue a prompt of another client of ComfyUI. Returns its id when a prompt runs."""
     message = {"prompt": graph, "client_id": "someone-else"}
     async with here.http.post(here.model.url + "/prompt", json=message) as answer:
-        told = await answer.json()
+        queued = await answer.json()
     await here.model.until("running")
-    return told["prompt_id"]
+    return queued["prompt_id"]
 
 
 @asynccontextmanager
 async def asking(
-    here: System, path: str, payload: dict[str, Any], state: str
+    here: ComfySystem, path: str, payload: dict[str, Any], state: str
 ) -> AsyncGenerator[RawClient, None]:
-    """A client that has asked, once its prompt is in ComfyUI's list `state`."""
+    """A client that has sent a request, whose prompt is in ComfyUI's list `state`."""
     async with connected(here.url) as client:
         await client.post(path, here.envelope(payload))
         await here.model.until(state)
@@ -210,8 +210,8 @@ async def asking(
 
 
 @asynccontextmanager
-async def asking_soon(call: Coroutine[Any, Any, Answer]) -> AsyncGenerator[asyncio.Task[Answer], None]:
-    """`call` under way, while the test does something else."""
+async def in_background(call: Coroutine[Any, Any, Answer]) -> AsyncGenerator[asyncio.Task[Answer], None]:
+    """Run `call` as a task during the block."""
     task = asyncio.ensure_future(call)
     try:
         yield task
@@ -226,15 +226,15 @@ PATHS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-async def test_a_client_that_leaves_takes_its_queued_prompt_along(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
-        other = await someone_elses(here, image(7, hold=True))
+async def test_the_queued_prompt_of_a_disconnected_client_is_deleted(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
+        other = await queue_prompt_of_another_client(here, image(7, hold=True))
         for path, payload in PATHS.items():
             async with asking(here, path, payload(), "pending") as client:
                 client.leave()
                 state = await here.model.until_no("pending")
             assert (state["running"], state["interrupts"]) == ([other], [])
-        await here.told(*["Cancelled"] * len(PATHS))
+        await here.engine_got(*["Cancelled"] * len(PATHS))
         await here.model.steer(release=True)
         await here.model.until("history")
         assert (await here.generate(image(9)))[0] == 200
@@ -242,44 +242,44 @@ async def test_a_client_that_leaves_takes_its_queued_prompt_along(tmp_path: Path
         assert (state["ran"][0], len(state["ran"])) == (other, 2)
 
 
-async def test_a_client_that_leaves_interrupts_its_running_prompt(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_the_running_prompt_of_a_disconnected_client_is_interrupted(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         for number, (path, payload) in enumerate(PATHS.items(), 1):
             async with asking(here, path, payload(), "running") as client:
                 ours = (await here.model.state())["running"]
-                await someone_elses(here, image(100 + number))
+                await queue_prompt_of_another_client(here, image(100 + number))
                 client.half_close()
                 state = await here.model.until("history", 2 * number)
             assert state["interrupts"][number - 1 :] == ours
-            assert state["ran"][-1] not in state["interrupts"]  # the other's went on to its end
-        await here.told(*["Cancelled"] * len(PATHS))
+            assert state["ran"][-1] not in state["interrupts"]  # the other client's prompt was executed
+        await here.engine_got(*["Cancelled"] * len(PATHS))
 
 
-async def test_a_prompt_that_turns_up_after_its_client_has_left_is_stopped(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_a_prompt_queued_after_its_client_has_disconnected_is_removed(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         await here.model.steer(slow=True)
         async with asking(here, SYNC, asked(image(8, hold=True)), "posted") as client:
             client.leave()
             await here.model.until("posted")
         await here.model.steer(slow=False, release=True)
-        await here.told("Cancelled")
+        await here.engine_got("Cancelled")
         await here.model.steer(release=False)
         await here.model.until("history")
         state = await here.model.state()
         assert (state["running"], state["pending"]) == ([], [])
 
 
-async def test_a_client_that_leaves_after_the_end_interrupts_nobody(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_a_client_that_disconnects_after_the_end_interrupts_no_prompt(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         assert (await here.generate(image(1)))[0] == 200
-        other = await someone_elses(here, image(7, hold=True))
+        other = await queue_prompt_of_another_client(here, image(7, hold=True))
         state = await here.model.state()
         assert (state["running"], state["interrupts"]) == ([other], [])
         await here.model.steer(release=True)
 
 
-async def test_a_prompt_interrupted_by_someone_else(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here, asking_soon(here.generate(image(hold=True))) as answer:
+async def test_a_prompt_interrupted_by_another_client_is_500(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here, in_background(here.generate(image(hold=True))) as answer:
         await here.model.until("running")
         async with here.http.post(here.model.url + "/interrupt"):
             pass
@@ -288,33 +288,33 @@ async def test_a_prompt_interrupted_by_someone_else(tmp_path: Path) -> None:
         assert "interrupted" in body["error"]
 
 
-async def test_the_websocket_may_drop(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here, here.post(STREAM, asked(image(hold=True))) as answer:
+async def test_a_dropped_websocket_is_opened_again(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here, here.post(STREAM, asked(image(hold=True))) as answer:
         await here.model.until("running")
         await here.model.steer(drop=True)
         connections = (await here.model.until("connections", 2))["connections"]
         assert len(set(connections)) == 1  # the same client has come back
         await here.model.steer(release=True)
-        told = await events(answer)
-        assert told[-1]["result"]["status"] == "completed"
-        assert [event["step"] for event in told if "step" in event] == [1, 2, 3]
+        all_events = await events(answer)
+        assert all_events[-1]["result"]["status"] == "completed"
+        assert [event["step"] for event in all_events if "step" in event] == [1, 2, 3]
 
 
-async def test_without_events_the_history_tells(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_without_events_the_history_is_polled(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         for number, how in enumerate(("no_sockets", "mute"), 1):
             await here.model.steer(**{how: True})
             status, answer = await here.generate(image(number))
             assert (status, len(answer["output"])) == (200, 1)
             async with here.post(STREAM, asked(image(10 + number))) as stream:
-                told = await events(stream)
-            assert told[-1]["result"]["status"] == "completed"
+                all_events = await events(stream)
+            assert all_events[-1]["result"]["status"] == "completed"
             await here.model.steer(**{how: False})
 
 
-async def test_images_that_are_sent_and_not_saved(tmp_path: Path) -> None:
+async def test_images_sent_over_the_websocket(tmp_path: Path) -> None:
     graph = {**image(), "9": node("SaveImageWebsocket", images=["8", 0])}
-    async with native_rig(tmp_path) as here:
+    async with native_system(tmp_path) as here:
         status, answer = await here.generate(graph)
         assert status == 200
         contents = [base64.b64decode(output["data"]) for output in answer["output"]]
@@ -332,18 +332,18 @@ async def test_images_that_are_sent_and_not_saved(tmp_path: Path) -> None:
         assert "SaveImageWebsocket" in answer["error"]
 
 
-async def test_a_prompt_that_a_restart_has_lost_is_502(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here, asking_soon(here.generate(image(hold=True))) as answer:
+async def test_a_prompt_lost_by_a_restart_is_502(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here, in_background(here.generate(image(hold=True))) as answer:
         await here.model.until("running")
         await here.model.steer(forget=True, drop=True)
         status, body = await answer
         assert status == 502
         assert "was it restarted?" in body["error"]
-        await here.told("Error")
+        await here.engine_got("Error")
 
 
-async def test_a_comfyui_that_dies_is_502(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here, asking_soon(here.generate(image(hold=True))) as answer:
+async def test_a_killed_comfyui_is_502(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here, in_background(here.generate(image(hold=True))) as answer:
         await here.model.until("running")
         here.model.process.kill()
         status, body = await answer
@@ -353,15 +353,15 @@ async def test_a_comfyui_that_dies_is_502(tmp_path: Path) -> None:
         assert status == 502
 
 
-async def test_a_job_that_takes_too_long_is_504_and_stopped(tmp_path: Path) -> None:
-    async with native_rig(tmp_path, {"MODEL_TIMEOUT_S": "0.5"}) as here:
+async def test_a_job_beyond_the_time_limit_is_504_and_removed(tmp_path: Path) -> None:
+    async with native_system(tmp_path, {"MODEL_TIMEOUT_S": "3"}) as here:
         status, body = await here.generate(image(hold=True))
         assert (status, body["error"]) == (504, "the model server took too long")
         assert len((await here.model.until("interrupts"))["interrupts"]) == 1
 
 
-async def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_unsupported_fields_are_refused_by_name(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         status, answer = await here.call(
             SYNC,
             {
@@ -386,7 +386,7 @@ PROMPT = 'a "fox",\n{{SEED}} \\ __RANDOM_INT__ ünïcödé 狐 {{PROMPT}}'
 
 
 async def test_a_prompt_arrives_unchanged(tmp_path: Path) -> None:
-    async with native_rig(tmp_path, {"COMFY_MODEL": "sd3"}) as here:
+    async with native_system(tmp_path, {"COMFY_MODEL": "sd3"}) as here:
         payload = {"prompt": PROMPT, "width": 640, "height": 512, "steps": 7, "seed": 2**64 - 1}
         status, answer = await here.call("/prompt", payload)
 
@@ -394,14 +394,14 @@ async def test_a_prompt_arrives_unchanged(tmp_path: Path) -> None:
         kind, _, data = answer["images"][0].partition(",")
         assert kind == "data:image/png;base64"
         history = await here.model.state()
-        async with here.http.get(f"{here.model.url}/history/{history['ran'][0]}") as told:
-            entry = (await told.json())[history["ran"][0]]
+        async with here.http.get(f"{here.model.url}/history/{history['ran'][0]}") as answered:
+            entry = (await answered.json())[history["ran"][0]]
         graph = entry["prompt"][2]
         assert graph["6"]["inputs"]["text"] == PROMPT
         assert (graph["5"]["inputs"]["width"], graph["5"]["inputs"]["height"]) == (640, 512)
         assert (graph["3"]["inputs"]["steps"], graph["3"]["inputs"]["seed"]) == (7, 2**64 - 1)
         assert base64.b64decode(data) == await here.model.view(entry["outputs"]["9"]["images"][0])
-        await here.engine.wait_for(lambda: here.last_report.cur_load == 0)
+        await here.engine_got("Success")
         assert "workload=" in here.worker.output()
 
 
@@ -409,7 +409,7 @@ async def test_a_custom_workflow(tmp_path: Path) -> None:
     graph = image()
     graph["5"]["inputs"] |= {"width": "{{WIDTH}}", "height": "{{height}}"}
     graph["9"]["inputs"]["filename_prefix"] = "{{NAME}}-__RANDOM_INT__"
-    async with native_rig(tmp_path) as here:
+    async with native_system(tmp_path) as here:
         fields = {"width": 256, "height": 320, "name": "mine"}
         status, answer = await here.call("/custom-workflow", {"workflow": graph, "custom_fields": fields})
 
@@ -419,8 +419,8 @@ async def test_a_custom_workflow(tmp_path: Path) -> None:
         assert (status, answer) == (422, {"error": "the workflow made no images"})
 
 
-async def test_a_file_by_its_name(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_view_returns_a_file(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         _, made = await here.generate(image())
         output = made["output"][0]
         query = {name: output[name] for name in ("filename", "subfolder", "type")}
@@ -448,8 +448,8 @@ def asked_to_hold() -> dict[str, Any]:
     return asked(image(5, hold=True))
 
 
-async def test_a_large_output_costs_little_memory(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_a_large_output_needs_little_memory(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         assert (await here.generate(image()))[0] == 200
         before_kib = here.worker.peak_memory_kib()
         async with here.post(SYNC, asked({"1": node("SaveLarge", size_mib=96)})) as answer:
@@ -467,7 +467,7 @@ async def test_a_large_output_costs_little_memory(tmp_path: Path) -> None:
 
 
 async def test_the_benchmark_is_measured_and_saved(tmp_path: Path) -> None:
-    async with native_rig(tmp_path, rated=False) as here:
+    async with native_system(tmp_path, measured=False) as here:
         state = await here.model.state()
         graphs = [json.dumps(await graph_of(here, prompt_id)) for prompt_id in state["ran"]]
         assert len(graphs) >= 4
@@ -477,6 +477,6 @@ async def test_the_benchmark_is_measured_and_saved(tmp_path: Path) -> None:
         assert "comfyui /generate/sync native flux" in json.dumps(saved)
 
 
-async def graph_of(here: System, prompt_id: str) -> Graph:
+async def graph_of(here: ComfySystem, prompt_id: str) -> Graph:
     async with here.http.get(f"{here.model.url}/history/{prompt_id}") as answer:
         return (await answer.json())[prompt_id]["prompt"][2]

@@ -12,13 +12,13 @@ from lib.model.connection import ModelServer
 from workers.comfyui import server
 from workers.comfyui.data_types import GenerateInput, PromptInput, ViewQuery
 from workers.comfyui.dialects import Choice
-from workers.comfyui.server import GenerateHandler, PromptHandler, ViewHandler
+from workers.comfyui.server import GenerateSyncHandler, PromptHandler, ViewHandler
 from workers.comfyui.settings import ComfySettings
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_worker_as_it_is() -> None:
+def test_the_defaults_of_the_worker() -> None:
     backend, routes = server.build({"COMFYUI_DIALECT": "native"})
 
     assert [(route.method, route.path) for route in routes] == [
@@ -36,7 +36,7 @@ def test_the_worker_as_it_is() -> None:
     assert backend.benchmark_handler.endpoint == "/generate/sync"
 
 
-def test_without_a_dialect_finding_it_is_the_sign_of_readiness() -> None:
+def test_without_a_dialect_its_detection_is_the_lifecycle() -> None:
     backend, _ = server.build({})
 
     assert backend.lifecycle is not None
@@ -52,7 +52,7 @@ def test_without_a_dialect_finding_it_is_the_sign_of_readiness() -> None:
         ({"COMFYUI_DIALECT": "native", "BENCHMARK_ROUTE": "/prompt"}, "/prompt"),
     ],
 )
-def test_what_the_benchmark_asks(env: dict[str, str], path: str) -> None:
+def test_the_benchmarks_route(env: dict[str, str], path: str) -> None:
     backend, _ = server.build(env)
 
     assert backend.benchmark_handler
@@ -63,8 +63,8 @@ def choice(**env: str) -> Choice:
     return Choice(ComfySettings.from_env({"COMFYUI_DIALECT": "native", **env}))
 
 
-def test_benchmark_payloads_differ_and_are_one_job_each() -> None:
-    handler = GenerateHandler(choice=choice(), path="/generate/sync")
+def test_benchmark_payloads_differ_and_count_as_one_job() -> None:
+    handler = GenerateSyncHandler(choice=choice(), path="/generate/sync")
     payloads = [handler.make_benchmark_payload() for _ in range(8)]
 
     assert len({str(p.input) for p in payloads}) == 8
@@ -84,10 +84,10 @@ def test_another_benchmark_has_another_name() -> None:
     names = {
         handler.benchmark_name
         for handler in (
-            GenerateHandler(choice=choice(), path="/generate/sync"),
-            GenerateHandler(choice=choice(COMFY_MODEL="sd3"), path="/generate/sync"),
-            GenerateHandler(choice=choice(BENCHMARK_TEST_STEPS="3"), path="/generate/sync"),
-            GenerateHandler(choice=choice(COMFYUI_DIALECT="wrapper"), path="/generate/sync"),
+            GenerateSyncHandler(choice=choice(), path="/generate/sync"),
+            GenerateSyncHandler(choice=choice(COMFY_MODEL="sd3"), path="/generate/sync"),
+            GenerateSyncHandler(choice=choice(BENCHMARK_TEST_STEPS="3"), path="/generate/sync"),
+            GenerateSyncHandler(choice=choice(COMFYUI_DIALECT="wrapper"), path="/generate/sync"),
             PromptHandler(choice=choice(), path="/prompt"),
         )
     }
@@ -121,9 +121,9 @@ async def test_a_file_is_passed_on_from_comfyui() -> None:
     assert handler.allow_parallel_requests
 
 
-def test_before_a_model_server_is_found_there_is_none_to_ask() -> None:
+def test_calls_before_the_detection_raise_model_unreachable() -> None:
     unknown = Choice(ComfySettings.from_env({}))
-    handler = GenerateHandler(choice=unknown, path="/generate/sync")
+    handler = GenerateSyncHandler(choice=unknown, path="/generate/sync")
     payload = handler.read_payload({"payload": {"input": {"modifier": "x"}}, "auth_data": {}})
 
     assert isinstance(payload, GenerateInput)
@@ -131,6 +131,6 @@ def test_before_a_model_server_is_found_there_is_none_to_ask() -> None:
         handler.call_model(cast(Any, None), payload)
 
 
-def test_a_wrong_environment_is_told_whole() -> None:
+def test_every_malformed_variable_is_named() -> None:
     with pytest.raises(SettingsError, match=r"(?s)MODEL_SERVER_URL.*COMFY_MODEL"):
         server.build({"MODEL_SERVER_URL": "nowhere", "COMFY_MODEL": "sd1"})

@@ -49,7 +49,7 @@ def test_without_a_dialect_all_three_are_candidates() -> None:
     assert {url for _, url in own.candidates} == {"http://a:1"}
 
 
-def test_what_an_operator_says_holds() -> None:
+def test_environment_variables_override_the_defaults() -> None:
     settings = ComfySettings.from_env(
         {
             "COMFYUI_DIALECT": "native",
@@ -68,7 +68,7 @@ def test_what_an_operator_says_holds() -> None:
     assert settings.comfyui_url == "http://127.0.0.1:7"
 
 
-def test_everything_wrong_is_told_at_once() -> None:
+def test_every_malformed_variable_is_named() -> None:
     with pytest.raises(SettingsError) as raised:
         ComfySettings.from_env(
             {
@@ -109,7 +109,7 @@ def test_the_default_benchmark() -> None:
     assert (settings.benchmark_size, settings.benchmark_steps) == ((768, 512), 8)
 
 
-def test_a_benchmark_of_the_operators(tmp_path: Path) -> None:
+def test_the_operators_own_benchmark(tmp_path: Path) -> None:
     file, other = tmp_path / "benchmark.json", tmp_path / "other.json"
     other.write_text(json.dumps(image(steps=3)))
     env = {"BENCHMARK_JSON_PATH": str(other)}
@@ -125,10 +125,10 @@ def test_a_benchmark_of_the_operators(tmp_path: Path) -> None:
         (None, "can't be read"),
         ("{", "can't be read"),
         ("[]", "must be an object"),
-        (json.dumps({"1": node("EmptyImage", color=1)}), "ComfyUI would answer it from its cache"),
+        (json.dumps({"1": node("EmptyImage", color=1)}), "ComfyUI answers it from its cache"),
     ],
 )
-def test_a_benchmark_that_can_not_work(tmp_path: Path, content: str | None, problem: str) -> None:
+def test_a_malformed_benchmark_is_refused(tmp_path: Path, content: str | None, problem: str) -> None:
     path = tmp_path / "own.json"
     if content is not None:
         path.write_text(content)

@@ -1,4 +1,4 @@
-"""Uploads to a small stand-in for S3, over a real socket."""
+"""Uploads to a small fake of S3, over a real socket."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.workers.comfyui.comfy_system import ComfySystem, native_system
 from tests.workers.comfyui.graphs import image, node
-from tests.workers.comfyui.stand import System, native_rig
 from workers.comfyui import storage
 
 needs_boto3 = pytest.mark.skipif(not storage.is_installed(), reason="the extra s3 is not installed")
 
 
 class FakeS3:
-    """Takes objects from the one who has the key `good`; others get an error as S3 words it."""
+    """Accepts objects signed with the key `good`; other requests get S3's error."""
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[str, bytes]] = {}
@@ -60,7 +60,7 @@ async def fake_s3() -> AsyncGenerator[FakeS3, None]:
 
 
 async def check_uploaded(
-    here: System, s3: FakeS3, output: dict[str, Any], request_id: str, number: int
+    here: ComfySystem, s3: FakeS3, output: dict[str, Any], request_id: str, number: int
 ) -> None:
     assert "data" not in output
     url = urlsplit(str(output["url"]))
@@ -75,7 +75,7 @@ async def check_uploaded(
 @needs_boto3
 async def test_a_request_may_name_its_bucket(tmp_path: Path) -> None:
     graph = {**image(), "11": node("VHS_VideoCombine", images=["8", 0])}
-    async with fake_s3() as s3, native_rig(tmp_path) as here:
+    async with fake_s3() as s3, native_system(tmp_path) as here:
         status, answer = await here.generate(graph, request_id="req-1", s3=s3.bucket())
 
         assert status == 200
@@ -88,7 +88,7 @@ async def test_a_request_may_name_its_bucket(tmp_path: Path) -> None:
 
 @needs_boto3
 async def test_the_workers_own_bucket(tmp_path: Path) -> None:
-    async with fake_s3() as s3, native_rig(tmp_path, s3.environment(), rated=False) as here:
+    async with fake_s3() as s3, native_system(tmp_path, s3.environment(), measured=False) as here:
         assert s3.objects == {}  # the benchmark's images are nobody's
         status, answer = await here.generate(image(), request_id="req-1")
 
@@ -101,7 +101,7 @@ async def test_the_workers_own_bucket(tmp_path: Path) -> None:
 
 @needs_boto3
 async def test_an_upload_that_fails(tmp_path: Path) -> None:
-    async with fake_s3() as s3, native_rig(tmp_path, s3.environment("bad")) as here:
+    async with fake_s3() as s3, native_system(tmp_path, s3.environment("bad")) as here:
         for more, expected in (({}, 502), ({"s3": s3.bucket("bad")}, 422)):
             status, answer = await here.generate(image(), **more)
             assert (status, answer["status"]) == (expected, "failed")
@@ -110,8 +110,8 @@ async def test_an_upload_that_fails(tmp_path: Path) -> None:
 
 
 @needs_boto3
-async def test_a_wrong_bucket_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    async with native_rig(tmp_path) as here:
+async def test_a_wrong_bucket_is_refused_before_the_prompt_runs(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
         wrong = {"endpoint_url": "ftp://a", "bucket_name": 5, "acl": "public", "access_key_id": "a"}
         status, answer = await here.generate(image(), s3=wrong)
 
@@ -127,15 +127,15 @@ async def test_a_wrong_bucket_is_refused_before_anything_is_made(tmp_path: Path)
         assert (await here.model.state())["ran"] == []
 
 
-# Makes boto3 impossible to find in the worker's process.
+# Hides boto3 from the worker's process.
 HIDE = 'import sys\nsys.modules["boto3"] = None\n'
 
 
-async def test_without_the_extra_it_is_said_what_is_missing(tmp_path: Path) -> None:
+async def test_without_boto3_the_answer_names_the_missing_package(tmp_path: Path) -> None:
     folder = tmp_path / "hidden"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(HIDE)
-    async with native_rig(tmp_path, {"PYTHONPATH": f"{folder}:{':'.join(sys.path)}"}) as here:
+    async with native_system(tmp_path, {"PYTHONPATH": f"{folder}:{':'.join(sys.path)}"}) as here:
         status, answer = await here.generate(image(), s3=FakeS3().bucket())
 
         assert status == 422

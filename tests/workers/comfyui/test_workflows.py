@@ -28,23 +28,23 @@ def test_any_prompt_arrives_unchanged(prompt: str) -> None:
 
 
 @given(st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text()))
-def test_a_placeholder_alone_becomes_the_value_itself(value: Any) -> None:
+def test_a_string_of_one_placeholder_becomes_the_value_with_its_type(value: Any) -> None:
     filled = fill(["{{X}}"], {"X": value})[0]
 
     assert (filled, type(filled)) == (value, type(value))
 
 
-def test_the_case_of_names_does_not_matter_and_unknown_ones_stay() -> None:
+def test_names_are_compared_without_case_and_unknown_ones_stay() -> None:
     assert fill("{{width}}x{{Height}} {{unknown}} {{}} {{ width }}", {"WIDTH": 5, "HEIGHT": True}) == (
         "5xtrue {{unknown}} {{}} {{ width }}"
     )
 
 
-def test_keys_stay() -> None:
+def test_keys_are_not_filled_in() -> None:
     assert fill({"{{X}}": "__RANDOM_INT__{{X}}"}, {"X": 1}).keys() == {"{{X}}"}
 
 
-def test_random_integers_differ_and_are_numbers_where_they_are_alone() -> None:
+def test_random_integers_differ_and_are_numbers_if_they_are_the_whole_string() -> None:
     numbers = fill(["__RANDOM_INT__"] * 8, {})
 
     assert len(set(numbers)) == 8
@@ -54,7 +54,7 @@ def test_random_integers_differ_and_are_numbers_where_they_are_alone() -> None:
     assert all(part.isdigit() for part in text[1:])
 
 
-def test_the_template_is_left_alone() -> None:
+def test_the_template_is_not_changed() -> None:
     before = json.dumps(TEMPLATE)
     fill(TEMPLATE, {"PROMPT": "x", "SEED": 1})
     assert json.dumps(TEMPLATE) == before
@@ -76,7 +76,7 @@ def test_seeds_are_replaced() -> None:
 
 
 @pytest.mark.parametrize("model", ["flux", "sd3"])
-def test_the_default_workflows_are_whole(model: str) -> None:
+def test_the_default_workflows_have_all_placeholders(model: str) -> None:
     template = default_workflow(model)
     text = json.dumps(template)
     graph = fill(template, {"PROMPT": "p", "WIDTH": 1, "HEIGHT": 2, "STEPS": 3, "SEED": 4})
@@ -106,10 +106,10 @@ def nested(depth: int) -> Any:
         ({"1": {"inputs": {"a": nested(900)}}}, "is nested too deeply"),
     ],
 )
-def test_what_is_no_graph(graph: Any, problem: str) -> None:
+def test_invalid_graphs(graph: Any, problem: str) -> None:
     assert (graph_problem(graph) or "").startswith(problem)
 
 
-def test_what_may_be_a_graph() -> None:
+def test_valid_graphs() -> None:
     assert graph_problem({}) is None
     assert graph_problem({"1": {"class_type": "A", "inputs": {"a": nested(20)}}, "2": {}}) is None

@@ -27,7 +27,7 @@ def test_the_workload_of_an_image(model: str, width: int, height: int, steps: in
 
 
 @pytest.mark.parametrize("model", ["flux", "sd3"])
-def test_the_default_workflows_tell_their_work(model: str) -> None:
+def test_the_work_of_the_default_workflows(model: str) -> None:
     graph = fill(default_workflow(model), {"WIDTH": 768, "HEIGHT": 1024, "STEPS": 14})
 
     assert graph_work(graph) == relative_work(768, 1024, 14)
@@ -69,14 +69,14 @@ def with_inputs(node_id: str, **inputs: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_a_graph_tells(graph: dict[str, Any], work: float) -> None:
+def test_the_work_of_a_graph(graph: dict[str, Any], work: float) -> None:
     assert graph_work(graph) == pytest.approx(work)
 
 
 @pytest.mark.parametrize(
     ("first", "end", "steps"), [(0, 10000, 28), (0, 20, 20), (20, 10000, 8), (-5, 14, 14)]
 )
-def test_the_part_that_an_advanced_sampler_makes(first: int, end: int, steps: int) -> None:
+def test_the_steps_of_an_advanced_sampler(first: int, end: int, steps: int) -> None:
     graph = with_inputs("3", start_at_step=first, end_at_step=end)
     graph["3"]["class_type"] = "KSamplerAdvanced"
 
@@ -104,7 +104,7 @@ def test_the_part_that_an_advanced_sampler_makes(first: int, end: int, steps: in
         {"1": "no node", "2": {"class_type": "KSampler"}, "3": {"class_type": "KSampler", "inputs": []}},
     ],
 )
-def test_a_graph_that_does_not_tell(graph: dict[str, Any]) -> None:
+def test_graphs_of_unknown_work(graph: dict[str, Any]) -> None:
     assert graph_work(graph) is None
 
 
@@ -120,7 +120,7 @@ NODES = st.fixed_dictionaries({"class_type": CLASSES, "inputs": st.dictionaries(
 
 
 @given(st.dictionaries(st.sampled_from(["1", "2", "3"]), st.one_of(NODES, VALUES)))
-def test_no_graph_of_a_clients_is_too_much(graph: dict[str, Any]) -> None:
+def test_any_graph_has_a_finite_work_or_none(graph: dict[str, Any]) -> None:
     work = graph_work(graph)
 
     assert work is None or 0 < work < 1e13

@@ -11,16 +11,16 @@ from aiohttp.test_utils import TestServer
 
 from lib.client import CallFailed, RouteClient, Target
 from workers.hello_world import client
-from workers.hello_world.model_server import ModelServer, Pace
+from workers.hello_world.model_server import Pace, TextServer
 
 
 async def route(request: web.Request) -> web.Response:
-    """The engine's part: names this very server as the worker."""
+    """The engine: names this server as the worker."""
     return web.json_response({"url": str(request.url.origin()), "request_idx": 1})
 
 
 async def unwrap(request: web.Request) -> web.StreamResponse:
-    """The worker's part: passes the payload to the model server and its answer back, whole."""
+    """The worker: passes the payload to the model server, and the whole answer back."""
     payload = json.loads(await request.read())["payload"]
     async with (
         aiohttp.ClientSession() as http,
@@ -34,7 +34,7 @@ MODEL = web.AppKey("model", str)
 
 @asynccontextmanager
 async def routed() -> AsyncGenerator[RouteClient, None]:
-    model = ModelServer(Pace(0))
+    model = TextServer(Pace(0))
     await model.load()
     app = web.Application()
     app.router.add_post("/route/", route)
@@ -45,12 +45,12 @@ async def routed() -> AsyncGenerator[RouteClient, None]:
             yield RouteClient(http, Target(str(server.make_url("/")), "local", "key"))
 
 
-async def test_it_gets_a_whole_answer() -> None:
+async def test_ask_returns_the_whole_answer() -> None:
     async with routed() as engine:
         assert (await client.ask(engine, "the loveliest", 5)).startswith(" garden")
 
 
-async def test_it_prints_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_stream_prints_the_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     async with routed() as engine:
         await client.stream(engine, "the loveliest", 5)
 
@@ -59,7 +59,7 @@ async def test_it_prints_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.endswith("\n")
 
 
-async def test_a_refusal_is_told() -> None:
+async def test_a_refused_request_raises() -> None:
     async with routed() as engine:
         with pytest.raises(CallFailed, match=r"HTTP 422 .*max_response_tokens"):
             await client.ask(engine, "the loveliest", 0)

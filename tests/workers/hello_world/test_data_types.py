@@ -9,7 +9,7 @@ from lib.data_types import JsonDataException
 from workers.hello_world.data_types import DEFAULT_TOKENS, MAX_TOKENS, InputData
 
 
-def test_what_the_model_server_is_sent_is_what_was_asked() -> None:
+def test_the_model_server_gets_the_clients_fields() -> None:
     payload = InputData.from_json_msg({"prompt": "Hello", "max_response_tokens": 7})
 
     assert payload.generate_payload_json() == {"prompt": "Hello", "max_response_tokens": 7}
@@ -17,7 +17,7 @@ def test_what_the_model_server_is_sent_is_what_was_asked() -> None:
 
 
 @pytest.mark.parametrize("message", [{"prompt": ""}, {"prompt": "", "max_response_tokens": None}])
-def test_left_out_or_null_the_number_of_tokens_is_the_default(message: dict[str, Any]) -> None:
+def test_a_missing_or_null_number_of_tokens_is_the_default(message: dict[str, Any]) -> None:
     payload = InputData.from_json_msg(message)
 
     assert payload.generate_payload_json() == {"prompt": "", "max_response_tokens": DEFAULT_TOKENS}
@@ -25,7 +25,7 @@ def test_left_out_or_null_the_number_of_tokens_is_the_default(message: dict[str,
 
 
 @pytest.mark.parametrize("tokens", [1, MAX_TOKENS])
-def test_the_ends_of_the_range_are_in_it(tokens: int) -> None:
+def test_the_limits_of_the_range_are_accepted(tokens: int) -> None:
     assert InputData.from_json_msg({"prompt": "", "max_response_tokens": tokens}).tokens == tokens
 
 

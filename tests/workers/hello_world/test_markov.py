@@ -18,7 +18,7 @@ def generate(text: str, prompt: str, count: int, seed: int = 0) -> list[str]:
     return list(islice(Chain(text).generate(prompt, random.Random(seed)), count))
 
 
-def test_the_tokens_of_a_text_are_the_text() -> None:
+def test_the_concatenated_tokens_are_the_text() -> None:
     text = '"Curiouser and curiouser!" cried Alice (she couldn\'t--daisy-chain x_y) na\u00efve 4.5'
 
     assert "".join(split(text)) == text
@@ -26,44 +26,44 @@ def test_the_tokens_of_a_text_are_the_text() -> None:
 
 
 @given(st.text())
-def test_no_character_but_white_space_is_lost(text: str) -> None:
+def test_only_white_space_is_lost_in_splitting(text: str) -> None:
     assert "".join("".join(split(text)).split()) == "".join(text.split())
 
 
-def test_the_text_goes_on_from_the_last_two_words_where_they_are_known() -> None:
+def test_the_text_continues_the_last_two_words_if_they_are_known() -> None:
     assert generate(TEXT, "nobody knows why THE  dog", 2) in ([" ran", "."], [" ate", " the"])
     assert generate(TEXT, "cat ate the", 1) in ([" fish"], [" bone"])
     assert generate(TEXT, "the fish", 3) == [",", " and", " the"]
 
 
-def test_it_goes_on_from_the_last_word_where_only_that_is_known() -> None:
+def test_it_continues_the_last_word_if_only_that_is_known() -> None:
     assert generate(TEXT, "zebra fish", 1) == [","]
     assert generate(TEXT, "fish", 1) == [","]
 
 
 @pytest.mark.parametrize("prompt", ["", " \n", "zebra", "!!! zebra zebra"])
-def test_it_opens_a_sentence_where_nothing_is_known(prompt: str) -> None:
+def test_it_begins_a_sentence_if_no_word_is_known(prompt: str) -> None:
     assert {generate(TEXT, prompt, 1, seed)[0].strip() for seed in range(20)} == {"The"}
 
 
 @given(st.text(), st.integers())
-def test_every_three_tokens_in_a_row_stand_in_the_text_in_a_ring(prompt: str, seed: int) -> None:
+def test_every_three_generated_tokens_follow_each_other_in_the_text(prompt: str, seed: int) -> None:
     ring = FOLDED + FOLDED[:2]
     known = set(zip(ring, ring[1:], ring[2:], strict=False))
 
     tokens = [t.strip().lower() for t in generate(TEXT, prompt, 50, seed)]
 
     assert len(tokens) == 50
-    # The first pair may be known only word by word.
+    # The first pair may be unknown, while its words are known.
     assert set(zip(tokens[1:], tokens[2:], tokens[3:], strict=False)) <= known
 
 
-def test_a_text_needs_three_tokens() -> None:
+def test_a_text_with_fewer_than_three_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="three tokens"):
         Chain("Too short")
 
 
-def test_the_packaged_text_is_long_enough_to_surprise() -> None:
+def test_the_included_text_gives_a_different_answer_each_time() -> None:
     text = CORPUS.read_text(encoding="utf-8")
 
     assert 15_000 < len(text.encode()) < 40_000

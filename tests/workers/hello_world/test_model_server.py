@@ -22,10 +22,10 @@ from workers.hello_world.model_server import (
     DEFAULT_TOKENS,
     MAX_TOKENS,
     READY_LINE,
-    ModelServer,
     Pace,
     Prompt,
     Refusal,
+    TextServer,
     arguments,
     read_prompt,
 )
@@ -35,7 +35,7 @@ GUARD_S = 60
 
 
 class Running:
-    """A model server's process, and what it prints."""
+    """A model server's process and its output."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -46,7 +46,7 @@ class Running:
             async for line in self.process.stdout:
                 if text in line.decode():
                     return line.decode()
-        raise AssertionError(f"ended without {text!r}")
+        raise AssertionError(f"the process ended without {text!r}")
 
     async def url(self) -> str:
         found = re.search(r"http://\S+", await self.line_with("listening on"))
@@ -75,7 +75,7 @@ async def running(*args: str, port: int = 0) -> AsyncGenerator[Running, None]:
 
 
 class Gate(Pace):
-    """Gives out tokens when the test says so, and counts who waits."""
+    """Generates tokens when `open` is set, and counts the waiting streams."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -95,9 +95,9 @@ class Gate(Pace):
 @asynccontextmanager
 async def serving(
     pace: Pace, max_concurrency: int = 32
-) -> AsyncGenerator[tuple[aiohttp.ClientSession, ModelServer], None]:
+) -> AsyncGenerator[tuple[aiohttp.ClientSession, TextServer], None]:
     """A loaded model server in this process, and a client of it."""
-    server = ModelServer(pace, max_concurrency)
+    server = TextServer(pace, max_concurrency)
     await server.load()
     test_server = TestServer(server.app())
     async with test_server, aiohttp.ClientSession(test_server.make_url("/")) as http:
@@ -106,7 +106,7 @@ async def serving(
 
 async def test_the_process_loads_serves_and_stops(tmp_path: Path) -> None:
     log = tmp_path / "model.log"
-    log.write_text("of the last boot\n")
+    log.write_text("from the last start\n")
     async with running("--log", str(log)) as server, aiohttp.ClientSession() as http:
         url = await server.url()
         await server.line_with(READY_LINE)
@@ -123,12 +123,12 @@ async def test_the_process_loads_serves_and_stops(tmp_path: Path) -> None:
     assert answer["tokens"] == 9
     assert answer["response"].startswith(" garden")
     lines = log.read_text().splitlines()
-    assert lines[0] == "of the last boot"
+    assert lines[0] == "from the last start"
     assert sum(READY_LINE in line for line in lines) == 1
     assert not any("loveliest" in line for line in lines)
 
 
-async def test_the_process_stops_working_for_a_client_that_has_left() -> None:
+async def test_the_process_stops_generating_for_a_disconnected_client() -> None:
     async with running("--tokens-per-s", "20") as server, aiohttp.ClientSession() as http:
         url = await server.url()
         await server.line_with(READY_LINE)
@@ -138,10 +138,10 @@ async def test_the_process_stops_working_for_a_client_that_has_left() -> None:
             await response.content.readline()
             response.close()
 
-        assert f"of {MAX_TOKENS} tokens" in await server.line_with("client left: stopped after")
+        assert f"of {MAX_TOKENS} tokens" in await server.line_with("client disconnected: stopped after")
 
 
-async def test_while_it_loads_it_refuses_and_can_be_stopped() -> None:
+async def test_while_loading_it_answers_503_and_can_be_stopped() -> None:
     async with running("--load-time-s", "3600") as server, aiohttp.ClientSession() as http:
         url = await server.url()
         async with http.get(f"{url}/health") as health:
@@ -153,7 +153,7 @@ async def test_while_it_loads_it_refuses_and_can_be_stopped() -> None:
         assert await server.end() == 0
 
 
-async def test_a_corrupt_model_is_fatal(tmp_path: Path) -> None:
+async def test_a_corrupt_model_ends_the_process(tmp_path: Path) -> None:
     log = tmp_path / "model.log"
     async with running("--corrupt", "--log", str(log)) as server:
         assert await server.end() == 1
@@ -162,7 +162,7 @@ async def test_a_corrupt_model_is_fatal(tmp_path: Path) -> None:
     assert READY_LINE not in log.read_text()
 
 
-async def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+async def test_a_port_in_use_is_reported_in_one_line() -> None:
     async with running() as first:
         port = int((await first.url()).rpartition(":")[2])
         async with running(port=port) as second:
@@ -170,7 +170,7 @@ async def test_a_port_that_is_taken_is_told_in_one_line() -> None:
             assert await second.end() == 1
 
 
-async def test_a_stream_has_one_token_a_line_and_one_line_a_chunk() -> None:
+async def test_a_stream_has_a_token_per_line_and_a_line_per_chunk() -> None:
     async with (
         serving(Pace(0)) as (http, _),
         http.post("/generate_stream", json={"prompt": "Alice", "max_response_tokens": 30}) as response,
@@ -178,14 +178,14 @@ async def test_a_stream_has_one_token_a_line_and_one_line_a_chunk() -> None:
         assert response.content_type == "application/x-ndjson"
         assert response.headers["Transfer-Encoding"] == "chunked"
         chunks = [chunk async for chunk, _ in response.content.iter_chunks()]
-    # A read may give several chunks at once, but never a part of one.
+    # A read may return several chunks, but never a part of one.
     lines = b"".join(chunks).split(b"\n")
     assert all(chunk.endswith(b"\n") for chunk in chunks)
     assert lines.pop() == b""
     assert [list(json.loads(line)) for line in lines] == [["token"]] * 30
 
 
-async def test_tokens_leave_as_they_are_made() -> None:
+async def test_tokens_are_sent_as_soon_as_they_are_generated() -> None:
     gate = Gate()
     async with serving(gate) as (http, _):
         with anyio.fail_after(GUARD_S):
@@ -200,7 +200,7 @@ async def test_tokens_leave_as_they_are_made() -> None:
                 assert await response.content.read() == b""
 
 
-async def test_without_a_number_it_makes_the_default() -> None:
+async def test_without_a_number_it_generates_the_default_number_of_tokens() -> None:
     async with serving(Pace(0)) as (http, _):
         for message in ({"prompt": ""}, {"prompt": "", "max_response_tokens": None}):
             async with http.post("/generate", json=message) as response:
@@ -208,7 +208,9 @@ async def test_without_a_number_it_makes_the_default() -> None:
 
 
 @pytest.mark.parametrize("route", ["/generate", "/generate_stream"])
-async def test_it_stops_for_a_client_that_has_left(route: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_it_stops_generating_for_a_disconnected_client(
+    route: str, caplog: pytest.LogCaptureFixture
+) -> None:
     gate = Gate()
     stopped = LogEvent("stopped after 0 of 50 tokens")
     with caplog.at_level(logging.INFO), anyio.fail_after(GUARD_S), stopped.attached():
@@ -223,20 +225,20 @@ async def test_it_stops_for_a_client_that_has_left(route: str, caplog: pytest.Lo
                 request.cancel()
             await stopped.seen.wait()
             gate.open.set()
-            # Its place is free again.
+            # Its slot is free again.
             async with http.post("/generate", json={"prompt": "", "max_response_tokens": 1}) as response:
                 assert response.status == 200
     assert "secret" not in caplog.text
 
 
-async def test_past_the_limit_requests_wait_their_turn() -> None:
+async def test_requests_beyond_the_limit_wait() -> None:
     gate = Gate()
     async with serving(gate, max_concurrency=1) as (http, _):
         message = {"prompt": "", "max_response_tokens": 1}
         with anyio.fail_after(GUARD_S):
             first = asyncio.ensure_future(http.post("/generate", json=message))
             await gate.reached.wait()
-            # The stream's headers are out before it has a place, so this one is known to wait for it.
+            # A stream sends its headers before it may generate: after these, the request is waiting.
             second = await http.post("/generate_stream", json=message)
             assert gate.waiting == 1
             gate.open.set()
@@ -245,7 +247,7 @@ async def test_past_the_limit_requests_wait_their_turn() -> None:
                 assert len(await second.read()) > 0
 
 
-async def test_the_speed_is_of_all_requests_together() -> None:
+async def test_the_speed_limit_is_shared_equally_by_all_requests() -> None:
     rate, each, streams = 400.0, 20, 4
     pace = Pace(rate)
     finished: list[int] = []
@@ -261,7 +263,7 @@ async def test_the_speed_is_of_all_requests_together() -> None:
     await asyncio.gather(*(stream(n) for n in range(streams)))
 
     assert loop.time() - began >= each * streams / rate - 0.001
-    # Equal shares: nobody is done before everyone has begun its last token but one.
+    # Equal shares: when the first stream ends, all others have at most a few tokens left.
     assert min(finished[: -streams * 2].count(n) for n in range(streams)) >= each - 3
 
 
@@ -281,7 +283,7 @@ async def test_the_speed_is_of_all_requests_together() -> None:
         (f'{{"prompt": "", "max_response_tokens": {MAX_TOKENS + 1}}}'.encode(), "max_response_tokens"),
     ],
 )
-def test_a_wrong_request_is_told_which_field(body: bytes, field: str) -> None:
+def test_a_refusal_names_the_wrong_field(body: bytes, field: str) -> None:
     with pytest.raises(Refusal) as raised:
         read_prompt(body)
 
@@ -294,7 +296,7 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("route", ["/generate", "/generate_stream"])
-async def test_a_refusal_is_json(route: str) -> None:
+async def test_a_refusal_is_answered_as_json(route: str) -> None:
     async with serving(Pace(0)) as (http, _), http.post(route, json={"prompt": None}) as response:
         assert (response.status, await response.json()) == (422, {"error": "prompt: must be a string"})
 
@@ -318,7 +320,7 @@ def test_wrong_arguments_are_refused(args: list[str], capsys: pytest.CaptureFixt
 
 
 class LogEvent(logging.Handler):
-    """Sets `seen` once a line with `text` is logged."""
+    """Sets `seen` when a line with `text` is logged."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

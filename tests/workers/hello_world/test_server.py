@@ -14,7 +14,7 @@ from workers.hello_world.server import GenerateHandler, GenerateStreamHandler
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_worker_as_it_is() -> None:
+def test_the_defaults_of_the_worker() -> None:
     backend, routes = server.build({})
 
     assert isinstance(backend, Backend)
@@ -27,7 +27,7 @@ def test_the_worker_as_it_is() -> None:
     assert (LogAction.ModelError, "Exception: corrupted model file") in backend.log_actions
 
 
-def test_the_worker_in_another_environment() -> None:
+def test_environment_variables_override_the_defaults() -> None:
     backend, _ = server.build(
         {
             "MODEL_SERVER_URL": "http://127.0.0.1:7/",
@@ -47,13 +47,13 @@ def test_the_worker_in_another_environment() -> None:
     assert handler.max_queue_time == 3.0
 
 
-def test_the_handlers_differ_in_where_they_lead() -> None:
+def test_the_handlers_differ_in_their_endpoints() -> None:
     assert GenerateHandler().endpoint == "/generate"
     assert GenerateStreamHandler().endpoint == "/generate_stream"
     assert GenerateStreamHandler().payload_cls() is InputData
 
 
-def test_benchmark_payloads_differ_and_have_as_many_words_as_they_should() -> None:
+def test_benchmark_payloads_differ_and_have_the_configured_number_of_words() -> None:
     handler = GenerateHandler(benchmark_words=30)
     payloads = [handler.make_benchmark_payload() for _ in range(8)]
 
@@ -61,6 +61,6 @@ def test_benchmark_payloads_differ_and_have_as_many_words_as_they_should() -> No
     assert len({p.prompt for p in payloads}) == 8
 
 
-def test_a_wrong_environment_is_told_whole() -> None:
+def test_every_malformed_variable_is_named() -> None:
     with pytest.raises(SettingsError, match=r"(?s)MODEL_SERVER_URL.*MAX_QUEUE_TIME"):
         server.build({"MODEL_SERVER_URL": "nowhere", "MAX_QUEUE_TIME": "long"})

@@ -9,15 +9,15 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.model.connection import ModelServer
-from tests.workers.openai.stand_in import MODEL, StandIn
-from workers.openai.benchmark import MAX_ANSWERS, BenchmarkHandler
+from tests.workers.openai.fake_server import MODEL, FakeOpenAI
+from workers.openai.benchmark import MAX_ANSWERS, OpenAIBenchmarkHandler
 
 
 @asynccontextmanager
 async def answered(
-    server: StandIn, handler: BenchmarkHandler
+    server: FakeOpenAI, handler: OpenAIBenchmarkHandler
 ) -> AsyncGenerator[tuple[int, Any, list[Any]], None]:
-    """Status and JSON of one answer to a benchmark's request, and the messages that the server got."""
+    """Status and JSON of the answer to a benchmark's request, and the messages to the server."""
     async with (
         TestServer(server.app()) as listening,
         ModelServer(str(listening.make_url("/"))) as model,
@@ -25,56 +25,56 @@ async def answered(
     ):
         assert isinstance(answer, web.Response)
         assert isinstance(answer.body, bytes)
-        messages = [json.loads(note["body"]) for note in server.notes if note["body"]]
+        messages = [json.loads(note["body"]) for note in server.requests if note["body"]]
         yield answer.status, json.loads(answer.body), messages
 
 
-async def test_one_answer_is_enough_where_the_end_can_be_ignored() -> None:
-    handler = BenchmarkHandler(ignore_eos=True, model_name=MODEL)
-    async with answered(StandIn(eos_after=3), handler) as (status, answer, messages):
+async def test_one_answer_suffices_with_ignore_eos() -> None:
+    handler = OpenAIBenchmarkHandler(ignore_eos=True, model_name=MODEL)
+    async with answered(FakeOpenAI(eos_after=3), handler) as (status, answer, messages):
         assert (status, answer["usage"]["completion_tokens"]) == (200, 500)
         assert [(m["max_tokens"], m["ignore_eos"], m["model"]) for m in messages] == [(500, True, MODEL)]
 
 
-async def test_elsewhere_what_is_missing_is_asked_for_again() -> None:
-    handler = BenchmarkHandler(model_name=MODEL)
-    async with answered(StandIn(eos_after=240), handler) as (status, _, messages):
+async def test_without_ignore_eos_missing_tokens_are_requested() -> None:
+    handler = OpenAIBenchmarkHandler(model_name=MODEL)
+    async with answered(FakeOpenAI(eos_after=240), handler) as (status, _, messages):
         assert status == 200
         assert [m["max_tokens"] for m in messages] == [500, 260, 20]
         assert len({m["prompt"] for m in messages}) == 3
 
 
-async def test_answers_that_tell_no_usage_are_taken_for_whole() -> None:
-    handler = BenchmarkHandler(model_name=MODEL)
-    async with answered(StandIn(eos_after=5, usage=False), handler) as (status, _, messages):
+async def test_answers_without_usage_count_as_complete() -> None:
+    handler = OpenAIBenchmarkHandler(model_name=MODEL)
+    async with answered(FakeOpenAI(eos_after=5, usage=False), handler) as (status, _, messages):
         assert status == 200
         assert [m["max_tokens"] for m in messages] == [500]
 
 
-async def test_a_model_that_generates_nothing_is_told() -> None:
-    async with answered(StandIn(eos_after=0), BenchmarkHandler()) as (status, answer, messages):
+async def test_a_model_that_generates_nothing_is_an_error() -> None:
+    async with answered(FakeOpenAI(eos_after=0), OpenAIBenchmarkHandler()) as (status, answer, messages):
         assert len(messages) == MAX_ANSWERS
         assert status == 502
-        assert answer == {"error": "the model ended 50 answers after 0 tokens in all, of 500"}
+        assert answer == {"error": "50 answers have 0 of 500 tokens: the model stops too early"}
 
 
-async def test_the_first_error_ends_it() -> None:
-    handler = BenchmarkHandler(model_name="other")
-    async with answered(StandIn(), handler) as (status, answer, messages):
+async def test_the_first_error_ends_the_benchmark_request() -> None:
+    handler = OpenAIBenchmarkHandler(model_name="other")
+    async with answered(FakeOpenAI(), handler) as (status, answer, messages):
         assert (status, len(messages)) == (404, 1)
         assert answer["error"]["message"] == "The model `other` does not exist."
 
 
-async def test_without_a_name_the_servers_first_model_is_meant() -> None:
-    server, handler = StandIn(), BenchmarkHandler()
+async def test_the_default_model_is_the_servers_first() -> None:
+    server, handler = FakeOpenAI(), OpenAIBenchmarkHandler()
     for _ in range(2):
         async with answered(server, handler) as (_, _, messages):
             assert {m["model"] for m in messages} == {MODEL}
-    assert [note["path"] for note in server.notes].count("/v1/models") == 1
+    assert [note["path"] for note in server.requests].count("/v1/models") == 1
 
 
-async def test_a_server_without_a_list_of_models_is_asked_without_a_name() -> None:
-    server = StandIn(lacks=frozenset({"/v1/models"}))
-    async with answered(server, BenchmarkHandler()) as (status, _, messages):
+async def test_a_server_without_a_list_of_models_gets_no_model_name() -> None:
+    server = FakeOpenAI(lacks=frozenset({"/v1/models"}))
+    async with answered(server, OpenAIBenchmarkHandler()) as (status, _, messages):
         assert status == 200
         assert [set(m) for m in messages] == [{"prompt", "max_tokens"}]

@@ -25,7 +25,7 @@ from workers.openai.data_types import (
 )
 from workers.openai.handlers import HANDLERS, ChatHandler, OpenAIHandler
 
-# A request of each kind that is right, and how much work it is.
+# A valid request of each kind, and its workload.
 RIGHT: list[tuple[type[OpenAIRequest], dict[str, Any], float]] = [
     (CompletionRequest, {"prompt": ""}, 256),
     (CompletionRequest, {"prompt": ["a", "b"], "max_tokens": 5, "n": 2}, 20),
@@ -101,14 +101,14 @@ def test_every_wrong_field_is_named(
     assert wrapped.value.message == {"input": problems}
 
 
-def test_an_object_beside_other_fields_is_no_wrapping() -> None:
+def test_an_input_object_beside_other_fields_is_a_bare_request() -> None:
     request: dict[str, Any] = {"messages": [], "input": {"mine": 1}}
     assert ChatRequest.from_json_msg(request).input == request
     special = {"input": {"prompt_string": "x"}, "model": "m"}
     assert EmbeddingRequest.from_json_msg(special).input == special
 
 
-def test_limits_are_within_what_a_load_can_be() -> None:
+def test_the_limits_bound_the_workload() -> None:
     most = CompletionRequest.from_json_msg(
         {
             "prompt": ["a"] * data_types.MAX_PROMPTS,
@@ -119,14 +119,14 @@ def test_limits_are_within_what_a_load_can_be() -> None:
     assert most.count_workload() == 2.0**38
 
 
-def test_a_payload_for_tests_is_as_a_client_sends_it() -> None:
+def test_a_payload_for_tests_is_a_valid_request() -> None:
     payload = CompletionRequest.for_test()
     assert CompletionRequest.from_json_msg({"input": payload.input}) == payload
     assert payload.count_workload() == 500
     assert CompletionRequest.for_test() != payload
 
 
-# What the model server gets
+# The request to the model server
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -145,10 +145,10 @@ FREE = st.dictionaries(
     name=st.sampled_from(["", "tiny"]),
     model=st.sampled_from([..., None, "own"]),
 )
-def test_any_request_arrives_as_it_was_but_for_the_model(
+def test_any_request_is_passed_on_unchanged_except_for_the_model(
     unknown: dict[str, Any], wrapped: bool, name: str, model: Any
 ) -> None:
-    """To the byte, order and nulls included."""
+    """Including the order of fields, and nulls."""
     request: dict[str, Any] = {k: v for k, v in unknown.items() if not k.startswith("max_")}
     request["messages"] = []
     if model is not ...:
@@ -169,14 +169,14 @@ def test_any_request_arrives_as_it_was_but_for_the_model(
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_each_route_leads_to_the_same_path(handler: type[OpenAIHandler]) -> None:
+def test_each_route_calls_the_same_path(handler: type[OpenAIHandler]) -> None:
     here = handler(health="/health")
     assert here.endpoint == handler.path
     assert here.healthcheck_endpoint == "/health"
     assert here.payload_cls() is handler.payload
 
 
-def test_a_form_has_what_the_request_had() -> None:
+def test_a_form_has_all_fields_of_the_request() -> None:
     request = {"file": "c291bmQ=", "filename": "a.mp3", "include[]": ["a"], "list": [], "model": None}
     form = RecordingRequest.from_json_msg(request).generate_payload_multipart()
     assert form == {
@@ -188,7 +188,7 @@ def test_a_form_has_what_the_request_had() -> None:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_every_file_that_is_none_is_named(wrapped: bool) -> None:
+def test_every_invalid_file_is_named(wrapped: bool) -> None:
     uri = "data:image/png;base64,AAA"
     request = {"image": uri, "mask": uri}
     payload = ImageEditRequest.from_json_msg({"input": request} if wrapped else request)

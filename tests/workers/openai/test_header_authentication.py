@@ -1,4 +1,4 @@
-"""OpenAI's own client, unmodified, with a routed worker: its API key is what the engine has signed."""
+"""OpenAI's own client, unmodified, calls a worker: its API key is the engine's signed answer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.workers.openai.stand_in import MODEL, SPEECH
-from tests.workers.served import served
+from tests.workers.openai.fake_server import MODEL, SPEECH
+from tests.workers.worker_system import worker_system
 
 
 async def test_openais_client_uses_every_route(tmp_path: Path) -> None:
     async with (
-        served(tmp_path, "openai", env={"MODEL_NAME": MODEL}, scheme="url") as here,
+        worker_system(tmp_path, "openai", env={"MODEL_NAME": MODEL}, scheme="url") as here,
         openai.AsyncOpenAI(
             base_url=here.system.url + "/v1", api_key=here.system.bearer(), max_retries=0
         ) as client,
@@ -40,10 +40,10 @@ async def test_openais_client_uses_every_route(tmp_path: Path) -> None:
         assert "max_tokens" in refused.value.response.text
 
 
-async def test_a_form_goes_on_as_it_came(tmp_path: Path) -> None:
+async def test_a_form_is_passed_on_unchanged(tmp_path: Path) -> None:
     sound = bytes(range(256)) * 10_000
     async with (
-        served(tmp_path, "openai", scheme="url") as here,
+        worker_system(tmp_path, "openai", scheme="url") as here,
         openai.AsyncOpenAI(
             base_url=here.system.url + "/v1", api_key=here.system.bearer(), max_retries=0
         ) as client,

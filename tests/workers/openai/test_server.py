@@ -12,7 +12,7 @@ from lib.data_types import LogAction
 from lib.errors import SettingsError
 from workers.llama import server as llama
 from workers.openai import server
-from workers.openai.benchmark import BenchmarkHandler
+from workers.openai.benchmark import OpenAIBenchmarkHandler
 from workers.sglang import server as sglang
 from workers.vllm import server as vllm
 
@@ -30,7 +30,7 @@ def paths(routes: Sequence[web.RouteDef], method: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_worker_as_it_is(name: str) -> None:
+def test_the_defaults_of_the_worker(name: str) -> None:
     module: Any = importlib.import_module(f"workers.{name}.server")
     backend, routes = module.build({})
 
@@ -39,12 +39,12 @@ def test_the_worker_as_it_is(name: str) -> None:
     assert paths(routes, "POST") == PATHS
     assert paths(routes, "GET") == ["/v1/models"]
     benchmark = backend.benchmark_handler
-    assert isinstance(benchmark, BenchmarkHandler)
+    assert isinstance(benchmark, OpenAIBenchmarkHandler)
     assert (benchmark.endpoint, benchmark.healthcheck_endpoint) == ("/v1/completions", "/health")
     assert benchmark.ignore_eos == (name != "openai")
 
 
-def test_any_server_is_known_by_its_health_alone() -> None:
+def test_any_server_is_ready_by_its_health_check() -> None:
     backend, _ = server.build({})
     assert (backend.model_log_file, backend.log_actions) == (None, ())
 
@@ -52,7 +52,7 @@ def test_any_server_is_known_by_its_health_alone() -> None:
     assert {action for action, _ in backend.log_actions} == {LogAction.ModelError}
 
 
-def test_each_engine_has_its_log_and_its_lines() -> None:
+def test_each_server_has_its_log_and_its_lines() -> None:
     loaded = {
         engine: [line for action, line in build({})[0].log_actions if action is LogAction.ModelLoaded]
         for engine, build in (("vllm", vllm.build), ("sglang", sglang.build), ("llama", llama.build))
@@ -68,7 +68,7 @@ def test_each_engine_has_its_log_and_its_lines() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_worker_in_another_environment(name: str) -> None:
+def test_environment_variables_override_the_defaults(name: str) -> None:
     module: Any = importlib.import_module(f"workers.{name}.server")
     backend, _ = module.build(
         {
@@ -91,10 +91,10 @@ def test_the_worker_in_another_environment(name: str) -> None:
         (LogAction.Info, "on its way"),
     )
     benchmark = backend.benchmark_handler
-    assert isinstance(benchmark, BenchmarkHandler)
+    assert isinstance(benchmark, OpenAIBenchmarkHandler)
     assert (benchmark.model_name, benchmark.healthcheck_endpoint) == ("tiny", "/v1/models")
 
 
-def test_a_wrong_environment_is_told_whole() -> None:
+def test_every_malformed_variable_is_named() -> None:
     with pytest.raises(SettingsError, match=r"(?s)MODEL_SERVER_URL.*MAX_QUEUE_TIME"):
         server.build({"MODEL_SERVER_URL": "nowhere", "MAX_QUEUE_TIME": "long"})

@@ -13,7 +13,7 @@ from workers.openai.uploads import AUDIO, IMAGES, MIB, BadFile, EncodedFile, rea
 
 FIELDS = {"file": AUDIO, "image": IMAGES, "mask": IMAGES}
 DATA = base64.b64encode(b"sound").decode()
-SOUND_ENDINGS = "must be one of these: flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav, webm"
+SOUND_ENDINGS = "must be one of flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav, webm"
 
 
 def problems_of(request: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def test_a_file_has_a_name_and_a_type(request_: dict[str, Any], name: str, conte
     assert file.size_bytes == 5
 
 
-def test_several_files_and_none() -> None:
+def test_several_files_and_no_file() -> None:
     uri = f"data:image/png;base64,{DATA}"
     files = read_files({"image": [uri, {"data": DATA, "filename": "b.jpg"}], "mask": None}, FIELDS)
     assert [f.filename for f in files["image"]] == ["image.png", "b.jpg"]
@@ -51,10 +51,10 @@ def test_several_files_and_none() -> None:
     [
         ({"file": DATA}, "needs a filename, a string"),
         ({"file": DATA, "filename": 5}, "its filename must be a string"),
-        ({"file": DATA, "filename": ""}, f"the ending of its filename {SOUND_ENDINGS}"),
-        ({"file": DATA, "filename": "mp3"}, f"the ending of its filename {SOUND_ENDINGS}"),
-        ({"file": DATA, "filename": ".mp3"}, f"the ending of its filename {SOUND_ENDINGS}"),
-        ({"file": DATA, "filename": "a.mp3.sh"}, f"the ending of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": ""}, f"the extension of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": "mp3"}, f"the extension of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": ".mp3"}, f"the extension of its filename {SOUND_ENDINGS}"),
+        ({"file": DATA, "filename": "a.mp3.sh"}, f"the extension of its filename {SOUND_ENDINGS}"),
         ({"file": f"data:text/html;base64,{DATA}"}, f"is text/html, but {SOUND_ENDINGS}"),
         (
             {"file": f"data:text/html;base64,{DATA}", "filename": "a.mp3"},
@@ -67,15 +67,15 @@ def test_several_files_and_none() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told(request_: dict[str, Any], problem: str) -> None:
+def test_a_wrong_file_is_refused_with_its_problem(request_: dict[str, Any], problem: str) -> None:
     assert problems_of(request_) == {"file": problem}
 
 
-def test_every_wrong_field_is_told() -> None:
+def test_every_wrong_field_is_named() -> None:
     assert set(problems_of({"file": 1, "image": DATA, "mask": []})) == {"file", "image"}
 
 
-def test_files_are_bounded_before_they_are_decoded() -> None:
+def test_sizes_are_checked_before_decoding() -> None:
     largest = "A" * (uploads.MAX_FILE_BYTES // 3 * 4) + "AA=="  # 1 byte more than whole threes
     assert read_files({"file": largest, "filename": "a.mp3"}, FIELDS)["file"][0].size_bytes == 25 * MIB
     assert problems_of({"file": "A" * 4 + largest, "filename": "a.mp3"}) == {
@@ -90,14 +90,14 @@ def test_files_are_bounded_before_they_are_decoded() -> None:
 
 
 @pytest.mark.parametrize("text", ["?", "A", "AAA", "AA=A", "Ω===", "A" * 5])
-def test_what_is_no_base64_is_told_when_it_is_decoded(text: str) -> None:
+def test_invalid_base64_is_refused_when_decoded(text: str) -> None:
     with pytest.raises(BadFile, match=r"^is not base64: "):
         EncodedFile("a.mp3", "audio/mpeg", text).decoded()
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(["\n", "\r\n", " ", ""]))
-def test_any_content_survives_with_white_space_in_it_or_without(content: bytes, between: str) -> None:
+def test_any_content_is_decoded_with_or_without_white_space(content: bytes, between: str) -> None:
     encoded = base64.b64encode(content).decode()
     lines = between.join(encoded[i : i + 76] for i in range(0, len(encoded), 76))
     file = EncodedFile("a.mp3", "audio/mpeg", lines)

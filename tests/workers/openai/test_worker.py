@@ -1,4 +1,4 @@
-"""The worker as a process, through the local engine, in front of a stand-in for its model server."""
+"""The worker as a process, through the local engine, in front of a fake model server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tests.fakes.raw_client import connected
-from tests.workers.openai.stand_in import MODEL, SPEECH
-from tests.workers.served import PERF, Served, served
+from tests.workers.openai.fake_server import MODEL, SPEECH
+from tests.workers.worker_system import PERF, WorkerSystem, worker_system
 from workers.openai import client
 
-# Routes that take JSON, with a request each and what an answer has.
+# Routes with JSON requests: a request for each, and a key of its answer.
 ROUTES: dict[str, tuple[dict[str, Any], str]] = {
     "/v1/completions": ({"prompt": "Hello", "max_tokens": 3}, "choices"),
     "/v1/chat/completions": ({"messages": [{"role": "user", "content": "Hello"}]}, "choices"),
@@ -29,9 +29,10 @@ SOUND = b"RIFF" + bytes(range(256)) * 8000
 FILE = base64.b64encode(SOUND).decode()
 
 
-@pytest.mark.timeout(60)
-async def test_every_route_in_both_forms(tmp_path: Path) -> None:
-    async with served(tmp_path, "openai", env={"MODEL_NAME": MODEL, "PYTHONWARNINGS": "default"}) as here:
+async def test_every_route_with_both_request_forms(tmp_path: Path) -> None:
+    async with worker_system(
+        tmp_path, "openai", env={"MODEL_NAME": MODEL, "PYTHONWARNINGS": "default"}
+    ) as here:
         for path, (request, answer_has) in ROUTES.items():
             for payload in (request, {"input": request}):
                 status, answer = await here.call(path, payload)
@@ -39,21 +40,21 @@ async def test_every_route_in_both_forms(tmp_path: Path) -> None:
                 assert answer_has in answer
                 assert (await here.received())[-1]["path"] == path
                 assert await here.last_message() == {**request, "model": MODEL}
-        await speech_is_passed_on_as_it_is(here)
-        await files_become_a_form(here)
-        await models_are_listed(here)
-        await unsound_files_are_told(here)
+        await check_speech_is_passed_on_unchanged(here)
+        await check_files_become_a_form(here)
+        await check_models_are_listed(here)
+        await check_invalid_files_are_refused(here)
         assert "Warning" not in here.worker.output()
         assert "Traceback" not in here.worker.output()
 
 
-async def speech_is_passed_on_as_it_is(here: Served) -> None:
+async def check_speech_is_passed_on_unchanged(here: WorkerSystem) -> None:
     async with here.post("/v1/audio/speech", {"input": "Hello", "voice": "alloy"}) as answer:
         assert answer.content_type == "audio/mpeg"
         assert await answer.read() == SPEECH
 
 
-async def files_become_a_form(here: Served) -> None:
+async def check_files_become_a_form(here: WorkerSystem) -> None:
     sound = {"name": "file", "filename": "a.wav", "type": "audio/wav", "size": len(SOUND)}
     sound["sha256"] = hashlib.sha256(SOUND).hexdigest()
     for path in ("/v1/audio/transcriptions", "/v1/audio/translations"):
@@ -88,40 +89,40 @@ async def files_become_a_form(here: Served) -> None:
     ]
 
 
-async def models_are_listed(here: Served) -> None:
+async def check_models_are_listed(here: WorkerSystem) -> None:
     status, answer = await here.call("/v1/models", {})
     assert (status, answer["data"][0]["id"]) == (200, MODEL)
     assert (await here.received())[-1]["method"] == "GET"
 
 
-async def unsound_files_are_told(here: Served) -> None:
+async def check_invalid_files_are_refused(here: WorkerSystem) -> None:
     before = len(await here.received())
     request = {"file": "not base64", "filename": "a.wav"}
     for payload, problems in ((request, None), ({"input": request}, "input")):
         status, answer = await here.call("/v1/audio/transcriptions", payload)
         assert status == 422
-        told = answer["payload"] if problems is None else answer["payload"][problems]
-        assert told["file"].startswith("is not base64")
+        fields = answer["payload"] if problems is None else answer["payload"][problems]
+        assert fields["file"].startswith("is not base64")
     assert len(await here.received()) == before
 
 
-async def test_streams_come_as_they_are_with_and_without_an_end(tmp_path: Path) -> None:
+async def test_streams_are_passed_on_with_and_without_done(tmp_path: Path) -> None:
     request = {"prompt": "Hello", "max_tokens": 3, "stream": True}
     event = b'data: {"object": "text_completion", "choices": [{"index": 0, "text": " word"}]}\n\n'
-    async with served(tmp_path, "openai", options=["--no-done"]) as here:
+    async with worker_system(tmp_path, "openai", options=["--no-done"]) as here:
         async with here.post("/v1/completions", {"input": request}, 3.0) as answer:
             assert answer.content_type == "text/event-stream"
             assert await answer.read() == event * 3
         assert "model" not in await here.last_message()
         async with here.post("/v1/completions", {**request, "prompt": "break"}, 3.0) as answer:
             assert (await answer.read()).startswith(event + b'data: {"error"')
-        # The benchmark's one, which is saved, is not in these.
+        # The benchmark is saved, so that it adds no workload.
         await here.system.told(6.0)
         assert here.system.last_report.max_perf == PERF
 
 
-async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
-    async with served(tmp_path, "openai", options=["--lacks", "/v1/score"]) as here:
+async def test_wrong_requests_are_refused_and_errors_passed_on(tmp_path: Path) -> None:
+    async with worker_system(tmp_path, "openai", options=["--lacks", "/v1/score"]) as here:
         wrong = {"messages": "Hello", "max_tokens": 0, "n": 10**300}
         problems = {
             "messages": "must be a list",
@@ -139,7 +140,7 @@ async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
         assert await here.call("/v1/score", {}) == (404, {"detail": "Not Found"})
         status, answer = await here.call("/v1/completions", {"prompt": "fail"})
         assert (status, answer["error"]["message"]) == (500, "CUDA out of memory")
-        # Whoever is not let in has nothing read of what was sent.
+        # A payload without a valid signature is not read.
         forged = {**here.system.auth(), "signature": "AAAA"}
         unread = {"auth_data": forged, "payload": {"file": "not base64", "max_tokens": 0}}
         async with here.system.http.post(
@@ -148,8 +149,8 @@ async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
             assert refused.status == 401
 
 
-async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None:
-    async with served(tmp_path, "openai") as here, connected(here.system.url) as client:
+async def test_a_disconnected_client_ends_the_generation(tmp_path: Path) -> None:
+    async with worker_system(tmp_path, "openai") as here, connected(here.system.url) as client:
         payload = {"prompt": "hang", "stream": True}
         await client.post("/v1/completions", {"auth_data": here.system.auth(256.0), "payload": payload})
         assert (await client.head()).status == 200
@@ -160,9 +161,11 @@ async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None
         assert here.system.totals.cur_perf == 0.0
 
 
-async def test_the_benchmark_counts_what_was_generated_and_is_saved(tmp_path: Path) -> None:
-    """The model ends its answers after 200 tokens: 500 of them take three."""
-    async with served(tmp_path, "openai", options=["--eos-after", "200", "--strict"], measured=False) as here:
+async def test_the_benchmark_counts_generated_tokens_and_is_saved(tmp_path: Path) -> None:
+    """The model ends its answers after 200 tokens, so that 500 tokens take three answers."""
+    async with worker_system(
+        tmp_path, "openai", options=["--eos-after", "200", "--strict"], measured=False
+    ) as here:
         received = await here.received()
         assert received[0]["path"] == "/v1/models"
         messages = [json.loads(r["body"]) for r in received[1:]]
@@ -172,14 +175,14 @@ async def test_the_benchmark_counts_what_was_generated_and_is_saved(tmp_path: Pa
         asked = [m["max_tokens"] for m in messages]
         assert asked.count(500) == asked.count(300) == asked.count(100)
         assert len({m["prompt"] for m in messages}) == len(messages)
-    async with served(tmp_path, "openai", options=["--eos-after", "200"], measured=False) as here:
+    async with worker_system(tmp_path, "openai", options=["--eos-after", "200"], measured=False) as here:
         assert "model_url changed" in here.worker.output()
     saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
     assert saved["perf"] > 0
 
 
-async def test_the_example_client_shows_everything(tmp_path: Path) -> None:
-    async with served(tmp_path, "openai", options=["--no-done"]) as here:
+async def test_the_example_client_runs_all_examples(tmp_path: Path) -> None:
+    async with worker_system(tmp_path, "openai", options=["--no-done"]) as here:
         status, output = await here.run("workers.openai.client", "--tokens", "4")
         assert (status, output.splitlines()) == (
             0,
@@ -206,9 +209,11 @@ async def test_the_example_client_shows_everything(tmp_path: Path) -> None:
         ("llama", "main: server is listening on http://127.0.0.1:8080 - starting the main loop"),
     ],
 )
-async def test_each_engine_is_ready_by_its_line_and_measured(tmp_path: Path, name: str, line: str) -> None:
-    """Each answer would end after one token, were it not for `ignore_eos`."""
-    async with served(
+async def test_each_server_is_ready_by_its_log_line_and_measured(
+    tmp_path: Path, name: str, line: str
+) -> None:
+    """Without `ignore_eos`, each answer would end after one token."""
+    async with worker_system(
         tmp_path, name, "openai", options=["--line", line, "--eos-after", "1"], measured=False
     ) as here:
         messages = [json.loads(r["body"]) for r in await here.received() if r["body"]]

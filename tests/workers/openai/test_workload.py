@@ -31,7 +31,7 @@ TEXTS = st.text(max_size=50)
         ({"max_tokens": 10, "prompt": []}, 10),
     ],
 )
-def test_what_may_be_generated(request_: dict[str, Any], tokens: float) -> None:
+def test_generated_tokens(request_: dict[str, Any], tokens: float) -> None:
     assert of_generation(request_) == tokens
 
 
@@ -51,14 +51,14 @@ def test_tokens_in_texts(value: Any, tokens: float) -> None:
     assert tokens_in(value) == tokens
 
 
-def test_nesting_is_no_matter() -> None:
+def test_nesting_does_not_change_the_count() -> None:
     nested: Any = "four"
     for _ in range(100_000):
         nested = [nested]
     assert tokens_in(nested) == 1
 
 
-def test_reading_is_an_eighth_of_generating() -> None:
+def test_reading_counts_an_eighth_of_generating() -> None:
     assert workload.of_reading("x" * 320) == 10
     assert workload.of_reading(None, [{"role": "user", "content": "x" * 304}]) == 9.625
     assert workload.of_reading("") == workload.of_reading(None) == 1
@@ -97,7 +97,7 @@ def test_images_are_counted_by_their_tiles(request_: dict[str, Any], tokens: flo
 
 @settings(deadline=None)
 @given(tokens=st.integers(1, MAX_TOKENS), n=st.integers(1, MAX_N), prompts=st.lists(TEXTS, max_size=20))
-def test_more_is_never_less(tokens: int, n: int, prompts: list[str]) -> None:
+def test_a_larger_request_never_counts_less(tokens: int, n: int, prompts: list[str]) -> None:
     less = of_generation({"max_tokens": tokens, "n": n, "prompt": prompts})
     assert less <= of_generation({"max_tokens": tokens + 1, "n": n + 1, "prompt": [*prompts, ""]})
     assert 1 <= less <= MAX_TOKENS * MAX_N * MAX_PROMPTS
@@ -107,6 +107,6 @@ def test_more_is_never_less(tokens: int, n: int, prompts: list[str]) -> None:
 @given(
     st.recursive(st.none() | st.integers() | TEXTS, lambda inner: st.lists(inner, max_size=5), max_leaves=30)
 )
-def test_whatever_is_read_is_some_finite_work(value: Any) -> None:
+def test_any_input_has_a_finite_positive_workload(value: Any) -> None:
     assert 1 <= workload.of_reading(value) < 1e9
     assert 1 <= workload.of_pairs(value, value) < 1e9

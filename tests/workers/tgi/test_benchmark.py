@@ -1,4 +1,4 @@
-"""The benchmark's requests, in front of a TGI whose answers are written down here."""
+"""The benchmark's requests, to a TGI with prepared answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.model.connection import ModelServer
-from workers.tgi.benchmark import BenchmarkHandler
-from workers.tgi.data_types import InputData
+from workers.tgi.benchmark import TgiBenchmarkHandler
+from workers.tgi.data_types import TgiRequest
 
 
 class Scripted:
-    """Gives one answer after the other; `asked` are the requests that came."""
+    """Give the prepared answers in their order; `asked` are the received requests."""
 
     def __init__(self, *answers: tuple[int, Any]) -> None:
         self._answers = list(answers)
@@ -40,17 +40,17 @@ def generated(tokens: Any) -> tuple[int, Any]:
 
 
 async def measured(script: Scripted) -> tuple[int, bytes]:
-    """Status and body of what the benchmark is given for one request of 256 tokens."""
+    """Status and body of the benchmark handler's answer to a request of 256 tokens."""
     app = web.Application()
     app.router.add_post("/generate", script.generate)
     async with TestServer(app) as tgi, ModelServer(str(tgi.make_url("/"))) as server:
-        payload = InputData.of("Hello", max_new_tokens=256)
-        async with BenchmarkHandler().call_model(server.caller({}), payload) as answer:
+        payload = TgiRequest.of("Hello", max_new_tokens=256)
+        async with TgiBenchmarkHandler().call_model(server.caller({}), payload) as answer:
             assert isinstance(answer.body, bytes)
             return answer.status, answer.body
 
 
-async def test_what_is_missing_is_asked_for_with_another_prompt() -> None:
+async def test_missing_tokens_are_requested_with_another_prompt() -> None:
     script = Scripted(generated(200), generated(1), generated(55))
     assert (await measured(script))[0] == 200
     assert script.limits == [256, 56, 55]
@@ -70,12 +70,12 @@ async def test_what_is_missing_is_asked_for_with_another_prompt() -> None:
         (200, "no JSON"),
     ],
 )
-async def test_an_answer_that_tells_no_number_is_taken_for_whole(answer: tuple[int, Any]) -> None:
+async def test_an_answer_without_a_token_count_counts_as_complete(answer: tuple[int, Any]) -> None:
     script = Scripted(answer)
     assert (await measured(script))[0] == 200
     assert script.limits == [256]
 
 
-async def test_a_failure_ends_it_and_is_told() -> None:
+async def test_an_error_ends_the_benchmark_request_and_is_returned() -> None:
     error = {"error": "CUDA out of memory", "error_type": "generation"}
     assert await measured(Scripted(generated(1), (424, error))) == (424, json.dumps(error).encode())

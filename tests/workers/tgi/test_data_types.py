@@ -1,4 +1,4 @@
-"""What a TGI request must be, what it is sent as, and how much it counts."""
+"""The checks of a TGI request, its JSON for TGI, and its workload."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data_types import JsonDataException
-from workers.tgi.data_types import DEFAULT_TOKENS, MAX_TOKENS, TEST_TOKENS, InputData
+from workers.tgi.data_types import DEFAULT_TOKENS, MAX_TOKENS, TEST_TOKENS, TgiRequest
 
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -21,22 +21,22 @@ others = st.dictionaries(st.text().filter(lambda name: name not in OWN), json_va
 
 
 @given(st.text(), others, others, st.integers(1, MAX_TOKENS))
-def test_all_but_the_choice_of_route_passes_untouched(
+def test_all_fields_except_stream_are_passed_on_unchanged(
     inputs: str, parameters: dict[str, Any], beside: dict[str, Any], tokens: int
 ) -> None:
     request = {**beside, "inputs": inputs, "parameters": {**parameters, "max_new_tokens": tokens}}
     for message in (request, {**request, "stream": True}, {**request, "stream": False}):
-        payload = InputData.from_json_msg(message)
+        payload = TgiRequest.from_json_msg(message)
         assert payload.generate_payload_json() == request
         assert payload.count_workload() == tokens
         assert payload.stream is message.get("stream", False)
 
 
 @given(others)
-def test_left_out_or_null_the_limit_is_256(parameters: dict[str, Any]) -> None:
+def test_the_default_limit_is_256_tokens(parameters: dict[str, Any]) -> None:
     for given_parameters in (parameters, {**parameters, "max_new_tokens": None}):
         before = dict(given_parameters)
-        payload = InputData.from_json_msg({"inputs": "x", "parameters": given_parameters})
+        payload = TgiRequest.from_json_msg({"inputs": "x", "parameters": given_parameters})
         assert payload.generate_payload_json()["parameters"] == {
             **parameters,
             "max_new_tokens": DEFAULT_TOKENS,
@@ -45,15 +45,15 @@ def test_left_out_or_null_the_limit_is_256(parameters: dict[str, Any]) -> None:
         assert given_parameters == before
 
 
-def test_without_parameters_it_is_as_well() -> None:
-    sent = InputData.from_json_msg({"inputs": "x"}).generate_payload_json()
+def test_a_request_without_parameters_has_the_default_limit() -> None:
+    sent = TgiRequest.from_json_msg({"inputs": "x"}).generate_payload_json()
     assert sent == {"inputs": "x", "parameters": {"max_new_tokens": 256}}
 
 
 @pytest.mark.parametrize("tokens", [0, -1, MAX_TOKENS + 1, 10**300, 1.5, 5.0, "5", True, [5]])
 def test_every_wrong_field_is_named(tokens: Any) -> None:
     with pytest.raises(JsonDataException) as refused:
-        InputData.from_json_msg({"inputs": 5, "parameters": {"max_new_tokens": tokens}, "stream": 1})
+        TgiRequest.from_json_msg({"inputs": 5, "parameters": {"max_new_tokens": tokens}, "stream": 1})
     assert refused.value.message == {
         "inputs": "must be a string",
         "parameters": {"max_new_tokens": f"must be an integer from 1 to {MAX_TOKENS}"},
@@ -62,25 +62,25 @@ def test_every_wrong_field_is_named(tokens: Any) -> None:
 
 
 @pytest.mark.parametrize("parameters", [[], None, "x", 5])
-def test_what_is_missing_or_no_object_is_named(parameters: Any) -> None:
+def test_missing_inputs_and_wrong_parameters_are_named(parameters: Any) -> None:
     with pytest.raises(JsonDataException) as refused:
-        InputData.from_json_msg({"parameters": parameters})
+        TgiRequest.from_json_msg({"parameters": parameters})
     assert refused.value.message == {"inputs": "missing parameter", "parameters": "must be an object"}
 
 
 @given(json_values, json_values, json_values)
-def test_nothing_but_a_refusal_can_come_of_it(inputs: Any, parameters: Any, stream: Any) -> None:
+def test_any_json_is_either_accepted_or_refused(inputs: Any, parameters: Any, stream: Any) -> None:
     message = {"inputs": inputs, "parameters": parameters, "stream": stream}
     wrong: dict[str, Any] = {}
     try:
-        assert 1 <= InputData.from_json_msg(message).count_workload() <= MAX_TOKENS
+        assert 1 <= TgiRequest.from_json_msg(message).count_workload() <= MAX_TOKENS
     except JsonDataException as e:
         wrong = e.message
     assert set(wrong) <= set(message)
 
 
 def test_payloads_for_tests_are_valid_and_differ() -> None:
-    payloads = [InputData.for_test() for _ in range(8)]
-    assert [InputData.from_json_msg(payload) for payload in payloads] == payloads
+    payloads = [TgiRequest.for_test() for _ in range(8)]
+    assert [TgiRequest.from_json_msg(payload) for payload in payloads] == payloads
     assert {payload.count_workload() for payload in payloads} == {TEST_TOKENS}
     assert len({payload["inputs"] for payload in payloads}) == 8

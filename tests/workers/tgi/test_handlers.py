@@ -1,4 +1,4 @@
-"""Which answers tell of a failed generation, and how many tokens an answer says that it has."""
+"""The detection of failed generations in answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.tgi.handlers import MAX_LINE_BYTES, Events
+from workers.tgi.handlers import MAX_LINE_BYTES, FailureScanner
 
 FAILED = {"error": "CUDA out of memory", "error_type": "generation"}
 REFUSED = {"error": "`temperature` must be strictly positive", "error_type": "validation"}
@@ -18,7 +18,7 @@ TOKEN = {"index": 1, "token": {"text": '{"error": "x"}\ndata:{"error"'}, "genera
 
 
 def is_failed(*pieces: bytes) -> bool:
-    events = Events()
+    events = FailureScanner()
     for piece in pieces:
         events.add(piece)
     return events.end()
@@ -31,12 +31,12 @@ def is_failed(*pieces: bytes) -> bool:
     st.booleans(),
     st.lists(st.integers(0, 400), max_size=6),
 )
-def test_a_failure_is_found_however_the_stream_is_cut(
+def test_a_failure_is_found_at_any_chunk_boundaries(
     events: list[Any], name: str, end: str, closed: bool, cuts: list[int]
 ) -> None:
-    told = end.join(name + json.dumps(event) for event in events) + (end if closed else "")
+    stream = end.join(name + json.dumps(event) for event in events) + (end if closed else "")
     places = [0, *sorted(cuts), None]
-    pieces = [told.encode()[a:b] for a, b in pairwise(places)]
+    pieces = [stream.encode()[a:b] for a, b in pairwise(places)]
     assert is_failed(*pieces) == (FAILED in events)
 
 
@@ -54,12 +54,12 @@ def test_a_failure_is_found_however_the_stream_is_cut(
         (b"", False),
     ],
 )
-def test_of_what_kind_an_error_is(line: bytes, failed: bool) -> None:
+def test_only_failures_of_the_server_count_as_errors(line: bytes, failed: bool) -> None:
     assert is_failed(line + b"\n\n") is failed
 
 
-def test_a_line_without_end_is_not_held() -> None:
-    events = Events()
+def test_an_endless_line_is_not_kept_in_memory() -> None:
+    events = FailureScanner()
     for _ in range(40):
         events.add(b"x" * MAX_LINE_BYTES)
     events.add(b'\ndata:{"error":"a","error_type":"generation"}')

@@ -1,4 +1,4 @@
-"""What the TGI worker is made of, with and without an environment of its own."""
+"""The TGI worker's backend and routes, with and without environment variables."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from lib.data_types import LogAction
 from lib.errors import SettingsError
 from workers.tgi import server
-from workers.tgi.benchmark import BenchmarkHandler
+from workers.tgi.benchmark import TgiBenchmarkHandler
 
 
-def test_the_worker_as_it_is() -> None:
+def test_the_defaults_of_the_worker() -> None:
     backend, routes = server.build({"HF_TOKEN": "hf_x", "MODEL_ID": "bigscience/bloom"})
     handler = backend.benchmark_handler
 
@@ -22,7 +22,7 @@ def test_the_worker_as_it_is() -> None:
         ("POST", "/generate_stream"),
     ]
     assert backend.allow_parallel_requests
-    assert isinstance(handler, BenchmarkHandler)
+    assert isinstance(handler, TgiBenchmarkHandler)
     assert (handler.endpoint, handler.healthcheck_endpoint) == ("/generate", "/health")
     rules = backend.log_actions
     assert [text for action, text in rules if action is LogAction.ModelError] == [
@@ -32,7 +32,7 @@ def test_the_worker_as_it_is() -> None:
     assert [text for action, text in rules if action is LogAction.Info] == ['"message":"Download']
 
 
-def test_the_worker_in_another_environment() -> None:
+def test_environment_variables_override_the_defaults() -> None:
     backend, _ = server.build(
         {
             "MODEL_SERVER_URL": "http://127.0.0.1:7/tgi/",
@@ -51,13 +51,13 @@ def test_the_worker_in_another_environment() -> None:
     assert handler.healthcheck_endpoint == "/alive"
 
 
-def test_a_wrong_environment_is_told_whole() -> None:
+def test_every_malformed_variable_is_named() -> None:
     with pytest.raises(SettingsError, match=r"(?s)MODEL_SERVER_URL.*MAX_QUEUE_TIME"):
         server.build({"MODEL_SERVER_URL": "nowhere", "MAX_QUEUE_TIME": "long"})
 
 
-def test_benchmark_payloads_differ_and_have_as_many_words_as_they_should() -> None:
-    handler = BenchmarkHandler(benchmark_words=30)
+def test_benchmark_payloads_differ_and_have_the_configured_number_of_words() -> None:
+    handler = TgiBenchmarkHandler(benchmark_words=30)
     payloads = [handler.make_benchmark_payload() for _ in range(8)]
 
     assert {len(payload["inputs"].split()) for payload in payloads} == {30}

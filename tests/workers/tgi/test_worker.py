@@ -1,4 +1,4 @@
-"""The TGI worker as a process, through the local engine, in front of a stand-in for TGI."""
+"""The TGI worker as a process, through the local engine, in front of a fake TGI."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
-from tests.system import worker_process
-from tests.workers.served import PERF, Served, served
-from tests.workers.tgi.stand_in import FAILURES, WORD
+from tests.system import GUARD_S, worker_process
+from tests.workers.tgi.fake_server import FAILURES, WORD
+from tests.workers.worker_system import PERF, WorkerSystem, worker_system
 
 JSON_LINE = '{"level":"INFO","message":"Connected","target":"text_generation_router"}'
 TEXT_LINE = "2026-01-01T00:00:00Z  INFO text_generation_router::server: router/src/server.rs:2210: Connected"
@@ -20,11 +20,11 @@ TEXT_LINE = "2026-01-01T00:00:00Z  INFO text_generation_router::server: router/s
 
 def tgi(
     tmp_path: Path, line: str = JSON_LINE, *options: str, measured: bool = True
-) -> AbstractAsyncContextManager[Served]:
-    return served(tmp_path, "tgi", options=["--line", line, *options], measured=measured)
+) -> AbstractAsyncContextManager[WorkerSystem]:
+    return worker_system(tmp_path, "tgi", options=["--line", line, *options], measured=measured)
 
 
-async def test_whole_and_streamed(tmp_path: Path) -> None:
+async def test_whole_and_streamed_answers(tmp_path: Path) -> None:
     async with tgi(tmp_path) as here:
         payload = {"inputs": "Hello", "parameters": {"max_new_tokens": 3, "seed": 5, "stop": ["\n"]}}
         assert await here.call("/generate", payload) == (200, {"generated_text": WORD * 3})
@@ -38,7 +38,7 @@ async def test_whole_and_streamed(tmp_path: Path) -> None:
         assert (here.system.totals.cur_perf, here.system.last_report.max_perf) == (6.0, PERF)
 
 
-async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
+async def test_wrong_requests_are_refused_and_errors_passed_on(tmp_path: Path) -> None:
     async with tgi(tmp_path) as here:
         status, answer = await here.call("/generate", {"inputs": 5, "parameters": {"max_new_tokens": 0}})
         assert (status, set(answer["payload"])) == (422, {"inputs", "parameters"})
@@ -52,13 +52,13 @@ async def test_errors_are_named_or_passed_on(tmp_path: Path) -> None:
         assert (status, answer["error_type"]) == (422, "validation")
         async with here.post("/generate_stream", {"inputs": "break"}) as broken:
             assert FAILURES["fail"][1].encode() in await broken.read()
-        await here.system.engine.wait_for(lambda: len(here.system.engine.finished) == 6)
+        await here.system.engine.wait_for(lambda: len(here.system.engine.finished) == 6, GUARD_S)
         statuses = [f.request.status for f in here.system.engine.finished]
-        # A failed generation, told before or within a stream, is TGI's failure; overload is not.
+        # A failed generation counts as an error, in a status or in a stream; overload doesn't.
         assert statuses == ["Error", "Error", "Success", "Error", "Success", "Error"]
 
 
-async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None:
+async def test_a_disconnected_client_ends_the_generation(tmp_path: Path) -> None:
     async with tgi(tmp_path) as here, connected(here.system.url) as client:
         await client.post(
             "/generate_stream", {"auth_data": here.system.auth(256.0), "payload": {"inputs": "hang"}}
@@ -72,8 +72,8 @@ async def test_a_client_that_leaves_ends_the_models_work(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("line", [JSON_LINE, TEXT_LINE], ids=["json", "text"])
-async def test_it_is_measured_by_what_was_generated_and_that_is_saved(tmp_path: Path, line: str) -> None:
-    """TGI ends its answers after 100 tokens: 256 of them take three."""
+async def test_the_benchmark_counts_generated_tokens_and_is_saved(tmp_path: Path, line: str) -> None:
+    """TGI ends its answers after 100 tokens, so that 256 tokens take three answers."""
     async with tgi(tmp_path, line, "--eos-after", "100", measured=False) as here:
         messages = [json.loads(r["body"]) for r in await here.received()]
         asked = [m["parameters"]["max_new_tokens"] for m in messages]
@@ -95,13 +95,14 @@ async def test_a_restart_does_not_measure_again(tmp_path: Path) -> None:
         ) as second:
             reports = first.system.totals.reports
             await first.system.engine.wait_for(
-                lambda: first.system.totals.reports > reports and first.system.last_report.max_perf > 0
+                lambda: first.system.totals.reports > reports and first.system.last_report.max_perf > 0,
+                GUARD_S,
             )
             assert "saved benchmark" in second.output()
         assert len(await first.received()) == count
 
 
-async def test_what_its_log_says_of_a_failure_is_reported(tmp_path: Path) -> None:
+async def test_an_error_line_of_the_log_is_reported(tmp_path: Path) -> None:
     async with tgi(tmp_path) as here:
         with (tmp_path / "model.log").open("a") as log:
             log.write("Error: DownloadError\n")
@@ -113,7 +114,7 @@ async def test_the_example_client_and_the_load_test(tmp_path: Path) -> None:
         status, output = await here.run("workers.tgi.client", "--tokens", "3", "Once")
         assert (status, output.splitlines()) == (
             0,
-            ["Once word word word", "", "And once more, token by token:", "", "Once word word word"],
+            ["Once word word word", "", "The same as a stream:", "", "Once word word word"],
         )
         status, output = await here.run("workers.tgi.client", "overloaded")
         assert (status, "HTTP 429" in output) == (1, True)

@@ -1,9 +1,9 @@
-"""A stand-in for Text Generation Inference, as a process: `python -m tests.workers.tgi.stand_in`.
+"""A fake Text Generation Inference, as a process: `python -m tests.workers.tgi.fake_server`.
 
-It answers in TGI's shapes and generates nothing but " word". Tests ask it what it received (`GET /received`)
-and wait until a client of it has left (`GET /left`). The prompt says what goes wrong: "fail" is a 424,
-"overloaded" a 429, "crash" a 500, "break" an error within a stream, "hang" a stream that never goes on; a
-temperature of 0 is a 422.
+It answers like TGI and generates only the token " word". Tests read the received requests (`GET /received`)
+and wait until a client has disconnected (`GET /left`). The prompt selects failures: "fail" gives a 424,
+"overloaded" a 429, "crash" a 500, "break" an error in a stream, "hang" a stream that stops. A temperature of
+0 gives a 422.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.workers.model_stand_in import ModelStandIn, arguments, run
+from tests.workers.fake_text_server import FakeTextServer, arguments, run
 
 FAILURES = {
     "fail": (424, "Request failed during generation: Server error: CUDA out of memory", "generation"),
@@ -28,7 +28,7 @@ WORD = " word"
 
 
 @dataclass(kw_only=True)
-class StandIn(ModelStandIn):
+class FakeTgi(FakeTextServer):
     """The server."""
 
     def app(self) -> web.Application:
@@ -39,7 +39,7 @@ class StandIn(ModelStandIn):
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
-        self.notes.append({"path": request.path, "body": json.dumps(asked)})
+        self.requests.append({"path": request.path, "body": json.dumps(asked)})
         if asked["inputs"] in FAILURES:
             return _error(*FAILURES[asked["inputs"]])
         if asked["parameters"].get("temperature") == 0:
@@ -58,7 +58,7 @@ class StandIn(ModelStandIn):
         try:
             await self._stream(response, asked["inputs"], count, details)
         except (asyncio.CancelledError, ConnectionError):
-            self.gone.set()
+            self.disconnected.set()
             raise
         return response
 
@@ -68,9 +68,9 @@ class StandIn(ModelStandIn):
         for index in range(1, count + 1):
             token = {"id": 7, "text": WORD, "logprob": -0.5, "special": False}
             last = index == count
-            told = {"generated_text": WORD * count, "details": details} if last else {}
+            ending = {"generated_text": WORD * count, "details": details} if last else {}
             await _event(
-                response, {"index": index, "token": token, "generated_text": None, "details": None, **told}
+                response, {"index": index, "token": token, "generated_text": None, "details": None, **ending}
             )
             if prompt == "break":
                 return await _event(response, {"error": FAILURES["fail"][1], "error_type": "generation"})
@@ -88,4 +88,4 @@ def _error(status: int, message: str, kind: str) -> web.Response:
 
 
 if __name__ == "__main__":
-    run(arguments(), lambda options: StandIn(eos_after=options.eos_after), "%(message)s")
+    run(arguments(), lambda options: FakeTgi(eos_after=options.eos_after), "%(message)s")

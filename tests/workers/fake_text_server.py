@@ -1,6 +1,6 @@
-"""What the stand-ins for text model servers have in common: what tests ask of them, and how they run.
+"""The base of the fake text model servers: their calls for tests, and how they run as processes.
 
-Tests ask what came (`GET /received`) and wait until a client has left (`GET /left`).
+Tests read the received requests (`GET /received`) and wait until a client has disconnected (`GET /left`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 from aiohttp import web
 
-log = logging.getLogger("stand-in")
+log = logging.getLogger("fake-server")
 
 
 @dataclass(kw_only=True)
-class ModelStandIn:
-    """The server. `eos_after`: an answer ends after so many tokens. `notes` is what came, in its order."""
+class FakeTextServer:
+    """The server. `eos_after`: the maximum tokens of an answer. `requests` are the received ones."""
 
     eos_after: int | None = None
-    notes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**30)
@@ -39,15 +39,15 @@ class ModelStandIn:
         return web.Response()
 
     async def received(self, _: web.Request) -> web.Response:
-        return web.json_response(self.notes)
+        return web.json_response(self.requests)
 
     async def left(self, _: web.Request) -> web.Response:
-        await self.gone.wait()
+        await self.disconnected.wait()
         return web.Response()
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The arguments that all of them take."""
+    """The arguments that all fake servers have."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--log", type=Path, required=True)
@@ -57,16 +57,16 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def run(
-    parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], ModelStandIn], log_format: str
+    parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], FakeTextServer], log_format: str
 ) -> None:
-    """Serve what `make` makes of the arguments until SIGTERM."""
+    """Serve the server that `make` makes from the arguments, until SIGTERM."""
     options = parser.parse_args()
     handler = logging.FileHandler(options.log, encoding="utf-8")
     logging.basicConfig(level="INFO", format=log_format, handlers=[handler])
     asyncio.run(_serve(make(options), options))
 
 
-async def _serve(server: ModelStandIn, options: argparse.Namespace) -> None:
+async def _serve(server: FakeTextServer, options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)

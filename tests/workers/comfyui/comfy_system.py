@@ -1,6 +1,6 @@
-"""The comfyui worker between the local engine and a stand-in for its model server, all over real sockets.
+"""The comfyui worker between the local engine and a fake model server, all over real sockets.
 
-The engine lives in the test's process; the model server and the worker are processes of their own.
+The engine runs in the test's process; the model server and the worker are processes of their own.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ import anyio
 
 from lib.local.engine import LocalEngine
 from tests.fakes.worker import Setup
-from tests.system import GUARD_S, ROOT, WorkerProcess, engine_and_model_server, worker_process
-from tests.system import System as Peers
+from tests.system import GUARD_S, ROOT, System, WorkerProcess, engine_and_model_server, worker_process
 
 COMFYUI = "tests.workers.comfyui.fake_comfyui"
 APIS = "tests.workers.comfyui.fake_apis"
 SERVER = "workers.comfyui.server"
-# A saved benchmark in the worker's folder: tests that don't measure begin at once.
-RATED = 50.0
+# The result of a saved benchmark, so that most tests need not measure.
+PERF = 50.0
 
 
 @dataclass
-class Model:
-    """A stand-in process for the model server, and what a test steers it by."""
+class FakeServer:
+    """A fake model server as a process, and the calls by which a test controls it."""
 
     http: aiohttp.ClientSession
     process: asyncio.subprocess.Process
@@ -44,17 +43,18 @@ class Model:
             assert answer.status == 200
 
     async def until(self, what: str, count: int = 1) -> dict[str, Any]:
-        """The stand-in's state, once its list `what` has at least `count` items."""
+        """Wait until the fake's list `what` has at least `count` items; return its state."""
         return await self._get(f"/test/until/{what}?count={count}")
 
     async def until_no(self, what: str) -> dict[str, Any]:
+        """Wait until the fake's list `what` is empty; return its state."""
         return await self._get(f"/test/until/{what}?count=0&most")
 
     async def state(self) -> dict[str, Any]:
         return await self._get("/test/state")
 
     async def view(self, output: dict[str, Any]) -> bytes:
-        """The file itself, asked for without the worker."""
+        """The content of a file, read without the worker."""
         query = {name: output[name] for name in ("filename", "subfolder", "type")}
         async with self.http.get(self.url + "/view", params=query) as answer:
             assert answer.status == 200
@@ -67,38 +67,38 @@ class Model:
 
 
 @dataclass
-class Stand:
-    """The engine, and the ports for a worker, which are those of `peers`."""
+class BaseSystem:
+    """The engine and the ports for a worker, which are those of `system`. Nothing else runs yet."""
 
-    peers: Peers
+    system: System
     tmp_path: Path
 
     @property
     def engine(self) -> LocalEngine:
-        return self.peers.engine
+        return self.system.engine
 
     @property
     def engine_url(self) -> str:
-        return self.peers.engine_url
+        return self.system.engine_url
 
     @property
     def http(self) -> aiohttp.ClientSession:
-        return self.peers.http
+        return self.system.http
 
     @property
     def url(self) -> str:
-        return self.peers.url
+        return self.system.url
 
     @property
     def loopback_url(self) -> str:
-        return self.peers.loopback_url
+        return self.system.loopback_url
 
     @property
     def last_report(self) -> Any:
-        return self.peers.last_report
+        return self.system.last_report
 
     def envelope(self, payload: dict[str, Any], cost: float = 100.0) -> dict[str, Any]:
-        return {"auth_data": self.peers.auth(cost), "payload": payload}
+        return {"auth_data": self.system.auth(cost), "payload": payload}
 
     def post(self, path: str, payload: dict[str, Any], **options: Any) -> Any:
         """POST a signed request to the worker; an aiohttp request context manager."""
@@ -111,32 +111,32 @@ class Stand:
 
     def view(self, query: dict[str, str], **headers: str) -> Any:
         """GET a file through the worker, authenticated by a header."""
-        signed = self.peers.header(0.0)
+        signed = self.system.header(0.0)
         return self.http.get(self.url + "/view", params=query, headers={**signed, **headers})
 
     async def generate(self, graph: dict[str, Any], **more: Any) -> tuple[int, Any]:
         return await self.call("/generate/sync", {"input": {"workflow_json": graph, **more}})
 
     async def ready(self) -> None:
-        await self.peers.ready()
+        await self.system.ready()
 
-    async def told(self, *statuses: str) -> None:
-        """Return once the engine was told of as many requests as `statuses`, which are theirs."""
+    async def engine_got(self, *statuses: str) -> None:
+        """Wait until the engine has completions of as many requests as `statuses`, and check theirs."""
         await self.engine.wait_for(lambda: len(self.engine.finished) >= len(statuses), GUARD_S)
         assert [f.request.status for f in self.engine.finished] == list(statuses)
 
 
 @asynccontextmanager
-async def stand(tmp_path: Path) -> AsyncGenerator[Stand, None]:
-    """The engine, and the ports for a worker."""
+async def base_system(tmp_path: Path) -> AsyncGenerator[BaseSystem, None]:
+    """The engine and the ports for a worker."""
     async with engine_and_model_server(tmp_path) as here:
-        yield Stand(here, tmp_path)
+        yield BaseSystem(here, tmp_path)
 
 
 @asynccontextmanager
 async def model_server(
-    here: Stand, module: str = COMFYUI, *arguments: str, name: str = "model.log"
-) -> AsyncGenerator[Model, None]:
+    here: BaseSystem, module: str = COMFYUI, *arguments: str, name: str = "model.log"
+) -> AsyncGenerator[FakeServer, None]:
     log = here.tmp_path / name
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -155,7 +155,7 @@ async def model_server(
     try:
         with anyio.fail_after(GUARD_S):
             port = int(await process.stdout.readline())
-        yield Model(here.http, process, f"http://127.0.0.1:{port}", log)
+        yield FakeServer(here.http, process, f"http://127.0.0.1:{port}", log)
     finally:
         if process.returncode is None:
             process.kill()
@@ -163,31 +163,33 @@ async def model_server(
 
 
 @asynccontextmanager
-async def worker(here: Stand, env: dict[str, str], rated: bool = True) -> AsyncGenerator[WorkerProcess, None]:
-    """The worker's process, in a folder of its own; `rated`: it has a benchmark's result and runs none."""
+async def worker(
+    here: BaseSystem, env: dict[str, str], measured: bool = True
+) -> AsyncGenerator[WorkerProcess, None]:
+    """The worker's process, in its own folder. `measured`: it has a saved result and runs no benchmark."""
     folder = here.tmp_path / "worker"
     folder.mkdir(exist_ok=True)
-    if rated:
-        (folder / ".has_benchmark").write_text(str(RATED))
-    async with worker_process(here.peers, folder, Setup(), env, module=SERVER) as running:
+    if measured:
+        (folder / ".has_benchmark").write_text(str(PERF))
+    async with worker_process(here.system, folder, Setup(), env, module=SERVER) as running:
         yield running
 
 
 @dataclass
-class System(Stand):
-    """A `Stand` with a worker that is ready, before `model`."""
+class ComfySystem(BaseSystem):
+    """A `BaseSystem` with a ready worker in front of `model`."""
 
-    model: Model = field(kw_only=True)
+    model: FakeServer = field(kw_only=True)
     worker: WorkerProcess = field(kw_only=True)
 
 
 @asynccontextmanager
-async def native_rig(
-    tmp_path: Path, env: dict[str, str] | None = None, *, rated: bool = True
-) -> AsyncGenerator[System, None]:
-    """Everything, with a stock ComfyUI; the worker is ready at the beginning of the block."""
-    async with stand(tmp_path) as here, model_server(here) as model:
+async def native_system(
+    tmp_path: Path, env: dict[str, str] | None = None, *, measured: bool = True
+) -> AsyncGenerator[ComfySystem, None]:
+    """The whole system with a fake ComfyUI. The worker is ready at the beginning of the block."""
+    async with base_system(tmp_path) as here, model_server(here) as model:
         own = {"COMFYUI_DIALECT": "native", "MODEL_SERVER_URL": model.url, "MODEL_LOG": str(model.log)}
-        async with worker(here, {**own, **(env or {})}, rated) as process:
+        async with worker(here, {**own, **(env or {})}, measured) as process:
             await here.ready()
-            yield System(**vars(here), model=model, worker=process)
+            yield ComfySystem(**vars(here), model=model, worker=process)

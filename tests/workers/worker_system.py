@@ -1,4 +1,4 @@
-"""A ready-made worker for a test: the local engine, a stand-in for its model server, its own process."""
+"""A ready-made worker for a test: its process, the local engine, and a fake of its model server."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import anyio
 from tests.fakes.worker import Setup
 from tests.system import GUARD_S, ROOT, System, WorkerProcess, engine_and_model_server, worker_process
 
-# Of the benchmark only its result is of interest here: kept in the worker's directory, it need not be run.
+# The result of a saved benchmark, so that most tests need not measure.
 PERF = 1000.0
 
 
 @dataclass
-class Served:
-    """The worker behind `system`, and the stand-in that it serves at `model_url`."""
+class WorkerSystem:
+    """The worker of `system`, and the fake model server at `model_url`."""
 
     system: System
     worker: WorkerProcess
@@ -41,7 +41,7 @@ class Served:
             return answer.status, json.loads(await answer.read())
 
     async def received(self) -> list[dict[str, Any]]:
-        """What has come to the stand-in (`GET /received`), the oldest first; health checks not counted."""
+        """The requests to the fake server (`GET /received`), oldest first, without health checks."""
         async with self.system.http.get(self.model_url + "/received") as answer:
             return await answer.json()
 
@@ -49,12 +49,12 @@ class Served:
         return json.loads((await self.received())[-1]["body"])
 
     async def client_left(self) -> None:
-        """Return once a client of the stand-in has left before the end of a stream (`GET /left`)."""
+        """Wait until a client has disconnected from a stream of the fake server (`GET /left`)."""
         async with self.system.http.get(self.model_url + "/left"):
             pass
 
     async def run(self, module: str, *args: str) -> tuple[int, str]:
-        """Exit status and output of `python -m module`, told of the system's engine."""
+        """Run `python -m module` with the system's engine; return its exit status and output."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", module, "--engine", self.system.engine_url),
@@ -69,8 +69,8 @@ class Served:
 
 
 @asynccontextmanager
-async def stand_in(module: str, log: Path, *options: str) -> AsyncGenerator[str, None]:
-    """The stand-in `module` as a process that writes `log` and prints its URL, which is given here."""
+async def fake_server(module: str, log: Path, *options: str) -> AsyncGenerator[str, None]:
+    """Run the fake server `module` as a process that writes `log`; yield its URL."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", module, "--log", str(log), *options),
@@ -91,26 +91,26 @@ async def stand_in(module: str, log: Path, *options: str) -> AsyncGenerator[str,
 
 
 @asynccontextmanager
-async def served(
+async def worker_system(
     tmp_path: Path,
     name: str,
-    stand_in_of: str | None = None,
+    fake_server_of: str | None = None,
     *,
     env: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
     measured: bool = True,
     scheme: Any = "full",
-) -> AsyncGenerator[Served, None]:
+) -> AsyncGenerator[WorkerSystem, None]:
     """The worker `workers.NAME.server` as a process, ready at the beginning of the block.
 
-    The stand-in is that of the worker `stand_in_of`, by default its own, with `options` as its arguments.
-    Unless `measured`, the worker runs its benchmark.
+    The fake server is that of the worker `fake_server_of`, by default `name`, with `options` as its
+    arguments. The worker runs its benchmark unless `measured`.
     """
     if measured:
         (tmp_path / ".has_benchmark").write_text(str(PERF))
     log = tmp_path / "model.log"
     async with (
-        stand_in(f"tests.workers.{stand_in_of or name}.stand_in", log, *options) as model_url,
+        fake_server(f"tests.workers.{fake_server_of or name}.fake_server", log, *options) as model_url,
         engine_and_model_server(tmp_path, scheme) as system,
     ):
         variables = {"MODEL_SERVER_URL": model_url, "MODEL_LOG": str(log), **(env or {})}
@@ -118,4 +118,4 @@ async def served(
         async with worker_process(system, tmp_path, Setup(), variables, module=worker_module) as worker:
             system.worker = worker
             await system.ready()
-            yield Served(system, worker, model_url)
+            yield WorkerSystem(system, worker, model_url)

@@ -1,9 +1,8 @@
-"""A stand-in for an OpenAI-compatible model server, as a process: `python -m tests.workers.openai.stand_in`.
+"""A fake OpenAI-compatible model server, as a process: `python -m tests.workers.openai.fake_server`.
 
-It answers in the shapes of the real ones and generates nothing but "word". Tests ask it what it received
-(`GET /received`) and wait until a client of it has left (`GET /left`). What goes wrong is asked for by the
-request: the prompt "fail" is a 500, "break" an error in the middle of a stream, "hang" a stream that never
-goes on, and a `model` that it doesn't have a 404.
+It answers like real servers and generates only the token "word". Tests read the received requests (`GET
+/received`) and wait until a client has disconnected (`GET /left`). Requests select failures: the prompt
+"fail" gives a 500, "break" an error in a stream, "hang" a stream that stops, and an unknown `model` a 404.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.workers.model_stand_in import ModelStandIn, arguments, run
+from tests.workers.fake_text_server import FakeTextServer, arguments, run
 
 MODEL = "tiny"
 SPEECH = bytes(range(256)) * 400
-ENGINE_FIELDS = {"ignore_eos", "top_k"}
+EXTRA_FIELDS = {"ignore_eos", "top_k"}
 
 
 @dataclass(kw_only=True)
-class StandIn(ModelStandIn):
-    """The server. An answer goes on past `eos_after` where it is told to ignore that.
+class FakeOpenAI(FakeTextServer):
+    """The server. With `ignore_eos`, answers continue after `eos_after` tokens.
 
-    `strict`: fields that are not OpenAI's are an error. `done`: whether a stream ends in `[DONE]`. `usage`:
-    whether answers tell how many tokens they have. `lacks`: routes that it doesn't have.
+    `strict`: fields that are not part of OpenAI's API are an error. `done`: streams end with `[DONE]`.
+    `usage`: answers contain the number of their tokens. `lacks`: routes that it doesn't have.
     """
 
     strict: bool = False
@@ -54,7 +53,7 @@ class StandIn(ModelStandIn):
         return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 
     async def form(self, request: web.Request) -> web.Response:
-        """Takes a form and answers with what was in it."""
+        """Answer with the parts of the received form."""
         parts: list[dict[str, Any]] = []
         for name, value in (await request.post()).items():
             if isinstance(value, web.FileField):
@@ -76,7 +75,7 @@ class StandIn(ModelStandIn):
     async def post(self, request: web.Request) -> web.StreamResponse:
         message: dict[str, Any] = await request.json()
         self._note(request, (await request.read()).decode())
-        if self.strict and (unknown := ENGINE_FIELDS & set(message)):
+        if self.strict and (unknown := EXTRA_FIELDS & set(message)):
             return _error(400, f"Unrecognized request argument: {', '.join(sorted(unknown))}")
         if message.get("model", MODEL) != MODEL:
             return _error(404, f"The model `{message['model']}` does not exist.")
@@ -167,7 +166,7 @@ class StandIn(ModelStandIn):
             if self.done:
                 await response.write(b"data: [DONE]\n\n")
         except (asyncio.CancelledError, ConnectionError):
-            self.gone.set()
+            self.disconnected.set()
             raise
         return response
 
@@ -178,7 +177,7 @@ class StandIn(ModelStandIn):
         return min(tokens, self.eos_after)
 
     def _note(self, request: web.Request, body: str | None = None) -> None:
-        self.notes.append(
+        self.requests.append(
             {
                 "method": request.method,
                 "path": request.path_qs,
@@ -206,8 +205,8 @@ def main() -> None:
     run(parser, _made, "%(levelname)s: %(message)s")
 
 
-def _made(options: argparse.Namespace) -> StandIn:
-    return StandIn(
+def _made(options: argparse.Namespace) -> FakeOpenAI:
+    return FakeOpenAI(
         eos_after=options.eos_after,
         strict=options.strict,
         done=not options.no_done,

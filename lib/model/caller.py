@@ -1,0 +1,151 @@
+"""ModelCaller: the model server as the handler of one request calls it.
+
+Owns the documented ways to call (`send`, `post_json`, `get`, …). Paths, queries and forms are built in
+messages.py; the connections are in connection.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import aiohttp
+from aiohttp import web
+from aiohttp.typedefs import StrOrURL
+
+from lib.model.messages import LARGE_BODY_BYTES, fill_path, make_form, placeholders, with_query
+
+if TYPE_CHECKING:
+    from lib.model.connection import ModelServer
+    from lib.uploads import Upload
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # of a WebSocket, unless the caller says otherwise
+# Methods whose parameters are in the URL.
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
+
+PendingAnswer = AbstractAsyncContextManager[aiohttp.ClientResponse]
+
+
+class ModelCaller:
+    """Calls the model server for one request, with headers that the request's client sent.
+
+    `client_request` is the client's request, None in the benchmark; `method` is its method. Every call is an
+    async context manager that gives the model server's answer; leaving it before the answer's end closes the
+    connection. Calls raise `ModelUnreachable` (502) and `ModelTimedOut` (504).
+    """
+
+    def __init__(
+        self,
+        server: ModelServer,
+        headers: Mapping[str, str],
+        client_request: web.Request | None = None,
+        method: str = "POST",
+    ) -> None:
+        self.server = server
+        self.headers = headers
+        self.client_request = client_request
+        self.method = method if client_request is None else client_request.method
+
+    @property
+    def timeout_s(self) -> float | None:
+        """`MODEL_TIMEOUT_S`, the limit of a whole call in seconds; None: no limit."""
+        return self.server.timeout_s
+
+    def with_headers(self, *names: str) -> ModelCaller:
+        """The same caller, forwarding only those of the client's headers that `names` lists, in any case."""
+        wanted = {name.lower() for name in names}
+        headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}
+        return ModelCaller(self.server, headers, self.client_request, self.method)
+
+    def send(self, endpoint: str | None, message: Any) -> PendingAnswer:
+        """Send `message` by the client's method: in the query of a GET, HEAD or DELETE, else as JSON.
+
+        A `{name}` in `endpoint` becomes the parameter of that name in the client's path or, where the path
+        has none, in `message`, which is then sent without it. Raises `Invalid` (422) for a parameter that is
+        missing, and for one with "." or ".." as a part of a path.
+        """
+        fields = cast("dict[str, Any]", message) if isinstance(message, dict) else None
+        target, rest = self._fill(endpoint, fields or {})
+        if self.method in _WITHOUT_BODY:
+            return self.request(self.method, with_query(target, rest))
+        make_body, headers = _make_json(message if fields is None else rest)
+        return self.request(self.method, target, make_body, headers)
+
+    def send_upload(self, endpoint: str | None, upload: Upload) -> PendingAnswer:
+        """Send `upload` unchanged, by the client's method. `endpoint` is as in `send`."""
+        headers = {"Content-Type": upload.content_type, "Content-Length": str(upload.size_bytes)}
+        target, _ = self._fill(endpoint, {})
+        return self.request(self.method, target, partial(upload.path.open, "rb"), headers)
+
+    def send_form(self, endpoint: str | None, fields: Mapping[str, Any]) -> PendingAnswer:
+        """Send `fields` as `post_form` does, but by the client's method. `endpoint` is as in `send`."""
+        target, _ = self._fill(endpoint, {})
+        return self._send_form(self.method, target, fields)
+
+    def post_json(self, endpoint: str | None, message: Any) -> PendingAnswer:
+        """POST `message` as JSON."""
+        return self.request("POST", endpoint, *_make_json(message))
+
+    def post_form(self, endpoint: str | None, fields: Mapping[str, Any]) -> PendingAnswer:
+        """POST `fields` as multipart/form-data (`ApiPayload.generate_payload_multipart`).
+
+        Raises `TypeError` for bare bytes.
+        """
+        return self._send_form("POST", endpoint, fields)
+
+    def get(self, endpoint: str | None) -> PendingAnswer:
+        """GET `endpoint`."""
+        return self.request("GET", endpoint)
+
+    def request(
+        self,
+        method: str,
+        endpoint: str | None,
+        make_body: Callable[[], Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> PendingAnswer:
+        """Send `method` to `endpoint`, a path on the model server or an absolute URL.
+
+        `make_body` is called for each attempt: a request is sent once more if a reused connection was already
+        closed. Redirects are passed on, not followed.
+        """
+        return self.server.request(method, endpoint, {**self.headers, **(headers or {})}, make_body)
+
+    async def websocket(
+        self, url: StrOrURL, max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> aiohttp.ClientWebSocketResponse[bool]:
+        """Open a WebSocket at `url`, a path on the model server or an absolute URL; the caller closes it.
+
+        The handshake carries none of the client's headers. Raises `ModelUnreachable` (502) and
+        `ModelTimedOut` (504).
+        """
+        return await self.server.websocket(url, max_message_bytes)
+
+    def _send_form(self, method: str, target: str | None, fields: Mapping[str, Any]) -> PendingAnswer:
+        make_form(fields)  # so that a wrong field raises here, before anything is sent
+        return self.request(method, target, lambda: make_form(fields))
+
+    def _fill(self, endpoint: str | None, fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """`endpoint` with its placeholders filled in, and those of `fields` that remain to be sent."""
+        if endpoint is None or "{" not in endpoint or not (names := placeholders(endpoint)):
+            return endpoint, fields
+        request = self.client_request
+        in_path: Mapping[str, str] = {} if request is None else request.match_info
+        filled = fill_path(endpoint, {**fields, **in_path})
+        # A field of the body may have the name of a path parameter and mean something else: it stays. In a
+        # URL the two are one parameter.
+        used = [name for name in names if name not in in_path or self.method in _WITHOUT_BODY]
+        return filled, {name: value for name, value in fields.items() if name not in used}
+
+
+def _make_json(message: Any) -> tuple[Callable[[], Any], dict[str, str]]:
+    """A function that makes the JSON body of `message`, and the headers that belong to it."""
+    body = json.dumps(message).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    if len(body) > LARGE_BODY_BYTES:
+        return lambda: io.BytesIO(body), headers
+    return lambda: body, headers
