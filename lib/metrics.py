@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
+from typing import Any
 
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import from_environment
@@ -234,6 +236,36 @@ class Entry:
         if self.outcome is None:
             self.outcome = outcome
             self._ledger.close(self, outcome)
+
+
+class WorkloadCounter:
+    """Counts the workload of one handler's payloads.
+
+    Anything but a finite number ≥ 0, an exception included, counts as 100.0 and is logged once.
+    """
+
+    def __init__(self, handler_name: str) -> None:
+        self._handler_name = handler_name
+        self._has_warned = False
+
+    def count(self, payload: Any) -> float:
+        """The workload of `payload` in the author's unit; 100.0 for a payload without `count_workload`."""
+        count = getattr(payload, "count_workload", None)
+        if count is None:
+            return DEFAULT_WORKLOAD
+        try:
+            counted: Any = count()
+            workload = float(counted) if isinstance(counted, (int, float)) else math.nan
+            if 0 <= workload < math.inf and not isinstance(counted, bool):
+                return workload
+        except Exception as e:  # noqa: BLE001 - an author's code may raise anything
+            counted = e
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s: count_workload gave %r: counted as %g", self._handler_name, counted, DEFAULT_WORKLOAD
+            )
+        return DEFAULT_WORKLOAD
 
 
 def get_url() -> str:

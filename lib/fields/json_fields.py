@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from lib.fields.annotations import JSON, union_members
 
@@ -43,13 +43,16 @@ def read_fields(cls: type[Any], message: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     problems: dict[str, Any] = {}
     from_url = isinstance(message, Parameters)
-    for name, wanted, required in _fields_of(cls):
+    for name, wanted, required, exact in _fields_of(cls):
         if name not in message:
             if required:
                 problems[name] = "missing parameter"
             continue
+        given = message[name]
+        if type(given) in exact and not from_url:
+            values[name] = given
+            continue
         try:
-            given = message[name]
             values[name] = _read(wanted, _converted(wanted, given) if from_url else given)
         except JsonDataException as e:
             problems[name] = e.message
@@ -96,6 +99,7 @@ def _boolean(text: str) -> bool:
     return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
 
 
+_PLAIN = (str, int, float, bool, type(None))
 _READERS: Sequence[tuple[type[Any], Callable[[str], Any]]] = (
     (bool, _boolean),
     (int, int),
@@ -103,21 +107,41 @@ _READERS: Sequence[tuple[type[Any], Callable[[str], Any]]] = (
 )
 
 
+class _Field(NamedTuple):
+    """One field of a dataclass. A value whose type is among `exact` is of the type `wanted`, unlooked at."""
+
+    name: str
+    wanted: Any
+    required: bool
+    exact: frozenset[Any]
+
+
 @lru_cache(maxsize=256)
-def _fields_of(cls: type[Any]) -> tuple[tuple[str, Any, bool], ...]:
-    """Name, type and required-or-not of each field that the constructor of `cls` takes."""
+def _fields_of(cls: type[Any]) -> tuple[_Field, ...]:
+    """The fields that the constructor of `cls` takes."""
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"{cls.__name__} is not a dataclass: define its from_json_msg")
     hints = typing.get_type_hints(cls)
     return tuple(
-        (
+        _Field(
             field.name,
             hints[field.name],
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+            _exact_types(hints[field.name]),
         )
         for field in dataclasses.fields(cls)
         if field.init
     )
+
+
+def _exact_types(wanted: Any) -> frozenset[Any]:
+    """The types whose values are of the type `wanted` without a look into them."""
+    members = union_members(wanted)
+    exact = {member for member in members if member in _PLAIN}
+    has_dataclass = any(dataclasses.is_dataclass(member) for member in members)
+    if not has_dataclass and any((typing.get_origin(member) or member) is dict for member in members):
+        exact.add(dict)
+    return frozenset(exact)
 
 
 def _read(wanted: Any, value: Any) -> Any:

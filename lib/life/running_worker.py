@@ -28,7 +28,7 @@ from lib.engine.vast import VastEngine
 from lib.errors import Draining, SettingsError
 from lib.life.author_context import AuthorContext, Context
 from lib.life.backend_config import BackendConfig
-from lib.metrics import Ledger
+from lib.metrics import Ledger, WorkloadCounter
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness, ReadySignal
@@ -36,7 +36,7 @@ from lib.model.relay import drain
 from lib.model.watch import HealthWatch, LogRule, LogWatch
 from lib.request.detached import Spawn
 from lib.request.exchange import Phase
-from lib.request.lanes import Lanes, WorkloadCounter
+from lib.request.lanes import Lanes
 from lib.request.session_life import SessionLife
 from lib.request.sessions import SessionEnd, Sessions
 from lib.runtime.clock import Clock

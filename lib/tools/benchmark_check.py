@@ -15,11 +15,10 @@ from typing import Any
 from lib.data_types import UNSIGNED_AUTH_DATA, EndpointHandler, JsonDataException
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.errors import result_or_error
-from lib.metrics import DEFAULT_WORKLOAD
+from lib.metrics import DEFAULT_WORKLOAD, WorkloadCounter
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness
-from lib.request.lanes import WorkloadCounter
 from lib.runtime.clock import Clock, time_limit
 from lib.tools.findings import Findings
 from lib.tools.load_test import client_json

@@ -21,7 +21,7 @@ import aiohttp
 import anyio
 
 from lib.client import EngineError, NoWorker, RouteClient, Target
-from lib.request.lanes import WorkloadCounter
+from lib.metrics import WorkloadCounter
 from lib.runtime.clock import Clock, SystemClock, sleep, time_limit
 from lib.tools.load_tally import Sample, Tally
 

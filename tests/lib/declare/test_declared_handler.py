@@ -14,7 +14,7 @@ from lib.data_types import ApiPayload, AuthData, EndpointHandler
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.declare.functions import FunctionFailed
 from lib.fields.json_fields import JsonDataException
-from lib.request.lanes import WorkloadCounter
+from lib.metrics import WorkloadCounter
 from lib.worker import BenchmarkConfig, HandlerConfig
 
 GUARD_S = 10.0

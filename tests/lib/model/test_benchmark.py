@@ -11,7 +11,7 @@ import pytest
 from typing_extensions import Unpack
 
 from lib.model.benchmark import Attempt, BenchmarkFailed, Measurement, measure
-from lib.request.slots import SlotQueue
+from lib.request.lanes import SlotQueue
 from lib.runtime.clock import sleep
 from tests.manual_clock import ManualClock
 

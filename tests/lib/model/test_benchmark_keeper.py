@@ -13,11 +13,11 @@ import anyio
 import pytest
 from aiohttp import web
 
+from lib.metrics import WorkloadCounter
 from lib.model.benchmark_keeper import RETRY_S, BenchmarkKeeper
 from lib.model.benchmark_store import FILE_NAME, OLD_FILE_NAME
 from lib.model.connection import ModelServer
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
-from lib.request.lanes import WorkloadCounter
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import Job, JobHandler
 from tests.manual_clock import ManualClock

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lib.errors import TooBusy
-from lib.request.slots import SlotQueue
+from lib.request.lanes import SlotQueue
 from tests.manual_clock import ManualClock
 
 # More turns of the event loop than any step takes to have all its effects.

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from lib.metrics import DEFAULT_WORKLOAD
-from lib.request.lanes import WorkloadCounter
+from lib.metrics import DEFAULT_WORKLOAD, WorkloadCounter
 
 
 @dataclass
