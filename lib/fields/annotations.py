@@ -26,7 +26,7 @@ def union_members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-class Dialect(ABC):
+class TypeSystem(ABC):
     """The checks and descriptions that JSON and Python share. Booleans are not numbers in either."""
 
     names: ClassVar[Mapping[Any, str]]
@@ -72,7 +72,7 @@ class Dialect(ABC):
         """A type that only this dialect knows, in words."""
 
 
-class _Json(Dialect):
+class _Json(TypeSystem):
     """JSON's types. A dataclass stands for an object; any other annotation accepts every value."""
 
     names: ClassVar = {**_COMMON_NAMES, bool: "true or false", dict: "an object", type(None): "null"}
@@ -85,7 +85,7 @@ class _Json(Dialect):
         return "an object" if dataclasses.is_dataclass(annotation) else str(annotation)
 
 
-class _Python(Dialect):
+class _Python(TypeSystem):
     """Python's types: any class, `type[…]` for a subclass, `Callable` for a function; a tuple is a list."""
 
     names: ClassVar = {

@@ -18,7 +18,7 @@ FAKE_WORKER = str(ROOT / "tests" / "fakes" / "worker.py")
 # Says of the worker what it waits for at once, instead of after a while.
 IMPATIENT = """
 import os, sys
-from lib.local.run_local import run_with_local_engine
+from lib.tools.run_local import run_with_local_engine
 sys.exit(run_with_local_engine("hello_world", "hello_world", os.environ, interval_s=0.2))
 """
 

@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.errors import SettingsError
-    from lib.local.run_local import run_with_local_engine
+    from lib.tools.run_local import run_with_local_engine
     from lib.tools.worker_file import NoSuchWorker, find
 
     environ = environment()
