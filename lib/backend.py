@@ -38,10 +38,10 @@ from lib.model.relay import broken_answer, drain, end_to_end_headers, pass_on
 from lib.model.watch import HealthWatch
 from lib.request.access_log import AccessLog
 from lib.request.detached import Spawn, run_detached
-from lib.request.exchange import Exchange, Phase
+from lib.request.exchange import Exchange, Phase, Steps
 from lib.request.lanes import Lane, Lanes
 from lib.request.middlewares import wrapped
-from lib.request.observers import Observer, Observers
+from lib.request.observers import Observer, steps_of
 from lib.request.timings import Timings
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import Settings
@@ -105,13 +105,15 @@ class Backend:
         self.observers: list[Observer] = [AccessLog(), self.timings]
         self.middlewares: list[Middleware] = []
         self.lanes = Lanes(self.clock, self._seconds_to_drain, allow_parallel_requests, max_wait_time)
-        self._observers = Observers()
+        self._handlers: list[EndpointHandler[Any]] = []
+        self._steps = Steps()
         self._running: RunningWorker | None = None
 
     # What an author uses
 
     def create_handler(self, handler: EndpointHandler[Any]) -> Handler:
         """An aiohttp request handler for `handler`, for `web.post(path, …)`."""
+        self._handlers.append(handler)
         return partial(self._answer, self.lanes.add(handler))
 
     def guard(
@@ -260,7 +262,7 @@ class Backend:
 
     async def _answer(self, lane: Lane, request: web.Request) -> web.StreamResponse:
         """Serve a request; a client that leaves cancels it, or lets it finish in the server's task group."""
-        exchange = Exchange(request, lane, self.clock, self._observers, self._phase)
+        exchange = Exchange(request, lane, self.clock, self._steps, self._phase)
         serve = partial(self._concluded, exchange)
         if not exchange.finishes:
             return await serve()
@@ -290,7 +292,7 @@ class Backend:
     @property
     def handlers(self) -> list[EndpointHandler[Any]]:
         """The benchmark's handler, and those of the routes, each once."""
-        handlers = (self.benchmark_handler, *self.lanes.handlers)
+        handlers = (self.benchmark_handler, *self._handlers)
         return list({id(handler): handler for handler in handlers if handler is not None}.values())
 
     def check_state(self) -> None:
@@ -298,10 +300,6 @@ class Backend:
         state = self.running.readiness.state
         if state in _NOT_READY:
             raise NotReady(state.value)
-
-    def problems(self) -> list[str]:
-        """What in the author's arguments and handlers can't work, a line each."""
-        return self.config().problems()
 
     def config(self) -> BackendConfig:
         """What the author said of the model server and the worker's life."""
@@ -335,7 +333,7 @@ class Backend:
             self.config(), self.lanes, settings, self.metrics, self.clock, directory, spawn, process_age_s
         )
         async with opened as running:
-            self._running, self._observers = running, Observers(self.observers)
+            self._running, self._steps = running, steps_of(self.observers)
             try:
                 yield running
             finally:

@@ -1,8 +1,8 @@
 """Type annotations: whether a value is of one, and what a message calls it.
 
-Owns the two dialects in which types are checked and described: `JSON` for what clients send, `PYTHON` for
-what authors declare. Reading JSON into dataclasses is in json_fields.py; the fields of a declaration are in
-lib/declare/config_fields.py.
+Owns the two type systems by which values are checked and described: `JSON` for what clients send, `PYTHON`
+for what authors declare. Reading JSON into dataclasses is in json_fields.py; the fields of a declaration are
+in lib/declare/config_fields.py.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class TypeSystem(ABC):
 
     @abstractmethod
     def _fits_other(self, origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
-        """Whether `value` is of a type that only this dialect knows."""
+        """Whether `value` is of a type that only this type system has."""
 
     @abstractmethod
     def _describe_other(self, annotation: Any) -> str:
-        """A type that only this dialect knows, in words."""
+        """A type that only this type system has, in words."""
 
 
 class _Json(TypeSystem):

@@ -29,6 +29,7 @@ from lib.local.processes import (
     while_running,
 )
 from lib.local.scaling_plan import ScalingPlan
+from lib.runtime.backoff import Backoff
 from lib.runtime.clock import sleep
 
 # Seconds between two checks of the plan. Under load, workers report once a second.
@@ -81,7 +82,7 @@ class Autoscaler:
         self._scale_down_delay_s = scale_down_delay_s
         self._running: dict[int, _RunningWorker] = {}
         self._surplus_since_s: float | None = None
-        self._retry_delay_s = FIRST_RETRY_DELAY_S
+        self._backoff = _new_backoff()
         self._next_start_s = 0.0
 
     async def run(self) -> None:
@@ -102,7 +103,7 @@ class Autoscaler:
         plan, now_s = self._engine.plan_of(endpoint), self._engine.clock.monotonic()
         active = self._not_stopping()
         if any(self._engine.worker(running.worker_id).state == "ready" for running in active):
-            self._retry_delay_s = FIRST_RETRY_DELAY_S
+            self._backoff = _new_backoff()
         wanted = self._wanted(plan)
         if len(active) <= wanted:
             self._surplus_since_s = None
@@ -158,9 +159,9 @@ class Autoscaler:
             except Interrupted:
                 pass
             except ChildFailed as e:
-                self._next_start_s = self._engine.clock.monotonic() + self._retry_delay_s
-                self._log(f"worker {running.worker_id} failed, next start in {self._retry_delay_s:g} s: {e}")
-                self._retry_delay_s = min(2 * self._retry_delay_s, MAX_RETRY_DELAY_S)
+                delay_s = self._backoff.next_s()
+                self._next_start_s = self._engine.clock.monotonic() + delay_s
+                self._log(f"worker {running.worker_id} failed, next start in {delay_s:g} s: {e}")
             finally:
                 del self._running[running.worker_id]
 
@@ -220,3 +221,7 @@ def _folder(directory: Path, worker_id: int) -> Path:
     folder = directory / f"worker-{worker_id}"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _new_backoff() -> Backoff:
+    return Backoff(FIRST_RETRY_DELAY_S, MAX_RETRY_DELAY_S, jitter=0.0)

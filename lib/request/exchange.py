@@ -10,9 +10,9 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
@@ -27,16 +27,14 @@ from lib.errors import (
 )
 from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
-from lib.request.observers import Observers, notify
+from lib.request.lanes import Lane
+from lib.request.sessions import Session
 from lib.request.verdict import ABORTED_STATUS, Ending, Reply, Verdict, judge
 from lib.runtime.clock import Clock
 
-if TYPE_CHECKING:
-    from lib.data_types import AuthData
-    from lib.request.lanes import Lane
-    from lib.request.sessions import Session
-
 log = logging.getLogger(__name__)
+
+Step = Callable[["Exchange"], None]
 
 _FORWARDED_PLAIN = ("Accept", "X-Request-Id")
 _FORWARDED = (*_FORWARDED_PLAIN, "Accept-Encoding")
@@ -52,6 +50,17 @@ class Phase:
     cut: bool = False
 
 
+@dataclass(frozen=True)
+class Steps:
+    """The observers' functions to call at each step of a request (observers.py)."""
+
+    admitted: tuple[Step, ...] = ()
+    accepted: tuple[Step, ...] = ()
+    started: tuple[Step, ...] = ()
+    first_byte: tuple[Step, ...] = ()
+    ended: tuple[Step, ...] = ()
+
+
 class Exchange:
     """One request and all that is known of it. Times are monotonic seconds of the worker's clock.
 
@@ -64,7 +73,7 @@ class Exchange:
         request: web.Request,
         lane: Lane,
         clock: Clock,
-        observers: Observers,
+        steps: Steps,
         phase: Callable[[], Phase] = Phase,
     ) -> None:
         self.request = _without_api_key(request)
@@ -83,7 +92,7 @@ class Exchange:
         self.heartbeat = Heartbeat(self.request, handler.keepalive_s or 0.0, clock) if has_heartbeat else None
         self._entry: Entry | None = None
         self._clock = clock
-        self._observers = observers
+        self._steps = steps
         self._phase = phase
         self._answer_status = 0
         self._is_streamed = False
@@ -164,12 +173,12 @@ class Exchange:
 
     # Steps
 
-    def admit(self, auth: AuthData, entry: Entry, session: Session | None) -> None:
+    def admit(self, auth: object, entry: Entry, session: Session | None) -> None:
         """Note that the request is authenticated, and inside `session` if that is not None."""
         self._entry, self.session = entry, session
         self.request["auth_data"] = auth
-        if self._observers.admitted:
-            notify(self._observers.admitted, self)
+        if self._steps.admitted:
+            _notify(self._steps.admitted, self)
 
     def receive(self, received: Any, payload: Any, workload: float) -> None:
         """Note the payload as `received` and as the handler's author reads it."""
@@ -179,15 +188,15 @@ class Exchange:
     def accept(self) -> None:
         """Count the request as load."""
         self.entry.accept()
-        if self._observers.accepted:
-            notify(self._observers.accepted, self)
+        if self._steps.accepted:
+            _notify(self._steps.accepted, self)
 
     def start(self) -> None:
         """Note that the request has its slot."""
         self.entry.start()
         self.started_s = self._clock.monotonic()
-        if self._observers.started:
-            notify(self._observers.started, self)
+        if self._steps.started:
+            _notify(self._steps.started, self)
 
     def stream(self) -> None:
         """Note that the body will come in chunks, each announced by `chunk_out`."""
@@ -274,8 +283,8 @@ class Exchange:
     def end(self) -> None:
         """Note that the request has ended."""
         self.ended_s = self._clock.monotonic()
-        if self._observers.ended:
-            notify(self._observers.ended, self)
+        if self._steps.ended:
+            _notify(self._steps.ended, self)
         self.request.pop(
             _KEY, None
         )  # the two refer to each other: only the garbage collector would free them
@@ -293,8 +302,8 @@ class Exchange:
         return await self.heartbeat.finish(response)
 
     def _first_byte(self) -> None:
-        if self._observers.first_byte:
-            notify(self._observers.first_byte, self)
+        if self._steps.first_byte:
+            _notify(self._steps.first_byte, self)
 
     def _now(self, ended_s: float | None) -> float:
         return self._clock.monotonic() if ended_s is None else ended_s
@@ -325,6 +334,15 @@ async def note_head(request: web.Request, response: web.StreamResponse) -> None:
         exchange.head_out(response)
     elif request.writer.output_size > 0:
         raise RuntimeError("another answer to this request has begun already")
+
+
+def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
+    """Call each of `functions`, whatever the others raise."""
+    for function in functions:
+        try:
+            function(exchange)
+        except Exception:
+            log.exception("request %s: an observer failed", exchange.id)
 
 
 def _without_api_key(request: web.Request) -> web.Request:

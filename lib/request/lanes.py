@@ -11,17 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lib.errors import Invalid, TooBusy
 from lib.fields.json_fields import JsonDataException
 from lib.metrics import WorkloadCounter
+from lib.request.handler import Handler
 from lib.runtime.clock import Clock
 from lib.uploads import Upload
-
-if TYPE_CHECKING:
-    from lib.data_types import EndpointHandler
-
 
 ErrorFactory = Callable[[], Exception]
 
@@ -32,7 +29,7 @@ _Verdict = ErrorFactory | None
 class Lane:
     """The way of one handler's requests to the model server. `max_wait_s` None: they wait without a limit."""
 
-    def __init__(self, handler: EndpointHandler[Any], queue: SlotQueue, max_wait_s: float | None) -> None:
+    def __init__(self, handler: Handler, queue: SlotQueue, max_wait_s: float | None) -> None:
         self.handler = handler
         self.queue = queue
         self.max_wait_s = max_wait_s
@@ -98,19 +95,14 @@ class Lanes:
         self._lanes: list[Lane] = []
         self._one_at_a_time = self._queue(1)
 
-    def add(self, handler: EndpointHandler[Any]) -> Lane:
+    def add(self, handler: Handler) -> Lane:
         """A lane for one more route of `handler`."""
         limit = handler.max_queue_time
         lane = Lane(handler, self._queue_of(handler), self._max_wait_s if limit is None else limit)
         self._lanes.append(lane)
         return lane
 
-    @property
-    def handlers(self) -> list[EndpointHandler[Any]]:
-        """The handlers, each once, in the order in which they were added."""
-        return list({id(lane.handler): lane.handler for lane in self._lanes}.values())
-
-    def concurrency_of(self, handler: EndpointHandler[Any]) -> int | None:
+    def concurrency_of(self, handler: Handler) -> int | None:
         """The most requests of `handler` at the model server at once; None: any number."""
         if handler.max_concurrency is not None:
             return max(1, handler.max_concurrency)  # less is refused when the worker starts
@@ -134,7 +126,7 @@ class Lanes:
     def _queues(self) -> list[SlotQueue]:
         return list({id(lane.queue): lane.queue for lane in self._lanes}.values())
 
-    def _queue_of(self, handler: EndpointHandler[Any]) -> SlotQueue:
+    def _queue_of(self, handler: Handler) -> SlotQueue:
         for lane in self._lanes:
             if lane.handler is handler:
                 return lane.queue
@@ -143,7 +135,7 @@ class Lanes:
             self._one_at_a_time if limit == 1 and not self._allows_parallel(handler) else self._queue(limit)
         )
 
-    def _allows_parallel(self, handler: EndpointHandler[Any]) -> bool:
+    def _allows_parallel(self, handler: Handler) -> bool:
         own = handler.allow_parallel_requests
         return self._is_parallel if own is None else own
 

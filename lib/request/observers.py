@@ -6,16 +6,10 @@ Owns the `Observer` base class and the calls to each observer. The access log an
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
-if TYPE_CHECKING:
-    from lib.request.exchange import Exchange
-
-log = logging.getLogger(__name__)
-
-Step = Callable[["Exchange"], None]
+from lib.request.exchange import Exchange, Step, Steps
 
 
 class Observer:
@@ -41,28 +35,18 @@ class Observer:
         """The request has ended; `exchange.verdict` says how. A refused one was never admitted."""
 
 
-class Observers:
-    """The observers of every request, by step. A step that none of them overrides costs nothing."""
-
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        listed = list(observers)
-        self.admitted = _of_step(listed, "admitted")
-        self.accepted = _of_step(listed, "accepted")
-        self.started = _of_step(listed, "started")
-        self.first_byte = _of_step(listed, "first_byte")
-        self.ended = _of_step(listed, "ended")
-
-
-def notify(calls: Sequence[Step], exchange: Exchange) -> None:
-    """Call each of `calls`, whatever the others raise."""
-    for call in calls:
-        try:
-            call(exchange)
-        except Exception:
-            log.exception("request %s: an observer failed", exchange.id)
+def steps_of(observers: Sequence[Observer]) -> Steps:
+    """The functions to call at each step. A step that no observer overrides costs nothing."""
+    return Steps(
+        admitted=_functions(observers, "admitted"),
+        accepted=_functions(observers, "accepted"),
+        started=_functions(observers, "started"),
+        first_byte=_functions(observers, "first_byte"),
+        ended=_functions(observers, "ended"),
+    )
 
 
-def _of_step(observers: list[Observer], step: str) -> tuple[Step, ...]:
+def _functions(observers: Sequence[Observer], step: str) -> tuple[Step, ...]:
     """The methods for `step` of those observers that override it."""
     base = getattr(cast(Any, Observer), step)
     return tuple(getattr(o, step) for o in observers if getattr(cast(Any, type(o)), step) is not base)

@@ -95,7 +95,7 @@ class _Inspection:
             )
         else:
             sendable = check_payload(handler, self._found)
-        if backend.problems():  # one of them may be that the model server's URL is malformed
+        if backend.config().problems():  # one of them may be that the model server's URL is malformed
             self._check_log(backend, False)
             return 0
         async with ModelServer(backend.model_server_url) as server:
@@ -113,7 +113,7 @@ class _Inspection:
             self._found.ok("worker", f"routes: {', '.join(named)}")
         else:
             self._found.problem("worker", "it has no routes, so no client could call it")
-        self._found.problems("worker", backend.problems())
+        self._found.problems("worker", backend.config().problems())
 
     def _check_log(self, backend: Backend, up: bool) -> None:
         """Check the log rules, and replay a log with them: the one of `--log`, or the worker's own."""

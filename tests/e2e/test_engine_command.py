@@ -64,9 +64,9 @@ async def test_a_worker_that_can_not_start_is_told_with_the_end_of_its_log(tmp_p
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--worker", "hello_world"), "--worker: goes with --autoscale"),
-        (("--autoscale", "0"), "must be 1 to 64"),
-        (("--autoscale", "many"), "must be 1 to 64"),
+        (("--worker", "hello_world"), "--worker: needs --autoscale"),
+        (("--autoscale", "0"), "1 to 64"),
+        (("--autoscale", "many"), "1 to 64"),
         (("--autoscale", "1", "--worker", "helo_world"), "helo_world"),
     ],
 )

@@ -1,0 +1,50 @@
+"""The seam to what is special about a route: what a request needs of its handler.
+
+Owns the `Handler` protocol. Authors subclass `lib.data_types.EndpointHandler`, which has all of it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from lib.uploads import Upload
+
+
+class Handler(Protocol):
+    """A route's handler, as far as a request goes through it. `EndpointHandler` describes each member."""
+
+    @property
+    def allow_parallel_requests(self) -> bool | None: ...
+
+    @property
+    def max_concurrency(self) -> int | None: ...
+
+    @property
+    def max_queue_time(self) -> float | None: ...
+
+    @property
+    def on_disconnect(self) -> str: ...
+
+    @property
+    def keepalive_s(self) -> float | None: ...
+
+    @property
+    def accepts_uploads(self) -> bool: ...
+
+    @property
+    def accepts_compressed_answers(self) -> bool: ...
+
+    def read_payload(self, req_data: dict[str, Any], /) -> Any: ...
+
+    def read_upload(self, upload: Upload, /) -> Any: ...
+
+    def call_model(self, model: Any, payload: Any, /) -> AbstractAsyncContextManager[Any]: ...
+
+    async def generate_client_response(
+        self, client_request: web.Request, model_response: Any, /
+    ) -> web.StreamResponse: ...
+
+    async def on_client_disconnect(self, payload: Any, /) -> None: ...
