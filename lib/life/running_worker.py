@@ -70,7 +70,7 @@ class RunningWorker:
 
     def tasks(self) -> Tasks:
         """The tasks that have to run as long as the worker does, by name."""
-        use_key = self._use_key if self.authenticator.needs_key else None
+        use_key = self.use_key if self.authenticator.needs_key else None
         tasks: Tasks = dict(self.engine.tasks(use_key))
         if self.log_watch is not None:
             tasks |= {"model log": self.log_watch.follow, "loaded line": self.log_watch.confirm_loaded}
@@ -101,7 +101,8 @@ class RunningWorker:
         if self.handlers is not None:
             await self.handlers.leave()
 
-    def _use_key(self, pem: str) -> None:
+    def use_key(self, pem: str) -> None:
+        """Verify requests with the public key in `pem` from now on. Raises `ValueError` if it has none."""
         self.authenticator.use_key(pem)
         self.readiness.key_found()
 

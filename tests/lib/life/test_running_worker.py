@@ -1,0 +1,131 @@
+"""The assembly of a running worker, and how it drains. No HTTP: nothing listens and nobody calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from Crypto.PublicKey import RSA
+
+from lib.access.open import OpenAccess
+from lib.access.signed import SignedRequests
+from lib.backend import Backend
+from lib.data_types import EndpointHandler
+from lib.engine.none import NoEngine
+from lib.engine.vast import VastEngine
+from lib.errors import Draining, SettingsError
+from lib.life.running_worker import RunningWorker
+from lib.model.readiness import State
+from lib.request.exchange import Phase
+from lib.request.sessions import SessionTerms
+from lib.runtime.settings import Settings
+from tests.manual_clock import ManualClock
+
+VAST = Settings(container_id=1, public_url="http://127.0.0.1:3000")
+NONE = replace(VAST, engine="none")
+
+
+@dataclass
+class Handler(EndpointHandler[Any]):
+    @property
+    def endpoint(self) -> str:
+        return "/x"
+
+    @classmethod
+    def payload_cls(cls) -> type[Any]:
+        return dict
+
+
+class Running(Handler):
+    """Needs something as long as the worker serves."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        yield
+
+
+def backend_of(handler: EndpointHandler[Any] | None = None, **options: Any) -> Backend:
+    backend = Backend(None, clock=ManualClock(), **options)
+    backend.create_handler(handler or Handler())
+    return backend
+
+
+@asynccontextmanager
+async def opened(
+    tmp_path: Path, backend: Backend, settings: Settings = NONE
+) -> AsyncGenerator[RunningWorker, None]:
+    async with backend.run_with(settings, tmp_path, spawn=lambda call: None) as running:
+        yield running
+
+
+async def test_the_settings_choose_engine_and_authenticator(tmp_path: Path) -> None:
+    async with opened(tmp_path, backend_of(), VAST) as running:
+        assert isinstance(running.engine, VastEngine)
+        assert isinstance(running.authenticator, SignedRequests)
+        assert list(running.tasks()) == ["status reports", "completions", "public key"]
+        assert running.readiness.missing == ("key",)
+    async with opened(tmp_path, backend_of(), replace(VAST, unsecured=True)) as running:
+        assert list(running.tasks()) == ["status reports", "completions"]
+    async with opened(tmp_path, backend_of()) as running:
+        assert isinstance(running.engine, NoEngine)
+        assert isinstance(running.authenticator, OpenAccess)
+        assert running.tasks() == {}
+        assert running.readiness.state is State.READY
+
+
+async def test_an_author_s_word_on_unsecured_wins(tmp_path: Path) -> None:
+    async with opened(tmp_path, backend_of(unsecured=True), VAST) as running:
+        assert not running.authenticator.needs_key
+
+
+async def test_each_thing_to_watch_has_a_task(tmp_path: Path) -> None:
+    backend = backend_of(Running(), benchmark_handler=Running(), lifecycle=AsyncExitStack())
+    async with opened(tmp_path, backend) as running:
+        assert list(running.tasks()) == ["benchmark", "handlers", "lifecycle"]
+        assert running.readiness.missing == ("handlers", "lifecycle", "benchmark")
+
+
+async def test_arguments_that_cannot_work_are_named_together(tmp_path: Path) -> None:
+    backend = backend_of(Handler(max_concurrency=0), max_perf=-1.0)
+    with pytest.raises(SettingsError) as refused:
+        async with opened(tmp_path, backend):
+            pass
+    assert len(refused.value.problems) == 2
+    with pytest.raises(RuntimeError, match="not running"):
+        _ = backend.running
+
+
+async def test_a_drain_refuses_those_that_wait_and_ends_sessions(tmp_path: Path) -> None:
+    backend = backend_of()
+    async with opened(tmp_path, backend) as running:
+        session = running.sessions.create({"cost": 1}, SessionTerms())
+        running.sessions.on_end = lambda ended, how: None
+        lane = running.lanes.add(Handler())
+
+        async def wait() -> None:
+            async with lane.slot():
+                pass
+
+        async with lane.slot():
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0)
+            running.drain()
+            with pytest.raises(Draining):
+                await waiting
+        assert running.readiness.state is State.DRAINING
+        assert running.sessions.find_by_id(session.id) is None
+        assert running.phase == Phase(draining=True)
+        running.cut()
+        assert running.phase == Phase(draining=True, cut=True)
+
+
+async def test_a_public_key_makes_the_worker_ready(tmp_path: Path) -> None:
+    pem = RSA.generate(1024).public_key().export_key().decode()
+    async with opened(tmp_path, backend_of(), VAST) as running:
+        running.use_key(pem)
+        assert running.readiness.state is State.READY
