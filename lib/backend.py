@@ -138,7 +138,7 @@ class Backend:
 
         Where no log rule matches such lines, a health check that succeeds after failed ones clears it.
         """
-        self.running.readiness.fail(Cause.AUTHOR, msg)
+        self.running.readiness.set_error(Cause.AUTHOR, msg)
 
     async def watch_health(self, url: str) -> None:
         """Check the model server's health at `url` until cancelled, or until it has no such check.

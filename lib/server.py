@@ -202,7 +202,7 @@ async def _run(task: Callable[[], Awaitable[None]], name: str, running: RunningW
     failure = await async_result_or_error(task())
     if failure is not None:
         log.error("%s failed: the worker stops", name, exc_info=failure)
-        running.readiness.fail(Cause.WORKER, f"{name} failed: {failure!r}")
+        running.readiness.set_error(Cause.WORKER, f"{name} failed: {failure!r}")
         stop.fail()
 
 

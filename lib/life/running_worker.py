@@ -103,7 +103,7 @@ class RunningWorker:
 
     def _use_key(self, pem: str) -> None:
         self.authenticator.use_key(pem)
-        self.readiness.key_found()
+        self.readiness.note_key()
 
 
 @asynccontextmanager
@@ -142,7 +142,7 @@ async def open_worker(
         readiness.on_change = engine.state_changed
         if config.benchmark_handler is None:
             reason = f"no benchmark: {config.max_perf:g} workload/s as given"
-            readiness.measured_as(config.max_perf, reason)
+            readiness.set_max_perf(config.max_perf, reason)
         yield RunningWorker(
             settings=settings,
             engine=engine,
@@ -231,7 +231,7 @@ def _benchmark_keeper(
 def _author_context(given: Context | None, readiness: Readiness, signal: ReadySignal) -> AuthorContext | None:
     if given is None:
         return None
-    seen = partial(readiness.seen, signal, f"{signal.value} entered")
+    seen = partial(readiness.note_signal, signal, f"{signal.value} entered")
     return AuthorContext(given, seen, lambda: readiness.loaded)
 
 

@@ -286,9 +286,9 @@ async def test_progress_shows_in_the_log(caplog: pytest.LogCaptureFixture) -> No
     await outcome(FakeModel(ManualClock(), service_s=2.0), concurrency=2, runs=3)
     assert caplog.messages == [
         "benchmark: warming up",
-        "benchmark: round 1 of 3, 2 at once: 10 workload/s, about 4 s left",
-        "benchmark: round 2 of 3, 2 at once: 10 workload/s, about 2 s left",
-        "benchmark: round 3 of 3, 2 at once: 10 workload/s, about 0 s left",
+        "benchmark: round 1 of 3, concurrency 2: 10 workload/s, about 4 s left",
+        "benchmark: round 2 of 3, concurrency 2: 10 workload/s, about 2 s left",
+        "benchmark: round 3 of 3, concurrency 2: 10 workload/s, about 0 s left",
     ]
 
 
@@ -296,6 +296,6 @@ async def test_the_search_shows_in_the_log(caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.INFO)
     await outcome(FakeModel(ManualClock(), slots=1), time_limit_s=100.0)
     assert caplog.messages[1:3] == [
-        "benchmark: 10 workload/s with 1 at once, at most 97 s left",
-        "benchmark: 10 workload/s with 2 at once, at most 93 s left",
+        "benchmark: 10 workload/s at concurrency 1, at most 97 s left",
+        "benchmark: 10 workload/s at concurrency 2, at most 93 s left",
     ]

@@ -102,7 +102,7 @@ async def rated(
         )
         async with anyio.create_task_group() as tasks:
             if loaded:
-                readiness.seen(ReadySignal.LOG, "loaded")
+                readiness.note_signal(ReadySignal.LOG, "loaded")
             tasks.start_soon(rating.keep)
             yield Scene(model, readiness, clock, rating)
             tasks.cancel_scope.cancel()
@@ -116,7 +116,7 @@ async def test_nothing_is_measured_before_the_model_is_loaded(tmp_path: Path) ->
     async with rated(tmp_path, bench("/echo"), loaded=False) as here:
         await anyio.wait_all_tasks_blocked()
         assert here.model.requests == []
-        here.readiness.seen(ReadySignal.LOG, "loaded")
+        here.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.until(State.READY)
     assert len(here.model.requests) == 3  # the warm-up, and one round of two
 
@@ -193,7 +193,7 @@ async def test_a_new_loaded_line_tries_a_failure_again_at_once(tmp_path: Path) -
         here.model.fail_status = 500
         await here.until(State.ERRORED)
         here.model.fail_status = None
-        here.readiness.seen(ReadySignal.LOG, "loaded")
+        here.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.until(State.READY)
 
 
@@ -202,11 +202,11 @@ async def test_an_error_ends_the_benchmark_which_runs_again_after_the_next_loade
 ) -> None:
     async with rated(tmp_path, bench("/held")) as here:
         await here.model.until(lambda: here.model.working == 1)
-        here.readiness.fail(Cause.LOG, "CUDA error")
+        here.readiness.set_error(Cause.LOG, "CUDA error")
         await here.model.until(lambda: here.model.cancelled == 1)
         assert here.readiness.error_msg == "CUDA error"
         here.model.release()
-        here.readiness.seen(ReadySignal.LOG, "loaded")
+        here.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.until(State.READY)
     assert len(here.model.requests) == 4
 

@@ -76,7 +76,7 @@ def test_a_result_of_other_inputs_is_measured_anew(
     save(tmp_path, INPUTS, 12.5)
     changed = replace(INPUTS, **change)
     assert load(tmp_path, changed) is None
-    assert caplog.messages == [f"benchmark: measured anew, since {name} changed"]
+    assert caplog.messages == [f"benchmark: measuring again, since these inputs changed: {name}"]
     assert changed.key() != INPUTS.key()
 
 
@@ -90,7 +90,7 @@ def test_an_input_that_an_older_version_did_not_know_is_a_change(
     saved["inputs"]["driver"] = "1.0"
     write(tmp_path, json.dumps(saved))
     assert load(tmp_path, INPUTS) is None
-    assert caplog.messages == ["benchmark: measured anew, since driver, gpus changed"]
+    assert caplog.messages == ["benchmark: measuring again, since these inputs changed: driver, gpus"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_file_of_something_else_is_warned_of_and_ignored(
     write(tmp_path, text)
     write(tmp_path, "99", OLD_FILE_NAME)
     assert load(tmp_path, INPUTS) is None
-    assert caplog.messages == [f"{tmp_path / FILE_NAME} holds no benchmark result and is ignored"]
+    assert caplog.messages == [f"{tmp_path / FILE_NAME} is ignored: it holds no benchmark result"]
 
 
 def test_a_file_that_cannot_be_read_is_warned_of_and_ignored(
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_read_is_warned_of_and_ignored(
     write(tmp_path, "99", OLD_FILE_NAME)
     assert load(tmp_path, INPUTS) is None
     assert len(caplog.messages) == 1
-    assert f"{tmp_path / FILE_NAME} can't be read and is ignored" in caplog.text
+    assert f"{tmp_path / FILE_NAME} is ignored: it can't be read" in caplog.text
 
 
 @pytest.mark.parametrize(("text", "perf"), [("123.5", 123.5), (" 7\n", 7.0), ("1e3", 1000.0)])
@@ -144,7 +144,7 @@ def test_a_malformed_bare_number_is_warned_of_and_ignored(
 ) -> None:
     write(tmp_path, text, OLD_FILE_NAME)
     assert load(tmp_path, INPUTS) is None
-    assert caplog.messages == [f"{tmp_path / OLD_FILE_NAME} holds no number above 0 and is ignored"]
+    assert caplog.messages == [f"{tmp_path / OLD_FILE_NAME} is ignored: it holds no number above 0"]
 
 
 def test_a_directory_that_cannot_be_written_is_only_warned_of(
@@ -247,4 +247,4 @@ def test_without_an_answer_there_is_no_gpu(tmp_path: Path, caplog: pytest.LogCap
     assert gpus(fake_smi(tmp_path, "echo no driver; exit 9")) == ()
     assert not caplog.messages
     assert gpus(fake_smi(tmp_path, "exec cat /dev/zero >/dev/null"), limit_s=0.05) == ()
-    assert "gave no answer within 0.05 s" in caplog.text
+    assert "did not answer within 0.05 s" in caplog.text

@@ -302,14 +302,14 @@ async def test_a_file_that_does_not_appear_is_warned_of_now_and_then(
         await polls(clock, 9)
         assert not caplog.messages
         await polls(clock, 1)
-        assert caplog.messages == [f"model log {path} does not exist, for 10 s now"]
+        assert caplog.messages == [f"model log {path} does not exist (for 10 s)"]
         await polls(clock, 59)
         assert len(caplog.messages) == 1
         await polls(clock, 1)
-        assert caplog.messages[1:] == [f"model log {path} does not exist, for 70 s now"]
+        assert caplog.messages[1:] == [f"model log {path} does not exist (for 70 s)"]
         append(path, b"one\n")
         await polls(clock, 1)
-        assert caplog.messages[2:] == [f"model log {path} is there now"]
+        assert caplog.messages[2:] == [f"model log {path} can be read now"]
         assert lines == ["one"]
         os.unlink(path)
         await polls(clock, 9)
@@ -321,7 +321,7 @@ async def test_a_path_that_is_a_fifo_is_warned_of(path: Path, caplog: pytest.Log
     clock = ManualClock()
     async with following(LogTail(path), clock, []):
         await polls(clock, 11)
-    assert caplog.messages == [f"model log {path} is a FIFO, not a regular file, for 10 s now"]
+    assert caplog.messages == [f"model log {path} is a FIFO, not a regular file (for 10 s)"]
 
 
 # The rule for all sequences

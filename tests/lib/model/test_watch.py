@@ -16,7 +16,7 @@ from lib.model.connection import ModelServer
 from lib.model.log_tail import MISSING_WARN_AFTER_S, POLL_INTERVAL_S
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
 from lib.model.watch import (
-    BELIEF_INTERVAL_S,
+    CONNECT_INTERVAL_S,
     FAILURES_UNTIL_ERROR,
     HEALTH_INTERVAL_LOADING_S,
     HEALTH_INTERVAL_S,
@@ -64,7 +64,7 @@ async def scene(*signs: ReadySignal, perf: float | None = 1.0) -> AsyncGenerator
     async with malicious_model() as model, ModelServer(model.url) as server:
         readiness = Readiness(signs, False, clock)
         if perf is not None:
-            readiness.measured_as(perf, "given")
+            readiness.set_max_perf(perf, "given")
         yield Scene(model, server, readiness, clock)
 
 
@@ -97,12 +97,12 @@ async def test_a_stale_loaded_line_does_not_make_a_dead_server_ready(tmp_path: P
         await here.model.stop()
         watch.on_line(LOADED)
         for _ in range(3):
-            await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+            await here.clock.wait_for_timer(CONNECT_INTERVAL_S)
             assert here.readiness.state is State.LOADING
-            here.clock.advance(BELIEF_INTERVAL_S)
-        await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+            here.clock.advance(CONNECT_INTERVAL_S)
+        await here.clock.wait_for_timer(CONNECT_INTERVAL_S)
         await here.model.start()
-        here.clock.advance(BELIEF_INTERVAL_S)
+        here.clock.advance(CONNECT_INTERVAL_S)
         await here.until(State.READY)
 
 
@@ -110,10 +110,10 @@ async def test_an_error_after_the_line_takes_it_back(tmp_path: Path) -> None:
     async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         await here.model.stop()
         watch.on_line(LOADED)
-        await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+        await here.clock.wait_for_timer(CONNECT_INTERVAL_S)
         watch.on_line(f"{BROKEN}: out of memory")
         await here.model.start()
-        here.clock.advance(BELIEF_INTERVAL_S)
+        here.clock.advance(CONNECT_INTERVAL_S)
         assert here.readiness.error_msg == f"{BROKEN}: out of memory"
         watch.on_line(LOADED)
         await here.until(State.READY)
@@ -269,7 +269,7 @@ async def test_three_failures_in_a_row_are_an_error_and_the_next_success_clears_
         assert here.readiness.state is State.READY
         await next_check(here)
         assert here.readiness.error_msg == "health check answered 500"
-        here.readiness.fail(Cause.LOG, BROKEN)
+        here.readiness.set_error(Cause.LOG, BROKEN)
         here.model.health_status = 200
         await next_check(here)
         assert here.readiness.error_msg == BROKEN  # that, and only that
@@ -318,7 +318,7 @@ async def test_a_server_without_a_check_is_left_alone(status: int, caplog: pytes
         assert here.readiness.state is State.READY
         assert (here.model.health_checks, here.clock.pending) == (1, 0)
     assert [r.getMessage() for r in caplog.records if "no health check" in r.getMessage()] == [
-        f"the model server has no health check at {here.model.url}/health ({status}): left out"
+        f"the model server has no health check at {here.model.url}/health ({status}): not checked again"
     ]
 
 
@@ -337,7 +337,7 @@ async def test_without_load_rules_a_server_that_comes_back_clears_what_its_log_s
     async with scene(ReadySignal.HEALTH) as here, checked(here, clears_all):
         await here.until(State.READY)
         await over(here)
-        here.readiness.fail(Cause.LOG, BROKEN)
+        here.readiness.set_error(Cause.LOG, BROKEN)
         await next_check(here)
         assert here.readiness.error_msg == BROKEN  # it answers still: no sign of a new start
         here.model.health_status = 503
