@@ -15,13 +15,8 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
 from lib.declare.config_fields import refuse
-from lib.declare.declaration import (
-    DECLARED_NAMES,
-    BenchmarkConfig,
-    HandlerConfig,
-    LogActionConfig,
-    WorkerConfig,
-)
+from lib.declare.handler_config import BenchmarkConfig, HandlerConfig
+from lib.declare.worker_config import DECLARED_NAMES, LogActionConfig, WorkerConfig
 from lib.errors import result_or_error
 from lib.server import run_server, start_server
 

@@ -1,7 +1,7 @@
 """The handler behind a `HandlerConfig`, an `EndpointHandler` like any other.
 
 Owns what a declared handler does with a payload, a client's or the benchmark's, and what is wrong with such
-a handler by itself. Which fields can't be combined is in declaration.py.
+a handler by itself. Which fields can't be combined is in handler_config.py.
 """
 
 from __future__ import annotations
