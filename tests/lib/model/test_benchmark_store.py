@@ -1,3 +1,5 @@
+"""The saved result, the inputs it depends on, and the names of the GPUs."""
+
 from __future__ import annotations
 
 import json
@@ -22,8 +24,6 @@ from lib.model.benchmark_store import (
     save,
 )
 
-# Lesson 17.
-
 INPUTS = BenchmarkInputs(
     handler="workers.hello_world.GenerateHandler",
     endpoint="/generate",
@@ -44,7 +44,7 @@ def names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
-def test_a_saved_result_serves_the_same_inputs(tmp_path: Path) -> None:
+def test_a_saved_result_is_used_for_the_same_inputs(tmp_path: Path) -> None:
     assert load(tmp_path, INPUTS) is None
     save(tmp_path, INPUTS, 12.5)
     assert load(tmp_path, replace(INPUTS)) == 12.5
@@ -69,7 +69,7 @@ def test_a_saved_result_serves_the_same_inputs(tmp_path: Path) -> None:
         ({"gpus": (), "model_name": "large"}, "gpus, model_name"),
     ],
 )
-def test_a_result_of_other_inputs_is_measured_anew(
+def test_a_result_of_other_inputs_is_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], name: str
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -111,7 +111,7 @@ def test_an_input_that_an_older_version_did_not_know_is_a_change(
         ),
     ],
 )
-def test_a_file_of_something_else_is_warned_of_and_ignored(
+def test_a_file_of_something_else_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | bytes
 ) -> None:
     write(tmp_path, text)
@@ -120,7 +120,7 @@ def test_a_file_of_something_else_is_warned_of_and_ignored(
     assert caplog.messages == [f"{tmp_path / FILE_NAME} is ignored: it holds no benchmark result"]
 
 
-def test_a_file_that_cannot_be_read_is_warned_of_and_ignored(
+def test_a_file_that_cannot_be_read_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / FILE_NAME).mkdir()
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_read_is_warned_of_and_ignored(
 
 
 @pytest.mark.parametrize(("text", "perf"), [("123.5", 123.5), (" 7\n", 7.0), ("1e3", 1000.0)])
-def test_a_bare_number_of_another_worker_is_honoured(tmp_path: Path, text: str, perf: float) -> None:
+def test_a_bare_number_of_another_worker_is_used(tmp_path: Path, text: str, perf: float) -> None:
     write(tmp_path, text, OLD_FILE_NAME)
     assert load(tmp_path, INPUTS) == perf
     save(tmp_path, INPUTS, 12.5)
@@ -139,7 +139,7 @@ def test_a_bare_number_of_another_worker_is_honoured(tmp_path: Path, text: str, 
 
 
 @pytest.mark.parametrize("text", ["", "fast", "nan", "inf", "0", "-3", "1e999", b"\xff"])
-def test_a_malformed_bare_number_is_warned_of_and_ignored(
+def test_a_malformed_bare_number_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | bytes
 ) -> None:
     write(tmp_path, text, OLD_FILE_NAME)
@@ -147,7 +147,7 @@ def test_a_malformed_bare_number_is_warned_of_and_ignored(
     assert caplog.messages == [f"{tmp_path / OLD_FILE_NAME} is ignored: it holds no number above 0"]
 
 
-def test_a_directory_that_cannot_be_written_is_only_warned_of(
+def test_a_directory_that_cannot_be_written_only_causes_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path / "absent", INPUTS, 12.5)
@@ -157,7 +157,7 @@ def test_a_directory_that_cannot_be_written_is_only_warned_of(
     assert names(tmp_path) == [FILE_NAME], "a temporary file was left"
 
 
-def test_a_result_takes_the_place_of_the_older_one_and_never_mixes_with_it(tmp_path: Path) -> None:
+def test_a_new_result_replaces_the_older_one_completely(tmp_path: Path) -> None:
     save(tmp_path, INPUTS, 12.5)
     before = tmp_path / "before"
     before.mkdir()
@@ -190,7 +190,7 @@ def test_a_shape_is_keys_and_types(payload: Any, shape: Any) -> None:
     assert json.loads(json.dumps(payload_shape(payload))) == shape
 
 
-def test_a_shape_has_a_bounded_depth() -> None:
+def test_a_shape_has_a_limited_depth() -> None:
     payload: Any = 1
     for _ in range(100_000):
         payload = [payload]
@@ -204,7 +204,7 @@ JSON = st.recursive(
 
 
 def turned(value: Any) -> Any:
-    """The same in another order, with every list's items twice."""
+    """Return the same payload in another order, with the items of every list twice."""
     if isinstance(value, dict):
         members = cast("dict[str, Any]", value)
         return {key: turned(members[key]) for key in reversed(list(members))}
