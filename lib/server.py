@@ -174,12 +174,12 @@ async def serve(
                 )
                 running.cut()
                 sockets.abort()
-            await stop.run_unless_at_once(running.leave_handlers)
+            await stop.run_unless_immediate(running.leave_handlers)
         with anyio.move_on_after(CLOSE_LIMIT_S):
             await backend.metrics.emptied()
-        await stop.run_unless_at_once(partial(running.engine.finish, FLUSH_LIMIT_S))
+        await stop.run_unless_immediate(partial(running.engine.finish, FLUSH_LIMIT_S))
         life.cancel_scope.cancel()
-    return EXIT_FAILED if stop.failed or stop.at_once.is_set() else 0
+    return EXIT_FAILED if stop.failed or stop.immediate.is_set() else 0
 
 
 async def _serve_until_signal(
@@ -211,7 +211,7 @@ async def _drain(backend: Backend, running: RunningWorker, settings: Settings, s
     running.drain()
     log.info("stopping: %d requests in flight", backend.metrics.unfinished)
     with anyio.move_on_after(settings.drain_timeout_s):
-        await stop.run_unless_at_once(backend.metrics.emptied)
+        await stop.run_unless_immediate(backend.metrics.emptied)
 
 
 def _routes(

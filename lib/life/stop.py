@@ -1,4 +1,4 @@
-"""The request to stop a worker: first to drain, then to stop at once.
+"""The request to stop a worker: first to drain, then to stop immediately.
 
 Owns this request and what it interrupts. lib/server.py makes it on SIGTERM and SIGINT, and carries it out.
 """
@@ -11,32 +11,32 @@ import anyio
 
 
 class Stop:
-    """A request to stop the worker. `ask` once to drain, a second time to stop at once.
+    """A request to stop the worker. `ask` once to drain, a second time to stop immediately.
 
     `failed` is set when the stop is due to an error and not to a signal.
     """
 
     def __init__(self) -> None:
         self.asked = anyio.Event()
-        self.at_once = anyio.Event()
+        self.immediate = anyio.Event()
         self.failed = False
 
     def ask(self) -> None:
-        """Ask for a drain or, when one was asked for before, for a stop at once."""
-        (self.at_once if self.asked.is_set() else self.asked).set()
+        """Ask for a drain or, if one was already asked for, for an immediate stop."""
+        (self.immediate if self.asked.is_set() else self.asked).set()
 
     def fail(self) -> None:
         """Ask for a drain after an unexpected error; the exit status will report the error."""
         self.failed = True
         self.asked.set()
 
-    async def run_unless_at_once(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Run `work`; cancel it if a stop at once is asked for meanwhile."""
+    async def run_unless_immediate(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Run `work`; cancel it if an immediate stop is asked for meanwhile."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._cancel_at_once, group.cancel_scope)
+            group.start_soon(self._cancel_when_immediate, group.cancel_scope)
             await work()
             group.cancel_scope.cancel()
 
-    async def _cancel_at_once(self, scope: anyio.CancelScope) -> None:
-        await self.at_once.wait()
+    async def _cancel_when_immediate(self, scope: anyio.CancelScope) -> None:
+        await self.immediate.wait()
         scope.cancel()

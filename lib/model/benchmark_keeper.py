@@ -1,4 +1,4 @@
-"""When the benchmark runs and what its requests are (docs/writing-a-worker.md, "The benchmark").
+"""The times at which the benchmark runs, and its requests (docs/writing-a-worker.md, "The benchmark").
 
 Owns the decision to measure, to try again or to use a saved result, and the sending of one request. The
 rounds are in benchmark.py, the file with the result is in benchmark_store.py.

@@ -34,7 +34,7 @@ class ModelCaller:
     """Calls the model server for one request, with headers that the request's client sent.
 
     `client_request` is the client's request, None in the benchmark; `method` is its method. Every call is an
-    async context manager that gives the model server's answer; leaving it before the answer's end closes the
+    async context manager that yields the model server's answer; leaving it before the answer's end closes the
     connection. Calls raise `ModelUnreachable` (502) and `ModelTimedOut` (504).
     """
 

@@ -98,7 +98,7 @@ class LogTail:
                 self._files.pop().close()
 
     def _look(self) -> None:
-        """Open the file that the path leads to now, at each poll anew.
+        """Open the file that the path leads to now, again at each poll.
 
         On an overlay file system, a descriptor of a file of the image goes stale with the first write. A file
         that is still open keeps its inode number, so the same number means the same file.
