@@ -1,11 +1,11 @@
-"""Backend: the life of a request, readable from top to bottom.
+"""Backend: the life of a request, from top to bottom.
 
     read → authenticate → open the ledger entry → wait for a slot → call the model
          → pass the answer on → close the entry
 
-`Backend.create_handler` makes the aiohttp handler of one route; `_serve` is the story. Each step is a call
-whose failure is an exception: lib/errors.py has its status, lib/request/verdict.py what it counts as.
-Owns the order of the steps, and what authors use. lib/life/running_worker.py has the parts that do them.
+`Backend.create_handler` makes the aiohttp handler of one route; `_serve` is its story. Each step is a call
+whose failure is an exception: its status is in lib/errors.py, its outcome in lib/request/verdict.py.
+Owns the order of the steps and the methods for authors. lib/life/running_worker.py has the parts.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ _NOT_READY = (State.LOADING, State.BENCHMARKING, State.DRAINING)
 class Backend:
     """Proxies validated requests to the model server through handlers (docs/writing-a-worker.md).
 
-    Constructing one only remembers its arguments: no network, no file, no environment, no event loop.
-    `max_perf` is in workload/s, `max_wait_time` in seconds. `engine` and `authenticator` replace those that
-    the environment chooses.
+    The constructor only stores its arguments: no network, no file, no environment, no event loop.
+    `max_perf`, used without a `benchmark_handler`, is in workload/s. `max_wait_time`, in seconds, is the
+    default of `max_queue_time`. `engine` and `authenticator` replace those that the environment chooses.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class Backend:
         self._steps = Steps()
         self._running: RunningWorker | None = None
 
-    # What an author uses
+    # For authors
 
     def create_handler(self, handler: EndpointHandler[Any]) -> Handler:
-        """An aiohttp request handler for `handler`, for `web.post(path, …)`."""
+        """Make the aiohttp handler of a route, for `web.post(path, …)`."""
         self._handlers.append(handler)
         return partial(self._answer, self.lanes.add(handler))
 
@@ -123,30 +123,30 @@ class Backend:
         workload: float | Callable[[Any], float] = DEFAULT_WORKLOAD,
         **fields: Any,
     ) -> Handler:
-        """A bare aiohttp handler behind the same checks, queue and ledger as all others.
+        """Put a bare aiohttp handler behind the checks, the queue and the ledger of all handlers.
 
-        `function` finds `request["payload"]`, JSON or an `Upload`, and `request["auth_data"]`. `workload` is
-        a number, or a function of the payload; `fields` are an `EndpointHandler`'s.
+        `function` finds JSON or an `Upload` in `request["payload"]`, and `request["auth_data"]`. `fields` are
+        an `EndpointHandler`'s; `workload` is a number or a function of the payload.
         """
         return self.create_handler(BareRouteHandler(function=function, workload=workload, **fields))
 
     @property
     def session(self) -> ModelSession:
-        """An HTTP client for the model server, while the worker runs; relative paths go below its URL."""
+        """An HTTP client for the model server, while the worker runs. Relative paths go below its URL."""
         return ModelSession(self.running.server)
 
     def backend_errored(self, msg: str) -> None:
-        """Put the worker into *errored* with `msg`, until the model's next "loaded" line.
+        """Put the worker into *errored* with `msg`, until the model server's next "loaded" line.
 
-        Where no log rule matches such lines, a health check that succeeds after failed ones clears it.
+        Without a log rule for such lines, a health check that succeeds after failed ones clears the error.
         """
-        self.running.readiness.fail(Cause.AUTHOR, msg)
+        self.running.readiness.set_error(Cause.AUTHOR, msg)
 
     async def watch_health(self, url: str) -> None:
         """Check the model server's health at `url` until cancelled, or until it has no such check.
 
         `url` is a path on the model server or an absolute URL. Three failures in a row are an error; the next
-        success clears every error. For a `lifecycle` that finds the model server's address at run time.
+        success also clears errors of log and author. For a `lifecycle` that learns the address at run time.
         """
         running = self.running
         await HealthWatch(running.server, url, running.readiness, self.clock, clears_all=True).follow()
@@ -154,9 +154,9 @@ class Backend:
     # The life of a request
 
     async def _serve(self, exchange: Exchange) -> web.StreamResponse:
-        """The answer to one request, written to its last byte, with its outcome in the ledger.
+        """Answer one request, to the last byte, and record its outcome in the ledger.
 
-        Raises `WorkerError` (the answer is its status), `ClientGone`, `AnswerCut`, or whatever an author's
+        Raises `WorkerError` (answered with its status), `ClientGone`, `AnswerCut`, or whatever an author's
         code raises (500).
         """
         lane = exchange.lane
@@ -174,13 +174,15 @@ class Backend:
                 except web.HTTPException as e:
                     response = returnable(e)
                 written = await exchange.write(response)
-                exchange.conclude(None, written)  # now: the client may leave while its upload is deleted
+                exchange.conclude(
+                    None, written
+                )  # before the upload is deleted: the client may leave meanwhile
                 return written
 
     def _open_entry(self, exchange: Exchange, admission: Admission) -> None:
-        """Open the request's entry; one inside a session is not counted, since the session is.
+        """Open the request's entry. Inside a session it is not counted, since the session is.
 
-        Raises `SessionGone` (410), with the entry open.
+        Raises `SessionGone` (410), after the entry is opened.
         """
         is_outside, session = admission.session_id is None, admission.session
         request_idx = admission.auth.request_idx if is_outside else None
@@ -189,38 +191,37 @@ class Backend:
             raise SessionGone()
 
     def _inside_session(self, exchange: Exchange) -> AbstractContextManager[None]:
-        """Keep the request's session alive, if it is in one."""
+        """Keep the request's session, if it is in one, from expiring inside the block."""
         session = exchange.session
         return nullcontext() if session is None else self.running.sessions.used(session)
 
     def _received(
         self, exchange: Exchange, admission: Admission
     ) -> AbstractAsyncContextManager[dict[str, Any] | Upload]:
-        """The payload as it was received; an upload that would be refused afterwards is refused before.
+        """Receive the payload; refuse an upload before reading it if the worker isn't ready or too busy.
 
         Raises what `PayloadReader.receive` raises, and for an upload what `_check_ready` raises.
         """
         if admission.payload is not None:
             return nullcontext(admission.payload)
         if is_upload(exchange.request, admission):
-            exchange.entry.set_workload(DEFAULT_WORKLOAD)  # until it is here
+            exchange.entry.set_workload(DEFAULT_WORKLOAD)  # until its workload can be counted
             self._check_ready(exchange)
         accepts_uploads = exchange.lane.handler.accepts_uploads
         return self.running.payloads.receive(exchange.request, admission, accepts_uploads)
 
     async def _accept(self, exchange: Exchange, request: web.Request) -> web.StreamResponse:
-        """The model's answer, as it is or with newlines while its client waits."""
-        exchange.request = request  # a middleware may have put another one in its place
+        """Return the model's answer; meanwhile send the handler's heartbeat, if it has one."""
+        exchange.request = request  # a middleware may have replaced it
         self._check_ready(exchange)
         exchange.accept()
         work = self._in_turn(exchange)
         return await (work if exchange.heartbeat is None else exchange.heartbeat.during(work))
 
     def _check_ready(self, exchange: Exchange) -> None:
-        """Refuse a request that would not be served now, or not in time.
+        """Refuse a request if the worker isn't ready, or if the expected wait is too long.
 
-        Raises `Unavailable` (503), `TooBusy` (429). A request inside a session does not wait for the
-        session's own workload.
+        Raises `Unavailable` (503), `TooBusy` (429). A request does not wait for its own session's workload.
         """
         self.check_state()
         load = self.metrics.cur_load
@@ -234,9 +235,9 @@ class Backend:
             return await self._ask_model(exchange)
 
     async def _ask_model(self, exchange: Exchange) -> web.StreamResponse:
-        """Call the model and turn its answer into the client's.
+        """Call the model and make the client's answer from its answer.
 
-        A client that leaves closes the call with it, unless the handler lets it finish.
+        The call is closed when the client leaves, unless the handler lets it finish.
         """
         handler, request = exchange.lane.handler, exchange.request
         caller = self.running.server.caller(exchange.forwarded_headers(), request)
@@ -258,10 +259,10 @@ class Backend:
                 raise ClientGone from e
             raise broken_answer(e, exchange.answer_out) from e
 
-    # From the story's end to the client
+    # Around the story
 
     async def _answer(self, lane: Lane, request: web.Request) -> web.StreamResponse:
-        """Serve a request; a client that leaves cancels it, or lets it finish in the server's task group."""
+        """Serve a request: in the server's task group if it has to finish even when its client leaves."""
         exchange = Exchange(request, lane, self.clock, self._steps, self._phase)
         serve = partial(self._concluded, exchange)
         if not exchange.finishes:
@@ -269,40 +270,40 @@ class Backend:
         return await run_detached(self.running.spawn, serve, lambda: exchange.started_s is not None)
 
     async def _concluded(self, exchange: Exchange) -> web.StreamResponse:
-        """The answer, whatever became of the request; its entry has an outcome."""
+        """Serve the request, reply to its errors, and close its entry with an outcome in any case."""
         try:
             try:
                 return await self._serve(exchange)
-            except BaseException as e:  # noqa: BLE001 - whatever ends a request is judged in one place
+            except BaseException as e:  # noqa: BLE001 - every way to end is judged in one place
                 return await exchange.reply(exchange.conclude(e), e)
         finally:
             exchange.end()
             if exchange.started_s is not None and exchange.outcome is Outcome.CANCELLED:
                 self.running.spawn(exchange.tell_client_left)
 
-    # What the server uses
+    # For the server
 
     @property
     def running(self) -> RunningWorker:
-        """The running worker's parts; raises `RuntimeError` while it doesn't run."""
+        """The parts of the running worker. Raises `RuntimeError` while it doesn't run."""
         if self._running is None:
             raise RuntimeError("the worker is not running: start it with start_server(backend, routes)")
         return self._running
 
     @property
     def handlers(self) -> list[EndpointHandler[Any]]:
-        """The benchmark's handler, and those of the routes, each once."""
+        """The handlers of the benchmark and of the routes, each once."""
         handlers = (self.benchmark_handler, *self._handlers)
         return list({id(handler): handler for handler in handlers if handler is not None}.values())
 
     def check_state(self) -> None:
-        """Raise `NotReady` (503) while the worker loads, measures or stops."""
+        """Raise `NotReady` (503) in the states *loading*, *benchmarking* and *draining*."""
         state = self.running.readiness.state
         if state in _NOT_READY:
             raise NotReady(state.value)
 
     def config(self) -> BackendConfig:
-        """What the author said of the model server and the worker's life."""
+        """The arguments that concern the model server and the worker's life."""
         benchmark = self.benchmark_handler
         health_checks = (handler.healthcheck_endpoint for handler in self.handlers)
         return BackendConfig(
@@ -325,9 +326,9 @@ class Backend:
     async def run_with(
         self, settings: Settings, directory: Path, spawn: Spawn, process_age_s: float = 0.0
     ) -> AsyncGenerator[RunningWorker, None]:
-        """Serve requests inside the block; `spawn` runs calls that outlive their clients.
+        """Open the running worker for the time of the block; `spawn` runs calls that outlive their clients.
 
-        `directory` holds the saved benchmark. Raises `SettingsError` when the author's arguments can't work.
+        `directory` holds the saved benchmark. Raises `SettingsError` if the author's arguments can't work.
         """
         opened = open_worker(
             self.config(), self.lanes, settings, self.metrics, self.clock, directory, spawn, process_age_s
@@ -343,5 +344,5 @@ class Backend:
         return Phase(draining=True) if self._running is None else self._running.phase
 
     def _seconds_to_drain(self) -> float:
-        """Seconds until what is in flight now will be done, at the measured throughput."""
+        """Seconds until the workload in flight will be done, at the measured throughput."""
         return self.metrics.cur_load / max(self.running.readiness.max_perf, 1e-9)

@@ -1,19 +1,17 @@
-"""start_server: sockets, TLS, routes, signals, drain; owner of every long-lived task.
+"""start_server: a worker's process, from its first line to its exit status.
 
-Owns the worker's process from its first line to its exit status. What a request goes through is in
-backend.py. Exit status: 0 after SIGTERM or SIGINT, 1 after an unexpected error, 2 when the settings can't
-work, 3 when another process holds the port.
+Owns signals, every long-lived task and the order in which a worker stops. The sockets are in
+lib/life/sockets.py, the assembly of a worker is in lib/life/running_worker.py, and the life of a request is
+in lib/backend.py. The process's exit status is 0 after SIGTERM or SIGINT, 1 after an unexpected error or a
+second signal, 2 when the settings can't work, and 3 when another process uses the port.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import importlib.util
 import logging
-import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,7 +21,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import psutil
@@ -32,15 +30,16 @@ from aiohttp.typedefs import Middleware
 from anyio.abc import TaskGroup
 
 from lib.backend import Backend
-from lib.errors import SettingsError, async_result_or_error, refusals_as_json
+from lib.errors import SettingsError, async_result_or_error
 from lib.life.running_worker import RunningWorker
+from lib.life.sockets import CLOSE_LIMIT_S, PortTaken, Sockets, listening
+from lib.life.stop import Stop
 from lib.model.readiness import Cause
-from lib.request.exchange import note_head
 from lib.routes.management import loopback_routes, public_routes, without
 from lib.routes.sessions import end_route, session_routes
 from lib.runtime.file_limit import raise_file_limit
 from lib.runtime.logs import configure_logging
-from lib.runtime.settings import LOOPBACK_HOSTS, Settings, from_environment
+from lib.runtime.settings import Settings, from_environment
 from lib.runtime.tls import Certificate
 
 __all__ = ["EXIT_FAILED", "EXIT_PORT_TAKEN", "EXIT_SETTINGS", "run_server", "run_worker", "start_server"]
@@ -50,39 +49,12 @@ log = logging.getLogger(__name__)
 EXIT_FAILED = 1
 EXIT_SETTINGS = 2
 EXIT_PORT_TAKEN = 3
-# How long the last reports may take on shutdown.
+# Seconds that the last reports may take when the worker stops.
 FLUSH_LIMIT_S = 10.0
-# How long connections may take to take their last bytes once no request is in flight.
-CLOSE_LIMIT_S = 2.0
-BACKLOG = 4096
-# Proxies and address translators forget connections that are silent for a minute (lesson 32).
-TCP_KEEP_ALIVE_S = 30
 
-
-# Is given a worker in place of the sockets that would serve it; gives the exit status.
+# Called with a worker instead of serving it; returns the exit status.
 Inspector = Callable[[Backend, Sequence[web.AbstractRouteDef]], Awaitable[int]]
 _inspector: ContextVar[Inspector | None] = ContextVar("inspector", default=None)
-
-
-class PortTaken(Exception):
-    """Another process listens on a port of the worker's."""
-
-
-class Stop:
-    """When the worker is to stop: `ask` once to drain, again to stop at once."""
-
-    def __init__(self) -> None:
-        self.asked = anyio.Event()
-        self.at_once = anyio.Event()
-        self.failed = False
-
-    def ask(self) -> None:
-        (self.at_once if self.asked.is_set() else self.asked).set()
-
-    def fail(self) -> None:
-        """Stop after an error that nothing foresaw: the exit status tells."""
-        self.failed = True
-        self.asked.set()
 
 
 def start_server(
@@ -94,9 +66,9 @@ def start_server(
 ) -> None:
     """Serve `routes` until SIGTERM or SIGINT.
 
-    `middlewares` run around every request of `Backend.create_handler`, the first one outermost, once it is
-    authenticated and its payload is valid. `site_kwargs` go to `aiohttp.web.TCPSite` (host, backlog, …).
-    Raises `SystemExit` with the exit statuses above, but for 0.
+    `middlewares` run around every request to a handler of `Backend.create_handler`, the first one outermost,
+    after the request is authenticated and its payload is valid. `site_kwargs` go to `aiohttp.web.TCPSite`
+    (host, backlog, …). Raises `SystemExit` for an exit status other than 0.
     """
     uses_uvloop = importlib.util.find_spec("uvloop") is not None
     status = anyio.run(
@@ -112,9 +84,9 @@ def run_worker(
     environ: Mapping[str, str],
     **site_kwargs: Any,
 ) -> None:
-    """`start_server` with what `build` makes of the environment.
+    """Serve the backend and the routes that `build` returns for the environment, like `start_server`.
 
-    The `SettingsError` of an environment that can't work is told, and is exit status 2.
+    If `build` raises `SettingsError`, its message is printed and the exit status is 2.
     """
     try:
         backend, routes = build(environ)
@@ -131,7 +103,7 @@ async def run_server(
     middlewares: Sequence[Middleware] = (),
     **site_kwargs: Any,
 ) -> int:
-    """Like `start_server`, on the running event loop; return the process's exit status."""
+    """Serve like `start_server`, on the running event loop; return the exit status."""
     backend.middlewares.extend(middlewares)
     inspect = _inspector.get()
     if inspect is not None:
@@ -152,9 +124,9 @@ async def run_server(
 
 @contextmanager
 def inspected_by(inspector: Inspector) -> Generator[None, None, None]:
-    """A worker that would be served inside the block is handed to `inspector` instead, on its event loop.
+    """Inside the block, call `inspector` with a worker instead of serving it, on the worker's event loop.
 
-    It is how `pyworker check` sees what a worker's own file makes, without serving it.
+    `pyworker check` uses this to examine the worker that a file makes.
     """
     token = _inspector.set(inspector)
     try:
@@ -173,18 +145,18 @@ async def serve(
     started: Callable[[RunningWorker], None] | None = None,
     **site_kwargs: Any,
 ) -> int:
-    """Serve until `stop` is asked; the process's exit status.
+    """Serve until `stop` asks to drain; return the exit status.
 
-    `directory` keeps the saved benchmark; `started` is called once the sockets listen. Raises
+    `directory` holds the saved benchmark; `started` is called once the sockets listen. Raises
     `SettingsError` and `PortTaken`.
     """
     tls = Certificate(settings.ssl_cert, settings.ssl_key, backend.clock) if settings.use_ssl else None
     site_kwargs["ssl_context"] = tls and tls.context
-    # Not a task group's `start_soon`: a timer's callback, on an author's loop, is nowhere that anyio knows.
+    # `spawn` is also called by timers, outside any task, where a task group's `start_soon` fails.
     spawned: _Calls = asyncio.Queue()
     async with (
         backend.run_with(settings, directory, spawned.put_nowait, _process_age_s()) as running,
-        _listening(backend, routes, settings, site_kwargs) as sockets,
+        listening(*_routes(backend, routes), settings, site_kwargs) as sockets,
         anyio.create_task_group() as life,
     ):
         async with _calls(spawned, sockets):
@@ -197,15 +169,17 @@ async def serve(
             await stop.asked.wait()
             await _drain(backend, running, settings, stop)
             if backend.metrics.unfinished:
-                log.warning("%d requests are cut: they did not finish in time", backend.metrics.unfinished)
+                log.warning(
+                    "%d requests did not finish in time: they are aborted", backend.metrics.unfinished
+                )
                 running.cut()
                 sockets.abort()
-            await _unless_at_once(stop, running.leave_handlers)
+            await stop.run_unless_immediate(running.leave_handlers)
         with anyio.move_on_after(CLOSE_LIMIT_S):
             await backend.metrics.emptied()
-        await _unless_at_once(stop, partial(running.engine.finish, FLUSH_LIMIT_S))
+        await stop.run_unless_immediate(partial(running.engine.finish, FLUSH_LIMIT_S))
         life.cancel_scope.cancel()
-    return EXIT_FAILED if stop.failed or stop.at_once.is_set() else 0
+    return EXIT_FAILED if stop.failed or stop.immediate.is_set() else 0
 
 
 async def _serve_until_signal(
@@ -219,91 +193,41 @@ async def _serve_until_signal(
         directory = Path.cwd() / settings.benchmark_dir
         return await serve(backend, routes, settings, stop, directory=directory, **site_kwargs)
     finally:
-        for number in numbers:  # the loop may be an author's, and go on
+        for number in numbers:  # the event loop may be the author's, and outlive the worker
             loop.remove_signal_handler(number)
 
 
 async def _run(task: Callable[[], Awaitable[None]], name: str, running: RunningWorker, stop: Stop) -> None:
-    """A long-lived task; an error that it can't name ends the worker."""
+    """Run a long-lived task; an error that it doesn't handle stops the worker."""
     failure = await async_result_or_error(task())
     if failure is not None:
         log.error("%s failed: the worker stops", name, exc_info=failure)
-        running.readiness.fail(Cause.WORKER, f"{name} failed: {failure!r}")
+        running.readiness.set_error(Cause.WORKER, f"{name} failed: {failure!r}")
         stop.fail()
 
 
 async def _drain(backend: Backend, running: RunningWorker, settings: Settings, stop: Stop) -> None:
-    """Let what is in flight finish, for `DRAIN_TIMEOUT_S` at most; a second signal ends that at once."""
+    """Let requests in flight finish, for at most `DRAIN_TIMEOUT_S` and until a second signal."""
     running.drain()
     log.info("stopping: %d requests in flight", backend.metrics.unfinished)
     with anyio.move_on_after(settings.drain_timeout_s):
-        await _unless_at_once(stop, backend.metrics.emptied)
+        await stop.run_unless_immediate(backend.metrics.emptied)
 
 
-async def _unless_at_once(stop: Stop, work: Callable[[], Awaitable[object]]) -> None:
-    """Do `work`, to its end or until a second signal asks to stop at once."""
-    async with anyio.create_task_group() as group:
-
-        async def hurry() -> None:
-            await stop.at_once.wait()
-            group.cancel_scope.cancel()
-
-        group.start_soon(hurry)
-        await work()
-        group.cancel_scope.cancel()
-
-
-class _Sockets:
-    """The servers behind the public and the loopback port."""
-
-    def __init__(self, *runners: web.AppRunner) -> None:
-        self._runners = runners
-
-    def abort(self) -> None:
-        """Cut every connection: what is on them ends at once."""
-        for runner in self._runners:
-            for connection in runner.server.connections if runner.server else ():
-                if connection.transport is not None:
-                    connection.transport.abort()
-
-    async def close(self) -> None:
-        """Listen no more; connections have a moment to take their last bytes."""
-        with anyio.CancelScope(shield=True):
-            for runner in self._runners:
-                await runner.cleanup()
-
-
-@asynccontextmanager
-async def _listening(
-    backend: Backend,
-    routes: Sequence[web.AbstractRouteDef],
-    settings: Settings,
-    site_kwargs: dict[str, Any],
-) -> AsyncGenerator[_Sockets, None]:
-    """Both sockets listen inside the block. Raises `PortTaken`, bare: in no group."""
+def _routes(
+    backend: Backend, routes: Sequence[web.AbstractRouteDef]
+) -> tuple[list[web.AbstractRouteDef], list[web.AbstractRouteDef]]:
+    """The routes of the public and of the loopback port: the author's `routes`, and the worker's own."""
     own = [*public_routes(backend), *session_routes(backend)]
-    public = _runner([*routes, *without(own, routes)], settings)
-    loopback = _runner([*loopback_routes(backend, routes), end_route(backend)], settings)
-    options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
-    if settings.worker_host is not None:
-        options["host"] = settings.worker_host
-    _warn_of_addresses(settings)
-    sockets = _Sockets(public, loopback)
-    try:
-        await _listen(public, options)
-        await _listen(loopback, {"host": settings.worker_http_host, "port": settings.worker_http_port})
-        log.info("listening on port %d, public URL %s", settings.worker_port, settings.public_url)
-        yield sockets
-    finally:
-        await sockets.close()
+    return [*routes, *without(own, routes)], [*loopback_routes(backend, routes), end_route(backend)]
 
 
 _Calls = asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]]
 
 
 @asynccontextmanager
-async def _calls(spawned: _Calls, sockets: _Sockets) -> AsyncGenerator[None, None]:
-    """Run the calls in `spawned` inside the block; leaving it ends them, and the requests with them."""
+async def _calls(spawned: _Calls, sockets: Sockets) -> AsyncGenerator[None, None]:
+    """Run the calls in `spawned` inside the block; at its end, close the sockets and cancel the calls."""
     async with anyio.create_task_group() as calls:
         calls.start_soon(_start_each, calls, spawned)
         try:
@@ -318,65 +242,6 @@ async def _start_each(calls: TaskGroup, spawned: _Calls) -> None:
         calls.start_soon(await spawned.get())
 
 
-def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
-    app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
-    app.on_response_prepare.append(note_head)
-    app.add_routes(routes)
-    return web.AppRunner(
-        app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S
-    )
-
-
-def _warn_of_addresses(settings: Settings) -> None:
-    """Warn of ports that others may reach though nothing is checked there."""
-    if settings.engine == "none" and settings.worker_host not in LOOPBACK_HOSTS:
-        log.warning(
-            "ENGINE=none and WORKER_HOST=%s: whoever reaches port %d there may use the worker",
-            *(settings.worker_host, settings.worker_port),
-        )
-    if settings.worker_http_host not in LOOPBACK_HOSTS:
-        log.warning(
-            "WORKER_HTTP_HOST=%s: whoever reaches port %d there may read /status and /metrics",
-            *(settings.worker_http_host, settings.worker_http_port),
-        )
-
-
-class _Site(web.TCPSite):
-    """A site whose connections show the network that they are in use, and soon find out when they are not."""
-
-    async def start(self) -> None:
-        await super().start()
-        for listening in cast(asyncio.Server, self._server).sockets:
-            # A duplicate, since uvloop's own objects take no options; what is accepted inherits them.
-            with socket.socket(fileno=os.dup(listening.fileno())) as same:
-                same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, TCP_KEEP_ALIVE_S)
-                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, TCP_KEEP_ALIVE_S)
-
-
-async def _listen(runner: web.AppRunner, options: dict[str, Any]) -> None:
-    await runner.setup()
-    try:
-        await _Site(runner, **options).start()
-    except OSError as e:
-        if e.errno != errno.EADDRINUSE:
-            raise
-        raise PortTaken(f"port {options['port']} is taken by {_holder(options['port'])}") from e
-
-
-def _holder(port: int) -> str:
-    """Which process listens on `port`, as far as this one may see."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                if connection.pid is None:
-                    break
-                process = psutil.Process(connection.pid)
-                return f"process {connection.pid} ({' '.join(process.cmdline()) or process.name()})"
-    except psutil.Error:  # it may not be looked at, or is gone by now
-        pass
-    return "another process"
-
-
 def _process_age_s() -> float:
+    """Seconds since this process started."""
     return max(0.0, time.time() - psutil.Process().create_time())

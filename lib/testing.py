@@ -1,7 +1,7 @@
 """Runs a worker for its author's tests: `async with trial("worker.py") as worker: await worker.post(…)`.
 
-Owns the worker's process and signed requests to it. Does not own the local engine, the ports and the
-variables (lib/local/local_worker_env.py).
+Owns the worker's process and signed requests to it. The local engine, the ports and the variables are in
+lib/local/local_worker_env.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lib.local.processes import Child, ChildFailed, python_module, while_running
 
 __all__ = ["Trial", "trial"]
 
-# In seconds. A model server for tests loads, runs the benchmark and answers quickly.
+# Seconds: model servers for tests load, run the benchmark and answer quickly.
 READY_LIMIT_S = 60.0
 REQUEST_LIMIT_S = 60.0
 BENCHMARK_LIMIT_S = 2.0
@@ -31,7 +31,7 @@ BENCHMARK_LIMIT_S = 2.0
 
 @dataclass(frozen=True)
 class Trial:
-    """A running worker. It reports to `instance.engine`, its log file is `child.log`."""
+    """A running worker. It reports to `instance.engine`; its log file is `child.log`."""
 
     instance: LocalInstance
     child: Child

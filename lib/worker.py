@@ -1,7 +1,7 @@
 """The declarative way: a worker described in one page (docs/writing-a-worker.md, "The declared way").
 
-Owns `Worker`, which makes handlers and a `Backend` of a declaration and refuses one that can't work. What
-may be declared is in lib/declare/declaration.py, and importable from here.
+Owns `Worker`, which makes handlers and a `Backend` of a declaration and refuses one that can't work. The
+configurations are in lib/declare, and can be imported from here.
 """
 
 from __future__ import annotations
@@ -15,19 +15,14 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
 from lib.declare.config_fields import refuse
-from lib.declare.declaration import (
-    DECLARED_NAMES,
-    BenchmarkConfig,
-    HandlerConfig,
-    LogActionConfig,
-    WorkerConfig,
-)
+from lib.declare.handler_config import BenchmarkConfig, HandlerConfig
+from lib.declare.worker_config import DECLARED_NAMES, LogActionConfig, WorkerConfig
 from lib.errors import result_or_error
 from lib.server import run_server, start_server
 
 __all__ = ["BenchmarkConfig", "HandlerConfig", "LogActionConfig", "Worker", "WorkerConfig"]
 
-# Each declared handler with what became of it; an exception is what its author's class raised.
+# Each declared handler, with the handler made of it or the exception that its author's class raised.
 _Attempts = Sequence[tuple[HandlerConfig, EndpointHandler[Any] | Exception]]
 _Handlers = Sequence[tuple[HandlerConfig, EndpointHandler[Any]]]
 
@@ -68,7 +63,7 @@ def _built(declared: HandlerConfig, config: WorkerConfig) -> EndpointHandler[Any
 
 
 def _backend(config: WorkerConfig, handlers: _Handlers) -> Backend:
-    """The backend, without routes. Fields of a wrong type have their defaults in it."""
+    """Make the backend, without routes; in place of fields of a wrong type it gets their defaults."""
     return Backend(
         config.url(),
         config.valid("model_log_file"),
@@ -81,7 +76,7 @@ def _backend(config: WorkerConfig, handlers: _Handlers) -> Backend:
 
 
 def _health_check(config: WorkerConfig, handlers: _Handlers) -> str | None:
-    """The worker's health check, or else the first that one of its handlers has."""
+    """The worker's health check, or else the first one among its handlers'."""
     of_handlers = (declared.healthcheck or handler.healthcheck_endpoint for declared, handler in handlers)
     return config.model_healthcheck_url or next(filter(None, of_handlers), None)
 
@@ -100,5 +95,5 @@ def _problems(config: WorkerConfig, backend: Backend, attempts: _Attempts) -> It
             yield f"{label}: handler_class {name} can't be used: {handler!r}"
         else:
             yield from (f"{label}: {problem}" for problem in handler.problems())
-    if all_built:  # a handler that could not be built may have the health check
+    if all_built:  # else the health check may be that of a handler that could not be built
         yield from arguments.ready_signal_problems(DECLARED_NAMES)

@@ -27,10 +27,11 @@ from Crypto.PublicKey import RSA
 
 from lib.backend import Backend
 from lib.life.running_worker import RunningWorker
+from lib.life.stop import Stop
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.runtime.settings import Settings
-from lib.server import Stop, serve
+from lib.server import serve
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import READY_LINE, Setup, build
 

@@ -11,12 +11,12 @@ from typing import Any
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Whether calling `function` gives a coroutine: an `async def`, or an object with an async `__call__`."""
+    """Whether calling `function` returns a coroutine; it may be an object with an async `__call__`."""
     return any(inspect.iscoroutinefunction(called) for called in _called(function))
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling `function` gives a coroutine or an async generator."""
+    """Whether calling `function` returns a coroutine or an async generator."""
     return is_coroutine_function(function) or any(inspect.isasyncgenfunction(c) for c in _called(function))
 
 

@@ -1,7 +1,7 @@
 """The handler behind a `HandlerConfig`, an `EndpointHandler` like any other.
 
 Owns what a declared handler does with a payload, a client's or the benchmark's, and what is wrong with such
-a handler by itself. Which fields can't be combined is in declaration.py.
+a handler by itself. Which fields can't be combined is in handler_config.py.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         ]
 
     def _function_problems(self) -> Iterator[str]:
-        # A payload class that makes JSON of an upload gives the function that, not the upload.
+        # If the payload class makes JSON of an upload, the function receives that, not the upload.
         receives_uploads = self.accepts_uploads and not hasattr(self.payload_class, "generate_payload_json")
         if self.function and (problem := self.function.problem(receives_uploads)):
             yield f"remote_function {problem}"

@@ -171,10 +171,12 @@ class RemoteFunction:
         """
         parameters = parameters_of(self._function)
         if parameters is None:
-            return "has no signature that tells its parameters"
+            return "has no signature, so its parameters are not known"
         unnamed = [p.name for p in parameters if p.kind is _POSITIONAL_ONLY and p.default is p.empty]
         if unnamed:
-            return f"takes {', '.join(unnamed)} by position only: a payload gives keywords"
+            return (
+                f"takes {', '.join(unnamed)} by position only, but a payload's fields are passed as keywords"
+            )
         if receives_uploads and not accepts(self._function, 0, "upload"):
             return "can't be called with upload= alone, as it is for an upload"
         return None

@@ -2,7 +2,7 @@
 
 Owns what is wrong with these arguments, whether an author gave them to `Backend` or declared them. What is
 wrong with a handler is found by `EndpointHandler.problems`, what is wrong with a declaration by
-lib/declare/declaration.py.
+lib/declare/worker_config.py.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class RunningWorker:
     def use_key(self, pem: str) -> None:
         """Verify requests with the public key in `pem` from now on. Raises `ValueError` if it has none."""
         self.authenticator.use_key(pem)
-        self.readiness.key_found()
+        self.readiness.note_key()
 
 
 @asynccontextmanager
@@ -143,7 +143,7 @@ async def open_worker(
         readiness.on_change = engine.state_changed
         if config.benchmark_handler is None:
             reason = f"no benchmark: {config.max_perf:g} workload/s as given"
-            readiness.measured_as(config.max_perf, reason)
+            readiness.set_max_perf(config.max_perf, reason)
         yield RunningWorker(
             settings=settings,
             engine=engine,
@@ -232,7 +232,7 @@ def _benchmark_keeper(
 def _author_context(given: Context | None, readiness: Readiness, signal: ReadySignal) -> AuthorContext | None:
     if given is None:
         return None
-    seen = partial(readiness.seen, signal, f"{signal.value} entered")
+    seen = partial(readiness.note_signal, signal, f"{signal.value} entered")
     return AuthorContext(given, seen, lambda: readiness.loaded)
 
 

@@ -1,7 +1,7 @@
-"""What an answer of a model must have to be passed on to a client.
+"""ModelAnswer: the part of an answer's interface that `pass_on` needs.
 
-Owns the `ModelAnswer` protocol. `aiohttp.ClientResponse` has all of it, and so has the answer of a Python
-function; `pass_on` (relay.py) takes any other.
+Owns this protocol. `aiohttp.ClientResponse` has all of it, and so has the answer of a Python function
+(lib/declare/functions.py). `pass_on` (relay.py) accepts any other class that has it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Any, Protocol
 
 
 class Chunks(Protocol):
-    """The body of an answer, in chunks as they come."""
+    """The body of an answer, in chunks as they arrive."""
 
     async def readany(self) -> bytes:
         """Return the next chunk as soon as there is one; b"" at the end.
 
-        May raise `aiohttp.ClientError`, `TimeoutError` or `ConnectionError` where the answer breaks off.
+        May raise `aiohttp.ClientError`, `TimeoutError` or `ConnectionError` if the answer breaks off.
         """
         ...
 
 
 class ModelAnswer(Protocol):
-    """An answer: its head, which has come, and its body, which may still be on its way."""
+    """An answer whose status and headers have arrived; its body may still be arriving."""
 
     @property
     def status(self) -> int:
@@ -30,14 +30,14 @@ class ModelAnswer(Protocol):
 
     @property
     def reason(self) -> str | None:
-        """The HTTP reason phrase; None for the usual one."""
+        """The HTTP reason phrase; None for the standard one."""
         ...
 
     @property
     def headers(self) -> Any:
-        """All header fields, hop-by-hop ones too: a `multidict.CIMultiDictProxy[str]`.
+        """All headers, hop-by-hop ones too: a `multidict.CIMultiDictProxy[str]`.
 
-        Not declared as one, since aiohttp's own is a descriptor, which type checkers take for something else.
+        Declared as `Any`: aiohttp's is a descriptor, which type checkers don't accept as a property.
         """
         ...
 
@@ -48,7 +48,7 @@ class ModelAnswer(Protocol):
 
     @property
     def content_length(self) -> int | None:
-        """The length of the body in bytes, as it is sent; None where that is not known."""
+        """The length of the body in bytes before decompression; None if it is not known."""
         ...
 
     @property

@@ -1,7 +1,7 @@
-"""Throughput of the model server, in workload per second (authoring.md §3 Benchmark).
+"""Measuring the model server's throughput, in workload/s (docs/writing-a-worker.md, "The benchmark").
 
-Owns warm-up, rounds, the search for a concurrency, and what the outcome means. What one request is, and
-when to measure, is rating.py's; the saved result is benchmark_store.py's.
+Owns warm-up, rounds, the search for the best concurrency, and the result. What one request is, and when to
+measure, is in benchmark_keeper.py; saving the result is in benchmark_store.py.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from lib.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
 
-# The search for a concurrency, doubled from 1: it ends here, or where it gains less than this factor.
+# The search doubles the concurrency from 1 to this maximum, and ends if a step gains less than the factor.
 MAX_CONCURRENCY = 256
 MIN_GAIN = 1.05
 SEARCH_ROUNDS = 2
-# So many failures before any success (the warm-up counts as one, a round as one) and the model is broken.
-HOPELESS_AFTER = 2
-# No clock is finer than this, and no throughput infinite.
+# After this many failures without a success, the model counts as broken. A failed warm-up is one failure, and
+# so is a failed round.
+BROKEN_AFTER = 2
+# The shortest duration that a round can have, so that no throughput is infinite.
 MIN_DURATION_S = 1e-6
+MAX_THROUGHPUT = 1e300
 
 
 class BenchmarkFailed(Exception):
-    """There is no result; the text says why, with the model's own last message."""
+    """The benchmark has no result; the message is the reason, with the model server's last message."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one request. `ok` only for a 2xx read to its end; `message` is the model's own."""
+    """The result of one request. `ok` for a 2xx read to its end; `message` is the model server's."""
 
     ok: bool
     workload: float
@@ -42,10 +44,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Measurement:
-    """`perf` in workload/s is the best round's, and `concurrency` that round's requests at once.
+    """The result: `perf` in workload/s and `concurrency` are those of the best round.
 
-    `rounds` are those completed; `succeeded` and `failed` count requests without the warm-up.
-    `last_message` is that of the last failure, warm-up included, or "".
+    `rounds` is the number of completed rounds; `succeeded` and `failed` count requests without the warm-up.
+    `last_message` is that of the last failure, the warm-up included, or "".
     """
 
     perf: float
@@ -70,13 +72,14 @@ async def measure(
     clock: Clock,
     warm_up: bool = True,
 ) -> Measurement:
-    """Throughput with `runs` rounds (at least one) of `concurrency` requests at once, None: of the best.
+    """Measure the throughput with `runs` rounds, at least one, of `concurrency` simultaneous requests.
 
-    `send` does one request and returns once the last byte of its answer was read. Past `time_limit_s` the
-    requests in flight are cancelled and what is there counts: the rounds completed, or else the part of
-    a round, or else the warm-up.
+    With `concurrency` None, the best one is searched for first; `max_concurrency` limits both. `send` sends
+    one request and returns after the last byte of its answer. After `time_limit_s`, requests in flight are
+    cancelled, and the result is that of the completed rounds, or else of the unfinished round, or else of the
+    warm-up.
 
-    Raises `BenchmarkFailed` when no request succeeded or none of them was any work, and whatever `send`
+    Raises `BenchmarkFailed` when no request succeeded or the workload counted is 0, and whatever `send`
     raises. No request is left in flight.
     """
     bench = _Bench(send, clock, deadline_s=clock.monotonic() + time_limit_s)
@@ -95,7 +98,7 @@ async def measure(
 
 @dataclass
 class _Round:
-    """So many requests at once. `ended_s` None: cut by the time limit."""
+    """One round of `concurrency` simultaneous requests. `ended_s` is None if the time limit ended it."""
 
     concurrency: int
     started_s: float
@@ -103,13 +106,14 @@ class _Round:
     workload: float = 0.0
 
     def throughput(self, now_s: float) -> float:
+        """The workload/s of this round, up to `now_s` if it has not ended."""
         duration_s = (now_s if self.ended_s is None else self.ended_s) - self.started_s
-        return min(self.workload / max(duration_s, MIN_DURATION_S), 1e300)
+        return min(self.workload / max(duration_s, MIN_DURATION_S), MAX_THROUGHPUT)
 
 
 @dataclass
 class _Bench:
-    """One measurement under way: what was sent and what came back."""
+    """A running measurement: its rounds, and the counts of its requests."""
 
     send: Send
     clock: Clock
@@ -118,11 +122,11 @@ class _Bench:
     warmed_up: _Round | None = None
     succeeded: int = 0
     failed: int = 0
-    setbacks: int = 0
+    failures: int = 0
     last_message: str = ""
 
     async def warm_up(self) -> None:
-        """One request that isn't counted: it loads what the model loads late."""
+        """Send one request that isn't counted, since the model may still load parts of itself during it."""
         log.info("benchmark: warming up")
         warm_up = _Round(1, self.clock.monotonic())
         attempt = await self.send()
@@ -131,21 +135,21 @@ class _Bench:
             warm_up.workload = _usable(attempt.workload)
             self.warmed_up = warm_up
         else:
-            self.setbacks += 1
+            self.failures += 1
             self.last_message = attempt.message
             log.warning("benchmark: the warm-up failed: %s", attempt.message)
 
     async def best_concurrency(self, cap: int) -> int:
-        """How many requests at once give the highest throughput, between 1 and `cap`."""
+        """Search for the concurrency with the highest throughput, between 1 and `cap`."""
         best, best_throughput = 1, 0.0
         concurrency = 1
-        while not self.hopeless:
+        while not self.broken:
             throughput = 0.0
             for _ in range(SEARCH_ROUNDS):
-                if not self.hopeless:
+                if not self.broken:
                     throughput = max(throughput, await self.round(concurrency))
             log.info(
-                "benchmark: %.6g workload/s with %d at once, %s", throughput, concurrency, self.time_left()
+                "benchmark: %.6g workload/s at concurrency %d, %s", throughput, concurrency, self.time_left()
             )
             gained = throughput > 0 and throughput >= best_throughput * MIN_GAIN
             if throughput > best_throughput:
@@ -156,15 +160,15 @@ class _Bench:
         return best
 
     async def run(self, runs: int, concurrency: int) -> None:
-        """The rounds proper."""
+        """Run the rounds whose best is the result."""
         started_s = self.clock.monotonic()
         for number in range(1, runs + 1):
-            if self.hopeless:
+            if self.broken:
                 return
             throughput = await self.round(concurrency)
             each_s = (self.clock.monotonic() - started_s) / number
             log.info(
-                "benchmark: round %d of %d, %d at once: %.6g workload/s, %s",
+                "benchmark: round %d of %d, concurrency %d: %.6g workload/s, %s",
                 number,
                 runs,
                 concurrency,
@@ -173,12 +177,12 @@ class _Bench:
             )
 
     @property
-    def hopeless(self) -> bool:
-        """Nothing has ever succeeded, though enough was tried: more would hammer a broken model."""
-        return not self.succeeded and self.warmed_up is None and self.setbacks >= HOPELESS_AFTER
+    def broken(self) -> bool:
+        """Whether nothing has succeeded after `BROKEN_AFTER` failures: more requests would only add load."""
+        return not self.succeeded and self.warmed_up is None and self.failures >= BROKEN_AFTER
 
     async def round(self, concurrency: int) -> float:
-        """The throughput of so many requests at once, from the first sent to the last answer's end."""
+        """Run one round; return its throughput, from the first request sent to the end of the last answer."""
         current = _Round(concurrency, self.clock.monotonic())
         self.rounds.append(current)
         succeeded = self.succeeded
@@ -189,10 +193,10 @@ class _Bench:
                     group.start_soon(self._attempt, current, unexpected)
         except BaseException:
             if unexpected:
-                raise unexpected[0] from None  # as itself, not as the group's ExceptionGroup
+                raise unexpected[0] from None  # not the group's ExceptionGroup
             raise
         current.ended_s = self.clock.monotonic()
-        self.setbacks += self.succeeded == succeeded
+        self.failures += self.succeeded == succeeded
         return current.throughput(current.ended_s)
 
     async def _attempt(self, current: _Round, unexpected: list[Exception]) -> None:
@@ -209,19 +213,22 @@ class _Bench:
             self.last_message = attempt.message
 
     def time_left(self, estimate_s: float | None = None) -> str:
+        """The time left for a log line: `estimate_s`, limited by the deadline; without one, the limit."""
         limit_s = max(0.0, self.deadline_s - self.clock.monotonic())
         if estimate_s is None:
             return f"at most {limit_s:.0f} s left"
         return f"about {min(estimate_s, limit_s):.0f} s left"
 
     def measurement(self, timed_out_after_s: float | None) -> Measurement:
-        """The outcome. Raises `BenchmarkFailed`."""
+        """Return the result. Raises `BenchmarkFailed`."""
         now_s = self.clock.monotonic()
         best = self._best(now_s)
         if best is None or best.throughput(now_s) <= 0:
-            raise BenchmarkFailed(self._why_not(timed_out_after_s))
+            raise BenchmarkFailed(self._failure_reason(timed_out_after_s))
         if timed_out_after_s is not None:
-            log.warning("benchmark: ended by its limit of %g s with what it has", timed_out_after_s)
+            log.warning(
+                "benchmark: stopped by its time limit of %g s, with a result so far", timed_out_after_s
+            )
         return Measurement(
             perf=best.throughput(now_s),
             concurrency=best.concurrency,
@@ -239,7 +246,7 @@ class _Bench:
         candidates = completed or partial or warm_up
         return max(candidates, key=lambda r: r.throughput(now_s), default=None)
 
-    def _why_not(self, timed_out_after_s: float | None) -> str:
+    def _failure_reason(self, timed_out_after_s: float | None) -> str:
         if self.succeeded or (self.warmed_up and not self.failed):
             return "the benchmark's requests succeeded, but the workload counted is 0: see count_workload"
         limit = "" if timed_out_after_s is None else f" within {timed_out_after_s:g} s"
@@ -252,5 +259,5 @@ def _capped(concurrency: int, max_concurrency: int | None) -> int:
 
 
 def _usable(workload: float) -> float:
-    """`workload`, or 0 for what is no amount of work."""
+    """Return `workload`, or 0 if it is not a finite number above 0."""
     return workload if math.isfinite(workload) and workload > 0 else 0.0

@@ -1,7 +1,7 @@
-"""How fast this machine is with this model: the benchmark, run once the model is loaded (authoring.md §3).
+"""The times at which the benchmark runs, and its requests (docs/writing-a-worker.md, "The benchmark").
 
-Owns when it runs, what one of its requests is, and when a saved result serves instead. The rounds are
-benchmark.py's, the file is benchmark_store.py's.
+Owns the decision to measure, to try again or to use a saved result, and the sending of one request. The
+rounds are in benchmark.py, the file with the result is in benchmark_store.py.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A failed benchmark is tried again after so long; a new "loaded" line tries it at once.
+# Seconds until a failed benchmark is tried again; a new "loaded" line causes that immediately.
 RETRY_S = 60.0
-# As much of the model server's own error message goes into the report.
+# The part of the model server's error message that is reported.
 MAX_MESSAGE_BYTES = 2000
 
 
 @dataclass
 class BenchmarkKeeper:
-    """Gives `readiness` its throughput with `handler`, by a saved result in `directory` or by measuring."""
+    """Sets the throughput of `readiness`: a saved result in `directory`, or a measurement with `handler`.
+
+    `time_limit_s` limits one measurement. `max_concurrency` None: no limit.
+    """
 
     handler: EndpointHandler[Any]
     server: ModelServer
@@ -52,7 +55,7 @@ class BenchmarkKeeper:
     clock: Clock
 
     async def keep(self) -> None:
-        """Measure once the model is loaded; again whenever that failed, until it succeeds."""
+        """Measure once the model is loaded, and again after each failure, until it succeeds."""
         while not self.readiness.measured:
             await self.readiness.until(self._may_measure)
             async with anyio.create_task_group() as group:
@@ -61,7 +64,7 @@ class BenchmarkKeeper:
                 group.cancel_scope.cancel()
 
     def _may_measure(self) -> bool:
-        """Loaded, and no error but a benchmark's own holds: after a crash the model must come back first."""
+        """Whether the model is loaded, and there is no error but the benchmark's own."""
         others = [c for c in Cause if c is not Cause.BENCHMARK and self.readiness.has_error(c)]
         return self.readiness.loaded and not others
 
@@ -70,15 +73,15 @@ class BenchmarkKeeper:
             try:
                 await self._measure()
             except BenchmarkFailed as e:
-                self.readiness.fail(Cause.BENCHMARK, str(e))
+                self.readiness.set_error(Cause.BENCHMARK, str(e))
                 await self.readiness.until(lambda: not self.readiness.has_error(Cause.BENCHMARK), RETRY_S)
 
     async def _measure(self) -> None:
-        """Raises `BenchmarkFailed`."""
+        """Use a saved result, or measure and save the result. Raises `BenchmarkFailed`."""
         inputs = await self._inputs()
         saved = await in_thread(benchmark_store.load, self.directory, inputs)
         if saved is not None:
-            self.readiness.measured_as(saved, f"saved benchmark: {saved:g} workload/s")
+            self.readiness.set_max_perf(saved, f"saved benchmark: {saved:g} workload/s")
             return
         measured = await measure(
             self.attempt,
@@ -90,15 +93,15 @@ class BenchmarkKeeper:
             warm_up=self.handler.benchmark_warmup,
         )
         await in_thread(benchmark_store.save, self.directory, inputs, measured.perf)
-        self.readiness.measured_as(measured.perf, f"benchmark: {measured.perf:g} workload/s")
+        self.readiness.set_max_perf(measured.perf, f"benchmark: {measured.perf:g} workload/s")
 
     async def _inputs(self) -> BenchmarkInputs:
-        """What the result depends on. Raises `BenchmarkFailed` when the author's payload can't be made."""
+        """The inputs of the result. Raises `BenchmarkFailed` when the handler's payload can't be made."""
         samples = [self._payload(), self._payload()]
         messages = [
             result_or_error(partial(self.handler.generate_payload_json, sample)) for sample in samples
         ]
-        endpoint = result_or_error(lambda: self.handler.endpoint)  # once a payload was made, as for a request
+        endpoint = result_or_error(lambda: self.handler.endpoint)  # after a payload, which may determine it
         return BenchmarkInputs(
             handler=self.handler.benchmark_name,
             endpoint=endpoint if isinstance(endpoint, str) else None,
@@ -109,7 +112,7 @@ class BenchmarkKeeper:
             gpus=await in_thread(benchmark_store.gpus),
             payload_shape={
                 "shape": payload_shape(None if isinstance(messages[0], Exception) else messages[0]),
-                # A payload of a fixed size is told by its workload; a random one only by its shape.
+                # None for random payloads of different sizes, which are identified by their shape only.
                 "workload": _same(self.count_workload(sample) for sample in samples),
                 "model": _same(_model_in(message) for message in messages),
             },
@@ -122,21 +125,22 @@ class BenchmarkKeeper:
         return payload
 
     async def attempt(self) -> Attempt:
-        """One request as the benchmark sends it. Raises `BenchmarkFailed` when its payload can't be made."""
+        """Send one request of the benchmark. Raises `BenchmarkFailed` when its payload can't be made."""
         payload = self._payload()
         workload = self.count_workload(payload)
         result = await async_result_or_error(self._call(payload))
         if isinstance(result, Exception):
             known = isinstance(result, (WorkerError, AnswerCut))
             return Attempt(False, workload, describe_error(result) if known else repr(result))
-        status, told, source = result
+        status, text, source = result
         ok = 200 <= status < 300
-        return Attempt(ok, workload, f"{status}: {told}" if ok else f"{source}{status}: {told}")
+        return Attempt(ok, workload, f"{status}: {text}" if ok else f"{source}{status}: {text}")
 
     async def _call(self, payload: Any) -> tuple[int, str, str]:
-        """Status of one answer, the beginning of its body, and who gave it, if the model server did.
+        """Send `payload` and read the answer to its last byte.
 
-        It is read to its last byte.
+        Returns its status, the beginning of its body, and "POST URL answered " as the beginning of a message,
+        or "" if it is not an answer of the model server.
         """
         caller = self.server.caller({}, method=self.handler.benchmark_method)
         async with self.handler.call_model(caller, payload) as answer:
@@ -148,13 +152,13 @@ class BenchmarkKeeper:
 
 
 def _same(values: Iterable[Any]) -> Any:
-    """What all of `values` are, or None where they differ."""
+    """The value that all of `values` are equal to, or None if they differ."""
     first, *others = values
     return first if all(other == first for other in others) else None
 
 
 def _model_in(message: Any) -> str | None:
-    """The model that a request asks for by name, as OpenAI's do."""
+    """The name in the field `model`, which requests to OpenAI's API have, or None."""
     name = cast("dict[str, Any]", message).get("model") if isinstance(message, dict) else None
     return name if isinstance(name, str) else None
 

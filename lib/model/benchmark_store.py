@@ -1,7 +1,7 @@
-"""The benchmark's result from one start of the worker to the next (authoring.md §3 Benchmark).
+"""The saved result of the benchmark (docs/operating.md, "Benchmark results").
 
-Owns `.pyworker_benchmark.json`, what a result depends on, and the older `.has_benchmark`. All of it blocks:
-call it in a thread. Measuring is benchmark.py's.
+Owns `.pyworker_benchmark.json`, the inputs that a result depends on, and the older `.has_benchmark`. All of
+it blocks: call it in a thread. Measuring is in benchmark.py.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any, cast
 log = logging.getLogger(__name__)
 
 FILE_NAME = ".pyworker_benchmark.json"
-# Written by other workers and by authors: a bare number.
+# A file with just a number, written by other workers and by authors.
 OLD_FILE_NAME = ".has_benchmark"
-# Nothing that was written here comes near it.
+# Far more than a saved result needs.
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
 NVIDIA_SMI_LIMIT_S = 10.0
-# A process hung in the driver can't be killed: it is left behind after this.
+# Seconds to wait for a killed process: one that hangs in the driver doesn't end, and is left running.
 KILL_GRACE_S = 1.0
 
 MAX_SHAPE_DEPTH = 16
@@ -37,10 +37,10 @@ MAX_SHAPE_DEPTH = 16
 
 @dataclass(frozen=True)
 class BenchmarkInputs:
-    """What a result depends on; `payload_shape` is JSON, by default what `payload_shape()` gives.
+    """The inputs that a result depends on. `payload_shape` is JSON, usually made by `payload_shape()`.
 
-    `endpoint` None: the handler tells none. `concurrency` None: found by the benchmark. `gpus`: a name for
-    each.
+    `endpoint` is None if the handler has none, `concurrency` if the benchmark searches for it. `gpus` holds
+    the name of each GPU.
     """
 
     handler: str
@@ -53,7 +53,7 @@ class BenchmarkInputs:
     payload_shape: Any
 
     def key(self) -> str:
-        """Equal for equal inputs: a SHA-256 in hex."""
+        """The SHA-256 of the inputs in hex."""
         return _key(asdict(self))
 
 
@@ -62,10 +62,11 @@ def _key(inputs: Mapping[str, Any]) -> str:
 
 
 def payload_shape(payload: Any) -> Any:
-    """What kind of payload this is, as JSON: keys and types without values.
+    """The payload's keys and types without its values, as JSON.
 
-    An object is its keys, sorted, each with its value's shape; a list is the different shapes in it,
-    sorted; anything else is a type's name, "number" for ints and floats alike. Below 16 levels: "…".
+    An object becomes its sorted keys, each with the shape of its value; a list becomes the sorted set of the
+    shapes in it; anything else becomes a type's name, "number" for both ints and floats. Levels below the
+    16th become "…".
     """
     return _shape(payload, MAX_SHAPE_DEPTH)
 
@@ -86,24 +87,24 @@ def _shape(value: Any, levels: int) -> Any:
 
 
 def load(directory: Path, inputs: BenchmarkInputs) -> float | None:
-    """The result in workload/s saved in `directory` for the same inputs, or None; raises nothing.
+    """The result in workload/s that is saved in `directory` for the same inputs, or None; raises nothing.
 
-    Without a saved one, the number in `.has_benchmark` serves, whatever the inputs. What can't be read
-    is warned of and ignored.
+    Without a saved result, the number in `.has_benchmark` is used, whatever the inputs. A file that can't be
+    read is ignored with a warning.
     """
     path = directory / FILE_NAME
     text = _read(path)
     if text is not None:
         return _saved(path, text, inputs)
     if path.exists():
-        return None  # there, but not readable: told by now
+        return None  # it exists but can't be read, which `_read` has logged
     old_path = directory / OLD_FILE_NAME
     old_text = _read(old_path)
     return None if old_text is None else _bare_number(old_path, old_text)
 
 
 def save(directory: Path, inputs: BenchmarkInputs, perf: float) -> None:
-    """Keep `perf`, in workload/s, for the next start. Atomic; a failure is warned of, and no error."""
+    """Save `perf`, in workload/s, for the next start, atomically. A failure is only logged as a warning."""
     text = json.dumps({"perf": perf, "inputs": asdict(inputs)}, indent=2, sort_keys=True) + "\n"
     try:
         _replace(directory / FILE_NAME, text)
@@ -112,7 +113,7 @@ def save(directory: Path, inputs: BenchmarkInputs, perf: float) -> None:
 
 
 def gpus(command: Sequence[str] = NVIDIA_SMI, limit_s: float = NVIDIA_SMI_LIMIT_S) -> tuple[str, ...]:
-    """The name of each GPU, by `command`; () where there is none, or no answer within `limit_s`."""
+    """The name of each GPU, from `command`; () without a GPU, or without an answer within `limit_s`."""
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:
@@ -120,7 +121,7 @@ def gpus(command: Sequence[str] = NVIDIA_SMI, limit_s: float = NVIDIA_SMI_LIMIT_
     try:
         output, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        log.warning("%s gave no answer within %g s: no GPU is assumed", command[0], limit_s)
+        log.warning("%s did not answer within %g s: the benchmark assumes no GPU", command[0], limit_s)
         _abandon(process)
         return ()
     if process.returncode != 0:
@@ -138,14 +139,14 @@ def _abandon(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read(path: Path) -> str | None:
-    """The file's text, "" if it is no text, None if it can't be read (then told, unless it is absent)."""
+    """The file's text, with U+FFFD for invalid UTF-8; None if it is absent or, with a warning, unreadable."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return None
     except OSError as e:
-        log.warning("%s can't be read and is ignored: %s", path, e)
+        log.warning("%s is ignored: it can't be read: %s", path, e)
         return None
 
 
@@ -154,16 +155,16 @@ def _saved(path: Path, text: str, inputs: BenchmarkInputs) -> float | None:
         perf, old = _parse(text)
         changed = [] if _key(old) == inputs.key() else _changed(old, asdict(inputs))
     except (ValueError, RecursionError):
-        log.warning("%s holds no benchmark result and is ignored", path)
+        log.warning("%s is ignored: it holds no benchmark result", path)
         return None
     if changed:
-        log.info("benchmark: measured anew, since %s changed", ", ".join(changed))
+        log.info("benchmark: measuring again, since these inputs changed: %s", ", ".join(changed))
         return None
     return perf
 
 
 def _parse(text: str) -> tuple[float, dict[str, Any]]:
-    """Result and inputs out of a saved file. Raises `ValueError`, or `RecursionError` for nested nothing."""
+    """Return result and inputs of a saved file. Raises `ValueError`, or `RecursionError` for deep nesting."""
     message = json.loads(text)
     saved = cast("dict[str, Any]", message) if isinstance(message, dict) else {}
     perf, inputs = saved.get("perf"), saved.get("inputs")
@@ -187,9 +188,9 @@ def _bare_number(path: Path, text: str) -> float | None:
     except ValueError:
         perf = math.nan
     if _is_result(perf):
-        log.info("benchmark: %g workload/s by %s", perf, path)
+        log.info("benchmark: %g workload/s from %s", perf, path)
         return perf
-    log.warning("%s holds no number above 0 and is ignored", path)
+    log.warning("%s is ignored: it holds no number above 0", path)
     return None
 
 
@@ -199,7 +200,7 @@ def _is_result(perf: Any) -> bool:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write `path` so that it is either as before or whole."""
+    """Write `text` to `path` atomically. Raises `OSError`, with the file as it was before."""
     fd, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lib.model.connection import ModelServer
     from lib.uploads import Upload
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # of a WebSocket, unless the caller says otherwise
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # the default limit of one WebSocket message
 # Methods whose parameters are in the URL.
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
 
@@ -34,7 +34,7 @@ class ModelCaller:
     """Calls the model server for one request, with headers that the request's client sent.
 
     `client_request` is the client's request, None in the benchmark; `method` is its method. Every call is an
-    async context manager that gives the model server's answer; leaving it before the answer's end closes the
+    async context manager that yields the model server's answer; leaving it before the answer's end closes the
     connection. Calls raise `ModelUnreachable` (502) and `ModelTimedOut` (504).
     """
 
@@ -52,11 +52,11 @@ class ModelCaller:
 
     @property
     def timeout_s(self) -> float | None:
-        """`MODEL_TIMEOUT_S`, the limit of a whole call in seconds; None: no limit."""
+        """`MODEL_TIMEOUT_S`, the limit of a whole call in seconds; None for no limit."""
         return self.server.timeout_s
 
     def with_headers(self, *names: str) -> ModelCaller:
-        """The same caller, forwarding only those of the client's headers that `names` lists, in any case."""
+        """Return a caller that forwards only the client's headers in `names`, which are case-insensitive."""
         wanted = {name.lower() for name in names}
         headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}
         return ModelCaller(self.server, headers, self.client_request, self.method)
@@ -130,20 +130,20 @@ class ModelCaller:
         return self.request(method, target, lambda: make_form(fields))
 
     def _fill(self, endpoint: str | None, fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """`endpoint` with its placeholders filled in, and those of `fields` that remain to be sent."""
+        """Return `endpoint` with its placeholders filled in, and the `fields` that remain to be sent."""
         if endpoint is None or "{" not in endpoint or not (names := placeholders(endpoint)):
             return endpoint, fields
         request = self.client_request
         in_path: Mapping[str, str] = {} if request is None else request.match_info
         filled = fill_path(endpoint, {**fields, **in_path})
-        # A field of the body may have the name of a path parameter and mean something else: it stays. In a
-        # URL the two are one parameter.
+        # A body field with the name of a path parameter may mean something else: it is sent too. In a query,
+        # it would be the same parameter twice.
         used = [name for name in names if name not in in_path or self.method in _WITHOUT_BODY]
         return filled, {name: value for name, value in fields.items() if name not in used}
 
 
 def _make_json(message: Any) -> tuple[Callable[[], Any], dict[str, str]]:
-    """A function that makes the JSON body of `message`, and the headers that belong to it."""
+    """Return a function that makes the JSON body of `message`, and the body's headers."""
     body = json.dumps(message).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     if len(body) > LARGE_BODY_BYTES:

@@ -23,8 +23,8 @@ from yarl import URL
 from lib.errors import ModelTimedOut, ModelUnreachable, describe_error
 from lib.model.caller import ModelCaller
 
-# Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests meet a
-# connection that the other end is just closing.
+# Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
+# connection that the server is just closing.
 KEEP_ALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 10.0
 # Headers that aiohttp would add. The model server gets the client's headers and no others.
@@ -82,7 +82,7 @@ class ModelServer:
     def caller(
         self, headers: Mapping[str, str], client_request: web.Request | None = None, method: str = "POST"
     ) -> ModelCaller:
-        """The argument of a handler's `call_model`: this server, as one request calls it."""
+        """Make the `ModelCaller` of one request, the argument of a handler's `call_model`."""
         return ModelCaller(self, headers, client_request, method)
 
     @asynccontextmanager
@@ -150,7 +150,7 @@ class ModelSession:
     """The model server's HTTP client for the author's own routes (`backend.session`).
 
     It has the methods of an `aiohttp.ClientSession`. Relative paths go below the model server's URL, also
-    when that URL has a path, which `ClientSession`'s own `base_url` doesn't support.
+    if that URL has a path, which `ClientSession`'s own `base_url` doesn't support.
     """
 
     def __init__(self, server: ModelServer) -> None:
@@ -215,7 +215,7 @@ async def _note_reuse(
 def _no_answer_begun(error: aiohttp.ClientError) -> bool:
     """Whether the connection broke before any byte of an answer.
 
-    aiohttp puts what it has parsed of an answer into a `ServerDisconnectedError`'s message, else a text.
+    The message of aiohttp's `ServerDisconnectedError` is a text, or the answer's parsed head if there is one.
     """
     return not isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(error.message, str)
 

@@ -1,7 +1,7 @@
 """LogAction: the meaning of a line in the model server's log.
 
-Owns the meanings only, so that lib/model needs nothing of what authors subclass. Matching lines against
-rules is in watch.py.
+Owns the meanings only, so that lib/model doesn't import lib/data_types.py. Matching lines against rules is in
+watch.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The model server's log file as a sequence of lines (authoring.md §3 Readiness).
+"""The model server's log file as a sequence of lines (docs/operating.md, "States").
 
-Owns the file: waiting for it, rotation, truncation in place, half-written lines, any encoding. What a line
-means is in watch.py.
+Owns the file: waiting for it, rotation, truncation in place, unfinished lines, any encoding. The meaning of
+lines is in watch.py.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from lib.runtime.clock import Clock, sleep
 log = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.1
-# A rotated file is read for this many more polls, some 10 s: its writer may not have noticed yet.
+# A rotated file is read for this many more polls, about 10 s: its writer may still have it open.
 LINGER_POLLS = 100
 MISSING_WARN_AFTER_S = 10.0
 MISSING_WARN_EVERY_S = 60.0
-# Longer lines are given in pieces, so that a log without line ends can't fill the memory.
+# Longer lines are returned in pieces, so that a log without line ends can't fill the memory.
 MAX_LINE_BYTES = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
-# One poll reads no more than this, whatever there is: a large old log is given part by part.
+# The most that one poll reads: a large old log takes several.
 POLL_BYTES = 8 * 1024 * 1024
+# Bytes by which a file is recognized: at its beginning, and before the position up to which it was read.
 FINGERPRINT_BYTES = 1024
-# Lines given to the reader between two turns of the event loop.
+# Lines passed on before the event loop may run other tasks.
 LINES_PER_TURN = 500
 
-# Never the terminal of this process, and never a wait for a FIFO's other end.
+# A terminal must not become this process's, and opening a FIFO must not wait for its writer.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 _FileId = tuple[int, int]
@@ -43,25 +44,25 @@ _FileId = tuple[int, int]
 class LogTail:
     """Every line of the log at `path`, from its beginning, across rotation and truncation in place.
 
-    Complete as long as no more than one rotation or truncation falls between two polls; what was written
-    and truncated away between two polls was never there to be read. A truncation after which the file
-    begins with the very bytes that were read before can't be told from no truncation.
+    No line is missed as long as at most one rotation or truncation happens between two polls, except lines
+    that are written and truncated between the same two polls. A truncation is not detected if the file then
+    begins with the same bytes as before.
 
-    `trouble` says why the file can't be opened, or is None. `behind` says that the last poll left
-    something to read: poll again at once.
+    `trouble` is the reason why the file can't be opened, or None. `behind` is set if the last poll did not
+    reach the end of the log: poll again immediately.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.trouble: str | None = None
         self.behind = False
-        # Oldest first; the last one is what the path led to when it was last there.
+        # Oldest first; the last one is the file that the path last led to.
         self._files: list[_File] = []
         # A cancelled `follow` may close while its last poll still runs in a thread.
         self._lock = threading.Lock()
 
     def poll(self) -> list[str]:
-        """The lines completed since the last poll. Blocking: call it in a thread. Raises nothing."""
+        """Return the lines completed since the last poll. It blocks: call it in a thread. Raises nothing."""
         lines: list[str] = []
         with self._lock:
             self._look()
@@ -73,34 +74,34 @@ class LogTail:
     async def follow(
         self, on_line: Callable[[str], None], clock: Clock, poll_interval_s: float = POLL_INTERVAL_S
     ) -> None:
-        """Poll for ever and call `on_line` on the event loop for each line; closes when it is cancelled.
+        """Poll until cancelled, call `on_line` on the event loop for each line, and close the files.
 
-        Warns when the file can't be opened for 10 s, and every 60 s from then on.
+        Logs a warning when the file can't be opened for 10 s, and then every 60 s.
         """
-        complaint = _Complaint(self.path, clock)
+        trouble_log = _TroubleLog(self.path, clock)
         try:
             while True:
                 for number, line in enumerate(await anyio.to_thread.run_sync(self.poll)):
                     on_line(line)
                     if number % LINES_PER_TURN == LINES_PER_TURN - 1:
                         await anyio.lowlevel.checkpoint()
-                complaint.update(self.trouble)
+                trouble_log.update(self.trouble)
                 if not self.behind:
                     await sleep(clock, poll_interval_s)
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close the files; a later poll would begin anew."""
+        """Close the files; a later poll would read the log from its beginning."""
         with self._lock:
             while self._files:
                 self._files.pop().close()
 
     def _look(self) -> None:
-        """Open what the path leads to now.
+        """Open the file that the path leads to now, again at each poll.
 
-        Anew at each poll: on an overlay file system a descriptor of an image's own file goes stale with the
-        first write. A file that is still open keeps its inode number, so the same number is the same file.
+        On an overlay file system, a descriptor of a file of the image goes stale with the first write. A file
+        that is still open keeps its inode number, so the same number means the same file.
         """
         try:
             if trouble := _unreadable(os.stat(self.path).st_mode):
@@ -117,7 +118,7 @@ class LogTail:
         self._take(fd)
 
     def _take(self, fd: int) -> None:
-        """Go on with the file open as `fd`: a known one, also one that was renamed back, or a new one."""
+        """Continue with the file open as `fd`: a known one, even one that was renamed back, or a new one."""
         status = os.fstat(fd)
         file_id = (status.st_dev, status.st_ino)
         for position, file in enumerate(self._files):
@@ -128,7 +129,7 @@ class LogTail:
         self._files.append(_File(fd, file_id))
 
     def _read(self, lines: list[str]) -> bool:
-        """Whether all that there is was read."""
+        """Read the files, oldest first; return whether all of them were read to their ends."""
         budget = POLL_BYTES
         for file in self._files:
             try:
@@ -136,10 +137,11 @@ class LogTail:
             except OSError as e:
                 self.trouble = f"can't be read: {e.strerror}"
             if budget <= 0:
-                return False  # in order: a newer file waits until the older one is read
+                return False  # lines come in order: a newer file waits until the older one is read
         return True
 
     def _give_up_rotated(self, lines: list[str]) -> None:
+        """Close rotated files after `LINGER_POLLS` polls, with their unfinished lines."""
         kept: list[_File] = []
         for file in self._files[:-1]:
             file.polls_left -= 1
@@ -152,7 +154,7 @@ class LogTail:
 
 
 def _unreadable(mode: int) -> str | None:
-    """Why a file of this mode can't be followed, or None. Opening a FIFO would wake its writer."""
+    """The reason why a file of this mode can't be followed, or None. Opening a FIFO would wake its writer."""
     if stat.S_ISREG(mode):
         return None
     kind = "a directory" if stat.S_ISDIR(mode) else "a FIFO" if stat.S_ISFIFO(mode) else "a device or socket"
@@ -160,12 +162,12 @@ def _unreadable(mode: int) -> str | None:
 
 
 class _File:
-    """One file on disk: how far it was read, and what its unfinished line holds.
+    """One file on disk: the position up to which it was read, and its unfinished line.
 
-    A truncated file goes on from its beginning, and its unfinished line with it: the writer of a log
-    that is truncated in place goes on where it was, often in the middle of a line (block-buffered output
-    is cut anywhere). Where another writer begins instead, its first line has some text in front, which
-    hides no match; parting the two would lose one.
+    After a truncation, reading continues at the beginning, and the unfinished line is kept: a writer whose
+    log is truncated in place continues where it was, often in the middle of a line, since block-buffered
+    output is cut anywhere. If another writer begins instead, its first line has the kept text in front, which
+    hides no match. Dropping the kept text could lose one.
     """
 
     def __init__(self, fd: int, file_id: _FileId) -> None:
@@ -173,29 +175,30 @@ class _File:
         self.polls_left = LINGER_POLLS
         self._fd = fd
         self._offset = 0
-        # To know the file again by: the first bytes read, where they were, and the last before the offset.
+        # The file's fingerprint: the first bytes read, their position, and the last bytes before the offset.
         self._head = b""
         self._head_at = 0
         self._tail = b""
         self._splitter = _Splitter()
 
     def reopened(self, fd: int) -> None:
-        """The path leads to this file (again): read on through `fd`."""
+        """Continue reading through `fd`, opened where the path leads now."""
         self.close()
         self._fd = fd
         self.polls_left = LINGER_POLLS
 
     def read(self, limit_bytes: int, lines: list[str]) -> int:
-        """Add to `lines` those completed by up to `limit_bytes` more; returns how many bytes were read.
+        """Read up to `limit_bytes`, add completed lines to `lines`, and return the number of bytes read.
 
-        Fewer than the limit means: to the end of the file. Raises `OSError`, which may pass.
+        Fewer than the limit means that the end of the file was reached. Raises `OSError`; a later call may
+        succeed.
         """
         done = 0
         while done < limit_bytes:
             if not self._head:
                 self._offset = self._head_at = _first_data(self._fd)
             chunk = os.pread(self._fd, min(CHUNK_BYTES, limit_bytes - done), self._offset)
-            # After the read, so that what comes from a truncated file is not taken for its continuation.
+            # Checked after the read, so that bytes of a truncated file are not taken for a continuation.
             if not self._is_as_read():
                 self._head = self._tail = b""
                 continue
@@ -207,13 +210,14 @@ class _File:
         return done
 
     def finish(self, lines: list[str]) -> None:
-        """Add the unfinished line, if there is one: nobody will finish it."""
+        """Add the unfinished line, if there is one, to `lines`."""
         lines += self._splitter.finish()
 
     def close(self) -> None:
         os.close(self._fd)
 
     def _is_as_read(self) -> bool:
+        """Whether the file still has its fingerprint."""
         head = os.pread(self._fd, len(self._head), self._head_at)
         tail = os.pread(self._fd, len(self._tail), self._offset - len(self._tail))
         return head == self._head and tail == self._tail
@@ -226,17 +230,17 @@ class _File:
 
 
 def _first_data(fd: int) -> int:
-    """Where the file's data begins: a writer that doesn't append leaves a hole where it was truncated."""
+    """The position of the first data: a writer that doesn't append leaves a hole after a truncation."""
     try:
         return os.lseek(fd, 0, os.SEEK_DATA)
-    except OSError:  # no data at all, or a file system that doesn't tell
+    except OSError:  # no data at all, or a file system without this query
         return 0
 
 
 class _Splitter:
-    """Bytes, cut anywhere, into lines: ended by LF, CR LF or a bare CR (progress bars).
+    """Splits chunks of bytes into lines, which end with LF, CR LF or a bare CR (progress bars).
 
-    NULs are dropped: they are the rest of a hole, or every other byte of ASCII in UTF-16.
+    NUL bytes are dropped: they are the rest of a hole, or every other byte of ASCII text in UTF-16.
     """
 
     def __init__(self) -> None:
@@ -244,7 +248,7 @@ class _Splitter:
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[str]:
-        """The lines that `chunk` completes."""
+        """Return the lines that `chunk` completes."""
         chunk = chunk.replace(b"\0", b"")
         if not chunk:
             return []
@@ -253,14 +257,14 @@ class _Splitter:
         self._after_cr = chunk.endswith(b"\r")
         lines = (self._pending + chunk).splitlines()
         self._pending = lines.pop() if lines and not chunk.endswith((b"\n", b"\r")) else b""
-        given = [text for line in lines for text in _pieces(line)]
+        completed = [text for line in lines for text in _pieces(line)]
         if len(self._pending) > MAX_LINE_BYTES:
             *pieces, self._pending = _cut(self._pending)
-            given += map(_text, pieces)
-        return given
+            completed += map(_text, pieces)
+        return completed
 
     def finish(self) -> list[str]:
-        """The unfinished line, if any."""
+        """Return the unfinished line, if there is one."""
         pending, self._pending = self._pending, b""
         return [_text(pending)] if pending else []
 
@@ -270,7 +274,7 @@ def _pieces(line: bytes) -> list[str]:
 
 
 def _cut(line: bytes) -> list[bytes]:
-    """`line` in pieces of at most `MAX_LINE_BYTES`, no UTF-8 character cut."""
+    """Cut `line` into pieces of at most `MAX_LINE_BYTES`, never within a UTF-8 character."""
     pieces: list[bytes] = []
     start = 0
     while len(line) - start > MAX_LINE_BYTES:
@@ -289,25 +293,25 @@ def _text(line: bytes) -> str:
         return line.decode("latin-1")
 
 
-class _Complaint:
-    """Says in the log that the file can't be opened: late enough for a slow start, and not too often."""
+class _TroubleLog:
+    """Logs that the file can't be opened: not yet during a slow start, and not too often."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._clock = clock
         self._since_s: float | None = None
         self._next_s = 0.0
-        self._told = False
+        self._warned = False
 
     def update(self, trouble: str | None) -> None:
         if trouble is None:
-            if self._told:
-                log.info("model log %s is there now", self._path)
-            self._since_s, self._told = None, False
+            if self._warned:
+                log.info("model log %s can be read now", self._path)
+            self._since_s, self._warned = None, False
             return
         now_s = self._clock.monotonic()
         if self._since_s is None:
             self._since_s, self._next_s = now_s, now_s + MISSING_WARN_AFTER_S
         if now_s >= self._next_s:
-            log.warning("model log %s %s, for %.0f s now", self._path, trouble, now_s - self._since_s)
-            self._told, self._next_s = True, now_s + MISSING_WARN_EVERY_S
+            log.warning("model log %s %s (for %.0f s)", self._path, trouble, now_s - self._since_s)
+            self._warned, self._next_s = True, now_s + MISSING_WARN_EVERY_S

@@ -1,6 +1,6 @@
-"""Requests to the model server: their path, their query and their forms.
+"""Paths, queries and forms of requests to the model server.
 
-Owns how a handler's message becomes a URL or a form. JSON is made, and all of it sent, in caller.py.
+Owns how a handler's message becomes a URL or a form. caller.py makes JSON bodies, and sends requests.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import aiohttp
 
 from lib.errors import Invalid
 
-# aiohttp writes larger bodies in chunks, and warns about those that it gets as one piece of bytes.
+# aiohttp warns about larger bodies that are given as bytes, and streams them if they are given as a file.
 LARGE_BODY_BYTES = 1024 * 1024
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def placeholders(endpoint: str) -> list[str]:
-    """The names in braces in `endpoint`, in their order."""
+    """The names in braces in `endpoint`, in the order in which they occur."""
     return _PLACEHOLDER.findall(endpoint)
 
 
 def fill_path(endpoint: str, values: Mapping[str, Any]) -> str:
-    """`endpoint` with each `{name}` replaced by the percent-encoded value of that name in `values`.
+    """Return `endpoint` with each `{name}` replaced by the percent-encoded value of that name in `values`.
 
-    Raises `Invalid` (422) for a value that is missing, None or empty, and for one with "." or ".." as a part
-    of a path, which would lead to another endpoint.
+    Raises `Invalid` (422) for a value that is missing, None or empty, and for one with a path segment "." or
+    "..", which would lead to another endpoint.
     """
     texts = {name: "" if values.get(name) is None else _text(values[name]) for name in placeholders(endpoint)}
     problems = {name: "missing parameter" for name, text in texts.items() if not text}
@@ -43,7 +43,7 @@ def fill_path(endpoint: str, values: Mapping[str, Any]) -> str:
 
 
 def with_query(target: str | None, fields: Mapping[str, Any]) -> str | None:
-    """`target` with `fields` in its query: a list is repeated, None is left out, an object is JSON."""
+    """Add `fields` to the query of `target`: lists as repeated fields, objects as JSON, None left out."""
     pairs: list[tuple[str, str]] = []
     for name, value in fields.items():
         items = cast("list[Any]", value) if isinstance(value, list) else [value]
@@ -54,7 +54,7 @@ def with_query(target: str | None, fields: Mapping[str, Any]) -> str | None:
 
 
 def make_form(fields: Mapping[str, Any]) -> aiohttp.FormData:
-    """`fields` as multipart/form-data, by the rules of `ApiPayload.generate_payload_multipart`.
+    """Return `fields` as multipart/form-data, by the rules of `ApiPayload.generate_payload_multipart`.
 
     Raises `TypeError` for bare bytes.
     """

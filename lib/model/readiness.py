@@ -1,7 +1,7 @@
-"""Is the model server loaded, measured, broken: the worker's state (authoring.md §3).
+"""The worker's state: loading, benchmarking, ready, errored or draining (docs/operating.md, "States").
 
-Owns the states and the rules that lead from one to another. What watches the model server is watch.py;
-what a state means for a request is in backend.py.
+Owns the states and the rules for changing between them. Watching the model server is in watch.py, measuring
+it is in benchmark_keeper.py. Which requests a state refuses is decided in lib/backend.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ MAX_ERROR_LENGTH = 1000
 
 
 class State(str, Enum):
+    """A state of the worker, by its name in /status."""
+
     LOADING = "loading"
     BENCHMARKING = "benchmarking"
     READY = "ready"
@@ -32,7 +34,7 @@ class State(str, Enum):
 
 
 class ReadySignal(str, Enum):
-    """What can show that the model is loaded."""
+    """An event that shows that the model is loaded."""
 
     LOG = "log"
     HEALTH = "health"
@@ -41,7 +43,7 @@ class ReadySignal(str, Enum):
 
 
 class Cause(str, Enum):
-    """Where an error comes from: only its own cause takes it back."""
+    """The source of an error. An error is cleared by its own source, or by a new "loaded" line."""
 
     LOG = "log"
     HEALTH = "health"
@@ -52,7 +54,7 @@ class Cause(str, Enum):
 
 @dataclass(frozen=True)
 class Change:
-    """A change of state, at a Unix time, with what brought it about."""
+    """A change to `state` at the Unix time `at`, and the reason for it."""
 
     at: float
     state: State
@@ -60,109 +62,116 @@ class Change:
 
 
 class Readiness:
-    """The state, out of what is known: signs of loading, the benchmark, the key, errors, draining.
+    """Computes the state from ready signals, the benchmark's result, the public key, errors and draining.
 
-    `on_change` is called after each change of state or error, with the current error message ("" for none)
-    and whether the state changed.
+    `signals` must all come before the model counts as loaded. `max_perf` is in workload/s, 0.0 until it is
+    known; `loadtime_s` is the time from the process's start to the first *ready*, 0.0 until then. `on_change`
+    is called after each change of the state or the error, with the current error message ("" for none) and
+    whether the state changed.
     """
 
     def __init__(
-        self, signs: Collection[ReadySignal], needs_key: bool, clock: Clock, process_age_s: float = 0.0
+        self, signals: Collection[ReadySignal], needs_key: bool, clock: Clock, process_age_s: float = 0.0
     ) -> None:
         self.on_change: Callable[[str, bool], None] = _nothing
         self.max_perf = 0.0
         self.loadtime_s = 0.0
         self._clock = clock
         self._started = clock.monotonic() - process_age_s
-        self._missing = set(signs)
+        self._missing = set(signals)
         self.needs_key = needs_key
         self._measured = False
         self._draining = False
         self._errors: dict[Cause, str] = {}
-        self._moved = anyio.Event()
+        self._changed = anyio.Event()
         self.state = State.LOADING
-        self._told_error = ""
+        self._reported_error = ""
         self.timeline: deque[Change] = deque(
             [Change(clock.wall(), State.LOADING, "started")], maxlen=TIMELINE_LENGTH
         )
 
     @property
     def error_msg(self) -> str:
-        """The error that holds now, or ""; of several the latest."""
+        """The current error, the latest if there are several; "" without one."""
         return next(reversed(self._errors.values()), "")
 
     @property
     def loaded(self) -> bool:
-        """Whether every configured sign has been seen."""
+        """Whether every configured ready signal has come."""
         return not self._missing
 
     @property
     def measured(self) -> bool:
+        """Whether `max_perf` is known."""
         return self._measured
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What has to come before the worker can be ready: signs, then "benchmark" and "key"."""
+        """The conditions for *ready* that are not met yet: ready signals, then "benchmark" and "key"."""
         later = (("benchmark", not self._measured), ("key", self.needs_key))
-        return (*sorted(s.value for s in self._missing), *(name for name, lacks in later if lacks))
+        return (*sorted(s.value for s in self._missing), *(name for name, is_missing in later if is_missing))
 
     def has_error(self, cause: Cause) -> bool:
+        """Whether there is an error of this `cause` now."""
         return cause in self._errors
 
-    def seen(self, sign: ReadySignal, reason: str) -> None:
-        """`sign` shows that the model is loaded; a "loaded" line also clears other errors than health's."""
-        self._missing.discard(sign)
-        if sign is ReadySignal.LOG:
+    def note_signal(self, signal: ReadySignal, reason: str) -> None:
+        """Note that `signal` has come; a "loaded" line also clears errors of log, author and benchmark."""
+        self._missing.discard(signal)
+        if signal is ReadySignal.LOG:
             for cause in (Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK):
                 self._errors.pop(cause, None)
         self._update(reason)
 
-    def key_found(self) -> None:
-        """There is a public key: requests can be verified."""
+    def note_key(self) -> None:
+        """Note that the public key is known, so that requests can be verified."""
         self.needs_key = False
         self._update("public key found")
 
-    def measured_as(self, max_perf: float, reason: str) -> None:
-        """The throughput is `max_perf` workload/s: the benchmark's, a saved one, or the author's."""
+    def set_max_perf(self, max_perf: float, reason: str) -> None:
+        """Set the throughput in workload/s: measured, saved, or given by the author."""
         self.max_perf = max_perf
         self._measured = True
         self._errors.pop(Cause.BENCHMARK, None)
         self._update(reason)
 
-    def fail(self, cause: Cause, message: str) -> None:
-        """An error holds from now on; a newer one of the same cause replaces it."""
+    def set_error(self, cause: Cause, message: str) -> None:
+        """Set the error of `cause` to `message`, shortened to `MAX_ERROR_LENGTH` characters."""
         self._errors.pop(cause, None)
         self._errors[cause] = str(message).strip()[:MAX_ERROR_LENGTH] or "unknown error"
         self._update(f"{cause.value}: {self._errors[cause]}")
 
-    def recover(self, cause: Cause, reason: str) -> None:
-        """The error of `cause`, if there is one, holds no more."""
+    def clear_error(self, cause: Cause, reason: str) -> None:
+        """Clear the error of `cause`, if there is one."""
         if self._errors.pop(cause, None) is not None:
             self._update(reason)
 
     def drain(self) -> None:
-        """The worker is stopping: for good."""
+        """Enter *draining*, which no other state follows."""
         self._draining = True
         self._update("stopping")
 
     async def until(self, condition: Callable[[], bool], limit_s: float = math.inf) -> bool:
-        """Whether `condition` came to hold within `limit_s` seconds; it is looked at after every change."""
+        """Wait until `condition` holds, for at most `limit_s` seconds; return whether it does.
+
+        It is evaluated after every change of the state or of what the state is computed from.
+        """
         deadline = self._clock.monotonic() + limit_s
         timer = self._clock.call_later(limit_s, self._wake) if limit_s < math.inf else None
         try:
-            while not (held := condition()) and self._clock.monotonic() < deadline:
-                await self._moved.wait()
-            return held
+            while not (holds := condition()) and self._clock.monotonic() < deadline:
+                await self._changed.wait()
+            return holds
         finally:
             if timer is not None:
                 timer.cancel()
 
     def _wake(self) -> None:
-        moved, self._moved = self._moved, anyio.Event()
-        moved.set()
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
 
     def _update(self, reason: str) -> None:
-        before, self.state = self.state, self._derived()
+        before, self.state = self.state, self._computed()
         if self.state is State.READY and not self.loadtime_s:
             self.loadtime_s = self._clock.monotonic() - self._started
         if self.state is not before:
@@ -170,11 +179,11 @@ class Readiness:
             level = logging.WARNING if self.state is State.ERRORED else logging.INFO
             log.log(level, "%s → %s: %s", before.value, self.state.value, reason)
         self._wake()
-        error_before, self._told_error = self._told_error, self.error_msg
-        if self.state is not before or self._told_error != error_before:
-            self.on_change(self._told_error, self.state is not before)
+        error_before, self._reported_error = self._reported_error, self.error_msg
+        if self.state is not before or self._reported_error != error_before:
+            self.on_change(self._reported_error, self.state is not before)
 
-    def _derived(self) -> State:
+    def _computed(self) -> State:
         if self._draining:
             return State.DRAINING
         if self._errors:

@@ -1,8 +1,8 @@
-"""The model server's answer, passed on to the client as it comes (protocol.md §2).
+"""Passing the model server's answer on to the client (docs/protocol.md, "Passing the answer on").
 
-Owns the streaming and the headers of a passed-on answer. Raises `ClientGone` when the client left and
-`AnswerCut` when the model server's answer broke off; what follows from those is in backend.py. The local
-engine passes a worker's answer on in the same way.
+Owns the status, the headers and the body of an answer that is passed on. Raises `ClientGone` when the client
+left, and `AnswerCut` when the model server's answer broke off. How a request then ends is decided in
+lib/request/verdict.py. The local engine passes a worker's answer on in the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lib.errors import AnswerCut, ClientGone, ModelTimedOut, ModelUnreachable, d
 from lib.model.answer import ModelAnswer
 from lib.request.exchange import Exchange
 
-# RFC 9110 §7.6.1: these concern one connection, not the message.
+# RFC 9110, section 7.6.1: these headers concern one connection, not the message.
 HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -33,9 +33,9 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-# An answer of known length up to this is written in one go; a longer one as it comes.
+# An answer of a known length up to this is returned whole; a longer one is streamed.
 WHOLE_BYTES = 256 * 1024
-_ZLIB_AUTO = 47  # wbits that take gzip and zlib headers alike
+_ZLIB_AUTO = 47  # the `wbits` that accept both gzip and zlib headers
 _NO_BODY = frozenset({204, 304})
 
 
@@ -45,54 +45,88 @@ async def pass_on(
     *,
     on_chunk: Callable[[bytes], None] | None = None,
 ) -> web.StreamResponse:
-    """The client's answer, with the model server's status, end-to-end headers and body.
+    """Return the client's answer, with the model server's status, end-to-end headers and body.
 
-    A streamed answer is written and flushed chunk by chunk before this returns; a short whole one is
-    returned unwritten. `on_chunk` is shown a streamed body, piece by piece, for a handler that judges
-    answers by what is in them. Raises `ClientGone`, `AnswerCut`, `ModelTimedOut`, and `ModelUnreachable`
-    for a coding that nobody can undo.
+    A streamed answer is written and flushed chunk by chunk before this returns; a short one that is not
+    streamed is returned unwritten. `on_chunk` is called with each chunk of a streamed body, for handlers that
+    judge an answer by its content. Raises `ClientGone`, `AnswerCut`, `ModelTimedOut` (504), and
+    `ModelUnreachable` (502) for a content coding that the client doesn't accept and the worker can't undo.
     """
+    decodes = _needs_decoding(request, answer)
     headers = end_to_end_headers(answer.headers)
-    decoding = _needs_decoding(request, answer)
-    if decoding:
+    if decodes:
         headers.popall("Content-Encoding")
         headers.popall("Content-Length", None)
-    length = answer.content_length
-    chunks = _decoded(answer) if decoding else _chunks(answer)
+    chunks = _decoded(answer) if decodes else _chunks(answer)
+    if _is_returned_whole(request, answer, decodes):
+        return await _whole(answer, headers, chunks)
+    return await _streamed(request, answer, headers, chunks, on_chunk)
+
+
+def _is_returned_whole(request: web.Request, answer: ModelAnswer, decodes: bool) -> bool:
+    """Whether to read the answer to its end before writing: a short one, or an error after newlines."""
     exchange = Exchange.of(request)
-    heartbeat = exchange.heartbeat if exchange is not None else None
-    is_late = exchange is not None and exchange.heartbeat_out
-    has_body = request.method != "HEAD"  # a length may be told without one
-    if (is_late and answer.status >= 400) or (
-        has_body and not decoding and not is_streamed(answer) and length is not None and length <= WHOLE_BYTES
-    ):
-        body = b"".join([chunk async for chunk in chunks])
-        headers.popall("Content-Length", None)  # aiohttp counts the body itself
-        return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
+    if exchange is not None and exchange.heartbeat_out and answer.status >= 400:
+        return True
+    if decodes or request.method == "HEAD" or is_streamed(answer):
+        return False
+    length = answer.content_length
+    return length is not None and length <= WHOLE_BYTES
+
+
+async def _whole(
+    answer: ModelAnswer, headers: CIMultiDict[str], chunks: AsyncIterator[bytes]
+) -> web.Response:
+    body = b"".join([chunk async for chunk in chunks])
+    headers.popall("Content-Length", None)  # aiohttp sets it by the body
+    return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
+
+
+async def _streamed(
+    request: web.Request,
+    answer: ModelAnswer,
+    headers: CIMultiDict[str],
+    chunks: AsyncIterator[bytes],
+    on_chunk: Callable[[bytes], None] | None,
+) -> web.StreamResponse:
+    """Write the answer as it arrives. Raises `ClientGone`, and what `chunks` raises."""
+    exchange = Exchange.of(request)
+    has_body = request.method != "HEAD"  # its answer has a Content-Length all the same
     if exchange is not None and has_body:
         exchange.stream()
     try:
-        response = await heartbeat.answer(answer.content_type) if heartbeat is not None else None
-        if response is None:
-            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-            if request.version < HttpVersion11 and "Content-Length" not in headers:
-                response.force_close()  # the connection's end is the answer's, whatever the client asked for
-            await response.prepare(request)
+        response = await _begin(request, answer, headers, exchange)
         if has_body:
             async for chunk in chunks:
                 if exchange is not None:
                     exchange.chunk_out()
                 if on_chunk is not None:
                     on_chunk(chunk)
-                await _write(response, chunk)
+                if chunk:
+                    await response.write(chunk)
         await response.write_eof()
     except ConnectionError as e:
         raise ClientGone from e
     return response
 
 
+async def _begin(
+    request: web.Request, answer: ModelAnswer, headers: CIMultiDict[str], exchange: Exchange | None
+) -> web.StreamResponse:
+    """Write the status line and the headers, unless the heartbeat already has."""
+    heartbeat = exchange.heartbeat if exchange is not None else None
+    response = await heartbeat.answer(answer.content_type) if heartbeat is not None else None
+    if response is not None:
+        return response
+    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+    if request.version < HttpVersion11 and "Content-Length" not in headers:
+        response.force_close()  # in HTTP/1.0, closing the connection ends a body of unknown length
+    await response.prepare(request)
+    return response
+
+
 def is_streamed(answer: ModelAnswer) -> bool:
-    """Whether the model server streams this answer (protocol.md §2, "Passing the answer on")."""
+    """Whether the model server streams this answer (docs/protocol.md, "Passing the answer on")."""
     kind = answer.content_type
     return (
         "stream" in kind
@@ -102,7 +136,7 @@ def is_streamed(answer: ModelAnswer) -> bool:
 
 
 def end_to_end_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """`headers` without the hop-by-hop ones and those that `Connection` names."""
+    """Return `headers` without the hop-by-hop ones and those that `Connection` names."""
     dropped = HOP_BY_HOP
     if "Connection" in headers:
         named = ",".join(headers.getall("Connection")).lower().split(",")
@@ -111,14 +145,9 @@ def end_to_end_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 
 async def drain(answer: ModelAnswer) -> None:
-    """Read `answer` to its end and throw it away. Raises `AnswerCut` when it broke off."""
+    """Read `answer` to its end and discard it. Raises `AnswerCut` when it broke off."""
     async for _ in _chunks(answer):
         pass
-
-
-async def _write(response: web.StreamResponse, chunk: bytes) -> None:
-    if chunk:
-        await response.write(chunk)
 
 
 async def _chunks(answer: ModelAnswer) -> AsyncIterator[bytes]:
@@ -145,7 +174,10 @@ async def _decoded(answer: ModelAnswer) -> AsyncIterator[bytes]:
 
 
 def _needs_decoding(request: web.Request, answer: ModelAnswer) -> bool:
-    """Whether the answer is compressed in a way that the client did not ask for, or that follows newlines."""
+    """Whether the body must be decompressed: the client doesn't accept its coding, or gets a heartbeat.
+
+    Raises `ModelUnreachable` (502) for a coding that can't be undone here.
+    """
     coding = answer.headers.get("Content-Encoding", "identity").strip().lower().removeprefix("x-")
     if coding in ("", "identity") or answer.status in _NO_BODY or request.method == "HEAD":
         return False
@@ -154,18 +186,15 @@ def _needs_decoding(request: web.Request, answer: ModelAnswer) -> bool:
     if accepted and (exchange is None or exchange.heartbeat is None):
         return False
     if coding not in ("gzip", "deflate"):
-        raise ModelUnreachable(
-            f"the model server's answer is {coding}-encoded, which the client doesn't accept"
-            if not accepted
-            else f"the model server's answer is {coding}-encoded, and keepalive_s takes none that is"
-        )
+        obstacle = "a handler with keepalive_s can't pass on" if accepted else "the client doesn't accept"
+        raise ModelUnreachable(f"the model server's answer is {coding}-encoded, which {obstacle}")
     return True
 
 
 def accepts_coding(accept_encoding: str, coding: str) -> bool:
-    """Whether an `Accept-Encoding` field (RFC 9110 §12.5.3) admits `coding`; an absent one admits none.
+    """Whether an `Accept-Encoding` header (RFC 9110, section 12.5.3) accepts `coding`.
 
-    `x-gzip` is another name for `gzip`.
+    An empty one accepts none. `x-gzip` is another name for `gzip`.
     """
     quality: dict[str, float] = {}
     for item in accept_encoding.lower().split(","):
@@ -180,10 +209,10 @@ def accepts_coding(accept_encoding: str, coding: str) -> bool:
 
 
 def broken_answer(error: BaseException, answer_out: bool) -> Exception:
-    """The error of a request whose handler failed to read the model server's answer to its end.
+    """The error of a request whose handler could not read the model server's answer to its end.
 
-    `answer_out`: a part of the answer has reached the client. Gives `ModelTimedOut` (504), `ModelUnreachable`
-    (502) or `AnswerCut`.
+    Returns `ModelTimedOut` (504), `ModelUnreachable` (502) or, if `answer_out`, when a part of the answer has
+    reached the client, `AnswerCut`.
     """
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not answer_out:
         return ModelTimedOut("the model server took too long")

@@ -1,7 +1,6 @@
-"""Watching the model server: what its log says and whether it answers health checks (authoring.md §3).
+"""Watching the model server: its log and its health check (docs/operating.md, "States").
 
-Owns the log rules and the health check. What they find goes to readiness.py; reading the log file itself
-is log_tail.py's.
+Owns the log rules and the health check. Their findings go to readiness.py; log_tail.py reads the log file.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ HEALTH_INTERVAL_S = 10.0
 HEALTH_INTERVAL_LOADING_S = 0.5
 HEALTH_TIMEOUT_S = 10.0
 FAILURES_UNTIL_ERROR = 3
-# What a server without such a check answers.
+# Statuses of a server that has no such check.
 NO_SUCH_CHECK = frozenset({404, 405, 501})
-BELIEF_INTERVAL_S = 0.1
-_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # it is kept by our own clock
+CONNECT_INTERVAL_S = 0.1
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # `time_limit` is used instead, with the worker's clock
 
 
 @dataclass
 class LogRule:
-    """Lines that hold `text` mean `action`; `matches` counts them, `last_line` is the latest."""
+    """A line that contains `text` means `action`; `matches` counts such lines, `last_line` is the latest."""
 
     action: LogAction
     text: str
@@ -47,9 +46,9 @@ class LogRule:
 
 @dataclass
 class LogWatch:
-    """Follows the model server's log and tells `readiness` what its rules find.
+    """Follows the model server's log and passes the findings of its rules to `readiness`.
 
-    A "loaded" line is believed once the model server accepts a connection: it may be a stale one.
+    A "loaded" line counts once the model server accepts a connection: it may be from an earlier start.
     """
 
     path: Path
@@ -62,25 +61,25 @@ class LogWatch:
     _tail: LogTail | None = None
     _loaded_line: str | None = None
     _error_lines: int = 0
-    _said_loaded: anyio.Event = field(default_factory=anyio.Event)
+    _loaded_line_came: anyio.Event = field(default_factory=anyio.Event)
 
     async def follow(self) -> None:
-        """Read the log for as long as the worker lives."""
+        """Follow the log until cancelled."""
         self._tail = LogTail(self.path)
         await self._tail.follow(self.on_line, self.clock)
 
     @property
     def trouble(self) -> str | None:
-        """Why the log can't be read, or None."""
+        """The reason why the log can't be read, or None."""
         return self._tail.trouble if self._tail else None
 
     @property
     def awaiting_connection(self) -> bool:
-        """Whether a "loaded" line has come, and the model server accepts no connection yet."""
+        """Whether a "loaded" line has come, but the model server accepts no connection yet."""
         return self._loaded_line is not None
 
     def on_line(self, line: str) -> None:
-        """Let the rules look at one line; where several match, an error counts last."""
+        """Match one line against the rules. If it means both loaded and an error, the error counts."""
         self.lines += 1
         self.last_line = line
         found = [rule for rule in self.rules if rule.text in line]
@@ -92,17 +91,17 @@ class LogWatch:
             log.info("model: %s", line)
         if LogAction.ModelLoaded in actions:
             self._loaded_line = line
-            self._said_loaded.set()
+            self._loaded_line_came.set()
         if LogAction.ModelError in actions:
             self._loaded_line = None
             self._error_lines += 1
-            self.readiness.fail(Cause.LOG, line)
+            self.readiness.set_error(Cause.LOG, line)
 
     async def confirm_loaded(self) -> None:
-        """Pass each "loaded" line on once the model server accepts a connection."""
+        """Pass each "loaded" line to `readiness` once the model server accepts a connection."""
         while True:
-            await self._said_loaded.wait()
-            self._said_loaded = anyio.Event()
+            await self._loaded_line_came.wait()
+            self._loaded_line_came = anyio.Event()
             while (line := self._loaded_line) is not None:
                 errors = self._error_lines
                 accepts = not self.server.url or await self.server.accepts_connections()
@@ -110,15 +109,16 @@ class LogWatch:
                     continue
                 if accepts:
                     self._loaded_line = None
-                    self.readiness.seen(ReadySignal.LOG, f"log: {line.strip()}")
+                    self.readiness.note_signal(ReadySignal.LOG, f"log: {line.strip()}")
                 else:
-                    await sleep(self.clock, BELIEF_INTERVAL_S)
+                    await sleep(self.clock, CONNECT_INTERVAL_S)
 
 
 class HealthWatch:
-    """GETs `target` every 10 s once ready, more often before, and tells `readiness` what it finds.
+    """GETs `target` every 10 s, every 0.5 s while loading, and passes its findings to `readiness`.
 
-    `clears_all`: where no log rule could take other errors back, a success that follows failures does.
+    With `clears_all`, for workers without a rule for "loaded" lines, a success after failures also clears
+    the errors of log and author.
     """
 
     def __init__(
@@ -135,32 +135,34 @@ class HealthWatch:
 
     @property
     def url(self) -> str:
+        """The absolute URL of the check."""
         return str(self._url)
 
     async def follow(self) -> None:
-        """Check until the model server says that it has no such check."""
-        seen = False
+        """Check until cancelled, or until the model server answers that it has no such check."""
+        succeeded = False
         while True:
             status, problem = await self.check()
             self.checks += 1
             self.last_problem = problem
             if status in NO_SUCH_CHECK:
-                log.warning("the model server has no health check at %s (%d): left out", self._url, status)
-                self._readiness.seen(ReadySignal.HEALTH, f"it answers, without a health check ({status})")
-                self._readiness.recover(Cause.HEALTH, "no such health check")
+                log.warning(
+                    "the model server has no health check at %s (%d): not checked again", self._url, status
+                )
+                reason = f"it answers, without a health check ({status})"
+                self._readiness.note_signal(ReadySignal.HEALTH, reason)
+                self._readiness.clear_error(Cause.HEALTH, "no such health check")
                 return
             if not problem:
                 self._succeeded()
-                seen = True
-            elif seen and self._readiness.measured:
+                succeeded = True
+            elif succeeded and self._readiness.measured:
                 self._failed(problem)
-            await sleep(self._clock, HEALTH_INTERVAL_S if self._watching(seen) else HEALTH_INTERVAL_LOADING_S)
-
-    def _watching(self, seen: bool) -> bool:
-        return seen and self._readiness.loaded
+            is_loaded = succeeded and self._readiness.loaded
+            await sleep(self._clock, HEALTH_INTERVAL_S if is_loaded else HEALTH_INTERVAL_LOADING_S)
 
     async def check(self) -> tuple[int, str]:
-        """The check's status (0: none came), and what is wrong ("": nothing)."""
+        """Return the check's status, 0 without an answer, and what is wrong, "" if nothing is."""
         with time_limit(self._clock, HEALTH_TIMEOUT_S):
             try:
                 async with self._server.unpooled.get(self._url, timeout=_NO_TIMEOUT) as answer:
@@ -171,16 +173,16 @@ class HealthWatch:
         return 0, f"health check timed out after {HEALTH_TIMEOUT_S:g} s"
 
     def _succeeded(self) -> None:
-        self._readiness.recover(Cause.HEALTH, "health check answers again")
+        self._readiness.clear_error(Cause.HEALTH, "health check answers again")
         if self._clears_all and self._failures:
             for cause in (Cause.LOG, Cause.AUTHOR):
-                self._readiness.recover(cause, "the model server is back: health check answers again")
+                self._readiness.clear_error(cause, "the model server is back: health check answers again")
         if not self._readiness.loaded:
-            self._readiness.seen(ReadySignal.HEALTH, "health check answered 2xx")
+            self._readiness.note_signal(ReadySignal.HEALTH, "health check answered 2xx")
         self._failures = 0
 
     def _failed(self, problem: str) -> None:
         self._failures += 1
         log.warning("%s (%d in a row)", problem, self._failures)
         if self._failures >= FAILURES_UNTIL_ERROR:
-            self._readiness.fail(Cause.HEALTH, problem)
+            self._readiness.set_error(Cause.HEALTH, problem)

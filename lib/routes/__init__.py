@@ -1,1 +1,1 @@
-"""The routes that every worker has: management, sessions, metrics."""
+"""The routes that every worker has: management and sessions."""

@@ -1,6 +1,6 @@
-"""What the machine's GPUs do now, by NVIDIA's library, where that and a GPU are there (extra `gpu`).
+"""Utilization and memory of the machine's GPUs, read by NVIDIA's library (extra `gpu`).
 
-Owns the reading. Everything here blocks: call it in a thread.
+Owns the reading. Everything here blocks: call it in a thread. The metrics made of it are in prometheus.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. `utilization` is from 0 to 1, None where the device doesn't tell."""
+    """One GPU. `utilization` is from 0 to 1, or None if the device doesn't report it."""
 
     index: int
     name: str
@@ -29,7 +29,7 @@ class Gpu:
 
 
 class Gpus:
-    """The GPUs of this machine; the library, which `load` gives, is loaded once, at the first reading."""
+    """Reads the GPUs of this machine. `load` returns the library; it is called once, at the first reading."""
 
     def __init__(self, load: Callable[[], Any] | None = None) -> None:
         self._load = load or _load
@@ -38,7 +38,7 @@ class Gpus:
         self._lock = threading.Lock()
 
     def read(self) -> list[Gpu]:
-        """Each GPU that can be read now; none without the library, a driver or a GPU."""
+        """Return each GPU that can be read now; none without the library, a driver or a GPU."""
         with self._lock:
             if not self._tried:
                 self._tried = True
@@ -58,9 +58,8 @@ class Gpus:
         device = nvml.nvmlDeviceGetHandleByIndex(index)
         name = nvml.nvmlDeviceGetName(device)
         memory = nvml.nvmlDeviceGetMemoryInfo(device)
-        rates = result_or_error(
-            lambda: nvml.nvmlDeviceGetUtilizationRates(device)
-        )  # a slice of a GPU has none
+        # An error for a slice of a GPU (MIG), which has no utilization of its own.
+        rates = result_or_error(lambda: nvml.nvmlDeviceGetUtilizationRates(device))
         return Gpu(
             index,
             name.decode(errors="replace") if isinstance(name, bytes) else str(name),

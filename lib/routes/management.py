@@ -1,6 +1,7 @@
-"""The management routes: liveness, readiness, metrics, status, update (protocol.md §4).
+"""Liveness, readiness, metrics, status and update (docs/protocol.md, "Management routes").
 
-Owns what operators and the engine ask of a running worker. Routes of the author's own win over these.
+Owns their answers, which are for operators and for the engine. An author's route with the same path takes
+precedence.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from lib.routes.gpu import Gpus
 log = logging.getLogger(__name__)
 
 SLOWEST_SHOWN = 10
-# The model server is on this machine: whether it listens is known at once, or something is wrong.
+# Seconds for connecting to the model server. On the same machine, a connection takes milliseconds.
 REACH_LIMIT_S = 1.0
 
 
 def public_routes(backend: Backend) -> list[web.RouteDef]:
-    """For the public port."""
+    """The routes of the public port."""
     return [
         web.get("/ping", _ping),
         web.get("/healthz", _healthz),
@@ -41,7 +42,7 @@ def public_routes(backend: Backend) -> list[web.RouteDef]:
 
 
 def loopback_routes(backend: Backend, routes: Iterable[web.AbstractRouteDef]) -> list[web.RouteDef]:
-    """For the loopback port; `routes` are the author's, which `/status` lists."""
+    """The routes of the loopback port; `/status` lists `routes`, which are the author's."""
     named = [f"{r.method} {r.path}" for r in routes if isinstance(r, web.RouteDef)]
     return [
         *public_routes(backend),
@@ -51,7 +52,7 @@ def loopback_routes(backend: Backend, routes: Iterable[web.AbstractRouteDef]) ->
 
 
 def without(routes: Iterable[web.RouteDef], taken: Iterable[web.AbstractRouteDef]) -> list[web.RouteDef]:
-    """`routes` less those whose method and path `taken` has."""
+    """Return `routes` without those whose method and path are in `taken`."""
     own = {(r.method, r.path) for r in taken if isinstance(r, web.RouteDef)}
     return [r for r in routes if not {(method, r.path) for method in (*_methods(r), "*")} & own]
 
@@ -75,21 +76,21 @@ async def _readyz(backend: Backend, request: web.Request) -> web.Response:
 
 
 async def _update(backend: Backend, request: web.Request) -> web.Response:
-    """Ask `start_server.sh` to fetch the code anew; only for the engine."""
+    """Ask `start_server.sh` to fetch the code again at its next start. Only the engine has the token."""
     settings = backend.running.settings
     if not settings.master_token or not hmac.compare_digest(_token(request), settings.master_token.encode()):
         return web.json_response({"error": "the token is not this instance's MASTER_TOKEN"}, status=401)
     try:
         await in_thread(Path(settings.force_update_file).touch)
     except OSError as e:
-        log.warning("update asked for, but %s can't be written: %s", settings.force_update_file, e)
+        log.warning("update requested, but %s can't be written: %s", settings.force_update_file, e)
         return web.json_response({"error": f"{settings.force_update_file}: {e.strerror}"}, status=500)
-    log.info("update asked for: %s written", settings.force_update_file)
+    log.info("update requested: %s written", settings.force_update_file)
     return web.json_response({"success": True})
 
 
 def _token(request: web.Request) -> bytes:
-    """What `Authorization` holds, after its `Bearer` if there is one; bytes as they came."""
+    """The token in `Authorization`, with or without the scheme `Bearer`, as it was received."""
     header = request.headers.get("Authorization", "").strip()
     scheme, _, token = header.partition(" ")
     return (token.strip() if scheme.lower() == "bearer" else header).encode(errors="surrogateescape")
@@ -102,7 +103,7 @@ async def _metrics(backend: Backend, gpus: Gpus, request: web.Request) -> web.Re
 
 
 def _import_prometheus() -> ModuleType:
-    """The module; its own imports would hold up every request, and none but this route needs it."""
+    """Import the module in a thread: its imports are slow, and only this route needs them."""
     from lib.routes import prometheus
 
     return prometheus
@@ -121,7 +122,7 @@ async def _status(backend: Backend, routes: Sequence[str], request: web.Request)
 
 
 def status_of(backend: Backend) -> dict[str, Any]:
-    """What a person asks of a running worker: state and its history, log rules, reports, the queue."""
+    """The JSON of `/status`: the state and its history, log rules, requests, the queue, reports."""
     running, ledger = backend.running, backend.metrics
     return {
         "now": backend.clock.wall(),

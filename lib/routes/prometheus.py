@@ -1,4 +1,8 @@
-"""The ledger, the state and the GPUs as Prometheus text, by its naming conventions (protocol.md §4)."""
+"""The worker's metrics in Prometheus's text format, named by its conventions (docs/operating.md).
+
+Owns names and help texts. The numbers are those of the ledger, the timings, the readiness, the engine and the
+GPUs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ __all__ = ["CONTENT_TYPE_LATEST", "exposition"]
 
 
 def exposition(backend: Backend, gpus: Sequence[Gpu] = ()) -> bytes:
-    """What `GET /metrics` answers."""
+    """Return the body of `GET /metrics`."""
     registry = CollectorRegistry()
     registry.register(_WorkerCollector(backend, gpus))
     return generate_latest(registry)
@@ -63,27 +67,35 @@ class _WorkerCollector(Collector):
         yield GaugeMetricFamily("pyworker_workload_in_flight", "Workload in flight", value=ledger.cur_load)
         yield GaugeMetricFamily(
             "pyworker_workload_per_second_max",
-            "Throughput by the benchmark: the capacity; 0 until it is known",
+            "Throughput by the benchmark, in workload/s; 0 until it is known",
             value=self._backend.running.readiness.max_perf,
         )
 
     def _state(self) -> Iterator[Metric]:
         readiness = self._backend.running.readiness
-        state = GaugeMetricFamily("pyworker_state", "1 for the state the worker is in", labels=["state"])
+        state = GaugeMetricFamily(
+            "pyworker_state", "1 for the current state, 0 for the others", labels=["state"]
+        )
         for name in State:
             state.add_metric([name.value], float(readiness.state is name))
         yield state
         yield GaugeMetricFamily(
-            "pyworker_load_time_seconds", "From start to ready; 0 before", value=readiness.loadtime_s
+            "pyworker_load_time_seconds",
+            "Time from the start to ready; 0 until then",
+            value=readiness.loadtime_s,
         )
 
     def _times(self) -> Iterator[Metric]:
         timings = self._backend.timings
-        yield _histogram("pyworker_request_queue_seconds", "Wait for a slot", timings.queue_s)
+        yield _histogram("pyworker_request_queue_seconds", "Time from acceptance to a slot", timings.queue_s)
         yield _histogram(
-            "pyworker_request_first_byte_seconds", "To the first byte of the answer", timings.first_byte_s
+            "pyworker_request_first_byte_seconds",
+            "Time to the first byte of the answer",
+            timings.first_byte_s,
         )
-        yield _histogram("pyworker_request_duration_seconds", "To the end of the answer", timings.total_s)
+        yield _histogram(
+            "pyworker_request_duration_seconds", "Time to the end of the answer", timings.total_s
+        )
 
     def _reports(self) -> Iterator[Metric]:
         reports = CounterMetricFamily(
@@ -95,7 +107,7 @@ class _WorkerCollector(Collector):
         yield reports
         yield CounterMetricFamily(
             "pyworker_finished_requests_dropped",
-            "Finished requests that the engine never heard of",
+            "Finished requests that were dropped before they were reported to the engine",
             value=self._backend.metrics.dropped_entries,
         )
 
@@ -114,7 +126,9 @@ def _gpu_metrics(gpus: Sequence[Gpu]) -> Iterator[Metric]:
         return
     names = ["gpu", "name"]
     utilization = GaugeMetricFamily(
-        "pyworker_gpu_utilization_ratio", "Part of the last second in which the GPU worked", labels=names
+        "pyworker_gpu_utilization_ratio",
+        "Fraction of time in which the GPU was busy, over its last sample",
+        labels=names,
     )
     used = GaugeMetricFamily("pyworker_gpu_memory_used_bytes", "Memory in use on the GPU", labels=names)
     total = GaugeMetricFamily("pyworker_gpu_memory_total_bytes", "Memory of the GPU", labels=names)

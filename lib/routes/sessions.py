@@ -1,7 +1,7 @@
-"""The session routes: what clients call to open, look at and end a session (protocol.md §4).
+"""The session routes: clients open, query and end sessions (docs/protocol.md, "Sessions").
 
-Owns their bodies and answers. What a session is and how it expires is in lib/request/sessions.py, what it
-counts as in lib/backend.py. Routes of the author's own win over these.
+Owns their bodies and answers. Sessions and their expiry are in lib/request/sessions.py; a session's entry in
+the ledger is in lib/request/session_life.py. An author's route with the same path takes precedence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lib.request.sessions import Session
 
 
 def session_routes(backend: Backend) -> list[web.RouteDef]:
-    """For the public port."""
+    """The session routes of the public port."""
     return [
         web.post("/session/create", partial(_create, backend)),
         web.post("/session/get", partial(_get, backend)),
@@ -26,15 +26,15 @@ def session_routes(backend: Backend) -> list[web.RouteDef]:
 
 
 def end_route(backend: Backend) -> web.RouteDef:
-    """For model servers on the instance too, on the loopback port."""
+    """The route that ends a session, which is on the loopback port too, for model servers on the instance."""
     return web.post("/session/end", partial(_end, backend))
 
 
 async def _create(backend: Backend, request: web.Request) -> web.Response:
     running = backend.running
     admission = await running.authenticator.admit(request)
-    if admission.session_id is not None:  # which would let a signature in again
-        raise Invalid({"session_id": "must not be given: a session is opened outside any other"})
+    if admission.session_id is not None:  # a repeated signature, valid inside a session, must not open one
+        raise Invalid({"session_id": "must not be given: a session can't be opened inside another"})
     session = await running.session_life.open(
         admission.raw_auth,
         admission.auth.request_idx,
@@ -61,7 +61,7 @@ async def _end(backend: Backend, request: web.Request) -> web.Response:
 
 
 async def _live(backend: Backend, request: web.Request) -> Session:
-    """The session that the body names. Raises `SessionGone` (410) when there is none."""
+    """The session that the body names. Raises `SessionGone` (410) if there is none."""
     session = await backend.running.authenticator.session_in(request)
     if session is None:
         raise SessionGone()

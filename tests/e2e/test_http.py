@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from lib.backend import Backend
-from lib.server import TCP_KEEP_ALIVE_S
+from lib.life.sockets import TCP_KEEP_ALIVE_S
 from tests.fakes.raw_client import Head, RawClient, connected
 from tests.fakes.worker import Setup, build
 from tests.manual_clock import ManualClock

@@ -22,13 +22,14 @@ from Crypto.PublicKey import RSA
 
 from lib.backend import Backend
 from lib.client import LOCAL_NAME, RouteClient, Target
+from lib.life.stop import Stop
 from lib.local.engine import LocalEngine
 from lib.local.faults import Fault
 from lib.local.serving import serve_engine
 from lib.metrics import Outcome
 from lib.runtime.clock import Clock, sleep
 from lib.runtime.settings import Settings
-from lib.server import Stop, serve
+from lib.server import serve
 from tests.fakes.model_server import MaliciousModel, Received
 from tests.fakes.worker import Setup, build
 from tests.system import MASTER_TOKEN, PortLease, engine_key

@@ -400,7 +400,7 @@ def by_position(a: int, /) -> int:
         ),
         (function(method="post"), "handler '/a': method must be one of 'POST', 'GET', 'PUT', 'PATCH', 'DEL"),
         (function(remote_function="f"), "handler '/a': remote_function must be a function or None, not 'f'"),
-        (function(remote_function=type), "handler '/a': remote_function has no signature that tells its"),
+        (function(remote_function=type), "handler '/a': remote_function has no signature, so its"),
         (function(remote_function=by_position), "handler '/a': remote_function takes a by position only"),
         (
             function(is_remote_dispatch=False),
@@ -408,7 +408,7 @@ def by_position(a: int, /) -> int:
         ),
         (
             served(HandlerConfig("/a", is_remote_dispatch=True)),
-            "handler '/a': is_remote_dispatch, but there is no remote_function",
+            "handler '/a': is_remote_dispatch is True, but there is no remote_function",
         ),
         (function(request_parser=later), "handler '/a': request_parser is async: give a plain function"),
         (function(request_parser=answer), "handler '/a': request_parser can't be called with 1 argument"),
@@ -516,7 +516,7 @@ def by_position(a: int, /) -> int:
         ),
         (
             served(HandlerConfig("/a", "/1"), HandlerConfig("/b", "/2"), model_healthcheck_url=None),
-            "the handlers have different health checks: /1 (handler '/a'), /2 (handler '/b'): choose by",
+            "the handlers have different health checks: /1 (handler '/a'), /2 (handler '/b'): choose one by",
         ),
         (
             served(model_healthcheck_url=None),

@@ -314,9 +314,17 @@ def test_functions_that_can_not_be_called_with_a_payloads_fields() -> None:
 
     no_upload = "can't be called with upload= alone, as it is for an upload"
     for function, receives_uploads, problem in (
-        (by_position, False, "takes a, b by position only: a payload gives keywords"),
-        (by_position, True, "takes a, b by position only: a payload gives keywords"),
-        (type, False, "has no signature that tells its parameters"),
+        (
+            by_position,
+            False,
+            "takes a, b by position only, but a payload's fields are passed as keywords",
+        ),
+        (
+            by_position,
+            True,
+            "takes a, b by position only, but a payload's fields are passed as keywords",
+        ),
+        (type, False, "has no signature, so its parameters are not known"),
         (plain, False, None),
         (path_of, True, no_upload),
         (path_of, False, None),

@@ -26,7 +26,7 @@ class Connected:
             return answer.status, await answer.read()
 
     async def form(self, fields: Mapping[str, Any]) -> email.message.Message:
-        """The form that the model server got, parsed by another library than the sender's."""
+        """Send `fields` as a form; return it as the model server received it, parsed by another library."""
         async with self.server.caller({}).post_form("/echo", fields) as answer:
             assert answer.status == 200
         sent = self.model.requests[-1]

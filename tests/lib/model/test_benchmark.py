@@ -1,3 +1,5 @@
+"""The benchmark: rounds, the search for a concurrency, the time limit and failures, with a manual clock."""
+
 from __future__ import annotations
 
 import asyncio
@@ -15,7 +17,7 @@ from lib.request.lanes import SlotQueue
 from lib.runtime.clock import sleep
 from tests.manual_clock import ManualClock
 
-# Lessons 15, 16 and 19. Durations are sums of powers of two: exact in floats.
+# Durations are sums of powers of two, which are exact in floats.
 STEP_S = 0.125
 TURNS = 12
 
@@ -24,8 +26,8 @@ TURNS = 12
 class FakeModel:
     """A model server with `slots` workers; each request takes `service_s` of the manual clock there.
 
-    `script` says what becomes of the first requests, in their order: a duration, a failure's message,
-    or an exception. What comes after it takes `service_s` and succeeds.
+    `results` are those of the first requests, in their order: a duration, the message of a failure, or an
+    exception. Requests after those take `service_s` and succeed.
     """
 
     clock: ManualClock
@@ -33,7 +35,7 @@ class FakeModel:
     service_s: float = 1.0
     workload: float = 10.0
     always_fails: str = ""
-    script: deque[float | str | Exception] = field(default_factory=deque["float | str | Exception"])
+    results: deque[float | str | Exception] = field(default_factory=deque["float | str | Exception"])
     sent: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
@@ -46,17 +48,17 @@ class FakeModel:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            return await self.answer(self.script.popleft() if self.script else self.service_s)
+            return await self.answer(self.results.popleft() if self.results else self.service_s)
         finally:
             self.in_flight -= 1
 
-    async def answer(self, fate: float | str | Exception) -> Attempt:
-        if isinstance(fate, Exception):
-            raise fate
-        if isinstance(fate, str) or self.always_fails:
-            return Attempt(False, self.workload, self.always_fails or str(fate))
+    async def answer(self, result: float | str | Exception) -> Attempt:
+        if isinstance(result, Exception):
+            raise result
+        if isinstance(result, str) or self.always_fails:
+            return Attempt(False, self.workload, self.always_fails or str(result))
         async with self.queue.slot():
-            await sleep(self.clock, fate)
+            await sleep(self.clock, result)
         return Attempt(True, self.workload, "200: fine")
 
 
@@ -87,8 +89,8 @@ def start(model: FakeModel, **options: Unpack[Options]) -> asyncio.Task[Measurem
     )
 
 
-async def outcome(model: FakeModel, **options: Unpack[Options]) -> Measurement:
-    """What `measure` gives, with time passing on the manual clock until it is done."""
+async def measured_with(model: FakeModel, **options: Unpack[Options]) -> Measurement:
+    """Run `measure`, and advance the manual clock until it is done."""
     task = start(model, **options)
     await settle()
     while not task.done():
@@ -99,13 +101,13 @@ async def outcome(model: FakeModel, **options: Unpack[Options]) -> Measurement:
     return task.result()
 
 
-def fates(*values: float | str | Exception) -> deque[float | str | Exception]:
+def results_of(*values: float | str | Exception) -> deque[float | str | Exception]:
     return deque(values)
 
 
 async def test_a_round_lasts_until_its_last_answers_last_byte() -> None:
-    model = FakeModel(ManualClock(), script=fates(1.0, 1.0, 4.0))
-    measured = await outcome(model, concurrency=2)
+    model = FakeModel(ManualClock(), results=results_of(1.0, 1.0, 4.0))
+    measured = await measured_with(model, concurrency=2)
     assert measured == Measurement(
         perf=20.0 / 4.0,
         concurrency=2,
@@ -117,34 +119,36 @@ async def test_a_round_lasts_until_its_last_answers_last_byte() -> None:
     )
 
 
-async def test_a_slow_stream_is_not_faster_than_its_stream() -> None:
+async def test_queued_requests_count_with_their_whole_duration() -> None:
     model = FakeModel(ManualClock(), slots=4, service_s=2.0, workload=100.0)
-    measured = await outcome(model, concurrency=16, runs=2)
+    measured = await measured_with(model, concurrency=16, runs=2)
     assert measured.perf == 4 * 100.0 / 2.0
 
 
 async def test_the_best_round_counts() -> None:
-    model = FakeModel(ManualClock(), script=fates(8.0, 4.0, 1.0, 2.0))
-    measured = await outcome(model, concurrency=1, runs=3)
+    model = FakeModel(ManualClock(), results=results_of(8.0, 4.0, 1.0, 2.0))
+    measured = await measured_with(model, concurrency=1, runs=3)
     assert (measured.perf, measured.rounds) == (10.0, 3)
 
 
 @pytest.mark.parametrize("runs", [0, -3, 1])
 async def test_there_is_at_least_one_round(runs: int) -> None:
-    measured = await outcome(FakeModel(ManualClock()), concurrency=3, runs=runs)
+    measured = await measured_with(FakeModel(ManualClock()), concurrency=3, runs=runs)
     assert (measured.rounds, measured.perf) == (1, 30.0)
 
 
-async def test_failed_requests_take_time_and_are_no_work() -> None:
-    model = FakeModel(ManualClock(), script=fates(1.0, "500: out of memory", 2.0, "503: busy", 2.0))
-    measured = await outcome(model, concurrency=4)
+async def test_failed_requests_count_as_time_but_not_as_workload() -> None:
+    model = FakeModel(ManualClock(), results=results_of(1.0, "500: out of memory", 2.0, "503: busy", 2.0))
+    measured = await measured_with(model, concurrency=4)
     assert measured.perf == 20.0 / 2.0
     assert (measured.succeeded, measured.failed, measured.last_message) == (2, 2, "503: busy")
 
 
-async def test_a_failed_warm_up_is_remembered_and_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
-    model = FakeModel(ManualClock(), script=fates("500: still compiling"))
-    measured = await outcome(model, concurrency=2)
+async def test_a_failed_warm_up_does_not_count_but_its_message_is_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = FakeModel(ManualClock(), results=results_of("500: still compiling"))
+    measured = await measured_with(model, concurrency=2)
     assert (measured.perf, measured.succeeded, measured.failed) == (20.0, 2, 0)
     assert measured.last_message == "500: still compiling"
     assert caplog.messages == ["benchmark: the warm-up failed: 500: still compiling"]
@@ -152,30 +156,30 @@ async def test_a_failed_warm_up_is_remembered_and_does_not_count(caplog: pytest.
 
 async def test_the_warm_up_can_be_left_out() -> None:
     model = FakeModel(ManualClock())
-    assert (await outcome(model, concurrency=2, warm_up=False)).perf == 20.0
+    assert (await measured_with(model, concurrency=2, warm_up=False)).perf == 20.0
     assert model.sent == 2
 
 
-async def test_a_model_that_always_fails_is_told_so_and_not_hammered() -> None:
+async def test_a_model_that_always_fails_gets_few_requests_and_its_message_is_reported() -> None:
     model = FakeModel(ManualClock(), always_fails="500: CUDA error")
     with pytest.raises(BenchmarkFailed, match=r"^no request of the benchmark succeeded: 500: CUDA error$"):
-        await outcome(model, concurrency=4, runs=8)
+        await measured_with(model, concurrency=4, runs=8)
     assert model.sent == 1 + 4
 
     model = FakeModel(ManualClock(), always_fails="500: CUDA error")
     with pytest.raises(BenchmarkFailed):
-        await outcome(model, runs=8)
+        await measured_with(model, runs=8)
     assert model.sent == 1 + 1
 
 
-async def test_a_model_that_breaks_after_its_warm_up_gets_all_its_chances() -> None:
-    model = FakeModel(ManualClock(), script=fates(1.0, "500: a", "500: b", 1.0, 1.0))
-    measured = await outcome(model, concurrency=2, runs=2)
+async def test_a_model_that_fails_after_its_warm_up_still_gets_every_round() -> None:
+    model = FakeModel(ManualClock(), results=results_of(1.0, "500: a", "500: b", 1.0, 1.0))
+    measured = await measured_with(model, concurrency=2, runs=2)
     assert (measured.perf, measured.rounds, measured.failed) == (20.0, 2, 2)
 
-    model = FakeModel(ManualClock(), script=fates(1.0, *(["500: gone"] * 100)))
+    model = FakeModel(ManualClock(), results=results_of(1.0, *(["500: gone"] * 100)))
     with pytest.raises(BenchmarkFailed, match="500: gone"):
-        await outcome(model, concurrency=2, runs=3)
+        await measured_with(model, concurrency=2, runs=3)
     assert model.sent == 1 + 6
 
 
@@ -184,88 +188,90 @@ async def test_a_model_that_breaks_after_its_warm_up_gets_all_its_chances() -> N
 
 async def test_the_concurrency_is_doubled_until_it_gains_nothing() -> None:
     model = FakeModel(ManualClock(), slots=8)
-    measured = await outcome(model, runs=3)
+    measured = await measured_with(model, runs=3)
     assert (measured.concurrency, measured.perf) == (8, 80.0)
     assert model.most_in_flight == 16
-    # 1, 2, 4, 8 and 16 at once, two rounds each, and three at the best.
+    # Two rounds each at 1, 2, 4, 8 and 16, and three at the best.
     assert measured.rounds == 5 * 2 + 3
 
 
 async def test_a_gain_below_five_per_cent_ends_the_search() -> None:
-    # 4 at once are 3 % faster than 2: the best, and no reason to try 8.
-    model = FakeModel(ManualClock(), script=fates(1.0, *[16.0] * 2, *[16.0] * 4), service_s=31.0)
-    measured = await outcome(model)
+    # 4 is 3 % faster than 2: the best, but not enough to try 8.
+    model = FakeModel(ManualClock(), results=results_of(1.0, *[16.0] * 2, *[16.0] * 4), service_s=31.0)
+    measured = await measured_with(model)
     assert (measured.concurrency, model.most_in_flight) == (4, 4)
     assert measured.rounds == 3 * 2 + 1
 
 
-async def test_one_at_a_time_is_best_for_a_model_that_works_so() -> None:
+async def test_concurrency_one_is_best_for_a_model_with_one_slot() -> None:
     model = FakeModel(ManualClock(), slots=1)
-    measured = await outcome(model)
+    measured = await measured_with(model)
     assert (measured.concurrency, measured.perf, model.most_in_flight) == (1, 10.0, 2)
 
 
 @pytest.mark.parametrize(("most", "tried"), [(None, 256), (6, 6), (1, 1), (1000, 256)])
-async def test_the_search_ends_at_the_most_allowed(most: int | None, tried: int) -> None:
+async def test_the_search_ends_at_the_maximum_concurrency(most: int | None, tried: int) -> None:
     model = FakeModel(ManualClock(), service_s=STEP_S)
-    measured = await outcome(model, max_concurrency=most)
+    measured = await measured_with(model, max_concurrency=most)
     assert (measured.concurrency, model.most_in_flight) == (tried, tried)
 
 
 @pytest.mark.parametrize(("fixed", "most", "sent"), [(8, 4, 4), (300, None, 300), (0, None, 1)])
-async def test_a_fixed_concurrency_keeps_to_the_most_allowed(fixed: int, most: int | None, sent: int) -> None:
+async def test_a_fixed_concurrency_is_limited_to_the_maximum(fixed: int, most: int | None, sent: int) -> None:
     model = FakeModel(ManualClock())
-    measured = await outcome(model, concurrency=fixed, max_concurrency=most)
+    measured = await measured_with(model, concurrency=fixed, max_concurrency=most)
     assert (measured.concurrency, model.most_in_flight) == (sent, sent)
 
 
 # The time limit
 
 
-async def test_the_time_limit_leaves_the_rounds_that_were_completed() -> None:
+async def test_after_the_time_limit_completed_rounds_count() -> None:
     model = FakeModel(ManualClock(), service_s=2.0)
-    measured = await outcome(model, concurrency=2, runs=100, time_limit_s=7.0)
+    measured = await measured_with(model, concurrency=2, runs=100, time_limit_s=7.0)
     assert (measured.perf, measured.rounds, measured.timed_out) == (10.0, 2, True)
 
 
-async def test_the_time_limit_leaves_what_came_of_a_first_round() -> None:
-    model = FakeModel(ManualClock(), script=fates(1.0, 3.0, 100.0))
-    measured = await outcome(model, concurrency=2, time_limit_s=5.0)
+async def test_after_the_time_limit_an_unfinished_first_round_counts() -> None:
+    model = FakeModel(ManualClock(), results=results_of(1.0, 3.0, 100.0))
+    measured = await measured_with(model, concurrency=2, time_limit_s=5.0)
     assert (measured.perf, measured.rounds, measured.succeeded) == (10.0 / 4.0, 0, 1)
 
 
-async def test_the_time_limit_leaves_a_warm_up_at_least() -> None:
+async def test_after_the_time_limit_the_warm_up_counts_without_any_round() -> None:
     model = FakeModel(ManualClock(), service_s=4.0)
-    measured = await outcome(model, concurrency=2, time_limit_s=5.0)
+    measured = await measured_with(model, concurrency=2, time_limit_s=5.0)
     assert (measured.perf, measured.concurrency, measured.rounds, measured.succeeded) == (2.5, 1, 0, 0)
 
 
 async def test_a_model_that_hangs_fails_the_benchmark_with_a_reason() -> None:
     model = FakeModel(ManualClock(), service_s=math.inf)
     with pytest.raises(BenchmarkFailed, match=r"^no request of the benchmark succeeded within 5 s$"):
-        await outcome(model, concurrency=2, time_limit_s=5.0)
+        await measured_with(model, concurrency=2, time_limit_s=5.0)
     assert model.sent == 1
 
 
-# What is no result
+# Failures
 
 
 @pytest.mark.parametrize("workload", [0.0, math.nan, math.inf, -1.0])
-async def test_work_that_counts_nothing_is_named(workload: float) -> None:
+async def test_a_workload_of_zero_or_no_amount_is_reported(workload: float) -> None:
     with pytest.raises(BenchmarkFailed, match="the workload counted is 0"):
-        await outcome(FakeModel(ManualClock(), workload=workload), concurrency=2)
+        await measured_with(FakeModel(ManualClock(), workload=workload), concurrency=2)
 
 
 async def test_no_throughput_is_infinite() -> None:
     model = FakeModel(ManualClock(), service_s=0.0, workload=1e308)
-    assert math.isfinite((await outcome(model, concurrency=20)).perf)
+    assert math.isfinite((await measured_with(model, concurrency=20)).perf)
 
 
 @pytest.mark.parametrize("before", [[], [1.0], [1.0, 5.0, 5.0]])
-async def test_an_unexpected_exception_comes_as_itself_and_ends_the_others(before: list[float]) -> None:
-    model = FakeModel(ManualClock(), script=fates(*before, ZeroDivisionError("author's")))
+async def test_an_unexpected_exception_is_raised_itself_and_ends_the_other_requests(
+    before: list[float],
+) -> None:
+    model = FakeModel(ManualClock(), results=results_of(*before, ZeroDivisionError("author's")))
     with pytest.raises(ZeroDivisionError, match="author's"):
-        await outcome(model, concurrency=4)
+        await measured_with(model, concurrency=4)
 
 
 async def test_a_cancelled_benchmark_leaves_nothing_in_flight() -> None:
@@ -283,19 +289,19 @@ async def test_a_cancelled_benchmark_leaves_nothing_in_flight() -> None:
 
 async def test_progress_shows_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    await outcome(FakeModel(ManualClock(), service_s=2.0), concurrency=2, runs=3)
+    await measured_with(FakeModel(ManualClock(), service_s=2.0), concurrency=2, runs=3)
     assert caplog.messages == [
         "benchmark: warming up",
-        "benchmark: round 1 of 3, 2 at once: 10 workload/s, about 4 s left",
-        "benchmark: round 2 of 3, 2 at once: 10 workload/s, about 2 s left",
-        "benchmark: round 3 of 3, 2 at once: 10 workload/s, about 0 s left",
+        "benchmark: round 1 of 3, concurrency 2: 10 workload/s, about 4 s left",
+        "benchmark: round 2 of 3, concurrency 2: 10 workload/s, about 2 s left",
+        "benchmark: round 3 of 3, concurrency 2: 10 workload/s, about 0 s left",
     ]
 
 
 async def test_the_search_shows_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    await outcome(FakeModel(ManualClock(), slots=1), time_limit_s=100.0)
+    await measured_with(FakeModel(ManualClock(), slots=1), time_limit_s=100.0)
     assert caplog.messages[1:3] == [
-        "benchmark: 10 workload/s with 1 at once, at most 97 s left",
-        "benchmark: 10 workload/s with 2 at once, at most 93 s left",
+        "benchmark: 10 workload/s at concurrency 1, at most 97 s left",
+        "benchmark: 10 workload/s at concurrency 2, at most 93 s left",
     ]

@@ -1,4 +1,4 @@
-"""When the throughput is measured, what a request of it is, and what a failure says (lessons 15 to 21)."""
+"""When the benchmark runs, its requests, and its error messages."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import Job, JobHandler
 from tests.manual_clock import ManualClock
 
-# Two payloads are looked at for their shape, and one is the warm-up's.
+# The first payload of a round: two are made for their shape, and one for the warm-up.
 FIRST_OF_A_ROUND = 4
 
 
 @dataclass
-class Bench(JobHandler):
-    """`jobs`: what the author's payloads are, in turn; an exception is raised.
+class BenchmarkHandler(JobHandler):
+    """A handler whose benchmark payloads are `jobs` in turn; an exception among them is raised.
 
-    `names`: the model that is asked for. `at_payload`: what happens when so many have been made.
+    `names` is the model in each payload. `at_payload` maps a number of payloads to a function that is called
+    when that number has been made.
     """
 
     names: str = "named"
@@ -54,8 +55,8 @@ def _nothing() -> None:
     return None
 
 
-class Answering(Bench):
-    """Computes its answer here, without a model server."""
+class LocalAnswers(BenchmarkHandler):
+    """Computes its answers itself, without a model server."""
 
     @asynccontextmanager
     async def call_model(self, model: Any, payload: Any) -> AsyncGenerator[Any, None]:
@@ -63,11 +64,13 @@ class Answering(Bench):
 
 
 @dataclass
-class Scene:
+class Benchmarking:
+    """A model server, and the keeper that measures it."""
+
     model: MaliciousModel
     readiness: Readiness
     clock: ManualClock
-    rating: BenchmarkKeeper
+    keeper: BenchmarkKeeper
 
     async def until(self, state: State) -> None:
         with anyio.fail_after(10):
@@ -75,21 +78,21 @@ class Scene:
 
 
 @asynccontextmanager
-async def rated(
+async def benchmarking(
     tmp_path: Path,
-    handler: Bench,
+    handler: BenchmarkHandler,
     *,
     loaded: bool = True,
     model_name: str = "tiny",
     model: MaliciousModel | None = None,
-) -> AsyncGenerator[Scene, None]:
-    """A rating that runs, on a clock that stands still: between two advances no time passes."""
+) -> AsyncGenerator[Benchmarking, None]:
+    """Run a keeper, with a clock that only the test advances."""
     clock = ManualClock()
     async with AsyncExitStack() as stack:
         model = model or await stack.enter_async_context(malicious_model())
         server = await stack.enter_async_context(ModelServer(model.url))
         readiness = Readiness([ReadySignal.LOG], False, clock)
-        rating = BenchmarkKeeper(
+        keeper = BenchmarkKeeper(
             handler,
             server,
             readiness,
@@ -102,33 +105,33 @@ async def rated(
         )
         async with anyio.create_task_group() as tasks:
             if loaded:
-                readiness.seen(ReadySignal.LOG, "loaded")
-            tasks.start_soon(rating.keep)
-            yield Scene(model, readiness, clock, rating)
+                readiness.note_signal(ReadySignal.LOG, "loaded")
+            tasks.start_soon(keeper.keep)
+            yield Benchmarking(model, readiness, clock, keeper)
             tasks.cancel_scope.cancel()
 
 
-def bench(path: str, runs: int = 1, concurrency: int | None = 2, **options: Any) -> Bench:
-    return Bench(runs, path=path, benchmark_concurrency=concurrency, **options)
+def handler_for(path: str, runs: int = 1, concurrency: int | None = 2, **options: Any) -> BenchmarkHandler:
+    return BenchmarkHandler(runs, path=path, benchmark_concurrency=concurrency, **options)
 
 
 async def test_nothing_is_measured_before_the_model_is_loaded(tmp_path: Path) -> None:
-    async with rated(tmp_path, bench("/echo"), loaded=False) as here:
+    async with benchmarking(tmp_path, handler_for("/echo"), loaded=False) as here:
         await anyio.wait_all_tasks_blocked()
         assert here.model.requests == []
-        here.readiness.seen(ReadySignal.LOG, "loaded")
+        here.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.until(State.READY)
     assert len(here.model.requests) == 3  # the warm-up, and one round of two
 
 
 @pytest.mark.parametrize("path", ["/held", "/stream"])
 async def test_a_request_is_timed_to_the_last_byte_of_its_answer(tmp_path: Path, path: str) -> None:
-    handler = bench(path)
-    async with rated(tmp_path, handler) as here:
+    handler = handler_for(path)
+    async with benchmarking(tmp_path, handler) as here:
         here.model.release()
         handler.at_payload[FIRST_OF_A_ROUND] = here.model.hold
         await here.model.until(lambda: len(here.model.requests) == 3)
-        await anyio.wait_all_tasks_blocked()  # a stream's headers are here
+        await anyio.wait_all_tasks_blocked()  # the headers of a stream have arrived
         here.clock.advance(5.0)
         assert here.readiness.state is State.BENCHMARKING
         here.model.release()
@@ -138,13 +141,13 @@ async def test_a_request_is_timed_to_the_last_byte_of_its_answer(tmp_path: Path,
 
 @pytest.mark.parametrize("path", ["/accepted", "/empty", "/gzip_stream"])
 async def test_every_2xx_counts(tmp_path: Path, path: str) -> None:
-    async with rated(tmp_path, bench(path)) as here:
+    async with benchmarking(tmp_path, handler_for(path)) as here:
         await here.until(State.READY)
         assert here.readiness.max_perf > 0
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("/error500", "/error500 answered 500: <h1>CUDA out of memory</h1>"),
         ("/error422", '422: {"detail": "no such parameter"}'),
@@ -154,32 +157,34 @@ async def test_every_2xx_counts(tmp_path: Path, path: str) -> None:
         ("/cut_stream", "Payload"),
     ],
 )
-async def test_no_success_is_an_error_with_the_models_own_message(
-    tmp_path: Path, path: str, said: str
+async def test_without_any_success_the_error_has_the_model_servers_message(
+    tmp_path: Path, path: str, message: str
 ) -> None:
-    async with rated(tmp_path, bench(path, runs=100)) as here:
+    async with benchmarking(tmp_path, handler_for(path, runs=100)) as here:
         await here.until(State.ERRORED)
         assert here.readiness.error_msg.startswith("no request of the benchmark succeeded: ")
-        assert said in here.readiness.error_msg
+        assert message in here.readiness.error_msg
         assert here.readiness.max_perf == 0.0
     assert len(here.model.requests) <= 3
     assert not (tmp_path / FILE_NAME).exists()
 
 
-async def test_an_answer_that_the_author_computes_has_a_message_too(tmp_path: Path) -> None:
-    async with rated(tmp_path, Answering(1, benchmark_concurrency=1)) as here:
+async def test_an_error_in_an_answer_that_the_handler_computes_has_a_message_too(tmp_path: Path) -> None:
+    async with benchmarking(tmp_path, LocalAnswers(1, benchmark_concurrency=1)) as here:
         await here.until(State.ERRORED)
         assert "no such voice" in here.readiness.error_msg
 
 
 async def test_a_payload_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
-    async with rated(tmp_path, bench("/echo", jobs=[OSError("no such file: voice.wav")])) as here:
+    async with benchmarking(
+        tmp_path, handler_for("/echo", jobs=[OSError("no such file: voice.wav")])
+    ) as here:
         await here.until(State.ERRORED)
         assert "no such file: voice.wav" in here.readiness.error_msg
 
 
-async def test_a_failure_is_tried_again(tmp_path: Path) -> None:
-    async with rated(tmp_path, bench("/echo")) as here:
+async def test_a_failed_benchmark_is_tried_again(tmp_path: Path) -> None:
+    async with benchmarking(tmp_path, handler_for("/echo")) as here:
         here.model.fail_status = 500
         await here.until(State.ERRORED)
         here.model.fail_status = None
@@ -188,51 +193,51 @@ async def test_a_failure_is_tried_again(tmp_path: Path) -> None:
         await here.until(State.READY)
 
 
-async def test_a_new_loaded_line_tries_a_failure_again_at_once(tmp_path: Path) -> None:
-    async with rated(tmp_path, bench("/echo")) as here:
+async def test_after_a_new_loaded_line_a_failed_benchmark_is_tried_again_immediately(tmp_path: Path) -> None:
+    async with benchmarking(tmp_path, handler_for("/echo")) as here:
         here.model.fail_status = 500
         await here.until(State.ERRORED)
         here.model.fail_status = None
-        here.readiness.seen(ReadySignal.LOG, "loaded")
+        here.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.until(State.READY)
 
 
 async def test_an_error_ends_the_benchmark_which_runs_again_after_the_next_loaded_line(
     tmp_path: Path,
 ) -> None:
-    async with rated(tmp_path, bench("/held")) as here:
+    async with benchmarking(tmp_path, handler_for("/held")) as here:
         await here.model.until(lambda: here.model.working == 1)
-        here.readiness.fail(Cause.LOG, "CUDA error")
+        here.readiness.set_error(Cause.LOG, "CUDA error")
         await here.model.until(lambda: here.model.cancelled == 1)
         assert here.readiness.error_msg == "CUDA error"
         here.model.release()
-        here.readiness.seen(ReadySignal.LOG, "loaded")
+        here.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.until(State.READY)
     assert len(here.model.requests) == 4
 
 
-async def test_no_rounds_means_one(tmp_path: Path) -> None:
-    async with rated(tmp_path, bench("/echo", runs=0)) as here:
+async def test_at_least_one_round_is_run(tmp_path: Path) -> None:
+    async with benchmarking(tmp_path, handler_for("/echo", runs=0)) as here:
         await here.until(State.READY)
     assert len(here.model.requests) == 3
 
 
-async def test_without_a_fixed_concurrency_it_is_found(tmp_path: Path) -> None:
-    async with rated(tmp_path, bench("/echo", concurrency=None)) as here:
+async def test_without_a_fixed_concurrency_the_best_is_searched_for(tmp_path: Path) -> None:
+    async with benchmarking(tmp_path, handler_for("/echo", concurrency=None)) as here:
         await here.until(State.READY)
     assert here.model.most_working > 1
 
 
-# From one start to the next
+# Saved results
 
 
-async def test_a_saved_result_serves_for_the_same_inputs(tmp_path: Path) -> None:
+async def test_a_saved_result_is_used_for_the_same_inputs(tmp_path: Path) -> None:
     async with malicious_model() as model:
-        async with rated(tmp_path, bench("/echo"), model=model) as here:
+        async with benchmarking(tmp_path, handler_for("/echo"), model=model) as here:
             await here.until(State.READY)
         sent, perf = len(model.requests), here.readiness.max_perf
         assert json.loads((tmp_path / FILE_NAME).read_text())["perf"] == perf
-        async with rated(tmp_path, bench("/echo"), model=model) as here:
+        async with benchmarking(tmp_path, handler_for("/echo"), model=model) as here:
             await here.until(State.READY)
         assert (len(model.requests), here.readiness.max_perf) == (sent, perf)
 
@@ -240,36 +245,38 @@ async def test_a_saved_result_serves_for_the_same_inputs(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("handler", "model_name"),
     [
-        (bench("/echo"), "large"),
-        (bench("/echo", jobs=[Job(99.0)]), "tiny"),
-        (bench("/echo", jobs=[Job(10.0, {"voice": "alto"})]), "tiny"),
-        (bench("/echo", names="other"), "tiny"),
-        (bench("/accepted"), "tiny"),
-        (bench("/echo", runs=2), "tiny"),
-        (bench("/echo", concurrency=3), "tiny"),
+        (handler_for("/echo"), "large"),
+        (handler_for("/echo", jobs=[Job(99.0)]), "tiny"),
+        (handler_for("/echo", jobs=[Job(10.0, {"voice": "alto"})]), "tiny"),
+        (handler_for("/echo", names="other"), "tiny"),
+        (handler_for("/accepted"), "tiny"),
+        (handler_for("/echo", runs=2), "tiny"),
+        (handler_for("/echo", concurrency=3), "tiny"),
     ],
     ids=["model", "workload", "payload", "model of the payload", "endpoint", "runs", "concurrency"],
 )
-async def test_with_other_inputs_it_is_measured_anew(tmp_path: Path, handler: Bench, model_name: str) -> None:
+async def test_with_other_inputs_it_is_measured_again(
+    tmp_path: Path, handler: BenchmarkHandler, model_name: str
+) -> None:
     async with malicious_model() as model:
-        async with rated(tmp_path, bench("/echo"), model=model) as here:
+        async with benchmarking(tmp_path, handler_for("/echo"), model=model) as here:
             await here.until(State.READY)
         sent = len(model.requests)
-        async with rated(tmp_path, handler, model_name=model_name, model=model) as here:
+        async with benchmarking(tmp_path, handler, model_name=model_name, model=model) as here:
             await here.until(State.READY)
         assert len(model.requests) > sent
 
 
-async def test_with_another_model_server_it_is_measured_anew(tmp_path: Path) -> None:
+async def test_with_another_model_server_it_is_measured_again(tmp_path: Path) -> None:
     for _ in range(2):
-        async with rated(tmp_path, bench("/echo")) as here:
+        async with benchmarking(tmp_path, handler_for("/echo")) as here:
             await here.until(State.READY)
         assert len(here.model.requests) == 3
 
 
-async def test_the_bare_number_of_other_workers_is_honoured(tmp_path: Path) -> None:
+async def test_the_number_in_has_benchmark_is_used(tmp_path: Path) -> None:
     (tmp_path / OLD_FILE_NAME).write_text("123.5\n")
-    async with rated(tmp_path, bench("/echo")) as here:
+    async with benchmarking(tmp_path, handler_for("/echo")) as here:
         await here.until(State.READY)
         assert here.readiness.max_perf == 123.5
         assert here.model.requests == []

@@ -1,3 +1,5 @@
+"""The saved result, the inputs it depends on, and the names of the GPUs."""
+
 from __future__ import annotations
 
 import json
@@ -22,8 +24,6 @@ from lib.model.benchmark_store import (
     save,
 )
 
-# Lesson 17.
-
 INPUTS = BenchmarkInputs(
     handler="workers.hello_world.GenerateHandler",
     endpoint="/generate",
@@ -44,7 +44,7 @@ def names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
-def test_a_saved_result_serves_the_same_inputs(tmp_path: Path) -> None:
+def test_a_saved_result_is_used_for_the_same_inputs(tmp_path: Path) -> None:
     assert load(tmp_path, INPUTS) is None
     save(tmp_path, INPUTS, 12.5)
     assert load(tmp_path, replace(INPUTS)) == 12.5
@@ -69,14 +69,14 @@ def test_a_saved_result_serves_the_same_inputs(tmp_path: Path) -> None:
         ({"gpus": (), "model_name": "large"}, "gpus, model_name"),
     ],
 )
-def test_a_result_of_other_inputs_is_measured_anew(
+def test_a_result_of_other_inputs_is_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], name: str
 ) -> None:
     caplog.set_level(logging.INFO)
     save(tmp_path, INPUTS, 12.5)
     changed = replace(INPUTS, **change)
     assert load(tmp_path, changed) is None
-    assert caplog.messages == [f"benchmark: measured anew, since {name} changed"]
+    assert caplog.messages == [f"benchmark: measuring again, since these inputs changed: {name}"]
     assert changed.key() != INPUTS.key()
 
 
@@ -90,7 +90,7 @@ def test_an_input_that_an_older_version_did_not_know_is_a_change(
     saved["inputs"]["driver"] = "1.0"
     write(tmp_path, json.dumps(saved))
     assert load(tmp_path, INPUTS) is None
-    assert caplog.messages == ["benchmark: measured anew, since driver, gpus changed"]
+    assert caplog.messages == ["benchmark: measuring again, since these inputs changed: driver, gpus"]
 
 
 @pytest.mark.parametrize(
@@ -111,27 +111,27 @@ def test_an_input_that_an_older_version_did_not_know_is_a_change(
         ),
     ],
 )
-def test_a_file_of_something_else_is_warned_of_and_ignored(
+def test_a_file_of_something_else_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | bytes
 ) -> None:
     write(tmp_path, text)
     write(tmp_path, "99", OLD_FILE_NAME)
     assert load(tmp_path, INPUTS) is None
-    assert caplog.messages == [f"{tmp_path / FILE_NAME} holds no benchmark result and is ignored"]
+    assert caplog.messages == [f"{tmp_path / FILE_NAME} is ignored: it holds no benchmark result"]
 
 
-def test_a_file_that_cannot_be_read_is_warned_of_and_ignored(
+def test_a_file_that_cannot_be_read_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / FILE_NAME).mkdir()
     write(tmp_path, "99", OLD_FILE_NAME)
     assert load(tmp_path, INPUTS) is None
     assert len(caplog.messages) == 1
-    assert f"{tmp_path / FILE_NAME} can't be read and is ignored" in caplog.text
+    assert f"{tmp_path / FILE_NAME} is ignored: it can't be read" in caplog.text
 
 
 @pytest.mark.parametrize(("text", "perf"), [("123.5", 123.5), (" 7\n", 7.0), ("1e3", 1000.0)])
-def test_a_bare_number_of_another_worker_is_honoured(tmp_path: Path, text: str, perf: float) -> None:
+def test_a_bare_number_of_another_worker_is_used(tmp_path: Path, text: str, perf: float) -> None:
     write(tmp_path, text, OLD_FILE_NAME)
     assert load(tmp_path, INPUTS) == perf
     save(tmp_path, INPUTS, 12.5)
@@ -139,15 +139,15 @@ def test_a_bare_number_of_another_worker_is_honoured(tmp_path: Path, text: str, 
 
 
 @pytest.mark.parametrize("text", ["", "fast", "nan", "inf", "0", "-3", "1e999", b"\xff"])
-def test_a_malformed_bare_number_is_warned_of_and_ignored(
+def test_a_malformed_bare_number_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | bytes
 ) -> None:
     write(tmp_path, text, OLD_FILE_NAME)
     assert load(tmp_path, INPUTS) is None
-    assert caplog.messages == [f"{tmp_path / OLD_FILE_NAME} holds no number above 0 and is ignored"]
+    assert caplog.messages == [f"{tmp_path / OLD_FILE_NAME} is ignored: it holds no number above 0"]
 
 
-def test_a_directory_that_cannot_be_written_is_only_warned_of(
+def test_a_directory_that_cannot_be_written_only_causes_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path / "absent", INPUTS, 12.5)
@@ -157,7 +157,7 @@ def test_a_directory_that_cannot_be_written_is_only_warned_of(
     assert names(tmp_path) == [FILE_NAME], "a temporary file was left"
 
 
-def test_a_result_takes_the_place_of_the_older_one_and_never_mixes_with_it(tmp_path: Path) -> None:
+def test_a_new_result_replaces_the_older_one_completely(tmp_path: Path) -> None:
     save(tmp_path, INPUTS, 12.5)
     before = tmp_path / "before"
     before.mkdir()
@@ -190,7 +190,7 @@ def test_a_shape_is_keys_and_types(payload: Any, shape: Any) -> None:
     assert json.loads(json.dumps(payload_shape(payload))) == shape
 
 
-def test_a_shape_has_a_bounded_depth() -> None:
+def test_a_shape_has_a_limited_depth() -> None:
     payload: Any = 1
     for _ in range(100_000):
         payload = [payload]
@@ -204,7 +204,7 @@ JSON = st.recursive(
 
 
 def turned(value: Any) -> Any:
-    """The same in another order, with every list's items twice."""
+    """Return the same payload in another order, with the items of every list twice."""
     if isinstance(value, dict):
         members = cast("dict[str, Any]", value)
         return {key: turned(members[key]) for key in reversed(list(members))}
@@ -247,4 +247,4 @@ def test_without_an_answer_there_is_no_gpu(tmp_path: Path, caplog: pytest.LogCap
     assert gpus(fake_smi(tmp_path, "echo no driver; exit 9")) == ()
     assert not caplog.messages
     assert gpus(fake_smi(tmp_path, "exec cat /dev/zero >/dev/null"), limit_s=0.05) == ()
-    assert "gave no answer within 0.05 s" in caplog.text
+    assert "did not answer within 0.05 s" in caplog.text

@@ -1,4 +1,4 @@
-"""The connection to the model server: pooling, sending again, failures (docs/protocol.md, "The answer")."""
+"""The connection to the model server: pooling, resending, failures."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Lines of a log file across rotation, truncation, unfinished lines and any encoding."""
+
 from __future__ import annotations
 
 import asyncio
@@ -15,8 +17,6 @@ from hypothesis import strategies as st
 
 from lib.model.log_tail import LINGER_POLLS, MAX_LINE_BYTES, POLL_BYTES, LogTail
 from tests.manual_clock import ManualClock
-
-# Lessons 20, 22 and 25.
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def rotate(path: Path) -> Path:
     return rotated
 
 
-def test_reads_from_the_beginning_once_the_file_is_there(path: Path) -> None:
+def test_a_file_is_read_from_its_beginning_once_it_exists(path: Path) -> None:
     tail = LogTail(path)
     assert tail.poll() == []
     assert tail.trouble == "does not exist"
@@ -47,7 +47,7 @@ def test_reads_from_the_beginning_once_the_file_is_there(path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-def test_bytes_that_come_one_at_a_time_make_whole_lines(path: Path, end: bytes) -> None:
+def test_bytes_that_are_written_one_at_a_time_make_whole_lines(path: Path, end: bytes) -> None:
     tail = LogTail(path)
     lines: list[str] = []
     for byte in "größe 漢字 😀".encode() + end + b"next" + end:
@@ -97,7 +97,7 @@ def test_a_rotated_files_writer_may_finish_its_line_later(path: Path) -> None:
     assert tail.poll() == ["half", "late"]
 
 
-def test_a_rotated_file_is_given_up_with_its_unfinished_line(path: Path) -> None:
+def test_a_rotated_file_is_closed_with_its_unfinished_line(path: Path) -> None:
     append(path, b"last words")
     tail = LogTail(path)
     assert tail.poll() == []
@@ -122,7 +122,7 @@ def test_a_file_renamed_back_is_not_read_twice(path: Path) -> None:
     assert tail.poll() == ["three"]
 
 
-def test_a_deleted_file_is_read_on_and_so_is_the_next(path: Path) -> None:
+def test_a_deleted_file_is_read_further_and_so_is_the_next(path: Path) -> None:
     append(path, b"one\n")
     tail = LogTail(path)
     with path.open("ab", buffering=0) as writer:
@@ -136,7 +136,7 @@ def test_a_deleted_file_is_read_on_and_so_is_the_next(path: Path) -> None:
         assert tail.poll() == ["three", "four"]
 
 
-def test_a_link_that_leads_elsewhere_is_a_rotation(path: Path) -> None:
+def test_a_link_with_a_new_target_is_a_rotation(path: Path) -> None:
     first, second = path.with_name("first"), path.with_name("second")
     append(first, b"one\n")
     append(second, b"two\n")
@@ -168,7 +168,7 @@ def test_truncation_is_noticed_when_only_the_bytes_before_the_offset_differ(path
     assert tail.poll() == [(banner + b"new").decode(), "more"]
 
 
-def test_a_line_cut_by_truncation_goes_on_after_it(path: Path) -> None:
+def test_a_line_cut_by_truncation_continues_after_it(path: Path) -> None:
     append(path, b"one\nthe model is lo")
     tail = LogTail(path)
     assert tail.poll() == ["one"]
@@ -190,7 +190,7 @@ def test_the_hole_left_by_a_writer_that_does_not_append_is_skipped(path: Path) -
         assert not tail.behind
 
 
-def test_a_line_without_an_end_comes_in_pieces_of_whole_characters(path: Path) -> None:
+def test_a_long_line_without_an_end_is_returned_in_pieces_of_whole_characters(path: Path) -> None:
     text = "x" + "漢" * MAX_LINE_BYTES
     append(path, text.encode())
     tail = LogTail(path)
@@ -203,7 +203,7 @@ def test_a_line_without_an_end_comes_in_pieces_of_whole_characters(path: Path) -
     assert all(len(piece.encode()) <= MAX_LINE_BYTES for piece in pieces + rest)
 
 
-def test_a_large_old_log_is_given_part_by_part(path: Path) -> None:
+def test_a_large_old_log_takes_several_polls(path: Path) -> None:
     count = 2 * POLL_BYTES // 100 + 7
     append(path, b"".join(b"%099d\n" % number for number in range(count)))
     tail = LogTail(path)
@@ -219,7 +219,7 @@ def test_a_large_old_log_is_given_part_by_part(path: Path) -> None:
     assert rest[-1] == "new"
 
 
-def test_what_is_no_file_is_named_and_never_hangs(path: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_reported_and_never_blocks(path: Path, tmp_path: Path) -> None:
     os.mkfifo(path)
     tail = LogTail(path)
     assert tail.poll() == []
@@ -242,7 +242,7 @@ def test_what_is_no_file_is_named_and_never_hangs(path: Path, tmp_path: Path) ->
 
 
 def descriptors_of(directory: Path) -> int:
-    """How many of this process's descriptors are of files in `directory`."""
+    """The number of this process's open descriptors of files in `directory`."""
     own = Path("/proc/self/fd")
     targets = [os.readlink(fd) for fd in own.iterdir() if fd.is_symlink()]
     return sum(target.startswith(f"{directory}/") for target in targets)
@@ -263,14 +263,14 @@ async def following(tail: LogTail, clock: ManualClock, lines: list[str]) -> Asyn
 
 
 async def polls(clock: ManualClock, seconds: float) -> None:
-    """Let so much time pass, a poll each second; returns after the last of them."""
+    """Let `seconds` pass, with a poll each second; return after the last of them."""
     await clock.wait_for_timers()
     for _ in range(round(seconds)):
         clock.advance(1.0)
         await clock.wait_for_timers()
 
 
-async def test_follow_gives_lines_as_they_come_and_closes_when_cancelled(path: Path) -> None:
+async def test_follow_passes_lines_on_as_they_arrive_and_closes_when_cancelled(path: Path) -> None:
     clock, lines = ManualClock(), list[str]()
     async with following(LogTail(path), clock, lines):
         await polls(clock, 1)
@@ -284,7 +284,7 @@ async def test_follow_gives_lines_as_they_come_and_closes_when_cancelled(path: P
     assert descriptors_of(path.parent) == 0
 
 
-async def test_follow_does_not_pause_before_all_is_read(path: Path) -> None:
+async def test_follow_does_not_pause_before_the_end_of_the_log(path: Path) -> None:
     count = 2 * POLL_BYTES // 1000
     append(path, (b"x" * 999 + b"\n") * count)
     clock, lines = ManualClock(), list[str]()
@@ -293,7 +293,7 @@ async def test_follow_does_not_pause_before_all_is_read(path: Path) -> None:
         assert len(lines) == count
 
 
-async def test_a_file_that_does_not_appear_is_warned_of_now_and_then(
+async def test_a_file_that_does_not_appear_causes_a_warning_now_and_then(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -302,29 +302,29 @@ async def test_a_file_that_does_not_appear_is_warned_of_now_and_then(
         await polls(clock, 9)
         assert not caplog.messages
         await polls(clock, 1)
-        assert caplog.messages == [f"model log {path} does not exist, for 10 s now"]
+        assert caplog.messages == [f"model log {path} does not exist (for 10 s)"]
         await polls(clock, 59)
         assert len(caplog.messages) == 1
         await polls(clock, 1)
-        assert caplog.messages[1:] == [f"model log {path} does not exist, for 70 s now"]
+        assert caplog.messages[1:] == [f"model log {path} does not exist (for 70 s)"]
         append(path, b"one\n")
         await polls(clock, 1)
-        assert caplog.messages[2:] == [f"model log {path} is there now"]
+        assert caplog.messages[2:] == [f"model log {path} can be read now"]
         assert lines == ["one"]
         os.unlink(path)
         await polls(clock, 9)
         assert len(caplog.messages) == 3
 
 
-async def test_a_path_that_is_a_fifo_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_path_that_is_a_fifo_causes_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(path)
     clock = ManualClock()
     async with following(LogTail(path), clock, []):
         await polls(clock, 11)
-    assert caplog.messages == [f"model log {path} is a FIFO, not a regular file, for 10 s now"]
+    assert caplog.messages == [f"model log {path} is a FIFO, not a regular file (for 10 s)"]
 
 
-# The rule for all sequences
+# Any sequence of writes, rotations, truncations and polls
 
 Op = tuple[str, int]
 
@@ -340,7 +340,7 @@ LINE = st.tuples(st.text("aé漢😀", max_size=12), st.sampled_from(["\n", "\r\
 
 
 class LogFile:
-    """One file on disk, what its writer has yet to write of its line, and what a perfect reader knows."""
+    """One file on disk, the unwritten rest of its writer's line, and what a perfect reader has read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -348,23 +348,23 @@ class LogFile:
         self.content = b""
         self.content_at_last_poll = b""
         self.stream = b""
-        self.given = 0
+        self.returned = 0
 
     def write(self, data: bytes) -> None:
         append(self.path, data)
         self.content += data
 
     def new_lines(self) -> list[str]:
-        """Those that a poll now must find."""
+        """The lines that the next poll must find."""
         known = self.content_at_last_poll
         self.stream += self.content[len(known) if self.content.startswith(known) else 0 :]
         self.content_at_last_poll = self.content
         lines = whole_lines(self.stream)
-        lines, self.given = lines[self.given :], len(lines)
+        lines, self.returned = lines[self.returned :], len(lines)
         return [text(line) for line in lines]
 
     def unfinished(self) -> list[str]:
-        rest = self.stream.splitlines()[self.given :]
+        rest = self.stream.splitlines()[self.returned :]
         return [text(line) for line in rest]
 
 
@@ -380,8 +380,8 @@ def text(line: bytes) -> str:
         return line.decode("latin-1")
 
 
-class Scene:
-    """A writer, a log rotation and a tail on one path; plays operations and notes what must be found."""
+class Scenario:
+    """A writer, a log rotation and a tail of one path. Runs operations and checks the lines found."""
 
     def __init__(self, directory: Path, lines: list[tuple[str, str]]) -> None:
         self.path = directory / "model.log"
@@ -418,7 +418,7 @@ class Scene:
 
     def rotate(self) -> None:
         file = self.files[-1]
-        # Whole lines that are not begun go to the new file.
+        # Lines of which nothing is written yet go to the new file.
         begun, *others = file.unwritten.splitlines(keepends=True) or [b""]
         file.unwritten, self.lines = begun, [b"".join(others), *self.lines]
         file.path = self.path.with_suffix(f".{len(self.files)}")
@@ -453,12 +453,14 @@ class Scene:
 @example(ops=[("write", 4), ("poll", 0), ("truncate", 0), ("write", 9)], lines=[("a", "\r\n"), ("b", "\n")])
 def test_every_line_is_found_once_and_in_order(ops: list[Op], lines: list[tuple[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        scene = Scene(Path(directory), lines)
+        scenario = Scenario(Path(directory), lines)
         for op in ops:
-            scene.play(op)
-        scene.poll()
-        scene.finish()
-        scene.tail.close()
-        everything = "\n".join(scene.found)
-        # Told apart from the model above: what was whole on disk at some poll is there, once.
-        assert {token: everything.count(token) for token in scene.on_disk} == dict.fromkeys(scene.on_disk, 1)
+            scenario.play(op)
+        scenario.poll()
+        scenario.finish()
+        scenario.tail.close()
+        everything = "\n".join(scenario.found)
+        # Independent of `LogFile`: each line that was complete on disk at some poll is found once.
+        assert {token: everything.count(token) for token in scenario.on_disk} == dict.fromkeys(
+            scenario.on_disk, 1
+        )

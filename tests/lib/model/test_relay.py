@@ -1,4 +1,4 @@
-"""What of an answer's headers is passed on, and in which coding (RFC 9110 §7.6.1 and §12.5.3)."""
+"""The headers of an answer that are passed on, and its coding (RFC 9110, sections 7.6.1 and 12.5.3)."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_end_to_end_headers_are_kept_as_often_as_they_come() -> None:
         *("TE", "Trailer", "Transfer-Encoding", "Upgrade", "transfer-encoding"),
     ],
 )
-def test_hop_by_hop_headers_are_not(name: str) -> None:
+def test_hop_by_hop_headers_are_dropped(name: str) -> None:
     assert kept((name, "x"), ("X-End", "1")) == [("X-End", "1")]
 
 
-def test_what_connection_names_is_hop_by_hop_too() -> None:
+def test_headers_named_by_connection_are_dropped_too() -> None:
     named = kept(("Connection", "close, X-Hop"), ("connection", "x-other"), ("x-HOP", "1"), ("X-Other", "2"))
     assert named == []
 
@@ -60,7 +60,7 @@ def test_what_connection_names_is_hop_by_hop_too() -> None:
         ("x-gzip", True),
     ],
 )
-def test_a_coding_is_accepted_where_the_client_says_so(field: str, accepted: bool) -> None:
+def test_a_coding_is_accepted_if_the_client_says_so(field: str, accepted: bool) -> None:
     assert accepts_coding(field, "gzip") is accepted
 
 
@@ -68,6 +68,6 @@ def test_a_coding_is_accepted_where_the_client_says_so(field: str, accepted: boo
     st.text(st.sampled_from("gzip*;q=,0. -") | st.characters(max_codepoint=255)),
     st.sampled_from(["gzip", "br"]),
 )
-def test_no_field_is_too_strange(field: str, coding: str) -> None:
+def test_only_a_header_that_names_the_coding_accepts_it(field: str, coding: str) -> None:
     if accepts_coding(field, coding):
         assert coding in field.lower() or "*" in field or "x-gzip" in field.lower()

@@ -1,4 +1,4 @@
-"""What the model server's log and its health check lead to (lessons 20 to 23, 25)."""
+"""The states that the model server's log and its health check lead to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lib.model.connection import ModelServer
 from lib.model.log_tail import MISSING_WARN_AFTER_S, POLL_INTERVAL_S
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
 from lib.model.watch import (
-    BELIEF_INTERVAL_S,
+    CONNECT_INTERVAL_S,
     FAILURES_UNTIL_ERROR,
     HEALTH_INTERVAL_LOADING_S,
     HEALTH_INTERVAL_S,
@@ -33,7 +33,9 @@ RULES = [(LogAction.ModelLoaded, LOADED), (LogAction.ModelError, BROKEN)]
 
 
 @dataclass
-class Scene:
+class Monitored:
+    """A model server, and the readiness that is computed from its log and its health check."""
+
     model: MaliciousModel
     server: ModelServer
     readiness: Readiness
@@ -45,7 +47,7 @@ class Scene:
 
 
 class SlowToAccept(ModelServer):
-    """Accepts a connection once told to."""
+    """Accepts a connection once `accepted` is set."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -58,14 +60,14 @@ class SlowToAccept(ModelServer):
 
 
 @asynccontextmanager
-async def scene(*signs: ReadySignal, perf: float | None = 1.0) -> AsyncGenerator[Scene, None]:
-    """A model server and what is known of it; measured already, unless `perf` is None."""
+async def monitored(*signals: ReadySignal, perf: float | None = 1.0) -> AsyncGenerator[Monitored, None]:
+    """Yield a model server and its readiness, with the throughput `perf`; None: not measured yet."""
     clock = ManualClock()
     async with malicious_model() as model, ModelServer(model.url) as server:
-        readiness = Readiness(signs, False, clock)
+        readiness = Readiness(signals, False, clock)
         if perf is not None:
-            readiness.measured_as(perf, "given")
-        yield Scene(model, server, readiness, clock)
+            readiness.set_max_perf(perf, "given")
+        yield Monitored(model, server, readiness, clock)
 
 
 # The log
@@ -73,9 +75,9 @@ async def scene(*signs: ReadySignal, perf: float | None = 1.0) -> AsyncGenerator
 
 @asynccontextmanager
 async def watched(
-    here: Scene, path: Path, rules: Sequence[tuple[LogAction, str]] = RULES
+    here: Monitored, path: Path, rules: Sequence[tuple[LogAction, str]] = RULES
 ) -> AsyncGenerator[LogWatch, None]:
-    """A watch that believes; its lines are given by the test."""
+    """Yield a watch that confirms "loaded" lines; the test passes it the lines."""
     watch = LogWatch(path, [LogRule(a, t) for a, t in rules], here.server, here.readiness, here.clock)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch.confirm_loaded)
@@ -83,9 +85,9 @@ async def watched(
         tasks.cancel_scope.cancel()
 
 
-async def test_a_loaded_line_is_believed_at_once_where_the_server_listens(tmp_path: Path) -> None:
-    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
-        watch.on_line("12:00 INFO Model Is Ready")  # case counts
+async def test_a_loaded_line_counts_immediately_if_the_server_listens(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
+        watch.on_line("12:00 INFO Model Is Ready")  # the case of letters matters
         assert here.readiness.state is State.LOADING
         watch.on_line(f"12:00 INFO {LOADED}, listening")
         await here.until(State.READY)
@@ -93,34 +95,34 @@ async def test_a_loaded_line_is_believed_at_once_where_the_server_listens(tmp_pa
 
 
 async def test_a_stale_loaded_line_does_not_make_a_dead_server_ready(tmp_path: Path) -> None:
-    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         await here.model.stop()
         watch.on_line(LOADED)
         for _ in range(3):
-            await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+            await here.clock.wait_for_timer(CONNECT_INTERVAL_S)
             assert here.readiness.state is State.LOADING
-            here.clock.advance(BELIEF_INTERVAL_S)
-        await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+            here.clock.advance(CONNECT_INTERVAL_S)
+        await here.clock.wait_for_timer(CONNECT_INTERVAL_S)
         await here.model.start()
-        here.clock.advance(BELIEF_INTERVAL_S)
+        here.clock.advance(CONNECT_INTERVAL_S)
         await here.until(State.READY)
 
 
-async def test_an_error_after_the_line_takes_it_back(tmp_path: Path) -> None:
-    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
+async def test_an_error_after_a_loaded_line_cancels_it(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         await here.model.stop()
         watch.on_line(LOADED)
-        await here.clock.wait_for_timer(BELIEF_INTERVAL_S)
+        await here.clock.wait_for_timer(CONNECT_INTERVAL_S)
         watch.on_line(f"{BROKEN}: out of memory")
         await here.model.start()
-        here.clock.advance(BELIEF_INTERVAL_S)
+        here.clock.advance(CONNECT_INTERVAL_S)
         assert here.readiness.error_msg == f"{BROKEN}: out of memory"
         watch.on_line(LOADED)
         await here.until(State.READY)
 
 
-async def test_an_error_while_the_line_is_looked_into_counts(tmp_path: Path) -> None:
-    async with scene(ReadySignal.LOG) as here:
+async def test_an_error_while_a_loaded_line_is_being_confirmed_cancels_it(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here:
         here.server = server = SlowToAccept(here.model.url)
         async with watched(here, tmp_path) as watch:
             watch.on_line(LOADED)
@@ -132,14 +134,14 @@ async def test_an_error_while_the_line_is_looked_into_counts(tmp_path: Path) -> 
             assert not here.readiness.loaded
 
 
-async def test_a_line_that_is_both_is_an_error(tmp_path: Path) -> None:
-    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
+async def test_a_line_that_matches_both_rules_is_an_error(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         watch.on_line(f"{LOADED}, but {BROKEN}")
         assert here.readiness.state is State.ERRORED
 
 
-async def test_loaded_lines_without_end_are_believed(tmp_path: Path) -> None:
-    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
+async def test_a_loaded_line_is_confirmed_while_more_of_them_arrive(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         with anyio.fail_after(10):
             while here.readiness.state is not State.READY:
                 watch.on_line(f"{LOADED} {watch.lines}")
@@ -153,7 +155,7 @@ async def test_several_rules_count_their_matches(tmp_path: Path, caplog: pytest.
         (LogAction.ModelError, "Traceback"),
         (LogAction.Info, "Downloading"),
     ]
-    async with scene(ReadySignal.LOG) as here, watched(here, tmp_path, rules) as watch:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path, rules) as watch:
         with caplog.at_level(logging.INFO):
             for line in ("Downloading 1", "Downloading 2", "nothing special", "Traceback (most recent"):
                 watch.on_line(line)
@@ -171,8 +173,8 @@ async def test_several_rules_count_their_matches(tmp_path: Path, caplog: pytest.
     assert "model: Downloading 2" in caplog.text
 
 
-async def test_without_a_model_server_a_loaded_line_is_believed(tmp_path: Path) -> None:
-    async with scene(ReadySignal.LOG) as here:
+async def test_without_a_model_server_a_loaded_line_counts_immediately(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here:
         here.server = ModelServer("")
         async with watched(here, tmp_path) as watch:
             watch.on_line(LOADED)
@@ -181,7 +183,7 @@ async def test_without_a_model_server_a_loaded_line_is_believed(tmp_path: Path) 
 
 async def test_the_file_is_followed_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "model.log"
-    async with scene(ReadySignal.LOG) as here, watched(here, path) as watch:
+    async with monitored(ReadySignal.LOG) as here, watched(here, path) as watch:
         path.write_bytes(f"\xff old lines\n{LOADED[:5]}".encode("latin-1"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch.follow)
@@ -194,10 +196,10 @@ async def test_the_file_is_followed_from_its_beginning(tmp_path: Path) -> None:
             tasks.cancel_scope.cancel()
 
 
-async def test_a_wrong_path_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wrong_path_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "no" / "such.log"
     async with (
-        scene(ReadySignal.LOG) as here,
+        monitored(ReadySignal.LOG) as here,
         watched(here, path) as watch,
         anyio.create_task_group() as tasks,
     ):
@@ -214,7 +216,7 @@ async def test_a_wrong_path_is_said(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 @asynccontextmanager
-async def checked(here: Scene, clears_all: bool = False) -> AsyncGenerator[None, None]:
+async def checked(here: Monitored, clears_all: bool = False) -> AsyncGenerator[None, None]:
     watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch.follow)
@@ -222,23 +224,23 @@ async def checked(here: Scene, clears_all: bool = False) -> AsyncGenerator[None,
         tasks.cancel_scope.cancel()
 
 
-async def next_check(here: Scene) -> None:
-    """Once the last check is over, ten seconds pass, and the next one is over."""
+async def next_check(here: Monitored) -> None:
+    """Wait for the end of the last check, let ten seconds pass, and wait for the end of the next one."""
     await here.clock.wait_for_timer(HEALTH_INTERVAL_S)
     checks = here.model.health_checks
     here.clock.advance(HEALTH_INTERVAL_S)
     await here.model.until(lambda: here.model.health_checks > checks)
-    await over(here)
+    await check_ended(here)
 
 
-async def over(here: Scene) -> None:
-    """Return once no check is in the air: then its connection is gone."""
+async def check_ended(here: Monitored) -> None:
+    """Return once no check is in flight, when its connection is closed."""
     await here.model.until(lambda: here.model.open_connections == 0)
     await here.clock.wait_for_timer(HEALTH_INTERVAL_S)
 
 
-async def test_a_2xx_is_the_sign_and_checks_are_rarer_from_then_on() -> None:
-    async with scene(ReadySignal.HEALTH) as here:
+async def test_a_2xx_is_the_ready_signal_after_which_checks_are_less_frequent() -> None:
+    async with monitored(ReadySignal.HEALTH) as here:
         here.model.health_status = 503
         async with checked(here):
             await here.model.until(lambda: here.model.health_checks == 1)
@@ -247,7 +249,7 @@ async def test_a_2xx_is_the_sign_and_checks_are_rarer_from_then_on() -> None:
             here.model.health_status = 202
             here.clock.advance(HEALTH_INTERVAL_LOADING_S)
             await here.until(State.READY)
-            await over(here)
+            await check_ended(here)
             here.clock.advance(HEALTH_INTERVAL_S - 0.01)
             assert here.model.health_checks == 2
             here.clock.advance(0.01)
@@ -255,9 +257,9 @@ async def test_a_2xx_is_the_sign_and_checks_are_rarer_from_then_on() -> None:
 
 
 async def test_three_failures_in_a_row_are_an_error_and_the_next_success_clears_it() -> None:
-    async with scene(ReadySignal.HEALTH) as here, checked(here):
+    async with monitored(ReadySignal.HEALTH) as here, checked(here):
         await here.until(State.READY)
-        await over(here)
+        await check_ended(here)
         here.model.health_status = 500
         for _ in range(FAILURES_UNTIL_ERROR - 1):
             await next_check(here)
@@ -269,22 +271,22 @@ async def test_three_failures_in_a_row_are_an_error_and_the_next_success_clears_
         assert here.readiness.state is State.READY
         await next_check(here)
         assert here.readiness.error_msg == "health check answered 500"
-        here.readiness.fail(Cause.LOG, BROKEN)
+        here.readiness.set_error(Cause.LOG, BROKEN)
         here.model.health_status = 200
         await next_check(here)
-        assert here.readiness.error_msg == BROKEN  # that, and only that
+        assert here.readiness.error_msg == BROKEN  # the health check clears only its own error
         assert not here.readiness.has_error(Cause.HEALTH)
 
 
 async def test_a_hung_model_server_is_an_error_with_a_message() -> None:
-    async with scene(ReadySignal.HEALTH) as here, checked(here):
+    async with monitored(ReadySignal.HEALTH) as here, checked(here):
         await here.until(State.READY)
-        await over(here)
+        await check_ended(here)
         here.model.health_stalls = True
         for number in range(FAILURES_UNTIL_ERROR):
             assert here.readiness.state is State.READY
             here.clock.advance(HEALTH_INTERVAL_S)
-            await here.model.until(lambda seen=number: here.model.health_checks == seen + 2)
+            await here.model.until(lambda failures=number: here.model.health_checks == failures + 2)
             here.clock.advance(HEALTH_TIMEOUT_S)
             await here.model.until(lambda: here.model.open_connections == 0)
             await here.clock.wait_for_timer(HEALTH_INTERVAL_S)
@@ -295,9 +297,9 @@ async def test_a_hung_model_server_is_an_error_with_a_message() -> None:
 
 
 async def test_a_server_that_is_gone_is_an_error_with_a_message(caplog: pytest.LogCaptureFixture) -> None:
-    async with scene(ReadySignal.HEALTH) as here, checked(here):
+    async with monitored(ReadySignal.HEALTH) as here, checked(here):
         await here.until(State.READY)
-        await over(here)
+        await check_ended(here)
         await here.model.stop()
         for number in range(1, FAILURES_UNTIL_ERROR + 1):
             assert here.readiness.state is State.READY
@@ -310,22 +312,24 @@ async def test_a_server_that_is_gone_is_an_error_with_a_message(caplog: pytest.L
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-async def test_a_server_without_a_check_is_left_alone(status: int, caplog: pytest.LogCaptureFixture) -> None:
-    async with scene(ReadySignal.HEALTH) as here:
+async def test_a_server_without_a_health_check_is_not_checked_again(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with monitored(ReadySignal.HEALTH) as here:
         here.model.health_status = status
         watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
         await watch.follow()
         assert here.readiness.state is State.READY
         assert (here.model.health_checks, here.clock.pending) == (1, 0)
     assert [r.getMessage() for r in caplog.records if "no health check" in r.getMessage()] == [
-        f"the model server has no health check at {here.model.url}/health ({status}): left out"
+        f"the model server has no health check at {here.model.url}/health ({status}): not checked again"
     ]
 
 
-async def test_failures_before_it_is_measured_are_no_error() -> None:
-    async with scene(ReadySignal.HEALTH, perf=None) as here, checked(here):
+async def test_failed_checks_before_the_benchmark_ends_are_no_error() -> None:
+    async with monitored(ReadySignal.HEALTH, perf=None) as here, checked(here):
         await here.until(State.BENCHMARKING)
-        await over(here)
+        await check_ended(here)
         here.model.health_status = 500
         for _ in range(FAILURES_UNTIL_ERROR + 1):
             await next_check(here)
@@ -333,13 +337,13 @@ async def test_failures_before_it_is_measured_are_no_error() -> None:
 
 
 @pytest.mark.parametrize("clears_all", [False, True])
-async def test_without_load_rules_a_server_that_comes_back_clears_what_its_log_said(clears_all: bool) -> None:
-    async with scene(ReadySignal.HEALTH) as here, checked(here, clears_all):
+async def test_without_load_rules_a_server_that_recovers_clears_errors_of_its_log(clears_all: bool) -> None:
+    async with monitored(ReadySignal.HEALTH) as here, checked(here, clears_all):
         await here.until(State.READY)
-        await over(here)
-        here.readiness.fail(Cause.LOG, BROKEN)
+        await check_ended(here)
+        here.readiness.set_error(Cause.LOG, BROKEN)
         await next_check(here)
-        assert here.readiness.error_msg == BROKEN  # it answers still: no sign of a new start
+        assert here.readiness.error_msg == BROKEN  # it still answers: it has not been restarted
         here.model.health_status = 503
         await next_check(here)
         here.model.health_status = 200
@@ -347,10 +351,10 @@ async def test_without_load_rules_a_server_that_comes_back_clears_what_its_log_s
         assert here.readiness.error_msg == ("" if clears_all else BROKEN)
 
 
-async def test_the_check_has_a_connection_of_its_own_each_time() -> None:
-    async with scene(ReadySignal.HEALTH) as here, checked(here):
+async def test_each_check_makes_a_new_connection() -> None:
+    async with monitored(ReadySignal.HEALTH) as here, checked(here):
         await here.until(State.READY)
-        await over(here)
+        await check_ended(here)
         await next_check(here)
         await next_check(here)
         assert here.model.connections == here.model.health_checks == 3

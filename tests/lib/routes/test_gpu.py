@@ -1,4 +1,4 @@
-"""Readings of GPUs, by a stand-in for NVIDIA's library."""
+"""Readings of GPUs, with a fake of NVIDIA's library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lib.routes.gpu import Gpu, Gpus
 
 
 class Nvml:
-    """Two GPUs: the second is a slice, which tells no utilisation; `lost` ones can't be read."""
+    """Two GPUs: the second is a slice, which has no utilization; those in `lost` can't be read."""
 
     def __init__(self) -> None:
         self.lost: set[int] = set()
@@ -44,7 +44,7 @@ class Nvml:
         return SimpleNamespace(gpu=75, memory=10)
 
 
-def test_each_gpu_tells_what_it_can() -> None:
+def test_each_gpu_that_can_be_read_is_returned() -> None:
     nvml = Nvml()
     gpus = Gpus(nvml.load)
     assert gpus.read() == [
@@ -57,7 +57,7 @@ def test_each_gpu_tells_what_it_can() -> None:
 
 
 @pytest.mark.parametrize("error", [ImportError("pynvml"), RuntimeError("NVML Shared Library Not Found")])
-def test_without_library_or_driver_there_are_none_and_it_is_not_tried_again(error: Exception) -> None:
+def test_without_library_or_driver_there_are_no_gpus_and_it_is_not_loaded_again(error: Exception) -> None:
     tries: list[int] = []
 
     def load() -> Any:
@@ -69,7 +69,7 @@ def test_without_library_or_driver_there_are_none_and_it_is_not_tried_again(erro
     assert len(tries) == 1
 
 
-def test_a_driver_that_goes_away_takes_its_gpus_along() -> None:
+def test_without_its_driver_no_gpu_is_returned() -> None:
     nvml = Nvml()
     gpus = Gpus(nvml.load)
     assert len(gpus.read()) == 2

@@ -1,4 +1,4 @@
-"""The management routes, on the port where they belong (protocol.md §4; lesson 4)."""
+"""The management routes of both ports (docs/protocol.md, "Management routes")."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def update(system: System, authorization: str | None) -> int:
         return answer.status
 
 
-async def test_who_is_alive_and_who_is_ready(tmp_path: Path) -> None:
+async def test_liveness_and_readiness(tmp_path: Path) -> None:
     setup = Setup(log=str(tmp_path / "model.log"))
     async with with_worker_task(tmp_path, setup, wait=False) as system:
         for base in (system.url, system.loopback_url):
@@ -41,14 +41,14 @@ async def test_who_is_alive_and_who_is_ready(tmp_path: Path) -> None:
         assert (await get(system, system.url + "/healthz"))[0] == 200
 
 
-async def test_what_is_inside_is_for_this_machine_only(tmp_path: Path) -> None:
+async def test_metrics_and_status_are_on_the_loopback_port_only(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         for path in ("/metrics", "/status"):
             assert (await get(system, system.url + path))[0] == 404
             assert (await get(system, system.loopback_url + path))[0] == 200
 
 
-async def test_status_tells_what_a_person_asks(tmp_path: Path) -> None:
+async def test_status_of_a_worker_that_serves(tmp_path: Path) -> None:
     setup = Setup(log=str(tmp_path / "model.log"))
     async with with_worker_task(tmp_path, setup, wait=False) as system:
         system.write_log(f"first\n{READY_LINE} now\n")
@@ -87,10 +87,12 @@ async def test_status_tells_what_a_person_asks(tmp_path: Path) -> None:
     assert MASTER_TOKEN not in text
 
 
-async def test_status_tells_what_a_worker_waits_for(tmp_path: Path) -> None:
+async def test_status_of_a_worker_that_is_not_ready(tmp_path: Path) -> None:
     setup = Setup(log=str(tmp_path / "model.log"), health="/error500", benchmark="/echo")
     async with with_worker_task(tmp_path, setup, wait=False) as system:
-        await system.model.until(lambda: len(system.model.requests) > 1)  # the first check has been judged
+        await system.model.until(
+            lambda: len(system.model.requests) > 1
+        )  # the result of the first check is known
         async with system.http.get(system.loopback_url + "/status") as answer:
             status: Any = await answer.json()
     assert status["waiting_for"][:3] == ["health", "log", "benchmark"]
@@ -120,7 +122,7 @@ async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:
         assert line in lines
 
 
-async def test_only_the_engine_may_ask_for_an_update(tmp_path: Path) -> None:
+async def test_an_update_needs_the_master_token(tmp_path: Path) -> None:
     flag = tmp_path / ".force_update"
     async with with_worker_task(tmp_path, force_update_file=flag) as system:
         for wrong in (
@@ -140,21 +142,21 @@ async def test_only_the_engine_may_ask_for_an_update(tmp_path: Path) -> None:
             assert flag.exists()
 
 
-async def test_a_token_of_strange_bytes_is_a_wrong_one(tmp_path: Path) -> None:
+async def test_a_token_that_is_not_text_is_refused(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system, connected(system.url) as client:
         await client.post("/pyworker/update", b"", {"Authorization": b"Bearer \xff\xfe"})
         assert (await client.answer())[0].status == 401
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer ", "Bearer", "x"])
-async def test_without_a_master_token_nobody_may(tmp_path: Path, authorization: str) -> None:
+async def test_without_a_master_token_every_update_is_refused(tmp_path: Path, authorization: str) -> None:
     flag = tmp_path / ".force_update"
     async with with_worker_task(tmp_path, force_update_file=flag, master_token="") as system:
         assert await update(system, authorization) == 401
         assert not flag.exists()
 
 
-async def test_a_flag_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+async def test_an_update_whose_file_cannot_be_written_is_answered_500(tmp_path: Path) -> None:
     flag = tmp_path / "none" / ".force_update"
     async with with_worker_task(tmp_path, force_update_file=flag) as system:
         assert await update(system, MASTER_TOKEN) == 500
@@ -173,7 +175,7 @@ async def authors(request: web.Request) -> web.Response:
         web.get("/ping", authors, allow_head=False),
     ],
 )
-def test_routes_of_the_authors_own_win(route: web.RouteDef) -> None:
+def test_an_authors_route_takes_precedence(route: web.RouteDef) -> None:
     ours = [web.get("/ping", authors), web.get("/healthz", authors), web.post("/ping", authors)]
     app = web.Application()
     kept = without(ours, [route])

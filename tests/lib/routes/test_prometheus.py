@@ -1,4 +1,4 @@
-"""Names and units of `/metrics`, and the manifests that are written by them."""
+"""Names and units of `/metrics`, and the metrics that the manifests of docs/kubernetes.md use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 GPUS = [Gpu(0, "NVIDIA H200", 0.75, 1000, 2000), Gpu(1, 'a "slice"', None, 1, 2)]
 SUFFIXES = ("_total", "_bucket", "_count", "_sum")
 
-# A first scrape in a process of its own: what it imports is not imported on the event loop's thread.
+# Run in a process of its own: fails if prometheus_client is imported on the event loop's thread.
 FIRST_SCRAPE = """
 import asyncio, sys, threading
 from lib.routes.management import _import_prometheus
@@ -57,7 +57,7 @@ def samples_of(text: str) -> dict[str, list[Any]]:
     }
 
 
-async def test_every_metric_has_its_unit_in_its_name_and_is_explained(tmp_path: Path) -> None:
+async def test_every_metric_has_its_unit_in_its_name_and_a_description(tmp_path: Path) -> None:
     for family in text_string_to_metric_families(await scraped(tmp_path)):
         assert family.name.startswith("pyworker_")
         assert family.documentation
@@ -65,7 +65,7 @@ async def test_every_metric_has_its_unit_in_its_name_and_is_explained(tmp_path: 
         assert {s.name.endswith("_total") for s in family.samples} == {family.type == "counter"}
 
 
-async def test_times_reports_and_gpus_are_told(tmp_path: Path) -> None:
+async def test_metrics_of_times_reports_and_gpus(tmp_path: Path) -> None:
     samples = samples_of(await scraped(tmp_path))
     for name in ("queue", "first_byte", "duration"):
         assert [s.value for s in samples[f"pyworker_request_{name}_seconds_count"]] == [2.0]
@@ -82,7 +82,7 @@ async def test_times_reports_and_gpus_are_told(tmp_path: Path) -> None:
     assert [s.value for s in samples["pyworker_gpu_memory_used_bytes"]] == [1000.0, 1.0]
 
 
-async def test_the_manifests_are_yaml_and_ask_for_metrics_that_are_there(tmp_path: Path) -> None:
+async def test_the_manifests_are_yaml_and_use_existing_metrics(tmp_path: Path) -> None:
     names = set(samples_of(await scraped(tmp_path)))
     families = names | {n.removesuffix(s) for n in names for s in SUFFIXES if n.endswith(s)}
     blocks = re.findall(r"<!-- test: manifests -->\n```yaml\n(.*?)```", KUBERNETES, re.DOTALL)
@@ -97,6 +97,6 @@ async def test_the_manifests_are_yaml_and_ask_for_metrics_that_are_there(tmp_pat
     assert set(re.findall(r"pyworker_\w+", KUBERNETES)) <= families
 
 
-async def test_the_first_scrape_does_not_hold_up_the_event_loop() -> None:
+async def test_the_first_scrape_does_not_block_the_event_loop() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", FIRST_SCRAPE, cwd=ROOT)
     assert await process.wait() == 0

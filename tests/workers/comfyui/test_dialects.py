@@ -175,7 +175,7 @@ async def test_the_health_of_a_detected_server_is_watched(tmp_path: Path) -> Non
         backend = Backend(model.url, lifecycle=AsyncExitStack(), clock=clock)
         instance = Settings(container_id=1, public_url=here.url, unsecured=True)
         async with backend.run_with(instance, tmp_path, print) as running, choice.detect(backend):
-            running.readiness.seen(ReadySignal.LIFECYCLE, "entered")
+            running.readiness.note_signal(ReadySignal.LIFECYCLE, "entered")
             await model.until("requests", 5)  # probes, and two health checks
             model.process.kill()
             await model.process.wait()

@@ -1,0 +1,156 @@
+"""The sockets on which a worker listens: the public port, and the port for /metrics and /status.
+
+Owns opening and closing them, their options, and the message about a port that is taken. The routes behind
+them are in lib/routes; lib/server.py puts them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import anyio
+import psutil
+from aiohttp import web
+
+from lib.errors import refusals_as_json
+from lib.request.exchange import note_head
+from lib.runtime.settings import LOOPBACK_HOSTS, Settings
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 4096
+# Seconds that open connections have for their last bytes, once no request is in flight.
+CLOSE_LIMIT_S = 2.0
+# Proxies and address translators drop a connection that was silent for a minute.
+TCP_KEEP_ALIVE_S = 30
+# The option for the seconds of silence before the first probe: on Linux, and on macOS.
+_TCP_IDLE_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPALIVE")
+
+
+class PortTaken(Exception):
+    """Another process listens on one of the worker's ports."""
+
+
+class Sockets:
+    """The servers of both ports."""
+
+    def __init__(self, *runners: web.AppRunner) -> None:
+        self._runners = runners
+
+    def abort(self) -> None:
+        """Abort every connection, and with it the request on it."""
+        for runner in self._runners:
+            for connection in runner.server.connections if runner.server else ():
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+    async def close(self) -> None:
+        """Stop listening; open connections have `CLOSE_LIMIT_S` for their last bytes."""
+        with anyio.CancelScope(shield=True):
+            for runner in self._runners:
+                await runner.cleanup()
+
+
+@asynccontextmanager
+async def listening(
+    public: Sequence[web.AbstractRouteDef],
+    loopback: Sequence[web.AbstractRouteDef],
+    settings: Settings,
+    site_kwargs: dict[str, Any],
+) -> AsyncGenerator[Sockets, None]:
+    """Serve both ports inside the block: the routes `public` on one, `loopback` on the other.
+
+    `site_kwargs` go to the `aiohttp.web.TCPSite` of the public port. Raises `PortTaken`, in no exception
+    group.
+    """
+    runners = [_runner(public, settings), _runner(loopback, settings)]
+    options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
+    if settings.worker_host is not None:
+        options["host"] = settings.worker_host
+    _warn_of_addresses(settings)
+    sockets = Sockets(*runners)
+    try:
+        await _listen(runners[0], options)
+        await _listen(runners[1], {"host": settings.worker_http_host, "port": settings.worker_http_port})
+        log.info("listening on port %d, public URL %s", settings.worker_port, settings.public_url)
+        yield sockets
+    finally:
+        await sockets.close()
+
+
+def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
+    app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
+    app.on_response_prepare.append(note_head)
+    app.add_routes(routes)
+    return web.AppRunner(
+        app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S
+    )
+
+
+def _warn_of_addresses(settings: Settings) -> None:
+    """Warn of each port that other machines may reach although it checks no signatures."""
+    if settings.engine == "none" and settings.worker_host not in LOOPBACK_HOSTS:
+        log.warning(
+            "ENGINE=none and WORKER_HOST=%s: whoever reaches port %d there may use the worker",
+            *(settings.worker_host, settings.worker_port),
+        )
+    if settings.worker_http_host not in LOOPBACK_HOSTS:
+        log.warning(
+            "WORKER_HTTP_HOST=%s: whoever reaches port %d there may read /status and /metrics",
+            *(settings.worker_http_host, settings.worker_http_port),
+        )
+
+
+async def _listen(runner: web.AppRunner, options: dict[str, Any]) -> None:
+    """Listen on `options["port"]`. Raises `PortTaken`."""
+    await runner.setup()
+    try:
+        await _KeptAliveSite(runner, **options).start()
+    except OSError as e:
+        if e.errno != errno.EADDRINUSE:
+            raise
+        raise PortTaken(f"port {options['port']} is taken by {_holder(options['port'])}") from e
+
+
+class _KeptAliveSite(web.TCPSite):
+    """A site whose connections send TCP keep-alive probes, which also detect a vanished client."""
+
+    async def start(self) -> None:
+        await super().start()
+        for listening_socket in cast(asyncio.Server, self._server).sockets:
+            # On a duplicate, since uvloop's own objects accept no options. Accepted sockets inherit them.
+            with socket.socket(fileno=os.dup(listening_socket.fileno())) as duplicate:
+                keep_alive(duplicate)
+
+
+def keep_alive(connection: socket.socket, constants: Any = socket) -> None:
+    """Have TCP probe `connection` after each `TCP_KEEP_ALIVE_S` of silence.
+
+    `constants` has the socket options of this system; those that it lacks are left out.
+    """
+    connection.setsockopt(constants.SOL_SOCKET, constants.SO_KEEPALIVE, 1)
+    idle = next((name for name in _TCP_IDLE_OPTIONS if hasattr(constants, name)), None)
+    for name in (idle, "TCP_KEEPINTVL"):
+        if name is not None and hasattr(constants, name):
+            connection.setsockopt(constants.IPPROTO_TCP, getattr(constants, name), TCP_KEEP_ALIVE_S)
+
+
+def _holder(port: int) -> str:
+    """The process that listens on `port`, as far as this process may see it."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                if connection.pid is None:
+                    break
+                process = psutil.Process(connection.pid)
+                return f"process {connection.pid} ({' '.join(process.cmdline()) or process.name()})"
+    except psutil.Error:  # no permission to look, or the process has ended meanwhile
+        pass
+    return "another process"
