@@ -240,7 +240,7 @@ class Backend:
         The call is closed when the client leaves, unless the handler lets it finish.
         """
         handler, request = exchange.lane.handler, exchange.request
-        caller = self.running.server.caller(exchange.forwarded_headers(), request)
+        caller = ModelCaller(self.running.server, exchange.forwarded_headers(), request)
         try:
             async with handler.call_model(caller, exchange.payload) as answer:
                 if isinstance(answer, web.StreamResponse):

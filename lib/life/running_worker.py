@@ -30,6 +30,7 @@ from lib.life.author_context import AuthorContext, Context
 from lib.life.backend_config import BackendConfig
 from lib.metrics import Ledger, WorkloadCounter
 from lib.model.benchmark_keeper import BenchmarkKeeper
+from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness, ReadySignal
 from lib.model.relay import drain
@@ -237,5 +238,5 @@ def _author_context(given: Context | None, readiness: Readiness, signal: ReadySi
 
 
 async def _post(server: ModelServer, route: str, message: dict[str, Any]) -> None:
-    async with server.caller({}).post_json(route, message) as answer:
+    async with ModelCaller(server, {}).post_json(route, message) as answer:
         await drain(answer)

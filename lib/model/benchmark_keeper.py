@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import aiohttp
 import anyio
@@ -22,12 +23,10 @@ from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_e
 from lib.model import benchmark_store
 from lib.model.benchmark import Attempt, BenchmarkFailed, measure
 from lib.model.benchmark_store import BenchmarkInputs, payload_shape
+from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.readiness import Cause, Readiness
 from lib.runtime.clock import Clock
-
-if TYPE_CHECKING:
-    from lib.data_types import EndpointHandler
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +36,34 @@ RETRY_S = 60.0
 MAX_MESSAGE_BYTES = 2000
 
 
+class Benchmarked(Protocol):
+    """A handler, as far as the benchmark calls it; `lib.data_types.EndpointHandler` describes each member."""
+
+    @property
+    def endpoint(self) -> str | None: ...
+
+    @property
+    def benchmark_name(self) -> str: ...
+
+    @property
+    def benchmark_method(self) -> str: ...
+
+    @property
+    def benchmark_runs(self) -> int: ...
+
+    @property
+    def benchmark_concurrency(self) -> int | None: ...
+
+    @property
+    def benchmark_warmup(self) -> bool: ...
+
+    def make_benchmark_payload(self) -> Any: ...
+
+    def generate_payload_json(self, payload: Any, /) -> Any: ...
+
+    def call_model(self, model: ModelCaller, payload: Any, /) -> AbstractAsyncContextManager[Any]: ...
+
+
 @dataclass
 class BenchmarkKeeper:
     """Sets the throughput of `readiness`: a saved result in `directory`, or a measurement with `handler`.
@@ -44,7 +71,7 @@ class BenchmarkKeeper:
     `time_limit_s` limits one measurement. `max_concurrency` None: no limit.
     """
 
-    handler: EndpointHandler[Any]
+    handler: Benchmarked
     server: ModelServer
     readiness: Readiness
     count_workload: Callable[[Any], float]
@@ -142,7 +169,7 @@ class BenchmarkKeeper:
         Returns its status, the beginning of its body, and "POST URL answered " as the beginning of a message,
         or "" if it is not an answer of the model server.
         """
-        caller = self.server.caller({}, method=self.handler.benchmark_method)
+        caller = ModelCaller(self.server, {}, method=self.handler.benchmark_method)
         async with self.handler.call_model(caller, payload) as answer:
             if isinstance(answer, web.StreamResponse):
                 return answer.status, _text(answer), ""

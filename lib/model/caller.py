@@ -11,17 +11,15 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import StrOrURL
 
+from lib.model.connection import ModelServer
 from lib.model.messages import LARGE_BODY_BYTES, fill_path, make_form, placeholders, with_query
-
-if TYPE_CHECKING:
-    from lib.model.connection import ModelServer
-    from lib.uploads import Upload
+from lib.uploads import Upload
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # the default limit of one WebSocket message
 # Methods whose parameters are in the URL.

@@ -16,12 +16,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
-from aiohttp import web
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
 from lib.errors import ModelTimedOut, ModelUnreachable, describe_error
-from lib.model.caller import ModelCaller
 
 # Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
 # connection that the server is just closing.
@@ -78,12 +76,6 @@ class ModelServer:
         if urlsplit(text).scheme in ("http", "https", "ws", "wss"):
             return URL(text)
         return URL(f"{self.url}/{text.lstrip('/')}")
-
-    def caller(
-        self, headers: Mapping[str, str], client_request: web.Request | None = None, method: str = "POST"
-    ) -> ModelCaller:
-        """Make the `ModelCaller` of one request, the argument of a handler's `call_model`."""
-        return ModelCaller(self, headers, client_request, method)
 
     @asynccontextmanager
     async def request(

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from tests.fakes.model_server import MaliciousModel, malicious_model
 
@@ -22,12 +23,12 @@ class Connected:
     async def post(
         self, path: str, message: object = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
-        async with self.server.caller(headers or {}).post_json(path, message) as answer:
+        async with ModelCaller(self.server, headers or {}).post_json(path, message) as answer:
             return answer.status, await answer.read()
 
     async def form(self, fields: Mapping[str, Any]) -> email.message.Message:
         """Send `fields` as a form; return it as the model server received it, parsed by another library."""
-        async with self.server.caller({}).post_form("/echo", fields) as answer:
+        async with ModelCaller(self.server, {}).post_form("/echo", fields) as answer:
             assert answer.status == 200
         sent = self.model.requests[-1]
         head = f"Content-Type: {sent.header('Content-Type')}\r\n\r\n".encode()

@@ -14,6 +14,7 @@ from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestServer, make_mocked_request
 
 from lib.errors import Invalid, ModelUnreachable
+from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.messages import LARGE_BODY_BYTES, make_form
 from lib.uploads import Upload
@@ -45,7 +46,7 @@ async def test_a_large_body_is_sent_with_its_length() -> None:
 
 async def test_a_get_has_no_body() -> None:
     async with connection() as here:
-        async with here.server.caller({}).get("/echo?a=1") as answer:
+        async with ModelCaller(here.server, {}).get("/echo?a=1") as answer:
             seen = json.loads(await answer.read())
         assert (seen["method"], seen["path"], seen["body"]) == ("GET", "/echo?a=1", "")
         assert here.model.requests[0].header("Content-Length") is None
@@ -60,7 +61,7 @@ async def test_redirects_are_not_followed() -> None:
 async def test_a_caller_may_be_limited_to_some_of_the_clients_headers() -> None:
     async with connection(timeout_s=7.0) as here:
         all_headers = {"Accept": "text/plain", "x-request-id": "r"}
-        caller = here.server.caller(all_headers, method="PUT").with_headers("X-Request-Id", "Range")
+        caller = ModelCaller(here.server, all_headers, method="PUT").with_headers("X-Request-Id", "Range")
         async with caller.send("/echo", {}) as answer:
             assert answer.status == 200
         sent = here.model.requests[0]
@@ -82,7 +83,9 @@ async def test_a_websocket_takes_messages_up_to_its_limit() -> None:
     app = web.Application()
     app.router.add_get("/v1/ws", echo)
     async with TestServer(app) as peer, ModelServer(str(peer.make_url("/v1"))) as server:
-        socket = await server.caller({"X-Request-Id": "r"}).websocket("/ws?id=1", max_message_bytes=1000)
+        socket = await ModelCaller(server, {"X-Request-Id": "r"}).websocket(
+            "/ws?id=1", max_message_bytes=1000
+        )
         async with socket:
             await socket.send_str("a")
             assert (await socket.receive()).data == "a" * 100
@@ -95,10 +98,10 @@ async def test_a_websocket_takes_messages_up_to_its_limit() -> None:
 async def test_a_websocket_that_is_refused_is_unreachable() -> None:
     async with connection() as here:
         with pytest.raises(ModelUnreachable):
-            await here.server.caller({}).websocket("/echo")
+            await ModelCaller(here.server, {}).websocket("/echo")
         await here.model.stop()
         with pytest.raises(ModelUnreachable):
-            await here.server.caller({}).websocket("/echo")
+            await ModelCaller(here.server, {}).websocket("/echo")
 
 
 # The client's method, and parameters of a URL
@@ -113,7 +116,7 @@ async def sent(
         client = None
         if in_path is not None:
             client = make_mocked_request(method, "/", match_info=dict(in_path))
-        caller = here.server.caller({}, client, method)
+        caller = ModelCaller(here.server, {}, client, method)
         async with caller.send(endpoint, message) as answer:
             assert answer.status == 200
         yield here.model.requests[-1]
@@ -174,7 +177,7 @@ async def test_a_value_that_would_change_the_endpoint_is_refused_before_anything
     async with connection() as here:
         for message in ({"a": value, "b": 1}, {"b": 1} if value is None else {"a": value}):
             with pytest.raises(Invalid) as refused:
-                here.server.caller({}, method=method).send("/{a}/{b}/echo", {"b": 1, **message})
+                ModelCaller(here.server, {}, method=method).send("/{a}/{b}/echo", {"b": 1, **message})
             assert (refused.value.status, refused.value.fields) == (422, {"payload": {"a": problem}})
         assert here.model.requests == []
 
@@ -185,7 +188,7 @@ async def test_a_whole_upload_is_sent_again(tmp_path: Path) -> None:
     upload = Upload(path, "audio/wav", 300_000, {})
     async with connection() as here:
         client = make_mocked_request("PUT", "/", match_info={"id": "a b"})
-        caller = here.server.caller({"X-Request-Id": "r"}, client)
+        caller = ModelCaller(here.server, {"X-Request-Id": "r"}, client)
         for _ in range(2):
             async with caller.send_upload("/{id}/stale", upload) as answer:
                 assert answer.status == 200
@@ -247,5 +250,5 @@ async def test_bare_bytes_are_refused_as_a_form_field(value: object) -> None:
         make_form({"a": value})
     async with connection() as here:
         with pytest.raises(TypeError):
-            here.server.caller({}).post_form("/echo", {"a": value})
+            ModelCaller(here.server, {}).post_form("/echo", {"a": value})
         assert here.model.requests == []

@@ -9,6 +9,7 @@ import pytest
 from yarl import URL
 
 from lib.errors import ModelTimedOut, ModelUnreachable
+from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer, ModelSession
 from lib.model.messages import LARGE_BODY_BYTES
 from tests.fakes.model_server import MaliciousModel, Received
@@ -50,7 +51,7 @@ async def test_a_whole_form_is_sent_again() -> None:
     async with connection() as here:
         for _ in range(2):
             fields = {"file": ("a.bin", b"\x00\xff", "application/octet-stream")}
-            async with here.server.caller({}).post_form("/stale", fields) as answer:
+            async with ModelCaller(here.server, {}).post_form("/stale", fields) as answer:
                 assert answer.status == 200
         assert len(here.model.requests) == 3
         assert all(b"\x00\xff" in r.body for r in here.model.requests)
@@ -97,7 +98,7 @@ async def test_a_stopped_server_is_unreachable_until_it_is_started_again() -> No
 async def test_an_unknown_host_is_unreachable() -> None:
     async with ModelServer("http://nowhere.invalid:1") as server:
         with pytest.raises(ModelUnreachable):
-            async with server.caller({}).get("/"):
+            async with ModelCaller(server, {}).get("/"):
                 pass
 
 
@@ -115,7 +116,7 @@ async def test_a_cancelled_call_closes_its_connection_immediately() -> None:
         await here.model.until(lambda: here.model.working == 1)
         call.cancel()
         await here.model.until(lambda: here.model.cancelled == 1)
-        async with here.server.caller({}).post_json("/stream", {}) as answer:
+        async with ModelCaller(here.server, {}).post_json("/stream", {}) as answer:
             here.model.step()
             assert await answer.content.readany() == b"data: token 0\n\n"
         await here.model.until(lambda: here.model.cancelled == 2)

@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.errors import ModelUnreachable, SettingsError
+from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from workers.comfyui import server
 from workers.comfyui.data_types import GenerateInput, PromptInput, ViewQuery
@@ -115,7 +116,7 @@ async def test_a_file_is_passed_on_from_comfyui() -> None:
         url = str(comfyui.make_url("")).rstrip("/")
         handler = ViewHandler(choice=choice(COMFYUI_DIALECT="wrapper", COMFYUI_URL=url), path="/view")
         payload = ViewQuery("a&b=ü.png", "x/y", "temp")
-        async with handler.call_model(model.caller({}), payload) as answer:
+        async with handler.call_model(ModelCaller(model, {}), payload) as answer:
             assert await answer.read() == b"content"
     assert asked == ["/view?filename=a%26b%3D%C3%BC.png&subfolder=x/y&type=temp"]
     assert handler.allow_parallel_requests

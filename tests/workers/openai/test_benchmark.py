@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from tests.workers.openai.fake_server import MODEL, FakeOpenAI
 from workers.openai.benchmark import MAX_ANSWERS, OpenAIBenchmarkHandler
@@ -21,7 +22,7 @@ async def answered(
     async with (
         TestServer(server.app()) as listening,
         ModelServer(str(listening.make_url("/"))) as model,
-        handler.call_model(model.caller({}), handler.make_benchmark_payload()) as answer,
+        handler.call_model(ModelCaller(model, {}), handler.make_benchmark_payload()) as answer,
     ):
         assert isinstance(answer, web.Response)
         assert isinstance(answer.body, bytes)

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from workers.tgi.benchmark import TgiBenchmarkHandler
 from workers.tgi.data_types import TgiRequest
@@ -45,7 +46,7 @@ async def measured(script: Scripted) -> tuple[int, bytes]:
     app.router.add_post("/generate", script.generate)
     async with TestServer(app) as tgi, ModelServer(str(tgi.make_url("/"))) as server:
         payload = TgiRequest.of("Hello", max_new_tokens=256)
-        async with TgiBenchmarkHandler().call_model(server.caller({}), payload) as answer:
+        async with TgiBenchmarkHandler().call_model(ModelCaller(server, {}), payload) as answer:
             assert isinstance(answer.body, bytes)
             return answer.status, answer.body
 
