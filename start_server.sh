@@ -23,6 +23,7 @@ readonly SIGN_LIMIT_S=30
 # The longest time between two checks of the certificate's age, and the wait after an attempt to renew it.
 readonly CERTIFICATE_CHECK_S=3600
 
+# In messages about code that could not be fetched.
 readonly SOURCE_VARIABLES='PYWORKER_REPO and PYWORKER_REF'
 
 readonly EXIT_FAILED=1 EXIT_SETTINGS=2 EXIT_PORT_TAKEN=3 EXIT_SIGNAL=128

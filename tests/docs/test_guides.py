@@ -17,6 +17,7 @@ import aiohttp
 import anyio
 import pytest
 
+from lib.backend import Backend
 from lib.local.local_worker_env import WORKER_ID
 from lib.testing import Trial, trial
 from tests.docs.blocks import document
@@ -322,6 +323,13 @@ async def test_a_worker_by_classes_runs_unchanged(tmp_path: Path) -> None:
         async with worker.http.get(worker.instance.worker_url + "/ping") as response:
             assert await response.text() == "pong"
         await served(worker, 5.0)
+
+
+def test_the_quoted_message_of_a_worker_without_a_ready_signal() -> None:
+    quoted = "nothing shows when the model is loaded"
+    assert f'"{quoted}"' in MIGRATING.prose
+    (problem,) = Backend("http://127.0.0.1:5001").problems()
+    assert problem.startswith(quoted)
 
 
 def test_the_command_changes_a_declared_workers_import_line(tmp_path: Path) -> None:
