@@ -1,48 +1,51 @@
 #!/usr/bin/env bash
-# Starts the worker of an instance: `BACKEND=tgi ./start_server.sh`, or piped from a URL. A template's onstart
-# script runs it at every boot: each step does only what is still to be done. README.md has its environment.
+# Start an instance's worker: `BACKEND=tgi ./start_server.sh`, or piped from a URL. A template's onstart script
+# runs this at every boot; steps that are already done are skipped. README.md, "On an instance", has the variables.
 #
-# The exit status is the worker's. Where there is none: 2 for what can't work, 3 when another process holds
-# the port, 1 when a step failed, and 128 and a signal's number after that signal.
+# The exit status is the worker's. If no worker ran: 2 for wrong settings, 3 if another process uses the port,
+# 1 if a step failed, and 128 plus the signal's number after a signal.
 #
 # shellcheck disable=SC2329 # `trap`, `attempt` and `launch` call functions by their names
 set -uo pipefail
 shopt -s extglob
 
-# What is fetched where this script was piped and PYWORKER_REPO is not set.
+# The repository to fetch if this script was piped and PYWORKER_REPO is not set.
 readonly PROJECT_REPO=https://github.com/vast-ai/pyworker
 readonly MIN_PYTHON=3.10
-# What is kept of the model server's log of the last boot, and of the worker's own before it is rotated.
+# The largest copy of the model server's log of the last boot, and the largest log of the worker before rotation.
 readonly OLD_MODEL_LOG_BYTES=$((64 * 1024 * 1024))
 readonly LOG_BYTES=$((64 * 1024 * 1024))
-# As much of the log tells the engine why something failed.
+# The end of the log that is reported to the engine after a failure.
 readonly LAST_LINES=20
 readonly LAST_BYTES=3000
 readonly REPORT_LIMIT_S=10
 readonly SIGN_LIMIT_S=30
-# How often, at least, it is asked whether the certificate is due, and how soon after a renewal again.
+# The longest time between two checks of the certificate's age, and the wait after an attempt to renew it.
 readonly CERTIFICATE_CHECK_S=3600
+
+# In messages about code that could not be fetched.
+readonly SOURCE_VARIABLES='PYWORKER_REPO and PYWORKER_REF'
 
 readonly EXIT_FAILED=1 EXIT_SETTINGS=2 EXIT_PORT_TAKEN=3 EXIT_SIGNAL=128
 
-# What the steps leave to each other.
-problems=()      # with the environment, a line each
-log=''           # the worker's and this script's
-log_writer=''    # the process that all output goes through
-step=''          # what was last begun, as the log has it
-code=''          # the folder whose worker runs
-project=''       # the checkout of this project that the script lies in, if it does
-repo='' ref=''   # what `code` is a clone of
-updating=false   # new code has come, as the engine has asked
-module=''        # what of `code` is run
-python=''        # what runs it
-child='' to=''   # the process that is waited for, and where signals go: to it, or to its group
-signal=''        # the last one that came
-signals=0        # how many came
+# State that the steps share.
+problems=()      # with the settings, one line each
+log=''           # the log file of the worker and this script
+log_writer=''    # the process that writes all output to the log
+step=''          # the current step's message, as it is in the log
+code=''          # the folder that has the worker's code
+project=''       # the checkout of this project that has this script, if any
+repo='' ref=''   # the repository and the reference to fetch into `code`
+updating=false   # whether new code was fetched because the engine requested an update
+module=''        # the Python module of the worker
+python=''        # the Python that runs it
+child='' to=''   # the process to wait for, and the target of signals: that process, or its group
+signal=''        # the last signal
+signals=0        # the number of signals
 renewer=''       # the process that renews the certificate
 
 main() {
-  exec </dev/null # where this script was piped, its own text is its standard input
+  exec </dev/null # if this script was piped, its own text is its standard input
   locate_code
   rotate_model_log
   open_log
@@ -52,18 +55,18 @@ main() {
   check_settings
   refuse_taken_port
   lock_workspace
-  refuse_taken_port # by whom it was locked
+  refuse_taken_port # another start may have taken the port meanwhile
   get_code
   find_worker
   check_worker_needs
   make_environment
   if [[ $USE_SSL == true ]]; then get_certificate; fi
-  exec 9>&- # everything is there: who waits may go on
+  exec 9>&- # release the lock: the installation is complete
   if [[ $USE_SSL == true ]]; then start_renewals; fi
   run_worker
 }
 
-# --- What is told, and to whom ---
+# --- Messages, log and exit ---
 
 say() {
   printf '%(%Y-%m-%d %H:%M:%S)T start_server.sh: %s\n' -1 "$*" >&2
@@ -74,14 +77,14 @@ begin() {
   say "$1"
 }
 
-# refuse STATUS MESSAGE: the end, of which the console, the log and the engine are told.
+# refuse STATUS MESSAGE: print and report the message, and exit.
 refuse() {
   say "$2"
   report "$2"
   leave "$1"
 }
 
-# give_up STATUS MESSAGE: the end of a step that failed; the engine is told its last lines as well.
+# give_up STATUS MESSAGE: exit after a failed step; the report has the step's last lines of the log too.
 give_up() {
   local lines
   close_log
@@ -98,8 +101,8 @@ leave() {
   exit "$1"
 }
 
-# Copies its input to the console, and to the log, whose size it bounds. The worker must not end because
-# one of the two is gone or full.
+# Copy standard input to the console and to the log, and rotate the log at a size. The worker must not end
+# because the console is gone or the disk is full.
 readonly LOG_PROGRAM='
 import os, sys
 
@@ -120,25 +123,25 @@ while chunk := os.read(0, 65536):
         pass
 '
 
-# From here on, all output is in the log too. Where that can't be, `problems` says why.
+# Write all further output to the log too. If the log can't be written, add that to `problems`.
 open_log() {
   local workspace=${WORKSPACE_DIR:-/workspace}
   log=$workspace/pyworker.log
   if ! { mkdir -p "$workspace" && : >>"$log"; } 2>/dev/null; then
-    problems+=("WORKSPACE_DIR: $log can't be written by $(id -un) (the folder for log, code and environment)")
+    problems+=("WORKSPACE_DIR: $log can't be written by $(id -un): set a folder that this user may write")
     return
   fi
   have python3 || return
   exec 3>&1 4>&2 # the console
   exec > >(
-    trap '' TERM INT HUP # the worker's last lines come after them
+    trap '' TERM INT HUP # the worker still writes after these signals
     exec python3 -ISc "$LOG_PROGRAM" "$log" "$LOG_BYTES" 3>&- 4>&-
   ) 2>&1
   log_writer=$!
 }
 
-# Ends what writes to the log, and returns once all of it is there: unless a process that the worker has
-# left behind goes on writing.
+# End the processes that write to the log, and wait until it is complete; at most 2 s, as a process that the
+# worker has left behind may go on writing.
 close_log() {
   local tries=40
   if [[ -n $renewer ]]; then
@@ -152,16 +155,16 @@ close_log() {
   log_writer=''
 }
 
-# --- Processes, and signals for them ---
+# --- Processes and signals ---
 
-# pause SECONDS: without a process, which a signal would leave behind.
+# pause SECONDS: like sleep, but without a process that would survive a signal.
 pause() {
   read -rt "$1" <> <(:)
   return 0
 }
 
-# Starts `child`. It is in a process group of its own: what a terminal sends at Ctrl-C comes to this script,
-# which passes it on, and not a second time from the terminal.
+# Start `child` in a process group of its own: at Ctrl-C the terminal signals this script only, which passes
+# the signal on once.
 launch() {
   set -m
   "$@" 3>&- 4>&- &
@@ -169,14 +172,14 @@ launch() {
   set +m
 }
 
-# Returns once `child` has ended, with its exit status.
+# Wait for `child`, and return its exit status.
 await() {
   local status before
   while
     before=$signals
     wait "$child"
     status=$?
-    ((signals > before)) # it was the signal that ended the waiting
+    ((signals > before)) # `wait` was interrupted by a signal
   do :; done
   child=''
   return "$status"
@@ -188,7 +191,7 @@ pass_on() {
   if [[ -n $child ]]; then kill -s "$1" -- "$to"; fi
 }
 
-# attempt COMMAND…: three times, or until it succeeds.
+# attempt COMMAND…: run it up to three times, until it succeeds.
 attempt() {
   local pause_s
   for pause_s in 1 2 ''; do
@@ -210,7 +213,7 @@ leave_if_asked() {
 
 # --- Reports to the engine ---
 
-# report MESSAGE: a worker_status with this error, to every report address at once.
+# report MESSAGE: send a status report with this error to every report address, in parallel.
 report() {
   local addresses address json posts=()
   have curl || return
@@ -225,13 +228,14 @@ report() {
   wait ${posts[@]+"${posts[@]}"}
 }
 
-# Through a pipe: what is among a command's arguments, all users of the machine can read.
+# post_status ADDRESS JSON. The JSON goes through a pipe, because every user can read a command's arguments.
 post_status() {
   printf '%s' "$2" | curl -fsS -o /dev/null -m "$REPORT_LIMIT_S" -H 'Content-Type: application/json' \
-    --data-binary @- "$1/worker_status/" || say "$1 could not be told"
+    --data-binary @- "$1/worker_status/" ||
+    say "the error could not be reported to $1: check REPORT_ADDR and the network"
 }
 
-# Every field of a report, for a worker that does nothing.
+# worker_status ERROR: a status report of a worker that does nothing (docs/protocol.md, "Worker status").
 worker_status() {
   local id=0 used_mib
   is_integer "${CONTAINER_ID:-}" && id=$CONTAINER_ID
@@ -245,7 +249,7 @@ worker_status() {
   printf '"url": %s}' "$(json_text "$(public_url)")"
 }
 
-# A JSON string of any text; without a python3, of as much of it as can do no harm.
+# json_text TEXT: a JSON string; without a python3, other characters than plain ASCII are replaced.
 json_text() {
   python3 -ISc '
 import json, os, sys
@@ -253,7 +257,7 @@ print(json.dumps(os.fsencode(sys.argv[1]).decode(errors="replace")), end="")' "$
     printf '"%s"' "$(printf '%s' "$1" | LC_ALL=C tr -c ' -~' ' ' | tr '"\134' "'/")"
 }
 
-# The worker's; empty where the environment doesn't tell it.
+# The worker's public URL; empty if the environment doesn't have it.
 public_url() {
   local scheme=https host public_port=VAST_TCP_PORT_${WORKER_PORT:-3000}
   is_integer "${WORKER_PORT:-3000}" && [[ -n ${PUBLIC_IPADDR:-} && -n ${!public_port:-} ]] || return
@@ -271,8 +275,8 @@ address() {
 
 # --- 1. The model server's log of the last boot ---
 
-# Its "loaded" line must not be taken for one of this boot, and one of this boot must not be lost when the
-# script runs again. The file stays the same: the model server may be writing to it.
+# Copy the log of the last boot to `.old` and empty it, once per boot: an old "loaded" line must not count in
+# this boot, and a line of this boot must not be lost. The file is not replaced: the model server may have it open.
 rotate_model_log() {
   local model_log boot marker
   model_log=$(find_model_log)
@@ -280,14 +284,15 @@ rotate_model_log() {
   boot=$(this_boot)
   marker=${WORKSPACE_DIR:-/workspace}/.rotated${model_log//\//_}
   [[ $boot != "$(cat "$marker" 2>/dev/null)" ]] || return
-  # Where it can't be noted, open_log refuses.
+  # If the marker can't be written, open_log will report that.
   { mkdir -p "${marker%/*}" && printf '%s\n' "$boot" >"$marker"; } 2>/dev/null || return
   [[ -f $model_log ]] || return
-  tail -c "$OLD_MODEL_LOG_BYTES" "$model_log" >"$model_log.old" || say "$model_log.old is not whole"
+  tail -c "$OLD_MODEL_LOG_BYTES" "$model_log" >"$model_log.old" ||
+    say "$model_log.old could not be written completely: check the free space of its disk"
   : >"$model_log"
 }
 
-# MODEL_LOG, or what a ready-made worker takes in its place.
+# MODEL_LOG, or the default in the source of the ready-made worker.
 find_model_log() {
   local line server=$code/workers/${BACKEND:-}/server.py
   printf '%s' "${MODEL_LOG:-}"
@@ -297,16 +302,16 @@ find_model_log() {
   done <"$server"
 }
 
-# What is another after each boot. In a container the kernel's own id is that of the host, which goes on
-# when the instance restarts; but the first process is another then, and was started at another time.
+# A text that differs after each boot. In a container, the kernel's boot id is the host's, which doesn't change
+# when the instance restarts; but the start time of the first process does.
 this_boot() {
   local stat fields
   stat=$(cat /proc/1/stat 2>/dev/null)
-  read -ra fields <<<"${stat##*)}" # before them a name in parentheses, which may hold anything
+  read -ra fields <<<"${stat##*)}" # the process's name before them, in parentheses, may contain anything
   printf '%s %s' "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)" "${fields[19]:-}"
 }
 
-# --- 2. What can't work ---
+# --- 2. Settings ---
 
 have() {
   command -v "$1" >/dev/null
@@ -316,21 +321,21 @@ is_integer() {
   [[ $1 =~ ^(0|[1-9][0-9]{0,17})$ ]]
 }
 
-# Refuses with all that the environment alone tells to be wrong.
+# Exit with one message if settings are wrong or commands are missing.
 check_settings() {
   check_boolean USE_SSL true
   check_instance
   check_tools
   if [[ -z $code ]]; then
-    problems+=("PYWORKER_REPO: '$(without_password "$repo")' has no name at its end (what to fetch)")
+    problems+=("PYWORKER_REPO: '$(without_password "$repo")' does not end in a name: set a repository's URL")
   fi
   if [[ -n ${BACKEND:-} && ! $BACKEND =~ ^[A-Za-z0-9_-]+$ ]]; then
-    problems+=("BACKEND: '$BACKEND' is no worker's name (which of workers/ to run)")
+    problems+=("BACKEND: '$BACKEND' is not a worker's name: set the name of a folder of workers/")
   elif [[ -z ${BACKEND:-} && -z ${PYWORKER_REPO:-} && ! -f $code/worker.py ]]; then
-    problems+=("BACKEND: missing (which of workers/ to run, where there is no worker.py)")
+    problems+=("BACKEND: missing: set the name of a folder of workers/, as there is no worker.py")
   fi
   if [[ -n ${PYWORKER_VENV:-} && ! -x $PYWORKER_VENV/bin/python ]]; then
-    problems+=("PYWORKER_VENV: there is no $PYWORKER_VENV/bin/python (an environment to use as it is)")
+    problems+=("PYWORKER_VENV: $PYWORKER_VENV/bin/python does not exist: set a Python environment, or unset it")
   fi
   refuse_problems
 }
@@ -342,7 +347,7 @@ refuse_problems() {
   refuse "$EXIT_SETTINGS" "cannot start:$text"
 }
 
-# check_boolean NAME DEFAULT: leaves the variable true or false, where it can be read as such.
+# check_boolean NAME DEFAULT: set the variable to true or false, if it has a boolean value.
 check_boolean() {
   local value=${!1:-$2}
   case ${value,,} in
@@ -355,27 +360,28 @@ check_boolean() {
 
 check_instance() {
   local port=${WORKER_PORT:-3000} public_port
-  is_integer "${CONTAINER_ID:-}" || problems+=("CONTAINER_ID: missing or no integer (the instance's id)")
+  is_integer "${CONTAINER_ID:-}" || problems+=("CONTAINER_ID: missing or not an integer: set the instance's id")
   if [[ ! ${PUBLIC_IPADDR:-} =~ ^[][A-Za-z0-9.:_-]+$ ]]; then
-    problems+=("PUBLIC_IPADDR: missing or no address (the instance's public address)")
+    problems+=("PUBLIC_IPADDR: missing or not an address: set the instance's public address")
   fi
   if ! is_integer "$port"; then
-    problems+=("WORKER_PORT: '$port' is no port (the worker's public port)")
+    problems+=("WORKER_PORT: '$port' is not a port: set a number from 1 to 65535")
     return
   fi
   public_port=VAST_TCP_PORT_$port
   if [[ -z ${!public_port:-} ]]; then
-    problems+=("$public_port: missing (the public port that leads to WORKER_PORT $port)")
+    problems+=("$public_port: missing: set it to the public port that leads to WORKER_PORT $port")
   fi
 }
 
 check_tools() {
-  have curl || problems+=("curl is missing (reports, certificates)")
-  [[ $USE_SSL != true ]] || have openssl || problems+=("openssl is missing (certificates, with USE_SSL=true)")
+  have curl || problems+=("curl is missing: install it (for reports and certificates)")
+  [[ $USE_SSL != true ]] || have openssl ||
+    problems+=("openssl is missing: install it, or set USE_SSL=false")
   if ! have python3; then
-    problems+=("python3 is missing (the worker, its log)")
+    problems+=("python3 is missing: install it, $MIN_PYTHON or newer")
   elif [[ -z ${PYWORKER_VENV:-} ]] && ! have uv && ! is_new_enough; then
-    problems+=("python3 is $(python3 -V 2>&1), older than $MIN_PYTHON, and there is no uv to fetch another")
+    problems+=("python3 is $(python3 -V 2>&1), older than $MIN_PYTHON: install a newer one, or uv, which fetches one")
   fi
 }
 
@@ -385,18 +391,18 @@ import sys
 sys.exit(sys.version_info[:2] < tuple(int(n) for n in sys.argv[1].split(".")))' "$MIN_PYTHON"
 }
 
-# Sets `module`.
+# Set `module`.
 find_worker() {
   if [[ -f $code/worker.py ]]; then
     module=worker
   elif [[ -z ${BACKEND:-} ]]; then
-    problems+=("BACKEND: missing (which of workers/ to run; $code has no worker.py)")
+    problems+=("BACKEND: missing: set it to one of $(all_workers), as $code has no worker.py")
   elif [[ -f $code/workers/$BACKEND/worker.py ]]; then
     module=workers.$BACKEND.worker
   elif [[ -f $code/workers/$BACKEND/server.py ]]; then
     module=workers.$BACKEND.server
   else
-    problems+=("BACKEND: there is no worker '$BACKEND' in $code, only $(all_workers)")
+    problems+=("BACKEND: there is no worker '$BACKEND' in $code: set it to one of $(all_workers)")
   fi
   refuse_problems
 }
@@ -409,20 +415,20 @@ all_workers() {
   printf '%s' "${names:2}"
 }
 
-# Refuses where a variable is missing that the worker's README calls required, in its table of variables.
+# Exit if a variable is missing that the worker's README has as `required` in its table of variables.
 check_worker_needs() {
   local readme=$code/${module//.//} name default purpose _
   readme=${readme%/*}/README.md
   while IFS='|' read -r _ name default purpose _; do
     if [[ ${default//[[:space:]]/} == required && $name =~ \`([A-Z][A-Z0-9_]*)\` ]]; then
       name=${BASH_REMATCH[1]}
-      if [[ -z ${!name:-} ]]; then problems+=("$name: missing ($(trimmed "$purpose"))"); fi
+      if [[ -z ${!name:-} ]]; then problems+=("$name: missing: set it ($(trimmed "$purpose"))"); fi
     fi
   done < <(cat "$readme" 2>/dev/null)
-  # Its own workflows are one of two; with a workflow of one's own to measure by, none of them may be in use.
+  # It has two default workflows, and needs neither if the author gives a workflow for the benchmark.
   if [[ $module == workers.comfyui.* && -z ${COMFY_MODEL:-}${BENCHMARK_JSON_PATH:-} ]] &&
     [[ ! -f $code/workers/comfyui/misc/benchmark.json ]]; then
-    problems+=("COMFY_MODEL: missing (which of the default workflows: flux or sd3)")
+    problems+=("COMFY_MODEL: missing: set the default workflow, flux or sd3")
   fi
   refuse_problems
 }
@@ -433,18 +439,19 @@ trimmed() {
   printf '%s' "${words[*]}"
 }
 
-# --- 3. Another worker on the port ---
+# --- 3. Other processes: the port, and other starts ---
 
-# The engine isn't told: to it, this would be an error of the worker that runs, whose id is the same.
+# Exit if another process uses the port. This is not reported: the running worker may have the same id, and the
+# engine would take it for that worker's error.
 refuse_taken_port() {
   local port=${WORKER_PORT:-3000} inode
   inode=$(listening_socket "$port")
   [[ -n $inode ]] || return 0
-  say "port $port is taken by $(holder "$inode"), which is left alone"
+  say "port $port is in use by $(holder "$inode"), which keeps running: stop it, or set another WORKER_PORT"
   leave "$EXIT_PORT_TAKEN"
 }
 
-# The inode of the socket that listens on a port, if any.
+# listening_socket PORT: the inode of the socket that listens on it; empty without one.
 listening_socket() {
   local local_address state inode hex _
   printf -v hex %04X "$1"
@@ -456,7 +463,7 @@ listening_socket() {
   done < <(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null)
 }
 
-# Which process has a socket, as far as this user may see.
+# holder INODE: the process that has the socket, as far as this user may see it.
 holder() {
   local folder pid
   for folder in /proc/[0-9]*/fd; do
@@ -469,30 +476,30 @@ holder() {
   printf 'a process of another user'
 }
 
-# What runs at the same time in the same folder waits: two installations into one environment break it.
+# Wait for another start in the same folder: two installations into one environment would break it.
 readonly LOCK_PROGRAM='
 import fcntl, sys
 
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    print("waiting for another start_server.sh, which is at work in", sys.argv[1], flush=True)
+    print("waiting for another start_server.sh in", sys.argv[1], flush=True)
     fcntl.flock(9, fcntl.LOCK_EX)
 '
 
-# The lock is that of descriptor 9, and gone with the last process that has it.
+# The lock belongs to descriptor 9 and ends with the last process that has it open.
 lock_workspace() {
   local workspace=${WORKSPACE_DIR:-/workspace}
   exec 9>>"$workspace/pyworker.lock"
   launch python3 -ISc "$LOCK_PROGRAM" "$workspace"
   to=$child
-  await || say "$workspace/pyworker.lock could not be locked"
+  await || say "$workspace/pyworker.lock could not be locked: don't start twice at the same time"
   leave_if_asked
 }
 
 # --- 4. Code and environment ---
 
-# Sets `project`, `repo`, `ref` and `code`, which stays empty where PYWORKER_REPO gives it no name.
+# Set `project`, `repo`, `ref` and `code`, which stays empty if PYWORKER_REPO does not end in a name.
 locate_code() {
   local name source=${BASH_SOURCE[0]:-}
   if [[ -f $source ]]; then
@@ -515,34 +522,34 @@ has_code() {
   [[ -f $code/worker.py || -d $code/workers ]]
 }
 
-# Sets `updating`. Without a network, code that is there runs as it is.
+# Fetch or update `code`, and set `updating`. Without a network, code that is there runs unchanged.
 get_code() {
   export FORCE_UPDATE_FILE=${FORCE_UPDATE_FILE:-/.force_update} GIT_TERMINAL_PROMPT=0
-  local from
+  local from before
   from="$(without_password "$repo")${ref:+ at $ref}"
   if ! has_code; then
-    have git || refuse "$EXIT_SETTINGS" "git is missing (to fetch $from)"
+    have git || refuse "$EXIT_SETTINGS" "git is missing: install it, to fetch $from"
     begin "fetching $from"
-    attempt clone || give_up "$EXIT_FAILED" "$from could not be fetched"
-    has_code || refuse "$EXIT_SETTINGS" "$from has neither a worker.py nor workers/"
+    attempt clone || give_up "$EXIT_FAILED" "$from could not be fetched: check the network, $SOURCE_VARIABLES"
+    has_code || refuse "$EXIT_SETTINGS" "$from has neither a worker.py nor workers/: check $SOURCE_VARIABLES"
   elif [[ -n ${PYWORKER_REPO:-} && $(origin) != "$repo" ]]; then
     refuse "$EXIT_SETTINGS" "$code is a clone of $(without_password "$(origin)"), not of $from: move it away"
   elif [[ -e $FORCE_UPDATE_FILE ]]; then
-    begin "updating $code, as $FORCE_UPDATE_FILE asks"
-    if attempt update; then updating=true; else say "$code could not be updated, and runs as it is"; fi
-  elif [[ $(fetched_ref) != "$ref" ]]; then
-    begin "fetching $from, in place of $(fetched_ref)"
-    attempt update || give_up "$EXIT_FAILED" "$from could not be fetched"
+    begin "updating $code, as $FORCE_UPDATE_FILE exists"
+    if attempt update; then updating=true; else say "$code could not be updated: it runs unchanged"; fi
+  elif before=$(fetched_ref) && [[ $before != "$ref" ]]; then
+    begin "fetching $from in place of ${before:-the default branch}"
+    attempt update || give_up "$EXIT_FAILED" "$from could not be fetched: check the network, $SOURCE_VARIABLES"
   fi
 }
 
-# A repository's address as it may be shown: there are some with a password in them.
+# without_password URL: a repository's URL as it may be logged.
 without_password() {
   if [[ $1 =~ ^([a-z+]+://)[^/]*@(.*)$ ]]; then set -- "${BASH_REMATCH[1]}${BASH_REMATCH[2]}"; fi
   printf '%s' "$1"
 }
 
-# Of code that was not fetched here, what is asked for: nothing is known against it.
+# The repository of `code`; for code that this script did not fetch, the requested one.
 origin() {
   { [[ -e $code/.git ]] && git -C "$code" remote get-url origin 2>/dev/null; } || printf '%s' "$repo"
 }
@@ -551,7 +558,7 @@ fetched_ref() {
   { [[ -e $code/.git ]] && git -C "$code" config pyworker.ref 2>/dev/null; } || printf '%s' "$ref"
 }
 
-# Into another folder first: where this is interrupted, no half of the code is taken for all of it.
+# Clone into another folder first, so that an interruption leaves no incomplete `code`.
 clone() {
   rm -rf "$code.new" &&
     git init -q "$code.new" &&
@@ -565,14 +572,14 @@ update() {
   fetch "$code" "${wanted:-HEAD}"
 }
 
-# fetch FOLDER REFERENCE: a branch, a tag or a commit's whole id. What was changed by hand is not overwritten.
+# fetch FOLDER REFERENCE: a branch, a tag or a full commit id. Files that were changed by hand are not overwritten.
 fetch() {
   git -C "$1" fetch -q --depth 1 origin "$2" &&
     git -C "$1" checkout -q --detach FETCH_HEAD &&
     git -C "$1" config pyworker.ref "$ref"
 }
 
-# Sets `python`, that of an environment with all that the worker needs.
+# Make an environment with the worker's packages, unless it is there, and set `python`.
 make_environment() {
   local venv=${PYWORKER_VENV:-${WORKSPACE_DIR:-/workspace}/pyworker-venv}
   python=$venv/bin/python
@@ -580,8 +587,9 @@ make_environment() {
     begin "installing into $venv"
     rm -f "$venv/installed"
     "$python" -c '' 2>/dev/null || attempt make_venv "$venv" ||
-      give_up "$EXIT_FAILED" "no environment could be made in $venv"
-    attempt install || give_up "$EXIT_FAILED" "what the worker needs could not be installed"
+      give_up "$EXIT_FAILED" "no Python environment could be made in $venv: install uv or Python's venv module"
+    attempt install ||
+      give_up "$EXIT_FAILED" "packages could not be installed: check the network, and the requirements in $code"
     to_install >"$venv/installed"
   fi
   if $updating; then rm -f "$FORCE_UPDATE_FILE"; fi
@@ -592,7 +600,7 @@ is_installed() {
   ! $updating && [[ $(cat "$1/installed" 2>/dev/null) == "$(to_install)" ]]
 }
 
-# A digest of all that tells what has to be in the environment.
+# A digest of everything that determines the environment's packages.
 to_install() {
   {
     printf '%s\n' "$code" "$project"
@@ -610,7 +618,7 @@ make_venv() {
   fi
 }
 
-# What the code asks for; and this project, which a repository of one's own need not ask for.
+# Install the code's requirements, and this project if they don't include it.
 install() {
   if [[ -f $code/requirements.txt ]]; then
     add -r "$code/requirements.txt" || return
@@ -636,13 +644,13 @@ add() {
 
 # --- 5. The certificate ---
 
-# One that is there will do until it has expired, if no other can be had.
+# Get a certificate. If that fails, one that has not expired is used.
 get_certificate() {
   export SSL_CERT=${SSL_CERT:-/etc/instance.crt} SSL_KEY=${SSL_KEY:-/etc/instance.key}
   if is_usable "$SSL_CERT" && (($(seconds_to_renewal) > 0)); then return; fi
-  begin "asking for a certificate for $(address)"
+  begin "requesting a certificate for $(address)"
   attempt renew || is_usable "$SSL_CERT" ||
-    give_up "$EXIT_FAILED" "no certificate for $(address) could be had, which USE_SSL=true needs"
+    give_up "$EXIT_FAILED" "no certificate for $(address): check VAST_CONSOLE_URL, or set USE_SSL=false"
 }
 
 start_renewals() {
@@ -658,14 +666,14 @@ keep_certificate() {
     wait_s=$(seconds_to_renewal)
     if ((wait_s <= 0)); then
       say "renewing the certificate"
-      renew || say "the certificate could not be renewed; it is tried again in $CERTIFICATE_CHECK_S s"
+      renew || say "the certificate could not be renewed: the next attempt is in $CERTIFICATE_CHECK_S s"
       wait_s=$CERTIFICATE_CHECK_S
     fi
     pause $((wait_s < CERTIFICATE_CHECK_S ? wait_s : CERTIFICATE_CHECK_S))
   done
 }
 
-# Due when a third of its life is left; at once where it isn't for this address.
+# Seconds until a third of the certificate's lifetime is left; 0 if it is for another address.
 seconds_to_renewal() {
   local start end
   if ! is_for_us "$SSL_CERT"; then
@@ -689,7 +697,7 @@ is_ip() {
   [[ $1 == *:* || ! $1 == *[!0-9.]* ]]
 }
 
-# A PEM certificate of our key that has not expired.
+# is_usable FILE: whether it is a PEM certificate for our key that has not expired.
 is_usable() {
   local theirs ours
   openssl x509 -in "$1" -noout -checkend 0 >/dev/null 2>&1 || return
@@ -698,7 +706,7 @@ is_usable() {
   [[ $theirs == "$ours" ]]
 }
 
-# A new certificate in place of the old one, all at once and for the same key: the pair always fits.
+# Replace the certificate atomically by a new one for the same key, so that the two always fit.
 renew() (
   scratch=$(mktemp -d) || exit
   trap 'rm -rf "$scratch"' EXIT
@@ -706,7 +714,7 @@ renew() (
   openssl req -new -config "$scratch/request.cnf" -key "$SSL_KEY" -out "$scratch/request.pem" || exit
   sign "$scratch/request.pem" >"$scratch/certificate.pem" || exit
   if ! is_usable "$scratch/certificate.pem"; then
-    say "what was signed is no certificate of $SSL_KEY, or has expired"
+    say "the signed certificate is not for $SSL_KEY, or has expired: check VAST_CONSOLE_URL"
     exit 1
   fi
   cp "$scratch/certificate.pem" "$SSL_CERT.new" && mv -f "$SSL_CERT.new" "$SSL_CERT"
@@ -715,14 +723,14 @@ renew() (
 make_key() {
   local options=(-algorithm RSA -pkeyopt rsa_keygen_bits:2048)
   openssl pkey -in "$SSL_KEY" -passin pass: -noout 2>/dev/null && return
-  # Its standard error is progress only.
+  # Its standard error has progress only.
   (umask 077 && openssl genpkey "${options[@]}" -out "$SSL_KEY.new" 2>/dev/null) &&
     mv -f "$SSL_KEY.new" "$SSL_KEY" && return
-  say "no key could be made at $SSL_KEY (SSL_KEY)"
+  say "no key could be written to $SSL_KEY: set SSL_KEY to a file that may be written"
   return 1
 }
 
-# Whole, since small images lack OpenSSL's own file.
+# A complete configuration for OpenSSL, since small images lack its default file.
 request_text() {
   local kind=DNS
   if is_ip "$(address)"; then kind=IP; fi
@@ -738,7 +746,7 @@ sign() {
 
 # --- 6. The worker ---
 
-# From the code's root: authors open files by relative paths.
+# Run the worker in the root of its code, as authors open files by relative paths.
 run_worker() {
   local status how name
   cd "$code" || leave "$EXIT_FAILED"
@@ -753,7 +761,7 @@ run_worker() {
   if ((status > EXIT_SIGNAL)) && name=$(kill -l $((status - EXIT_SIGNAL)) 2>/dev/null); then
     how="was ended by SIG$name"
   fi
-  # A port that is taken is told to nobody, as above.
+  # A port in use is not reported: see refuse_taken_port.
   if ((status == 0 || status == EXIT_PORT_TAKEN)) || [[ -n $signal ]]; then
     say "the worker $how"
     leave "$status"

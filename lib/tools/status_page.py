@@ -90,6 +90,8 @@ def _reasons(status: Status) -> Iterator[str]:
     health = status["health"]
     if "health" in waits and health is not None and health["last_problem"] and server["reachable"]:
         yield f"{health['url']}: {health['last_problem']}"
+    if "handlers" in waits:
+        yield "what its handlers run has not started yet (EndpointHandler.running)"
     if "lifecycle" in waits:
         yield "its lifecycle has not been entered yet"
     if waits and waits[0] == "benchmark" and status["state"] == "benchmarking":

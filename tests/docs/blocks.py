@@ -1,4 +1,4 @@
-"""The documents in docs/, as tests see them: blocks of code with their markers, and tables.
+"""Reads the documents in docs/ for tests: blocks of code with their markers, sections and tables.
 
 A block is preceded by an HTML comment that says how it is tested: `<!-- test: KIND NAME -->`.
 """
@@ -42,16 +42,16 @@ class Document:
         return [Block(*_words(marker), language, text) for marker, language, text in found]
 
     def block(self, kind: str, name: str = "") -> str:
-        """The one block of this marker."""
+        """The text of the only block with this marker."""
         (text,) = [b.text for b in self.blocks if (b.kind, b.name) == (kind, name)]
         return text
 
     def sample(self, name: str) -> Any:
-        """The JSON in the block `json name`."""
+        """The value in the block that is marked `json NAME`."""
         return json.loads(self.block("json", name))
 
     def write_files(self, folder: Path) -> None:
-        """The files that its blocks make up, each of one block or of several in order."""
+        """Write the files in its blocks to `folder`. Several blocks of one file are joined in order."""
         names = dict.fromkeys(b.name for b in self.blocks if b.kind == "file")
         for name in names:
             parts = [b.text for b in self.blocks if (b.kind, b.name) == ("file", name)]
@@ -59,11 +59,11 @@ class Document:
 
     @property
     def prose(self) -> str:
-        """All but the blocks."""
+        """The text without the blocks."""
         return _BLOCK.sub("", self.text)
 
     def section(self, heading: str) -> str:
-        """What is below the heading `heading`, up to the next of its level or above."""
+        """The text below `heading`, up to the next heading of its level or above."""
         level, _, _ = heading.partition(" ")
         _, below = self.text.split(f"\n{heading}\n", 1)
         return re.split(rf"^#{{1,{len(level)}}} ", below, maxsplit=1, flags=re.MULTILINE)[0]
@@ -80,7 +80,7 @@ def every_document() -> list[Document]:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """The tables in `text`, each a list of rows without the head, each a list of cells."""
+    """The tables in `text`. A table is a list of rows without its head, a row is a list of cells."""
     found: list[list[list[str]]] = []
     for lines in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
         rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines.splitlines()]
@@ -94,12 +94,12 @@ def table(text: str, number: int = 0) -> list[list[str]]:
 
 
 def codes(text: str) -> list[str]:
-    """What is in backquotes in `text`."""
+    """The parts of `text` in backquotes."""
     return _CODE.findall(text)
 
 
 def shape(value: Any) -> Any:
-    """The keys of `value` and the types of their values, at any depth; of a list, the first item's."""
+    """`value` with its scalars replaced by the names of their types, and its lists by their first item."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):

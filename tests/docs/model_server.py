@@ -1,4 +1,4 @@
-"""The model server that the guides' workers stand in front of."""
+"""The model server of the guides' workers: it answers their calls and remembers them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WORDS = ("down", "the", "rabbit", "hole")
 
 @dataclass
 class GuideModel:
-    """What came to the server, as `METHOD path`, with the JSON or the body of each; and the server."""
+    """A model server and the requests it received: `METHOD path`, and the JSON or the body of each."""
 
     server: TestServer | None = None
-    came: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
+    received: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
@@ -31,19 +31,19 @@ class GuideModel:
         return str(self.server.make_url("")).rstrip("/")
 
     async def stop(self) -> None:
-        """Serve no more."""
+        """Stop listening."""
         assert self.server is not None
         await self.server.close()
 
-    async def until(self, what: str) -> Any:
-        """What came with the first request `what`, once there is one."""
+    async def until(self, request: str) -> Any:
+        """Wait for a request `METHOD path`, and return the JSON or the body of the first one."""
         with anyio.fail_after(GUARD_S):
             async with self._changed:
-                await self._changed.wait_for(lambda: any(each == what for each, _ in self.came))
-        return next(message for each, message in self.came if each == what)
+                await self._changed.wait_for(lambda: any(r == request for r, _ in self.received))
+        return next(message for r, message in self.received if r == request)
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[self._noted])
+        app = web.Application(middlewares=[self._remember])
         app.add_routes(
             [
                 web.get("/health", _health),
@@ -65,26 +65,26 @@ class GuideModel:
         return app
 
     @web.middleware
-    async def _noted(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _remember(self, request: web.Request, handler: Any) -> web.StreamResponse:
         body = await request.read()
         is_json = request.content_type == "application/json"
         async with self._changed:
             message = json.loads(body) if is_json else body
-            self.came.append((f"{request.method} {request.path}", message))
+            self.received.append((f"{request.method} {request.path}", message))
             self._changed.notify_all()
         return await handler(request)
 
     async def _job(self, request: web.Request) -> web.Response:
-        """Done at the second look, but for one that never is."""
-        looks = [each for each, _ in self.came if each == f"GET {request.path}"]
-        if len(looks) < 2 or request.match_info["id"] == "endless":
+        """Answer that the job is done at the second request; the job `endless` is never done."""
+        requests = [r for r, _ in self.received if r == f"GET {request.path}"]
+        if len(requests) < 2 or request.match_info["id"] == "endless":
             return web.json_response({}, status=202)
         return web.json_response({"response": "done"})
 
 
 @asynccontextmanager
 async def guide_model() -> AsyncGenerator[GuideModel, None]:
-    """A listening one."""
+    """Run the model server on a free port."""
     model = GuideModel()
     model.server = TestServer(model.app())
     async with model.server:
@@ -96,19 +96,19 @@ async def _health(_: web.Request) -> web.Response:
 
 
 async def _generate(request: web.Request) -> web.Response:
-    asked = await request.json()
-    if asked.get("prompt") == "fail":
+    payload = await request.json()
+    if payload.get("prompt") == "fail":
         return web.json_response({"error": "out of memory"}, status=500)
-    return web.json_response({"response": "" if asked.get("prompt") == "nothing" else " ".join(WORDS)})
+    return web.json_response({"response": "" if payload.get("prompt") == "nothing" else " ".join(WORDS)})
 
 
 async def _generate_stream(request: web.Request) -> web.StreamResponse:
-    asked = await request.json()
+    payload = await request.json()
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     for word in WORDS:
         await response.write(json.dumps({"word": word}).encode() + b"\n")
-    if asked.get("prompt") == "fail":
+    if payload.get("prompt") == "fail":
         await response.write(b'{"error": "out of memory"}\n')
     return response
 
@@ -123,15 +123,15 @@ async def _voices(request: web.Request) -> web.Response:
 
 
 async def _take_job(request: web.Request) -> web.Response:
-    asked = await request.json()
-    return web.json_response({"id": asked["prompt"]})
+    payload = await request.json()
+    return web.json_response({"id": payload["prompt"]})
 
 
 async def _socket(request: web.Request) -> web.WebSocketResponse:
     socket = web.WebSocketResponse()
     await socket.prepare(request)
-    asked = await socket.receive_json()
-    for word in (asked["prompt"], *WORDS):
+    payload = await socket.receive_json()
+    for word in (payload["prompt"], *WORDS):
         await socket.send_str(word)
     await socket.close()
     return socket

@@ -1,7 +1,7 @@
-"""References to files, headings and modules in the project's text, and which of them lead nowhere.
+"""Finds references in the project's text to files, headings and modules that don't exist.
 
-Owns what counts as a reference and where it is looked up. Where it is searched for, and what is excepted,
-is in test_references.py.
+Owns the forms of references and where their targets are looked up. The searched files and the exceptions are
+in test_references.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LOOK_AHEAD = 300
 
 @dataclass(frozen=True)
 class Dangling:
-    """A reference in `path`, relative to the root, that leads nowhere."""
+    """A reference to something that doesn't exist, in the file `path`, relative to the root."""
 
     path: Path
     line: int
@@ -49,10 +49,10 @@ class Dangling:
 
 
 def dangling_references(path: Path, text: str, made: frozenset[str] = frozenset()) -> Iterator[Dangling]:
-    """The references in `text` that lead nowhere; `path` is its file, relative to the root.
+    """Yield the references in `text` to something that doesn't exist.
 
-    A file is looked up below the root, below the folder of `path`, and below lib/. Names in `made` are
-    files that authors make.
+    `path` is the text's file, relative to the root. Files are looked up in the root, in the folder of `path`,
+    and in lib/. Names in `made` are files that authors make.
     """
     for found in _FILE.finditer(text):
         name = found[1]
@@ -76,7 +76,7 @@ def dangling_references(path: Path, text: str, made: frozenset[str] = frozenset(
 
 
 def text_of_comments(source: str) -> str:
-    """The comments and docstrings of Python code, each on the lines where it is, and nothing else."""
+    """The comments and docstrings of Python code, on their lines; all else is removed."""
     lines = [""] * (source.count("\n") + 1)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -92,7 +92,7 @@ def text_of_comments(source: str) -> str:
 
 
 def headings(document: Path) -> list[str]:
-    """The headings of a Markdown file, without their marks for code."""
+    """The headings of a Markdown file, without backquotes."""
     text = Document(document.stem, document.read_text()).prose
     return [heading.replace("`", "").strip() for heading in _HEADING.findall(text)]
 

@@ -1,4 +1,4 @@
-"""docs/api.md against the docstrings that it is made from."""
+"""Checks docs/api.md: it is current, complete, and its links lead to headings."""
 
 from __future__ import annotations
 

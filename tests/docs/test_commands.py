@@ -1,7 +1,6 @@
-"""The shell blocks of docs/ run, each document's in one folder and in order, as whoever reads it would.
+"""Runs the shell blocks of each document in docs/, in one folder and in order.
 
-What differs here from what is written: ports, which are of the system's choice, and the pace of a load
-(`Reader._here`).
+Only ports, which must be free, and the rate of a load test differ from the document (`Reader._adapted`).
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from tests.docs.blocks import document, every_document
 from tests.docs.model_server import guide_model
 from tests.fakes.command import Command, Done, command, done
 
-# What is told, in its time, by commands that run until they are stopped.
-LASTING = {
+# Commands that run until they are stopped, with the text that they print when they have started.
+LONG_RUNNING = {
     "engine": "local engine on http://",
     "run": "The worker is ready.",
     "model_server.py": "Running on http://",
 }
-# Beginnings of commands that can't run here.
-NOT_HERE = {"pyworker load-test -k": "asks the engine in the cloud, with a key"}
-# These run in a test of their own, for what they are about.
+# Beginnings of commands that tests can't run, with the reason.
+NOT_RUN = {"pyworker load-test -k": "needs the engine in the cloud, and a key"}
+# Blocks that are tested elsewhere.
 ELSEWHERE = {("migrating", "import"): "tests/docs/test_guides.py"}
 
 
 class Reader:
-    """Runs commands in `folder`; those that last are stopped, the last one first, at the end."""
+    """Runs commands in `folder`. Those that keep running are stopped by `stack`, the last one first."""
 
     def __init__(self, folder: Path, env: dict[str, str], stack: AsyncExitStack) -> None:
         self._folder = folder
@@ -45,21 +44,21 @@ class Reader:
         self._engine_url = ""
 
     async def run(self, line: str) -> Done | None:
-        """What became of a command line; None if it was one that can't run here, or goes on."""
-        if any(line.startswith(beginning) for beginning in NOT_HERE):
+        """Run a command line; return its result, or None if it is not run, or keeps running."""
+        if any(line.startswith(beginning) for beginning in NOT_RUN):
             return None
-        words = self._here(shlex.split(line.removesuffix("&")))
-        told = LASTING.get(Path(words[1]).name if words[0] == "python" else words[0])
-        if told is None:
+        words = self._adapted(shlex.split(line.removesuffix("&")))
+        started = LONG_RUNNING.get(Path(words[1]).name if words[0] == "python" else words[0])
+        if started is None:
             return await done(*words, cwd=self._folder, env=self._env)
-        running = await self._stack.enter_async_context(self._lasting(words))
-        await running.until(told)
+        running = await self._stack.enter_async_context(self._long_running(words))
+        await running.until(started)
         if found := re.search(r"engine +(?:on )?(http://127.0.0.1:\d+)", running.output):
             self._engine_url = found[1]
         return None
 
-    def _here(self, words: list[str]) -> list[str]:
-        """The words of a command, with the ports that are free here, and in no need to wait."""
+    def _adapted(self, words: list[str]) -> list[str]:
+        """The words of a command, with free ports and a high rate of requests."""
         program, *rest = words
         if program == "pytest":
             return ["python", "-m", "pytest", "-p", "no:cacheprovider", *rest]
@@ -67,7 +66,7 @@ class Reader:
             return [*words, "--port", self._env["MODEL_SERVER_URL"].rsplit(":", 1)[1]]
         assert program == "pyworker", words
         port = self._env["WORKER_HTTP_PORT"]
-        here = {
+        replacements = {
             "-l": ["--engine", self._engine_url],
             "3001": [port],
             "http://127.0.0.1:13001": [f"http://127.0.0.1:{port}"],
@@ -75,11 +74,11 @@ class Reader:
         }
         if "-rps" in rest:
             del rest[rest.index("-rps") + 1]
-        told = [word for written in rest for word in here.get(written, [written])]
-        return [*told, "--port", "0"] if told[0] == "engine" else told
+        adapted = [new for word in rest for new in replacements.get(word, [word])]
+        return [*adapted, "--port", "0"] if adapted[0] == "engine" else adapted
 
     @asynccontextmanager
-    async def _lasting(self, words: list[str]) -> AsyncGenerator[Command, None]:
+    async def _long_running(self, words: list[str]) -> AsyncGenerator[Command, None]:
         async with command(*words, cwd=self._folder, env=self._env) as running:
             yield running
             running.process.send_signal(signal.SIGINT)
@@ -88,7 +87,7 @@ class Reader:
 
 @pytest.fixture
 def env(tmp_path: Path) -> Generator[dict[str, str], None, None]:
-    """What the commands are told by their environment."""
+    """The variables of the commands."""
     with ExitStack() as stack:
         model, worker, loopback = (str(stack.enter_context(free_port())) for _ in range(3))
         yield {
@@ -101,26 +100,26 @@ def env(tmp_path: Path) -> Generator[dict[str, str], None, None]:
 
 
 def lines(name: str) -> list[str]:
-    """The command lines of a document, less those of blocks that run elsewhere."""
+    """The command lines of a document, without those of blocks that are tested elsewhere."""
     blocks = [b for b in document(name).blocks if b.kind == "shell" and (name, b.name) not in ELSEWHERE]
     return [line for block in blocks for line in block.text.splitlines()]
 
 
 async def outputs(name: str, folder: Path, env: dict[str, str]) -> dict[str, str]:
-    """What each command of a document printed that came to its end, which has to be a good one."""
-    told: dict[str, str] = {}
+    """Run a document's commands; return the output of each that ends, by its line. All must succeed."""
+    printed: dict[str, str] = {}
     async with AsyncExitStack() as stack:
         reader = Reader(folder, env, stack)
         for line in lines(name):
             if (ended := await reader.run(line)) is not None:
                 assert ended.status == 0, (line, ended)
-                told[line] = ended.output
-    return told
+                printed[line] = ended.output
+    return printed
 
 
 async def test_writing_a_worker(tmp_path: Path, env: dict[str, str]) -> None:
     (tmp_path / "model.log").write_text("model is ready\n")
-    told = await outputs("writing-a-worker", tmp_path, env)
+    printed = await outputs("writing-a-worker", tmp_path, env)
     for beginning, text in {
         "pyworker new": "my_model/ is a worker",
         "pyworker request": '{"response": ',
@@ -129,7 +128,7 @@ async def test_writing_a_worker(tmp_path: Path, env: dict[str, str]) -> None:
         "pyworker check": "no problems",
         "pyworker load-test": "100 of 100 requests",
     }.items():
-        (output,) = [output for line, output in told.items() if line.startswith(beginning)]
+        (output,) = [output for line, output in printed.items() if line.startswith(beginning)]
         assert text in output, beginning
 
 
@@ -139,8 +138,8 @@ async def test_migrating(tmp_path: Path, env: dict[str, str]) -> None:
     (tmp_path / "model.log").write_text("model is ready\n")
     async with guide_model() as model:
         env |= {"MODEL_SERVER_URL": model.url, "MODEL_LOG": str(tmp_path / "model.log")}
-        told = await outputs("migrating", tmp_path, env)
-    assert "no problems" in told["pyworker check worker.py --log model.log"]
+        printed = await outputs("migrating", tmp_path, env)
+    assert "no problems" in printed["pyworker check worker.py --log model.log"]
 
 
 async def test_operating(tmp_path: Path, env: dict[str, str]) -> None:
@@ -152,9 +151,9 @@ async def test_operating(tmp_path: Path, env: dict[str, str]) -> None:
             "pyworker run w/worker.py --local",
         ):
             await reader.run(line)
-        told = [await reader.run(line) for line in lines("operating")]
-    assert [ended and ended.status for ended in told] == [0, 0, 0]
-    assert all(ended is not None and "ready" in ended.output for ended in told)
+        results = [await reader.run(line) for line in lines("operating")]
+    assert [ended and ended.status for ended in results] == [0, 0, 0]
+    assert all(ended is not None and "ready" in ended.output for ended in results)
 
 
 async def test_local_engine(tmp_path: Path, env: dict[str, str]) -> None:
@@ -163,13 +162,13 @@ async def test_local_engine(tmp_path: Path, env: dict[str, str]) -> None:
             assert await Reader(tmp_path, env, stack).run(line) is None
 
 
-def test_no_block_is_left_out() -> None:
+def test_every_document_with_commands_is_tested() -> None:
     with_commands = {doc.name for doc in every_document() if any(b.kind == "shell" for b in doc.blocks)}
     assert with_commands == {"writing-a-worker", "migrating", "operating", "local-engine"}
 
 
-@pytest.mark.parametrize("beginning", NOT_HERE)
-def test_what_can_not_run_here_is_a_command(beginning: str) -> None:
+@pytest.mark.parametrize("beginning", NOT_RUN)
+def test_commands_that_are_not_run_are_valid(beginning: str) -> None:
     (line,) = [line for doc in every_document() for line in lines(doc.name) if line.startswith(beginning)]
     _, name, *arguments = shlex.split(line)
     parser = argparse.ArgumentParser(exit_on_error=False)

@@ -1,4 +1,4 @@
-"""What holds for every document: its blocks are tested, its commands exist, its links lead somewhere."""
+"""Checks every document: its blocks are tested, its commands and links exist, its lines are short."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from lib.tools.cli import COMMANDS
 from tests.docs.blocks import DOCS, ROOT, Document, every_document
 
-# How blocks of a kind are tested: shell in test_commands.py, others in the test that is the document's.
+# The languages of each kind of block. Shell blocks are tested in test_commands.py, others in the document's
+# own test.
 KINDS = {"shell": {"sh"}, "file": {"python"}, "python": {"python"}, "json": {"json"}, "log": {"", "json"}}
 # Tested in test_manifests.py, and the metrics that they name in tests/lib/routes/test_prometheus.py.
 ELSEWHERE = {"manifests": {"yaml"}}
@@ -29,17 +30,17 @@ def test_every_block_says_how_it_is_tested(doc: Document) -> None:
 
 
 @by_document
-def test_commands_in_sentences_exist_too(doc: Document) -> None:
-    for told in re.findall(r"`pyworker ([^`]+)`", doc.prose):
-        name, *arguments = shlex.split(told)
+def test_commands_in_sentences_exist(doc: Document) -> None:
+    for command in re.findall(r"`pyworker ([^`]+)`", doc.prose):
+        name, *arguments = shlex.split(command)
         parser = argparse.ArgumentParser()
         COMMANDS[name].configure(parser)
         for option in (word for word in arguments if word.startswith("-")):
-            assert option in parser.format_help(), told
+            assert option in parser.format_help(), command
 
 
 @by_document
-def test_every_link_leads_to_a_file(doc: Document) -> None:
+def test_every_linked_file_exists(doc: Document) -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", doc.prose) if "://" not in link]
     assert not [link for link in links if not (DOCS / link).exists()]
 

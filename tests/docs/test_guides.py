@@ -1,4 +1,4 @@
-"""The workers in docs/writing-a-worker.md and docs/migrating.md run, and do what is said of them."""
+"""Runs the workers in docs/writing-a-worker.md and docs/migrating.md, and checks what the guides say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import asyncio
 import base64
 import json
+import runpy
 import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ import aiohttp
 import anyio
 import pytest
 
+from lib.backend import Backend
 from lib.local.local_worker_env import WORKER_ID
 from lib.testing import Trial, trial
 from tests.docs.blocks import document
@@ -29,7 +31,7 @@ READY = "model is ready\n"
 
 @asynccontextmanager
 async def running(folder: Path, name: str, **env: str) -> AsyncGenerator[tuple[Trial, GuideModel], None]:
-    """The worker of the guide's file `name`, in front of the guide's model server."""
+    """Run the worker in `folder`/`name`, with `env` in its environment, and the guides' model server."""
     log = folder / "model.log"
     log.write_text(READY)
     async with guide_model() as model:
@@ -40,7 +42,7 @@ async def running(folder: Path, name: str, **env: str) -> AsyncGenerator[tuple[T
 
 @pytest.fixture
 def guide(tmp_path: Path) -> Path:
-    """The guide's files."""
+    """A folder with the files of docs/writing-a-worker.md."""
     GUIDE.write_files(tmp_path)
     return tmp_path
 
@@ -50,29 +52,34 @@ async def answer(worker: Trial, route: str, payload: dict[str, Any], cost: float
     return status, json.loads(body)
 
 
-def header(worker: Trial) -> dict[str, str]:
-    """Header authentication, as the protocol tells it."""
+def signed_header(worker: Trial) -> dict[str, str]:
+    """Headers that authenticate a request (docs/protocol.md, "Header authentication")."""
     auth = worker.instance.engine.sign(url=worker.instance.worker_url)
     return {"X-Vast-Auth": base64.urlsafe_b64encode(json.dumps(auth).encode()).decode()}
 
 
-async def told(worker: Trial, *statuses: str) -> None:
-    """Return once the engine was told of as many requests as `statuses`, which are theirs."""
+async def finished(worker: Trial, *statuses: str) -> None:
+    """Wait until the engine knows of this many finished requests, and check their statuses."""
     engine = worker.instance.engine
     await engine.wait_for(lambda: len(engine.finished) >= len(statuses))
     assert [f.request.status for f in engine.finished] == list(statuses)
 
 
 async def served(worker: Trial, workload: float) -> None:
-    """Return once the engine was told that so much was served."""
+    """Wait until this workload has been reported as served, and check that it is not more."""
     record = worker.instance.engine.worker(WORKER_ID)
     await worker.instance.engine.wait_for(lambda: record.totals.cur_perf >= workload)
     assert record.totals.cur_perf == workload
 
 
+def names_in(file: Path) -> dict[str, Any]:
+    """The names that the module `file` defines."""
+    return runpy.run_path(str(file))
+
+
 def test_every_file_is_python(guide: Path) -> None:
     files = sorted(guide.glob("*.py"))
-    assert len(files) >= 8
+    assert len(files) >= 13
     for file in files:
         ast.parse(file.read_text())
 
@@ -80,8 +87,8 @@ def test_every_file_is_python(guide: Path) -> None:
 async def test_the_declared_worker(guide: Path) -> None:
     async with running(guide, "text.py") as (worker, model):
         assert worker.instance.engine.worker(WORKER_ID).last is not None
-        asked = {"prompt": "Alice was tired", "max_tokens": 100}
-        assert await model.until("POST /generate") == asked  # the benchmark's
+        payload = {"prompt": "Alice was tired", "max_tokens": 100}
+        assert await model.until("POST /generate") == payload  # the benchmark's
         assert await answer(worker, "/generate", {"prompt": "Hi"}) == (200, {"response": " ".join(WORDS)})
         lines = [json.loads(line) async for line in worker.lines("/generate_stream", {"max_tokens": 7})]
         assert lines == [{"word": word} for word in WORDS]
@@ -103,7 +110,7 @@ async def test_the_payload_class_and_the_load_test(guide: Path) -> None:
             200,
             {"response": " ".join(WORDS)},
         )
-        assert model.came[-1][1] == {"prompt": "Hi", "max_tokens": 3}
+        assert model.received[-1][1] == {"prompt": "Hi", "max_tokens": 3}
         assert await answer(worker, "/generate", {"max_tokens": "3"}) == (
             422,
             {"payload": {"prompt": "missing parameter", "max_tokens": "must be an integer"}},
@@ -119,7 +126,7 @@ async def test_the_payload_class_and_the_load_test(guide: Path) -> None:
         await served(worker, 303.0)
 
 
-async def test_answers_of_ones_own(guide: Path) -> None:
+async def test_custom_answers(guide: Path) -> None:
     async with running(guide, "answer.py") as (worker, _):
         assert await answer(worker, "/generate", {"prompt": "Hi"}) == (
             200,
@@ -132,7 +139,7 @@ async def test_answers_of_ones_own(guide: Path) -> None:
         assert (await answer(worker, "/generate", {"prompt": "fail"}))[0] == 500
         lines = [line async for line in worker.lines("/generate_stream", {"prompt": "fail"})]
         assert len(lines) == 5
-        await told(worker, "Success", "Error", "Error", "Error")
+        await finished(worker, "Success", "Error", "Error", "Error")
 
 
 async def test_python_functions(guide: Path) -> None:
@@ -151,21 +158,23 @@ async def test_python_functions(guide: Path) -> None:
 
 
 async def test_uploads_parameters_and_long_jobs(guide: Path) -> None:
-    async with running(guide, "shapes.py") as (worker, _):
+    async with running(guide, "uploads.py") as (worker, _):
         url = worker.instance.worker_url
         form = aiohttp.FormData(default_to_multipart=True)
         form.add_field("file", b"x" * 160_000, filename="a.wav")
-        async with worker.http.post(f"{url}/transcribe", data=form, headers=header(worker)) as response:
+        async with worker.http.post(
+            f"{url}/transcribe", data=form, headers=signed_header(worker)
+        ) as response:
             transcribed = await response.json()
         assert transcribed["type"] == "multipart/form-data"
         assert transcribed["bytes"] > 160_000
-        async with worker.http.get(f"{url}/voices/a%20b?limit=7", headers=header(worker)) as response:
+        async with worker.http.get(f"{url}/voices/a%20b?limit=7", headers=signed_header(worker)) as response:
             assert await response.json() == {"path": "/voices/a b", "query": {"limit": "7"}}
         assert (await answer(worker, "/render", {"prompt": "Hi"}))[0] == 200
         await served(worker, transcribed["bytes"] / 16_000 + 7.0 + 100.0)
 
 
-async def test_several_calls_a_websocket_and_routes_of_ones_own(guide: Path) -> None:
+async def test_several_calls_a_websocket_and_custom_routes(guide: Path) -> None:
     async with running(guide, "classes.py") as (worker, model):
         assert await answer(worker, "/job", {"prompt": "one"}) == (200, {"response": "done"})
         assert await answer(worker, "/socket", {"prompt": "go"}) == (
@@ -181,29 +190,27 @@ async def test_several_calls_a_websocket_and_routes_of_ones_own(guide: Path) -> 
         async with worker.http.post(worker.instance.worker_url + "/voices", json={}) as response:
             assert response.status == 422
         await served(worker, 201.0)
-        assert "DELETE /jobs/one" not in [each for each, _ in model.came]
+        assert "DELETE /jobs/one" not in [request for request, _ in model.received]
         await model.stop()
         for route in ("/job", "/socket"):
             assert (await answer(worker, route, {"prompt": "one"}))[0] == 502
 
 
-async def test_a_client_that_leaves_ends_the_work(guide: Path) -> None:
+async def test_the_work_stops_when_its_client_leaves(guide: Path) -> None:
     async with running(guide, "classes.py") as (worker, model):
-        for route, prompt, begun, ended in (
+        for route, prompt, started, stopped in (
             ("/job", "endless", "GET /jobs/endless", "DELETE /jobs/endless"),
             ("/lend", "one", "POST /held", "POST /give_back"),
         ):
-            asking = asyncio.create_task(worker.post(route, {"prompt": prompt}))
-            await model.until(begun)
-            asking.cancel()
-            await model.until(ended)
-        await told(worker, "Cancelled", "Cancelled")
+            request = asyncio.create_task(worker.post(route, {"prompt": prompt}))
+            await model.until(started)
+            request.cancel()
+            await model.until(stopped)
+        await finished(worker, "Cancelled", "Cancelled")
 
 
-async def test_work_goes_to_its_end_however_often_it_is_cancelled(guide: Path) -> None:
-    names: dict[str, Any] = {}
-    source = (guide / "classes.py").read_text()
-    exec(compile(source, "classes.py", "exec"), names)
+async def test_cleanup_completes_when_its_caller_is_cancelled_repeatedly(guide: Path) -> None:
+    names = names_in(guide / "classes.py")
     ended: list[str] = []
     going, go = asyncio.Event(), asyncio.Event()
 
@@ -226,9 +233,8 @@ async def test_work_goes_to_its_end_however_often_it_is_cancelled(guide: Path) -
     assert await names["to_its_end"](work()) == "done"
 
 
-async def test_work_goes_to_its_end_in_a_scope_that_is_cancelled(guide: Path) -> None:
-    names: dict[str, Any] = {}
-    exec(compile((guide / "classes.py").read_text(), "classes.py", "exec"), names)
+async def test_cleanup_completes_in_a_cancelled_scope(guide: Path) -> None:
+    names = names_in(guide / "classes.py")
     turns: list[int] = []
 
     async def work() -> None:
@@ -242,12 +248,74 @@ async def test_work_goes_to_its_end_in_a_scope_that_is_cancelled(guide: Path) ->
     assert turns == [0, 1, 2, 3, 4]
 
 
-async def test_a_worker_by_classes_runs_as_it_is(tmp_path: Path) -> None:
+async def test_a_handlers_resources_and_checks(guide: Path) -> None:
+    async with running(guide, "lifetime.py") as (worker, _):
+        assert await answer(worker, "/count", {"text": "down the rabbit hole"}) == (200, {"words": 4})
+        await served(worker, 20.0)
+    word_counter = names_in(guide / "lifetime.py")["WordCounter"]
+    assert word_counter().problems() == []
+    assert word_counter(threads=0).problems() == ["threads is 0, and must be at least 1"]
+
+
+async def test_a_model_server_found_at_run_time(guide: Path) -> None:
+    async with guide_model() as model:
+        (guide / "url").write_text(model.url)
+        async with trial(guide / "found.py", MODEL_URL_FILE=str(guide / "url")) as worker:
+            await model.until("GET /health")
+            assert await answer(worker, "/generate", {"prompt": "Hi"}) == (200, {"response": " ".join(WORDS)})
+
+
+async def test_middlewares(guide: Path) -> None:
+    async with running(guide, "middlewares.py") as (worker, model):
+        assert await answer(worker, "/generate", {"prompt": ""}) == (200, {"response": ""})
+        assert "POST /generate" not in [request for request, _ in model.received]
+        assert await answer(worker, "/generate", {"prompt": "Hi"}) == (200, {"response": " ".join(WORDS)})
+        await served(worker, 100.0)
+        assert worker.instance.engine.worker(WORKER_ID).totals.new_load == 100.0
+
+
+TRACED = """
+import runpy, sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(sys.stderr)))
+trace.set_tracer_provider(provider)
+runpy.run_path("tracing.py", run_name="__main__")
+"""
+
+
+async def test_the_opentelemetry_observer(guide: Path) -> None:
+    (guide / "traced.py").write_text(TRACED.replace("tracing.py", str(guide / "tracing.py")))
+    async with running(guide, "traced.py") as (worker, _):
+        assert (await answer(worker, "/generate", {"prompt": "fail"}))[0] == 500
+        await finished(worker, "Error")
+        log = worker.child.log.read_text()
+    for part in ('"name": "POST /generate"', '"name": "started"', '"http.response.status_code": 500'):
+        assert part in log
+
+
+async def test_an_authenticator(guide: Path) -> None:
+    async with running(guide, "api_key.py", API_KEY="secret") as (worker, _):
+        url, payload = f"{worker.instance.worker_url}/hello", {"name": "Alice"}
+        async with worker.http.post(url, json=payload, headers={"X-Api-Key": "secret"}) as response:
+            assert (response.status, await response.json()) == (200, {"hello": "Alice"})
+        async with worker.http.post(url, json=payload, headers={"X-Api-Key": "wrong"}) as response:
+            assert (response.status, await response.json()) == (
+                401,
+                {"error": "the API key is missing or wrong"},
+            )
+        await served(worker, 1.0)
+
+
+async def test_a_worker_by_classes_runs_unchanged(tmp_path: Path) -> None:
     MIGRATING.write_files(tmp_path)
     async with running(tmp_path, "old.py") as (worker, model):
         assert await model.until("POST /generate") == {"prompt": "a b c", "max_response_tokens": 20}
-        asked = {"prompt": "Hi", "max_response_tokens": 5}
-        assert await answer(worker, "/generate", asked) == (200, {"response": " ".join(WORDS)})
+        payload = {"prompt": "Hi", "max_response_tokens": 5}
+        assert await answer(worker, "/generate", payload) == (200, {"response": " ".join(WORDS)})
         assert await answer(worker, "/generate", {}) == (
             422,
             {"payload": dict.fromkeys(("prompt", "max_response_tokens"), "missing parameter")},
@@ -257,10 +325,17 @@ async def test_a_worker_by_classes_runs_as_it_is(tmp_path: Path) -> None:
         await served(worker, 5.0)
 
 
-def test_a_declared_workers_import_line_is_changed(tmp_path: Path) -> None:
-    here = GUIDE.block("file", "text.py")
-    elsewhere = here.replace("from lib.worker import", "from some_sdk.serverless import")
-    assert here != elsewhere
-    (tmp_path / "worker.py").write_text(elsewhere)
+def test_the_quoted_message_of_a_worker_without_a_ready_signal() -> None:
+    quoted = "nothing shows when the model is loaded"
+    assert f'"{quoted}"' in MIGRATING.prose
+    (problem,) = Backend("http://127.0.0.1:5001").problems()
+    assert problem.startswith(quoted)
+
+
+def test_the_command_changes_a_declared_workers_import_line(tmp_path: Path) -> None:
+    worker = GUIDE.block("file", "text.py")
+    original = worker.replace("from lib.worker import", "from some_sdk.serverless import")
+    assert worker != original
+    (tmp_path / "worker.py").write_text(original)
     subprocess.run(["bash", "-c", MIGRATING.block("shell", "import")], cwd=tmp_path, check=True)
-    assert (tmp_path / "worker.py").read_text() == here
+    assert (tmp_path / "worker.py").read_text() == worker

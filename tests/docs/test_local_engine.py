@@ -100,7 +100,8 @@ async def test_vastais_client(tmp_path: Path) -> None:
 
 async def test_openais_client(tmp_path: Path) -> None:
     async with worker_system(tmp_path, "openai") as here:
-        client, told = DOC.block("python", "openai"), "http://127.0.0.1:8081"
-        assert client.count(told) == 1
-        said = await done("python", "-c", client.replace(told, here.system.engine_url), cwd=tmp_path)
-    assert (said.status, said.output) == (0, " word" * 50), said.errors
+        client, documented_url = DOC.block("python", "openai"), "http://127.0.0.1:8081"
+        assert client.count(documented_url) == 1
+        client = client.replace(documented_url, here.system.engine_url)
+        finished = await done("python", "-c", client, cwd=tmp_path)
+    assert (finished.status, finished.output) == (0, " word" * 50), finished.errors

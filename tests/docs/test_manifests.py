@@ -15,7 +15,7 @@ from lib.routes.management import public_routes
 from lib.runtime.settings import Settings
 from tests.docs.blocks import document
 from tests.docs.custom_kinds import MODULES, NODE_MODULES, InvalidManifest, check_custom_kind
-from tests.docs.test_operating import Watched
+from tests.docs.test_operating import RecordingEnviron
 
 KUBERNETES_VERSION = "1.34"
 MANIFESTS: list[dict[str, Any]] = [
@@ -114,9 +114,9 @@ def test_the_manifests_fit_each_other() -> None:
 
 
 def test_the_worker_starts_with_its_variables() -> None:
-    environ = Watched(worker_env())
+    environ = RecordingEnviron(worker_env())
     Settings.from_env(environ)
-    assert set(environ) <= environ.asked
+    assert set(environ) <= environ.read
 
 
 def test_a_pod_is_given_time_to_drain() -> None:

@@ -1,4 +1,4 @@
-"""docs/operating.md against what is: variables, states, metrics, statuses, texts, log lines."""
+"""Checks docs/operating.md against the worker: variables, states, metrics, statuses, texts, log lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import lib.errors
 from lib import server
-from lib.model.readiness import State
+from lib.model.readiness import ReadySignal, State
 from lib.model_settings import ModelSettings
 from lib.routes.gpu import Gpu
 from lib.routes.prometheus import exposition
@@ -25,19 +25,19 @@ from tests.system import with_worker_process, with_worker_task
 DOC = document("operating")
 INSTANCE = {"CONTAINER_ID": "1", "PUBLIC_IPADDR": "127.0.0.1", "VAST_TCP_PORT_3000": "3000"}
 VARIABLES = tables(DOC.section("## Environment"))
-# The router's, a bare exception's, and what the log gives for a client that has left.
+# The router's, that of an unexpected exception, and that in the log for a client that has left.
 OTHER_STATUSES = {404, 405, 500, 499}
 
 
-class Watched(dict[str, str]):
-    """An environment that notes which variables are asked for."""
+class RecordingEnviron(dict[str, str]):
+    """An environment that remembers the names of the variables that were read."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.asked: set[str] = set()
+        self.read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
+        self.read.add(key)
         return super().get(key, default)
 
 
@@ -46,28 +46,28 @@ def settings_with(**variables: str) -> Settings:
 
 
 def names(rows: list[list[str]]) -> list[str]:
+    """The first name in the first cell of each row."""
     return [codes(row[0])[0] for row in rows]
 
 
-def test_it_tells_every_variable_and_no_other() -> None:
-    environ = Watched(INSTANCE)
+def test_it_has_every_variable_and_no_other() -> None:
+    environ = RecordingEnviron(INSTANCE)
     Settings.from_env(environ)
-    read = {"VAST_TCP_PORT_<WORKER_PORT>" if n.startswith("VAST_TCP_PORT_") else n for n in environ.asked}
-    told = names(VARIABLES[0])
-    assert sorted(told) == sorted(read)
+    read = {"VAST_TCP_PORT_<WORKER_PORT>" if n.startswith("VAST_TCP_PORT_") else n for n in environ.read}
+    assert sorted(names(VARIABLES[0])) == sorted(read)
 
-    environ = Watched()
+    environ = RecordingEnviron()
     ModelSettings.from_env(environ, server_url="http://127.0.0.1", log="")
-    assert sorted(names(VARIABLES[1])) == sorted(environ.asked)
+    assert sorted(names(VARIABLES[1])) == sorted(environ.read)
 
 
 @pytest.mark.parametrize("row", VARIABLES[0], ids=names(VARIABLES[0]))
-def test_a_variables_default_is_what_holds_without_it(row: list[str]) -> None:
+def test_a_variables_documented_default_is_its_value_when_unset(row: list[str]) -> None:
     (name,), default = codes(row[0]), row[1]
     if default == "required":
-        own = name.replace("<WORKER_PORT>", "3000")
-        with pytest.raises(lib.errors.SettingsError, match=f"{own}: missing"):
-            Settings.from_env({k: v for k, v in INSTANCE.items() if k != own})
+        variable = name.replace("<WORKER_PORT>", "3000")
+        with pytest.raises(lib.errors.SettingsError, match=f"{variable}: missing"):
+            Settings.from_env({k: v for k, v in INSTANCE.items() if k != variable})
     elif name == "WORKER_HTTP_PORT":
         assert default == "`WORKER_PORT` + 1"
         assert settings_with(WORKER_PORT="4000", VAST_TCP_PORT_4000="1").worker_http_port == 4001
@@ -78,22 +78,28 @@ def test_a_variables_default_is_what_holds_without_it(row: list[str]) -> None:
         assert settings_with(**{name: codes(default)[0]}) == settings_with()
 
 
-def test_it_tells_every_state() -> None:
-    assert names(table(DOC.section("## States"))) == [state.value for state in State]
+def test_without_an_engine_required_variables_are_not() -> None:
+    assert Settings.from_env({"ENGINE": "none"}).worker_host == "127.0.0.1"
 
 
-def test_it_tells_every_exit_status() -> None:
-    told = [int(row[0]) for row in table(DOC.section("## Stopping, and exit statuses"))]
-    assert told == [0, server.EXIT_FAILED, server.EXIT_SETTINGS, server.EXIT_PORT_TAKEN]
+def test_it_has_every_state_and_every_signal() -> None:
+    states, signals, _ = tables(DOC.section("## States"))
+    assert names(states) == [state.value for state in State]
+    assert names(signals) == [signal.value for signal in ReadySignal]
 
 
-def test_it_tells_every_http_status() -> None:
-    told = {
+def test_it_has_every_exit_status() -> None:
+    documented = [int(row[0]) for row in table(DOC.section("## Stopping, and exit statuses"))]
+    assert documented == [0, server.EXIT_FAILED, server.EXIT_SETTINGS, server.EXIT_PORT_TAKEN]
+
+
+def test_it_has_every_http_status() -> None:
+    documented = {
         int(s)
         for row in table(DOC.section("## When clients are refused"))
         for s in re.findall(r"\d{3}", row[0])
     }
-    assert told == own_statuses() | OTHER_STATUSES
+    assert documented == own_statuses() | OTHER_STATUSES
 
 
 def own_statuses() -> set[int]:
@@ -103,60 +109,63 @@ def own_statuses() -> set[int]:
 
 
 def sources() -> str:
-    """What the worker says, with texts that are broken in two lines in one."""
+    """The sources of lib/ without the local engine, with strings that span two lines joined."""
     files = [p for p in sorted((ROOT / "lib").rglob("*.py")) if "local" not in p.parts]
     return re.sub(r'"\n\s*f?"', "", "\n".join(path.read_text() for path in files))
 
 
 def texts() -> Iterator[str]:
-    """Every text that the tables of symptoms give."""
-    for heading in ("## When clients are refused", "## When the engine is told of an error"):
+    """Every text in the tables of errors and remedies."""
+    for heading in ("## When clients are refused", "## Errors reported to the engine"):
         for row in table(DOC.section(heading)):
             yield from codes(row[-2])
     for row in table(DOC.section("## When it does not become ready")):
         yield from codes(row[0])
 
 
-def test_every_text_is_one_that_the_worker_says() -> None:
-    source, told = sources(), list(texts())
-    assert len(told) > 25
-    # Of texts that are put together: a log's trouble, the router's words, a task's name.
-    elsewhere = {"not found", "method not allowed", "does not exist"}
-    for text in told:
+def test_every_text_is_one_of_the_workers() -> None:
+    source, documented = sources(), list(texts())
+    assert len(documented) > 25
+    # Of texts that are assembled: the reason why a log can't be read, the router's texts.
+    assembled = {"not found", "method not allowed", "does not exist"}
+    for text in documented:
         for part in filter(None, (p.strip(" :,") for p in text.split("…"))):
-            assert part in source or part in elsewhere, (text, part)
+            assert part in source or part in assembled, (text, part)
 
 
 async def test_the_texts_of_the_router(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        said: list[str] = []
+    async with with_worker_task(tmp_path) as system:
+        errors: list[str] = []
         for method, path in (("POST", "/nowhere"), ("DELETE", "/echo")):
-            async with here.http.request(method, here.url + path) as answer:
-                said.append((await answer.json())["error"])
-        assert [text.split(": ")[1] for text in said] == ["not found", "method not allowed"]
+            async with system.http.request(method, system.url + path) as answer:
+                errors.append((await answer.json())["error"])
+        assert [text.split(": ")[1] for text in errors] == ["not found", "method not allowed"]
 
 
-async def test_it_tells_every_metric_and_its_labels(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        await here.call("/echo")
-        await here.told(served=1.0)
-        assert here.backend is not None
-        text = exposition(here.backend, [Gpu(0, "NVIDIA H200", 0.5, 1, 2)]).decode()
-        is_now: dict[str, set[str]] = {}
+async def test_it_has_every_metric_and_its_labels(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        await system.call("/echo")
+        await system.told(served=1.0)
+        assert system.backend is not None
+        text = exposition(system.backend, [Gpu(0, "NVIDIA H200", 0.5, 1, 2)]).decode()
+        actual: dict[str, set[str]] = {}
         for family in text_string_to_metric_families(text):
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            is_now[name] = {label for sample in family.samples for label in sample.labels}
+            actual[name] = {label for sample in family.samples for label in sample.labels}
         rows = table(DOC.section("## `/metrics`"))
-        assert {codes(row[0])[0]: set(codes(row[1])) for row in rows} == is_now
+        assert {codes(row[0])[0]: set(codes(row[1])) for row in rows} == actual
         for outcome in codes(next(row[2] for row in rows if "`pyworker_requests_total`" in row[0])):
             assert f'outcome="{outcome}"' in text
 
 
-async def test_it_tells_every_field_of_status(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here, here.http.get(here.loopback_url + "/status") as answer:
+async def test_it_has_every_field_of_status(tmp_path: Path) -> None:
+    async with (
+        with_worker_task(tmp_path) as system,
+        system.http.get(system.loopback_url + "/status") as answer,
+    ):
         rows = table(DOC.section("## `/status`"))
-        told = [name for row in rows for name in codes(row[0])]
-        assert sorted(told) == sorted(await answer.json())
+        documented = [name for row in rows for name in codes(row[0])]
+        assert sorted(documented) == sorted(await answer.json())
 
 
 def masked(line: str) -> str:
@@ -167,18 +176,18 @@ def masked(line: str) -> str:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_log_lines_look_so(tmp_path: Path, form: str) -> None:
+async def test_log_lines(tmp_path: Path, form: str) -> None:
     sample = DOC.block("log", form)
     env = {"LOG_FORMAT": form, "UNSECURED": "true"}
-    async with with_worker_process(tmp_path, Setup(health="/health"), env) as here:
-        assert (await here.call("/echo", 7.0))[0] == 200
-        await here.told(served=7.0)
-        assert here.worker is not None
-        lines = here.worker.output().splitlines()
+    async with with_worker_process(tmp_path, Setup(health="/health"), env) as system:
+        assert (await system.call("/echo", 7.0))[0] == 200
+        await system.told(served=7.0)
+        assert system.worker is not None
+        lines = system.worker.output().splitlines()
     if form == "text":
         assert masked(sample.strip()) in [masked(line) for line in lines]
         return
-    told: dict[str, Any] = json.loads(sample)
-    (is_now,) = [each for each in map(json.loads, lines) if "→ ready" in each["message"]]
-    assert {**told, "time": 0} == {**is_now, "time": 0}
-    assert type(told["time"]) is type(is_now["time"])
+    documented: dict[str, Any] = json.loads(sample)
+    (actual,) = [record for record in map(json.loads, lines) if "→ ready" in record["message"]]
+    assert {**documented, "time": 0} == {**actual, "time": 0}
+    assert type(documented["time"]) is type(actual["time"])

@@ -1,4 +1,4 @@
-"""docs/protocol.md against what is said on the wire: samples, fields, statuses, routes."""
+"""Checks docs/protocol.md against the messages on the wire: samples, fields, statuses, routes."""
 
 from __future__ import annotations
 
@@ -35,53 +35,56 @@ async def post(system: System, url: str, message: Any) -> tuple[int, Any]:
 
 
 async def route(system: System) -> Any:
-    """The engine's answer to the sample of a request, for the endpoint that there is."""
+    """The engine's answer to the sample `route request`, for the test's endpoint."""
     request = {**DOC.sample("route request"), "endpoint": system.engine.endpoint}
     status, answer = await post(system, system.engine_url + "/route/", request)
     assert status == 200
     return answer
 
 
-def like(answer: Any, sample: str) -> bool:
+def has_shape_of(answer: Any, sample: str) -> bool:
+    """Whether `answer` has the same keys and types as the sample."""
     return shape(answer) == shape(DOC.sample(sample))
 
 
-async def test_a_worker_is_asked_for_and_called(tmp_path: Path) -> None:
-    assert like(RouteRequest("e", "k", 256.0).to_json(), "route request")
-    async with with_worker_task(tmp_path, Setup(health="/held"), wait=False) as here:
-        await here.engine.wait_for(lambda: here.last_report is not None)
-        none, told = await route(here), DOC.sample("no worker")
-        assert shape({**none, "status": {}}) == shape({**told, "status": {}})
-        assert told["status"].items() <= none["status"].items()
-        status, refused = await post(here, here.url + "/echo", here.envelope())
+async def test_routing_and_calling_a_worker(tmp_path: Path) -> None:
+    assert has_shape_of(RouteRequest("e", "k", 256.0).to_json(), "route request")
+    async with with_worker_task(tmp_path, Setup(health="/held"), wait=False) as system:
+        await system.engine.wait_for(lambda: system.last_report is not None)
+        no_worker, sample = await route(system), DOC.sample("no worker")
+        assert shape({**no_worker, "status": {}}) == shape({**sample, "status": {}})
+        assert sample["status"].items() <= no_worker["status"].items()
+        status, refused = await post(system, system.url + "/echo", system.envelope())
         assert (status, refused) == (503, DOC.sample("503"))
 
-        here.model.release()
-        await here.ready()
-        auth_data = await route(here)
-        assert like(auth_data, "route answer")
-        told = DOC.sample("envelope")
-        assert shape(told["auth_data"]) == {k: v for k, v in shape(auth_data).items() if k != "__request_id"}
-        envelope = {**told, "auth_data": {k: auth_data[k] for k in told["auth_data"]}}
-        assert (await post(here, here.url + "/echo", envelope))[0] == 200
+        system.model.release()
+        await system.ready()
+        auth_data = await route(system)
+        assert has_shape_of(auth_data, "route answer")
+        sample = DOC.sample("envelope")
+        assert shape(sample["auth_data"]) == {
+            k: v for k, v in shape(auth_data).items() if k != "__request_id"
+        }
+        envelope = {**sample, "auth_data": {k: auth_data[k] for k in sample["auth_data"]}}
+        assert (await post(system, system.url + "/echo", envelope))[0] == 200
 
 
-async def test_what_is_wrong_is_told_so(tmp_path: Path) -> None:
+async def test_the_answers_to_invalid_requests(tmp_path: Path) -> None:
     def make(url: str, _: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
-        worker = Worker(WorkerConfig(handlers=[HandlerConfig("/say", remote_function=say)]))
+        worker = Worker(WorkerConfig(handlers=[HandlerConfig("/say", remote_function=repeat_prompt)]))
         return worker.backend, worker.routes
 
-    async with with_worker_task(tmp_path, make=make) as here:
-        auth = here.auth()
-        assert await post(here, here.url + "/say", {"auth_data": auth}) == (422, DOC.sample("422 shape"))
+    async with with_worker_task(tmp_path, make=make) as system:
+        auth = system.auth()
+        assert await post(system, system.url + "/say", {"auth_data": auth}) == (422, DOC.sample("422 shape"))
         wrong = {**{k: v for k, v in auth.items() if k != "url"}, "reqnum": "17"}
-        answer = await post(here, here.url + "/say", {"auth_data": wrong, "payload": {}})
+        answer = await post(system, system.url + "/say", {"auth_data": wrong, "payload": {}})
         assert answer == (422, DOC.sample("422 auth_data"))
-        answer = await post(here, here.url + "/say", {"auth_data": auth, "payload": {}})
+        answer = await post(system, system.url + "/say", {"auth_data": auth, "payload": {}})
         assert answer == (422, DOC.sample("422 payload"))
 
 
-def say(prompt: str) -> str:
+def repeat_prompt(prompt: str) -> str:
     return prompt
 
 
@@ -94,16 +97,16 @@ def test_the_signed_texts() -> None:
 
 
 async def chat(request: web.Request) -> web.Response:
-    asked = await request.json()
-    message = {"role": "assistant", "content": f"{asked['messages'][0]['content']} to you"}
+    payload = await request.json()
+    message = {"role": "assistant", "content": f"{payload['messages'][0]['content']} to you"}
     choice = {"index": 0, "finish_reason": "stop", "message": message}
-    made = {"id": "c1", "created": 1, "model": asked["model"], "object": "chat.completion"}
-    return web.json_response({**made, "choices": [choice]})
+    answer = {"id": "c1", "created": 1, "model": payload["model"], "object": "chat.completion"}
+    return web.json_response({**answer, "choices": [choice]})
 
 
 async def test_the_openai_client_with_a_token(tmp_path: Path) -> None:
     app = web.Application()
-    app.add_routes([web.post("/v1/chat/completions", chat), web.get("/health", say_nothing)])
+    app.add_routes([web.post("/v1/chat/completions", chat), web.get("/health", empty_answer)])
     async with TestServer(app) as server:
 
         def make(_: str, __: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
@@ -112,82 +115,80 @@ async def test_the_openai_client_with_a_token(tmp_path: Path) -> None:
             worker = Worker(WorkerConfig(url, handlers=[handler], model_healthcheck_url="/health"))
             return worker.backend, worker.routes
 
-        async with with_worker_task(tmp_path, scheme="url", make=make) as here:
+        async with with_worker_task(tmp_path, scheme="url", make=make) as system:
             source = DOC.block("python", "openai")
-            for told, is_here in (
-                ("https://run.vast.ai", here.engine_url),
-                ('"my-endpoint"', f'"{here.engine.endpoint}"'),
+            for documented, actual in (
+                ("https://run.vast.ai", system.engine_url),
+                ('"my-endpoint"', f'"{system.engine.endpoint}"'),
             ):
-                assert source.count(told) == 1
-                source = source.replace(told, is_here)
+                assert source.count(documented) == 1
+                source = source.replace(documented, actual)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", source), stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
             )
             with anyio.fail_after(GUARD_S):
                 output, _ = await process.communicate()
             assert (process.returncode, output.decode()) == (0, "Hello to you\n")
-            await here.told(served=256.0)
+            await system.told(served=256.0)
 
 
 def tokens(payload: dict[str, Any]) -> float:
     return float(payload["max_tokens"])
 
 
-async def say_nothing(_: web.Request) -> web.Response:
+async def empty_answer(_: web.Request) -> web.Response:
     return web.Response()
 
 
-async def test_a_session_from_its_creation_to_its_end(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        asked = DOC.sample("session create")
-        auth = here.auth(50.0)
-        assert set(asked["auth_data"]) <= set(auth)
-        status, created = await post(here, here.url + "/session/create", {**asked, "auth_data": auth})
+async def test_a_sessions_messages(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        sample = DOC.sample("session create")
+        auth = system.auth(50.0)
+        assert set(sample["auth_data"]) <= set(auth)
+        status, created = await post(system, system.url + "/session/create", {**sample, "auth_data": auth})
         assert (status, shape(created)) == (201, shape(DOC.sample("session created")))
-        told = DOC.sample("session call")
-        call = {**told, "session_id": created["session_id"], "session_auth": auth}
+        call = {**DOC.sample("session call"), "session_id": created["session_id"], "session_auth": auth}
 
         inside = {"auth_data": auth, "payload": {}, "session_id": created["session_id"]}
-        assert (await post(here, here.url + "/echo", inside))[0] == 200
-        got = (await post(here, here.url + "/session/get", call))[1]
-        sample = DOC.sample("session got")
-        assert shape({**got, "auth_data": {}}) == shape({**sample, "auth_data": {}})
-        assert {k: got[k] for k in asked["payload"]} == asked["payload"]
-        assert await post(here, here.url + "/session/health", call) == (200, {"ok": True})
-        status, ended = await post(here, here.url + "/session/end", call)
+        assert (await post(system, system.url + "/echo", inside))[0] == 200
+        got = (await post(system, system.url + "/session/get", call))[1]
+        assert shape({**got, "auth_data": {}}) == shape({**DOC.sample("session got"), "auth_data": {}})
+        assert {k: got[k] for k in sample["payload"]} == sample["payload"]
+        assert await post(system, system.url + "/session/health", call) == (200, {"ok": True})
+        status, ended = await post(system, system.url + "/session/end", call)
         assert (status, shape(ended)) == (200, shape(DOC.sample("session ended")))
-        assert await post(here, here.url + "/session/health", call) == (200, {"ok": False})
-        assert (await post(here, here.url + "/session/get", call))[0] == 410
-        await here.model.until(lambda: here.model.requests[-1].path == "/close")
-        assert here.model.requests[-1].json() == {"a": 1, "session_id": created["session_id"]}
+        assert await post(system, system.url + "/session/health", call) == (200, {"ok": False})
+        assert (await post(system, system.url + "/session/get", call))[0] == 410
+        await system.model.until(lambda: system.model.requests[-1].path == "/close")
+        assert system.model.requests[-1].json() == {"a": 1, "session_id": created["session_id"]}
 
 
 async def test_every_field_of_the_reports(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        await here.call("/echo", 3.0)
-        await here.told(served=3.0)
-        await here.engine.wait_for(lambda: len(here.engine.finished) == 1)
-        async with here.http.get(here.loopback_url + "/status") as answer:
+    async with with_worker_task(tmp_path) as system:
+        await system.call("/echo", 3.0)
+        await system.told(served=3.0)
+        await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
+        async with system.http.get(system.loopback_url + "/status") as answer:
             reports = (await answer.json())["reports"]
         message = next(r["message"] for r in reports if r["path"] == "/worker_status/")
         rows = table(DOC.section("### Worker status"))
-        told = {codes(row[0])[0]: row[1] for row in rows}
-        assert told == {**shape(message), "working_request_idxs": "list", "mtoken": "str"}
+        documented = {codes(row[0])[0]: row[1] for row in rows}
+        assert documented == {**shape(message), "working_request_idxs": "list", "mtoken": "str"}
         (version,) = [row[2] for row in rows if row[0] == "`version`"]
         assert f'"{message["version"]}"' in version
-        finished = DeleteRequests(4711, "", (here.engine.finished[0].request,))
-        assert like(finished.to_json(), "delete_requests")
+        finished = DeleteRequests(4711, "", (system.engine.finished[0].request,))
+        assert has_shape_of(finished.to_json(), "delete_requests")
 
 
 def test_every_outcome() -> None:
-    told = [[row[0], codes(row[1])[0], row[2]] for row in table(DOC.section("## Outcomes"))]
-    assert told == [[o.name.lower(), o.status, json.dumps(o.success)] for o in Outcome]
+    documented = [[row[0], codes(row[1])[0], row[2]] for row in table(DOC.section("## Outcomes"))]
+    assert documented == [[o.name.lower(), o.status, json.dumps(o.success)] for o in Outcome]
 
 
 def test_every_status() -> None:
     rows = table(DOC.section("## Answers"))
-    told = {int(status) for row in rows for status in re.findall(r"\d{3}", row[0])}
-    assert told == (own_statuses() | OTHER_STATUSES) - {CLIENT_CLOSED}
+    documented = {int(status) for row in rows for status in re.findall(r"\d{3}", row[0])}
+    assert documented == (own_statuses() | OTHER_STATUSES) - {CLIENT_CLOSED}
 
 
 def test_every_management_route() -> None:

@@ -9,14 +9,14 @@ import pytest
 from tests.docs.blocks import ROOT, Document
 from tests.docs.references import dangling_references, text_of_comments
 
-# Files that authors are told to make, in a folder or a repository of their own.
+# Files that authors make, in a folder or a repository of their own.
 MADE_BY_AUTHORS = {
     "worker.py": "the worker at the root of an author's repository",
     "test_load.py": "the load test in a worker's folder",
     "my_model/worker.py": "made by `pyworker new my_model`",
     "my_model/model_server.py": "made by `pyworker new my_model`",
 }
-# Not searched, by the beginning of the path.
+# Beginnings of paths that are not searched, with the reason.
 EXCEPTED = {
     "CHANGELOG.md": "it names files as they were",
     "docs/api.md": "it repeats docstrings, which are searched where they are",
@@ -51,19 +51,19 @@ def project_files() -> list[Path]:
 
 
 def searched_text(path: Path) -> str:
-    """The file's text; of tests, comments and docstrings, as their strings name files that they write."""
+    """The file's text; of tests only comments and docstrings, as their strings name files that they write."""
     text = (ROOT / path).read_text()
     return text_of_comments(text) if path.suffix == ".py" and path.parts[0] == "tests" else text
 
 
 def made_files(path: Path) -> frozenset[str]:
-    """Names of files that need not exist: those of authors, and those that a guide's own blocks make."""
+    """Names of files that need not exist: files that authors make, and files in the blocks of a guide."""
     blocks = Document(path.stem, (ROOT / path).read_text()).blocks if path.suffix == ".md" else []
     return frozenset(MADE_BY_AUTHORS) | {block.name for block in blocks if block.kind == "file"}
 
 
 @pytest.mark.one_python
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_exists() -> None:
     dangling = [
         str(reference)
         for path in project_files()
@@ -85,7 +85,7 @@ def test_every_reference_leads_somewhere() -> None:
         "worker.py",
     ],
 )
-def test_what_exists_is_found(text: str) -> None:
+def test_existing_targets_are_found(text: str) -> None:
     assert not list(dangling_references(Path("lib/some.py"), text, frozenset(MADE_BY_AUTHORS)))
 
 
@@ -104,7 +104,7 @@ def test_what_exists_is_found(text: str) -> None:
         ("lib.backend.Nothing", 1, "lib.backend.Nothing"),
     ],
 )
-def test_what_does_not_exist_is_named(text: str, line: int, reference: str) -> None:
+def test_missing_targets_are_named(text: str, line: int, reference: str) -> None:
     (found,) = dangling_references(Path("lib/some.py"), text)
     assert (found.line, found.reference) == (line, reference)
 

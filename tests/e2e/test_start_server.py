@@ -1,4 +1,4 @@
-"""`start_server.sh` as an instance runs it: every boot, and what can go wrong at one (launch.md)."""
+"""`start_server.sh` as an instance runs it: boots, wrong settings, failures, TLS, repositories."""
 
 from __future__ import annotations
 
@@ -134,7 +134,10 @@ async def test_all_that_is_missing_is_one_message_and_a_report(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("fka", "there is no worker 'fka' in {}, only fake"), ("../x", "'../x' is no worker's name")],
+    [
+        ("fka", "there is no worker 'fka' in {}: set it to one of fake"),
+        ("../x", "'../x' is not a worker's name"),
+    ],
 )
 async def test_an_unknown_worker_is_refused(tmp_path: Path, name: str, said: str) -> None:
     async with instance(tmp_path, BACKEND=name) as here:
@@ -153,7 +156,7 @@ async def test_what_its_readme_calls_required_is_demanded_and_nothing_else(tmp_p
         readme.write_text(row.format("HF_TOKEN", "required") + row.format("PUBLIC_IPADDR", "required"))
         status, output = await here.run()
         assert status == EXIT_SETTINGS
-        assert "- HF_TOKEN: missing (for models behind a licence)" in output
+        assert "- HF_TOKEN: missing: set it (for models behind a licence)" in output
         assert "PUBLIC_IPADDR" not in output
 
 
@@ -196,7 +199,7 @@ async def test_without_a_network_it_says_what_it_could_not_have(tmp_path: Path) 
             status, output = await here.run()
         assert status == EXIT_FAILED
         assert f"start_server.sh: http://127.0.0.1:{port}/mine.git could not be fetched" in output
-        assert output.count("could not be told") == 2
+        assert output.count("could not be reported to") == 2
         assert not list(here.workspace.glob("mine*/worker*"))
 
 
@@ -207,7 +210,7 @@ async def test_the_holder_of_the_port_is_named_and_left_alone(tmp_path: Path) ->
     async with instance(tmp_path) as here, await asyncio.start_server(hang_up, "127.0.0.1", port_of(here)):
         status, output = await here.run()
         assert status == EXIT_PORT_TAKEN
-        assert f"port {port_of(here)} is taken by process {os.getpid()} (" in output
+        assert f"port {port_of(here)} is in use by process {os.getpid()} (" in output
         _, writer = await asyncio.open_connection("127.0.0.1", port_of(here))
         writer.close()
         await writer.wait_closed()
@@ -406,7 +409,7 @@ async def test_a_certificate_that_has_expired_is_not_used(tmp_path: Path) -> Non
         here.system.engine.authority.lifetime_s = -1.0
         here.hurry()
         assert (await here.run())[0] == EXIT_FAILED
-        assert told(here).startswith("no certificate for 127.0.0.1 could be had")
+        assert told(here).startswith("no certificate for 127.0.0.1: check VAST_CONSOLE_URL")
         assert "has expired" in told(here)
         assert "instance.crt" not in os.listdir(tmp_path)
 
@@ -459,20 +462,23 @@ async def test_a_reference_is_fetched_and_what_fails_leaves_the_code_as_it_is(tm
         here.hurry()
         status, output = await here.run()
         assert (status, "two\n" in output) == (0, True)
-        here.env["PYWORKER_REF"] = "main"
-        assert "three\n" in (await here.run())[1]
+        for reference, before in (("main", old), ("", "main"), ("main", "the default branch")):
+            here.env["PYWORKER_REF"] = reference
+            _, output = await here.run()
+            assert "three\n" in output
+            assert f"in place of {before}\n" in output
 
         mine.folder.rename(tmp_path / "gone")
         here.force_update.touch()
         status, output = await here.run()
         assert (status, "three\n" in output) == (0, True)
-        assert "could not be updated, and runs as it is" in output
+        assert "could not be updated: it runs unchanged" in output
         assert here.force_update.exists()
 
         here.env["PYWORKER_REF"] = "other"
         here.force_update.unlink()
         assert (await here.run())[0] == EXIT_FAILED
-        assert "at other could not be fetched" in told(here)
+        assert "at other could not be fetched: check the network" in told(here)
 
         here.env["PYWORKER_REPO"] = "file:///elsewhere/mine"
         assert (await here.run())[0] == EXIT_SETTINGS

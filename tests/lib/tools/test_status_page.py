@@ -83,6 +83,10 @@ def status(**changed: Any) -> dict[str, Any]:
         ),
         ({"waiting_for": ["lifecycle"]}, "loading for 94 s; its lifecycle has not been entered yet"),
         (
+            {"waiting_for": ["handlers"]},
+            "loading for 94 s; what its handlers run has not started yet (EndpointHandler.running)",
+        ),
+        (
             {"waiting_for": ["key"], "reports": [{"addr": "http://e", "answer": "502 Bad Gateway"}]},
             "loading for 94 s; the engine has not sent its public key: http://e answered '502 Bad Gateway'",
         ),

@@ -176,7 +176,7 @@ async def test_the_benchmark_counts_generated_tokens_and_is_saved(tmp_path: Path
         assert asked.count(500) == asked.count(300) == asked.count(100)
         assert len({m["prompt"] for m in messages}) == len(messages)
     async with worker_system(tmp_path, "openai", options=["--eos-after", "200"], measured=False) as here:
-        assert "model_url changed" in here.worker.output()
+        assert "inputs changed: model_url" in here.worker.output()
     saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
     assert saved["perf"] > 0
 
