@@ -328,7 +328,7 @@ async def test_a_worker_by_classes_runs_unchanged(tmp_path: Path) -> None:
 def test_the_quoted_message_of_a_worker_without_a_ready_signal() -> None:
     quoted = "nothing shows when the model is loaded"
     assert f'"{quoted}"' in MIGRATING.prose
-    (problem,) = Backend("http://127.0.0.1:5001").problems()
+    (problem,) = Backend("http://127.0.0.1:5001").config().problems()
     assert problem.startswith(quoted)
 
 
