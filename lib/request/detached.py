@@ -1,6 +1,7 @@
-"""Work that goes on when its caller is cancelled: for handlers with `on_disconnect="finish"`.
+"""Work that continues when its caller is cancelled, for handlers with `on_disconnect="finish"`.
 
-Owns the hand-over of such work to the server's task group.
+Owns handing such work to the server's task group, and its result back. The task group belongs to
+lib/server.py.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import anyio
 
 T = TypeVar("T")
 
-# Runs a call that outlives its caller, in the server's task group.
+# Starts a call in the server's task group, where it outlives its caller.
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 
 
 async def run_detached(spawn: Spawn, work: Callable[[], Awaitable[T]], has_started: Callable[[], bool]) -> T:
-    """Run `work` by `spawn` and return its result.
+    """Run `work` through `spawn`; return its result or raise its exception.
 
-    Where the caller is cancelled, `work` goes on if it `has_started`, and is cancelled too if it has not.
+    If the caller is cancelled, `work` continues if `has_started` returns true, and is cancelled otherwise.
     """
     done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     scope = anyio.CancelScope()

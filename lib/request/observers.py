@@ -1,7 +1,7 @@
-"""Observers: objects that are called at each step of a request, and never decide anything.
+"""Observers: objects that are called at each step of a request, and can't influence it.
 
-Owns the `Observer` base class and the calls to each observer. The access log and the timings are observers
-(access_log.py, timings.py); an author's come with `Backend.observers`.
+Owns the `Observer` base class and the calls of observers. The access log (access_log.py) and the timings
+(timings.py) are observers; an author adds others to `Backend.observers`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ class Observer:
     """A base class: override the steps to observe.
 
     The methods run on the event loop, in the order of the steps; they must neither block nor change the
-    exchange. What one raises is logged, and the request goes on.
+    exchange. An exception is logged, and the request goes on.
     """
 
     def admitted(self, exchange: Exchange) -> None:
-        """The request is authenticated; `exchange.entry` is its entry in the ledger."""
+        """Called when the request is authenticated; `exchange.entry` is its entry in the ledger."""
 
     def accepted(self, exchange: Exchange) -> None:
-        """The payload is valid and counts as load; the request may have to wait for a slot."""
+        """Called when the payload is valid and counts as load; the request may have to wait for a slot."""
 
     def started(self, exchange: Exchange) -> None:
-        """The request has its slot; the model is called next."""
+        """Called when the request has its slot; the model is called next."""
 
     def first_byte(self, exchange: Exchange) -> None:
-        """The first part of the answer's body is about to be written to the client."""
+        """Called before the first byte of the answer's body is written to the client."""
 
     def ended(self, exchange: Exchange) -> None:
-        """The request has ended; `exchange.verdict` says how. A refused one was never admitted."""
+        """Called at the end; `exchange.verdict` is set. The only call for an unauthenticated request."""
 
 
 class Observers:
-    """The observers of every request, by step. A step that none of them overrides costs nothing."""
+    """The methods of all observers by step; a step that no observer overrides has none."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         listed = list(observers)
@@ -54,7 +54,7 @@ class Observers:
 
 
 def notify(calls: Sequence[Step], exchange: Exchange) -> None:
-    """Call each of `calls`, whatever the others raise."""
+    """Call each of `calls`, and log what they raise."""
     for call in calls:
         try:
             call(exchange)
@@ -63,6 +63,6 @@ def notify(calls: Sequence[Step], exchange: Exchange) -> None:
 
 
 def _of_step(observers: list[Observer], step: str) -> tuple[Step, ...]:
-    """The methods for `step` of those observers that override it."""
+    """The methods of `step` of the observers that override it."""
     base = getattr(cast(Any, Observer), step)
     return tuple(getattr(o, step) for o in observers if getattr(cast(Any, type(o)), step) is not base)

@@ -150,7 +150,7 @@ async def test_what_follows_a_packed_body_is_refused_as_soon_as_it_comes() -> No
     upload = Upload("gzip")
     with pytest.raises(Invalid, match="invalid request") as refused:
         await body_of(BodyReader(100, STALL_S), upload.arrive(gzip.compress(b"{}"), b"more", whole=False))
-    assert refused.value.body() == {"body": "something follows its compressed form"}
+    assert refused.value.body() == {"body": "data follows the compressed data"}
 
 
 @pytest.mark.parametrize("packed", [b"", b"abc", PACKED[:-1], PACKED[:5]])

@@ -61,7 +61,7 @@ def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b"", "empty: JSON is expected"),
+        (b"", "empty: send JSON"),
         (b"\xff\xfe{}", "not JSON"),
         (b'{"auth_data": {"endpoint": "\xe9"}}', "not JSON"),
         (b"{", "not JSON"),

@@ -112,7 +112,7 @@ async def test_a_disk_that_takes_no_file_is_a_503(folder: Path, monkeypatch: pyt
         async with spooled(arriving(PARTS)):
             pytest.fail("there is no file")
     assert refused.value.body() == {
-        "error": "the body can't be kept: No such file or directory",
+        "error": "the body can't be written to disk: No such file or directory",
         "state": "no room",
     }
 

@@ -94,7 +94,7 @@ async def served(*servers: KeyServer) -> AsyncGenerator[Keys, None]:
                 server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             key = EngineKey(http, [s.url for s in servers], clock)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(key.look_when_asked, use)
+                tasks.start_soon(key.refetch_on_request, use)
                 yield Keys(key, use, clock, found)
                 tasks.cancel_scope.cancel()
         finally:

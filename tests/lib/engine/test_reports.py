@@ -238,7 +238,7 @@ async def test_only_the_latest_errors_are_remembered_for_an_engine_that_is_down(
         await here.tried(2)
         here.engine.faults.clear()
         here.clock.advance(LAST_RETRY_S)
-        await here.reported(1 + reports.MAX_UNTOLD_ERRORS)
+        await here.reported(1 + reports.MAX_UNREPORTED_ERRORS)
         assert [m.error_msg for m in here.messages()[-2:]] == ["error 99", ""]
 
 
@@ -441,7 +441,7 @@ async def test_the_end_is_tried_again_and_not_for_ever(caplog: pytest.LogCapture
                 await anyio.lowlevel.checkpoint()
             here.clock.advance(60.0)
         assert ended == [False]
-        assert "did not take the last reports" in caplog.text
+        assert "did not accept the last reports" in caplog.text
 
 
 async def test_an_error_at_the_very_end_is_told() -> None:
@@ -470,8 +470,8 @@ async def test_a_turn_for_the_worse_or_the_better_is_one_line(caplog: pytest.Log
             await here.reported(2)
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 2
-    assert "took no report: 503" in lines[0]
-    assert "takes reports again" in lines[1]
+    assert "accepted no report: 503" in lines[0]
+    assert "accepts reports again" in lines[1]
 
 
 async def test_thousands_of_units_arrive_whole_at_a_slow_engine() -> None:

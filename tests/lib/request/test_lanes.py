@@ -131,7 +131,7 @@ async def test_those_that_wait_are_released_and_no_more_may_wait() -> None:
     async with lane.slot():
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
-        made.release_all(Draining)
+        made.refuse_all(Draining)
         with pytest.raises(Draining):
             await waiting
         with pytest.raises(Draining):

@@ -206,10 +206,10 @@ async def test_a_slot_granted_to_one_who_leaves_at_that_moment_goes_to_the_next(
     await place.close()
 
 
-async def test_release_all_refuses_those_who_wait_and_those_who_would() -> None:
+async def test_refuse_all_refuses_those_who_wait_and_those_who_would() -> None:
     place = Place(1)
     clients = await place.arrivals(1) + await place.arrivals(2, max_wait_s=5.0)
-    place.queue.release_all(Draining)
+    place.queue.refuse_all(Draining)
     assert place.queue.waiting == 0
     late = place.arrive()
     await settle()
@@ -284,7 +284,7 @@ async def scenario(limit: int | None, batches: list[list[Op]], drain_at: int, dr
     for number, batch in enumerate(batches):
         for position, op in enumerate(batch):
             if number == drain_at and position == drain_after % len(batch):
-                place.queue.release_all(Draining)
+                place.queue.refuse_all(Draining)
             await play(place, op)
             check_always(place)
         await settle()

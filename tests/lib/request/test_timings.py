@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.request.timings import BOUNDS_S, KEPT, Histogram, Timing, Timings
+from lib.request.timings import BOUNDS_S, MAX_TIMINGS, Histogram, Timing, Timings
 from tests.manual_clock import ManualClock
 from tests.system import System, with_worker_task
 
@@ -30,10 +30,10 @@ def test_a_histogram_counts_each_duration_once(durations: list[float]) -> None:
 def test_the_slowest_are_found_among_the_latest() -> None:
     timings = Timings(ManualClock())
     timings.add(timing(1000.0))
-    for i in range(KEPT):
+    for i in range(MAX_TIMINGS):
         timings.add(timing(float(i % 7)))
     assert [t.total_s for t in timings.slowest(3)] == [6.0, 6.0, 6.0]
-    assert sum(timings.total_s.counts) == KEPT + 1
+    assert sum(timings.total_s.counts) == MAX_TIMINGS + 1
 
 
 def test_what_never_got_there_is_not_measured() -> None:
