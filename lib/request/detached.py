@@ -20,9 +20,11 @@ Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 
 
 async def run_detached(spawn: Spawn, work: Callable[[], Awaitable[T]], has_started: Callable[[], bool]) -> T:
-    """Run `work` through `spawn`; return its result or raise its exception.
+    """Run `work` through `spawn` and return its result.
 
     If the caller is cancelled, `work` continues if `has_started` returns true, and is cancelled otherwise.
+    `work` must handle its own errors: an exception is raised in the task of `spawn`, where it is not lost if
+    the caller has gone, and the caller is cancelled.
     """
     done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     scope = anyio.CancelScope()

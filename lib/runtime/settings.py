@@ -320,7 +320,9 @@ def _seconds(raw: str) -> float:
 
 
 def _host(raw: str) -> str:
-    host = f"[{raw}]" if ":" in raw and not raw.startswith("[") else raw
+    host = f"[{raw}]" if ":" in raw and "[" not in raw and "]" not in raw else raw
+    if "[" in host and not host.endswith("]"):
+        raise ValueError("is not a host name or an IP address: give it without a port")
     if not is_http_base_url(f"http://{host}") or urlsplit(f"http://{host}").netloc != host or "@" in host:
         raise ValueError("is not a host name or an IP address")
     return host
