@@ -28,7 +28,7 @@ REMEMBERED_ENDED = 1000
 
 
 class SessionEnd(Enum):
-    """Why a session ended."""
+    """The reason for the end of a session."""
 
     ENDED = "ended"
     EXPIRED = "expired"

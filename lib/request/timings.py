@@ -49,6 +49,7 @@ class Histogram:
         self.sum_s = 0.0
 
     def add(self, duration_s: float) -> None:
+        """Count one duration."""
         self.counts[bisect_left(BOUNDS_S, duration_s)] += 1
         self.sum_s += duration_s
 
