@@ -279,7 +279,7 @@ class Backend:
         finally:
             exchange.end()
             if exchange.started_s is not None and exchange.outcome is Outcome.CANCELLED:
-                self.running.spawn(exchange.tell_client_left)
+                self.running.spawn(exchange.notify_client_left)
 
     # For the server
 

@@ -46,7 +46,7 @@ _INT64 = 2**63
 
 @dataclass
 class AuthData:
-    """The engine's answer to `/route/`, which a request carries (docs/protocol.md, "The envelope").
+    """The engine's answer to `/route/`, which a request carries (docs/protocol.md, "Envelope").
 
     `cost` is in workload units, finite and ≥ 0. `request_idx` is ≥ 1, or None without one. `reqnum` and
     `request_idx` fit into 64 bits.
@@ -235,8 +235,8 @@ class EndpointHandler(ABC, Generic[P]):
     ) -> web.StreamResponse:
         """Make the client's answer of the model server's, by default by passing it on unchanged.
 
-        See docs/protocol.md, "The answer". `client_request["outcome"]`, set to "served" or "errored",
-        overrides the outcome that follows from the status.
+        See docs/protocol.md, "Passing the answer on". `client_request["outcome"]`, set to "served" or
+        "errored", overrides the outcome that follows from the status.
         """
         return await pass_on(client_request, model_response)
 

@@ -1,7 +1,7 @@
-"""What can go wrong on a request's way, with its HTTP status and what the client is told.
+"""Errors of requests, with their HTTP status and their public message (docs/protocol.md, "Answers").
 
-Owns the error classes and the one mapping of exceptions to answers. What a ledger entry becomes is in
-metrics.py; how a broken stream is aborted is in backend.py.
+Owns the error classes, their answers, and aborting a connection. It does not decide the outcome of a request:
+that is lib/request/verdict.py.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = [
 
 T = TypeVar("T")
 
-CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it
-# `Retry-After` while the worker loads, measures or stops.
+CLIENT_CLOSED_REQUEST = 499  # only logged: the client has left
+# `Retry-After` in seconds while the worker loads, runs its benchmark or stops.
 RETRY_NOT_READY_S = 10.0
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: close() resets the connection
 
 
 class SettingsError(Exception):
-    """The environment, or a declaration, can't work. `problems` has a line for each thing that is wrong."""
+    """The environment or a declaration is invalid. `problems` has one line for each problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("cannot start:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -52,7 +52,7 @@ class SettingsError(Exception):
 
 
 class WorkerError(Exception):
-    """An answer of the worker's own: `status`, and a public `message`."""
+    """An error that the worker answers itself, with `status` and a public `message`."""
 
     status = 500
 
@@ -61,14 +61,16 @@ class WorkerError(Exception):
         self.message = message
 
     def body(self) -> Mapping[str, Any]:
+        """The JSON body of the answer."""
         return {"error": self.message}
 
     def headers(self) -> Mapping[str, str]:
+        """The header fields of the answer besides its content type."""
         return {}
 
 
 class Invalid(WorkerError):
-    """422: `fields` says what is wrong, nested like the request (protocol.md §2)."""
+    """422: the request is invalid. `fields` has a message for each wrong field, nested like the request."""
 
     status = 422
 
@@ -81,13 +83,13 @@ class Invalid(WorkerError):
 
 
 class Unauthorized(WorkerError):
-    """401: says whether it was the signature, a replay or the URL, and no more."""
+    """401: the signature is invalid, was used before or is for another URL. The message gives no details."""
 
     status = 401
 
 
 class BodyStalled(WorkerError):
-    """408: the body made no progress for `REQUEST_BODY_TIMEOUT_S`, or took ten times as long."""
+    """408: the body made no progress for `REQUEST_BODY_TIMEOUT_S`, or took ten times as long in total."""
 
     status = 408
 
@@ -102,25 +104,28 @@ class SessionGone(WorkerError):
 
 
 class BodyTooLarge(WorkerError):
-    """413: names the limit."""
+    """413: the body is too large. The message names the limit."""
 
     status = 413
 
 
 class CodingNotUnderstood(WorkerError):
-    """415: the request's body is compressed in a way that isn't understood."""
+    """415: the content coding of the body is not supported."""
 
     status = 415
 
 
 class MediaTypeRefused(WorkerError):
-    """415: the route takes JSON, and the request's body is something else."""
+    """415: the route takes JSON, and the body has another media type."""
 
     status = 415
 
 
 class Refused(WorkerError):
-    """Not now: counted as rejected. `retry_after_s` is rounded up to whole seconds, at least 1."""
+    """The worker can't take the request now; the outcome is rejected.
+
+    `retry_after_s` is rounded up to whole seconds, from 1 to 3600, for the `Retry-After`.
+    """
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -131,13 +136,13 @@ class Refused(WorkerError):
 
 
 class TooBusy(Refused):
-    """429: it would wait, or has waited, longer than `max_queue_time`."""
+    """429: the estimated or the actual wait exceeds `max_queue_time`, or too many sessions are open."""
 
     status = 429
 
 
 class Unavailable(Refused):
-    """503: `state` names why: a state of the worker's, or what it lacks."""
+    """503: the worker is not ready, or lacks a resource. `state` names the state or the resource."""
 
     status = 503
 
@@ -150,45 +155,46 @@ class Unavailable(Refused):
 
 
 class NotReady(Unavailable):
-    """503: the worker is in a state in which it takes no requests."""
+    """503: the worker takes no requests in its current `state`."""
 
     def __init__(self, state: str, message: str = "") -> None:
         super().__init__(state, message or f"the worker is {state}", RETRY_NOT_READY_S)
 
 
 class Draining(NotReady):
-    """503: the worker has been stopped while the request waited."""
+    """503: the worker is shutting down."""
 
     def __init__(self) -> None:
         super().__init__("draining", "the worker is stopping")
 
 
 class ModelUnreachable(WorkerError):
-    """502: no connection, or none that gave a status line."""
+    """502: the model server could not be connected to, or closed the connection before answering."""
 
     status = 502
 
 
 class ModelTimedOut(WorkerError):
-    """504: `MODEL_TIMEOUT_S` passed."""
+    """504: the model server took longer than `MODEL_TIMEOUT_S`."""
 
     status = 504
 
 
 class AnswerCut(Exception):
-    """The model server's answer ended before it was whole: abort the client's connection."""
+    """The model server's answer is incomplete: the client's connection must be aborted."""
 
 
 class ClientGone(Exception):
-    """The client left: nobody is there to answer."""
+    """The client has left: no answer can be sent."""
 
 
 def describe_error(error: BaseException) -> str:
-    """The message of `error`, or its type's name where the message is empty, as a timeout's is."""
+    """The message of `error`, or the name of its type if the message is empty, as a timeout's is."""
     return str(error) or type(error).__name__
 
 
 def error_response(error: WorkerError) -> web.Response:
+    """The JSON answer for `error`."""
     return web.json_response(
         error.body(),
         status=error.status,
@@ -198,12 +204,12 @@ def error_response(error: WorkerError) -> web.Response:
 
 
 def internal_error_response(request_id: str) -> web.Response:
-    """A bare 500 that names the request under whose id the log has the traceback."""
+    """A 500 without details; the log has the traceback under `request_id`."""
     return web.json_response({"error": "internal error", "request": request_id}, status=500)
 
 
 def returnable(raised: web.HTTPException) -> web.Response:
-    """An author's HTTP exception as an answer; aiohttp is about to take none that is returned as it is."""
+    """Convert an author's HTTP exception to an answer: aiohttp deprecates returning the exception itself."""
     answer = web.Response(
         status=raised.status, reason=raised.reason, headers=raised.headers, body=raised.body
     )
@@ -212,10 +218,10 @@ def returnable(raised: web.HTTPException) -> web.Response:
 
 
 def aborted(request: web.Request) -> web.Response:
-    """Abort the client's connection; the answer given here reaches nobody."""
+    """Abort the client's connection; return an answer for aiohttp, which is not sent."""
     transport = request.transport
     if transport is not None:
-        if request.version < HttpVersion11:  # its answer ends with its connection: only a reset tells
+        if request.version < HttpVersion11:  # a close would look like the end of the answer
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         transport.abort()
     return web.Response(status=502)
@@ -225,9 +231,9 @@ def aborted(request: web.Request) -> web.Response:
 async def refusals_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """The router's own 404 and 405, and every `WorkerError`, as the answers that clients are promised.
+    """Answer the router's 404 and 405, and every `WorkerError`, in JSON (docs/protocol.md, "Answers").
 
-    What else an author's route raises is left as it is.
+    Other exceptions of an author's route are raised again.
     """
     refusal = request.match_info.http_exception
     if refusal is None:
@@ -243,7 +249,7 @@ async def refusals_as_json(
 
 
 def result_or_error(call: Callable[[], T]) -> T | Exception:
-    """What `call`, an author's code whose failure is no end, gives or raises."""
+    """Call author code; return its result, or the exception it raised."""
     try:
         return call()
     except Exception as e:  # noqa: BLE001 - an author may raise anything
@@ -251,7 +257,7 @@ def result_or_error(call: Callable[[], T]) -> T | Exception:
 
 
 async def async_result_or_error(awaitable: Awaitable[T]) -> T | Exception:
-    """What `awaitable`, an author's code whose failure is no end, gives or raises."""
+    """Await author code; return its result, or the exception it raised."""
     try:
         return await awaitable
     except Exception as e:  # noqa: BLE001 - an author may raise anything

@@ -1,7 +1,7 @@
-"""The ledger: what became of each request, and what the engine has acknowledged of it.
+"""The ledger: the outcome and workload of each request, and what the engine has acknowledged.
 
-Owns outcomes, loads and the entries for `delete_requests`. It does no I/O: engine/reports.py delivers
-what it tells and acknowledges what a 2xx confirmed. Loads are in the author's workload units.
+Owns outcomes, loads and the entries for `/delete_requests/`. It does no I/O: lib/engine/reports.py delivers
+its numbers, and acknowledges them after a 2xx answer. Loads are in the author's workload units.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = ["Outcome", "get_url"]
 
 log = logging.getLogger(__name__)
 
-# protocol.md §3: undelivered entries past this many are dropped, oldest first.
+# Most undelivered entries; the oldest are dropped (docs/protocol.md, "Finished requests").
 MAX_UNDELIVERED = 10_000
-# The workload of a payload that has none of its own, or a wrong one.
+# The workload of a payload without a `count_workload`, or with a wrong one.
 DEFAULT_WORKLOAD = 100.0
-# More than this is counted as this: sums of it stay finite, and small loads beside it are not lost in them.
+# The highest workload of one request: sums stay finite, and precise enough for small workloads beside it.
 MAX_WORKLOAD = 1e12
 
 
 class Outcome(Enum):
-    """What became of a request (protocol.md §2): its status on the wire, and whether it was a success."""
+    """The outcome of a request: its status in reports, and its success (docs/protocol.md, "Outcomes")."""
 
     SERVED = ("Success", True)
     ERRORED = ("Error", False)
@@ -47,7 +47,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one report tells of the ledger, and the marks that its acknowledgement moves."""
+    """The ledger's numbers for one status report, and the totals that its acknowledgement confirms."""
 
     new_load: float
     cur_load: float
@@ -60,10 +60,10 @@ class Snapshot:
 
 
 class Ledger:
-    """Counts requests and their workload, and what has happened since the last acknowledged report.
+    """Counts requests and their workload, in total and since the last acknowledged report.
 
     Each of `listeners` is called after every change that a report would show. At most `max_undelivered`
-    finished requests are kept until they are delivered.
+    finished requests are kept for delivery.
     """
 
     def __init__(self, clock: Clock | None = None, max_undelivered: int = MAX_UNDELIVERED) -> None:
@@ -79,7 +79,7 @@ class Ledger:
         self._in_flight: dict[int, Entry] = {}
         self._cur_load = 0.0
         self._opened = 0
-        self._told_new = self._told_rejected = self._told_served = 0.0
+        self._acknowledged_new = self._acknowledged_rejected = self._acknowledged_served = 0.0
         self._finished: deque[FinishedRequest] = deque()
         self._max_undelivered = max_undelivered
         self._delivered = 0
@@ -88,61 +88,60 @@ class Ledger:
 
     @property
     def cur_load(self) -> float:
-        """Workload queued and working now."""
+        """The workload that waits or is worked on now."""
         return self._cur_load
 
     @property
     def in_flight(self) -> int:
-        """Requests queued and working now, as they are reported: a session is one, with all inside it."""
+        """The number of requests that wait or are worked on, as reported: a session is one request."""
         return len(self._in_flight)
 
     @property
     def unfinished(self) -> int:
-        """What is in flight, counted or not: requests inside sessions, and the calls at their ends, too."""
+        """The number in flight, with the requests inside sessions and the calls at the ends of sessions."""
         return len(self._in_flight) + len(self._uncounted)
 
     async def emptied(self) -> None:
-        """Return once nothing is in flight, counted or not."""
+        """Return once `unfinished` is 0."""
         while self.unfinished:
             self._empty.clear()
             await self._empty.wait()
 
     def open(self, request_idx: int | None = None, *, counted: bool = True) -> Entry:
-        """A new entry for an authenticated request; its `set_outcome` must be called in the end.
+        """Open an entry for an authenticated request; the caller must end it by `set_outcome`.
 
-        An entry that is not `counted` belongs to one that is, a session's: it adds no load, and is not
-        reported.
+        An entry that is not `counted` is part of a session's entry: it adds no load and is not reported.
         """
         self._opened += 1
         return Entry(self, self._opened, request_idx if counted else None, counted)
 
     def snapshot(self) -> Snapshot:
-        """What a report built now tells; changes nothing."""
+        """The numbers of a report made now; changes nothing."""
         net = self.accepted_load - self.withdrawn_load
-        new_load = max(0.0, net - self._told_new)
+        new_load = max(0.0, net - self._acknowledged_new)
         return Snapshot(
             new_load=new_load,
             cur_load=self._cur_load,
-            rej_load=self.rejected_load - self._told_rejected,
-            cur_perf=self.served_load - self._told_served,
+            rej_load=self.rejected_load - self._acknowledged_rejected,
+            cur_perf=self.served_load - self._acknowledged_served,
             working=len(self._in_flight),
             received=self.received,
             working_request_idxs=tuple(e.request_idx for e in self._in_flight.values() if e.request_idx),
-            # A deficit of new_load is carried over: what was told stays ahead of what is.
-            marks=(max(net, self._told_new), self.rejected_load, self.served_load),
+            # A negative new_load can't be reported, and is carried over to the next report.
+            marks=(max(net, self._acknowledged_new), self.rejected_load, self.served_load),
         )
 
     def acknowledge(self, snapshot: Snapshot) -> None:
-        """The engine has confirmed a report with `snapshot`: tell what it told no more."""
-        self._told_new, self._told_rejected, self._told_served = snapshot.marks
+        """Note that the engine has acknowledged a report of `snapshot`: don't report its numbers again."""
+        self._acknowledged_new, self._acknowledged_rejected, self._acknowledged_served = snapshot.marks
 
     def finished(self, limit: int = MAX_UNDELIVERED) -> tuple[tuple[FinishedRequest, ...], int]:
-        """The oldest undelivered entries, and the mark to acknowledge once they are delivered."""
+        """The oldest undelivered entries, at most `limit`, and the mark to acknowledge once delivered."""
         entries = tuple(islice(self._finished, limit))
         return entries, self._delivered + len(entries)
 
     def acknowledge_finished(self, mark: int) -> None:
-        """Everything up to `mark` was delivered."""
+        """Note that all entries up to `mark` were delivered."""
         while self._finished and self._delivered < mark:
             self._finished.popleft()
             self._delivered += 1
@@ -150,6 +149,7 @@ class Ledger:
     # Called by entries
 
     def accept(self, entry: Entry) -> None:
+        """Count `entry` as received and in flight."""
         if not entry.counted:
             self._uncounted.add(entry.number)
             return
@@ -160,6 +160,7 @@ class Ledger:
         self._notify()
 
     def close(self, entry: Entry, outcome: Outcome) -> None:
+        """Count `entry` as ended with `outcome`."""
         self._in_flight.pop(entry.number, None)
         self._uncounted.discard(entry.number)
         if not self.unfinished:
@@ -167,7 +168,7 @@ class Ledger:
         if not entry.counted:
             return
         if entry.accepted:
-            # Floats drift: with nothing in flight the load is exactly nothing.
+            # Sums of floats drift: with nothing in flight the load is exactly 0.
             self._cur_load = self._cur_load - entry.workload if self._in_flight else 0.0
         self.outcomes[outcome] += 1
         if outcome is Outcome.SERVED and entry.accepted:
@@ -190,7 +191,10 @@ class Ledger:
             self._delivered += 1
             self.dropped_entries += 1
             if self.dropped_entries == 1 or self.dropped_entries % 1000 == 0:
-                log.warning("%d finished requests dropped: the engine takes none", self.dropped_entries)
+                log.warning(
+                    "%d finished requests dropped: the engine accepts none, see the failed deliveries",
+                    self.dropped_entries,
+                )
         self._finished.append(
             FinishedRequest(
                 request_idx,
@@ -204,7 +208,7 @@ class Ledger:
 
 
 class Entry:
-    """One authenticated request in the ledger; `set_outcome` ends it. Times: Unix seconds, 0.0 for never."""
+    """One authenticated request in the ledger. Times are Unix seconds, 0.0 for never."""
 
     def __init__(self, ledger: Ledger, number: int, request_idx: int | None, counted: bool) -> None:
         self._ledger = ledger
@@ -218,7 +222,7 @@ class Entry:
         self.work_started_at = 0.0
 
     def set_workload(self, workload: float) -> None:
-        """Set the request's workload, before `accept`; more than `MAX_WORKLOAD` counts as that."""
+        """Set the request's workload, at most `MAX_WORKLOAD`. Call it before `accept`."""
         self.workload = min(workload, MAX_WORKLOAD)
 
     def accept(self) -> None:
@@ -228,11 +232,11 @@ class Entry:
         self._ledger.accept(self)
 
     def start(self) -> None:
-        """Note that the request's work begins: it waits no longer."""
+        """Note that the work begins: the request has its slot."""
         self.work_started_at = self._ledger.clock.wall()
 
     def set_outcome(self, outcome: Outcome) -> None:
-        """End the request with `outcome`; only the first call counts."""
+        """End the request with `outcome`. Further calls do nothing."""
         if self.outcome is None:
             self.outcome = outcome
             self._ledger.close(self, outcome)
@@ -241,7 +245,7 @@ class Entry:
 class WorkloadCounter:
     """Counts the workload of one handler's payloads.
 
-    Anything but a finite number ≥ 0, an exception included, counts as 100.0 and is logged once.
+    A result that is not a finite number ≥ 0, or an exception, counts as 100.0 and is logged once.
     """
 
     def __init__(self, handler_name: str) -> None:
@@ -269,5 +273,5 @@ class WorkloadCounter:
 
 
 def get_url() -> str:
-    """This worker's public URL, from the environment of the instance. Raises `SettingsError`."""
+    """The worker's public URL, from the environment. Raises `SettingsError` if the environment is invalid."""
     return from_environment().public_url

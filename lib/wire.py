@@ -1,6 +1,7 @@
-"""Every message exchanged with the serverless engine, field by field (protocol.md §1 and §3).
+"""The messages exchanged with the serverless engine, field by field (docs/protocol.md).
 
-Owns the wire's names, misspellings included, and nothing else: what the numbers mean is in metrics.py.
+Owns the names of their fields, with the protocol's misspellings. It does not compute the numbers: that is
+lib/metrics.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ RequestStatus = Literal["Success", "Error", "Cancelled", "Rejected"]
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """`POST /worker_status/`. Loads in workload units, disk in GiB, `loadtime` in seconds."""
+    """The body of `POST /worker_status/` (docs/protocol.md, "Worker status").
+
+    Loads are in workload units, `max_perf` in workload/s, disk sizes in GiB, `loadtime` in seconds.
+    """
 
     id: int
     mtoken: str
@@ -39,6 +43,7 @@ class WorkerStatus:
     version: str = PROTOCOL_VERSION
 
     def to_json(self) -> dict[str, Any]:
+        """The message as JSON, with the names of the protocol."""
         message = asdict(self)
         message["num_requests_recieved"] = message.pop("num_requests_received")
         message["working_request_idxs"] = list(self.working_request_idxs)
@@ -47,7 +52,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class FinishedRequest:
-    """One attempt that ended, an entry of `POST /delete_requests/`. Times in Unix seconds, 0.0 for never."""
+    """One finished request in `POST /delete_requests/`. Times are Unix seconds, 0.0 for never."""
 
     request_idx: int
     success: bool
@@ -59,11 +64,14 @@ class FinishedRequest:
 
 @dataclass(frozen=True)
 class DeleteRequests:
+    """The body of `POST /delete_requests/` (docs/protocol.md, "Finished requests")."""
+
     worker_id: int
     mtoken: str
     requests: tuple[FinishedRequest, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """The message as JSON, with the names of the protocol."""
         return {
             "worker_id": self.worker_id,
             "mtoken": self.mtoken,
@@ -73,7 +81,10 @@ class DeleteRequests:
 
 @dataclass(frozen=True)
 class RouteRequest:
-    """`POST /route/`: asks the engine for a worker. `request_idx` 0 means none."""
+    """The body of `POST /route/` (docs/protocol.md, "Route").
+
+    `cost` is in workload units; `request_idx` is 0 for a new request.
+    """
 
     endpoint: str
     api_key: str
@@ -81,14 +92,18 @@ class RouteRequest:
     request_idx: int = 0
 
     def to_json(self) -> dict[str, Any]:
+        """The message as JSON, with the names of the protocol."""
         return asdict(self)
 
 
 def full_signed_text(auth_data: Mapping[str, Any]) -> str:
-    """What the engine signs in the `full` form: the values as the client sent them."""
+    """The text that the engine signs in the `full` form (docs/protocol.md, "Signature").
+
+    `auth_data` must hold the values as the client sent them.
+    """
     return json.dumps({key: auth_data[key] for key in ("cost", "endpoint", "reqnum", "url")}, indent=4)
 
 
 def url_signed_text(url: str) -> str:
-    """What the engine signs in the `url` form."""
+    """The text that the engine signs in the `url` form (docs/protocol.md, "Signature")."""
     return json.dumps({"url": url}, indent=4, sort_keys=True)

@@ -1,1 +1,1 @@
-"""May this request in, and when: bodies, signatures, replay, the queue."""
+"""Access: bodies, envelopes, payloads, signatures, replay protection, and who may use the worker."""

@@ -1,7 +1,7 @@
-"""The seam for authentication: a client's request in, who sent it and what of its body has been read out.
+"""The interface of authentication: it turns a client's request into an `Admission`.
 
-Owns the `Authenticator` protocol and what it gives. Signatures of the serverless engine are signed.py's,
-a worker without authentication is open.py's.
+Owns the `Authenticator` protocol and its result. It does not implement it: signed.py checks the signatures of
+the serverless engine, open.py serves workers without authentication.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from lib.request.sessions import Session
 class Admission:
     """An authenticated request.
 
-    `auth` is what an author finds in `request["auth_data"]`; `raw_auth` is the same as it was received.
-    `payload` None: the body is the payload, and has not been read. `session_id` names the session that the
-    request is inside; `session` is that session, or None where it has ended.
+    `auth` is the value of `request["auth_data"]`; `raw_auth` is the same JSON object as it was received.
+    `payload` is None if the body is the payload and has not been read. `session_id` is the id of the session
+    that the request belongs to, or None; `session` is that session, or None if it has ended.
     """
 
     auth: AuthData
@@ -32,31 +32,31 @@ class Admission:
 
 
 class Authenticator(Protocol):
-    """Decides who may use the worker. Nothing that it refuses runs an author's code or is counted.
+    """Decides who may use the worker. A refused request runs no author code and is not counted.
 
-    A new one is a class with these members, given to `Backend(authenticator=…)`.
+    To add one, write a class with these members and pass it to `Backend(authenticator=…)`.
     """
 
     @property
     def needs_key(self) -> bool:
-        """Whether requests can be authenticated only once `use_key` was called: until then none is ready."""
+        """Whether a public key is required: the worker is then not ready before `use_key` was called."""
         ...
 
     def use_key(self, pem: str) -> None:
-        """Verify with the engine's public key in `pem` from now on. Raises `ValueError` if it has none."""
+        """Verify with the public key in `pem` from now on. Raises `ValueError` if `pem` holds no key."""
         ...
 
     async def admit(self, request: web.Request) -> Admission:
         """Authenticate `request`.
 
-        Raises a `WorkerError`: `Unauthorized` (401), `Invalid` (422), `Unavailable` (503), or one of an
-        authenticator's own. It must bound what it reads of the body, and may leave the body unread.
+        Raises `Unauthorized` (401), `Invalid` (422), `Unavailable` (503) or another `WorkerError`. An
+        implementation must limit how much of the body it reads, and may leave the body unread.
         """
         ...
 
     async def session_in(self, request: web.Request) -> Session | None:
-        """The session that the body of a session route names, or None where there is none, or no longer.
+        """The session named in the body of a session route; None if it does not exist any more, or never did.
 
-        Raises `Invalid` (422), `Unauthorized` (401) where the session is somebody else's.
+        Raises `Invalid` (422), or `Unauthorized` (401) if the session belongs to another client.
         """
         ...

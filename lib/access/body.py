@@ -1,7 +1,6 @@
-"""A request's body: bounded in size, in time, and together with all others that are not verified yet.
+"""Request bodies: limited in size, in time, and in the total memory held by unverified bodies.
 
-Owns the reading and unpacking of bodies. What is in those held in memory (JSON) is envelope.py's; others
-go to disk by spool.py.
+Owns reading and decompressing bodies. It does not parse them (envelope.py) or write them to disk (spool.py).
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from aiohttp import web
 
 from lib.errors import BodyStalled, BodyTooLarge, ClientGone, CodingNotUnderstood, Invalid, Unavailable
 
-# protocol.md §2: what bodies that are read and not verified yet may hold together.
+# Limit of the memory that all unverified bodies hold together (docs/protocol.md, "Bodies").
 UNVERIFIED_BYTES = 256 * 1024 * 1024
-# A body that trickles is refused after this many times the stall limit.
+# A body that keeps arriving, but slowly, is refused after this many times the stall limit.
 WHOLE_BODY_FACTOR = 10
 RETRY_AFTER_S = 1.0
 _CODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
-_ZLIB_AUTO = 47  # wbits that take gzip and zlib headers alike
-# Unpacked at once: a packet may hold a thousand times its size.
+_ZLIB_AUTO = 47  # wbits that accept both gzip and zlib headers
+# Decompressed per step: a packet may expand to a thousand times its size.
 INFLATED_BYTES = 256 * 1024
 
 
@@ -38,7 +37,11 @@ class _Decompressor(Protocol):
 
 
 class BodyReader:
-    """Reads bodies of at most `max_bytes`, which `setting` names; each may stall for `stall_s` seconds."""
+    """Reads bodies of at most `max_bytes`; each may make no progress for `stall_s` seconds.
+
+    `setting` is the name of the variable that sets the limit, for messages. `unverified_bytes` limits the
+    memory of all bodies inside `read` together.
+    """
 
     def __init__(
         self,
@@ -54,9 +57,9 @@ class BodyReader:
 
     @asynccontextmanager
     async def read(self, request: web.Request) -> AsyncGenerator[bytearray, None]:
-        """The body in memory; inside the block it counts as not verified yet.
+        """The body in memory; it counts as unverified until the block ends.
 
-        Raises what `parts` raises, and `Unavailable` (503) when there are too many bodies at once.
+        Raises what `parts` raises, and `Unavailable` (503) if unverified bodies hold too much memory.
         """
         body = bytearray()
         try:
@@ -65,7 +68,7 @@ class BodyReader:
                 body += part
                 if self._free_bytes < 0:
                     raise Unavailable("busy", "too many request bodies at once", RETRY_AFTER_S)
-            yield body  # not a copy: what the budget counts is what is held
+            yield body  # not a copy, which the budget would not count
         finally:
             self._free_bytes += len(body)
 
@@ -75,32 +78,33 @@ class BodyReader:
         coding = _coding(request)
         if coding not in _CODINGS:
             raise CodingNotUnderstood(
-                f"request bodies in {coding!r} are not understood: send identity or gzip"
+                f"request bodies in {coding!r} are not supported: send identity or gzip"
             )
 
     async def parts(self, request: web.Request) -> AsyncGenerator[bytes, None]:
-        """The body's parts, unpacked; neither they nor what was sent is more than the limit in all.
+        """Yield the body in parts, decompressed. The size limit applies to both sizes.
 
-        Raises `BodyTooLarge` (413), `BodyStalled` (408), `CodingNotUnderstood` (415), `Invalid` (422, a body
-        that breaks off or isn't in its coding), and `ClientGone`.
+        Raises `BodyTooLarge` (413), `BodyStalled` (408), `CodingNotUnderstood` (415), `Invalid` (422: the
+        body is incomplete or not in its content coding), and `ClientGone`.
         """
         self._check_headers(request)
-        unpack = zlib.decompressobj(_ZLIB_AUTO) if _coding(request) not in ("", "identity") else None
+        is_plain = _coding(request) in ("", "identity")
+        decompressor = None if is_plain else zlib.decompressobj(_ZLIB_AUTO)
         sent_bytes = plain_bytes = 0
         async for part in self._received(request):
             sent_bytes += len(part)
-            for plain in _inflated(unpack, part) if unpack else (part,):
+            for plain in _inflated(decompressor, part) if decompressor else (part,):
                 plain_bytes += len(plain)
                 if max(sent_bytes, plain_bytes) > self._max_bytes:
                     raise self._too_large()
                 yield plain
-        if unpack is not None and not unpack.eof:
-            raise Invalid({"body": "its compressed form breaks off"})
+        if decompressor is not None and not decompressor.eof:
+            raise Invalid({"body": "the compressed data is incomplete"})
 
     async def _received(self, request: web.Request) -> AsyncGenerator[bytes, None]:
         content = request.content
         try:
-            if content.is_eof():  # it came with the head: nothing to wait for
+            if content.is_eof():  # it arrived together with the headers
                 yield content.read_nowait()
                 return
             deadline = anyio.current_time() + self._stall_s * WHOLE_BODY_FACTOR
@@ -113,26 +117,26 @@ class BodyReader:
         except TimeoutError as e:
             raise BodyStalled(f"the body made no progress for {self._stall_s:g} s, or took too long") from e
         except web.RequestPayloadError as e:
-            raise Invalid({"body": f"breaks off: {e}"}) from e
-        except OSError as e:  # reset, or unreachable by now
+            raise Invalid({"body": f"incomplete: {e}"}) from e
+        except OSError as e:  # the connection was reset, or its host is unreachable
             raise ClientGone from e
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is larger than {self._max_bytes} bytes ({self._setting})")
 
 
-def _inflated(unpack: _Decompressor, part: bytes) -> Iterator[bytes]:
-    """`part` unpacked, piece by piece. Raises `Invalid` at once where the compressed form has ended."""
+def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:
+    """Decompress `part` in pieces. Raises `Invalid` if data follows the end of the compressed stream."""
     while True:
         try:
-            plain = unpack.decompress(part, INFLATED_BYTES)
+            plain = decompressor.decompress(part, INFLATED_BYTES)
         except zlib.error as e:
-            raise Invalid({"body": f"not compressed as its Content-Encoding says: {e}"}) from e
-        if unpack.unused_data:
-            raise Invalid({"body": "something follows its compressed form"})
+            raise Invalid({"body": f"does not match its Content-Encoding: {e}"}) from e
+        if decompressor.unused_data:
+            raise Invalid({"body": "data follows the compressed data"})
         yield plain
-        part = unpack.unconsumed_tail
-        if not part and len(plain) < INFLATED_BYTES:  # a full piece: more may be held back
+        part = decompressor.unconsumed_tail
+        if not part and len(plain) < INFLATED_BYTES:  # after a full piece, more may be buffered
             return
 
 

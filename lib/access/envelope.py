@@ -1,7 +1,8 @@
-"""The envelope `{"auth_data", "payload"}`, or `auth_data` in a header: its parts out (protocol.md §2).
+"""Parsing of the envelope and of `auth_data` in a header.
 
-Owns the shape of both. Whether the signature holds is signatures.py's; what the payload means is the
-handler's. Everything wrong raises `Invalid` (422) naming each wrong field.
+See docs/protocol.md, "Envelope" and "Header authentication". Owns the shape of both. It does not verify
+signatures (signatures.py) or interpret payloads (the handler does). Any problem raises `Invalid` (422), which
+names each wrong field.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from lib.data_types import AuthData
 from lib.errors import Invalid
 from lib.fields.json_fields import JsonDataException
 
-# Past this, `auth_data` comes first and is verified before the rest is parsed: nested nothing costs a
-# hundred times its size once parsed.
+# In larger bodies `auth_data` must come first, and is verified before the rest is parsed: deeply nested empty
+# containers take a hundred times their size once parsed.
 PARSED_WHOLE_BYTES = 1024 * 1024
-# As much of a large body is parsed to find `auth_data`.
+# `auth_data` must lie within this many first bytes of a large body.
 AUTH_DATA_BYTES = 64 * 1024
 
-# What a bearer token begins with that is header authentication.
+# The prefix of a bearer token that carries `auth_data`.
 BEARER_PREFIX = "vast."
-EMPTY = "empty: JSON is expected, or authentication by a header"
+EMPTY = "empty: send JSON, or authenticate by a header"
 _FIRST_KEY = re.compile(r'\s*\{\s*"auth_data"\s*:\s*')
 _DECODER = json.JSONDecoder()
 
@@ -51,11 +52,11 @@ class SealedEnvelope:
 
     @property
     def session_id(self) -> str | None:
-        """The session that the request names; None also while only `auth_data` is parsed."""
+        """The id of the session that the request names; None also while only `auth_data` is parsed."""
         return None if self._whole is None else self._whole.get("session_id")
 
     def parse(self) -> dict[str, Any]:
-        """The whole envelope as JSON. Of a large body, call it only once its `auth_data` is verified."""
+        """Return the whole envelope as JSON. Call it for a large body only after verifying `auth_data`."""
         if self._whole is None:
             whole = object_in(self._body)
             _check_shape(whole)
@@ -65,16 +66,16 @@ class SealedEnvelope:
         return self._whole
 
     def open(self) -> Admission:
-        """The whole envelope. Call it only once the signature holds."""
+        """Return the parts of the envelope. Call it only after verifying the signature."""
         whole = self.parse()
         return Admission(self.auth, self.raw_auth, whole["payload"], whole.get("session_id"))
 
 
 def header_admission(headers: Mapping[str, str]) -> Admission | None:
-    """The admission by header authentication, its payload unread; None without such a header.
+    """Read `auth_data` from the headers; None if no header carries it. The payload is not read.
 
-    `X-Vast-Auth: <base64url of auth_data>`, or the same as a bearer token after "vast.". Any other bearer
-    token means nothing. Raises `Invalid` (422).
+    The headers are `X-Vast-Auth: <base64url of auth_data>` and `Authorization: Bearer vast.<the same>`. Other
+    bearer tokens are ignored (docs/protocol.md, "Header authentication"). Raises `Invalid` (422).
     """
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
     tokens = {_unpadded(headers["X-Vast-Auth"])} if "X-Vast-Auth" in headers else set[str]()
@@ -95,7 +96,7 @@ def _unpadded(token: str) -> str:
 def _decoded(token: str) -> dict[str, Any]:
     try:
         text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-    except ValueError as e:  # not of its alphabet, not ASCII, or of a length that can't be
+    except ValueError as e:  # wrong characters or length
         raise Invalid({"auth_data": f"not base64url of JSON: {e}"}) from e
     try:
         return object_in(text)
@@ -104,12 +105,12 @@ def _decoded(token: str) -> dict[str, Any]:
 
 
 def object_in(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object in `body`. Raises `Invalid` (422)."""
+    """Parse `body` as a JSON object. Raises `Invalid` (422)."""
     try:
         value = json.loads(body.decode("utf-8-sig"))
     except RecursionError as e:
         raise Invalid({"body": "nested too deeply"}) from e
-    except ValueError as e:  # not UTF-8, not JSON, or a number of thousands of digits
+    except ValueError as e:  # not UTF-8, not JSON, or a number with thousands of digits
         raise Invalid({"body": f"not JSON: {e}" if body else EMPTY}) from e
     if not isinstance(value, dict):
         raise Invalid({"body": "must be a JSON object"})
@@ -139,14 +140,14 @@ def _leading_auth_data(body: bytes | bytearray) -> dict[str, Any]:
         raise Invalid(
             {
                 "auth_data": "must be an object and the first key, within the first "
-                f"{AUTH_DATA_BYTES} bytes, where the body is larger than {PARSED_WHOLE_BYTES} bytes"
+                f"{AUTH_DATA_BYTES} bytes, if the body is larger than {PARSED_WHOLE_BYTES} bytes"
             }
         )
     return cast("dict[str, Any]", value)
 
 
 def auth_data(raw: dict[str, Any]) -> AuthData:
-    """The `AuthData` in `raw`. Raises `Invalid` (422) naming each wrong field."""
+    """Read `raw` as `AuthData`. Raises `Invalid` (422), which names each wrong field."""
     try:
         return AuthData.from_json_msg(raw)
     except JsonDataException as e:

@@ -1,7 +1,7 @@
-"""Requests without authentication: for a worker on a cluster of one's own (`ENGINE=none`).
+"""Requests without authentication, for a worker that has no serverless engine (`ENGINE=none`).
 
-Owns how a request without a signature is read (docs/kubernetes.md). Who reaches the worker is the network's
-to decide.
+Owns how a request without a signature is read (docs/kubernetes.md). It does not restrict who can reach the
+worker: that is up to the network.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from lib.request.sessions import Session, Sessions
 
 @dataclass(frozen=True)
 class OpenAccess:
-    """The `Authenticator` that lets everyone in.
+    """The `Authenticator` that accepts every request.
 
-    The body is the payload. JSON with an object under "payload" beside "auth_data" or "session_id" is an
-    envelope, as signed requests have it. Sessions go by their id alone.
+    The body is the payload. A JSON object is read as an envelope if its "payload" is an object and it has an
+    object as "auth_data", or no "auth_data" and a "session_id". A session is found by its id alone.
     """
 
     bodies: BodyReader
@@ -36,10 +36,10 @@ class OpenAccess:
         """Do nothing: there are no signatures."""
 
     async def admit(self, request: web.Request) -> Admission:
-        """Read the envelope, where there is one; any body but JSON stays unread.
+        """Read a JSON body, as a payload or an envelope; leave any other body unread.
 
-        Raises `Invalid` (422) for a body that is not a JSON object, or an envelope with wrong fields, and
-        what `BodyReader.read` raises.
+        Raises `Invalid` (422) for JSON that is not an object or an envelope with wrong fields, and what
+        `BodyReader.read` raises.
         """
         if not request.body_exists or not is_json(request.content_type):
             return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None)
@@ -52,11 +52,11 @@ class OpenAccess:
         if not isinstance(session_id, (str, type(None))):
             raise Invalid({"session_id": "must be a string or null"})
         session = None if session_id is None else self.sessions.find_by_id(session_id)
-        auth = replace(auth_data(raw_auth), request_idx=None)  # nobody is told of it
+        auth = replace(auth_data(raw_auth), request_idx=None)  # completions have no recipient
         return Admission(auth, raw_auth, content["payload"], session_id, session)
 
     async def session_in(self, request: web.Request) -> Session | None:
-        """The session in a body `{"session_id": …}`, or None. Raises `Invalid` (422)."""
+        """The session named in a body `{"session_id": …}`; None if it is unknown. Raises `Invalid` (422)."""
         async with self.bodies.read(request) as body:
             session_id = object_in(body).get("session_id")
         if not isinstance(session_id, str):
@@ -68,7 +68,7 @@ _UNSIGNED = AuthData.from_json_msg(UNSIGNED_AUTH_DATA)
 
 
 def _is_envelope(content: dict[str, Any]) -> bool:
-    """Whether `content` is an envelope around a payload, and not a payload itself."""
+    """Whether `content` is an envelope and not a payload itself (see `OpenAccess`)."""
     payload, auth = content.get("payload"), cast(Any, content.get("auth_data"))
-    is_signed = isinstance(auth, dict)
-    return isinstance(payload, dict) and (is_signed or (auth is None and "session_id" in content))
+    has_auth = isinstance(auth, dict)
+    return isinstance(payload, dict) and (has_auth or (auth is None and "session_id" in content))

@@ -1,6 +1,7 @@
 """The payload of an authenticated request: JSON, the parameters of a URL, or an upload on disk.
 
-Owns the reading of bodies that authentication has left unread (docs/protocol.md, "Bodies").
+Owns reading the bodies that authentication has left unread (docs/protocol.md, "Bodies"). It does not check a
+payload's fields: the handler does.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from lib.uploads import Upload
 
 
 class PayloadReader:
-    """Reads payloads. `bodies` reads JSON, `uploads` whatever else is sent with header authentication."""
+    """Reads payloads. `bodies` reads JSON, `uploads` bodies of any other media type."""
 
     def __init__(self, bodies: BodyReader, uploads: BodyReader) -> None:
         self._bodies = bodies
         self._uploads = uploads
-        self._arriving: set[anyio.CancelScope] = set()
+        self._receiving: set[anyio.CancelScope] = set()
 
     async def read_json(self, request: web.Request, admission: Admission) -> dict[str, Any]:
-        """The payload as JSON, or the parameters of a request without a body.
+        """Read the payload as JSON, or the URL's parameters for a request without a body.
 
         Raises what `BodyReader.read` raises, `Invalid` (422), and `MediaTypeRefused` (415) for a body that is
         not JSON.
@@ -48,30 +49,30 @@ class PayloadReader:
     async def receive(
         self, request: web.Request, admission: Admission, accepts_uploads: bool
     ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
-        """The payload as `read_json` gives it, or an upload, which is on disk as long as the block runs.
+        """The payload as `read_json` returns it, or an upload, which is on disk until the block ends.
 
-        Raises `Draining` (503) where the worker is stopped before the whole body is here, and what
-        `spooled` raises besides.
+        Raises `Draining` (503) if the worker is stopped before the whole body has arrived, what `read_json`
+        raises, and what `spooled` raises.
         """
         received: dict[str, Any] | Upload | None = None
         async with AsyncExitStack() as stack:
-            with anyio.CancelScope() as arriving:
-                self._arriving.add(arriving)
+            with anyio.CancelScope() as scope:
+                self._receiving.add(scope)
                 try:
                     if accepts_uploads and is_upload(request, admission):
                         received = await self._spool(request, stack)
                     else:
                         received = await self.read_json(request, admission)
                 finally:
-                    self._arriving.discard(arriving)
-            if received is None:  # `stop` has cancelled it
+                    self._receiving.discard(scope)
+            if received is None:  # `stop` cancelled the scope
                 raise Draining()
             yield received
 
     def stop(self) -> None:
-        """Give up the bodies that are on their way: the worker is stopping."""
-        for arriving in self._arriving:
-            arriving.cancel()
+        """Cancel the bodies that are still being received: the worker is stopping."""
+        for scope in self._receiving:
+            scope.cancel()
 
     async def _spool(self, request: web.Request, stack: AsyncExitStack) -> Upload:
         parts = self._uploads.parts(request)
@@ -82,17 +83,17 @@ class PayloadReader:
 
 
 def is_upload(request: web.Request, admission: Admission) -> bool:
-    """Whether the body is the payload, and not JSON."""
+    """Whether the body is an upload: it is the payload, and its media type is not JSON."""
     return admission.payload is None and request.body_exists and not is_json(request.content_type)
 
 
 def is_json(media_type: str) -> bool:
-    """Whether `media_type` is that of JSON (RFC 6839 for the suffix `+json`)."""
+    """Whether `media_type` is JSON: `application/json`, or with the suffix `+json` (RFC 6839)."""
     return media_type == "application/json" or media_type.endswith("+json")
 
 
 def _parameters(request: web.Request) -> Parameters:
-    """The parameters of the query and of the path; a name that comes more than once has a list."""
+    """The parameters of the query and of the path; a repeated name has a list of its values."""
     query = {name: request.query.getall(name) for name in request.query}
     texts = {name: values if len(values) > 1 else values[0] for name, values in query.items()}
     return Parameters({**texts, **request.match_info})

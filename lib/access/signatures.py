@@ -1,6 +1,7 @@
-"""Did the engine send this client here: signature, URL and replay (protocol.md §2).
+"""Verification of `auth_data`: signature, URL and replay (docs/protocol.md, "Signature").
 
-Owns the public key in use and what has been verified with it. Where the key comes from is engine/key.py's.
+Owns the public key in use, and the memory of what was verified with it. It does not fetch the key: that is
+lib/engine/key.py.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from lib.errors import Unauthorized
 from lib.runtime.settings import AuthScheme
 from lib.wire import full_signed_text, url_signed_text
 
-# A reqnum further behind the highest accepted one is refused: what was seen of it is forgotten.
+# A reqnum further behind the highest accepted one is refused: its messages are not remembered.
 WINDOW = 100
-# Verified `url`-form signatures that are remembered: a fleet has a handful at a time.
+# Verified signatures of the `url` form that are remembered; one worker sees a handful at a time.
 REMEMBERED_SIGNATURES = 256
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -35,7 +36,7 @@ class ReplayWindow:
         self._seen: dict[int, set[bytes]] = {}
 
     def accept(self, reqnum: int, message: bytes) -> bool:
-        """Whether `message` is new and not too far behind; if so it is remembered."""
+        """Whether `message` is new and inside the window; remember it if so."""
         if self._highest is None or reqnum > self._highest:
             self._highest = reqnum
             self._forget_before(reqnum - WINDOW)
@@ -51,17 +52,21 @@ class ReplayWindow:
         return len(self._seen)
 
     def _forget_before(self, floor: int) -> None:
-        # Sorted by arrival, not by number: at most WINDOW + 1 entries are ever there to look at.
+        # The keys are in order of arrival, so all are compared: at most WINDOW + 1.
         for reqnum in [n for n in self._seen if n < floor]:
             del self._seen[reqnum]
 
 
 class BadSignature(Unauthorized):
-    """No accepted form of the signature holds: the key may have been rotated."""
+    """401: the signature is invalid in every accepted form. The key may have been rotated."""
 
 
 class Signatures:
-    """Checks `auth_data` against the engine's key. `public_url` None: signed URLs are not compared."""
+    """Verifies `auth_data` with the engine's key.
+
+    `scheme` selects the accepted forms (AUTH_SCHEME). Signed URLs must have the scheme, host and port of
+    `public_url`; None turns this check off.
+    """
 
     def __init__(self, scheme: AuthScheme, public_url: str | None) -> None:
         self._scheme = scheme
@@ -74,18 +79,19 @@ class Signatures:
 
     @property
     def has_key(self) -> bool:
+        """Whether `use_key` was called with a key."""
         return self._verifier is not None
 
     @property
     def public_key(self) -> str:
-        """The PEM text in use; "" before there is one."""
+        """The PEM text of the key in use; "" before there is one."""
         return self._pem
 
     def use_key(self, pem: str) -> None:
-        """Verify with the key in `pem` from now on. Raises `ValueError` when there is none in it.
+        """Verify with the key in `pem` from now on. Raises `ValueError` if it holds no key.
 
-        With another key what was verified with the old one is forgotten, the replay window included: none
-        of those messages would be accepted again.
+        A new key empties the replay window and the remembered signatures: messages that the old key signed
+        are no longer accepted anyway.
         """
         verifier = pkcs1_15.new(RSA.import_key(pem))
         if pem != self._pem:
@@ -94,10 +100,11 @@ class Signatures:
             self._verified.clear()
 
     def check(self, raw: Mapping[str, Any], reqnum: int, *, once: bool = True) -> None:
-        """Return if the engine signed `raw`, for this worker, and, if `once`, it was not used before.
+        """Check that the engine signed `raw` for this worker and, if `once`, that it was not used before.
 
-        `raw` is `auth_data` as received: the signed text holds its values as the client sent them.
-        Raises `Unauthorized`; `BadSignature` when no form of the signature holds.
+        `raw` is `auth_data` as received: the signed text contains the values as the client sent them. Raises
+        `BadSignature` (401) if the signature is invalid, `Unauthorized` (401) for another worker's URL or a
+        replay.
         """
         message = self._verified_message(raw)
         if self._checks_url and _address(raw["url"]) != self._address:
@@ -106,7 +113,7 @@ class Signatures:
             raise Unauthorized("replay: this signature was used before, or is too old")
 
     def _verified_message(self, raw: Mapping[str, Any]) -> bytes | None:
-        """The digest that replay is told by, for the `full` form; None for the `url` form."""
+        """Verify `raw`; return the digest that identifies a `full` message, or None for the `url` form."""
         signature: str = raw["signature"]
         remembered = (raw["url"], signature)
         if self._scheme != "full" and remembered in self._verified:
@@ -114,18 +121,18 @@ class Signatures:
             return None
         if self._scheme != "url":
             digest = SHA256.new(full_signed_text(raw).encode())
-            if self._holds(digest, signature):
+            if self._is_valid(digest, signature):
                 return digest.digest()
-        if self._scheme != "full" and self._holds(
+        if self._scheme != "full" and self._is_valid(
             SHA256.new(url_signed_text(raw["url"]).encode()), signature
         ):
             self._verified[remembered] = None
             if len(self._verified) > REMEMBERED_SIGNATURES:
                 self._verified.popitem(last=False)
             return None
-        raise BadSignature("the signature does not hold")
+        raise BadSignature("the signature is invalid")
 
-    def _holds(self, digest: SHA256.SHA256Hash, signature: str) -> bool:
+    def _is_valid(self, digest: SHA256.SHA256Hash, signature: str) -> bool:
         if self._verifier is None:
             return False
         try:
@@ -136,7 +143,7 @@ class Signatures:
 
 
 def _address(url: str) -> tuple[str, str, int | None] | None:
-    """Scheme, host and port of `url`, or None when it has none."""
+    """The scheme, host and port of `url`; None if it is not a URL with a host."""
     try:
         parts = urlsplit(url)
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme)

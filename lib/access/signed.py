@@ -1,6 +1,7 @@
 """Requests that the serverless engine has signed (docs/protocol.md, "Signature").
 
-Owns the order of the checks: shape, `auth_data`, signature or session, and only then the rest of the body.
+Owns the order of the checks: shape, `auth_data`, signature or session, and only then the rest of the body. It
+does not verify signatures itself: that is signatures.py.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _Signed = TypeVar("_Signed", Admission, SealedEnvelope)
 class SignedRequests:
     """The `Authenticator` for signed requests.
 
-    `signatures` None: no signature is checked (UNSECURED), but envelopes are. `bodies` reads JSON.
-    `refetch_key` looks for a rotated key, and is awaited once before a signature is refused.
+    `signatures` is None if signatures are not checked (UNSECURED); envelopes are always checked. `bodies`
+    reads JSON. `refetch_key` fetches a rotated key, and is awaited once before a signature is refused.
     """
 
     bodies: BodyReader
@@ -38,33 +39,34 @@ class SignedRequests:
 
     @property
     def needs_key(self) -> bool:
-        """Whether signatures are checked: then there has to be a key."""
+        """Whether signatures are checked, which takes a public key."""
         return self.signatures is not None
 
     def use_key(self, pem: str) -> None:
-        """Verify with the public key in `pem`. Raises `ValueError` where there is none."""
+        """Verify with the public key in `pem`. Raises `ValueError` if it holds no key."""
         if self.signatures is not None:
             self.signatures.use_key(pem)
 
     async def admit(self, request: web.Request) -> Admission:
-        """Authenticate `request` by its signature, or by the session that it is inside.
+        """Authenticate `request` by its signature, or by the session that it belongs to.
 
         With header authentication the body stays unread. Raises `Unavailable` (503) without a public key,
-        `Invalid` (422), `Unauthorized` (401), and what `BodyReader.read` raises. A bad signature costs one
-        parse and one verification, unless the key was rotated.
+        `Invalid` (422), `Unauthorized` (401), and what `BodyReader.read` raises. An invalid signature is
+        verified once, and a second time only if the key was rotated meanwhile.
         """
         if self.signatures is not None and not self.signatures.has_key:
             raise Unavailable("no public key", "the engine's public key is not here yet", RETRY_WITHOUT_KEY_S)
         in_headers = header_admission(request.headers)
         if in_headers is not None:
-            return await self._let_in(partial(self._signed, in_headers))
+            return await self._verify_or_refetch(partial(self._if_signed, in_headers))
         async with self.bodies.read(request) as body:
-            return await self._let_in(partial(self._verified, body))
+            return await self._verify_or_refetch(partial(self._open_envelope, body))
 
     async def session_in(self, request: web.Request) -> Session | None:
-        """The session in a body `{"session_id", "session_auth"}`, or None when it is gone.
+        """The session named in a body `{"session_id", "session_auth"}`; None if it is unknown or has ended.
 
-        Raises `Invalid` (422), `Unauthorized` (401) for another `session_auth` than the session's.
+        Raises `Invalid` (422), `BodyTooLarge` (413), and `Unauthorized` (401) if `session_auth` is not that
+        of the session.
         """
         async with self.bodies.read(request) as body:
             if len(body) > PARSED_WHOLE_BYTES:
@@ -79,8 +81,8 @@ class SignedRequests:
             raise Invalid(problems)
         return self.sessions.find(fields["session_id"], fields["session_auth"])
 
-    async def _let_in(self, verify: Callable[[], Admission | None]) -> Admission:
-        """What `verify` gives, at once or with a rotated key. Raises `BadSignature` (401)."""
+    async def _verify_or_refetch(self, verify: Callable[[], Admission | None]) -> Admission:
+        """Return the result of `verify`, called again if the key was rotated. Raises `BadSignature` (401)."""
         key = self._public_key
         admission = verify()
         if admission is None:
@@ -88,36 +90,36 @@ class SignedRequests:
             if self._public_key != key:
                 admission = verify()
         if admission is None:
-            raise BadSignature("the signature does not hold")
+            raise BadSignature("the signature is invalid")
         return admission
 
     @property
     def _public_key(self) -> str:
         return "" if self.signatures is None else self.signatures.public_key
 
-    def _verified(self, body: bytearray) -> Admission | None:
-        """The envelope, or None when its signature does not hold: then nothing that was parsed is kept."""
+    def _open_envelope(self, body: bytearray) -> Admission | None:
+        """Verify an envelope; None if its signature is invalid. Nothing that was parsed is kept then."""
         sealed = SealedEnvelope(body)
         if not sealed.parsed and self.sessions.remembers(sealed.raw_auth):
             sealed.parse()
         if sealed.session_id is None:
-            if not self._signed(sealed):
+            if not self._if_signed(sealed):
                 return None
             opened = sealed.open()
         else:
             session = self.sessions.find(sealed.session_id, sealed.raw_auth)
-            if session is None and not self._signed(sealed, once=False):
+            if session is None and not self._if_signed(sealed, once=False):
                 return None
             opened = sealed.open()
         if opened.session_id is None:
             return opened
         return replace(opened, session=self.sessions.find(opened.session_id, opened.raw_auth))
 
-    def _signed(self, what: _Signed, once: bool = True) -> _Signed | None:
-        """`what`, if its signature holds."""
+    def _if_signed(self, message: _Signed, once: bool = True) -> _Signed | None:
+        """Return `message` if its signature is valid, or else None. Raises `Unauthorized` for a replay."""
         try:
             if self.signatures is not None:
-                self.signatures.check(what.raw_auth, what.auth.reqnum, once=once)
+                self.signatures.check(message.raw_auth, message.auth.reqnum, once=once)
         except BadSignature:
             return None
-        return what
+        return message

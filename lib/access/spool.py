@@ -1,6 +1,7 @@
-"""Bodies that are not JSON go to a temporary file, and are never whole in memory (protocol.md §2, Bodies).
+"""Bodies that are not JSON go to a temporary file, never whole into memory (docs/protocol.md, "Bodies").
 
-Owns the file: it is there while its request is served, and gone afterwards, whatever happens.
+Owns the file: it exists while its request is served, and is deleted afterwards in every case. It does not
+receive the body: that is body.py.
 """
 
 from __future__ import annotations
@@ -21,46 +22,45 @@ from lib.errors import Unavailable
 
 T = TypeVar("T")
 
-# Written in pieces of about this size: a thread for each packet would cost more than the writing.
+# Size of the pieces that are written: a hand-over to a thread for each packet would cost more than the write.
 PIECE_BYTES = 1024 * 1024
 RETRY_WITHOUT_ROOM_S = 30.0
 
 
 @asynccontextmanager
 async def spooled(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[tuple[Path, int], None]:
-    """A file with all of `parts`, and its size in bytes; the file is deleted at the end of the block.
+    """Write `parts` to a file; yield its path and its size in bytes. The file is deleted when the block ends.
 
-    Raises `Unavailable` (503) where the disk can't take it, and what `parts` raises.
+    Raises `Unavailable` (503) if the file can't be written, and what `parts` raises.
     """
-    kept: list[
-        tuple[int, Path]
-    ] = []  # filled in the thread that makes the file: whatever is cut, it is known
+    # Filled by the thread that creates the file, so that a cancelled request deletes it too.
+    created: list[tuple[int, Path]] = []
     try:
         try:
             try:
-                await _in_thread(partial(_create, kept))
+                await _in_thread(partial(_create, created))
                 async with aclosing(parts):
-                    size_bytes = await _write(parts, kept[0][0])
+                    size_bytes = await _write(parts, created[0][0])
             finally:
-                for descriptor, _ in kept:
+                for descriptor, _ in created:
                     await _in_thread(partial(os.close, descriptor))
         except OSError as e:
             raise Unavailable(
-                "no room", f"the body can't be kept: {e.strerror or e}", RETRY_WITHOUT_ROOM_S
+                "no room", f"the body can't be written to disk: {e.strerror or e}", RETRY_WITHOUT_ROOM_S
             ) from e
-        yield kept[0][1], size_bytes
+        yield created[0][1], size_bytes
     finally:
-        for _, path in kept:
+        for _, path in created:
             await _in_thread(partial(path.unlink, missing_ok=True))
 
 
-def _create(kept: list[tuple[int, Path]]) -> None:
+def _create(created: list[tuple[int, Path]]) -> None:
     descriptor, path = tempfile.mkstemp(prefix="pyworker-body-")
-    kept.append((descriptor, Path(path)))
+    created.append((descriptor, Path(path)))
 
 
 async def _write(parts: AsyncGenerator[bytes, None], descriptor: int) -> int:
-    """Write `parts`: how many bytes that were."""
+    """Write `parts` to the file; return the number of bytes."""
     size_bytes = 0
     pending = bytearray()
     async for part in parts:
@@ -80,10 +80,13 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
-    """What `call` gives. A cancelled request waits for it too: what a thread does to a file can't be cut."""
+    """Run `call` in a thread and return its result; a cancelled caller waits for it too.
+
+    A thread can't be cancelled, and must be done with the file before the file is closed or deleted.
+    """
     work = asyncio.ensure_future(run_sync(call))
     cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):  # a cancelled scope would cancel again and again
+    with anyio.CancelScope(shield=True):  # a cancelled scope would cancel this wait over and over
         while not work.done():
             try:
                 await asyncio.wait({work})

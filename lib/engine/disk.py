@@ -1,4 +1,4 @@
-"""Disk use as reports tell it: what `/` holds, and the growth since the engine last heard of it."""
+"""Disk use for status reports: the size in use, and its growth since the last acknowledged report."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from lib.runtime.settings import GIB
 
 @dataclass(frozen=True)
 class DiskReading:
-    """Used on `/` and grown since the last acknowledged reading, in GiB."""
+    """The GiB in use on `/`, and their growth since the last acknowledged reading."""
 
     used_gib: float
     grown_gib: float
 
 
 class DiskUse:
+    """Measures the use of `/`, and its growth between acknowledged readings."""
+
     def __init__(self) -> None:
-        self._told_gib: float | None = None
+        self._acknowledged_gib: float | None = None
 
     def read(self) -> DiskReading:
-        """The disk's use now; blocks for a system call."""
+        """Measure now. Blocks for a system call."""
         used_gib = psutil.disk_usage("/").used / GIB
-        return DiskReading(used_gib, 0.0 if self._told_gib is None else used_gib - self._told_gib)
+        before_gib = used_gib if self._acknowledged_gib is None else self._acknowledged_gib
+        return DiskReading(used_gib, used_gib - before_gib)
 
     def acknowledge(self, reading: DiskReading) -> None:
-        """The engine has been told `reading`: growth counts from there."""
-        self._told_gib = reading.used_gib
+        """Note that the engine has received `reading`: growth counts from it."""
+        self._acknowledged_gib = reading.used_gib

@@ -1,6 +1,7 @@
-"""The seam to whoever sends clients to the worker and hears of its load.
+"""The interface of the serverless engine, which sends clients to the worker and receives its reports.
 
-Owns the `Engine` protocol. The serverless engine of Vast.ai is vast.py's, a worker without one is none.py's.
+Owns the `Engine` protocol. Its implementations are in vast.py (the engine of Vast.ai) and none.py (a worker
+without an engine).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a status report says besides the ledger: seconds to ready (0.0 before), and workload/s."""
+    """The worker's capacity in a status report: seconds until it was ready (0.0 before), and workload/s."""
 
     loadtime_s: float
     max_perf: float
@@ -20,9 +21,10 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One attempt to deliver a message: Unix time, and the engine's status or what went wrong.
+    """One attempt to deliver a message to the engine.
 
-    `message` is without the token, and has the number of finished requests instead of their entries.
+    `at` is in Unix seconds. `answer` is the engine's status line, or the error. `message` has no token, and
+    has the number of finished requests instead of their entries.
     """
 
     at: float
@@ -34,36 +36,36 @@ class Delivery:
 
 
 class Engine(Protocol):
-    """Sends clients to the worker, and is told of its load.
+    """Sends clients to the worker, and receives reports of its load.
 
-    An engine of one's own is a class with these members, given to `Backend(engine=…)`. It finds the worker's
-    numbers in the ledger (`Ledger.snapshot`, `Ledger.finished`), adds to `Ledger.listeners` what has to hear
-    of changes, and acknowledges what it has delivered.
+    To add one, write a class with these members and pass it to `Backend(engine=…)`. It reads the worker's
+    numbers from the ledger (`Ledger.snapshot`, `Ledger.finished`), adds a callback to `Ledger.listeners` for
+    their changes, and acknowledges what it has delivered.
     """
 
     @property
     def public_url(self) -> str:
-        """The URL by which clients reach this worker."""
+        """The URL at which clients reach this worker."""
         ...
 
     def tasks(self, use_key: Callable[[str], None] | None) -> Mapping[str, Callable[[], Awaitable[None]]]:
-        """The tasks that have to run as long as the worker does, by name.
+        """The tasks to run as long as the worker runs, by name.
 
-        One of them gives the public key of signed requests to `use_key`, and again when it is rotated; it
-        skips a key for which that raises `ValueError`. None: nobody needs the key.
+        One of them passes the public key of signed requests to `use_key`, and each rotated key later; a text
+        for which `use_key` raises `ValueError` is skipped. `use_key` is None if the key is not needed.
         """
         ...
 
     async def refetch_key(self) -> None:
-        """Look for a rotated key, in bounded time and not too often: a signature does not hold."""
+        """Fetch a rotated key after an invalid signature. Must limit its duration and its frequency."""
         ...
 
     def state_changed(self, error_msg: str, at_once: bool = True) -> None:
-        """Note that the worker's state has changed, or, not `at_once`, only its `error_msg` ("" for none)."""
+        """Note that the worker's state has changed; without `at_once`, only its `error_msg` ("" for none)."""
         ...
 
     async def finish(self, limit_s: float) -> bool:
-        """Deliver what is left; return whether all of it was taken within `limit_s` seconds."""
+        """Deliver all that is left; return whether that succeeded within `limit_s` seconds."""
         ...
 
     @property

@@ -1,4 +1,8 @@
-"""The engine's public key: fetched at start, and again when signatures stop holding (protocol.md §2)."""
+"""The engine's public key: fetched at the start, and again after an invalid signature.
+
+Owns the requests for the key (docs/protocol.md, "Public key"). It does not verify signatures: that is
+lib/access/signatures.py.
+"""
 
 from __future__ import annotations
 
@@ -16,64 +20,64 @@ log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 10.0
-# A rotated key is looked for at most this often, however many signatures fail.
+# Shortest time between two fetches of a rotated key, however many signatures are invalid.
 REFETCH_INTERVAL_S = 60.0
-# How long a request whose signature fails may wait for the rotated key.
+# Limit of the time that a request with an invalid signature waits for the rotated key.
 REFETCH_LIMIT_S = 5.0
 MAX_KEY_BYTES = 64 * 1024
 
 
 class EngineKey:
-    """Fetches `GET {addr}/pubkey/` from each of `addrs` in turn, at the start and when it is asked to.
+    """Fetches the public key by `GET {addr}/pubkey/` from each of `addrs` in turn, until one has it.
 
-    The PEM text goes to the `use` of a method's caller, which raises `ValueError` for a text without a key;
-    the next address is tried then.
+    The PEM text is passed to a callback `use`. If it raises `ValueError`, because the text holds no key, the
+    next address is tried.
     """
 
     def __init__(self, http: aiohttp.ClientSession, addrs: Sequence[str], clock: Clock) -> None:
         self._http = http
         self._addrs = addrs
         self._clock = clock
-        self._last_look_s: float | None = None
-        self._asked = asyncio.Event()
-        self._looked = asyncio.Event()
+        self._last_refetch_s: float | None = None
+        self._requested = asyncio.Event()
+        self._refetched = asyncio.Event()
 
     async def follow(self, use: Callable[[str], None]) -> None:
-        """Fetch the key, and then a rotated one whenever `refetch` asks for it."""
+        """Fetch the key, and then a rotated key for each call of `refetch`. Never returns."""
         await self.fetch(use)
-        await self.look_when_asked(use)
+        await self.refetch_on_request(use)
 
     async def fetch(self, use: Callable[[str], None]) -> None:
-        """Return once there is a key, however long that takes."""
+        """Fetch the key, with retries until it succeeds."""
         backoff = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
         while not await self._fetch_once(use):
             await sleep(self._clock, backoff.next_s())
 
-    async def look_when_asked(self, use: Callable[[str], None]) -> None:
-        """Look for a rotated key whenever `refetch` asks, for as long as the worker runs.
+    async def refetch_on_request(self, use: Callable[[str], None]) -> None:
+        """Fetch a rotated key for each call of `refetch`. Never returns.
 
-        In a task of its own, so that a client that leaves can't call the look off for the others.
+        Runs in a task of its own, so that a client that leaves can't cancel the fetch for the others.
         """
         while True:
-            await self._asked.wait()
-            self._last_look_s = self._clock.monotonic()
+            await self._requested.wait()
+            self._last_refetch_s = self._clock.monotonic()
             await self._fetch_once(use)
-            self._asked = asyncio.Event()
-            looked, self._looked = self._looked, asyncio.Event()
-            looked.set()
+            self._requested = asyncio.Event()
+            refetched, self._refetched = self._refetched, asyncio.Event()
+            refetched.set()
 
     async def refetch(self) -> None:
-        """Have a rotated key looked for, unless that was done in the last minute; takes 5 s at most.
+        """Have a rotated key fetched, unless the last fetch was less than a minute ago; wait at most 5 s.
 
-        Several callers at once share one look.
+        Concurrent callers share one fetch.
         """
-        if not self._asked.is_set():
-            last_s = self._last_look_s
+        if not self._requested.is_set():
+            last_s = self._last_refetch_s
             if last_s is not None and self._clock.monotonic() - last_s < REFETCH_INTERVAL_S:
                 return
-            self._asked.set()
+            self._requested.set()
         with time_limit(self._clock, REFETCH_LIMIT_S):
-            await self._looked.wait()
+            await self._refetched.wait()
 
     async def _fetch_once(self, use: Callable[[str], None]) -> bool:
         for addr in self._addrs:
@@ -90,7 +94,7 @@ class EngineKey:
 
 
 async def _body(answer: aiohttp.ClientResponse) -> bytes:
-    """The whole body, in however many pieces it comes. Raises `ValueError` when it is too long."""
+    """Read the whole body. Raises `ValueError` if it is longer than `MAX_KEY_BYTES`."""
     body = b""
     async for piece in answer.content.iter_any():
         body += piece

@@ -1,6 +1,6 @@
-"""No engine: for a worker on a cluster of one's own (`ENGINE=none`).
+"""The absence of an engine: for a worker that clients call directly (`ENGINE=none`, docs/kubernetes.md).
 
-Owns nothing but the worker's URL: nobody sends clients here, and nobody is told.
+Owns the worker's URL only: there is no public key to fetch and no report to send.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from lib.engine.engine import Delivery
 
 
 class NoEngine:
-    """The `Engine` of a worker that has none. `public_url` is where it listens."""
+    """The `Engine` of a worker without one. `public_url` is the address at which the worker listens."""
 
     def __init__(self, public_url: str) -> None:
         self.public_url = public_url
@@ -19,10 +19,10 @@ class NoEngine:
         self.attempts: Mapping[str, tuple[int, int]] = {}
 
     def tasks(self, use_key: Callable[[str], None] | None) -> Mapping[str, Callable[[], Awaitable[None]]]:
-        """No task. Raises `ValueError` where a public key is needed: nobody gives one."""
+        """Return no task. Raises `ValueError` if a public key is needed, as there is no source of one."""
         if use_key is not None:
             raise ValueError(
-                "there is no engine to give a public key: requests can't be authenticated by one"
+                "no engine provides a public key: use an authenticator that needs none, or another engine"
             )
         return {}
 
@@ -30,7 +30,7 @@ class NoEngine:
         """Do nothing: there is no key."""
 
     def state_changed(self, error_msg: str, at_once: bool = True) -> None:
-        """Do nothing: nobody is told. The state shows in `/readyz`, `/status` and `/metrics`."""
+        """Do nothing: the state is visible in `/readyz`, `/status` and `/metrics`."""
 
     async def finish(self, limit_s: float) -> bool:
         """Return True: nothing is left to deliver."""

@@ -1,7 +1,7 @@
-"""Reports to the engine: the worker's status and the requests that ended (protocol.md §3).
+"""Reports to the engine: the worker's status and its finished requests (docs/protocol.md, "Reports").
 
-Owns when they are sent, where to, and how often they are tried again. What they say is the ledger's
-(metrics.py) and the worker's standing; only what a 2xx acknowledged is taken off the ledger.
+Owns when and where they are sent, and their retries. It does not own their numbers: these come from the
+ledger (lib/metrics.py), to which a report counts as delivered only after an answer with a status of 2xx.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from lib.wire import DeleteRequests, WorkerStatus
 log = logging.getLogger(__name__)
 
 DELIVERY_TIMEOUT_S = 10.0
-# Within 1 s of any request event, at least every 10 s (protocol.md §3), with room for the sending.
+# A report is due 1 s after an event and 10 s after the last report (docs/protocol.md, "Worker status"). These
+# are shorter, to leave time for the delivery.
 EVENT_INTERVAL_S = 0.8
 IDLE_INTERVAL_S = 9.0
 COMPLETIONS_INTERVAL_S = 1.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 8.0
-# So many finished requests go into one message: making it must not hold up the event loop.
+# Most finished requests in one message: building it must not block the event loop for long.
 MAX_ENTRIES_PER_MESSAGE = 1000
-# Changes of `error_msg` that are kept while the engine takes none; the oldest go first.
-MAX_UNTOLD_ERRORS = 32
-_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # it is kept by our own clock
+# Most changes of `error_msg` that wait for delivery; the oldest are dropped.
+MAX_UNREPORTED_ERRORS = 32
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # `time_limit` applies instead, on the injected clock
 
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """Who reports: the instance's id and token, and the URL by which clients reach the worker."""
+    """The identity in reports: the instance's id and token, and the URL at which clients reach the worker."""
 
     container_id: int
     master_token: str
@@ -51,7 +52,10 @@ class WorkerIdentity:
 
 
 class Reporter:
-    """Delivers status reports to one of `addrs`, and finished requests to one of `key_addrs`."""
+    """Delivers status reports to one of `addrs`, and finished requests to one of `key_addrs`.
+
+    `capacity` returns the worker's current capacity.
+    """
 
     def __init__(
         self,
@@ -63,21 +67,22 @@ class Reporter:
         capacity: Callable[[], Capacity],
         clock: Clock,
     ) -> None:
-        self._status = _Mailbox(http, addrs, "/worker_status/", clock)
-        self._completions = _Mailbox(http, key_addrs, "/delete_requests/", clock)
+        self._status = _MessageSender(http, addrs, "/worker_status/", clock)
+        self._completions = _MessageSender(http, key_addrs, "/delete_requests/", clock)
         self._identity = identity
         self._ledger = ledger
         self._capacity = capacity
         self._clock = clock
         self._disk = DiskUse()
         self._error_msg = ""
-        self._untold_errors: deque[str] = deque()
+        self._unreported_errors: deque[str] = deque()
         self._urgent = asyncio.Event()
-        self._event = asyncio.Event()
-        self._finished = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._completion_added = asyncio.Event()
         self._closing = asyncio.Event()
-        ledger.listeners += [self._event.set, self._finished.set]
-        self._ended = (asyncio.Event(), asyncio.Event())
+        ledger.listeners += [self._changed.set, self._completion_added.set]
+        self._status_done = asyncio.Event()
+        self._completions_done = asyncio.Event()
 
     @property
     def deliveries(self) -> tuple[Delivery, ...]:
@@ -86,91 +91,93 @@ class Reporter:
 
     @property
     def attempts(self) -> dict[str, tuple[int, int]]:
-        """By path, how many attempts to deliver a message succeeded and how many failed."""
-        return {box.path: (box.delivered, box.failed) for box in (self._status, self._completions)}
+        """By path, the numbers of deliveries that succeeded and that failed."""
+        return {
+            sender.path: (sender.delivered, sender.failed) for sender in (self._status, self._completions)
+        }
 
     def state_changed(self, error_msg: str, at_once: bool = True) -> None:
-        """The worker's state changed, or, not `at_once`, only its `error_msg`: report.
+        """Report a change of the worker's state; without `at_once`, only its `error_msg` has changed.
 
-        Each error and each recovery is told, in order; of a run of errors the first and the latest, so
-        that a log full of them can't flood the engine.
+        Each error and each recovery is reported, in order. Of errors in a row only the first and the latest
+        are, so that a log full of errors can't flood the engine.
         """
         if error_msg != self._error_msg:
             self._error_msg = error_msg
-            untold = self._untold_errors
-            if error_msg and len(untold) > 1 and untold[-1] and untold[-2]:
-                untold.pop()
-            if not untold or untold[-1] != error_msg:
-                untold.append(error_msg)
-            if len(untold) > MAX_UNTOLD_ERRORS:
-                untold.popleft()
-        self._event.set()
+            unreported = self._unreported_errors
+            if error_msg and len(unreported) > 1 and unreported[-1] and unreported[-2]:
+                unreported.pop()
+            if not unreported or unreported[-1] != error_msg:
+                unreported.append(error_msg)
+            if len(unreported) > MAX_UNREPORTED_ERRORS:
+                unreported.popleft()
+        self._changed.set()
         if at_once:
             self._urgent.set()
 
     async def report_status(self) -> None:
-        """Deliver status reports until `finish`; the last one tells all that happened."""
+        """Deliver status reports until `finish`; the last one includes every event."""
         retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
-        in_one_go = 0  # changes of the error message to tell without a pause
+        without_pause = 0  # number of changes of the error message to report one right after the other
         while True:
             started, last = self._clock.monotonic(), self._closing.is_set()
             if self._urgent.is_set():
-                in_one_go = len(self._untold_errors)
+                without_pause = len(self._unreported_errors)
             self._urgent.clear()
-            self._event.clear()
+            self._changed.clear()
             if not await self._report_once():
                 await wait_for(self._clock, self._urgent, retry.next_s())
                 continue
             retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
-            in_one_go -= 1
-            if self._untold_errors:
-                if in_one_go > 0:
+            without_pause -= 1
+            if self._unreported_errors:
+                if without_pause > 0:
                     continue
-                self._event.set()
+                self._changed.set()
             elif last:
-                self._ended[0].set()
+                self._status_done.set()
                 return
-            await self._next_occasion(started)
+            await self._wait_until_due(started)
 
     async def report_completions(self) -> None:
         """Deliver finished requests, once a second while there are any, until `finish`."""
         retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
         while True:
             last = self._closing.is_set()
-            self._finished.clear()
-            if not await self._tell_finished():
+            self._completion_added.clear()
+            if not await self._deliver_finished():
                 delay_s = retry.next_s()
-                await (sleep(self._clock, delay_s) if last else self._unless_closing(delay_s))
+                await (sleep(self._clock, delay_s) if last else self._sleep_unless_closing(delay_s))
                 continue
             if last:
-                self._ended[1].set()
+                self._completions_done.set()
                 return
             retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
-            await self._finished.wait()
-            await self._unless_closing(COMPLETIONS_INTERVAL_S)
+            await self._completion_added.wait()
+            await self._sleep_unless_closing(COMPLETIONS_INTERVAL_S)
 
     async def finish(self, limit_s: float) -> bool:
-        """Deliver what is left; whether the engine took all of it within `limit_s` seconds."""
+        """Deliver all that is left; return whether that succeeded within `limit_s` seconds."""
         self._closing.set()
         self._urgent.set()
-        self._event.set()
-        self._finished.set()
+        self._changed.set()
+        self._completion_added.set()
         with time_limit(self._clock, limit_s):
-            for ended in self._ended:
-                await ended.wait()
+            await self._status_done.wait()
+            await self._completions_done.wait()
             return True
-        log.warning("the engine did not take the last reports within %g s", limit_s)
+        log.warning("the engine did not accept the last reports within %g s", limit_s)
         return False
 
-    async def _next_occasion(self, started: float) -> None:
-        """Wait for a change of state, an event that is due, or the idle interval since `started`."""
+    async def _wait_until_due(self, started: float) -> None:
+        """Wait until the next report is due, counted from `started`: a change of state is due immediately."""
         idle_s = started + IDLE_INTERVAL_S - self._clock.monotonic()
-        if await wait_for(self._clock, self._event, idle_s):
+        if await wait_for(self._clock, self._changed, idle_s):
             due_s = started + EVENT_INTERVAL_S - self._clock.monotonic()
             if due_s > 0:
                 await wait_for(self._clock, self._urgent, due_s)
 
-    async def _unless_closing(self, delay_s: float) -> None:
+    async def _sleep_unless_closing(self, delay_s: float) -> None:
         await wait_for(self._clock, self._closing, delay_s)
 
     async def _report_once(self) -> bool:
@@ -181,17 +188,17 @@ class Reporter:
             return False
         self._ledger.acknowledge(snapshot)
         self._disk.acknowledge(disk)
-        # A change that came meanwhile is none that this report told: neighbours in the queue differ.
-        if self._untold_errors and self._untold_errors[0] == report.error_msg:
-            self._untold_errors.popleft()
+        # Not the change that came during the delivery: neighbours in the queue differ.
+        if self._unreported_errors and self._unreported_errors[0] == report.error_msg:
+            self._unreported_errors.popleft()
         return True
 
-    async def _tell_finished(self) -> bool:
-        """Whether all that has finished is delivered, or there is nobody to tell."""
-        full = True
-        while full:  # one that is not full had the last of them
+    async def _deliver_finished(self) -> bool:
+        """Deliver finished requests; True when none remain or no address takes them."""
+        is_full = True
+        while is_full:  # a message that is not full has the last of them
             requests, mark = self._ledger.finished(MAX_ENTRIES_PER_MESSAGE)
-            full = len(requests) == MAX_ENTRIES_PER_MESSAGE
+            is_full = len(requests) == MAX_ENTRIES_PER_MESSAGE
             if not requests:
                 break
             message = DeleteRequests(self._identity.container_id, self._identity.master_token, requests)
@@ -212,7 +219,7 @@ class Reporter:
             rej_load=snapshot.rej_load,
             cur_perf=snapshot.cur_perf,
             max_perf=capacity.max_perf,
-            error_msg=self._untold_errors[0] if self._untold_errors else self._error_msg,
+            error_msg=self._unreported_errors[0] if self._unreported_errors else self._error_msg,
             num_requests_working=snapshot.working,
             num_requests_received=snapshot.received,
             working_request_idxs=snapshot.working_request_idxs,
@@ -221,8 +228,8 @@ class Reporter:
         )
 
 
-class _Mailbox:
-    """One kind of message, to the addresses that take it; stays with the one that took the last."""
+class _MessageSender:
+    """Sends messages to one `path` of the engine, first to the address that accepted the last one."""
 
     def __init__(self, http: aiohttp.ClientSession, addrs: Sequence[str], path: str, clock: Clock) -> None:
         self.addrs = list(addrs)
@@ -234,18 +241,18 @@ class _Mailbox:
         self._failing = False
 
     async def deliver(self, message: dict[str, Any]) -> bool:
-        """Whether some address answered 2xx; each is tried once."""
+        """Send `message` to each address until one answers 2xx; return whether one did."""
         for addr in tuple(self.addrs):
             answer, delivered = await self._post(addr, message)
             self.attempts.append(
-                Delivery(self._clock.wall(), self.path, addr, _noted(message), answer, delivered)
+                Delivery(self._clock.wall(), self.path, addr, _summary(message), answer, delivered)
             )
             if delivered:
                 self.delivered += 1
-                self._log_change(False, f"{addr}{self.path} takes reports again")
+                self._log_change(False, f"{addr}{self.path} accepts reports again")
                 return True
             self.failed += 1
-            self._log_change(True, f"{addr}{self.path} took no report: {answer}")
+            self._log_change(True, f"{addr}{self.path} accepted no report: {answer}")
             self.addrs.remove(addr)
             self.addrs.append(addr)
         return False
@@ -255,10 +262,12 @@ class _Mailbox:
             try:
                 async with self._http.post(
                     f"{addr}{self.path}",
-                    data=io.BytesIO(json.dumps(message).encode()),  # it may be long: sent piece by piece
+                    data=io.BytesIO(
+                        json.dumps(message).encode()
+                    ),  # a stream is sent in pieces: the message may be long
                     headers={"Content-Type": "application/json"},
                     timeout=_NO_TIMEOUT,
-                    allow_redirects=False,  # followed, it would arrive as a GET, and seem to be taken
+                    allow_redirects=False,  # followed as a GET, a redirect would look like an acknowledgement
                 ) as answer:
                     return f"{answer.status} {answer.reason}", 200 <= answer.status < 300
             except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
@@ -266,13 +275,13 @@ class _Mailbox:
         return f"no answer within {DELIVERY_TIMEOUT_S:g} s", False
 
     def _log_change(self, failing: bool, line: str) -> None:
-        """Each turn for the worse or the better once, not each report."""
+        """Log `line` if deliveries have begun to fail or to succeed, not for each delivery."""
         if failing != self._failing:
             self._failing = failing
             log.log(logging.WARNING if failing else logging.INFO, "%s", line)
 
 
-def _noted(message: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a message: no secret, and nothing long."""
-    kept = {k: v for k, v in message.items() if k != "mtoken"}
-    return {**kept, "requests": len(message["requests"])} if "requests" in message else kept
+def _summary(message: dict[str, Any]) -> dict[str, Any]:
+    """The message for `deliveries`: without the token, and with the number of requests in place of them."""
+    summary = {k: v for k, v in message.items() if k != "mtoken"}
+    return {**summary, "requests": len(message["requests"])} if "requests" in message else summary

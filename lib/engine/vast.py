@@ -1,6 +1,6 @@
-"""The serverless engine of Vast.ai, as a worker sees it: a public key to fetch, and reports to deliver.
+"""The serverless engine of Vast.ai: a public key to fetch, and reports to deliver.
 
-Owns the two halves and the events that make them work. What a report says is reports.py's, the key key.py's.
+Owns the choice of addresses and identity. It does not send requests itself: that is reports.py and key.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lib.runtime.settings import Settings
 
 
 class VastEngine:
-    """The `Engine` at the report addresses of `settings`; `capacity` gives what reports say of the worker."""
+    """The `Engine` at the report addresses of `settings`. `capacity` returns the worker's capacity now."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class VastEngine:
         self.finish = self._reporter.finish
 
     def tasks(self, use_key: Callable[[str], None] | None) -> Mapping[str, Callable[[], Awaitable[None]]]:
-        """The status reports, the completions, and the public key where it is needed."""
+        """The tasks for status reports, for completions and, if `use_key` is not None, for the public key."""
         tasks: dict[str, Callable[[], Awaitable[None]]] = {
             "status reports": self._reporter.report_status,
             "completions": self._reporter.report_completions,

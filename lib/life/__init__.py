@@ -1,1 +1,1 @@
-"""The life of a running worker: assembly, start, drain and end."""
+"""The running worker: its configuration, its assembly, its tasks, and its shutdown."""

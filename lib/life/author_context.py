@@ -1,6 +1,7 @@
-"""Async contexts of an author's that are entered when the worker starts, and left when it stops.
+"""An author's async contexts: entered when the worker starts, left when it stops.
 
-Owns how they are entered and left: the lifecycle of a worker, and what its handlers run.
+Owns entering and leaving the lifecycle of a worker and the `running` contexts of its handlers. It does not
+decide when the worker stops: that is lib/server.py.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ Context = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextMa
 
 
 class AuthorContext:
-    """One context, entered by `keep`. `on_entered` is called once it is.
+    """One context, which `keep` enters; it calls `on_entered` then.
 
-    It is left when `leave` is called or `keep` is cancelled; leaving it is never cut short. Entering it is,
-    as long as `is_loaded` is false: it may wait in there for ever.
+    The context is left when `leave` is called or `keep` is cancelled. Leaving is never cancelled. Entering
+    is cancelled with `keep` while `is_loaded` returns false, since it may wait without end.
     """
 
     def __init__(
@@ -36,9 +37,9 @@ class AuthorContext:
         self._is_entered = False
 
     async def keep(self) -> None:
-        """Stay inside the context until the worker stops.
+        """Enter the context, and stay inside until the worker stops. Raises what the context raises.
 
-        The context runs in a task of its own, which anyio's scopes don't reach: they would cancel the
+        The context runs in a task of its own, out of reach of anyio's cancel scopes: these would cancel the
         author's clean-up too.
         """
         inside = asyncio.create_task(self._stay_inside(), name="an author's context")
@@ -55,13 +56,15 @@ class AuthorContext:
                 inside.result()
 
     async def leave(self) -> None:
-        """Leave the context, and return once it is left; at once where it has not been entered."""
+        """Leave the context and return once it is left; return immediately if it has not been entered."""
         self._leaving.set()
         if self._is_entered:
             await self._left.wait()
 
     async def _stay_inside(self) -> None:
-        given = self._context  # one made by @asynccontextmanager is callable too, as a decorator
+        given = (
+            self._context
+        )  # the result of an @asynccontextmanager function is callable too, as a decorator
         async with given if isinstance(given, AbstractAsyncContextManager) else given():
             self._is_entered = True
             self._on_entered()
@@ -69,7 +72,7 @@ class AuthorContext:
 
 
 def context_of_handlers(handlers: Sequence[EndpointHandler[Any]]) -> Context | None:
-    """What `handlers` run as long as the worker serves, as one context; None where they run nothing."""
+    """Combine the `running` contexts of `handlers` into one; None if no handler overrides `running`."""
     base = cast(Any, EndpointHandler).running
     running = [handler for handler in handlers if cast(Any, type(handler)).running is not base]
     return partial(_all_running, running) if running else None

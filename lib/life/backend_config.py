@@ -1,8 +1,7 @@
 """The arguments of `Backend` that concern the model server and the worker's life, and their checks.
 
-Owns what is wrong with these arguments, whether an author gave them to `Backend` or declared them. What is
-wrong with a handler is found by `EndpointHandler.problems`, what is wrong with a declaration by
-lib/declare/worker_config.py.
+Owns the checks of these arguments, which authors give to `Backend` or declare. It does not check handlers
+(`EndpointHandler.problems` does) or declarations (lib/declare/worker_config.py does).
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ BACKEND_NAMES = ArgumentNames(
 class BackendConfig:
     """The arguments of one `Backend`, with its handlers' health check.
 
-    `url` is "" without a model server. `max_perf` is in workload/s; `benchmark_cap` is the highest
-    concurrency that the benchmark may use, None for no limit. `unsecured`, `engine` and `authenticator`, if
-    not None, replace what the environment says.
+    `url` is "" without a model server. `max_perf` is in workload/s, and used if there is no
+    `benchmark_handler`. `benchmark_cap` is the highest concurrency of the benchmark, None for no limit.
+    `unsecured`, `engine` and `authenticator`, if not None, override the environment.
     """
 
     url: str
@@ -67,7 +66,7 @@ class BackendConfig:
     authenticator: Authenticator | None = None
 
     def problems(self) -> list[str]:
-        """One line for each reason why these arguments of `Backend`, or its handlers, can't work."""
+        """One line for each problem of these arguments and of the handlers; empty if there is none."""
         return [
             *self.argument_problems(BACKEND_NAMES),
             *self.ready_signal_problems(BACKEND_NAMES),
@@ -75,7 +74,7 @@ class BackendConfig:
         ]
 
     def argument_problems(self, names: ArgumentNames) -> Iterator[str]:
-        """Yield a line for each wrong argument, in the author's words."""
+        """Yield a line for each wrong argument, with the names in `names`."""
         if self.url and not is_http_url(self.url):
             yield f"model_server_url {self.url!r} is not an http(s) URL"
         yield from below_minimum(self, 0, "max_sessions")
@@ -87,7 +86,7 @@ class BackendConfig:
             yield f"max_perf is {self.max_perf}, not a finite number of workload/s ≥ 0"
 
     def ready_signal_problems(self, names: ArgumentNames) -> Iterator[str]:
-        """Yield a line if the worker could never become ready, in the author's words.
+        """Yield a line if the worker could never become ready, with the names in `names`.
 
         A rule for loaded lines counts even without a log file, which `argument_problems` reports.
         """
@@ -96,18 +95,18 @@ class BackendConfig:
 
     @property
     def ready_signals(self) -> tuple[ReadySignal, ...]:
-        """The signals that must all come before the worker counts as loaded."""
+        """The signals that must all have been seen before the worker counts as loaded."""
         handlers = () if self.context_of_handlers is None else (ReadySignal.HANDLERS,)
         return (*handlers, *self._signals_of_model)
 
     @property
     def context_of_handlers(self) -> Context | None:
-        """What the handlers run as long as the worker serves; None where they run nothing."""
+        """The `running` contexts of the handlers as one; None if no handler has one."""
         return context_of_handlers(self.handlers)
 
     @property
     def _signals_of_model(self) -> tuple[ReadySignal, ...]:
-        """The signals of the model itself; where there is a lifecycle, that is the only one."""
+        """The signals of the model itself; a lifecycle replaces all others."""
         if self.lifecycle is not None:
             return (ReadySignal.LIFECYCLE,)
         if not self.url:
@@ -120,5 +119,5 @@ class BackendConfig:
 
     @property
     def has_load_rule(self) -> bool:
-        """Whether a log rule is for the line that the model server writes once its model is loaded."""
+        """Whether a log rule has the action `ModelLoaded`."""
         return any(action is LogAction.ModelLoaded for action, _ in self.log_actions)

@@ -1,7 +1,7 @@
-"""A running worker: its parts, which of them hears of which event, and how it stops.
+"""A running worker: its components, how they are connected, and the steps of its shutdown.
 
-Owns the assembly: the engine, the authenticator and all else that a worker consists of are chosen here. The
-path of a request through the parts is lib/backend.py's; lib/server.py runs the tasks.
+Owns the assembly: the engine, the authenticator and all other components are chosen here. It does not own the
+path of a request (lib/backend.py), and does not run the tasks (lib/server.py).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Tasks = dict[str, Callable[[], Awaitable[None]]]
 
 @dataclass(kw_only=True)
 class RunningWorker:
-    """The parts of a running worker. `spawn` is set by the server while it serves."""
+    """The components of a running worker. `spawn` starts a task that outlives its caller."""
 
     settings: Settings
     engine: Engine
@@ -70,7 +70,7 @@ class RunningWorker:
     phase: Phase = field(default_factory=Phase)
 
     def tasks(self) -> Tasks:
-        """The tasks that have to run as long as the worker does, by name."""
+        """The tasks to run as long as the worker runs, by name."""
         use_key = self.use_key if self.authenticator.needs_key else None
         tasks: Tasks = dict(self.engine.tasks(use_key))
         if self.log_watch is not None:
@@ -86,19 +86,19 @@ class RunningWorker:
         return tasks
 
     def drain(self) -> None:
-        """Take no more requests, and refuse those that wait or are still on their way with 503."""
+        """Accept no more requests; refuse those that wait or are still being received with 503."""
         self.phase = Phase(draining=True)
         self.readiness.drain()
         self.sessions.end_all(SessionEnd.DRAINED)
-        self.lanes.release_all(Draining)
+        self.lanes.refuse_all(Draining)
         self.payloads.stop()
 
     def cut(self) -> None:
-        """Count the requests that are still in flight as errored: they are cut by the worker from now on."""
+        """Record requests still in flight as errored from now on: the worker is cutting them off."""
         self.phase = Phase(draining=True, cut=True)
 
     async def leave_handlers(self) -> None:
-        """Leave what the handlers run (`EndpointHandler.running`): no request needs it any more."""
+        """Leave the handlers' contexts (`EndpointHandler.running`), once no request needs them any more."""
         if self.handlers is not None:
             await self.handlers.leave()
 
@@ -119,10 +119,11 @@ async def open_worker(
     spawn: Spawn,
     process_age_s: float = 0.0,
 ) -> AsyncGenerator[RunningWorker, None]:
-    """A worker with its connections open for as long as the block runs.
+    """Assemble a worker, with its connections open until the block ends.
 
-    `directory` holds the saved benchmark. Nothing runs yet: the caller starts `RunningWorker.tasks`. Raises
-    `SettingsError` when `config` can't work.
+    `directory` holds the saved benchmark; `process_age_s` is the number of seconds since the process started.
+    No task runs yet: the caller starts `RunningWorker.tasks`. Raises `SettingsError` with all problems of
+    `config`.
     """
     if problems := config.problems():
         raise SettingsError(problems)

@@ -83,7 +83,7 @@ class LocalEngine:
     invalid endpoint name.
 
     Args:
-        scheme: the form of the signatures in `/route/` answers (docs/protocol.md, "Signatures").
+        scheme: the form of the signatures in `/route/` answers (docs/protocol.md, "Signature").
         api_key: the only key accepted; None accepts any key that isn't empty.
         endpoint: the endpoint of workers whose report address has no `/e/NAME`.
         clock: the time used for delays, for silent workers and in timestamps.
@@ -274,7 +274,7 @@ class LocalEngine:
     def route(self, query: RouteQuery, avoid: Collection[str] = ()) -> dict[str, Any]:
         """Return the answer of `/route/`: signed for a worker, or without `url` if no worker is ready.
 
-        Its fields are those of docs/protocol.md, "The client asks the engine". A retry of an open
+        Its fields are those of docs/protocol.md, "Route". A retry of an open
         `request_idx` takes its cost off the worker it was routed to before. It goes to another worker if one
         is ready, as the first may be dead without the engine knowing it yet. Workers with a URL in `avoid`
         are not picked.

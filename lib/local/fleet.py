@@ -22,7 +22,7 @@ WorkerState = Literal["loading", "ready", "error", "stopped"]
 WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
 
 # A worker without a report for this long, in seconds, is stopped. Workers report at least every 10 s
-# (docs/protocol.md, "The worker reports"), so three reports in a row are missing.
+# (docs/protocol.md, "Worker status"), so three reports in a row are missing.
 SILENCE_S = 30.0
 # The arrival rate is the average over this many seconds: long enough for several reports, short enough to
 # follow a rising load.

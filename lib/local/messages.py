@@ -1,7 +1,7 @@
 """Parses the JSON bodies sent to the local engine strictly into the dataclasses of lib/wire.py.
 
 Owns `Fields`, which validates single fields, and one reader for each message of workers and clients
-(docs/protocol.md, "The client asks the engine" and "The worker reports"). Does not own the parameters of
+(docs/protocol.md, "Route" and "Reports"). Does not own the parameters of
 endpoints and workergroups (groups.py). An invalid message raises a `BadMessage` that names every wrong field,
 and has no effect.
 """
@@ -208,7 +208,7 @@ class Fields:
 
 
 def read_worker_status(message: Mapping[str, object]) -> WorkerStatus:
-    """Read a `/worker_status/` report (docs/protocol.md, "The worker reports"); unknown keys are ignored.
+    """Read a `/worker_status/` report (docs/protocol.md, "Worker status"); unknown keys are ignored.
 
     Every documented field is required, with its type and range. `url` may be empty only with an `error_msg`:
     an instance that can't start may not know its URL. Raises `BadMessage` (400).
@@ -241,7 +241,7 @@ def read_worker_status(message: Mapping[str, object]) -> WorkerStatus:
 
 
 def read_delete_requests(message: Mapping[str, object]) -> DeleteRequests:
-    """Read a `/delete_requests/` message (docs/protocol.md, "The worker reports").
+    """Read a `/delete_requests/` message (docs/protocol.md, "Finished requests").
 
     Raises `BadMessage` (400), also if `success` contradicts `status`.
     """
@@ -276,7 +276,7 @@ def _finished_request(entry: Fields) -> FinishedRequest:
 
 @dataclass(frozen=True)
 class RouteQuery:
-    """A request to `/route/` (docs/protocol.md, "The client asks the engine").
+    """A request to `/route/` (docs/protocol.md, "Route").
 
     `cost` is an int or a float, as it was sent. A `request_idx` of 0 means a new request.
     """

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from lib.errors import WorkerError
 from lib.local.messages import BadMessage, parse_object
 
-# The keys of a worker's 422 body, which is nested like the request (docs/protocol.md, "The answer").
+# The keys of a worker's 422 body, which is nested like the request (docs/protocol.md, "Answers").
 _REQUEST_PARTS = frozenset({"auth_data", "body", "payload", "session_id"})
 
 _TYPES: Mapping[int, str] = {
@@ -48,7 +48,7 @@ def openai_error(status: int, message: str, code: str | None, headers: CIMultiDi
 
 
 def worker_error(status: int, body: bytes) -> tuple[str, str | None] | None:
-    """Message and code of a worker's own error (docs/protocol.md, "The answer"); None for any other body."""
+    """Message and code of a worker's own error (docs/protocol.md, "Answers"); None for any other body."""
     try:
         answer = parse_object(body)
     except BadMessage:

@@ -39,7 +39,7 @@ from lib.model.relay import end_to_end_headers, pass_on
 
 log = logging.getLogger(__name__)
 
-# A worker's default limit for JSON bodies (docs/protocol.md, "The envelope"). They are buffered here to read
+# A worker's default limit for JSON bodies (docs/protocol.md, "Bodies"). They are buffered here to read
 # the cost from them.
 MAX_JSON_BYTES = 64 * 1024 * 1024
 # Larger bodies are parsed in a thread, so as not to block the event loop.

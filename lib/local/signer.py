@@ -1,6 +1,6 @@
 """The local engine's signatures. In production, the serverless engine makes them.
 
-Owns the RSA key pair and the making of signatures (docs/protocol.md, "Signatures"). Does not own what is
+Owns the RSA key pair and the making of signatures (docs/protocol.md, "Signature"). Does not own what is
 signed (engine.py).
 """
 

@@ -1,1 +1,1 @@
-"""One request: its exchange, its verdict, its lane and slot, the session it is in, its observers."""
+"""One request: its exchange, verdict, lane and slot, its session, and the observers of its steps."""

@@ -1,6 +1,7 @@
 """The access log: one line for each request that a handler serves (docs/operating.md, "Logs").
 
-Owns the line's form. It never holds payloads, tokens or signatures.
+Owns the format of the line, which never contains payloads, tokens or signatures. It does not configure
+logging: that is lib/runtime/logs.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ log = logging.getLogger("lib.access")
 
 
 class AccessLog(Observer):
-    """Logs each request when it has ended: its id, route, status, outcome, workload and durations."""
+    """Logs each request at its end: id, method, path, status, outcome, workload and durations in seconds."""
 
     def ended(self, exchange: Exchange) -> None:
         outcome = exchange.outcome

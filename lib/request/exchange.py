@@ -1,7 +1,7 @@
 """One request between a client's socket and the model server: an exchange.
 
-Owns the state of one request: its id, entry, times, heartbeat, what its client has been sent, its verdict.
-The steps it goes through are in lib/backend.py; the rules for the verdict are in verdict.py.
+Owns the state of one request: id, ledger entry, times, heartbeat, verdict, and what has been sent.
+It does not decide the order of the steps (lib/backend.py) or the rules of the verdict (verdict.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _OUTCOMES = {"served": Outcome.SERVED, "errored": Outcome.ERRORED}
 
 @dataclass(frozen=True)
 class Phase:
-    """What the worker does while a request is judged: it may be `draining`, or have `cut` what is left."""
+    """The worker's shutdown: `draining` once it has begun, `cut` once remaining requests are cut off."""
 
     draining: bool = False
     cut: bool = False
@@ -62,7 +62,7 @@ class Steps:
 
 
 class Exchange:
-    """One request and all that is known of it. Times are monotonic seconds of the worker's clock.
+    """One request and its state. Times are monotonic seconds of the worker's clock.
 
     An author's handler reads `request["auth_data"]` and `request["payload"]`, and may set
     `request["outcome"]` to "served" or "errored".
@@ -88,7 +88,7 @@ class Exchange:
         self.status = 0
         handler = lane.handler
         self.finishes = handler.on_disconnect == "finish"
-        has_heartbeat = bool(handler.keepalive_s) and request.method != "HEAD"  # whose answer has no body
+        has_heartbeat = bool(handler.keepalive_s) and request.method != "HEAD"  # its answer has no body
         self.heartbeat = Heartbeat(self.request, handler.keepalive_s or 0.0, clock) if has_heartbeat else None
         self._entry: Entry | None = None
         self._clock = clock
@@ -102,69 +102,69 @@ class Exchange:
 
     @staticmethod
     def of(request: web.Request) -> Exchange | None:
-        """The exchange that `request` belongs to; None for routes that no handler serves."""
+        """The exchange of `request`; None for routes that no handler serves."""
         return request.get(_KEY)
 
     # Facts
 
     @property
     def entry(self) -> Entry:
-        """The request's entry in the ledger, once it is admitted."""
+        """The request's entry in the ledger. It exists once `admit` was called."""
         assert self._entry is not None
         return self._entry
 
     @property
     def is_admitted(self) -> bool:
-        """Whether the request was authenticated: it has an entry in the ledger."""
+        """Whether the request was authenticated, and so has an entry in the ledger."""
         return self._entry is not None
 
     @property
     def client_left(self) -> bool:
-        """Whether the client's connection has ended, or is about to."""
+        """Whether the client's connection is closed or closing."""
         transport = self.request.transport
         return transport is None or transport.is_closing()
 
     @property
     def heartbeat_out(self) -> bool:
-        """Whether a newline, and with it status 200, has been sent."""
+        """Whether a newline of the heartbeat, and with it status 200, was sent."""
         return self.heartbeat is not None and self.heartbeat.begun
 
     @property
     def answer_out(self) -> bool:
-        """Whether an answer, more than newlines, has begun: no other may follow."""
+        """Whether an answer has begun, beyond newlines of the heartbeat: no other answer may follow."""
         is_waiting = self.heartbeat is not None and self.heartbeat.waiting
         return self.request.writer.output_size > 0 and not is_waiting
 
     @property
     def outcome(self) -> Outcome | None:
-        """The outcome in the ledger; None before the end, and for a request that was not admitted."""
+        """The outcome in the ledger; None before the end and for requests that were not admitted."""
         return None if self._entry is None else self._entry.outcome
 
     @property
     def workload(self) -> float:
-        """The workload in the author's unit; 0.0 before it is counted."""
+        """The workload in the author's unit; 0.0 before the payload was read."""
         return 0.0 if self._entry is None else self._entry.workload
 
     @property
     def queue_s(self) -> float:
-        """Seconds from the request's first line to its slot, or to now while it has none."""
+        """Seconds from the request's arrival to its slot, or to its end or now if it has none."""
         return (self._now(self.ended_s) if self.started_s is None else self.started_s) - self.began_s
 
     @property
     def first_byte_s(self) -> float | None:
-        """When the answer's first byte went out: of its body, where that comes in parts."""
+        """The time of the answer's first byte; of its first chunk if the body is streamed. None before."""
         return self._head_s if self._chunk_s is None else self._chunk_s
 
     @property
     def total_s(self) -> float:
-        """Seconds from the request's first line to its end, or to now."""
+        """Seconds from the request's arrival to its end, or to now."""
         return self._now(self.ended_s) - self.began_s
 
     def forwarded_headers(self) -> dict[str, str]:
-        """The header fields of the client that reach the model server.
+        """The client's header fields that the model server receives (docs/protocol.md, "Forwarded request").
 
-        No compressed answer is asked for where it could not be passed on as it is: after a heartbeat, or
-        where an author's code reads it.
+        `Accept-Encoding` is left out if a compressed answer could not be passed on unchanged: with a
+        heartbeat, or if author code reads the answer.
         """
         handler, headers = self.lane.handler, self.request.headers
         may_be_compressed = handler.accepts_compressed_answers and handler.keepalive_s is None
@@ -174,14 +174,14 @@ class Exchange:
     # Steps
 
     def admit(self, auth: object, entry: Entry, session: Session | None) -> None:
-        """Note that the request is authenticated, and inside `session` if that is not None."""
+        """Note that the request is authenticated, and belongs to `session` if that is not None."""
         self._entry, self.session = entry, session
         self.request["auth_data"] = auth
         if self._steps.admitted:
             _notify(self._steps.admitted, self)
 
     def receive(self, received: Any, payload: Any, workload: float) -> None:
-        """Note the payload as `received` and as the handler's author reads it."""
+        """Note the payload, as `received` and as the handler has read it, and its workload."""
         self.request["payload"], self.payload = received, payload
         self.entry.set_workload(workload)
 
@@ -192,37 +192,37 @@ class Exchange:
             _notify(self._steps.accepted, self)
 
     def start(self) -> None:
-        """Note that the request has its slot."""
+        """Note that the request has its slot: the model is called next."""
         self.entry.start()
         self.started_s = self._clock.monotonic()
         if self._steps.started:
             _notify(self._steps.started, self)
 
     def stream(self) -> None:
-        """Note that the body will come in chunks, each announced by `chunk_out`."""
+        """Note that the answer's body is streamed; `chunk_out` is called before each chunk."""
         self._is_streamed = True
 
     def head_out(self, response: web.StreamResponse) -> None:
-        """Check that `response` may begin, and note its head. Raises `RuntimeError` for a second answer."""
+        """Note that `response` is about to send its headers. Raises `RuntimeError` for a second answer."""
         if self.heartbeat is not None:
             self.heartbeat.check(response)
         if self.request.writer.output_size > 0:
-            raise RuntimeError("another answer to this request has begun already")
+            raise RuntimeError("an answer to this request has already begun")
         first, self._head_s = self._head_s is None, self._clock.monotonic()
         is_heartbeat = self.heartbeat is not None and self.heartbeat.is_stream(response)
         if first and not self._is_streamed and not is_heartbeat:
             self._first_byte()
 
     def chunk_out(self) -> None:
-        """Note that a part of the body is about to be written."""
+        """Note that a chunk of the answer's body is about to be written."""
         if self._chunk_s is None:
             self._chunk_s = self._clock.monotonic()
             self._first_byte()
 
     async def write(self, response: web.StreamResponse) -> web.StreamResponse:
-        """Write what is not written yet of `response`; return the answer that the client got.
+        """Write the rest of `response`; return the answer that was sent, which may be the heartbeat's.
 
-        Raises `ClientGone` when the client left, unless the handler's work is to finish all the same.
+        Raises `ClientGone` if the client left, except for handlers with `on_disconnect="finish"`.
         """
         self._answer_status = response.status
         try:
@@ -237,7 +237,7 @@ class Exchange:
         return response
 
     def conclude(self, error: BaseException | None, written: web.StreamResponse | None = None) -> Verdict:
-        """Judge the request, ended by `error` or with `written`, and give its entry the outcome."""
+        """Decide the verdict once, from `error` or the answer `written`; set the outcome of the entry."""
         if self.verdict is None:
             phase = self._phase()
             ending = Ending(
@@ -260,9 +260,9 @@ class Exchange:
         return self.verdict
 
     async def reply(self, verdict: Verdict, error: BaseException) -> web.StreamResponse:
-        """The reply that `verdict` gives the client of a request that `error` has ended.
+        """Return the reply to a request that `error` has ended, as `verdict` says.
 
-        Raises `error` where there is none to give: it cancels the request's task, or came after the answer.
+        Raises `error` if the verdict has no reply: the request's task is being cancelled from outside.
         """
         if verdict.reply is Reply.NONE:
             raise error
@@ -285,12 +285,11 @@ class Exchange:
         self.ended_s = self._clock.monotonic()
         if self._steps.ended:
             _notify(self._steps.ended, self)
-        self.request.pop(
-            _KEY, None
-        )  # the two refer to each other: only the garbage collector would free them
+        # Break the reference cycle, so that both are freed without the garbage collector.
+        self.request.pop(_KEY, None)
 
-    async def tell_client_left(self) -> None:
-        """Tell the handler that its client left while the model worked."""
+    async def notify_client_left(self) -> None:
+        """Call the handler's `on_client_disconnect`; log what it raises."""
         try:
             await self.lane.handler.on_client_disconnect(self.payload)
         except Exception as e:  # noqa: BLE001 - an author may raise anything
@@ -328,12 +327,15 @@ _KEY = web.RequestKey("pyworker.exchange", Exchange)
 
 
 async def note_head(request: web.Request, response: web.StreamResponse) -> None:
-    """For an application's `on_response_prepare`: check and note the head of every answer."""
+    """Note the headers of every answer; a signal for the application's `on_response_prepare`.
+
+    Raises `RuntimeError` for a second answer.
+    """
     exchange = Exchange.of(request)
     if exchange is not None:
         exchange.head_out(response)
     elif request.writer.output_size > 0:
-        raise RuntimeError("another answer to this request has begun already")
+        raise RuntimeError("an answer to this request has already begun")
 
 
 def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
@@ -346,13 +348,13 @@ def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
 
 
 def _without_api_key(request: web.Request) -> web.Request:
-    """`request` without the `api_key` in its query: no handler may log it or pass it on."""
+    """Remove `api_key` from the query of `request`, so that no handler logs or forwards it."""
     if "api_key" not in request.rel_url.query:
         return request
     return request.clone(rel_url=request.rel_url.without_query_params("api_key"))
 
 
 def _request_id(request: web.Request) -> str:
-    """The client's own `X-Request-Id`, where it is fit for a log line, or a new one."""
+    """The client's `X-Request-Id` if it is safe in a log line, otherwise a new id."""
     own = request.headers.get("X-Request-Id", "")
     return own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(8)

@@ -1,7 +1,7 @@
 """Lanes: one for each handler, with its limit on waiting and its queue for slots at the model server.
 
 Owns which handlers share a queue, the estimate of the wait on arrival, and the queues: first come, first
-served, each wait limited by the clock.
+served, each wait limited in time. It does not measure the model server's throughput: that is lib/model/.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lib.uploads import Upload
 
 ErrorFactory = Callable[[], Exception]
 
-# What a waiter is woken with: None for a slot of its own, else what makes its exception.
-_Verdict = ErrorFactory | None
+# The result of a wait: None if the waiter got a slot, else the factory of the exception to raise.
+_WaitResult = ErrorFactory | None
 
 
 class Lane:
-    """The way of one handler's requests to the model server. `max_wait_s` None: they wait without a limit."""
+    """One handler with its queue. Requests wait at most `max_wait_s` for a slot; None is no limit."""
 
     def __init__(self, handler: Handler, queue: SlotQueue, max_wait_s: float | None) -> None:
         self.handler = handler
@@ -41,7 +41,7 @@ class Lane:
         raw_auth: dict[str, Any],
         session_id: str | None,
     ) -> Any:
-        """The payload as the handler's author reads it: an upload, or JSON with its envelope around it.
+        """Read a payload with the handler: an upload as it is, JSON inside an envelope.
 
         `raw_auth` is the request's `auth_data`. Raises `Invalid` (422).
         """
@@ -56,9 +56,9 @@ class Lane:
             raise Invalid(e.message) from e
 
     def check_wait(self, load: float, max_perf: float) -> None:
-        """Refuse a request that would wait too long behind `load`, at `max_perf` workload/s (0.0: unknown).
+        """Check the estimated wait behind a workload of `load` at `max_perf` workload/s (0.0: unknown).
 
-        Raises `TooBusy` (429).
+        Raises `TooBusy` (429) if it is longer than `max_wait_s`.
         """
         if self.max_wait_s is None or max_perf <= 0:
             return
@@ -69,7 +69,7 @@ class Lane:
             )
 
     def slot(self) -> Slot:
-        """A slot at the model server, for an `async with` (`SlotQueue.slot`)."""
+        """Return a slot at the model server for an `async with` (see `SlotQueue.slot`)."""
         return self.queue.slot(self.max_wait_s)
 
 
@@ -77,8 +77,8 @@ class Lanes:
     """The lanes of a worker.
 
     Handlers that are not parallel share one queue with a single slot. A parallel handler, or one with a
-    `max_concurrency`, has a queue of its own, the same on all of its routes. `is_parallel` and `max_wait_s`
-    are the defaults of handlers. `seconds_to_drain` estimates when what is in flight now will be done.
+    `max_concurrency`, has its own queue for all of its routes. `is_parallel` and `max_wait_s` are defaults
+    for handlers that don't set their own. `seconds_to_drain` estimates how long the requests in flight take.
     """
 
     def __init__(
@@ -96,22 +96,22 @@ class Lanes:
         self._one_at_a_time = self._queue(1)
 
     def add(self, handler: Handler) -> Lane:
-        """A lane for one more route of `handler`."""
+        """Add a lane for one route of `handler`."""
         limit = handler.max_queue_time
         lane = Lane(handler, self._queue_of(handler), self._max_wait_s if limit is None else limit)
         self._lanes.append(lane)
         return lane
 
     def concurrency_of(self, handler: Handler) -> int | None:
-        """The most requests of `handler` at the model server at once; None: any number."""
+        """The highest number of requests of `handler` at the model server at once; None for no limit."""
         if handler.max_concurrency is not None:
-            return max(1, handler.max_concurrency)  # less is refused when the worker starts
+            return max(1, handler.max_concurrency)  # a smaller value is reported when the worker starts
         return None if self._allows_parallel(handler) else 1
 
-    def release_all(self, error_factory: ErrorFactory) -> None:
-        """Refuse every request that waits, now and from now on (`SlotQueue.release_all`)."""
+    def refuse_all(self, error_factory: ErrorFactory) -> None:
+        """Refuse every request that waits, now and from now on (see `SlotQueue.refuse_all`)."""
         for queue in self._queues():
-            queue.release_all(error_factory)
+            queue.refuse_all(error_factory)
 
     @property
     def waiting(self) -> int:
@@ -144,9 +144,9 @@ class Lanes:
 
 
 class SlotQueue:
-    """At most `limit` at work at once (None: any number), the others in the order in which they came.
+    """Slots for at most `limit` requests at once (None: no limit); others wait in the order of arrival.
 
-    `retry_after` gives the seconds that a 429 names in its `Retry-After`.
+    `retry_after` returns the seconds for the `Retry-After` of a 429.
     """
 
     def __init__(
@@ -158,79 +158,79 @@ class SlotQueue:
         self._clock = clock
         self._retry_after = retry_after
         self._working = 0
-        # Ordered and with removal from anywhere at the same small cost; while anyone waits, no slot is free.
-        self._waiters: OrderedDict[asyncio.Future[_Verdict], None] = OrderedDict()
-        self._released_with: ErrorFactory | None = None
+        # In order of arrival, with removal anywhere in constant time. While it is not empty, no slot is free.
+        self._waiters: OrderedDict[asyncio.Future[_WaitResult], None] = OrderedDict()
+        self._refused_with: ErrorFactory | None = None
 
     @property
     def waiting(self) -> int:
-        """How many wait for a slot."""
+        """The number of requests that wait for a slot."""
         return len(self._waiters)
 
     @property
     def working(self) -> int:
-        """How many hold a slot."""
+        """The number of requests that hold a slot."""
         return self._working
 
     def slot(self, max_wait_s: float | None = None) -> Slot:
-        """`async with queue.slot(…):` holds a slot for its block, after waiting at most `max_wait_s` for it.
+        """Return a slot for an `async with`, which waits at most `max_wait_s` for it and holds it inside.
 
-        Entering raises `TooBusy` once `max_wait_s` has passed (at once if it is 0; None: no limit), or what
-        `release_all` was told to raise.
+        Entering raises `TooBusy` (429) once `max_wait_s` has passed (immediately if it is 0; None is no
+        limit), or the error of `refuse_all`.
         """
         return Slot(self, max_wait_s)
 
-    def release_all(self, error_factory: ErrorFactory) -> None:
-        """Every waiter, and everyone who would have to wait from now on, gets an exception of its own."""
-        self._released_with = error_factory
+    def refuse_all(self, error_factory: ErrorFactory) -> None:
+        """Raise a new exception of `error_factory` in every wait, now and from now on."""
+        self._refused_with = error_factory
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=False)
             if not waiter.done():
                 waiter.set_result(error_factory)
 
-    # What slots do
+    # Called by `Slot`
 
-    def take(self) -> bool:
-        """Whether there was a free slot; then it is taken."""
+    def try_acquire(self) -> bool:
+        """Take a slot if one is free; return whether it was."""
         if self.limit is not None and self._working >= self.limit:
             return False
         self._working += 1
         return True
 
-    def give(self) -> None:
-        """A slot is given back: to whoever has waited longest, else it is free."""
+    def release(self) -> None:
+        """Give a slot back: it goes to the request that has waited longest, or becomes free."""
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=False)
-            if not waiter.done():  # a cancelled one, whose task has not run since
+            if not waiter.done():  # it was cancelled, and its task has not run since
                 waiter.set_result(None)
                 return
         self._working -= 1
 
     async def wait(self, max_wait_s: float | None) -> None:
-        """Return with a slot taken. Raises what `slot` tells."""
-        if self._released_with is not None:
-            raise self._released_with()
+        """Wait for a slot and take it. Raises the errors that `slot` names."""
+        if self._refused_with is not None:
+            raise self._refused_with()
         if max_wait_s is not None and max_wait_s <= 0:
             raise self._too_busy(max_wait_s)
-        waiter: asyncio.Future[_Verdict] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[_WaitResult] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         timer = None
         if max_wait_s is not None:
             timer = self._clock.call_later(max_wait_s, partial(self._expire, waiter, max_wait_s))
         try:
-            verdict = await waiter
+            error_factory = await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.result() is None:
-                self.give()  # granted and cancelled at the same moment
+                self.release()  # the slot was granted and the wait cancelled at the same moment
             self._waiters.pop(waiter, None)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
-        if verdict is not None:
-            raise verdict()
+        if error_factory is not None:
+            raise error_factory()
 
-    def _expire(self, waiter: asyncio.Future[_Verdict], max_wait_s: float) -> None:
+    def _expire(self, waiter: asyncio.Future[_WaitResult], max_wait_s: float) -> None:
         if not waiter.done():
             del self._waiters[waiter]
             waiter.set_result(partial(self._too_busy, max_wait_s))
@@ -240,7 +240,7 @@ class SlotQueue:
 
 
 class Slot:
-    """One arrival's place in a `SlotQueue`; made by `SlotQueue.slot`, and good for one `async with`."""
+    """A slot of a `SlotQueue` for one `async with`; made by `SlotQueue.slot`."""
 
     __slots__ = ("_max_wait_s", "_queue")
 
@@ -249,10 +249,10 @@ class Slot:
         self._max_wait_s = max_wait_s
 
     async def __aenter__(self) -> None:
-        if not self._queue.take():
+        if not self._queue.try_acquire():
             await self._queue.wait(self._max_wait_s)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._queue.give()
+        self._queue.release()

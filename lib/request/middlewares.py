@@ -1,6 +1,6 @@
-"""An author's middlewares: functions around the answer to every authenticated request.
+"""An author's middlewares: functions that wrap the handling of every authenticated request.
 
-Owns the order in which they wrap. Their shape is that of aiohttp's own.
+Owns the order in which they are applied. They have the signature of aiohttp's middlewares.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 
 def wrapped(handler: Handler, middlewares: Sequence[Middleware]) -> Handler:
-    """`handler` inside `middlewares`, the first of which is the outermost."""
+    """Wrap `handler` in `middlewares`, the first of which is the outermost."""
     for middleware in reversed(middlewares):
         handler = partial(_call, middleware, handler)
     return handler

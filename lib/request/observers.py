@@ -1,7 +1,7 @@
-"""Observers: objects that are called at each step of a request, and never decide anything.
+"""Observers: objects that are called at each step of a request, and can't influence it.
 
-Owns the `Observer` base class and the calls to each observer. The access log and the timings are observers
-(access_log.py, timings.py); an author's come with `Backend.observers`.
+Owns the `Observer` base class and the calls of observers. The access log (access_log.py) and the timings
+(timings.py) are observers; an author adds others to `Backend.observers`.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ class Observer:
     """A base class: override the steps to observe.
 
     The methods run on the event loop, in the order of the steps; they must neither block nor change the
-    exchange. What one raises is logged, and the request goes on.
+    exchange. An exception is logged, and the request goes on.
     """
 
     def admitted(self, exchange: Exchange) -> None:
-        """The request is authenticated; `exchange.entry` is its entry in the ledger."""
+        """Called when the request is authenticated; `exchange.entry` is its entry in the ledger."""
 
     def accepted(self, exchange: Exchange) -> None:
-        """The payload is valid and counts as load; the request may have to wait for a slot."""
+        """Called when the payload is valid and counts as load; the request may have to wait for a slot."""
 
     def started(self, exchange: Exchange) -> None:
-        """The request has its slot; the model is called next."""
+        """Called when the request has its slot; the model is called next."""
 
     def first_byte(self, exchange: Exchange) -> None:
-        """The first part of the answer's body is about to be written to the client."""
+        """Called before the first byte of the answer's body is written to the client."""
 
     def ended(self, exchange: Exchange) -> None:
-        """The request has ended; `exchange.verdict` says how. A refused one was never admitted."""
+        """Called at the end; `exchange.verdict` is set. The only call for an unauthenticated request."""
 
 
 def steps_of(observers: Sequence[Observer]) -> Steps:
-    """The functions to call at each step. A step that no observer overrides costs nothing."""
+    """The methods of all observers by step; a step that no observer overrides has none."""
     return Steps(
         admitted=_functions(observers, "admitted"),
         accepted=_functions(observers, "accepted"),
@@ -47,6 +47,6 @@ def steps_of(observers: Sequence[Observer]) -> Steps:
 
 
 def _functions(observers: Sequence[Observer], step: str) -> tuple[Step, ...]:
-    """The methods for `step` of those observers that override it."""
+    """The methods of `step` of the observers that override it."""
     base = getattr(cast(Any, Observer), step)
     return tuple(getattr(o, step) for o in observers if getattr(cast(Any, type(o)), step) is not base)

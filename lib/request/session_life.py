@@ -1,7 +1,7 @@
-"""The life of sessions: each is one request to the engine, from its creation to its end.
+"""The life of sessions: each counts as one request, from its creation to its end.
 
-Owns the ledger entries of sessions and what follows when one ends. Ids, terms and expiry are sessions.py's;
-the routes that clients call are lib/routes/sessions.py.
+Owns the ledger entries of sessions and the call to the model server at a session's end. It does not own ids,
+terms and expiry (sessions.py) or the routes that clients call (lib/routes/sessions.py).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from lib.runtime.clock import Clock, time_limit
 
 log = logging.getLogger(__name__)
 
-# A call to the model server at a session's end may take this long, in seconds.
+# Limit of the call to the model server at a session's end, in seconds.
 ON_CLOSE_LIMIT_S = 10.0
 
-# POSTs a JSON object to a path on the model server, and reads the answer to its end.
+# Sends a JSON object by POST to a path on the model server, and reads the whole answer.
 Post = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 class SessionLife:
-    """Opens and ends the sessions of a worker, with their entries in `ledger`.
+    """Opens the sessions of a worker and ends them, with their entries in `ledger`.
 
-    A session's workload is in flight from its creation to its end. Where its terms have an `on_close_route`,
-    that is POSTed by `post` at the end, best effort, within `ON_CLOSE_LIMIT_S`.
+    A session's workload is in flight from its creation to its end. If its terms have an `on_close_route`,
+    `post` is called with it once at the end, within `ON_CLOSE_LIMIT_S`; a failure is only logged.
     """
 
     def __init__(self, sessions: Sessions, ledger: Ledger, clock: Clock, post: Post, spawn: Spawn) -> None:
@@ -51,10 +51,10 @@ class SessionLife:
         read_payload: Callable[[], Awaitable[dict[str, Any]]],
         check_ready: Callable[[], None],
     ) -> Session:
-        """Open a session for an authenticated client, on the terms that `read_payload` gives.
+        """Open a session for an authenticated client, with the terms in the result of `read_payload`.
 
-        Raises `Invalid` (422), `TooBusy` (429) past the limit of sessions, and what `read_payload`
-        and `check_ready` raise; the ledger has the request then as refused or errored.
+        Raises `Invalid` (422), `TooBusy` (429) if too many sessions are open, and what `read_payload` and
+        `check_ready` raise. The error also sets the request's outcome in the ledger.
         """
         entry = self._ledger.open(request_idx)
         try:
@@ -71,22 +71,22 @@ class SessionLife:
         return session
 
     def workload_of(self, session: Session) -> float:
-        """The workload that is in flight for `session` itself."""
+        """The workload in flight for `session`, without the requests inside it; 0.0 once it has ended."""
         entry = self._entries.get(session.id)
         return 0.0 if entry is None else entry.workload
 
-    def _ended(self, session: Session, how: SessionEnd) -> None:
-        self._entries.pop(session.id).set_outcome(outcome_of_session(how is SessionEnd.DRAINED))
-        log.info("session %s… %s", session.id[:6], how.value)
+    def _ended(self, session: Session, reason: SessionEnd) -> None:
+        self._entries.pop(session.id).set_outcome(outcome_of_session(reason is SessionEnd.DRAINED))
+        log.info("session %s… %s", session.id[:6], reason.value)
         if session.terms.on_close_route is not None:
             call = self._ledger.open(counted=False)
-            call.accept()  # from now on: a worker that drains waits for it
+            call.accept()  # before the task runs, so that a drain waits for it
             self._spawn(partial(self._post_on_close, session, session.terms.on_close_route, call))
 
     async def _post_on_close(self, session: Session, route: str, call: Entry) -> None:
-        """Tell the model server that `session` has ended."""
+        """Call the `on_close_route` of `session` at the model server."""
         message = {**(session.terms.on_close_payload or {}), "session_id": session.id}
-        error: Exception | None = TimeoutError()  # what it stays, where the limit cuts the call
+        error: Exception | None = TimeoutError()  # replaced unless the time limit cuts the call
         try:
             with time_limit(self._clock, ON_CLOSE_LIMIT_S):
                 error = await async_result_or_error(self._post(route, message))

@@ -1,7 +1,7 @@
-"""A client's sessions: who holds one, until when, and what follows its end (authoring.md §3).
+"""Sessions: their ids, terms and expiry (docs/protocol.md, "Sessions").
 
-Owns the sessions and their expiry. What a session counts as is the ledger's, what is posted at its end is
-backend.py's: both hear of it through `on_end`.
+Owns the open sessions and the memory of ended ones. Their entries in the ledger and the call at their end
+belong to session_life.py, which `on_end` calls.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lib.runtime.clock import Clock, Timer
 
 DEFAULT_LIFETIME_S = 60.0
 MAX_LIFETIME_S = 24 * 3600.0
-# Ended sessions whose late requests are told apart from replayed signatures.
+# Number of ended sessions whose `auth_data` is remembered, to distinguish late requests from replays.
 REMEMBERED_ENDED = 1000
 
 
 class SessionEnd(Enum):
-    """How a session ended."""
+    """The reason for the end of a session."""
 
     ENDED = "ended"
     EXPIRED = "expired"
@@ -37,7 +37,7 @@ class SessionEnd(Enum):
 
 @dataclass(frozen=True)
 class SessionTerms:
-    """What a session is created with: seconds of life after each request, and what is posted at its end."""
+    """The terms of a session: its lifetime after each request, in seconds, and the call at its end."""
 
     lifetime_s: float = DEFAULT_LIFETIME_S
     on_close_route: str | None = None
@@ -45,7 +45,7 @@ class SessionTerms:
 
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> SessionTerms:
-        """Raises `Invalid` (422) naming each field that is wrong; null means absent."""
+        """Read the terms in `payload`; null counts as absent. Raises `Invalid` (422) for wrong fields."""
         given = {k: v for k, v in payload.items() if v is not None}
         lifetime = given.get("lifetime", DEFAULT_LIFETIME_S)
         route = given.get("on_close_route")
@@ -66,9 +66,9 @@ class SessionTerms:
 
 @dataclass(eq=False)
 class Session:
-    """One session; `digest` is that of its `raw_auth`.
+    """One session; `digest` is the digest of `raw_auth`.
 
-    `expiration` and `created_at` in Unix seconds, `expires_s` on the monotonic clock.
+    `expiration` and `created_at` are Unix times in seconds, `expires_s` is a monotonic time.
     """
 
     id: str
@@ -82,7 +82,7 @@ class Session:
     timer: Timer | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What `/session/get` answers."""
+        """The answer to `/session/get` (docs/protocol.md, "Sessions")."""
         return {
             "session_id": self.id,
             "auth_data": self.raw_auth,
@@ -95,14 +95,14 @@ class Session:
 
 
 class Sessions:
-    """At most `max_sessions` at once (None or 0: any number). `on_end` is told of each that ends, once."""
+    """The open sessions, at most `max_sessions` (None or 0: no limit). Each end calls `on_end` once."""
 
     def __init__(self, max_sessions: int | None, clock: Clock) -> None:
-        self.on_end: Callable[[Session, SessionEnd], None] = _nothing
+        self.on_end: Callable[[Session, SessionEnd], None] = _ignore_end
         self._max = max_sessions or math.inf
         self._clock = clock
         self._sessions: dict[str, Session] = {}
-        # By digest: how many live sessions each `auth_data` has opened, and those of ended ones.
+        # The digests of `auth_data`: the number of open sessions of each, and those of ended sessions.
         self._auths: Counter[bytes] = Counter()
         self._ended: deque[bytes] = deque(maxlen=REMEMBERED_ENDED)
 
@@ -110,14 +110,14 @@ class Sessions:
         return len(self._sessions)
 
     def create(self, raw_auth: dict[str, Any], terms: SessionTerms) -> Session:
-        """A new session for the client that `raw_auth` let in.
+        """Create a session for a client that authenticated with `raw_auth`.
 
-        Raises `TooBusy` (429): there are too many; `Invalid` (422): `raw_auth` is nested too deeply.
+        Raises `TooBusy` (429) if too many are open, `Invalid` (422) if `raw_auth` is nested too deeply.
         """
         if len(self._sessions) >= self._max:
             soonest_s = min(s.expires_s for s in self._sessions.values())
             left_s = soonest_s - self._clock.monotonic()
-            raise TooBusy(f"{len(self)} sessions are open, as many as may be", left_s)
+            raise TooBusy(f"{len(self)} sessions are open, the limit", left_s)
         digest = _digest(raw_auth)
         if digest is None:
             raise Invalid({"auth_data": "nested too deeply"})
@@ -137,13 +137,13 @@ class Sessions:
         return session
 
     def find_by_id(self, session_id: str) -> Session | None:
-        """The session of this id, or None where it is unknown, has ended or has expired."""
+        """The session with this id; None if it is unknown, has ended or has expired."""
         return self._sessions.get(session_id)
 
     def find(self, session_id: str, raw_auth: Any) -> Session | None:
-        """The session of this id, or None when it is unknown, has ended or has expired.
+        """The session with this id; None if it is unknown, has ended or has expired.
 
-        Raises `Unauthorized` (401) when it was created with other `auth_data` than `raw_auth`.
+        Raises `Unauthorized` (401) if it was created with `auth_data` other than `raw_auth`.
         """
         session = self.find_by_id(session_id)
         if session is not None and not same_json(session.raw_auth, raw_auth):
@@ -151,7 +151,7 @@ class Sessions:
         return session
 
     def remembers(self, raw_auth: Any) -> bool:
-        """Whether a session was created with this `auth_data`; of ended ones only the last are remembered."""
+        """Whether an open session, or one of the last ended ones, was created with this `auth_data`."""
         if not self._auths and not self._ended:
             return False
         digest = _digest(raw_auth)
@@ -159,7 +159,7 @@ class Sessions:
 
     @contextmanager
     def used(self, session: Session) -> Generator[None, None, None]:
-        """Keep `session` alive for a request inside it, which the block runs: its expiration is put off."""
+        """Keep `session` open while the block runs a request inside it, and renew its lifetime."""
         session.in_flight += 1
         session.expires_s = self._clock.monotonic() + session.terms.lifetime_s
         session.expiration = self._clock.wall() + session.terms.lifetime_s
@@ -170,8 +170,8 @@ class Sessions:
             if session.timer is None and session.id in self._sessions:
                 self._expire(session)
 
-    def end(self, session: Session, how: SessionEnd = SessionEnd.ENDED) -> None:
-        """`session` is over; a second time does nothing."""
+    def end(self, session: Session, reason: SessionEnd = SessionEnd.ENDED) -> None:
+        """End `session`; do nothing if it has already ended."""
         if self._sessions.pop(session.id, None) is None:
             return
         if session.timer is not None:
@@ -180,14 +180,15 @@ class Sessions:
         if not self._auths[session.digest]:
             del self._auths[session.digest]
         self._ended.append(session.digest)
-        self.on_end(session, how)
+        self.on_end(session, reason)
 
-    def end_all(self, how: SessionEnd) -> None:
+    def end_all(self, reason: SessionEnd) -> None:
+        """End every open session, also those with requests in flight."""
         for session in list(self._sessions.values()):
-            self.end(session, how)
+            self.end(session, reason)
 
     def _expire(self, session: Session) -> None:
-        """End `session` if its time is up and nothing is in flight; look again when that may be."""
+        """End `session` if it has expired and has no request in flight; otherwise check again later."""
         session.timer = None
         if self._clock.monotonic() < session.expires_s:
             self._wake_at_expiry(session)
@@ -199,29 +200,29 @@ class Sessions:
         session.timer = self._clock.call_later(left_s, lambda: self._expire(session))
 
 
-def _nothing(session: Session, how: SessionEnd) -> None:
+def _ignore_end(session: Session, reason: SessionEnd) -> None:
     return None
 
 
 def same_json(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal (1 and 1.0 are), compared in constant time.
+    """Whether two JSON values are equal (1 equals 1.0), compared in constant time.
 
-    One that is nested too deeply equals none: no session was created with it.
+    False if one is nested too deeply: no session was created with such a value.
     """
     first, second = _digest(one), _digest(other)
     return first is not None and second is not None and hmac.compare_digest(first, second)
 
 
 def _digest(value: Any) -> bytes | None:
-    """The same for equal JSON values; None: nested too deeply, which is nothing that a client means."""
+    """A digest that is the same for equal JSON values; None if `value` is nested too deeply."""
     try:
         return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).digest()
-    except RecursionError:  # what one parser can read is not what Python can walk
+    except RecursionError:  # the JSON parser reads deeper values than Python code can walk
         return None
 
 
 def _plain(value: Any) -> Any:
-    """`value` with whole floats as integers, at any depth: clients write the same number either way."""
+    """Convert whole floats to integers at any depth: clients write the same number either way."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
@@ -232,5 +233,5 @@ def _plain(value: Any) -> Any:
 
 
 def _is_path(route: Any) -> bool:
-    """Whether `route` can lead nowhere but to the model server."""
+    """Whether `route` is an absolute path: as part of a URL it can't name another host."""
     return isinstance(route, str) and route.startswith("/") and not route.startswith(("//", "/\\"))

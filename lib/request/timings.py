@@ -1,7 +1,7 @@
-"""How long requests took: waiting, to the first byte of their answer, and altogether.
+"""Durations of requests: in the queue, to the first byte of the answer, and in total.
 
-Owns the record of the latest requests and the counts behind the histograms of `/metrics`. Times are
-monotonic seconds of a clock; what became of a request is the ledger's.
+Owns the record of the latest requests and the histograms of `/metrics`. Durations are seconds of a monotonic
+clock. It does not count outcomes: the ledger does (lib/metrics.py).
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from lib.request.exchange import Exchange
 from lib.request.observers import Observer
 from lib.runtime.clock import Clock
 
-# `/status` finds the slowest among so many.
-KEPT = 1000
-# Upper bounds in seconds: from a quick classifier to a long video.
+# Number of latest requests among which `/status` finds the slowest.
+MAX_TIMINGS = 1000
+# Upper bounds of the buckets in seconds, for models from a fast classifier to long videos.
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One authenticated request that ended. None: it never got there. `ended_at` is a Unix time."""
+    """One authenticated request that ended: durations in seconds, `ended_at` in Unix seconds.
+
+    `first_byte_s` is None without an answer.
+    """
 
     id: str
     route: str
@@ -39,30 +42,31 @@ class Timing:
 
 
 class Histogram:
-    """Counts of durations by upper bound, for as long as the process lives."""
+    """Counts of durations by upper bound, since the process started; the last count is above all bounds."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.sum_s = 0.0
 
     def add(self, duration_s: float) -> None:
+        """Count one duration."""
         self.counts[bisect_left(BOUNDS_S, duration_s)] += 1
         self.sum_s += duration_s
 
 
 class Timings(Observer):
-    """The latest requests, and histograms of all since the start. `clock` gives the time of each end."""
+    """The latest requests, and histograms of all requests since the start."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.queue_s = Histogram()
         self.first_byte_s = Histogram()
         self.total_s = Histogram()
-        self._latest: deque[Timing] = deque(maxlen=KEPT)
+        self._latest: deque[Timing] = deque(maxlen=MAX_TIMINGS)
 
     def ended(self, exchange: Exchange) -> None:
         outcome = exchange.outcome
-        if outcome is None:  # it was not authenticated
+        if outcome is None:  # not authenticated
             return
         first_byte_s, began_s = exchange.first_byte_s, exchange.began_s
         self.add(
@@ -80,7 +84,7 @@ class Timings(Observer):
         )
 
     def add(self, timing: Timing) -> None:
-        """Add a request that has ended. A rejected one is in no histogram: it would look fast."""
+        """Add a request that has ended. Histograms leave rejected ones out: they would look fast."""
         self._latest.append(timing)
         if timing.outcome == Outcome.REJECTED.name.lower():
             return

@@ -1,6 +1,6 @@
-"""The verdict on a request: its outcome for the ledger, and the reply that its client can still get.
+"""The verdict on a request: its outcome in the ledger, and the reply that can still be sent.
 
-Owns the rules, as pure functions of facts. Who gathers the facts, and acts on the verdict, is exchange.py.
+Owns the rules, as pure functions. It does not gather the facts or act on the verdict: that is exchange.py.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from enum import Enum
 from lib.errors import CLIENT_CLOSED_REQUEST, AnswerCut, ClientGone, Refused, WorkerError
 from lib.metrics import Outcome
 
-# The status in the log of an answer that was aborted; its client sees a broken connection.
+# The logged status of an answer that was aborted; its client sees a broken connection.
 ABORTED_STATUS = 502
 
 
 class Reply(Enum):
-    """What the client is sent once the verdict is known."""
+    """The reply to send once the verdict is known."""
 
-    NONE = "none"  # its answer is written, or the request's task is being ended
-    ERROR = "error"  # an error with a status of its own
+    NONE = "none"  # the answer is written, or the request's task is being cancelled
+    ERROR = "error"  # an error with its own status
     ERROR_IN_BODY = "error in body"  # the error after the heartbeat's newlines
-    ABORT = "abort"  # the connection is aborted: a part of an answer can't be mistaken for the whole
+    ABORT = "abort"  # close the connection, so that no client takes a part of an answer for the whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
     """The facts about a request that has ended.
 
-    `error` is what ended it, or None with the `status` of the answer that was passed on. `requested` is the
-    outcome that an author's handler asked for. `finishes`: the handler lets the model's work finish when the
-    client leaves. `started`: it had its slot. `cut` and `draining`: what the worker does.
+    `error` is the exception that ended it; if it is None, `status` is that of the answer. `requested` is the
+    outcome that an author's handler set. `finishes`: the handler has `on_disconnect="finish"`. `started`: the
+    request had its slot. `heartbeat_out` and `answer_out`: newlines, or an answer, have begun. `draining` and
+    `cut`: the worker is shutting down, and is cutting requests off.
     """
 
     error: BaseException | None = None
@@ -50,7 +51,7 @@ class Ending:
 class Verdict:
     """The `outcome` of a request, the `reply` to its client, and the `status` for the log.
 
-    `is_unexpected`: no error of the worker's own ended it, and the log gets the traceback.
+    `is_unexpected`: the error is not one of lib/errors.py, so its traceback is logged.
     """
 
     outcome: Outcome
@@ -60,7 +61,7 @@ class Verdict:
 
 
 def judge(ending: Ending) -> Verdict:
-    """Decide what became of a request (docs/protocol.md, "Outcomes")."""
+    """Decide the verdict on a request (docs/protocol.md, "Outcomes")."""
     error = ending.error
     if error is None:
         return Verdict(_outcome_of_answer(ending), Reply.NONE, ending.status)
@@ -83,15 +84,15 @@ def judge(ending: Ending) -> Verdict:
 
 
 def outcome_of_error(error: BaseException) -> Outcome:
-    """The outcome of a request that `error` ended before any of its answer was out."""
+    """The outcome of a request that `error` ended before its answer began."""
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
         return Outcome.CANCELLED
     return Outcome.REJECTED if isinstance(error, Refused) else Outcome.ERRORED
 
 
-def outcome_of_session(broken_off: bool) -> Outcome:
-    """The outcome of a session: served by its end or expiry, cancelled where the worker broke it off."""
-    return Outcome.CANCELLED if broken_off else Outcome.SERVED
+def outcome_of_session(is_cancelled: bool) -> Outcome:
+    """The outcome of a session: served after its end or expiry, cancelled if the worker ended it."""
+    return Outcome.CANCELLED if is_cancelled else Outcome.SERVED
 
 
 def _outcome_of_answer(ending: Ending) -> Outcome:
@@ -103,9 +104,9 @@ def _outcome_of_answer(ending: Ending) -> Outcome:
 
 
 def _ends_the_task(error: BaseException, ending: Ending) -> bool:
-    """Whether the request's task is being ended from outside.
+    """Whether the request's task is being cancelled from outside.
 
-    A handler whose own code cancels itself ends nothing but its request: that is an error of the handler's.
+    A `CancelledError` that the handler's own code raises is an error of the handler.
     """
     if isinstance(error, Exception):
         return False

@@ -1,1 +1,1 @@
-"""The worker process: its environment, clock, log lines, certificate and names."""
+"""The worker process: settings, clock, logging, TLS certificate, retries, URLs and limits."""

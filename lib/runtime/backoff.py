@@ -1,4 +1,7 @@
-"""Delays between tries of something that fails: doubling, with jitter, up to a limit."""
+"""Delays between retries: exponential, with jitter, up to a limit.
+
+Owns their lengths. It does not wait or retry: callers do.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import random
 
 
 class Backoff:
-    """The delays between tries, in seconds: at most `first_s`, then doubled up to `last_s`.
+    """The delays between retries: at most `first_s` seconds, then doubled each time, up to `last_s`.
 
-    Each is shortened at random by up to the share `jitter` of it, so that many that fail together don't try
-    again together.
+    Each delay is shortened at random by up to the share `jitter` of it, 0 to 1, so that those that fail
+    together don't retry together.
     """
 
     def __init__(self, first_s: float, last_s: float, jitter: float = 0.5) -> None:
@@ -18,6 +21,6 @@ class Backoff:
         self._jitter = jitter
 
     def next_s(self) -> float:
-        """The delay before the next try."""
+        """Return the delay before the next retry, in seconds."""
         delay_s, self._delay_s = self._delay_s, min(self._delay_s * 2, self._last_s)
         return delay_s * random.uniform(1.0 - self._jitter, 1.0)

@@ -1,6 +1,7 @@
-"""Time, as a seam: durations from a monotonic clock, wall time for wire fields.
+"""The clock: durations from a monotonic clock, wall time for fields of messages, and timers.
 
-Owns the `Clock` protocol and the system's clock. Tests bring a clock that they move by hand.
+Owns the `Clock` protocol, the system's clock and waiting on a clock. Tests replace the clock by one that they
+advance themselves.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import anyio
 
 
 class Timer(Protocol):
-    """Something that will happen, and can be called off."""
+    """A scheduled call that can be cancelled."""
 
     def cancel(self) -> object: ...
 
 
 class Clock(Protocol):
+    """A source of time, and of timers that follow it."""
+
     def monotonic(self) -> float:
-        """Seconds since some fixed point; never goes back."""
+        """Seconds since an arbitrary point; never decreases."""
         ...
 
     def wall(self) -> float:
-        """Unix time in seconds; only for fields that go over the wire."""
+        """Unix time in seconds, for fields of messages only."""
         ...
 
     def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer:
@@ -35,7 +38,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The system's clock. Its two times are Python's own functions: every request asks for them."""
+    """The system's clock. Its times are Python's functions themselves: each request calls them."""
 
     monotonic = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
@@ -55,7 +58,7 @@ async def sleep(clock: Clock, delay_s: float) -> None:
 
 
 async def wait_for(clock: Clock, event: asyncio.Event, limit_s: float) -> bool:
-    """Whether `event` was set within `limit_s` seconds on `clock`."""
+    """Wait for `event`, for at most `limit_s` seconds on `clock`; return whether it was set."""
     if event.is_set():
         return True
     woken = asyncio.get_running_loop().create_task(event.wait())
@@ -70,7 +73,10 @@ async def wait_for(clock: Clock, event: asyncio.Event, limit_s: float) -> bool:
 
 @contextmanager
 def time_limit(clock: Clock, limit_s: float) -> Generator[anyio.CancelScope, None, None]:
-    """Cut the block once `limit_s` seconds have passed on `clock`; the scope's `cancelled_caught` tells."""
+    """Cancel the block once `limit_s` seconds have passed on `clock`.
+
+    The scope's `cancelled_caught` is true afterwards if the block was cancelled.
+    """
     with anyio.CancelScope() as scope:
         timer = clock.call_later(limit_s, scope.cancel)
         try:

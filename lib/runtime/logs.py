@@ -1,4 +1,7 @@
-"""How log lines look: text for people, JSON for machines. Only an entry point configures logging."""
+"""Logging of the process: level and format of the log lines (docs/operating.md, "Logs").
+
+Owns the configuration, which only entry points call. Modules log to loggers of their own names.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from lib.runtime.settings import LogFormat
 
-# Chatty at DEBUG, and with payloads or addresses in their lines (lessons.md 39).
+# Libraries that log much at DEBUG, with payloads and addresses in their lines.
 _QUIET = ("asyncio", "aiohttp", "urllib3", "hypothesis")
 
 
 def configure_logging(level: str, form: LogFormat) -> None:
-    """Log this process's lines at `level` and above to standard error; libraries at WARNING."""
+    """Log to standard error in the format `form`: libraries from WARNING, everything else from `level`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
-    logging.getLogger("aiohttp.server").addFilter(_is_the_workers_own)
+    logging.getLogger("aiohttp.server").addFilter(_is_not_bad_http)
 
 
-def _is_the_workers_own(record: logging.LogRecord) -> bool:
-    """False for a client's broken HTTP, which aiohttp logs with a traceback and with what was sent."""
+def _is_not_bad_http(record: logging.LogRecord) -> bool:
+    """Whether a record is not about malformed HTTP of a client, which aiohttp logs with the bytes sent."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
@@ -33,7 +36,10 @@ _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time` (Unix seconds), `level`, `logger`, `message`, and `traceback`."""
+    """Formats a record as one line of JSON: `time` (Unix seconds), `level`, `logger`, `message`.
+
+    A record with an exception has its `traceback` too.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

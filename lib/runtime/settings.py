@@ -1,7 +1,8 @@
-"""The environment of an instance, read once into one frozen dataclass.
+"""Settings: the environment of the worker, read once into one frozen dataclass.
 
-Owns every variable of launch.md that the library itself understands. What a ready-made worker reads
-besides (`MODEL_NAME`, `COMFY_MODEL`, …) is that worker's own; `model_settings` reads what they share.
+Owns every variable that the library itself reads (docs/operating.md, "Environment"). It does not read the
+variables of ready-made workers (`COMFY_MODEL`, …): each of them does, and lib/model_settings.py reads the
+shared ones.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ GIB = 1024 * MIB
 LOOPBACK = "127.0.0.1"
 LOOPBACK_HOSTS = frozenset({LOOPBACK, "::1", "localhost"})
 DEFAULT_REPORT_ADDR = "https://run.vast.ai"
-# Takes status reports, and answers neither /delete_requests/ nor /pubkey/ (protocol.md §3).
+# Accepts status reports only: no finished requests, and it has no public key.
 STATUS_ONLY_ADDR = "https://cloud.vast.ai/api/v0"
 
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -36,7 +37,7 @@ _FALSE = frozenset({"false", "0", "no", "off"})
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What an operator may change (launch.md). Sizes in bytes, durations in seconds."""
+    """The settings of a worker (docs/operating.md, "Environment"). Sizes in bytes, durations in seconds."""
 
     container_id: int
     public_url: str
@@ -67,48 +68,35 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Settings out of `environ`.
+        """Read the settings from `environ`.
 
-        Raises `SettingsError`, one message that names every variable that is missing or malformed and
-        says what each is for.
+        Raises `SettingsError`: one message that names every missing or malformed variable and its purpose.
         """
         read = EnvironmentReader(environ)
         port, http_port = _ports(read)
-        engine = cast(EngineKind, read.choice("ENGINE", ("vast", "none"), "who sends clients here"))
-        host = read.value("WORKER_HOST", _bind_address, None, "the address that the public port is bound to")
-        if engine == "none":
-            _check_no_engine(read)
-            host = host or LOOPBACK
+        engine = cast(
+            EngineKind, read.choice("ENGINE", ("vast", "none"), "what sends clients to this worker")
+        )
+        host, http_host = _bind_hosts(read, engine)
         settings = cls(
             engine=engine,
             container_id=_container_id(read, engine),
             worker_host=host,
-            worker_http_host=read.value(
-                "WORKER_HTTP_HOST",
-                _bind_address,
-                LOOPBACK,
-                "the address that the port of /metrics is bound to",
-            ),
+            worker_http_host=http_host,
             worker_port=port,
             worker_http_port=http_port,
-            report_addrs=read.value(
-                "REPORT_ADDR",
-                _addresses,
-                (DEFAULT_REPORT_ADDR,),
-                "where the engine takes reports: base URLs, comma-separated",
-            ),
+            report_addrs=_report_addrs(read),
             master_token=read.text("MASTER_TOKEN", ""),
             use_ssl=(use_ssl := read.boolean("USE_SSL", False, "TLS on the public port")),
             public_url=_public_url(read, engine, host, port, use_ssl),
             ssl_cert=Path(read.text("SSL_CERT", str(cls.ssl_cert))),
             ssl_key=Path(read.text("SSL_KEY", str(cls.ssl_key))),
             unsecured=read.boolean("UNSECURED", False, "accept unsigned requests"),
-            auth_scheme=cast(
-                AuthScheme,
-                read.choice("AUTH_SCHEME", ("auto", "full", "url"), "which signatures are accepted"),
+            auth_scheme=_auth_scheme(read),
+            auth_check_url=read.boolean("AUTH_CHECK_URL", True, "require this worker's URL in signatures"),
+            max_json_bytes=read.positive_int(
+                "MAX_JSON_BYTES", cls.max_json_bytes, "limit of a JSON body, bytes"
             ),
-            auth_check_url=read.boolean("AUTH_CHECK_URL", True, "must the signed URL be this worker's"),
-            max_json_bytes=read.positive_int("MAX_JSON_BYTES", cls.max_json_bytes, "limit of a JSON body"),
             max_request_bytes=read.positive_int(
                 "MAX_REQUEST_BYTES", cls.max_request_bytes, "limit of any other body, bytes"
             ),
@@ -119,41 +107,29 @@ class Settings:
                 "MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds"
             ),
             benchmark_time_limit_s=read.seconds(
-                "BENCHMARK_TIME_LIMIT_S",
-                cls.benchmark_time_limit_s,
-                "limit of the benchmark, seconds",
+                "BENCHMARK_TIME_LIMIT_S", cls.benchmark_time_limit_s, "limit of the benchmark, seconds"
             ),
             benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
             drain_timeout_s=read.seconds(
                 "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may finish on shutdown, seconds"
             ),
-            log_level=read.choice(
-                "LOG_LEVEL",
-                ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
-                "how much is logged",
-                str.upper,
-            ),
-            log_format=cast(LogFormat, read.choice("LOG_FORMAT", ("text", "json"), "how log lines look")),
+            log_level=_log_level(read),
+            log_format=cast(LogFormat, read.choice("LOG_FORMAT", ("text", "json"), "format of log lines")),
             force_update_file=Path(read.text("FORCE_UPDATE_FILE", str(cls.force_update_file))),
             model_name=read.text("MODEL_NAME", "") or read.text("MODEL_ID", ""),
         )
-        if engine == "vast" and not settings.unsecured and set(settings.report_addrs) == {STATUS_ONLY_ADDR}:
-            read.problem("REPORT_ADDR", f"{STATUS_ONLY_ADDR} has no public key: add another report address")
-        if settings.worker_http_port > 65535:
-            read.problem("WORKER_HTTP_PORT", f"missing: there is no port {port + 1} after WORKER_PORT {port}")
-        if settings.worker_port == settings.worker_http_port:
-            read.problem("WORKER_HTTP_PORT", f"{settings.worker_http_port} is the public port too")
+        _check_combinations(read, settings)
         read.finish()
         return settings
 
     @property
     def key_addrs(self) -> tuple[str, ...]:
-        """The report addresses that also give the public key and take completions."""
+        """The report addresses that also have the public key and accept finished requests."""
         return tuple(a for a in self.report_addrs if a != STATUS_ONLY_ADDR)
 
 
 def ports_in(environ: Mapping[str, str]) -> tuple[int, int]:
-    """The worker's public and its loopback port, by `environ`. Raises `SettingsError`."""
+    """Read the public port and the port of `/metrics` from `environ`. Raises `SettingsError`."""
     read = EnvironmentReader(environ)
     ports = _ports(read)
     read.finish()
@@ -161,29 +137,35 @@ def ports_in(environ: Mapping[str, str]) -> tuple[int, int]:
 
 
 def from_environment() -> Settings:
-    """Settings out of this process's environment. Raises `SettingsError`."""
+    """Read the settings from this process's environment. Raises `SettingsError`."""
     return Settings.from_env(os.environ)  # noqa: TID251 - the one place that reads it
 
 
 class EnvironmentReader:
-    """Reads variables one by one and remembers all that is wrong with them."""
+    """Reads variables one by one, and collects their problems.
+
+    Each variable's `purpose` appears in the message about it. An empty variable counts as unset.
+    """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._problems: list[str] = []
 
-    def problem(self, name: str, what: str) -> None:
-        self._problems.append(f"{name}: {what}")
+    def problem(self, name: str, text: str) -> None:
+        """Add a problem with the variable `name`."""
+        self._problems.append(f"{name}: {text}")
 
     def finish(self) -> None:
-        """Raise `SettingsError` with everything found so far, or do nothing."""
+        """Raise `SettingsError` with all problems so far; do nothing if there are none."""
         if self._problems:
             raise SettingsError(self._problems)
 
     def text(self, name: str, default: str) -> str:
+        """The variable without white space around it, or `default` if it is unset."""
         return self._environ.get(name, "").strip() or default
 
     def value(self, name: str, parse: Callable[[str], T], default: T, purpose: str) -> T:
+        """The variable as `parse` reads it, which raises `ValueError` for a malformed one."""
         raw = self.text(name, "")
         if not raw:
             return default
@@ -194,30 +176,35 @@ class EnvironmentReader:
             return default
 
     def required(self, name: str, parse: Callable[[str], T], placeholder: T, purpose: str) -> T:
+        """The variable as `parse` reads it; `placeholder`, and a problem, if it is unset."""
         if not self.text(name, ""):
             self.problem(name, f"missing ({purpose})")
             return placeholder
         return self.value(name, parse, placeholder, purpose)
 
     def boolean(self, name: str, default: bool, purpose: str) -> bool:
+        """The variable as a boolean: true, 1, yes, on, false, 0, no or off in any case."""
         return self.value(name, _boolean, default, purpose)
 
     def port(self, name: str, default: int, purpose: str) -> int:
+        """The variable as a port, 1 to 65535."""
         return self.value(name, _port, default, purpose)
 
     def positive_int(self, name: str, default: int, purpose: str) -> int:
+        """The variable as an integer of at least 1."""
         return self.value(name, _positive_int, default, purpose)
 
     def seconds(self, name: str, default: float, purpose: str) -> float:
+        """The variable as a finite number of seconds above 0."""
         return self.value(name, _seconds, default, purpose)
 
     def choice(
-        self, name: str, choices: tuple[str, ...], purpose: str, fold: Callable[[str], str] = str.lower
+        self, name: str, choices: tuple[str, ...], purpose: str, normalize: Callable[[str], str] = str.lower
     ) -> str:
-        """One of `choices`, the first of which is the default."""
+        """The variable after `normalize`, one of `choices`, the first of which is the default."""
         raw = self.text(name, choices[0])
-        if fold(raw) in choices:
-            return fold(raw)
+        if normalize(raw) in choices:
+            return normalize(raw)
         self.problem(name, f"{raw!r} is none of {', '.join(choices)} ({purpose})")
         return choices[0]
 
@@ -227,11 +214,50 @@ def _ports(read: EnvironmentReader) -> tuple[int, int]:
     return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
 
 
+def _bind_hosts(read: EnvironmentReader, engine: EngineKind) -> tuple[str | None, str]:
+    """The addresses of the public port (None: all) and of the port of `/metrics`."""
+    host = read.value("WORKER_HOST", _bind_address, None, "the address that the public port is bound to")
+    if engine == "none":
+        _check_no_engine(read)
+        host = host or LOOPBACK
+    purpose = "the address that the port of /metrics is bound to"
+    return host, read.value("WORKER_HTTP_HOST", _bind_address, LOOPBACK, purpose)
+
+
 def _check_no_engine(read: EnvironmentReader) -> None:
-    """Note what contradicts `ENGINE=none`."""
+    """Add a problem for each variable that contradicts `ENGINE=none`."""
     for name in ("REPORT_ADDR", "MASTER_TOKEN"):
         if read.text(name, ""):
-            read.problem(name, "is given, but with ENGINE=none nobody takes reports: unset one of the two")
+            read.problem(name, "must be unset with ENGINE=none, where no reports are sent")
+
+
+def _check_combinations(read: EnvironmentReader, settings: Settings) -> None:
+    """Add a problem for settings that are valid alone, but not together."""
+    needs_key = settings.engine == "vast" and not settings.unsecured
+    if needs_key and set(settings.report_addrs) == {STATUS_ONLY_ADDR}:
+        read.problem("REPORT_ADDR", f"{STATUS_ONLY_ADDR} has no public key: add another report address")
+    if settings.worker_http_port > 65535:
+        port = settings.worker_port
+        read.problem("WORKER_HTTP_PORT", f"missing: there is no port {port + 1} after WORKER_PORT {port}")
+    if settings.worker_port == settings.worker_http_port:
+        read.problem(
+            "WORKER_HTTP_PORT", f"{settings.worker_http_port} is the public port too: choose another"
+        )
+
+
+def _report_addrs(read: EnvironmentReader) -> tuple[str, ...]:
+    purpose = "where the engine accepts reports: base URLs, comma-separated"
+    return read.value("REPORT_ADDR", _addresses, (DEFAULT_REPORT_ADDR,), purpose)
+
+
+def _auth_scheme(read: EnvironmentReader) -> AuthScheme:
+    choices = ("auto", "full", "url")
+    return cast(AuthScheme, read.choice("AUTH_SCHEME", choices, "which signatures are accepted"))
+
+
+def _log_level(read: EnvironmentReader) -> str:
+    choices = ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL")
+    return read.choice("LOG_LEVEL", choices, "lowest level that is logged", str.upper)
 
 
 def _container_id(read: EnvironmentReader, engine: EngineKind) -> int:
@@ -294,7 +320,9 @@ def _seconds(raw: str) -> float:
 
 
 def _host(raw: str) -> str:
-    host = f"[{raw}]" if ":" in raw and not raw.startswith("[") else raw
+    host = f"[{raw}]" if ":" in raw and "[" not in raw and "]" not in raw else raw
+    if "[" in host and not host.endswith("]"):
+        raise ValueError("is not a host name or an IP address: give it without a port")
     if not is_http_base_url(f"http://{host}") or urlsplit(f"http://{host}").netloc != host or "@" in host:
         raise ValueError("is not a host name or an IP address")
     return host
@@ -306,7 +334,9 @@ def _bind_address(raw: str) -> str:
 
 def _addresses(raw: str) -> tuple[str, ...]:
     addresses = tuple(part.strip().rstrip("/") for part in raw.split(",") if part.strip())
+    if not addresses:
+        raise ValueError("has no address")
     wrong = [a for a in addresses if not is_http_base_url(a)]
-    if wrong or not addresses:
-        raise ValueError(f"has an address that is not an http(s) URL: {', '.join(wrong) or 'none at all'}")
+    if wrong:
+        raise ValueError(f"has an address that is not an http(s) URL: {', '.join(wrong)}")
     return addresses

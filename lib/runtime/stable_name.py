@@ -1,6 +1,6 @@
-"""What a class or a function is called from one start of a worker to the next.
+"""A name that stays the same across restarts, also for code in `__main__`.
 
-Owns the name of what is defined in the file that was run: each such file is `__main__` to itself.
+Owns the names of classes and functions in saved files. Where they are saved: lib/model/benchmark_store.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 
 def stable_name(named: Any) -> str:
-    """Module and name of `named`, a class or a function, the same whichever way its module was started.
+    """The module and name of `named`, a class or a function, however its module was started.
 
-    Of a file that was run by its path, the path stands for the module.
+    For a file that was run by its path, the absolute path replaces the module's name.
     """
     module: str = named.__module__
     if module == "__main__":

@@ -1,7 +1,7 @@
-"""Checks of http and https URLs that operators, authors or peers give.
+"""Checks of http and https URLs in settings, declarations and messages.
 
-Owns the test of whether a text is such a URL. The message that names the wrong setting or field is the
-caller's. How a signed URL is compared with the worker's is in lib/access/signatures.py.
+Owns the check of whether a text is such a URL. It does not make error messages (callers name the wrong
+setting or field) or compare signed URLs (lib/access/signatures.py does).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _split(text: str) -> SplitResult | None:
         if "[" in parts.netloc:
             IPv6Address(parts.hostname)
         else:
-            parts.hostname.encode("idna")  # refuses a name that no DNS look-up would take
+            parts.hostname.encode("idna")  # fails for a name that DNS can't resolve
     except ValueError:
         return None
     return parts

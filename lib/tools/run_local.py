@@ -1,7 +1,7 @@
 """`pyworker run --local`: runs a worker together with a local engine.
 
-Owns the output and how both are stopped. Does not own: ports and variables (lib/local/local_worker_env.py), the search
-for the worker's file (lib/tools/worker_file.py).
+Owns the output and how both are stopped. Does not own: ports and variables (lib/local/local_worker_env.py),
+the search for the worker's file (lib/tools/worker_file.py).
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ async def test_a_bad_signature_costs_nothing_and_leaves_no_trace(tmp_path: Path)
         elsewhere = here.auth(50.0, url="http://127.0.0.1:1", request_idx=72)
         for headers, what in (
             (used, "replay"),
-            ({"X-Vast-Auth": token_of(forged)}, "the signature does not hold"),
+            ({"X-Vast-Auth": token_of(forged)}, "the signature is invalid"),
             ({"X-Vast-Auth": token_of(elsewhere)}, "another worker's URL"),
         ):
             async with connected(here.url) as client:  # the answer comes though the body never does

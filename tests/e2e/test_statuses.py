@@ -117,7 +117,7 @@ async def test_401_says_which_of_the_three_and_no_more(tmp_path: Path) -> None:
         for body, what in (
             (used, "replay: this signature was used before, or is too old"),
             (far_behind, "replay: this signature was used before, or is too old"),
-            (forged, "the signature does not hold"),
+            (forged, "the signature is invalid"),
             (elsewhere, "the signature is for another worker's URL"),
         ):
             answer = await post(system, "/echo", body)

@@ -238,7 +238,10 @@ async def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
         status, answer = await send(here, b"x")
         assert status == 503
-        assert answer == {"error": "the body can't be kept: No such file or directory", "state": "no room"}
+        assert answer == {
+            "error": "the body can't be written to disk: No such file or directory",
+            "state": "no room",
+        }
         await here.engine.wait_for(lambda: here.totals.rej_load == 100.0)
 
 

@@ -213,7 +213,7 @@ async def test_another_address_is_warned_of(tmp_path: Path) -> None:
 async def test_what_contradicts_it_is_an_error_at_the_start(tmp_path: Path, name: str) -> None:
     async with worker_process(tmp_path, env={name: "http://127.0.0.1:1"}) as worker:
         assert await worker.process.exit_status() == 2
-        assert f"{name}: is given, but with ENGINE=none" in worker.process.output()
+        assert f"{name}: must be unset with ENGINE=none" in worker.process.output()
 
 
 async def test_an_engine_that_there_is_not_is_an_error_at_the_start(tmp_path: Path) -> None:

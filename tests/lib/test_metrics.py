@@ -1,4 +1,4 @@
-"""The ledger adds up, whatever happens in whatever order (lessons 9, 10, 13, 14)."""
+"""The ledger's sums are right after any sequence of events."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def accepted(ledger: Ledger, workload: float = 1.0, request_idx: int | None = No
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Requests, reports and completions in any order, against sums kept beside them.
+    """Requests, reports and completions in any order, compared with sums of a simple model.
 
-    Workloads are integers, so that sums are exact. One report and one message of completions may be in the
-    air; each is acknowledged, or lost, after whatever else happened.
+    Workloads are integers, so that sums are exact. One report and one message of completions may be
+    under way; each is acknowledged or lost after any other events.
     """
 
     def __init__(self) -> None:
@@ -40,9 +40,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.report: Snapshot | None = None
         self.completions: tuple[tuple[FinishedRequest, ...], int] | None = None
         self.served = self.rejected = self.net = 0.0
-        self.told_served = self.told_rejected = self.told_new = 0.0
+        self.acknowledged_served = self.acknowledged_rejected = self.acknowledged_new = 0.0
         self.received = self.ended = 0
-        self.highest_told_net = 0.0
+        self.highest_acknowledged_net = 0.0
         self.net_in_report = 0.0
         self.finished: list[tuple[int, str]] = []
         self.delivered: list[tuple[int, str]] = []
@@ -56,7 +56,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.net += workload
 
     @rule(workload=WORKLOADS, idx=IDXS, outcome=st.sampled_from(Outcome))
-    def arrive_in_vain(self, workload: int, idx: int | None, outcome: Outcome) -> None:
+    def arrive_and_end_unaccepted(self, workload: int, idx: int | None, outcome: Outcome) -> None:
         entry = self.ledger.open(idx)
         entry.set_workload(workload)
         entry.set_outcome(outcome)
@@ -102,10 +102,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if not acknowledged:
             return
         self.ledger.acknowledge(report)
-        self.told_served += report.cur_perf
-        self.told_rejected += report.rej_load
-        self.told_new += report.new_load
-        self.highest_told_net = max(self.highest_told_net, self.net_in_report)
+        self.acknowledged_served += report.cur_perf
+        self.acknowledged_rejected += report.rej_load
+        self.acknowledged_new += report.new_load
+        self.highest_acknowledged_net = max(self.highest_acknowledged_net, self.net_in_report)
 
     @precondition(lambda self: self.completions is None)
     @rule(limit=st.integers(1, LIMIT + 1))
@@ -121,7 +121,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.acknowledge_finished(mark)
             self.delivered += [(e.request_idx, e.status) for e in entries]
 
-    # What holds at any time
+    # Invariants
 
     @invariant()
     def what_is_open_is_in_flight(self) -> None:
@@ -132,13 +132,13 @@ class LedgerMachine(RuleBasedStateMachine):
         assert list(snapshot.working_request_idxs) == [e.request_idx for e in self.open if e.request_idx]
 
     @invariant()
-    def told_and_untold_add_up(self) -> None:
+    def acknowledged_and_unreported_loads_add_up(self) -> None:
         snapshot = self.ledger.snapshot()
-        assert self.told_served + snapshot.cur_perf == self.served
-        assert self.told_rejected + snapshot.rej_load == self.rejected
-        # What was told too much of stays owed: a deficit is carried over, and nothing negative is told.
-        assert self.told_new == self.highest_told_net
-        assert self.told_new + snapshot.new_load == max(self.told_new, self.net)
+        assert self.acknowledged_served + snapshot.cur_perf == self.served
+        assert self.acknowledged_rejected + snapshot.rej_load == self.rejected
+        # A negative new_load can't be reported: the deficit is carried over.
+        assert self.acknowledged_new == self.highest_acknowledged_net
+        assert self.acknowledged_new + snapshot.new_load == max(self.acknowledged_new, self.net)
 
     @invariant()
     def every_request_has_one_outcome(self) -> None:
@@ -172,7 +172,7 @@ def test_each_outcome_has_its_status_on_the_wire(outcome: Outcome) -> None:
     assert (finished.status, finished.success) == outcome.value
 
 
-def test_the_first_outcome_holds() -> None:
+def test_only_the_first_outcome_counts() -> None:
     ledger = Ledger(ManualClock())
     entry = accepted(ledger)
     entry.set_outcome(Outcome.SERVED)
@@ -190,7 +190,7 @@ def test_a_request_that_was_never_accepted_adds_no_throughput() -> None:
     assert dict(ledger.outcomes) == {Outcome.SERVED: 1}
 
 
-def test_times_are_wall_times_and_nothing_for_what_never_was() -> None:
+def test_times_are_unix_times_and_0_for_steps_that_never_came() -> None:
     clock = ManualClock(wall_s=1000.0)
     ledger = Ledger(clock)
     ledger.open(1).set_outcome(Outcome.REJECTED)
@@ -209,7 +209,7 @@ def test_times_are_wall_times_and_nothing_for_what_never_was() -> None:
     assert (served.entered_queue_at, served.work_started_at, served.work_completed_at) == (1000, 1001, 1003)
 
 
-def test_nothing_in_flight_is_no_load_at_all() -> None:
+def test_with_nothing_in_flight_the_load_is_exactly_0() -> None:
     ledger = Ledger(ManualClock())
     entries = [accepted(ledger, 0.1) for _ in range(3)]
     for entry in entries:
@@ -217,7 +217,7 @@ def test_nothing_in_flight_is_no_load_at_all() -> None:
     assert ledger.cur_load == 0.0
 
 
-def test_enormous_workloads_leave_later_reports_right() -> None:
+def test_enormous_workloads_do_not_distort_later_reports() -> None:
     ledger = Ledger(ManualClock())
     for _ in range(3):
         accepted(ledger, 1.7e308).set_outcome(Outcome.SERVED)
@@ -229,7 +229,7 @@ def test_enormous_workloads_leave_later_reports_right() -> None:
     assert (ledger.snapshot().cur_perf, ledger.snapshot().new_load) == (1.5, 1.5)
 
 
-def test_memory_of_undelivered_requests_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+def test_undelivered_requests_are_limited(caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger(ManualClock())
     with caplog.at_level(logging.WARNING):
         for number in range(1, MAX_UNDELIVERED + 2002):
@@ -240,7 +240,7 @@ def test_memory_of_undelivered_requests_is_bounded(caplog: pytest.LogCaptureFixt
     assert len(caplog.records) == 3  # the first, and each thousandth
 
 
-def test_entries_dropped_while_a_message_is_in_the_air_are_not_taken_off_twice() -> None:
+def test_entries_dropped_during_a_delivery_are_not_removed_twice() -> None:
     ledger = Ledger(ManualClock(), 3)
     for number in (1, 2, 3):
         accepted(ledger, request_idx=number).set_outcome(Outcome.SERVED)
@@ -252,7 +252,7 @@ def test_entries_dropped_while_a_message_is_in_the_air_are_not_taken_off_twice()
     assert [e.request_idx for e in entries] == [4, 5]
 
 
-async def test_emptied_waits_for_the_last_one() -> None:
+async def test_emptied_waits_for_the_last_request() -> None:
     ledger = Ledger(ManualClock())
     await ledger.emptied()
     entries = [accepted(ledger), accepted(ledger)]

@@ -1,4 +1,4 @@
-"""Workload is a finite number, whatever an author's code gives (lesson 5a)."""
+"""The workload is a finite number, whatever `count_workload` returns or raises."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_a_finite_number_counts_as_it_is(value: float) -> None:
 @pytest.mark.parametrize(
     "value", [-1, -0.5, math.nan, math.inf, -math.inf, None, "12", True, [1], 10**400, 1j, object()]
 )
-def test_anything_else_counts_as_the_default(value: Any) -> None:
+def test_any_other_value_counts_as_the_default(value: Any) -> None:
     assert counted(value) == DEFAULT_WORKLOAD
 
 
-def test_a_payload_that_raises_or_cannot_count() -> None:
+def test_a_payload_that_raises_or_has_no_count_counts_as_the_default() -> None:
     def fail() -> float:
         raise ZeroDivisionError
 
@@ -47,7 +47,7 @@ def test_a_payload_that_raises_or_cannot_count() -> None:
     assert WorkloadCounter("Handler").count({"prompt": "hi"}) == DEFAULT_WORKLOAD
 
 
-def test_it_is_logged_once_for_each_handler(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_value_is_logged_once_for_each_handler(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for counter in (WorkloadCounter("One"), WorkloadCounter("Two")):
             for _ in range(3):

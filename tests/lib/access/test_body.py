@@ -1,4 +1,4 @@
-"""Bodies in bounds: of size, of time, and of what is held together (protocol.md §2)."""
+"""Limits of bodies: size, time, and the memory of all unverified bodies (docs/protocol.md, "Bodies")."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lib.errors import (
 
 STALL_S = 30.0
 
-# The same bytes in every process: tests are named by them.
-PACKED = gzip.compress(b"abc", mtime=0)
+# Without a time stamp: the bytes are in the names of tests, which must be the same in every process.
+COMPRESSED = gzip.compress(b"abc", mtime=0)
 
 
-class Upload:
-    """A request whose body arrives as the test feeds it."""
+class IncomingRequest:
+    """A request whose body arrives in the parts that the test gives."""
 
     def __init__(self, coding: str | None = None, length: int | None = None) -> None:
         loop = asyncio.get_running_loop()
@@ -57,7 +57,7 @@ class Upload:
 
 @asynccontextmanager
 async def reading(reader: BodyReader, request: web.Request) -> AsyncGenerator[asyncio.Task[bytes], None]:
-    """A task that reads; the block runs once it waits for more."""
+    """Read in a task; run the block once the task waits for more."""
 
     async def read() -> bytes:
         async with reader.read(request) as body:
@@ -78,11 +78,11 @@ async def body_of(reader: BodyReader, request: web.Request) -> bytes:
         return bytes(body)
 
 
-async def test_a_body_is_what_arrived() -> None:
+async def test_a_body_is_read_unchanged() -> None:
     reader = BodyReader(100, STALL_S)
-    assert await body_of(reader, Upload().arrive(b"abc")) == b"abc"
-    assert await body_of(reader, Upload().arrive()) == b""
-    upload = Upload()
+    assert await body_of(reader, IncomingRequest().arrive(b"abc")) == b"abc"
+    assert await body_of(reader, IncomingRequest().arrive()) == b""
+    upload = IncomingRequest()
     async with reading(reader, upload.request) as task:
         for part in (b"a", b"bc"):
             upload.content.feed_data(part)
@@ -92,82 +92,86 @@ async def test_a_body_is_what_arrived() -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP ", "deflate"])
-async def test_a_compressed_body_is_unpacked(coding: str) -> None:
-    plain = b"all that is packed " * 100
-    packed = zlib.compress(plain) if coding == "deflate" else gzip.compress(plain)
-    upload = Upload(coding).arrive(*(packed[i : i + 7] for i in range(0, len(packed), 7)))
+async def test_a_compressed_body_is_decompressed(coding: str) -> None:
+    plain = b"all that is compressed " * 100
+    compressed = zlib.compress(plain) if coding == "deflate" else gzip.compress(plain)
+    upload = IncomingRequest(coding).arrive(*(compressed[i : i + 7] for i in range(0, len(compressed), 7)))
     assert await body_of(BodyReader(len(plain), STALL_S), upload) == plain
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "chunked"])
 async def test_another_coding_is_refused(coding: str) -> None:
     with pytest.raises(CodingNotUnderstood) as refused:
-        await body_of(BodyReader(100, STALL_S), Upload(coding).arrive(b"abc"))
+        await body_of(BodyReader(100, STALL_S), IncomingRequest(coding).arrive(b"abc"))
     assert refused.value.status == 415
 
 
 async def test_a_body_is_refused_for_its_announced_length_before_it_arrives() -> None:
     with pytest.raises(BodyTooLarge) as refused:
-        await body_of(BodyReader(100, STALL_S), Upload(length=101).request)
+        await body_of(BodyReader(100, STALL_S), IncomingRequest(length=101).request)
     assert refused.value.status == 413
     assert "100 bytes" in refused.value.message
     assert "MAX_JSON_BYTES" in refused.value.message
 
 
-async def test_the_last_byte_that_is_allowed_is_allowed() -> None:
+async def test_a_body_of_exactly_the_limit_is_read() -> None:
     reader = BodyReader(100, STALL_S)
-    assert len(await body_of(reader, Upload().arrive(b"x" * 60, b"x" * 40))) == 100
-    assert len(await body_of(reader, Upload("gzip").arrive(gzip.compress(b"x" * 100, mtime=0)))) == 100
+    assert len(await body_of(reader, IncomingRequest().arrive(b"x" * 60, b"x" * 40))) == 100
+    assert (
+        len(await body_of(reader, IncomingRequest("gzip").arrive(gzip.compress(b"x" * 100, mtime=0)))) == 100
+    )
     with pytest.raises(BodyTooLarge):
-        await body_of(reader, Upload().arrive(b"x" * 60, b"x" * 41, whole=False))
+        await body_of(reader, IncomingRequest().arrive(b"x" * 60, b"x" * 41, whole=False))
 
 
-async def test_a_packed_body_is_refused_by_its_unpacked_size_before_it_is_unpacked() -> None:
+async def test_a_compressed_body_is_refused_by_its_decompressed_size() -> None:
     bomb = gzip.compress(bytes(50_000_000))
     with pytest.raises(BodyTooLarge):
-        await body_of(BodyReader(60_000, STALL_S), Upload("gzip").arrive(bomb, whole=False))
+        await body_of(BodyReader(60_000, STALL_S), IncomingRequest("gzip").arrive(bomb, whole=False))
 
 
 @pytest.mark.parametrize("size", [n * INFLATED_BYTES + d for n in (1, 2) for d in (-1, 0, 1)] + [10**7])
 @pytest.mark.parametrize("step", [1, 7, 65536])
-async def test_a_packed_body_is_unpacked_in_small_pieces(size: int, step: int) -> None:
+async def test_a_compressed_body_is_decompressed_in_small_pieces(size: int, step: int) -> None:
     plain = bytes(size)
-    packed = gzip.compress(plain, mtime=0)
-    upload = Upload("gzip").arrive(*(packed[i : i + step] for i in range(0, len(packed), step)))
+    compressed = gzip.compress(plain, mtime=0)
+    upload = IncomingRequest("gzip").arrive(
+        *(compressed[i : i + step] for i in range(0, len(compressed), step))
+    )
     parts = [part async for part in BodyReader(size, STALL_S).parts(upload)]
     assert b"".join(parts) == plain
     assert max(map(len, parts)) <= INFLATED_BYTES
 
 
-async def test_a_packed_body_that_unpacks_to_nothing_is_bounded_too() -> None:
-    upload, nothing = Upload("gzip"), b"\x00\x00\x00\xff\xff" * 1000  # empty stored blocks
+async def test_a_compressed_body_that_decompresses_to_nothing_is_limited_too() -> None:
+    upload, nothing = IncomingRequest("gzip"), b"\x00\x00\x00\xff\xff" * 1000  # empty stored blocks
     head = gzip.compress(b"", mtime=0)[:10]
     with pytest.raises(BodyTooLarge):
         await body_of(BodyReader(9_000, STALL_S), upload.arrive(head, nothing, nothing, whole=False))
 
 
-async def test_what_follows_a_packed_body_is_refused_as_soon_as_it_comes() -> None:
-    upload = Upload("gzip")
+async def test_data_after_a_compressed_body_is_refused_when_it_arrives() -> None:
+    upload = IncomingRequest("gzip")
     with pytest.raises(Invalid, match="invalid request") as refused:
         await body_of(BodyReader(100, STALL_S), upload.arrive(gzip.compress(b"{}"), b"more", whole=False))
-    assert refused.value.body() == {"body": "something follows its compressed form"}
+    assert refused.value.body() == {"body": "data follows the compressed data"}
 
 
-@pytest.mark.parametrize("packed", [b"", b"abc", PACKED[:-1], PACKED[:5]])
-async def test_a_body_that_is_not_in_its_coding_is_invalid(packed: bytes) -> None:
+@pytest.mark.parametrize("compressed", [b"", b"abc", COMPRESSED[:-1], COMPRESSED[:5]])
+async def test_a_body_that_is_not_in_its_coding_is_invalid(compressed: bytes) -> None:
     with pytest.raises(Invalid) as refused:
-        await body_of(BodyReader(100, STALL_S), Upload("gzip").arrive(packed))
+        await body_of(BodyReader(100, STALL_S), IncomingRequest("gzip").arrive(compressed))
     assert list(refused.value.fields) == ["body"]
 
 
 async def test_a_body_that_stalls_is_refused() -> None:
     with pytest.raises(BodyStalled) as refused:
-        await body_of(BodyReader(100, 0.01), Upload().arrive(b"{", whole=False))
+        await body_of(BodyReader(100, 0.01), IncomingRequest().arrive(b"{", whole=False))
     assert refused.value.status == 408
 
 
-async def test_a_body_that_trickles_is_refused_in_the_end() -> None:
-    upload, stall_s = Upload(), 0.02
+async def test_a_body_that_arrives_too_slowly_is_refused() -> None:
+    upload, stall_s = IncomingRequest(), 0.02
     loop = asyncio.get_running_loop()
 
     def trickle() -> None:
@@ -190,35 +194,35 @@ async def test_a_body_that_trickles_is_refused_in_the_end() -> None:
         (OSError(errno.EHOSTUNREACH, "unreachable"), ClientGone),
     ],
 )
-async def test_a_body_that_breaks_off(error: Exception, becomes: type[Exception]) -> None:
-    upload = Upload()
+async def test_an_incomplete_body(error: Exception, becomes: type[Exception]) -> None:
+    upload = IncomingRequest()
     async with reading(BodyReader(100, STALL_S), upload.arrive(b"{", whole=False)) as task:
         upload.content.set_exception(error)
         with pytest.raises(becomes):
             await task
 
 
-async def test_bodies_that_are_not_verified_yet_are_bounded_together() -> None:
+async def test_unverified_bodies_share_a_limit() -> None:
     reader = BodyReader(100, STALL_S, unverified_bytes=150)
-    async with reading(reader, Upload().arrive(b"x" * 90, whole=False)):
-        async with reader.read(Upload().arrive(b"x" * 60)):
+    async with reading(reader, IncomingRequest().arrive(b"x" * 90, whole=False)):
+        async with reader.read(IncomingRequest().arrive(b"x" * 60)):
             with pytest.raises(Unavailable) as refused:
-                await body_of(reader, Upload().arrive(b"x"))
+                await body_of(reader, IncomingRequest().arrive(b"x"))
             assert refused.value.status == 503
             assert refused.value.body() == {"error": "too many request bodies at once", "state": "busy"}
             assert refused.value.headers() == {"Retry-After": "1"}
-        assert len(await body_of(reader, Upload().arrive(b"x" * 60))) == 60
+        assert len(await body_of(reader, IncomingRequest().arrive(b"x" * 60))) == 60
         with pytest.raises(Unavailable):  # what is refused is given back as well
-            await body_of(reader, Upload().arrive(b"x" * 61))
-        assert len(await body_of(reader, Upload().arrive(b"x" * 60))) == 60
-    assert len(await body_of(reader, Upload().arrive(b"x" * 100))) == 100
+            await body_of(reader, IncomingRequest().arrive(b"x" * 61))
+        assert len(await body_of(reader, IncomingRequest().arrive(b"x" * 60))) == 60
+    assert len(await body_of(reader, IncomingRequest().arrive(b"x" * 100))) == 100
 
 
-async def test_what_a_packed_body_holds_counts_unpacked() -> None:
+async def test_a_compressed_body_counts_with_its_decompressed_size() -> None:
     reader = BodyReader(1000, STALL_S, unverified_bytes=500)
     with pytest.raises(Unavailable):
-        await body_of(reader, Upload("gzip").arrive(gzip.compress(bytes(501))))
-    assert len(await body_of(reader, Upload("gzip").arrive(gzip.compress(bytes(500))))) == 500
+        await body_of(reader, IncomingRequest("gzip").arrive(gzip.compress(bytes(501))))
+    assert len(await body_of(reader, IncomingRequest("gzip").arrive(gzip.compress(bytes(500))))) == 500
 
 
 PARTS = st.lists(st.binary(max_size=30), max_size=6)
@@ -226,7 +230,7 @@ CODINGS = st.sampled_from([None, "", "identity", "gzip", "deflate", "br"])
 
 
 @given(PARTS, CODINGS, st.booleans())
-def test_any_body_is_read_or_refused_and_nothing_stays_held(
+def test_any_body_is_read_or_refused_and_releases_its_memory(
     parts: Sequence[bytes], coding: str | None, packs: bool
 ) -> None:
     async def example() -> None:
@@ -234,19 +238,19 @@ def test_any_body_is_read_or_refused_and_nothing_stays_held(
         sent, plain = list(parts), b"".join(parts)
         if packs and coding in ("gzip", "deflate"):
             packer = gzip.compress if coding == "gzip" else zlib.compress
-            packed = packer(plain)
-            sent = [packed[i : i + 9] for i in range(0, len(packed), 9)]
+            compressed = packer(plain)
+            sent = [compressed[i : i + 9] for i in range(0, len(compressed), 9)]
         status = 200
         try:
-            body = await body_of(reader, Upload(coding).arrive(*sent))
+            body = await body_of(reader, IncomingRequest(coding).arrive(*sent))
             assert body == plain or not packs
             assert len(body) <= 100
         except WorkerError as e:
             status = e.status
         assert status in (200, 413, 415, 422)
         async with (
-            reader.read(Upload().arrive(b"x" * 100)) as first,
-            reader.read(Upload().arrive(b"x" * 20)) as second,
+            reader.read(IncomingRequest().arrive(b"x" * 100)) as first,
+            reader.read(IncomingRequest().arrive(b"x" * 20)) as second,
         ):
             assert len(first) + len(second) == 120
 

@@ -1,4 +1,4 @@
-"""The envelope's shape, and `AuthData` out of whatever JSON holds (protocol.md §2)."""
+"""The envelope's shape, and reading `AuthData` from any JSON (docs/protocol.md, "Envelope")."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def wrong_with_auth(**changes: object) -> Any:
 # The shape
 
 
-def test_an_envelope_gives_its_parts_as_they_came() -> None:
+def test_the_parts_of_an_envelope_are_unchanged() -> None:
     raw = {**AUTH, "cost": "2.5", "request_idx": 0, "__request_id": "r"}
     sealed = SealedEnvelope(json.dumps({"payload": {"a": 1}, "auth_data": raw, "more": []}).encode())
     assert sealed.raw_auth == raw
@@ -50,7 +50,7 @@ def test_an_envelope_gives_its_parts_as_they_came() -> None:
     assert (envelope.raw_auth, envelope.session_id) == (raw, None)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+def test_a_byte_order_mark_is_ignored() -> None:
     envelope = json.dumps({"auth_data": AUTH, "payload": {"a": FILLING}}).encode()
     assert SealedEnvelope(b"\xef\xbb\xbf" + envelope).open().payload == {"a": FILLING}
     assert SealedEnvelope(b"\xef\xbb\xbf" + envelope.replace(FILLING.encode(), b"")).open().payload == {
@@ -61,7 +61,7 @@ def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b"", "empty: JSON is expected"),
+        (b"", "empty: send JSON"),
         (b"\xff\xfe{}", "not JSON"),
         (b'{"auth_data": {"endpoint": "\xe9"}}', "not JSON"),
         (b"{", "not JSON"),
@@ -75,7 +75,7 @@ def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
         (b"NaN", "must be a JSON object"),
     ],
 )
-def test_what_is_no_json_object_says_so(body: bytes, problem: str) -> None:
+def test_a_body_that_is_no_json_object_is_invalid(body: bytes, problem: str) -> None:
     answer = wrong_with(body)
     assert list(answer) == ["body"]
     assert problem in answer["body"]
@@ -138,7 +138,7 @@ def test_auth_data_comes_first_in_a_large_body(body: bytes) -> None:
     assert str(AUTH_DATA_BYTES) in problem
 
 
-def test_the_rules_change_with_one_byte() -> None:
+def test_one_more_byte_makes_a_large_body() -> None:
     envelope = {"payload": {"a": ""}, "auth_data": AUTH}
     room = PARSED_WHOLE_BYTES - len(json.dumps(envelope))
     whole = {**envelope, "payload": {"a": "x" * room}}
@@ -146,7 +146,7 @@ def test_the_rules_change_with_one_byte() -> None:
     assert "auth_data" in wrong_with_json({**envelope, "payload": {"a": "x" * (room + 1)}})
 
 
-def test_what_was_verified_is_what_is_used() -> None:
+def test_a_second_auth_data_is_refused() -> None:
     twice = json.dumps({"auth_data": AUTH, "payload": {"a": FILLING}})[:-1] + ', "auth_data": {"cost": 0}}'
     assert wrong_with(twice.encode()) == {"auth_data": "given twice"}
 
@@ -170,7 +170,7 @@ def test_every_wrong_field_is_named_at_once() -> None:
     ("sent", "cost"),
     [(0, 0.0), (256, 256.0), ("256", 256.0), ("1e3", 1000.0), (1e-300, 1e-300), (2**1000, float(2**1000))],
 )
-def test_a_cost_is_a_number_or_the_text_of_one(sent: object, cost: float) -> None:
+def test_a_cost_is_a_number_or_a_string_with_one(sent: object, cost: float) -> None:
     read = AuthData.from_json_msg({**AUTH, "cost": sent}).cost
     assert (read, type(read)) == (cost, float)
 
@@ -183,7 +183,7 @@ def test_any_other_cost_is_refused(cost: object) -> None:
 @pytest.mark.parametrize(
     "cost", [math.nan, math.inf, -math.inf, "nan", "-Infinity", "1e999", 10**400, "9" * 400]
 )
-def test_a_cost_past_every_float_is_refused(cost: object) -> None:
+def test_an_infinite_cost_is_refused(cost: object) -> None:
     assert wrong_with_auth(cost=cost) == {"cost": "must be finite"}
 
 
@@ -193,7 +193,7 @@ def test_a_number_too_large_for_json_text_is_infinite() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, [math.inf], {"a": [{"b": -math.inf}]}])
-def test_nothing_infinite_hides_in_what_is_ignored(value: object) -> None:
+def test_infinity_in_ignored_fields_is_refused(value: object) -> None:
     assert wrong_with_auth(other=value) == {"other": "must be finite"}
 
 
@@ -203,7 +203,7 @@ def test_a_reqnum_is_an_integer(reqnum: object) -> None:
 
 
 @pytest.mark.parametrize("number", [2**63, 10**400])
-def test_the_wires_integers_have_64_bits(number: int) -> None:
+def test_integers_have_64_bits(number: int) -> None:
     assert wrong_with_auth(reqnum=number, request_idx=number) == {
         "reqnum": "must fit into 64 bits",
         "request_idx": "must fit into 64 bits",

@@ -1,4 +1,4 @@
-"""The replay window, by example and against the rule it keeps (protocol.md §2)."""
+"""The replay window, by examples and by properties (docs/protocol.md, "Signature")."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_message_is_accepted_once() -> None:
     assert not window.accept(7, b"a")
 
 
-def test_two_messages_of_one_reqnum_are_two() -> None:
+def test_two_messages_with_one_reqnum_are_both_accepted() -> None:
     window = ReplayWindow()
     assert window.accept(7, b"a")
     assert window.accept(7, b"b")
@@ -32,7 +32,7 @@ def test_a_hundred_behind_is_accepted_and_more_is_not() -> None:
     assert not window.accept(900, b"b")
 
 
-def test_what_is_refused_moves_nothing() -> None:
+def test_a_refused_message_does_not_move_the_window() -> None:
     window = ReplayWindow()
     assert window.accept(1000, b"a")
     assert not window.accept(1000, b"a")
@@ -41,7 +41,7 @@ def test_what_is_refused_moves_nothing() -> None:
 
 
 @given(st.lists(MESSAGES, max_size=60))
-def test_accepted_once_unless_far_behind_whatever_comes(messages: list[tuple[int, bytes]]) -> None:
+def test_any_message_is_accepted_once_unless_far_behind(messages: list[tuple[int, bytes]]) -> None:
     window, accepted = ReplayWindow(), list[tuple[int, bytes]]()
     for message in messages:
         too_old = bool(accepted) and message[0] < max(n for n, _ in accepted) - WINDOW
@@ -51,7 +51,7 @@ def test_accepted_once_unless_far_behind_whatever_comes(messages: list[tuple[int
 
 
 @given(st.integers(-(2**62), 2**62), st.lists(st.integers(1, 3), max_size=400))
-def test_its_memory_is_bounded(first: int, steps: list[int]) -> None:
+def test_its_memory_is_limited(first: int, steps: list[int]) -> None:
     window, reqnum = ReplayWindow(), first
     for step in steps:
         assert window.accept(reqnum, b"a")

@@ -1,4 +1,4 @@
-"""What the engine signed and what it did not, in both forms (protocol.md §2)."""
+"""Verification of signatures, in both forms (docs/protocol.md, "Signature")."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ def refusal(made: Signatures, raw: dict[str, Any]) -> str:
         ("url", "full", False),
     ],
 )
-def test_the_scheme_picks_the_accepted_forms(scheme: AuthScheme, form: Scheme, holds: bool) -> None:
+def test_the_scheme_selects_the_accepted_forms(scheme: AuthScheme, form: Scheme, holds: bool) -> None:
     made = signatures(scheme)
     if holds:
         check(made, signed(form))
     else:
-        assert refusal(made, signed(form)) == "the signature does not hold"
+        assert refusal(made, signed(form)) == "the signature is invalid"
 
 
 @pytest.mark.parametrize("cost", [256, 256.0, "256", 1e-7, 0, "2.50"])
-def test_the_values_are_signed_as_they_were_sent(cost: object) -> None:
+def test_values_are_signed_as_they_were_sent(cost: object) -> None:
     check(signatures("full"), signed(cost=cost))
 
 
 @pytest.mark.parametrize(("was", "sent"), [(256, 256.0), (256.0, 256), (256, "256"), ("256", 256)])
-def test_another_spelling_of_a_value_is_another_text(was: object, sent: object) -> None:
+def test_another_notation_of_a_value_is_another_text(was: object, sent: object) -> None:
     assert "signature" in refusal(signatures("full"), {**signed(cost=was), "cost": sent})
 
 
@@ -76,10 +76,10 @@ def test_another_spelling_of_a_value_is_another_text(was: object, sent: object) 
     "changed", [{"cost": 2.0}, {"endpoint": "f"}, {"reqnum": 2}, {"url": "http://worker.example:3001"}]
 )
 def test_the_full_form_covers_every_signed_value(changed: dict[str, Any]) -> None:
-    assert refusal(signatures(), {**signed(), **changed}) == "the signature does not hold"
+    assert refusal(signatures(), {**signed(), **changed}) == "the signature is invalid"
 
 
-def test_the_full_form_takes_other_letters_as_json_does() -> None:
+def test_the_full_form_escapes_non_ascii_like_json() -> None:
     check(signatures(), signed(endpoint='größe "e" \ud800'))
 
 
@@ -106,11 +106,11 @@ def test_a_signature_for_another_url_is_refused(form: Scheme, url: str) -> None:
 @pytest.mark.parametrize(
     "url", [URL, URL + "/", URL + "/generate?x=1", "http://WORKER.example:3000", "HTTP://worker.example:3000"]
 )
-def test_what_follows_the_host_does_not_matter(form: Scheme, url: str) -> None:
+def test_the_path_of_the_url_is_ignored(form: Scheme, url: str) -> None:
     check(signatures(), signed(form, url=url))
 
 
-def test_a_port_left_out_is_the_schemes_own() -> None:
+def test_a_missing_port_is_the_default_of_the_scheme() -> None:
     check(signatures(public_url="https://worker.example:443"), signed(url="https://worker.example/"))
     check(signatures(public_url="http://worker.example"), signed(url="http://worker.example:80"))
 
@@ -120,7 +120,7 @@ def test_the_url_check_can_be_turned_off() -> None:
     assert "signature" in refusal(signatures(public_url=None), {**signed(), "url": "http://anywhere"})
 
 
-def test_a_full_message_is_accepted_once_whatever_rides_along() -> None:
+def test_a_full_message_is_accepted_once_with_any_other_fields() -> None:
     made, raw = signatures(), signed()
     check(made, raw)
     assert refusal(made, {**raw, "request_idx": 5}).startswith("replay")
@@ -134,7 +134,7 @@ def test_a_reqnum_more_than_a_hundred_behind_is_refused() -> None:
     assert refusal(made, signed(reqnum=899)).startswith("replay")
 
 
-def test_the_url_form_neither_meets_nor_moves_the_window() -> None:
+def test_the_url_form_ignores_the_replay_window() -> None:
     made, raw = signatures(), signed("url")
     for reqnum in (1, 1, 10**9):
         check(made, {**raw, "reqnum": reqnum, "cost": float(reqnum)})
@@ -151,23 +151,23 @@ def test_a_refused_message_does_not_move_the_window() -> None:
 def test_a_remembered_url_signature_is_for_that_url_only() -> None:
     made, raw = signatures("url"), signed("url")
     check(made, raw)
-    assert "hold" in refusal(made, {**raw, "url": URL + "/"})
+    assert "invalid" in refusal(made, {**raw, "url": URL + "/"})
     for number in range(REMEMBERED_SIGNATURES + 1):
         check(made, signed("url", url=f"{URL}/{number}"))
     check(made, raw)
 
 
-def test_another_key_ends_what_the_old_one_signed() -> None:
+def test_another_key_invalidates_old_signatures() -> None:
     made = signatures()
     check(made, signed(reqnum=1000))
     check(made, signed("url"))
     made.use_key(Signer(OTHER_KEY).public_key)
-    assert "hold" in refusal(made, signed(reqnum=1001))
-    assert "hold" in refusal(made, signed("url"))
+    assert "invalid" in refusal(made, signed(reqnum=1001))
+    assert "invalid" in refusal(made, signed("url"))
     check(made, signed(reqnum=1, key=OTHER_KEY))
 
 
-def test_the_same_key_again_forgets_nothing() -> None:
+def test_the_same_key_again_changes_nothing() -> None:
     made, raw = signatures(), signed()
     check(made, raw)
     made.use_key(Signer(engine_key()).public_key)
@@ -175,14 +175,14 @@ def test_the_same_key_again_forgets_nothing() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no key", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"])
-def test_what_is_no_key_is_refused_and_the_old_one_stays(text: str) -> None:
+def test_a_text_without_a_key_is_refused_and_the_old_key_stays(text: str) -> None:
     made = signatures()
     with pytest.raises(ValueError, match=r".*"):
         made.use_key(text)
     check(made, signed())
 
 
-def test_without_a_key_nothing_holds() -> None:
+def test_without_a_key_no_signature_is_valid() -> None:
     made = Signatures("auto", URL)
     assert not made.has_key
     with pytest.raises(BadSignature):
@@ -190,10 +190,10 @@ def test_without_a_key_nothing_holds() -> None:
 
 
 @given(st.text(max_size=300) | st.binary(max_size=200).map(lambda b: base64.b64encode(b).decode()))
-def test_no_text_passes_for_a_signature(text: str) -> None:
+def test_no_other_text_is_a_valid_signature(text: str) -> None:
     raw = signed()
     if text != raw["signature"]:
-        assert refusal(signatures(), {**raw, "signature": text}) == "the signature does not hold"
+        assert refusal(signatures(), {**raw, "signature": text}) == "the signature is invalid"
 
 
 TEXTS = st.text(max_size=20)
@@ -201,6 +201,6 @@ NUMBERS = st.integers(0, 2**60) | st.floats(0, allow_infinity=False)
 
 
 @given(NUMBERS | NUMBERS.map(str), TEXTS, st.integers(-(2**63), 2**63 - 1))
-def test_whatever_is_signed_holds_after_its_way_through_json(cost: Any, endpoint: str, reqnum: int) -> None:
+def test_any_signed_value_is_valid_after_a_json_round_trip(cost: Any, endpoint: str, reqnum: int) -> None:
     raw = json.loads(json.dumps(signed(cost=cost, endpoint=endpoint, reqnum=reqnum)))
     check(signatures("full"), raw)

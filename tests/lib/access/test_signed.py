@@ -1,4 +1,4 @@
-"""Which checks a signed request goes through before it is admitted."""
+"""The checks of a signed request before it is admitted."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lib.runtime.clock import SystemClock
 AUTH = {"signature": "", "cost": 1, "endpoint": "e", "reqnum": 1, "url": "http://worker"}
 
 
-class Asked(Sessions):
-    """Notes how often it was asked whether it remembers."""
+class CountingSessions(Sessions):
+    """Counts the calls of `remembers`."""
 
     asked = 0
 
@@ -35,7 +35,7 @@ async def no_key() -> None: ...
 
 @pytest.mark.parametrize(("padding", "asked"), [(0, 0), (PARSED_WHOLE_BYTES, 1)])
 async def test_only_an_envelope_that_is_not_parsed_yet_is_looked_up(padding: int, asked: int) -> None:
-    sessions = Asked(None, SystemClock())
+    sessions = CountingSessions(None, SystemClock())
     session = sessions.create(AUTH, SessionTerms())
     bodies = BodyReader(2 * PARSED_WHOLE_BYTES, 10.0)
     authenticator = SignedRequests(bodies, None, sessions, no_key)

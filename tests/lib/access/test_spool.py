@@ -1,4 +1,4 @@
-"""Bodies on disk: what arrives is in the file, and the file goes with its request (protocol.md §2)."""
+"""Bodies on disk: each is in its file, which is deleted with its request (docs/protocol.md, "Bodies")."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TURNS = range(60)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path, None, None]:
-    """Where bodies are kept; at the end of the test none is there, and none is open."""
+    """The folder for bodies; checks after the test that no file is left, and none is open."""
     folder = tmp_path / "bodies"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -57,7 +57,7 @@ async def arriving(parts: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
         yield part
 
 
-async def test_a_file_for_a_block(folder: Path) -> None:
+async def test_the_file_exists_inside_the_block(folder: Path) -> None:
     async with spooled(arriving(PARTS)) as (path, size_bytes):
         assert files_in(folder) == [path]
         assert path.read_bytes() == b"".join(PARTS)
@@ -68,7 +68,7 @@ async def test_a_file_for_a_block(folder: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.binary(max_size=40) | st.integers(0, 2 * PIECE_BYTES).map(bytes), max_size=6))
-def test_any_bytes_in_any_parts_arrive_unchanged(folder: Path, parts: Sequence[bytes]) -> None:
+def test_any_parts_are_written_unchanged(folder: Path, parts: Sequence[bytes]) -> None:
     async def example() -> None:
         async with spooled(arriving(parts)) as (path, size_bytes):
             assert path.read_bytes() == b"".join(parts)
@@ -78,7 +78,7 @@ def test_any_bytes_in_any_parts_arrive_unchanged(folder: Path, parts: Sequence[b
     assert_nothing_left(folder)
 
 
-async def test_two_at_once_have_files_of_their_own(folder: Path) -> None:
+async def test_two_bodies_have_different_files(folder: Path) -> None:
     async with spooled(arriving([b"a"])) as (one, _), spooled(arriving([b"b"])) as (other, _):
         assert (one.read_bytes(), other.read_bytes()) == (b"a", b"b")
 
@@ -89,7 +89,7 @@ async def test_an_author_may_move_the_file_away(folder: Path, tmp_path: Path) ->
     assert (tmp_path / "kept").read_bytes() == b"a"
 
 
-async def test_a_body_that_is_refused_on_its_way_leaves_nothing(folder: Path) -> None:
+async def test_a_refused_body_leaves_no_file(folder: Path) -> None:
     async def too_much() -> AsyncGenerator[bytes, None]:
         for part in PARTS:
             yield part
@@ -100,19 +100,19 @@ async def test_a_body_that_is_refused_on_its_way_leaves_nothing(folder: Path) ->
             pytest.fail("it was never whole")
 
 
-async def test_an_error_in_the_block_leaves_nothing(folder: Path) -> None:
+async def test_an_error_in_the_block_leaves_no_file(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="bug"):
         async with spooled(arriving(PARTS)):
             raise RuntimeError("bug")
 
 
-async def test_a_disk_that_takes_no_file_is_a_503(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_file_that_cannot_be_created_is_a_503(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "missing"))
     with pytest.raises(Unavailable) as refused:
         async with spooled(arriving(PARTS)):
             pytest.fail("there is no file")
     assert refused.value.body() == {
-        "error": "the body can't be kept: No such file or directory",
+        "error": "the body can't be written to disk: No such file or directory",
         "state": "no room",
     }
 
@@ -131,7 +131,7 @@ async def kept_for_a_moment() -> None:
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
-async def test_a_cancelled_body_leaves_nothing(folder: Path, again: bool) -> None:
+async def test_a_cancelled_body_leaves_no_file(folder: Path, again: bool) -> None:
     for body in (kept_for_ever, kept_for_a_moment):
         for turns in TURNS:
             task = asyncio.create_task(body())
@@ -146,7 +146,7 @@ async def test_a_cancelled_body_leaves_nothing(folder: Path, again: bool) -> Non
             assert_nothing_left(folder)
 
 
-async def test_a_body_whose_scope_is_cancelled_leaves_nothing(folder: Path) -> None:
+async def test_a_body_with_a_cancelled_scope_leaves_no_file(folder: Path) -> None:
     for turns in TURNS:
         async with anyio.create_task_group() as group:
             group.start_soon(kept_for_ever)
@@ -157,7 +157,7 @@ async def test_a_body_whose_scope_is_cancelled_leaves_nothing(folder: Path) -> N
 
 
 @pytest.mark.parametrize("arrived", range(len(PARTS) + 1))
-async def test_a_body_cancelled_between_its_parts_leaves_nothing(folder: Path, arrived: int) -> None:
+async def test_a_body_cancelled_between_parts_leaves_no_file(folder: Path, arrived: int) -> None:
     waits, closed = asyncio.Event(), asyncio.Event()
 
     async def stalling() -> AsyncGenerator[bytes, None]:

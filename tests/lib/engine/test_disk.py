@@ -1,4 +1,4 @@
-"""Growth of disk use counts from what the engine last took."""
+"""Growth of disk use counts from the last acknowledged reading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_growth_counts_from_the_last_reading_that_was_acknowledged() -> None:
     first = disk.read()
     assert first.grown_gib == first.used_gib - 1.0
     again = disk.read()
-    assert again.grown_gib == again.used_gib - 1.0  # lost on the way: told again
+    assert again.grown_gib == again.used_gib - 1.0  # not acknowledged: reported again
     disk.acknowledge(again)
     then = disk.read()
     assert then.grown_gib == then.used_gib - again.used_gib

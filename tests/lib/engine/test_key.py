@@ -1,4 +1,4 @@
-"""The engine's public key: from whichever address has it, and anew when it was rotated (lesson 11)."""
+"""The engine's public key: fetched from any address that has it, and again after a rotation."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def _set_event() -> anyio.Event:
 
 @dataclass
 class KeyServer:
-    """Answers `/pubkey/` with what `answers` say in turn, the last one from then on; counts how often."""
+    """Answers `/pubkey/` with each of `answers` in turn, then with the last one; counts requests."""
 
     answers: Sequence[Callable[[web.Request], web.StreamResponse | None]]
     url: str = ""
-    asked: int = 0
-    asked_again: anyio.Event = field(default_factory=anyio.Event)
+    requests: int = 0
+    requested: anyio.Event = field(default_factory=anyio.Event)
     held: anyio.Event = field(default_factory=_set_event)
 
     async def pubkey(self, request: web.Request) -> web.StreamResponse:
-        self.asked += 1
-        self.asked_again.set()
-        self.asked_again = anyio.Event()
+        self.requests += 1
+        self.requested.set()
+        self.requested = anyio.Event()
         await self.held.wait()
-        answer = self.answers[min(self.asked, len(self.answers)) - 1](request)
+        answer = self.answers[min(self.requests, len(self.answers)) - 1](request)
         if answer is None:
             await anyio.sleep_forever()
         assert answer is not None
@@ -65,7 +65,7 @@ class Dripping(web.StreamResponse):
 
 
 @dataclass
-class Keys:
+class RunningKey:
     key: EngineKey
     use: Callable[[str], None]
     clock: ManualClock
@@ -73,8 +73,8 @@ class Keys:
 
 
 @asynccontextmanager
-async def served(*servers: KeyServer) -> AsyncGenerator[Keys, None]:
-    """The servers listening, and a key that is fetched from them in their order."""
+async def running_key(*servers: KeyServer) -> AsyncGenerator[RunningKey, None]:
+    """Run the servers, and a key that is fetched from them in their order."""
     clock, found = ManualClock(), list[str]()
 
     def use(pem: str) -> None:
@@ -94,8 +94,8 @@ async def served(*servers: KeyServer) -> AsyncGenerator[Keys, None]:
                 server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             key = EngineKey(http, [s.url for s in servers], clock)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(key.look_when_asked, use)
-                yield Keys(key, use, clock, found)
+                tasks.start_soon(key.refetch_on_request, use)
+                yield RunningKey(key, use, clock, found)
                 tasks.cancel_scope.cancel()
         finally:
             for runner in runners:
@@ -111,70 +111,70 @@ async def served(*servers: KeyServer) -> AsyncGenerator[Keys, None]:
         text("-----BEGIN" + "x" * MAX_KEY_BYTES),
     ],
 )
-async def test_the_next_address_is_asked(bad: Callable[[web.Request], web.StreamResponse]) -> None:
+async def test_the_next_address_is_tried(bad: Callable[[web.Request], web.StreamResponse]) -> None:
     first, second = KeyServer([bad]), KeyServer([text(PEM)])
-    async with served(first, second) as here:
-        await here.key.fetch(here.use)
-    assert here.found == [PEM]
+    async with running_key(first, second) as running:
+        await running.key.fetch(running.use)
+    assert running.found == [PEM]
 
 
-async def test_it_is_fetched_until_there_is_one() -> None:
+async def test_it_is_fetched_with_retries() -> None:
     server = KeyServer([text("no", 503)] * 5 + [text(PEM)])
-    async with served(server) as here, anyio.create_task_group() as tasks:
-        tasks.start_soon(here.key.fetch, here.use)
+    async with running_key(server) as running, anyio.create_task_group() as tasks:
+        tasks.start_soon(running.key.fetch, running.use)
         for tries in range(1, 6):
-            await here.clock.wait_for_timer(LAST_RETRY_S)
-            assert server.asked == tries
-            here.clock.advance(LAST_RETRY_S)
-    assert here.found == [PEM]
+            await running.clock.wait_for_timer(LAST_RETRY_S)
+            assert server.requests == tries
+            running.clock.advance(LAST_RETRY_S)
+    assert running.found == [PEM]
 
 
-async def test_a_key_that_comes_byte_by_byte_is_one() -> None:
+async def test_a_key_may_arrive_byte_by_byte() -> None:
     server = KeyServer([lambda request: Dripping()])
-    async with served(server) as here:
-        await here.key.fetch(here.use)
-    assert (here.found, server.asked) == ([PEM], 1)
+    async with running_key(server) as running:
+        await running.key.fetch(running.use)
+    assert (running.found, server.requests) == ([PEM], 1)
 
 
-async def test_a_rotated_key_is_looked_for_once_a_minute_at_most() -> None:
+async def test_a_rotated_key_is_fetched_once_a_minute_at_most() -> None:
     server = KeyServer([text(PEM)])
-    async with served(server) as here:
-        await here.key.fetch(here.use)
+    async with running_key(server) as running:
+        await running.key.fetch(running.use)
         for expected in (2, 3):
             async with anyio.create_task_group() as tasks:
                 for _ in range(20):
-                    tasks.start_soon(here.key.refetch)
-            assert server.asked == expected
-            here.clock.advance(REFETCH_INTERVAL_S - 0.01)
-            await here.key.refetch()
-            assert server.asked == expected
-            here.clock.advance(0.01)
+                    tasks.start_soon(running.key.refetch)
+            assert server.requests == expected
+            running.clock.advance(REFETCH_INTERVAL_S - 0.01)
+            await running.key.refetch()
+            assert server.requests == expected
+            running.clock.advance(0.01)
 
 
-async def test_a_request_does_not_wait_for_ever_for_a_rotated_key() -> None:
+async def test_a_request_waits_a_limited_time_for_a_rotated_key() -> None:
     server = KeyServer([nothing])
-    async with served(server) as here, anyio.create_task_group() as tasks:
-        tasks.start_soon(here.key.refetch)
-        tasks.start_soon(here.key.refetch)
-        await server.asked_again.wait()
-        here.clock.advance(REFETCH_LIMIT_S)
-    assert server.asked == 1
+    async with running_key(server) as running, anyio.create_task_group() as tasks:
+        tasks.start_soon(running.key.refetch)
+        tasks.start_soon(running.key.refetch)
+        await server.requested.wait()
+        running.clock.advance(REFETCH_LIMIT_S)
+    assert server.requests == 1
 
 
-async def test_a_client_that_leaves_does_not_call_the_look_off() -> None:
+async def test_a_client_that_leaves_does_not_cancel_the_fetch() -> None:
     server = KeyServer([text(PEM)], held=anyio.Event())
-    async with served(server) as here:
+    async with running_key(server) as running:
         async with anyio.create_task_group() as clients:
-            clients.start_soon(here.key.refetch)
-            await server.asked_again.wait()
+            clients.start_soon(running.key.refetch)
+            await server.requested.wait()
             clients.cancel_scope.cancel()
         async with anyio.create_task_group() as clients:
-            clients.start_soon(here.key.refetch)  # shares the look that the other one asked for
+            clients.start_soon(running.key.refetch)  # shares the fetch that the other one requested
             server.held.set()
-        assert (here.found, server.asked) == ([PEM], 1)
+        assert (running.found, server.requests) == ([PEM], 1)
 
 
-def test_the_address_that_takes_status_reports_only_is_left_out() -> None:
+def test_the_address_for_status_reports_only_is_left_out() -> None:
     settings = Settings.from_env(
         {
             "CONTAINER_ID": "1",

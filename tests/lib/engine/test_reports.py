@@ -1,4 +1,4 @@
-"""Reports reach the engine and add up there, whatever it does to them (lessons 9, 11, 14, 24)."""
+"""Reports reach the engine, and their sums are right, whatever faults the engine has."""
 
 from __future__ import annotations
 
@@ -26,70 +26,70 @@ from lib.engine.reports import (
 )
 from lib.local.faults import Fault
 from lib.metrics import MAX_UNDELIVERED, Outcome
-from tests.lib.engine.stand import WORKER_ID, stand
+from tests.lib.engine.reporting import WORKER_ID, reporting_worker
 from tests.manual_clock import ManualClock
 
 
-async def test_the_first_report_goes_out_at_once_and_says_who_reports() -> None:
-    async with stand() as here:
-        report = await here.reported(1)
+async def test_the_first_report_is_immediate_and_has_the_identity() -> None:
+    async with reporting_worker() as worker:
+        report = await worker.reported(1)
     assert (report.id, report.mtoken, report.url) == (WORKER_ID, "token", "http://127.0.0.1:3000")
     assert (report.version, report.error_msg, report.loadtime) == ("1.1.0", "", 0.0)
     assert report.disk_usage > 0
     assert report.additional_disk_usage == 0
 
 
-async def test_silence_lasts_less_than_ten_seconds() -> None:
+async def test_reports_are_less_than_ten_seconds_apart() -> None:
     assert IDLE_INTERVAL_S < 10
-    async with stand() as here:
-        await here.reported(1)
-        here.clock.advance(IDLE_INTERVAL_S)
-        await here.reported(2)
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.clock.advance(IDLE_INTERVAL_S)
+        await worker.reported(2)
 
 
-async def test_an_event_is_reported_within_a_second_and_those_that_follow_with_it() -> None:
+async def test_events_within_a_second_are_reported_together() -> None:
     assert EVENT_INTERVAL_S < 1
-    async with stand() as here:
-        await here.reported(1)
-        here.serve(2.0)
-        here.accept(3.0)
-        await here.clock.wait_for_timer(EVENT_INTERVAL_S)
-        assert len(here.messages()) == 1
-        here.clock.advance(EVENT_INTERVAL_S)
-        report = await here.reported(2)
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.serve(2.0)
+        worker.accept(3.0)
+        await worker.clock.wait_for_timer(EVENT_INTERVAL_S)
+        assert len(worker.messages()) == 1
+        worker.clock.advance(EVENT_INTERVAL_S)
+        report = await worker.reported(2)
         assert (report.new_load, report.cur_load, report.cur_perf) == (5.0, 3.0, 2.0)
         assert (report.num_requests_working, report.num_requests_received) == (1, 2)
 
 
 async def test_an_event_after_a_quiet_time_is_reported_at_once() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.clock.advance(5.0)
-        here.serve(2.0)
-        assert (await here.reported(2)).cur_perf == 2.0
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.clock.advance(5.0)
+        worker.serve(2.0)
+        assert (await worker.reported(2)).cur_perf == 2.0
 
 
 async def test_a_change_of_state_is_reported_at_once() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.standing = Capacity(12.5, 40.0)
-        here.reporter.state_changed("")
-        report = await here.reported(2)
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.capacity = Capacity(12.5, 40.0)
+        worker.reporter.state_changed("")
+        report = await worker.reported(2)
         assert (report.loadtime, report.max_perf) == (12.5, 40.0)
-        here.reporter.state_changed("CUDA error")
-        assert (await here.reported(3)).error_msg == "CUDA error"
+        worker.reporter.state_changed("CUDA error")
+        assert (await worker.reported(3)).error_msg == "CUDA error"
 
 
 async def test_a_change_of_state_during_a_delivery_is_reported_after_it() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = Fault(delay_s=1.0)
-        here.reporter.state_changed("")
-        await here.engine.wait_for(lambda: here.engine.requests_seen["reports"] == 2)
-        here.reporter.state_changed("CUDA error")
-        here.engine.faults.clear()
-        await answer(here.engine_clock)
-        assert [m.error_msg for m in (await here.reported(3), *here.messages())] == [
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(delay_s=1.0)
+        worker.reporter.state_changed("")
+        await worker.engine.wait_for(lambda: worker.engine.requests_seen["reports"] == 2)
+        worker.reporter.state_changed("CUDA error")
+        worker.engine.faults.clear()
+        await answer(worker.engine_clock)
+        assert [m.error_msg for m in (await worker.reported(3), *worker.messages())] == [
             "CUDA error",
             "",
             "",
@@ -106,121 +106,121 @@ async def test_a_change_of_state_during_a_delivery_is_reported_after_it() -> Non
         Fault(status=404, times=3),
     ],
 )
-async def test_what_was_not_acknowledged_is_told_again(fault: Fault) -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = fault
-        here.serve(5.0)
-        here.refuse(7.0)
-        here.clock.advance(EVENT_INTERVAL_S)
+async def test_numbers_that_were_not_acknowledged_are_reported_again(fault: Fault) -> None:
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = fault
+        worker.serve(5.0)
+        worker.refuse(7.0)
+        worker.clock.advance(EVENT_INTERVAL_S)
         for tries in (2, 3, 4):
-            await here.tried(tries)
-            assert here.told() == (0.0, 0.0, 0.0)
-            here.serve(1.0)
-            here.clock.advance(LAST_RETRY_S)
-        await here.reported(2)
-        assert here.told() == (8.0, 7.0, 8.0)
+            await worker.tried(tries)
+            assert worker.delivered_loads() == (0.0, 0.0, 0.0)
+            worker.serve(1.0)
+            worker.clock.advance(LAST_RETRY_S)
+        await worker.reported(2)
+        assert worker.delivered_loads() == (8.0, 7.0, 8.0)
 
 
-async def test_what_happens_while_a_report_is_in_the_air_is_in_the_next_one() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = Fault(delay_s=1.0)
-        here.reporter.state_changed("")
-        await here.engine.wait_for(lambda: here.engine.requests_seen["reports"] == 2)
-        here.serve(5.0)
-        here.engine.faults.clear()
-        await answer(here.engine_clock)
-        assert (await here.reported(2)).cur_perf == 0.0
-        here.clock.advance(EVENT_INTERVAL_S)
-        assert (await here.reported(3)).cur_perf == 5.0
-        assert here.told() == (5.0, 0.0, 5.0)
+async def test_events_during_a_delivery_are_in_the_next_report() -> None:
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(delay_s=1.0)
+        worker.reporter.state_changed("")
+        await worker.engine.wait_for(lambda: worker.engine.requests_seen["reports"] == 2)
+        worker.serve(5.0)
+        worker.engine.faults.clear()
+        await answer(worker.engine_clock)
+        assert (await worker.reported(2)).cur_perf == 0.0
+        worker.clock.advance(EVENT_INTERVAL_S)
+        assert (await worker.reported(3)).cur_perf == 5.0
+        assert worker.delivered_loads() == (5.0, 0.0, 5.0)
 
 
-async def test_a_report_whose_acknowledgement_is_lost_counts_twice_and_nothing_is_lost() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = Fault(lose=True, times=1)
-        here.serve(5.0)
-        here.clock.advance(EVENT_INTERVAL_S)
-        await here.reported(2)
-        here.clock.advance(LAST_RETRY_S)
-        await here.reported(3)
-        assert here.told() == (10.0, 0.0, 10.0)
-        here.clock.advance(IDLE_INTERVAL_S)
-        assert (await here.reported(4)).cur_perf == 0.0
+async def test_a_report_with_a_lost_acknowledgement_is_sent_twice() -> None:
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(lose=True, times=1)
+        worker.serve(5.0)
+        worker.clock.advance(EVENT_INTERVAL_S)
+        await worker.reported(2)
+        worker.clock.advance(LAST_RETRY_S)
+        await worker.reported(3)
+        assert worker.delivered_loads() == (10.0, 0.0, 10.0)
+        worker.clock.advance(IDLE_INTERVAL_S)
+        assert (await worker.reported(4)).cur_perf == 0.0
 
 
 async def test_a_report_that_gets_no_answer_is_given_up() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = Fault(delay_s=3600.0)
-        here.serve(5.0)
-        here.clock.advance(EVENT_INTERVAL_S)
-        await here.engine.wait_for(lambda: here.engine.requests_seen["reports"] == 2)
-        here.engine.faults.clear()
-        here.clock.advance(DELIVERY_TIMEOUT_S)
-        await here.tried(2)
-        assert "no answer" in here.reporter.deliveries[-1].answer
-        here.clock.advance(LAST_RETRY_S)
-        assert (await here.reported(2)).cur_perf == 5.0
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(delay_s=3600.0)
+        worker.serve(5.0)
+        worker.clock.advance(EVENT_INTERVAL_S)
+        await worker.engine.wait_for(lambda: worker.engine.requests_seen["reports"] == 2)
+        worker.engine.faults.clear()
+        worker.clock.advance(DELIVERY_TIMEOUT_S)
+        await worker.tried(2)
+        assert "no answer" in worker.reporter.deliveries[-1].answer
+        worker.clock.advance(LAST_RETRY_S)
+        assert (await worker.reported(2)).cur_perf == 5.0
 
 
-async def test_a_withdrawal_after_its_load_was_told_is_taken_off_what_comes() -> None:
-    async with stand() as here:
-        entry = here.accept(10.0)
-        assert (await here.reported(1)).new_load == 10.0
+async def test_a_withdrawal_of_a_reported_load_reduces_later_reports() -> None:
+    async with reporting_worker() as worker:
+        entry = worker.accept(10.0)
+        assert (await worker.reported(1)).new_load == 10.0
         entry.set_outcome(Outcome.CANCELLED)
-        here.serve(4.0)
-        here.clock.advance(EVENT_INTERVAL_S)
-        assert (await here.reported(2)).new_load == 0.0
-        here.serve(9.0)
-        here.clock.advance(EVENT_INTERVAL_S)
-        assert (await here.reported(3)).new_load == 3.0
+        worker.serve(4.0)
+        worker.clock.advance(EVENT_INTERVAL_S)
+        assert (await worker.reported(2)).new_load == 0.0
+        worker.serve(9.0)
+        worker.clock.advance(EVENT_INTERVAL_S)
+        assert (await worker.reported(3)).new_load == 3.0
 
 
-async def test_tries_are_spaced_out_more_and_more() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = Fault(refuse=True)
-        here.clock.advance(IDLE_INTERVAL_S)
+async def test_retries_have_growing_delays() -> None:
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(refuse=True)
+        worker.clock.advance(IDLE_INTERVAL_S)
         for tries, most_s in enumerate((0.5, 1.0, 2.0, 4.0, 8.0, 8.0), start=2):
-            await here.tried(tries)
-            here.clock.advance(most_s / 2 - 0.01)
-            assert len(here.reporter.deliveries) == tries
-            here.clock.advance(most_s / 2 + 0.01)
-        await here.tried(8)
+            await worker.tried(tries)
+            worker.clock.advance(most_s / 2 - 0.01)
+            assert len(worker.reporter.deliveries) == tries
+            worker.clock.advance(most_s / 2 + 0.01)
+        await worker.tried(8)
 
 
-async def test_errors_and_recoveries_are_told_though_the_engine_was_down() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = Fault(drop=True)
+async def test_errors_and_recoveries_are_reported_after_the_engine_was_down() -> None:
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(drop=True)
         for error_msg in ("CUDA error", "", "health check failed", ""):
-            here.reporter.state_changed(error_msg)
-        await here.tried(2)
-        here.engine.faults.clear()
-        here.clock.advance(LAST_RETRY_S)
-        await here.reported(5)
-        assert [m.error_msg for m in here.messages()] == ["", "CUDA error", "", "health check failed", ""]
+            worker.reporter.state_changed(error_msg)
+        await worker.tried(2)
+        worker.engine.faults.clear()
+        worker.clock.advance(LAST_RETRY_S)
+        await worker.reported(5)
+        assert [m.error_msg for m in worker.messages()] == ["", "CUDA error", "", "health check failed", ""]
 
 
 async def test_a_flood_of_errors_does_not_flood_the_engine() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.reporter.state_changed("error 0")
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.reporter.state_changed("error 0")
         for number in range(1, 1000):
-            here.reporter.state_changed(f"error {number}", at_once=False)
-        assert (await here.reported(3)).error_msg == "error 999"
+            worker.reporter.state_changed(f"error {number}", at_once=False)
+        assert (await worker.reported(3)).error_msg == "error 999"
         for number in range(1000, 2000):
-            here.reporter.state_changed(f"error {number}", at_once=False)
+            worker.reporter.state_changed(f"error {number}", at_once=False)
             await anyio.lowlevel.checkpoint()
-        assert len(here.messages()) == 3
-        here.clock.advance(EVENT_INTERVAL_S)
-        await here.reported(4)
-        here.clock.advance(EVENT_INTERVAL_S)
-        await here.reported(5)
-        assert [m.error_msg for m in here.messages()[1:]] == [
+        assert len(worker.messages()) == 3
+        worker.clock.advance(EVENT_INTERVAL_S)
+        await worker.reported(4)
+        worker.clock.advance(EVENT_INTERVAL_S)
+        await worker.reported(5)
+        assert [m.error_msg for m in worker.messages()[1:]] == [
             "error 0",
             "error 999",
             "error 1000",
@@ -229,61 +229,61 @@ async def test_a_flood_of_errors_does_not_flood_the_engine() -> None:
 
 
 async def test_only_the_latest_errors_are_remembered_for_an_engine_that_is_down() -> None:
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = Fault(drop=True)
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(drop=True)
         for number in range(100):
-            here.reporter.state_changed(f"error {number}")
-            here.reporter.state_changed("")
-        await here.tried(2)
-        here.engine.faults.clear()
-        here.clock.advance(LAST_RETRY_S)
-        await here.reported(1 + reports.MAX_UNTOLD_ERRORS)
-        assert [m.error_msg for m in here.messages()[-2:]] == ["error 99", ""]
+            worker.reporter.state_changed(f"error {number}")
+            worker.reporter.state_changed("")
+        await worker.tried(2)
+        worker.engine.faults.clear()
+        worker.clock.advance(LAST_RETRY_S)
+        await worker.reported(1 + reports.MAX_UNREPORTED_ERRORS)
+        assert [m.error_msg for m in worker.messages()[-2:]] == ["error 99", ""]
 
 
 # Several addresses
 
 
-async def test_the_next_address_has_what_one_refuses_and_keeps_getting_it() -> None:
-    async with stand(2) as here:
-        here.engines[0].faults.reports = Fault(refuse=True)
-        here.serve(5.0)
-        await here.reported(1, engine=1)
-        here.serve(2.0)
-        here.clock.advance(EVENT_INTERVAL_S)
-        await here.reported(2, engine=1)
-        assert here.engines[0].requests_seen["reports"] == 1
-        here.engines[0].faults.clear()
-        here.engines[1].faults.reports = Fault(drop=True)
-        here.serve(1.0)
-        here.clock.advance(EVENT_INTERVAL_S)
-        await here.reported(1, engine=0)
-        assert (here.told(0)[2], here.told(1)[2]) == (1.0, 7.0)
+async def test_reports_go_to_the_next_address_after_a_refusal_and_stay_there() -> None:
+    async with reporting_worker(2) as worker:
+        worker.engines[0].faults.reports = Fault(refuse=True)
+        worker.serve(5.0)
+        await worker.reported(1, engine=1)
+        worker.serve(2.0)
+        worker.clock.advance(EVENT_INTERVAL_S)
+        await worker.reported(2, engine=1)
+        assert worker.engines[0].requests_seen["reports"] == 1
+        worker.engines[0].faults.clear()
+        worker.engines[1].faults.reports = Fault(drop=True)
+        worker.serve(1.0)
+        worker.clock.advance(EVENT_INTERVAL_S)
+        await worker.reported(1, engine=0)
+        assert (worker.delivered_loads(0)[2], worker.delivered_loads(1)[2]) == (1.0, 7.0)
 
 
 async def test_completions_skip_the_address_that_takes_status_reports_only() -> None:
-    async with stand(2, key_addrs=slice(1, 2), completions=True) as here:
-        here.serve(request_idx=1)
-        await here.engines[1].wait_for(lambda: len(here.engines[1].finished) == 1)
-        await here.reported(1)
-        assert here.engines[0].requests_seen["completions"] == 0
-        assert here.engines[1].requests_seen["reports"] == 0
+    async with reporting_worker(2, key_addrs=slice(1, 2), completions=True) as worker:
+        worker.serve(request_idx=1)
+        await worker.engines[1].wait_for(lambda: len(worker.engines[1].finished) == 1)
+        await worker.reported(1)
+        assert worker.engines[0].requests_seen["completions"] == 0
+        assert worker.engines[1].requests_seen["reports"] == 0
 
 
-async def test_without_an_address_for_completions_nothing_piles_up() -> None:
-    async with stand(key_addrs=slice(0, 0), completions=True) as here:
+async def test_without_an_address_for_completions_none_are_kept() -> None:
+    async with reporting_worker(key_addrs=slice(0, 0), completions=True) as worker:
         for number in range(1, 50):
-            here.serve(request_idx=number)
-        assert await here.reporter.finish(5.0)
-        assert here.told()[2] == 49.0
-        assert here.engine.requests_seen["completions"] == 0
-        assert here.ledger.finished()[0] == ()
+            worker.serve(request_idx=number)
+        assert await worker.reporter.finish(5.0)
+        assert worker.delivered_loads()[2] == 49.0
+        assert worker.engine.requests_seen["completions"] == 0
+        assert worker.ledger.finished()[0] == ()
 
 
 @asynccontextmanager
 async def redirecting(status: int) -> AsyncGenerator[tuple[str, list[str]], None]:
-    """A server that sends every POST elsewhere, and what it was asked for."""
+    """A server that redirects every POST, and the requests that it received."""
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -305,14 +305,16 @@ async def redirecting(status: int) -> AsyncGenerator[tuple[str, list[str]], None
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_acknowledges_nothing(status: int) -> None:
-    async with redirecting(status) as (url, asked), stand(status=False) as here:
+    async with redirecting(status) as (url, asked), reporting_worker(status=False) as worker:
         async with aiohttp.ClientSession() as http, anyio.create_task_group() as tasks:
             identity = WorkerIdentity(WORKER_ID, "", "http://127.0.0.1:3000")
-            addrs = [url, *here.urls]
-            reporter = Reporter(http, addrs, addrs, identity, here.ledger, lambda: Capacity(0, 0), here.clock)
-            here.serve(5.0)
+            addrs = [url, *worker.urls]
+            reporter = Reporter(
+                http, addrs, addrs, identity, worker.ledger, lambda: Capacity(0, 0), worker.clock
+            )
+            worker.serve(5.0)
             tasks.start_soon(reporter.report_status)
-            await here.engine.wait_for(lambda: here.told()[2] == 5.0)
+            await worker.engine.wait_for(lambda: worker.delivered_loads()[2] == 5.0)
             tasks.cancel_scope.cancel()
         assert asked == ["POST /worker_status/"]
 
@@ -321,66 +323,70 @@ async def test_a_redirect_acknowledges_nothing(status: int) -> None:
 
 
 async def test_completions_are_sent_once_a_second_while_there_are_any() -> None:
-    async with stand(status=False, completions=True) as here:
-        here.serve(request_idx=1)
-        await here.engine.wait_for(lambda: len(here.engine.finished) == 1)
-        here.serve(request_idx=2)
-        here.serve(request_idx=3)
-        await here.clock.wait_for_timer(COMPLETIONS_INTERVAL_S)
-        assert here.engine.requests_seen["completions"] == 1
-        here.clock.advance(1.0)
-        await here.engine.wait_for(lambda: len(here.engine.finished) == 3)
-        assert here.engine.requests_seen["completions"] == 2
-        first = here.engine.finished[0]
+    async with reporting_worker(status=False, completions=True) as worker:
+        worker.serve(request_idx=1)
+        await worker.engine.wait_for(lambda: len(worker.engine.finished) == 1)
+        worker.serve(request_idx=2)
+        worker.serve(request_idx=3)
+        await worker.clock.wait_for_timer(COMPLETIONS_INTERVAL_S)
+        assert worker.engine.requests_seen["completions"] == 1
+        worker.clock.advance(1.0)
+        await worker.engine.wait_for(lambda: len(worker.engine.finished) == 3)
+        assert worker.engine.requests_seen["completions"] == 2
+        first = worker.engine.finished[0]
         assert (first.worker_id, first.mtoken, first.request.status) == (WORKER_ID, "token", "Success")
 
 
 async def test_retries_of_one_request_idx_are_entries_of_their_own() -> None:
-    async with stand(status=False, completions=True) as here:
-        here.refuse(request_idx=42)
-        here.accept(request_idx=42).set_outcome(Outcome.ERRORED)
-        here.serve(request_idx=42)
-        await here.engine.wait_for(lambda: len(here.engine.finished) == 3)
-        told = [(f.request.request_idx, f.request.status, f.request.success) for f in here.engine.finished]
-        assert told == [(42, "Rejected", False), (42, "Error", False), (42, "Success", True)]
+    async with reporting_worker(status=False, completions=True) as worker:
+        worker.refuse(request_idx=42)
+        worker.accept(request_idx=42).set_outcome(Outcome.ERRORED)
+        worker.serve(request_idx=42)
+        await worker.engine.wait_for(lambda: len(worker.engine.finished) == 3)
+        delivered = [
+            (f.request.request_idx, f.request.status, f.request.success) for f in worker.engine.finished
+        ]
+        assert delivered == [(42, "Rejected", False), (42, "Error", False), (42, "Success", True)]
 
 
 @pytest.mark.parametrize("fault", [Fault(drop=True), Fault(refuse=True), Fault(lose=True)])
 async def test_each_completion_is_delivered_at_least_once(fault: Fault) -> None:
-    async with stand(status=False, completions=True) as here:
-        here.engine.faults.completions = fault
-        here.serve(request_idx=1)
-        await here.engine.wait_for(lambda: here.engine.requests_seen["completions"] >= 1)
-        here.serve(request_idx=2)
-        here.engine.faults.clear()
-        await here.clock.wait_for_timer(LAST_RETRY_S)
-        here.clock.advance(LAST_RETRY_S)
-        await here.engine.wait_for(lambda: {f.request.request_idx for f in here.engine.finished} == {1, 2})
+    async with reporting_worker(status=False, completions=True) as worker:
+        worker.engine.faults.completions = fault
+        worker.serve(request_idx=1)
+        await worker.engine.wait_for(lambda: worker.engine.requests_seen["completions"] >= 1)
+        worker.serve(request_idx=2)
+        worker.engine.faults.clear()
+        await worker.clock.wait_for_timer(LAST_RETRY_S)
+        worker.clock.advance(LAST_RETRY_S)
+        await worker.engine.wait_for(
+            lambda: {f.request.request_idx for f in worker.engine.finished} == {1, 2}
+        )
 
 
-async def test_ten_thousand_completions_go_in_messages_of_bounded_size() -> None:
-    async with stand(status=False) as here:
+async def test_ten_thousand_completions_are_sent_in_messages_of_limited_size() -> None:
+    async with reporting_worker(status=False) as worker:
         for number in range(MAX_UNDELIVERED + 1):
-            here.serve(request_idx=number + 1)
+            worker.serve(request_idx=number + 1)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(here.reporter.report_completions)
-            await here.engine.wait_for(lambda: len(here.engine.finished) >= MAX_UNDELIVERED)
+            tasks.start_soon(worker.reporter.report_completions)
+            await worker.engine.wait_for(lambda: len(worker.engine.finished) >= MAX_UNDELIVERED)
             tasks.cancel_scope.cancel()
-        told = [f.request.request_idx for f in here.engine.finished]
-        assert told == list(range(2, MAX_UNDELIVERED + 2))
-        assert here.engine.requests_seen["completions"] == MAX_UNDELIVERED / MAX_ENTRIES_PER_MESSAGE
+        delivered = [f.request.request_idx for f in worker.engine.finished]
+        assert delivered == list(range(2, MAX_UNDELIVERED + 2))
+        assert worker.engine.requests_seen["completions"] == MAX_UNDELIVERED / MAX_ENTRIES_PER_MESSAGE
 
 
-async def test_what_is_kept_of_deliveries_is_short_and_without_secrets() -> None:
-    async with stand(status=False, completions=True) as here:
-        here.engine.faults.completions = Fault(refuse=True)
+async def test_the_record_of_deliveries_is_short_and_without_secrets() -> None:
+    async with reporting_worker(status=False, completions=True) as worker:
+        worker.engine.faults.completions = Fault(refuse=True)
         for number in range(1, 501):
-            here.serve(request_idx=number)
-        await here.engine.wait_for(lambda: here.engine.requests_seen["completions"] >= 1)
+            worker.serve(request_idx=number)
+        await worker.engine.wait_for(lambda: worker.engine.requests_seen["completions"] >= 1)
         for _ in range(30):
-            here.clock.advance(LAST_RETRY_S)
-            await here.idle()
-        kept = [d.message for d in here.reporter.deliveries]
+            worker.clock.advance(LAST_RETRY_S)
+            await worker.idle()
+        kept = [d.message for d in worker.reporter.deliveries]
         assert "token" not in json.dumps(kept)
         assert len(json.dumps(kept)) < 40 * 1000
         assert any(m.get("requests") == 500 for m in kept)
@@ -389,110 +395,110 @@ async def test_what_is_kept_of_deliveries_is_short_and_without_secrets() -> None
 # The end
 
 
-async def test_the_last_report_tells_everything() -> None:
-    async with stand(completions=True) as here:
-        await here.engine.wait_for(here.messages)
-        here.serve(5.0, request_idx=1)
-        assert await here.reporter.finish(10.0)
-        assert here.told() == (5.0, 0.0, 5.0)
-        assert [f.request.request_idx for f in here.engine.finished] == [1]
+async def test_the_last_report_includes_every_event() -> None:
+    async with reporting_worker(completions=True) as worker:
+        await worker.engine.wait_for(worker.messages)
+        worker.serve(5.0, request_idx=1)
+        assert await worker.reporter.finish(10.0)
+        assert worker.delivered_loads() == (5.0, 0.0, 5.0)
+        assert [f.request.request_idx for f in worker.engine.finished] == [1]
 
 
-async def test_the_last_report_waits_for_the_one_in_the_air_and_takes_nothing_off_twice() -> None:
-    async with stand(completions=True) as here:
-        await here.tried(1)
-        here.engine.faults.reports = Fault(delay_s=1.0, times=1)
-        here.engine.faults.completions = Fault(delay_s=1.0, times=1)
-        here.serve(5.0, request_idx=1)
-        await here.clock.wait_for_timers(2)
-        here.clock.advance(COMPLETIONS_INTERVAL_S)
-        seen = here.engine.requests_seen
-        await here.engine.wait_for(lambda: seen["reports"] == 2 and seen["completions"] == 1)
-        here.serve(2.0, request_idx=2)
+async def test_the_last_report_waits_for_the_current_delivery() -> None:
+    async with reporting_worker(completions=True) as worker:
+        await worker.tried(1)
+        worker.engine.faults.reports = Fault(delay_s=1.0, times=1)
+        worker.engine.faults.completions = Fault(delay_s=1.0, times=1)
+        worker.serve(5.0, request_idx=1)
+        await worker.clock.wait_for_timers(2)
+        worker.clock.advance(COMPLETIONS_INTERVAL_S)
+        seen = worker.engine.requests_seen
+        await worker.engine.wait_for(lambda: seen["reports"] == 2 and seen["completions"] == 1)
+        worker.serve(2.0, request_idx=2)
         ended: list[bool] = []
         async with anyio.create_task_group() as tasks:
 
             async def finish() -> None:
-                ended.append(await here.reporter.finish(60.0))
+                ended.append(await worker.reporter.finish(60.0))
 
             tasks.start_soon(finish)
-            await answer(here.engine_clock, timers=2)
+            await answer(worker.engine_clock, timers=2)
         assert ended == [True]
-        assert [m.cur_perf for m in here.messages()] == [0.0, 5.0, 2.0]
-        assert [f.request.request_idx for f in here.engine.finished] == [1, 2]
+        assert [m.cur_perf for m in worker.messages()] == [0.0, 5.0, 2.0]
+        assert [f.request.request_idx for f in worker.engine.finished] == [1, 2]
 
 
-async def test_the_end_is_tried_again_and_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
-    async with stand(completions=True) as here:
-        await here.engine.wait_for(here.messages)
-        here.serve(5.0, request_idx=1)
-        here.engine.faults.reports = Fault(drop=True)
-        here.engine.faults.completions = Fault(drop=True)
+async def test_the_last_report_is_retried_within_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    async with reporting_worker(completions=True) as worker:
+        await worker.engine.wait_for(worker.messages)
+        worker.serve(5.0, request_idx=1)
+        worker.engine.faults.reports = Fault(drop=True)
+        worker.engine.faults.completions = Fault(drop=True)
         ended: list[bool] = []
         async with anyio.create_task_group() as tasks:
 
             async def finish() -> None:
-                ended.append(await here.reporter.finish(60.0))
+                ended.append(await worker.reporter.finish(60.0))
 
             tasks.start_soon(finish)
-            await here.engine.wait_for(lambda: here.engine.requests_seen["reports"] >= 2)
-            while here.engine.requests_seen["completions"] < 3:
-                here.clock.advance(1.0)
+            await worker.engine.wait_for(lambda: worker.engine.requests_seen["reports"] >= 2)
+            while worker.engine.requests_seen["completions"] < 3:
+                worker.clock.advance(1.0)
                 await anyio.lowlevel.checkpoint()
-            here.clock.advance(60.0)
+            worker.clock.advance(60.0)
         assert ended == [False]
-        assert "did not take the last reports" in caplog.text
+        assert "did not accept the last reports" in caplog.text
 
 
-async def test_an_error_at_the_very_end_is_told() -> None:
-    async with stand(completions=True) as here:
-        await here.engine.wait_for(here.messages)
-        here.reporter.state_changed("lifecycle failed")
-        assert await here.reporter.finish(10.0)
-        assert here.messages()[-1].error_msg == "lifecycle failed"
+async def test_an_error_at_the_very_end_is_reported() -> None:
+    async with reporting_worker(completions=True) as worker:
+        await worker.engine.wait_for(worker.messages)
+        worker.reporter.state_changed("lifecycle failed")
+        assert await worker.reporter.finish(10.0)
+        assert worker.messages()[-1].error_msg == "lifecycle failed"
 
 
 # The log
 
 
-async def test_a_turn_for_the_worse_or_the_better_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    async with stand() as here:
+async def test_a_change_between_failure_and_success_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    async with reporting_worker() as worker:
         with caplog.at_level(logging.INFO, logger="lib.engine.reports"):
-            await here.reported(1)
-            here.engine.faults.reports = Fault(refuse=True)
-            here.clock.advance(IDLE_INTERVAL_S)
+            await worker.reported(1)
+            worker.engine.faults.reports = Fault(refuse=True)
+            worker.clock.advance(IDLE_INTERVAL_S)
             for tries in (2, 3, 4):
-                await here.tried(tries)
-                here.clock.advance(LAST_RETRY_S)
-            await here.tried(5)
-            here.engine.faults.clear()
-            here.clock.advance(LAST_RETRY_S)
-            await here.reported(2)
+                await worker.tried(tries)
+                worker.clock.advance(LAST_RETRY_S)
+            await worker.tried(5)
+            worker.engine.faults.clear()
+            worker.clock.advance(LAST_RETRY_S)
+            await worker.reported(2)
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 2
-    assert "took no report: 503" in lines[0]
-    assert "takes reports again" in lines[1]
+    assert "accepted no report: 503" in lines[0]
+    assert "accepts reports again" in lines[1]
 
 
-async def test_thousands_of_units_arrive_whole_at_a_slow_engine() -> None:
-    """Lesson 9: with counters set back on return, most of what happened meanwhile would be lost."""
-    async with stand() as here:
-        await here.reported(1)
-        here.engine.faults.reports = Fault(delay_s=0.5)
-        here.reporter.state_changed("")
+async def test_no_load_is_lost_at_a_slow_engine() -> None:
+    """A counter reset after a delivery would lose the events that happened during it."""
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(delay_s=0.5)
+        worker.reporter.state_changed("")
         for _ in range(10):
-            await here.engine_clock.wait_for_timers()
+            await worker.engine_clock.wait_for_timers()
             for _ in range(1000):
-                here.serve(1.0)
-            here.engine_clock.advance(0.5)
-            await here.clock.wait_for_timer(EVENT_INTERVAL_S)
-            here.clock.advance(EVENT_INTERVAL_S)
-        here.engine.faults.clear()
-        assert (await here.reported(12)).cur_perf == 1000.0
-        assert here.told() == (10_000.0, 0.0, 10_000.0)
+                worker.serve(1.0)
+            worker.engine_clock.advance(0.5)
+            await worker.clock.wait_for_timer(EVENT_INTERVAL_S)
+            worker.clock.advance(EVENT_INTERVAL_S)
+        worker.engine.faults.clear()
+        assert (await worker.reported(12)).cur_perf == 1000.0
+        assert worker.delivered_loads() == (10_000.0, 0.0, 10_000.0)
 
 
 async def answer(engine_clock: ManualClock, timers: int = 1) -> None:
-    """Let an engine answer what its fault holds back."""
+    """Let an engine send the answers that its fault delays."""
     await engine_clock.wait_for_timers(timers)
     engine_clock.advance(1.0)

@@ -1,4 +1,4 @@
-"""Newlines and the answer that they begin, where no socket is slow or lost at the right moment."""
+"""The heartbeat on a fake connection, which can be slow or lost at a chosen moment."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ INTERVAL_S = 5.0
 
 
 class Writer(AbstractStreamWriter):
-    """A connection that takes what is written once `taken` is set, unless it is `lost`."""
+    """A connection that accepts writes once `may_write` is set, unless it is `lost`."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
-        self.taken, self.lost = anyio.Event(), False
+        self.may_write, self.lost = anyio.Event(), False
         self.writing = anyio.Event()
-        self.taken.set()
+        self.may_write.set()
         self.length = None
 
     async def write(self, chunk: Any) -> None:
         if self.lost:
             raise ConnectionResetError
         self.writing.set()
-        await self.taken.wait()
+        await self.may_write.wait()
         self.written.append(bytes(chunk))
 
     async def write_eof(self, chunk: bytes = b"") -> None:
@@ -50,22 +50,24 @@ class Writer(AbstractStreamWriter):
         self.written.append(status_line.encode())
 
 
-class Scene:
+class WaitingClient:
+    """A request with a heartbeat; `work` ends once `work_may_end` is set."""
+
     def __init__(self) -> None:
         self.writer, self.clock = Writer(), ManualClock()
         app = web.Application()
         app.on_response_prepare.append(self.check)
         app.freeze()
         self.request = make_mocked_request("POST", "/", writer=self.writer, app=app)
-        self.keepalive = Heartbeat(self.request, INTERVAL_S, self.clock)
-        self.go = asyncio.Event()
+        self.heartbeat = Heartbeat(self.request, INTERVAL_S, self.clock)
+        self.work_may_end = asyncio.Event()
 
     async def check(self, request: web.Request, response: web.StreamResponse) -> None:
-        """As `note_head` does."""
-        self.keepalive.check(response)
+        """Check like `lib.request.exchange.note_head`."""
+        self.heartbeat.check(response)
 
     async def work(self) -> str:
-        await self.go.wait()
+        await self.work_may_end.wait()
         return "done"
 
     async def pass_time(self) -> None:
@@ -74,69 +76,69 @@ class Scene:
         await anyio.wait_all_tasks_blocked()
 
 
-BEGUN = [b"HTTP/1.1 200 OK", b"\n"]
+FIRST_NEWLINE = [b"HTTP/1.1 200 OK", b"\n"]
 
 
-async def test_what_the_work_gives_or_raises() -> None:
-    scene = Scene()
-    scene.go.set()
-    assert await scene.keepalive.during(scene.work()) == "done"
+async def test_the_result_or_the_exception_of_the_work() -> None:
+    client = WaitingClient()
+    client.work_may_end.set()
+    assert await client.heartbeat.during(client.work()) == "done"
 
     async def fails() -> None:
         raise ConnectionResetError("of its own")
 
     with pytest.raises(ConnectionResetError, match="of its own"):
-        await scene.keepalive.during(fails())
-    assert (scene.writer.written, scene.clock.pending) == ([], 0)
-    assert (scene.keepalive.begun, scene.keepalive.waiting) == (False, False)
+        await client.heartbeat.during(fails())
+    assert (client.writer.written, client.clock.pending) == ([], 0)
+    assert (client.heartbeat.begun, client.heartbeat.waiting) == (False, False)
 
 
-async def test_an_answer_waits_for_the_newline_under_way_and_is_followed_by_none() -> None:
-    scene = Scene()
-    scene.writer.taken = anyio.Event()
-    during = asyncio.create_task(scene.keepalive.during(scene.work()))
-    await scene.pass_time()
-    assert (scene.writer.written, scene.keepalive.waiting) == (BEGUN[:1], True)
-    answer = asyncio.create_task(scene.keepalive.answer("application/json"))
+async def test_an_answer_waits_for_a_newline_that_is_being_written_and_ends_them() -> None:
+    client = WaitingClient()
+    client.writer.may_write = anyio.Event()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    await client.pass_time()
+    assert (client.writer.written, client.heartbeat.waiting) == (FIRST_NEWLINE[:1], True)
+    answer = asyncio.create_task(client.heartbeat.answer("application/json"))
     await anyio.wait_all_tasks_blocked()
     assert not answer.done()
-    scene.writer.taken.set()
+    client.writer.may_write.set()
     assert await answer is not None
-    assert scene.writer.written == BEGUN
-    await scene.pass_time()
-    assert (scene.writer.written, scene.keepalive.waiting) == (BEGUN, False)
-    scene.go.set()
+    assert client.writer.written == FIRST_NEWLINE
+    await client.pass_time()
+    assert (client.writer.written, client.heartbeat.waiting) == (FIRST_NEWLINE, False)
+    client.work_may_end.set()
     assert await during == "done"
 
 
 async def test_an_answer_before_the_first_newline_has_no_stream() -> None:
-    scene = Scene()
-    during = asyncio.create_task(scene.keepalive.during(scene.work()))
-    assert await scene.keepalive.answer("audio/wav") is None
-    await scene.pass_time()
-    assert scene.writer.written == []
-    scene.go.set()
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    assert await client.heartbeat.answer("audio/wav") is None
+    await client.pass_time()
+    assert client.writer.written == []
+    client.work_may_end.set()
     assert await during == "done"
 
 
-async def test_a_connection_that_is_lost_is_written_to_once_and_is_no_end_of_the_work() -> None:
-    scene = Scene()
-    during = asyncio.create_task(scene.keepalive.during(scene.work()))
-    await scene.pass_time()
-    scene.writer.lost = True
-    await scene.pass_time()
-    scene.writer.lost = False
-    await scene.pass_time()
-    assert scene.writer.written == BEGUN
-    scene.go.set()
+async def test_a_lost_connection_ends_the_newlines_and_not_the_work() -> None:
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    await client.pass_time()
+    client.writer.lost = True
+    await client.pass_time()
+    client.writer.lost = False
+    await client.pass_time()
+    assert client.writer.written == FIRST_NEWLINE
+    client.work_may_end.set()
     assert await during == "done"
 
 
 async def test_a_client_that_leaves_as_a_newline_is_due_still_cancels_the_work() -> None:
-    scene = Scene()
-    during = asyncio.create_task(scene.keepalive.during(scene.work()))
-    await scene.clock.wait_for_timers()
-    scene.clock.advance(INTERVAL_S)
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    await client.clock.wait_for_timers()
+    client.clock.advance(INTERVAL_S)
     during.cancel()  # in the same turn of the event loop
     await anyio.wait_all_tasks_blocked()
     assert during.cancelled()
@@ -153,16 +155,16 @@ async def test_a_second_cancel_reaches_the_work_too() -> None:
                 cancels.append("cancel")
         raise asyncio.CancelledError
 
-    scene = Scene()
-    during = asyncio.create_task(scene.keepalive.during(reluctant()))
-    await scene.pass_time()
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(reluctant()))
+    await client.pass_time()
     during.cancel()
-    await scene.pass_time()
-    assert (cancels, during.done(), scene.writer.written) == (["cancel"], False, BEGUN)
+    await client.pass_time()
+    assert (cancels, during.done(), client.writer.written) == (["cancel"], False, FIRST_NEWLINE)
     during.cancel()
     with pytest.raises(asyncio.CancelledError):
         await during
-    assert (cancels, scene.clock.pending) == (["cancel", "cancel"], 0)
+    assert (cancels, client.clock.pending) == (["cancel", "cancel"], 0)
 
 
 @pytest.mark.parametrize("ends", ["returns", "raises"])
@@ -175,22 +177,22 @@ async def test_a_cancel_is_never_swallowed_and_no_failure_is_lost(ends: str) -> 
                 raise RuntimeError("bug while cleaning up") from None
         return "too late"
 
-    scene = Scene()
-    during = asyncio.create_task(scene.keepalive.during(cleans_up()))
-    await scene.clock.wait_for_timers()
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(cleans_up()))
+    await client.clock.wait_for_timers()
     during.cancel()
     with pytest.raises(RuntimeError if ends == "raises" else asyncio.CancelledError):
         await during
 
 
-async def test_an_answer_that_newlines_spoil_can_still_be_told_so() -> None:
-    scene = Scene()
-    during = asyncio.create_task(scene.keepalive.during(scene.work()))
-    await scene.pass_time()
+async def test_a_content_type_that_newlines_corrupt_is_an_error() -> None:
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    await client.pass_time()
     for kind in ("audio/wav", "application/octet-stream", "application/vnd.amazon.eventstream"):
         with pytest.raises(RuntimeError, match=kind):
-            await scene.keepalive.answer(kind)
-    assert scene.keepalive.waiting
+            await client.heartbeat.answer(kind)
+    assert client.heartbeat.waiting
     for kind in (
         "application/x-ndjson",
         "application/geo+json",
@@ -198,20 +200,20 @@ async def test_an_answer_that_newlines_spoil_can_still_be_told_so() -> None:
         "application/jsonl",
         "",
     ):
-        assert await scene.keepalive.answer(kind) is not None
-    scene.go.set()
+        assert await client.heartbeat.answer(kind) is not None
+    client.work_may_end.set()
     await during
 
 
-async def test_no_second_status_line_and_the_writer_as_it_was() -> None:
-    scene = Scene()
-    during = asyncio.create_task(scene.keepalive.during(scene.work()))
-    await scene.pass_time()
+async def test_a_second_status_line_is_an_error_and_leaves_the_writer_unchanged() -> None:
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    await client.pass_time()
     with pytest.raises(RuntimeError, match="has begun the answer"):
-        await web.Response(text="ok").prepare(scene.request)
-    assert (scene.writer.length, scene.keepalive.waiting) == (None, True)
-    told = await scene.keepalive.finish(web.json_response({"error": "x"}, status=500))
-    assert scene.writer.written == [*BEGUN, b'{"error": "x"}', b"end"]
-    assert told.status == 200
-    scene.go.set()
+        await web.Response(text="ok").prepare(client.request)
+    assert (client.writer.length, client.heartbeat.waiting) == (None, True)
+    written = await client.heartbeat.finish(web.json_response({"error": "x"}, status=500))
+    assert client.writer.written == [*FIRST_NEWLINE, b'{"error": "x"}', b"end"]
+    assert written.status == 200
+    client.work_may_end.set()
     await during

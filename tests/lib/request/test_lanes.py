@@ -1,4 +1,4 @@
-"""Lanes: which handlers share a queue, who waits how long, and what a payload is read as. No HTTP."""
+"""Lanes: shared queues, limits on waiting, and reading payloads. No HTTP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Handler(EndpointHandler[Any]):
         return f"{upload.size_bytes} bytes"
 
 
-class Strict(Handler):
+class StrictHandler(Handler):
     def read_payload(self, req_data: dict[str, Any]) -> Any:
         if "x" not in req_data["payload"]:
             raise JsonDataException({"payload": {"x": "missing parameter"}})
@@ -50,10 +50,10 @@ def lanes(is_parallel: bool = False, max_wait_s: float | None = None, drain_s: f
         (True, {"allow_parallel_requests": False}, 1),
         (True, {"max_concurrency": 3}, 3),
         (False, {"max_concurrency": 3}, 3),
-        (True, {"max_concurrency": 0}, 1),  # refused at the start
+        (True, {"max_concurrency": 0}, 1),  # reported at the start
     ],
 )
-def test_how_many_are_at_the_model_at_once(
+def test_the_concurrency_of_a_handler(
     is_parallel: bool, fields: dict[str, Any], expected: int | None
 ) -> None:
     made = lanes(is_parallel)
@@ -79,7 +79,7 @@ def test_a_parallel_handler_has_one_queue_on_all_of_its_routes(fields: dict[str,
 @pytest.mark.parametrize(
     ("default_s", "own_s", "expected"), [(None, None, None), (5.0, None, 5.0), (5.0, 0.0, 0.0)]
 )
-def test_a_handlers_limit_on_waiting_wins(
+def test_a_handlers_own_limit_on_waiting_replaces_the_default(
     default_s: float | None, own_s: float | None, expected: float | None
 ) -> None:
     assert lanes(max_wait_s=default_s).add(Handler(max_queue_time=own_s)).max_wait_s == expected
@@ -119,7 +119,7 @@ async def test_waiting_and_working_are_counted_once_for_a_shared_queue() -> None
     assert (made.waiting, made.working) == (0, 0)
 
 
-async def test_those_that_wait_are_released_and_no_more_may_wait() -> None:
+async def test_refuse_all_refuses_present_and_later_waits() -> None:
     made = lanes()
     lane = made.add(Handler())
 
@@ -130,14 +130,14 @@ async def test_those_that_wait_are_released_and_no_more_may_wait() -> None:
     async with lane.slot():
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
-        made.release_all(Draining)
+        made.refuse_all(Draining)
         with pytest.raises(Draining):
             await waiting
         with pytest.raises(Draining):
             await wait()
 
 
-async def test_who_has_waited_too_long_learns_when_to_come_back() -> None:
+async def test_a_wait_above_the_limit_is_refused_with_retry_after() -> None:
     lane = lanes(max_wait_s=0.0).add(Handler())
     async with lane.slot():
         with pytest.raises(TooBusy) as refused:
@@ -147,7 +147,7 @@ async def test_who_has_waited_too_long_learns_when_to_come_back() -> None:
 
 
 def test_a_payload_is_read_from_its_envelope() -> None:
-    lane = lanes().add(Strict())
+    lane = lanes().add(StrictHandler())
     assert lane.read_payload({"x": 1}, {"cost": 1}, None) == {"auth_data": {"cost": 1}, "payload": {"x": 1}}
     in_session = lane.read_payload({"x": 1}, {}, "id")
     assert in_session["session_id"] == "id"

@@ -1,4 +1,4 @@
-"""An author's middlewares: around every authenticated request, and none other."""
+"""An author's middlewares: they wrap every authenticated request, and no other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def noting(name: str, notes: list[str]) -> Middleware:
     return middleware
 
 
-async def test_they_wrap_the_model_in_their_order(tmp_path: Path) -> None:
+async def test_the_first_is_the_outermost(tmp_path: Path) -> None:
     notes: list[str] = []
     make = with_middlewares(noting("outer", notes), noting("inner", notes))
     async with with_worker_task(tmp_path, make=make) as system:
@@ -50,7 +50,7 @@ async def test_they_wrap_the_model_in_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"auth_data": {}, "payload": {}}, None])
-async def test_nothing_unauthenticated_reaches_them(tmp_path: Path, body: Any) -> None:
+async def test_no_unauthenticated_request_reaches_them(tmp_path: Path, body: Any) -> None:
     notes: list[str] = []
     async with with_worker_task(tmp_path, make=with_middlewares(noting("m", notes))) as system:
         if body is None:
@@ -70,7 +70,7 @@ async def raise_forbidden(request: web.Request, handler: Handler) -> web.StreamR
 
 
 @pytest.mark.parametrize("middleware", [forbid, raise_forbidden])
-async def test_one_may_answer_itself_and_no_load_is_counted(tmp_path: Path, middleware: Middleware) -> None:
+async def test_a_middleware_may_answer_without_load(tmp_path: Path, middleware: Middleware) -> None:
     async with with_worker_task(tmp_path, make=with_middlewares(middleware)) as system:
         assert await system.call("/echo", 3.0) == (403, b'{"error": "not you"}')
         await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
@@ -84,7 +84,7 @@ async def buggy(request: web.Request, handler: Handler) -> web.StreamResponse:
     raise RuntimeError("a middleware's bug")
 
 
-async def test_what_one_raises_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with with_worker_task(tmp_path, make=with_middlewares(buggy)) as system:
         status, body = await system.call("/echo", 3.0)
         assert (status, json.loads(body)["error"]) == (500, "internal error")
@@ -99,7 +99,7 @@ async def add_header(request: web.Request, handler: Handler) -> web.StreamRespon
     return response
 
 
-async def test_a_whole_answer_can_still_be_changed(tmp_path: Path) -> None:
+async def test_an_answer_that_is_not_streamed_can_be_changed(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, make=with_middlewares(add_header)) as system:
         async with system.post("/echo", 3.0) as answer:
             assert (answer.status, answer.headers["X-Added"]) == (200, "yes")
@@ -111,7 +111,7 @@ async def rename(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("keepalive_s", [None, 0.01])
-async def test_one_may_pass_another_request_on(tmp_path: Path, keepalive_s: float | None) -> None:
+async def test_a_middleware_may_pass_on_another_request(tmp_path: Path, keepalive_s: float | None) -> None:
     setup = Setup(health="/health", handler={"keepalive_s": keepalive_s})
     async with with_worker_task(tmp_path, setup, make=with_middlewares(rename)) as system:
         status, _ = await system.call("/echo", 3.0)
@@ -121,7 +121,7 @@ async def test_one_may_pass_another_request_on(tmp_path: Path, keepalive_s: floa
         await system.told(served=3.0)
 
 
-async def test_start_server_takes_them(tmp_path: Path) -> None:
+async def test_start_server_accepts_middlewares(tmp_path: Path) -> None:
     """`run_server` adds them to the backend's; `pyworker check` sees them there."""
     seen: list[Any] = []
 

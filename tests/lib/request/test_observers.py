@@ -1,4 +1,4 @@
-"""Observers see each step of a request once, in order, and decide nothing."""
+"""Observers are called at each step of a request once, in order, and can't influence it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.fakes.worker import Setup, build
 from tests.system import System, with_worker_task
 
 
-class Steps(Observer):
-    """Notes each step with what is known of the request by then."""
+class RecordedSteps(Observer):
+    """Records each step, with a fact that is known by then."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, Any]] = []
@@ -68,7 +68,7 @@ SERVED = [("admitted", 3.0), ("accepted", 3.0), ("started", True), ("first byte"
     [("/echo", (200, "SERVED")), ("/error500", (500, "ERRORED")), ("/gzip_stream", (200, "SERVED"))],
 )
 async def test_every_step_of_a_request(tmp_path: Path, path: str, end: tuple[int, str]) -> None:
-    steps = Steps()
+    steps = RecordedSteps()
     async with with_worker_task(tmp_path, make=observed(steps)) as system:
         assert await call(system, path) == end[0]
         await system.told(served=3.0 if end[1] == "SERVED" else 0.0)
@@ -76,7 +76,7 @@ async def test_every_step_of_a_request(tmp_path: Path, path: str, end: tuple[int
 
 
 async def test_a_stream_s_first_byte_is_its_first_chunk(tmp_path: Path) -> None:
-    steps = Steps()
+    steps = RecordedSteps()
     async with with_worker_task(tmp_path, make=observed(steps)) as system:
         async with system.post("/stream", 3.0) as answer:
             assert [name for name, _ in steps.steps] == ["admitted", "accepted", "started"]
@@ -89,26 +89,26 @@ async def test_a_stream_s_first_byte_is_its_first_chunk(tmp_path: Path) -> None:
     assert [name for name, _ in steps.steps].count("first byte") == 1
 
 
-async def test_one_that_is_refused_is_never_admitted(tmp_path: Path) -> None:
-    steps = Steps()
+async def test_an_unauthenticated_request_only_ends(tmp_path: Path) -> None:
+    steps = RecordedSteps()
     async with with_worker_task(tmp_path, make=observed(steps)) as system:
         refused = await system.http.post(system.url + "/echo", json={})
         assert refused.status == 422
     assert steps.steps == [("ended", (422, None))]
 
 
-async def test_one_that_cannot_be_reached_has_its_slot_and_no_answer(tmp_path: Path) -> None:
-    steps = Steps()
+async def test_an_unreachable_model_server_gives_a_slot_and_no_first_byte(tmp_path: Path) -> None:
+    steps = RecordedSteps()
     async with with_worker_task(tmp_path, make=observed(steps)) as system:
         assert await call(system, "/close") == 502
         await system.told()
     assert [name for name, _ in steps.steps] == ["admitted", "accepted", "started", "ended"]
 
 
-async def test_an_observer_that_fails_changes_nothing(
+async def test_an_observer_that_raises_does_not_affect_the_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    steps = Steps()
+    steps = RecordedSteps()
     async with with_worker_task(tmp_path, make=observed(Failing(), steps)) as system:
         assert await call(system, "/echo") == 200
         await system.told(served=3.0)
@@ -118,7 +118,7 @@ async def test_an_observer_that_fails_changes_nothing(
     assert "an observer's bug" in caplog.text
 
 
-async def test_the_access_log_is_one_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_access_log_is_an_observer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lib.access")
     async with with_worker_task(tmp_path) as system:
         assert await call(system, "/echo", headers={"X-Request-Id": "my-id"}) == 200

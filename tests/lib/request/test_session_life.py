@@ -1,4 +1,4 @@
-"""The life of a session in the ledger: one request to the engine, from its creation to its end. No HTTP."""
+"""A session's entry in the ledger: one request from its creation to its end. No HTTP."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.manual_clock import ManualClock
 AUTH = {"cost": 5}
 
 
-class Life:
-    """Sessions with their ledger. What is posted at their ends is in `posted`; `post` may fail or wait."""
+class WorkerSessions:
+    """Sessions and their ledger. `posted` has the calls at their ends, which may fail or wait."""
 
     def __init__(self, max_sessions: int | None = None) -> None:
         self.clock = ManualClock()
@@ -53,30 +53,34 @@ class Life:
         return dict(self.ledger.outcomes)
 
 
-async def test_it_is_load_from_its_creation_to_its_end() -> None:
-    here = Life()
-    session = await here.open()
-    assert (here.ledger.cur_load, here.ledger.in_flight) == (5.0, 1)
-    assert here.life.workload_of(session) == 5.0
-    here.life.sessions.end(session)
-    assert (here.ledger.cur_load, here.ledger.served_load, here.outcomes) == (0.0, 5.0, {Outcome.SERVED: 1})
-    assert here.life.workload_of(session) == 0.0
-    (finished,), _ = here.ledger.finished()
+async def test_a_session_is_load_from_its_creation_to_its_end() -> None:
+    worker = WorkerSessions()
+    session = await worker.open()
+    assert (worker.ledger.cur_load, worker.ledger.in_flight) == (5.0, 1)
+    assert worker.life.workload_of(session) == 5.0
+    worker.life.sessions.end(session)
+    assert (worker.ledger.cur_load, worker.ledger.served_load, worker.outcomes) == (
+        0.0,
+        5.0,
+        {Outcome.SERVED: 1},
+    )
+    assert worker.life.workload_of(session) == 0.0
+    (finished,), _ = worker.ledger.finished()
     assert (finished.request_idx, finished.status) == (7, "Success")
 
 
-async def test_its_expiry_is_an_end_too() -> None:
-    here = Life()
-    await here.open({"lifetime": 10})
-    here.clock.advance(10.0)
-    assert here.outcomes == {Outcome.SERVED: 1}
+async def test_an_expired_session_is_served() -> None:
+    worker = WorkerSessions()
+    await worker.open({"lifetime": 10})
+    worker.clock.advance(10.0)
+    assert worker.outcomes == {Outcome.SERVED: 1}
 
 
-async def test_a_worker_that_drains_cancels_it() -> None:
-    here = Life()
-    await here.open()
-    here.life.sessions.end_all(SessionEnd.DRAINED)
-    assert here.outcomes == {Outcome.CANCELLED: 1}
+async def test_a_draining_worker_cancels_sessions() -> None:
+    worker = WorkerSessions()
+    await worker.open()
+    worker.life.sessions.end_all(SessionEnd.DRAINED)
+    assert worker.outcomes == {Outcome.CANCELLED: 1}
 
 
 def loading() -> None:
@@ -90,68 +94,68 @@ def loading() -> None:
         ({}, loading, NotReady, Outcome.REJECTED),
     ],
 )
-async def test_one_that_is_refused_has_an_outcome(
+async def test_a_refused_session_has_an_outcome(
     terms: dict[str, Any], check_ready: Callable[[], None], error: type[Exception], outcome: Outcome
 ) -> None:
-    here = Life()
+    worker = WorkerSessions()
     with pytest.raises(error):
-        await here.open(terms, check_ready)
-    assert (here.outcomes, here.ledger.unfinished, len(here.life.sessions)) == ({outcome: 1}, 0, 0)
+        await worker.open(terms, check_ready)
+    assert (worker.outcomes, worker.ledger.unfinished, len(worker.life.sessions)) == ({outcome: 1}, 0, 0)
 
 
-async def test_one_too_many_is_rejected_with_its_workload() -> None:
-    here = Life(max_sessions=1)
-    await here.open()
+async def test_a_session_above_the_limit_is_rejected_with_its_workload() -> None:
+    worker = WorkerSessions(max_sessions=1)
+    await worker.open()
     with pytest.raises(TooBusy):
-        await here.open()
-    assert (here.ledger.rejected_load, here.outcomes) == (5.0, {Outcome.REJECTED: 1})
+        await worker.open()
+    assert (worker.ledger.rejected_load, worker.outcomes) == (5.0, {Outcome.REJECTED: 1})
 
 
-async def test_a_client_that_leaves_while_its_body_comes_is_cancelled() -> None:
-    here = Life()
+async def test_a_client_that_leaves_while_its_body_is_received_is_cancelled() -> None:
+    worker = WorkerSessions()
 
     async def never() -> dict[str, Any]:
         await asyncio.Event().wait()
         return {}
 
-    opening = asyncio.create_task(here.life.open(AUTH, 7, 5.0, never, lambda: None))
+    opening = asyncio.create_task(worker.life.open(AUTH, 7, 5.0, never, lambda: None))
     await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    assert here.outcomes == {Outcome.CANCELLED: 1}
+    assert worker.outcomes == {Outcome.CANCELLED: 1}
 
 
-async def test_the_model_server_hears_of_its_end_and_a_drain_waits_for_that() -> None:
-    here = Life()
-    here.answered.clear()
-    session = await here.open({"on_close_route": "/bye", "on_close_payload": {"a": 1}})
-    here.life.sessions.end(session)
+async def test_a_drain_waits_for_the_call_at_the_end() -> None:
+    worker = WorkerSessions()
+    worker.answered.clear()
+    session = await worker.open({"on_close_route": "/bye", "on_close_payload": {"a": 1}})
+    worker.life.sessions.end(session)
     await asyncio.sleep(0)
-    assert here.posted == [("/bye", {"a": 1, "session_id": session.id})]
-    assert here.ledger.unfinished == 1
-    here.answered.set()
-    await asyncio.gather(*here.tasks)
-    assert (here.ledger.unfinished, here.outcomes) == (0, {Outcome.SERVED: 1})
+    assert worker.posted == [("/bye", {"a": 1, "session_id": session.id})]
+    assert worker.ledger.unfinished == 1
+    worker.answered.set()
+    await asyncio.gather(*worker.tasks)
+    assert (worker.ledger.unfinished, worker.outcomes) == (0, {Outcome.SERVED: 1})
 
 
-async def test_a_model_server_that_does_not_listen_is_waited_for_within_a_limit(
+async def test_the_call_at_the_end_has_a_time_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    here = Life()
-    here.answered.clear()
-    here.life.sessions.end(await here.open({"on_close_route": "/bye"}))
-    await here.clock.wait_for_timer(ON_CLOSE_LIMIT_S)
-    here.clock.advance(ON_CLOSE_LIMIT_S)
-    await asyncio.gather(*here.tasks)
-    assert here.ledger.unfinished == 0
+    worker = WorkerSessions()
+    worker.answered.clear()
+    worker.life.sessions.end(await worker.open({"on_close_route": "/bye"}))
+    await worker.clock.wait_for_timer(ON_CLOSE_LIMIT_S)
+    worker.clock.advance(ON_CLOSE_LIMIT_S)
+    await asyncio.gather(*worker.tasks)
+    assert worker.ledger.unfinished == 0
     assert "POST /bye at its end failed" in caplog.text
 
 
-async def test_a_failure_at_its_end_is_logged_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    here = Life()
-    here.error = ModelUnreachable("refused")
-    here.life.sessions.end(await here.open({"on_close_route": "/bye"}))
-    await asyncio.gather(*here.tasks)
-    assert (here.ledger.unfinished, here.outcomes) == (0, {Outcome.SERVED: 1})
+async def test_a_failed_call_at_the_end_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    worker = WorkerSessions()
+    worker.error = ModelUnreachable("refused")
+    worker.life.sessions.end(await worker.open({"on_close_route": "/bye"}))
+    await asyncio.gather(*worker.tasks)
+    assert (worker.ledger.unfinished, worker.outcomes) == (0, {Outcome.SERVED: 1})
     assert "POST /bye at its end failed" in caplog.text

@@ -1,4 +1,4 @@
-"""Sessions on a clock moved by hand, and what holds for any sequence of calls."""
+"""Sessions on a manual clock, and properties of any sequence of calls."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ AUTH: dict[str, Any] = {"cost": 1.0, "reqnum": 1, "url": "http://w", "signature"
 TERMS = SessionTerms(lifetime_s=10.0)
 
 
-class Kept:
-    """Sessions, and those that ended with how."""
+class RecordedSessions:
+    """Sessions on a manual clock, and their ends with reasons."""
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, max_sessions: int | None = None) -> None:
         self.clock = ManualClock()
-        self.sessions = Sessions(most, self.clock)
+        self.sessions = Sessions(max_sessions, self.clock)
         self.ended: list[tuple[Session, SessionEnd]] = []
-        self.sessions.on_end = lambda session, how: self.ended.append((session, how))
+        self.sessions.on_end = lambda session, reason: self.ended.append((session, reason))
 
     def create(self, number: int = 1, lifetime_s: float = 10.0) -> Session:
         return self.sessions.create({**AUTH, "reqnum": number}, SessionTerms(lifetime_s))
@@ -54,14 +54,14 @@ def test_terms_are_read(payload: dict[str, Any], terms: SessionTerms) -> None:
 
 
 @pytest.mark.parametrize("lifetime", [0, -1, 86400.1, float("nan"), float("inf"), True, "60", [], {}])
-def test_a_lifetime_that_is_none_is_refused(lifetime: Any) -> None:
+def test_a_wrong_lifetime_is_refused(lifetime: Any) -> None:
     with pytest.raises(Invalid) as refused:
         SessionTerms.from_json({"lifetime": lifetime})
     assert list(refused.value.fields["payload"]) == ["lifetime"]
 
 
 @pytest.mark.parametrize("route", ["http://a/b", "//a/b", "/\\a", "a", "", 5, ["/a"]])
-def test_a_route_that_leads_elsewhere_is_refused(route: Any) -> None:
+def test_a_route_that_is_no_path_is_refused(route: Any) -> None:
     with pytest.raises(Invalid) as refused:
         SessionTerms.from_json({"on_close_route": route, "on_close_payload": 5, "lifetime": 0})
     assert list(refused.value.fields["payload"]) == ["lifetime", "on_close_route", "on_close_payload"]
@@ -71,224 +71,225 @@ def test_a_route_that_leads_elsewhere_is_refused(route: Any) -> None:
 
 
 def test_it_expires_after_its_lifetime_and_not_before() -> None:
-    kept = Kept()
-    session = kept.create()
-    kept.clock.advance(9.999)
-    assert kept.sessions.find(session.id, session.raw_auth) is session
-    kept.clock.advance(0.001)
-    assert kept.ended == [(session, SessionEnd.EXPIRED)]
-    assert kept.sessions.find(session.id, session.raw_auth) is None
+    recorded = RecordedSessions()
+    session = recorded.create()
+    recorded.clock.advance(9.999)
+    assert recorded.sessions.find(session.id, session.raw_auth) is session
+    recorded.clock.advance(0.001)
+    assert recorded.ended == [(session, SessionEnd.EXPIRED)]
+    assert recorded.sessions.find(session.id, session.raw_auth) is None
 
 
 def test_each_request_puts_the_expiration_off() -> None:
-    kept = Kept()
-    session = kept.create()
-    kept.clock.advance(7.0)
-    with kept.sessions.used(session):
-        assert session.expiration == kept.clock.wall() + 10.0
-    kept.clock.advance(9.0)
-    assert not kept.ended
-    kept.clock.advance(1.0)
-    assert kept.ended == [(session, SessionEnd.EXPIRED)]
+    recorded = RecordedSessions()
+    session = recorded.create()
+    recorded.clock.advance(7.0)
+    with recorded.sessions.used(session):
+        assert session.expiration == recorded.clock.wall() + 10.0
+    recorded.clock.advance(9.0)
+    assert not recorded.ended
+    recorded.clock.advance(1.0)
+    assert recorded.ended == [(session, SessionEnd.EXPIRED)]
 
 
 def test_expiry_waits_for_a_request_in_flight() -> None:
-    """Lesson 34."""
-    kept = Kept()
-    session = kept.create()
-    with kept.sessions.used(session):
-        with kept.sessions.used(session):
-            kept.clock.advance(1000.0)
-        assert not kept.ended
-    assert kept.ended == [(session, SessionEnd.EXPIRED)]
+    recorded = RecordedSessions()
+    session = recorded.create()
+    with recorded.sessions.used(session):
+        with recorded.sessions.used(session):
+            recorded.clock.advance(1000.0)
+        assert not recorded.ended
+    assert recorded.ended == [(session, SessionEnd.EXPIRED)]
 
 
 def test_ending_one_with_a_request_in_flight_ends_it_once() -> None:
-    kept = Kept()
-    session = kept.create()
-    with kept.sessions.used(session):
-        kept.sessions.end(session)
-        kept.sessions.end(session)
-        kept.clock.advance(1000.0)
-    assert kept.ended == [(session, SessionEnd.ENDED)]
-    assert (len(kept.sessions), kept.clock.pending) == (0, 0)
+    recorded = RecordedSessions()
+    session = recorded.create()
+    with recorded.sessions.used(session):
+        recorded.sessions.end(session)
+        recorded.sessions.end(session)
+        recorded.clock.advance(1000.0)
+    assert recorded.ended == [(session, SessionEnd.ENDED)]
+    assert (len(recorded.sessions), recorded.clock.pending) == (0, 0)
 
 
-@pytest.mark.parametrize("most", [None, 0])
-def test_there_may_be_no_limit(most: int | None) -> None:
-    kept = Kept(most)
+@pytest.mark.parametrize("max_sessions", [None, 0])
+def test_there_may_be_no_limit(max_sessions: int | None) -> None:
+    recorded = RecordedSessions(max_sessions)
     for number in range(100):
-        kept.create(number)
-    assert len(kept.sessions) == 100
+        recorded.create(number)
+    assert len(recorded.sessions) == 100
 
 
 def test_more_than_the_limit_are_refused_until_the_soonest_end() -> None:
-    kept = Kept(2)
-    kept.create(1, 30.0)
-    kept.clock.advance(5.5)
-    kept.create(2, 60.0)
+    recorded = RecordedSessions(2)
+    recorded.create(1, 30.0)
+    recorded.clock.advance(5.5)
+    recorded.create(2, 60.0)
     with pytest.raises(TooBusy) as refused:
-        kept.create(3)
+        recorded.create(3)
     assert refused.value.retry_after_s == 25
-    kept.clock.advance(24.5)
-    kept.create(3)
+    recorded.clock.advance(24.5)
+    recorded.create(3)
 
 
-def test_another_auth_data_is_refused_and_an_unknown_id_is_nobodys() -> None:
-    kept = Kept()
-    session = kept.create()
+def test_another_auth_data_is_refused_and_an_unknown_id_is_none() -> None:
+    recorded = RecordedSessions()
+    session = recorded.create()
     with pytest.raises(Unauthorized):
-        kept.sessions.find(session.id, {**AUTH, "cost": 2.0})
-    assert kept.sessions.find("x", AUTH) is None
-    assert kept.sessions.find(session.id, json.loads(json.dumps(AUTH))) is session
+        recorded.sessions.find(session.id, {**AUTH, "cost": 2.0})
+    assert recorded.sessions.find("x", AUTH) is None
+    assert recorded.sessions.find(session.id, json.loads(json.dumps(AUTH))) is session
 
 
 def test_ids_cannot_be_guessed_from_each_other() -> None:
-    kept = Kept()
-    ids = {kept.create(number).id for number in range(100)}
+    recorded = RecordedSessions()
+    ids = {recorded.create(number).id for number in range(100)}
     assert len(ids) == 100
     assert {len(i) for i in ids} == {32}
 
 
-def test_what_has_ended_is_remembered_but_not_for_ever() -> None:
-    kept = Kept()
-    assert not kept.sessions.remembers(AUTH)
+def test_the_last_ended_sessions_are_remembered() -> None:
+    recorded = RecordedSessions()
+    assert not recorded.sessions.remembers(AUTH)
     for number in range(REMEMBERED_ENDED + 1):
-        session = kept.create(number)
-        assert kept.sessions.remembers(session.raw_auth)
-        kept.sessions.end(session)
-    assert not kept.sessions.remembers({**AUTH, "reqnum": 0})
-    assert kept.sessions.remembers({**AUTH, "reqnum": 1})
+        session = recorded.create(number)
+        assert recorded.sessions.remembers(session.raw_auth)
+        recorded.sessions.end(session)
+    assert not recorded.sessions.remembers({**AUTH, "reqnum": 0})
+    assert recorded.sessions.remembers({**AUTH, "reqnum": 1})
 
 
-def test_what_two_sessions_were_opened_by_is_remembered_until_both_are_forgotten() -> None:
-    """Where signatures may come again: the `url` form, and an unsecured worker."""
-    kept = Kept()
-    first, second = kept.create(1), kept.create(1)
+def test_auth_data_of_two_sessions_is_remembered_until_both_are_forgotten() -> None:
+    """Signatures may be used again in the `url` form and at an unsecured worker."""
+    recorded = RecordedSessions()
+    first, second = recorded.create(1), recorded.create(1)
     assert first.id != second.id
-    kept.sessions.end(first)
+    recorded.sessions.end(first)
     for number in range(2, REMEMBERED_ENDED + 2):
-        kept.sessions.end(kept.create(number))
-    assert kept.sessions.remembers(AUTH)  # `second` lives
-    kept.sessions.end(second)
-    assert kept.sessions.remembers(AUTH)
+        recorded.sessions.end(recorded.create(number))
+    assert recorded.sessions.remembers(AUTH)  # `second` lives
+    recorded.sessions.end(second)
+    assert recorded.sessions.remembers(AUTH)
     for number in range(2, REMEMBERED_ENDED + 2):
-        kept.sessions.end(kept.create(number))
-    assert not kept.sessions.remembers(AUTH)
+        recorded.sessions.end(recorded.create(number))
+    assert not recorded.sessions.remembers(AUTH)
 
 
-def test_a_use_that_fails_is_over_too() -> None:
-    kept = Kept()
-    session = kept.create()
+def test_a_use_that_raises_has_ended_too() -> None:
+    recorded = RecordedSessions()
+    session = recorded.create()
     with ExitStack() as stack:
         stack.enter_context(pytest.raises(KeyError))
-        stack.enter_context(kept.sessions.used(session))
-        kept.clock.advance(20.0)
+        stack.enter_context(recorded.sessions.used(session))
+        recorded.clock.advance(20.0)
         raise KeyError("author's")
-    assert kept.ended == [(session, SessionEnd.EXPIRED)]
+    assert recorded.ended == [(session, SessionEnd.EXPIRED)]
 
 
 def test_a_request_that_outlives_the_lifetime_ends_the_session_unless_another_came() -> None:
-    kept = Kept()
-    session = kept.create()
-    with kept.sessions.used(session):
-        kept.clock.advance(100.0)
-        with kept.sessions.used(session):
-            kept.clock.advance(1.0)
-    assert not kept.ended
-    kept.clock.advance(8.999)
-    assert not kept.ended
-    kept.clock.advance(0.001)
-    assert kept.ended == [(session, SessionEnd.EXPIRED)]
-    assert kept.clock.pending == 0
+    recorded = RecordedSessions()
+    session = recorded.create()
+    with recorded.sessions.used(session):
+        recorded.clock.advance(100.0)
+        with recorded.sessions.used(session):
+            recorded.clock.advance(1.0)
+    assert not recorded.ended
+    recorded.clock.advance(8.999)
+    assert not recorded.ended
+    recorded.clock.advance(0.001)
+    assert recorded.ended == [(session, SessionEnd.EXPIRED)]
+    assert recorded.clock.pending == 0
 
 
 def test_it_has_one_timer_however_much_it_is_used() -> None:
-    kept = Kept()
-    session = kept.create()
+    recorded = RecordedSessions()
+    session = recorded.create()
     for _ in range(100):
-        with kept.sessions.used(session), kept.sessions.used(session):
-            kept.clock.advance(3.0)
-        assert kept.clock.pending == 1
-    assert not kept.ended
+        with recorded.sessions.used(session), recorded.sessions.used(session):
+            recorded.clock.advance(3.0)
+        assert recorded.clock.pending == 1
+    assert not recorded.ended
 
 
-def test_all_end_at_once_also_those_in_use() -> None:
-    kept = Kept()
-    opened = [kept.create(number) for number in range(5)]
-    with kept.sessions.used(opened[2]):
-        kept.sessions.end_all(SessionEnd.DRAINED)
-        assert (len(kept.sessions), kept.clock.pending) == (0, 0)
-    assert kept.ended == [(session, SessionEnd.DRAINED) for session in opened]
+def test_end_all_ends_sessions_in_use_too() -> None:
+    recorded = RecordedSessions()
+    opened = [recorded.create(number) for number in range(5)]
+    with recorded.sessions.used(opened[2]):
+        recorded.sessions.end_all(SessionEnd.DRAINED)
+        assert (len(recorded.sessions), recorded.clock.pending) == (0, 0)
+    assert recorded.ended == [(session, SessionEnd.DRAINED) for session in opened]
 
 
-def test_one_that_opens_another_at_its_end_has_room_for_it() -> None:
-    """`on_end` is told once the session is gone."""
-    kept = Kept(1)
-    first = kept.create(1)
+def test_a_session_may_be_created_when_another_ends() -> None:
+    """`on_end` is called after the session is removed."""
+    recorded = RecordedSessions(1)
+    first = recorded.create(1)
 
-    def follow(session: Session, how: SessionEnd) -> None:
-        kept.create(2)
+    def follow(session: Session, reason: SessionEnd) -> None:
+        recorded.create(2)
 
-    kept.sessions.on_end = follow
-    kept.sessions.end(first)
-    assert len(kept.sessions) == 1
-    assert kept.sessions.find(first.id, first.raw_auth) is None
+    recorded.sessions.on_end = follow
+    recorded.sessions.end(first)
+    assert len(recorded.sessions) == 1
+    assert recorded.sessions.find(first.id, first.raw_auth) is None
 
 
-def test_a_session_tells_everything_but_what_is_the_workers_own() -> None:
-    kept = Kept()
-    session = kept.sessions.create(AUTH, SessionTerms(30.0, "/stop", {"a": 1}))
+def test_the_json_of_a_session_has_its_public_fields() -> None:
+    recorded = RecordedSessions()
+    session = recorded.sessions.create(AUTH, SessionTerms(30.0, "/stop", {"a": 1}))
     assert session.to_json() == {
         "session_id": session.id,
         "auth_data": AUTH,
         "lifetime": 30.0,
-        "expiration": kept.clock.wall() + 30.0,
-        "created_at": kept.clock.wall(),
+        "expiration": recorded.clock.wall() + 30.0,
+        "created_at": recorded.clock.wall(),
         "on_close_route": "/stop",
         "on_close_payload": {"a": 1},
     }
 
 
 @pytest.mark.parametrize("depth", [950, 5000, 100_000])
-def test_what_is_nested_too_deeply_to_compare_is_nobodys(depth: int) -> None:
+def test_a_value_nested_too_deeply_equals_no_other(depth: int) -> None:
     deep: list[Any] = []
     for _ in range(depth):
         deep = [deep]
-    kept = Kept(2)
-    session = kept.create()
+    recorded = RecordedSessions(2)
+    session = recorded.create()
     with pytest.raises(Unauthorized):
-        kept.sessions.find(session.id, {**AUTH, "deep": deep})
-    assert not kept.sessions.remembers({**AUTH, "deep": deep})
-    if depth > 950:  # which may do, or not: it depends on how deep the caller is
+        recorded.sessions.find(session.id, {**AUTH, "deep": deep})
+    assert not recorded.sessions.remembers({**AUTH, "deep": deep})
+    if depth > 950:  # which may do, or not: it depends on reason deep the caller is
         with pytest.raises(Invalid) as refused:
-            kept.sessions.create({**AUTH, "deep": deep}, TERMS)
+            recorded.sessions.create({**AUTH, "deep": deep}, TERMS)
         assert refused.value.fields == {"auth_data": "nested too deeply"}
-        assert len(kept.sessions) == kept.clock.pending == 1
+        assert len(recorded.sessions) == recorded.clock.pending == 1
         assert not same_json(deep, deep)
     while deep:  # taken apart by hand: not every Python does it without recursion
         deep = deep.pop()
 
 
-def test_a_thousand_leave_nothing_but_what_is_remembered() -> None:
-    kept, alive = Kept(), weakref.WeakSet[Session]()
+def test_a_thousand_ended_sessions_leave_only_what_is_remembered() -> None:
+    recorded, alive = RecordedSessions(), weakref.WeakSet[Session]()
     ends: list[SessionEnd] = []
-    kept.sessions.on_end = lambda session, how: ends.append(how)
+    recorded.sessions.on_end = lambda session, reason: ends.append(reason)
 
     def live(number: int) -> None:
-        session = kept.create(number)
+        session = recorded.create(number)
         alive.add(session)
-        with kept.sessions.used(session):
-            kept.clock.advance(0.01)
+        with recorded.sessions.used(session):
+            recorded.clock.advance(0.01)
 
     for number in range(REMEMBERED_ENDED + 500):
         live(number)
-    assert len(kept.sessions) + len(ends) == REMEMBERED_ENDED + 500
-    kept.clock.advance(10.0)
+    assert len(recorded.sessions) + len(ends) == REMEMBERED_ENDED + 500
+    recorded.clock.advance(10.0)
     gc.collect()
-    assert (len(kept.sessions), kept.clock.pending, len(alive)) == (0, 0, 0)
+    assert (len(recorded.sessions), recorded.clock.pending, len(alive)) == (0, 0, 0)
     assert ends == [SessionEnd.EXPIRED] * (REMEMBERED_ENDED + 500)
-    remembered = [n for n in range(REMEMBERED_ENDED + 500) if kept.sessions.remembers({**AUTH, "reqnum": n})]
+    remembered = [
+        n for n in range(REMEMBERED_ENDED + 500) if recorded.sessions.remembers({**AUTH, "reqnum": n})
+    ]
     assert remembered == list(range(500, REMEMBERED_ENDED + 500))
 
 
@@ -298,21 +299,21 @@ STEPS = st.tuples(
 )
 
 
-class Play:
-    """Sessions beside what they should be: who lives, until when, and who is in use."""
+class SessionModel:
+    """Sessions, and a simple model of them: open until when, and in use by which requests."""
 
-    def __init__(self, most: int | None) -> None:
-        self.kept, self.most = Kept(most), most
+    def __init__(self, max_sessions: int | None) -> None:
+        self.recorded, self.max_sessions = RecordedSessions(max_sessions), max_sessions
         self.opened: list[Session] = []
         self.until: dict[Session, float] = {}
         self.uses: list[tuple[Session, ExitStack]] = []
 
     def step(self, what: str, number: int) -> None:
-        sessions = self.kept.sessions
+        sessions = self.recorded.sessions
         if what == "create":
             self.create(1.0 + number / 2)
         elif what == "wait":
-            self.kept.clock.advance(number / 2)
+            self.recorded.clock.advance(number / 2)
         elif what == "end_all" and number == 0:
             sessions.end_all(SessionEnd.DRAINED)
             self.until.clear()
@@ -324,29 +325,29 @@ class Play:
         elif what == "enter" and self.until:
             self.enter(list(self.until)[number % len(self.until)])
         for session in list(self.until):
-            if self.until[session] <= self.kept.clock.monotonic() and session not in self.in_use():
+            if self.until[session] <= self.recorded.clock.monotonic() and session not in self.in_use():
                 del self.until[session]
 
     def create(self, lifetime_s: float) -> None:
-        if self.most and len(self.until) >= self.most:
+        if self.max_sessions and len(self.until) >= self.max_sessions:
             with pytest.raises(TooBusy):
-                self.kept.create(len(self.opened), lifetime_s)
+                self.recorded.create(len(self.opened), lifetime_s)
             return
-        session = self.kept.create(len(self.opened), lifetime_s)
+        session = self.recorded.create(len(self.opened), lifetime_s)
         self.opened.append(session)
-        self.until[session] = self.kept.clock.monotonic() + lifetime_s
+        self.until[session] = self.recorded.clock.monotonic() + lifetime_s
 
     def enter(self, session: Session) -> None:
         stack = ExitStack()
-        stack.enter_context(self.kept.sessions.used(session))
+        stack.enter_context(self.recorded.sessions.used(session))
         self.uses.append((session, stack))
-        self.until[session] = self.kept.clock.monotonic() + session.terms.lifetime_s
+        self.until[session] = self.recorded.clock.monotonic() + session.terms.lifetime_s
 
     def in_use(self) -> set[Session]:
         return {session for session, _ in self.uses}
 
     def check(self) -> None:
-        sessions, clock = self.kept.sessions, self.kept.clock
+        sessions, clock = self.recorded.sessions, self.recorded.clock
         for session in self.opened:
             found = sessions.find(session.id, session.raw_auth)
             assert found is (session if session in self.until else None)
@@ -356,23 +357,23 @@ class Play:
             assert session.in_flight == [s for s, _ in self.uses].count(session)
         assert len(sessions) == len(self.until)
         assert clock.pending <= len(sessions)
-        ended = [session for session, _ in self.kept.ended]
+        ended = [session for session, _ in self.recorded.ended]
         assert len(ended) == len(set(ended)) == len(self.opened) - len(self.until)
 
 
 @given(st.sampled_from([None, 0, 1, 3]), st.lists(STEPS, max_size=60))
-def test_any_sequence_leaves_what_it_should(most: int | None, steps: list[tuple[str, int]]) -> None:
-    """Each ends once, at its time and never in use; and in the end nothing is left."""
-    play = Play(most)
+def test_any_sequence_matches_the_model(max_sessions: int | None, steps: list[tuple[str, int]]) -> None:
+    """Each session ends once, at its time and never in use, and none is left at the end."""
+    model = SessionModel(max_sessions)
     for what, number in steps:
-        play.step(what, number)
-        play.check()
-    for _, stack in play.uses:
+        model.step(what, number)
+        model.check()
+    for _, stack in model.uses:
         stack.close()
-    play.kept.clock.advance(100.0)
-    assert (len(play.kept.sessions), play.kept.clock.pending) == (0, 0)
-    assert {session for session, _ in play.kept.ended} == set(play.opened)
-    assert not any(session.in_flight for session in play.opened)
+    model.recorded.clock.advance(100.0)
+    assert (len(model.recorded.sessions), model.recorded.clock.pending) == (0, 0)
+    assert {session for session, _ in model.recorded.ended} == set(model.opened)
+    assert not any(session.in_flight for session in model.opened)
 
 
 # Equality of JSON
@@ -383,7 +384,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )
-# Few enough that two of them are often equal, or nearly.
+# From a small set, so that two values are often equal, or nearly.
 near_values: st.SearchStrategy[Any] = st.recursive(
     st.sampled_from(
         [None, True, False, 0, 1, 0.0, -0.0, 1.0, 0.5, 2**53, 2.0**53, 2**53 + 1, "", "1", "true"]
@@ -394,7 +395,7 @@ near_values: st.SearchStrategy[Any] = st.recursive(
 
 
 def marked(value: Any) -> Any:
-    """`value` with its truth values apart from numbers: Python has `True == 1`, JSON has not."""
+    """Replace booleans in `value`, since `True == 1` in Python but not in JSON."""
     if isinstance(value, bool):
         return ("truth", value)
     if isinstance(value, dict):
@@ -403,7 +404,7 @@ def marked(value: Any) -> Any:
 
 
 def rewritten(value: Any) -> Any:
-    """`value` as another client writes it: fields the other way round, whole numbers as floats or not."""
+    """`value` as another client might write it: fields in reverse order, whole numbers as floats."""
     if isinstance(value, dict):
         pairs = reversed(list(cast("dict[str, Any]", value).items()))
         return {key: rewritten(inner) for key, inner in pairs}
@@ -432,7 +433,7 @@ def test_two_values_are_equal_where_python_says_so(pair: tuple[Any, Any]) -> Non
 
 
 @given(near_values, near_values, near_values)
-def test_what_equals_the_same_is_equal(one: Any, other: Any, third: Any) -> None:
+def test_equality_is_transitive(one: Any, other: Any, third: Any) -> None:
     for last in (third, rewritten(one)):
         if same_json(one, other) and same_json(other, last):
             assert same_json(one, last)
@@ -445,7 +446,7 @@ UNEQUAL: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("one", "other"), UNEQUAL)
-def test_what_python_or_a_reader_might_take_for_equal_is_not(one: Any, other: Any) -> None:
+def test_values_that_differ_only_in_type_are_not_equal(one: Any, other: Any) -> None:
     assert not same_json(one, other)
 
 

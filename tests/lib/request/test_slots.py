@@ -1,3 +1,5 @@
+"""Slots: first come, first served, with limits on waiting, under any interleaving. No HTTP."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,7 +14,7 @@ from lib.errors import TooBusy
 from lib.request.lanes import SlotQueue
 from tests.manual_clock import ManualClock
 
-# More turns of the event loop than any step takes to have all its effects.
+# More turns of the event loop than any step needs for all of its effects.
 TURNS = 12
 
 
@@ -27,7 +29,7 @@ class Draining(Exception):
 
 @dataclass
 class Client:
-    """One arrival: it takes a slot and keeps it until `leave` is set. Times on the manual clock."""
+    """A client that takes a slot, and keeps it until `leave` is set. Times are of the manual clock."""
 
     queue: SlotQueue
     clock: ManualClock
@@ -51,8 +53,8 @@ class Client:
             self.refused, self.refused_s = e, self.clock.monotonic()
 
 
-class Place:
-    """A queue and all who came to it, in the order in which they came."""
+class Scenario:
+    """A queue and all of its clients, in the order of arrival."""
 
     def __init__(self, limit: int | None, retry_after: Callable[[], float] = lambda: 2.5) -> None:
         self.clock = ManualClock()
@@ -85,7 +87,7 @@ class Place:
         return [client for client in self.clients if client.inside]
 
     async def close(self) -> None:
-        """Everybody leaves, and nothing is left behind."""
+        """Cancel all clients, and check that no slot, wait or timer is left."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -111,26 +113,26 @@ def test_a_queue_without_slots_is_refused(limit: int) -> None:
         SlotQueue(limit, ManualClock())
 
 
-async def test_slots_go_to_those_who_wait_in_their_order() -> None:
-    place = Place(2)
-    clients = await place.arrivals(5)
-    assert place.inside() == clients[:2]
-    assert (place.queue.working, place.queue.waiting) == (2, 3)
+async def test_slots_are_given_in_the_order_of_arrival() -> None:
+    scenario = Scenario(2)
+    clients = await scenario.arrivals(5)
+    assert scenario.inside() == clients[:2]
+    assert (scenario.queue.working, scenario.queue.waiting) == (2, 3)
     clients[1].leave.set()
     await settle()
-    assert place.inside() == [clients[0], clients[2]]
+    assert scenario.inside() == [clients[0], clients[2]]
     clients[0].leave.set()
     clients[2].leave.set()
     await settle()
-    assert place.inside() == clients[3:]
-    await place.close()
+    assert scenario.inside() == clients[3:]
+    await scenario.close()
 
 
-async def test_no_limit_means_that_nobody_waits() -> None:
-    place = Place(None)
-    await place.arrivals(500, max_wait_s=0.0)
-    assert (place.queue.working, place.queue.waiting) == (500, 0)
-    await place.close()
+async def test_without_a_limit_no_client_waits() -> None:
+    scenario = Scenario(None)
+    await scenario.arrivals(500, max_wait_s=0.0)
+    assert (scenario.queue.working, scenario.queue.waiting) == (500, 0)
+    await scenario.close()
 
 
 async def test_an_exception_in_the_block_gives_the_slot_back() -> None:
@@ -141,77 +143,81 @@ async def test_an_exception_in_the_block_gives_the_slot_back() -> None:
     assert queue.working == 0
 
 
-async def test_who_has_waited_too_long_is_refused_and_told_when_to_come_back() -> None:
-    place = Place(1)
-    first, second, third = await place.arrivals(1) + await place.arrivals(2, max_wait_s=30.0)
-    place.clock.advance(29.9)
+async def test_a_wait_above_the_limit_is_refused_with_retry_after() -> None:
+    scenario = Scenario(1)
+    first, second, third = await scenario.arrivals(1) + await scenario.arrivals(2, max_wait_s=30.0)
+    scenario.clock.advance(29.9)
     await settle()
-    assert place.waiting() == [second, third]
+    assert scenario.waiting() == [second, third]
     first.leave.set()
     await settle()
-    assert place.inside() == [second]
-    place.clock.advance(0.1)
-    assert place.queue.waiting == 0  # at once, not when its task next runs
+    assert scenario.inside() == [second]
+    scenario.clock.advance(0.1)
+    assert scenario.queue.waiting == 0  # at once, not when its task next runs
     await settle()
     assert isinstance(third.refused, TooBusy)
     assert third.refused.status == 429
     assert third.refused.message == "no slot came free within 30 s"
     assert third.refused.headers() == {"Retry-After": "3"}
-    place.clock.advance(60)
+    scenario.clock.advance(60)
     await settle()
-    assert place.inside() == [second]
-    await place.close()
+    assert scenario.inside() == [second]
+    await scenario.close()
 
 
-async def test_who_may_not_wait_at_all_is_refused_at_once() -> None:
-    place = Place(1)
-    first, second = await place.arrivals(2, max_wait_s=0.0)
+async def test_a_limit_of_0_refuses_immediately() -> None:
+    scenario = Scenario(1)
+    first, second = await scenario.arrivals(2, max_wait_s=0.0)
     assert first.inside
     assert isinstance(second.refused, TooBusy)
-    await place.close()
+    await scenario.close()
 
 
-async def test_a_retry_after_that_fails_harms_only_its_own_request() -> None:
-    place = Place(1, retry_after=lambda: 1 / 0)
-    clients = await place.arrivals(1) + await place.arrivals(1, max_wait_s=1.0) + await place.arrivals(1)
-    place.clock.advance(1.0)
+async def test_a_retry_after_that_raises_affects_only_its_own_request() -> None:
+    scenario = Scenario(1, retry_after=lambda: 1 / 0)
+    clients = [
+        *await scenario.arrivals(1),
+        *await scenario.arrivals(1, max_wait_s=1.0),
+        *await scenario.arrivals(1),
+    ]
+    scenario.clock.advance(1.0)
     with pytest.raises(ZeroDivisionError):
-        await place.tasks[1]
+        await scenario.tasks[1]
     clients[0].leave.set()
     await settle()
-    assert place.inside() == [clients[2]]
-    await place.close()
+    assert scenario.inside() == [clients[2]]
+    await scenario.close()
 
 
-async def test_who_leaves_the_queue_is_passed_over() -> None:
-    place = Place(1)
-    clients = await place.arrivals(3)
-    place.cancel(clients[1])
+async def test_a_cancelled_client_is_skipped() -> None:
+    scenario = Scenario(1)
+    clients = await scenario.arrivals(3)
+    scenario.cancel(clients[1])
     clients[0].leave.set()
     await settle()
-    assert place.inside() == [clients[2]]
-    await place.close()
+    assert scenario.inside() == [clients[2]]
+    await scenario.close()
 
 
-async def test_a_slot_granted_to_one_who_leaves_at_that_moment_goes_to_the_next() -> None:
-    place = Place(1)
-    clients = await place.arrivals(3)
+async def test_a_slot_granted_to_a_client_cancelled_meanwhile_goes_to_the_next() -> None:
+    scenario = Scenario(1)
+    clients = await scenario.arrivals(3)
     clients[0].leave.set()
     await asyncio.sleep(0)
-    assert place.queue.waiting == 1
-    assert not clients[1].inside  # granted, and not yet told
-    place.cancel(clients[1])
+    assert scenario.queue.waiting == 1
+    assert not clients[1].inside  # granted, but its task has not run yet
+    scenario.cancel(clients[1])
     await settle()
-    assert place.inside() == [clients[2]]
-    await place.close()
+    assert scenario.inside() == [clients[2]]
+    await scenario.close()
 
 
-async def test_release_all_refuses_those_who_wait_and_those_who_would() -> None:
-    place = Place(1)
-    clients = await place.arrivals(1) + await place.arrivals(2, max_wait_s=5.0)
-    place.queue.release_all(Draining)
-    assert place.queue.waiting == 0
-    late = place.arrive()
+async def test_refuse_all_refuses_present_and_later_waits() -> None:
+    scenario = Scenario(1)
+    clients = await scenario.arrivals(1) + await scenario.arrivals(2, max_wait_s=5.0)
+    scenario.queue.refuse_all(Draining)
+    assert scenario.queue.waiting == 0
+    late = scenario.arrive()
     await settle()
     refused = [client.refused for client in (*clients[1:], late)]
     assert all(isinstance(error, Draining) for error in refused)
@@ -219,9 +225,9 @@ async def test_release_all_refuses_those_who_wait_and_those_who_would() -> None:
     assert clients[0].inside
     clients[0].leave.set()
     await settle()
-    (after,) = await place.arrivals(1)
+    (after,) = await scenario.arrivals(1)
     assert after.inside
-    await place.close()
+    await scenario.close()
 
 
 # The rules under any interleaving: batches of operations, each run to its end before the next
@@ -237,60 +243,60 @@ OP = st.one_of(
 BATCHES = st.lists(st.lists(OP, min_size=1, max_size=6), max_size=20)
 
 
-async def play(place: Place, op: Op) -> None:
+async def apply(scenario: Scenario, op: Op) -> None:
     kind, number = op
     if kind == "arrive":
-        place.arrive(None if number < 0 else number)
+        scenario.arrive(None if number < 0 else number)
     elif kind == "advance":
-        place.clock.advance(number)
+        scenario.clock.advance(number)
     elif kind == "turn":
         await asyncio.sleep(0)
-    elif kind == "leave" and place.inside():
-        inside = place.inside()
+    elif kind == "leave" and scenario.inside():
+        inside = scenario.inside()
         inside[int(number) % len(inside)].leave.set()
-    elif kind == "cancel" and place.clients:
-        place.tasks[int(number) % len(place.tasks)].cancel()
+    elif kind == "cancel" and scenario.clients:
+        scenario.tasks[int(number) % len(scenario.tasks)].cancel()
 
 
-def check_always(place: Place) -> None:
-    limit = place.queue.limit
-    assert limit is None or max(len(place.inside()), place.queue.working) <= limit
-    assert len(place.inside()) <= place.queue.working
+def check_always(scenario: Scenario) -> None:
+    limit = scenario.queue.limit
+    assert limit is None or max(len(scenario.inside()), scenario.queue.working) <= limit
+    assert len(scenario.inside()) <= scenario.queue.working
 
 
-def check_settled(place: Place, draining: bool) -> None:
-    queue, waiting, inside = place.queue, place.waiting(), place.inside()
-    now_s = place.clock.monotonic()
+def check_settled(scenario: Scenario, draining: bool) -> None:
+    queue, waiting, inside = scenario.queue, scenario.waiting(), scenario.inside()
+    now_s = scenario.clock.monotonic()
     assert (queue.waiting, queue.working) == (len(waiting), len(inside))
     if waiting:
         assert queue.limit == len(inside), "a slot is free while somebody waits"
         assert not draining
-        numbers = {id(client): number for number, client in enumerate(place.clients)}
+        numbers = {id(client): number for number, client in enumerate(scenario.clients)}
         assert max(numbers[id(c)] for c in inside) < min(numbers[id(c)] for c in waiting), "out of order"
     for client in waiting:
         assert client.arrived_s is not None
         assert client.max_wait_s is None or now_s < client.arrived_s + client.max_wait_s
-    for client in place.clients:
+    for client in scenario.clients:
         if isinstance(client.refused, TooBusy):
             assert client.arrived_s is not None
             assert client.max_wait_s is not None
             assert client.refused_s >= client.arrived_s + client.max_wait_s
-    # A timer for each who waits with a limit, and none besides.
-    assert place.clock.pending == sum(client.max_wait_s is not None for client in waiting)
+    # One timer for each client that waits with a limit.
+    assert scenario.clock.pending == sum(client.max_wait_s is not None for client in waiting)
 
 
-async def scenario(limit: int | None, batches: list[list[Op]], drain_at: int, drain_after: int) -> None:
-    place = Place(limit)
+async def run_scenario(limit: int | None, batches: list[list[Op]], drain_at: int, drain_after: int) -> None:
+    scenario = Scenario(limit)
     for number, batch in enumerate(batches):
         for position, op in enumerate(batch):
             if number == drain_at and position == drain_after % len(batch):
-                place.queue.release_all(Draining)
-            await play(place, op)
-            check_always(place)
+                scenario.queue.refuse_all(Draining)
+            await apply(scenario, op)
+            check_always(scenario)
         await settle()
-        check_always(place)
-        check_settled(place, draining=number >= drain_at)
-    await place.close()
+        check_always(scenario)
+        check_settled(scenario, draining=number >= drain_at)
+    await scenario.close()
 
 
 @settings(max_examples=200, deadline=None)
@@ -324,4 +330,4 @@ async def scenario(limit: int | None, batches: list[list[Op]], drain_at: int, dr
 def test_first_come_first_served_under_any_interleaving(
     limit: int | None, batches: list[list[Op]], drain_at: int, drain_after: int
 ) -> None:
-    asyncio.run(scenario(limit, batches, drain_at, drain_after))
+    asyncio.run(run_scenario(limit, batches, drain_at, drain_after))

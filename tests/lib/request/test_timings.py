@@ -1,4 +1,4 @@
-"""The record of how long requests took, and the first byte as clients see it."""
+"""Durations of requests, in the record of the slowest and in histograms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.request.timings import BOUNDS_S, KEPT, Histogram, Timing, Timings
+from lib.request.timings import BOUNDS_S, MAX_TIMINGS, Histogram, Timing, Timings
 from tests.manual_clock import ManualClock
 from tests.system import System, with_worker_task
 
@@ -30,13 +30,13 @@ def test_a_histogram_counts_each_duration_once(durations: list[float]) -> None:
 def test_the_slowest_are_found_among_the_latest() -> None:
     timings = Timings(ManualClock())
     timings.add(timing(1000.0))
-    for i in range(KEPT):
+    for i in range(MAX_TIMINGS):
         timings.add(timing(float(i % 7)))
     assert [t.total_s for t in timings.slowest(3)] == [6.0, 6.0, 6.0]
-    assert sum(timings.total_s.counts) == KEPT + 1
+    assert sum(timings.total_s.counts) == MAX_TIMINGS + 1
 
 
-def test_what_never_got_there_is_not_measured() -> None:
+def test_rejected_requests_and_missing_first_bytes_are_in_no_histogram() -> None:
     timings = Timings(ManualClock())
     timings.add(timing(0.001, outcome="rejected"))
     timings.add(timing(2.0, outcome="cancelled", first_byte_s=None))
@@ -59,22 +59,22 @@ async def test_the_first_byte_of_a_stream_comes_before_its_end(tmp_path: Path) -
             system.model.release()
             await answer.read()
         await system.told(served=3.0)
-        (told,) = await slowest(system)
-        assert (told["route"], told["status"], told["outcome"]) == ("POST /stream", 200, "served")
-        assert 0 <= told["queue_s"] <= told["first_byte_s"] < told["total_s"]
+        (timing,) = await slowest(system)
+        assert (timing["route"], timing["status"], timing["outcome"]) == ("POST /stream", 200, "served")
+        assert 0 <= timing["queue_s"] <= timing["first_byte_s"] < timing["total_s"]
 
 
-async def test_an_answer_that_comes_whole_has_a_first_byte_too(tmp_path: Path) -> None:
+async def test_an_answer_that_is_not_streamed_has_a_first_byte_too(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         for path in ("/echo", "/raising", "/missing"):
             await system.call(path, 1.0)
         await system.told(served=3.0)
-        told = await slowest(system)
-        assert {t["route"] for t in told} == {"POST /echo", "POST /raising", "POST /missing"}
-        assert all(t["first_byte_s"] <= t["total_s"] for t in told)
+        timings = await slowest(system)
+        assert {t["route"] for t in timings} == {"POST /echo", "POST /raising", "POST /missing"}
+        assert all(t["first_byte_s"] <= t["total_s"] for t in timings)
 
 
-async def test_who_is_not_let_in_is_not_in_the_record(tmp_path: Path) -> None:
+async def test_an_unauthenticated_request_is_not_in_the_record(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         async with system.http.post(system.url + "/echo", json={"auth_data": {}, "payload": {}}) as answer:
             assert answer.status == 422

@@ -100,7 +100,7 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
         Ending(error=CANCELLED, client_left=True, finishes=True, started=True),
         unexpected(ERRORED, ERROR, 500),
     ),
-    # The handler's own code was cancelled by nobody here.
+    # The handler's own code raised CancelledError; nothing cancelled the task.
     ("cancelled by its own code", Ending(error=CANCELLED), unexpected(ERRORED, ERROR, 500)),
     (
         "cancelled by its own code, late",
@@ -145,18 +145,18 @@ def test_a_second_status_line_is_never_written() -> None:
             assert reply is not IN_BODY, ending
 
 
-def test_what_the_worker_cuts_is_errored_whoever_else_left() -> None:
+def test_a_request_that_the_worker_cuts_is_errored_even_if_the_client_left() -> None:
     for ending in ENDINGS:
         if ending.cut and ending.error is not None:
             assert judge(ending).outcome is ERRORED, ending
 
 
-def test_only_an_answer_is_served_and_an_answer_is_nothing_else() -> None:
+def test_only_an_answer_without_an_error_is_served() -> None:
     for ending in ENDINGS:
         assert (judge(ending).outcome is SERVED) == (ending.error is None), ending
 
 
-def test_every_error_has_a_reply_but_what_ends_the_task() -> None:
+def test_every_error_has_a_reply_unless_it_ends_the_task() -> None:
     for ending in ENDINGS:
         has_reply = judge(ending).reply is not NONE
         if isinstance(ending.error, Exception):
@@ -173,5 +173,5 @@ def test_the_outcome_of_an_error_by_itself(error: BaseException, outcome: Outcom
     assert outcome_of_error(error) is outcome
 
 
-def test_a_session_is_served_unless_the_worker_breaks_it_off() -> None:
+def test_a_session_is_served_unless_the_worker_ends_it() -> None:
     assert (outcome_of_session(False), outcome_of_session(True)) == (SERVED, LEFT)

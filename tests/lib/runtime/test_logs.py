@@ -1,4 +1,4 @@
-"""Log lines for people and for machines; only an entry point configures them (lesson 39)."""
+"""Log lines as text and as JSON, and the levels of libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lib.runtime.logs import JsonFormatter, configure_logging
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """What `configure_logging` changes is global: undo it."""
+    """Undo the global changes of `configure_logging`."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     names = ("asyncio", "aiohttp", "urllib3", "hypothesis")

@@ -1,4 +1,4 @@
-"""The environment, read once, with all that is wrong in one message (lessons 11 and 25)."""
+"""Settings from the environment, with all problems in one message."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from lib.errors import SettingsError
 from lib.runtime.settings import DEFAULT_REPORT_ADDR, STATUS_ONLY_ADDR, Settings
 
-ENOUGH = {"CONTAINER_ID": "7", "PUBLIC_IPADDR": "1.2.3.4", "VAST_TCP_PORT_3000": "40123"}
+REQUIRED = {"CONTAINER_ID": "7", "PUBLIC_IPADDR": "1.2.3.4", "VAST_TCP_PORT_3000": "40123"}
 
 
 def read(**environ: str) -> Settings:
-    return Settings.from_env({**ENOUGH, **environ})
+    return Settings.from_env({**REQUIRED, **environ})
 
 
 def problems(environ: dict[str, str]) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def test_files_may_be_elsewhere() -> None:
     assert settings.force_update_file == Path("/u")
 
 
-def test_all_that_is_missing_is_told_at_once_with_what_it_is_for() -> None:
+def test_all_missing_variables_are_named_with_their_purpose() -> None:
     assert problems({}) == (
         "CONTAINER_ID: missing (the instance's id, an integer)",
         "PUBLIC_IPADDR: missing (the instance's public address)",
@@ -49,7 +49,7 @@ def test_all_that_is_missing_is_told_at_once_with_what_it_is_for() -> None:
     )
 
 
-def test_all_that_is_malformed_is_told_with_it() -> None:
+def test_all_malformed_variables_are_named_too() -> None:
     wrong = {
         "CONTAINER_ID": "seven",
         "WORKER_PORT": "3000",
@@ -61,9 +61,11 @@ def test_all_that_is_malformed_is_told_with_it() -> None:
         "LOG_FORMAT": "xml",
         "MAX_JSON_BYTES": "0",
     }
-    told = problems(wrong)
-    assert {line.split(":")[0] for line in told} == {*wrong, "PUBLIC_IPADDR"} - {"WORKER_PORT"}
-    assert "UNSECURED: 'perhaps' is none of true, false, 1, 0, yes, no, on, off (accept unsigned" in str(told)
+    found = problems(wrong)
+    assert {line.split(":")[0] for line in found} == {*wrong, "PUBLIC_IPADDR"} - {"WORKER_PORT"}
+    assert "UNSECURED: 'perhaps' is none of true, false, 1, 0, yes, no, on, off (accept unsigned" in str(
+        found
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_booleans(raw: str, value: bool) -> None:
     assert read(USE_SSL=raw).use_ssl is value
 
 
-def test_empty_is_unset_and_white_space_is_an_accident() -> None:
+def test_empty_is_unset_and_white_space_is_ignored() -> None:
     assert read(CONTAINER_ID=" 8\n", REPORT_ADDR="", LOG_LEVEL=" debug ").container_id == 8
     assert read(LOG_LEVEL=" debug ").log_level == "DEBUG"
     assert read(REPORT_ADDR="").report_addrs == (DEFAULT_REPORT_ADDR,)
@@ -92,9 +94,11 @@ def test_the_public_url(host: str, url: str) -> None:
     assert read(PUBLIC_IPADDR=host, USE_SSL="1").public_url == url.replace("http", "https")
 
 
-@pytest.mark.parametrize("host", ["a b", "a/b", "user@host", "host:1:2:x", "a..b", "x" * 64 + ".com"])
-def test_a_host_that_no_client_could_ask_for(host: str) -> None:
-    assert len(problems({**ENOUGH, "PUBLIC_IPADDR": host})) == 1
+@pytest.mark.parametrize(
+    "host", ["a b", "a/b", "user@host", "host:1:2:x", "a..b", "x" * 64 + ".com", "[::1]:80", "[::1]x"]
+)
+def test_a_public_address_that_is_no_host(host: str) -> None:
+    assert len(problems({**REQUIRED, "PUBLIC_IPADDR": host})) == 1
 
 
 @pytest.mark.parametrize(
@@ -125,20 +129,20 @@ def test_report_addresses(raw: str, addrs: tuple[str, ...]) -> None:
         *("http://one,two", "http://one?x=1", "http://a b", "http://a..b", "http://" + "x" * 64 + ".com"),
     ],
 )
-def test_an_address_that_no_report_could_go_to(raw: str) -> None:
-    (problem,) = problems({**ENOUGH, "REPORT_ADDR": raw})
+def test_a_report_address_that_is_no_http_url(raw: str) -> None:
+    (problem,) = problems({**REQUIRED, "REPORT_ADDR": raw})
     assert problem.startswith("REPORT_ADDR: ")
 
 
-def test_an_address_without_a_key_is_not_enough() -> None:
-    (problem,) = problems({**ENOUGH, "REPORT_ADDR": STATUS_ONLY_ADDR})
+def test_an_address_without_a_public_key_is_not_enough() -> None:
+    (problem,) = problems({**REQUIRED, "REPORT_ADDR": STATUS_ONLY_ADDR})
     assert "no public key" in problem
     assert read(REPORT_ADDR=STATUS_ONLY_ADDR, UNSECURED="true").key_addrs == ()
 
 
-def test_two_ports_are_needed() -> None:
-    assert "is the public port too" in problems({**ENOUGH, "WORKER_HTTP_PORT": "3000"})[0]
-    (problem,) = problems({**ENOUGH, "WORKER_PORT": "65535", "VAST_TCP_PORT_65535": "1"})
+def test_the_two_ports_differ() -> None:
+    assert "is the public port too" in problems({**REQUIRED, "WORKER_HTTP_PORT": "3000"})[0]
+    (problem,) = problems({**REQUIRED, "WORKER_PORT": "65535", "VAST_TCP_PORT_65535": "1"})
     assert problem.startswith("WORKER_HTTP_PORT: ")
 
 
@@ -147,11 +151,69 @@ def test_two_ports_are_needed() -> None:
 )
 @pytest.mark.parametrize("raw", ["-1", "inf", "soon", "1e999"])
 def test_durations_are_finite_and_positive(name: str, raw: str) -> None:
-    (problem,) = problems({**ENOUGH, name: raw})
+    (problem,) = problems({**REQUIRED, name: raw})
     assert problem.startswith(f"{name}: {raw!r} is not a ")
 
 
-def test_the_models_name_is_either_variable() -> None:
+def test_the_model_name_is_in_either_variable() -> None:
     names: list[dict[str, Any]] = [{"MODEL_NAME": "tiny"}, {"MODEL_ID": "tiny"}]
     assert [read(**n).model_name for n in names] == ["tiny", "tiny"]
     assert read(MODEL_NAME="a", MODEL_ID="b").model_name == "a"
+
+
+def test_engine_none_needs_no_other_variable() -> None:
+    settings = Settings.from_env({"ENGINE": "none"})
+    assert settings == Settings(
+        engine="none", container_id=0, public_url="http://127.0.0.1:3000", worker_host="127.0.0.1"
+    )
+
+
+@pytest.mark.parametrize("raw", ["NONE", " none "])
+def test_the_engine_is_read_in_any_case(raw: str) -> None:
+    assert Settings.from_env({"ENGINE": raw}).engine == "none"
+    assert read(ENGINE="").engine == read(ENGINE="Vast").engine == "vast"
+
+
+def test_an_unknown_engine_is_a_problem() -> None:
+    (problem,) = problems({**REQUIRED, "ENGINE": "other"})
+    assert problem.startswith("ENGINE: 'other' is none of vast, none")
+
+
+@pytest.mark.parametrize("name", ["REPORT_ADDR", "MASTER_TOKEN"])
+def test_variables_of_an_engine_contradict_none(name: str) -> None:
+    (problem,) = problems({"ENGINE": "none", name: "http://127.0.0.1"})
+    assert problem == f"{name}: must be unset with ENGINE=none, where no reports are sent"
+
+
+HOSTS = [
+    ("0.0.0.0", "0.0.0.0", "http://0.0.0.0:3000"),
+    ("worker.example", "worker.example", "http://worker.example:3000"),
+    ("::1", "::1", "http://[::1]:3000"),
+    ("[::1]", "::1", "http://[::1]:3000"),
+    ("::", "::", "http://[::]:3000"),
+]
+
+
+@pytest.mark.parametrize(("raw", "host", "url"), HOSTS)
+def test_the_hosts_that_ports_are_bound_to(raw: str, host: str, url: str) -> None:
+    settings = Settings.from_env({"ENGINE": "none", "WORKER_HOST": raw, "WORKER_HTTP_HOST": raw})
+    assert (settings.worker_host, settings.worker_http_host, settings.public_url) == (host, host, url)
+    settings = read(WORKER_HOST=raw, WORKER_HTTP_HOST=raw)
+    assert (settings.worker_host, settings.worker_http_host) == (host, host)
+    assert settings.public_url == "http://1.2.3.4:40123"  # the host doesn't change the public address
+
+
+def test_the_default_hosts() -> None:
+    settings = read()
+    assert (settings.worker_host, settings.worker_http_host) == (None, "127.0.0.1")
+
+
+@pytest.mark.parametrize("name", ["WORKER_HOST", "WORKER_HTTP_HOST"])
+@pytest.mark.parametrize("engine", ["vast", "none"])
+@pytest.mark.parametrize(
+    "raw",
+    ["a b", "a/b", "user@host", "127.0.0.1:80", "[::1]:80", "[::1", "::1]", "[1.2.3.4]", "::g", "http://a"],
+)
+def test_a_host_that_no_port_can_be_bound_to(name: str, engine: str, raw: str) -> None:
+    (problem,) = problems({**REQUIRED, "ENGINE": engine, name: raw})
+    assert problem.startswith(f"{name}: {raw!r} is not a host name or an IP address")

@@ -1,4 +1,4 @@
-"""What a saved benchmark calls a handler, whichever way its worker was started (lesson 17)."""
+"""Names of handlers and functions that don't depend on how the worker was started."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(folder: Path, *words: str) -> list[str]:
-    """What the worker that is started by `words` calls its handler and its function."""
+    """The names of the handler and the function in a worker that `words` start."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, check=True)
     return started.stdout.decode().split()
@@ -53,11 +53,11 @@ def test_a_module_has_the_same_name_where_it_is_imported(folder: Path) -> None:
     assert names(folder, "-c", "import pair.one") == names(folder, "-m", "pair.one")
 
 
-def test_files_are_told_apart_by_their_paths(folder: Path) -> None:
+def test_files_of_one_name_differ_by_their_paths(folder: Path) -> None:
     path = folder / "pair" / "one.py"
     for given in (str(path), os.path.join("pair", "one.py")):
         assert names(folder, given) == [f"{path}.Handler", f"{path}.render"]
 
 
-def test_what_has_no_file_is_called_as_it_is(folder: Path) -> None:
+def test_code_without_a_file_keeps_the_module_name(folder: Path) -> None:
     assert names(folder, "-c", WORKER) == ["__main__.Handler", "__main__.render"]

@@ -1,4 +1,4 @@
-"""A certificate that changes under a running worker: what new handshakes show, and what is refused."""
+"""A certificate that is renewed while the worker runs: which one new connections get."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GUARD_S = 10.0
 
 
 class Pair:
-    """A key and what an authority has signed for it; `shown` is what a client is to see."""
+    """A key and its certificate; `shown` is the certificate in the form that clients see."""
 
     def __init__(self, authority: Authority) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -42,7 +42,7 @@ class Pair:
 
 
 class Server:
-    """A TLS server whose certificate is in two files; it is followed on a clock that stands still."""
+    """A TLS server that follows its two files on a manual clock."""
 
     def __init__(self, folder: Path, clock: ManualClock) -> None:
         self.cert, self.key = folder / "instance.crt", folder / "instance.key"
@@ -53,14 +53,14 @@ class Server:
         self.cert.write_text(cert)
         self.key.write_text(key)
 
-    async def look(self) -> None:
-        """Have the files looked at."""
+    async def reload(self) -> None:
+        """Have the files read again."""
         await self.clock.wait_for_timers()
         self.clock.advance(CHECK_INTERVAL_S)
         await self.clock.wait_for_timers()
 
     async def shown(self, server_name: str = "") -> bytes:
-        """The certificate that a new connection is shown."""
+        """The certificate that a new connection gets."""
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
         with anyio.fail_after(GUARD_S):
@@ -95,18 +95,18 @@ def authority() -> Authority:
     return Authority(ManualClock())
 
 
-async def test_a_renewed_pair_is_shown_to_new_connections(tmp_path: Path, authority: Authority) -> None:
+async def test_new_connections_get_a_renewed_certificate(tmp_path: Path, authority: Authority) -> None:
     old, new = Pair(authority), Pair(authority)
     async with serving(tmp_path, old) as server:
         assert await server.shown() == old.shown
         server.write(new.cert, new.key)
         assert await server.shown() == old.shown
-        await server.look()
+        await server.reload()
         for name in ("", "worker", "another"):  # clients that ask for an address name no server
             assert await server.shown(name) == new.shown
 
 
-async def test_a_pair_that_does_not_fit_is_told_once_and_the_old_one_stays(
+async def test_a_mismatched_pair_is_logged_once_and_the_old_one_stays(
     tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     old, new = Pair(authority), Pair(authority)
@@ -115,25 +115,25 @@ async def test_a_pair_that_does_not_fit_is_told_once_and_the_old_one_stays(
             caplog.clear()
             server.write(cert, old.key)
             for _ in range(3):
-                await server.look()
+                await server.reload()
                 assert await server.shown() == old.shown
             assert [r.levelno for r in caplog.records if r.name == "lib.runtime.tls"] == [logging.WARNING]
             assert "the old pair stays in use" in caplog.text
         server.cert.unlink()
-        await server.look()
+        await server.reload()
         server.write(new.cert, new.key)
-        await server.look()
+        await server.reload()
         assert await server.shown() == new.shown
 
 
-async def test_the_same_pair_again_is_nothing_new(
+async def test_an_unchanged_pair_is_not_loaded_again(
     tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "lib.runtime.tls")
     pair = Pair(authority)
     async with serving(tmp_path, pair) as server:
         server.write(pair.cert, pair.key)
-        await server.look()
+        await server.reload()
         assert not [r for r in caplog.records if r.name == "lib.runtime.tls"]
 
 

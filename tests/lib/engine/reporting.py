@@ -1,4 +1,4 @@
-"""A reporter between a ledger and local engines, over real sockets, on a clock that tests move by hand."""
+"""A reporter that delivers a ledger's numbers to local engines: real sockets, and a manual clock."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ KEY = RSA.generate(1024)
 
 
 @dataclass
-class Stand:
-    """`engines` are at `urls`; `standing` is what the worker says of itself."""
+class ReportingWorker:
+    """A ledger and its reporter. `engines` listen at `urls`; `capacity` is the worker's in the reports."""
 
     engines: list[LocalEngine]
     urls: list[str]
@@ -31,7 +31,7 @@ class Stand:
     ledger: Ledger
     reporter: Reporter
     engine_clock: ManualClock
-    standing: Capacity = field(default_factory=lambda: Capacity(0.0, 0.0))
+    capacity: Capacity = field(default_factory=lambda: Capacity(0.0, 0.0))
 
     @property
     def engine(self) -> LocalEngine:
@@ -44,52 +44,53 @@ class Stand:
         return entry
 
     def serve(self, workload: float = 1.0, request_idx: int | None = None) -> None:
-        """One request comes and is served."""
+        """Count one request as served."""
         entry = self.accept(workload, request_idx)
         entry.start()
         entry.set_outcome(Outcome.SERVED)
 
     def refuse(self, workload: float = 0.0, request_idx: int | None = None) -> None:
-        """One request is rejected before it is accepted."""
+        """Count one request as rejected before it was accepted."""
         entry = self.ledger.open(request_idx)
         entry.set_workload(workload)
         entry.set_outcome(Outcome.REJECTED)
 
     def messages(self, engine: int = 0) -> list[Any]:
-        """The status reports that an engine took, oldest first."""
+        """The status reports that an engine received, oldest first."""
         return [r.message for r in self.engines[engine].worker(WORKER_ID).reports]
 
     async def reported(self, count: int, engine: int = 0) -> Any:
-        """The `count`-th report that an engine took, once it is there and acknowledged."""
+        """The report number `count` that an engine received, once it is acknowledged."""
         await self.engines[engine].wait_for(lambda: len(self.messages(engine)) >= count)
         await self.idle()
         return self.messages(engine)[count - 1]
 
     async def idle(self) -> None:
-        """Return once a timer runs that is no delivery's: the reporter waits for its next occasion."""
+        """Return once the only timer is not a delivery's: the reporter waits for the next report."""
         await self.clock.wait_for_timer(IDLE_INTERVAL_S)
 
     async def tried(self, count: int) -> None:
-        """Return once so many deliveries were tried, and the reporter waits for its next occasion."""
+        """Return once `count` deliveries were tried, and the reporter waits for the next report."""
         with anyio.fail_after(10):
             while len(self.reporter.deliveries) < count:
                 await self.clock.wait_for_timer(IDLE_INTERVAL_S)
                 await anyio.lowlevel.checkpoint()
         await self.idle()
 
-    def told(self, engine: int = 0) -> tuple[float, float, float]:
-        """The sums of `new_load`, `rej_load` and `cur_perf` that an engine took."""
+    def delivered_loads(self, engine: int = 0) -> tuple[float, float, float]:
+        """The sums of `new_load`, `rej_load` and `cur_perf` that an engine received."""
         totals = self.engines[engine].worker(WORKER_ID).totals
         return totals.new_load, totals.rej_load, totals.cur_perf
 
 
 @asynccontextmanager
-async def stand(
+async def reporting_worker(
     engines: int = 1, *, key_addrs: slice = slice(None), status: bool = True, completions: bool = False
-) -> AsyncGenerator[Stand, None]:
-    """A reporter to so many engines, of which `key_addrs` take completions; what of it runs.
+) -> AsyncGenerator[ReportingWorker, None]:
+    """A reporter to a number of engines, of which those in `key_addrs` receive finished requests.
 
-    Alone, status reports have all the timers: a test knows what it waits for.
+    `status` and `completions` select the tasks that run. By default only status reports do, so that a test
+    knows whose timer it waits for.
     """
     async with AsyncExitStack() as stack:
         clock = ManualClock()
@@ -98,21 +99,21 @@ async def stand(
         urls = [await stack.enter_async_context(serve_engine(engine)) for engine in served]
         http = await stack.enter_async_context(aiohttp.ClientSession())
         ledger = Ledger(clock)
-        here: Stand
+        worker: ReportingWorker
         reporter = Reporter(
             http,
             urls,
             urls[key_addrs],
             WorkerIdentity(WORKER_ID, "token", "http://127.0.0.1:3000"),
             ledger,
-            lambda: here.standing,
+            lambda: worker.capacity,
             clock,
         )
-        here = Stand(served, urls, clock, ledger, reporter, engine_clock)
+        worker = ReportingWorker(served, urls, clock, ledger, reporter, engine_clock)
         async with anyio.create_task_group() as tasks:
             if status:
                 tasks.start_soon(reporter.report_status)
             if completions:
                 tasks.start_soon(reporter.report_completions)
-            yield here
+            yield worker
             tasks.cancel_scope.cancel()

@@ -1,0 +1,147 @@
+"""Requests without authentication: which bodies are envelopes, and which are payloads. No HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
+
+from lib.access.authenticator import Admission
+from lib.access.body import BodyReader
+from lib.access.open import OpenAccess
+from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
+from lib.errors import Invalid
+from lib.request.sessions import Sessions, SessionTerms
+from tests.manual_clock import ManualClock
+
+AUTH = {"signature": "s", "cost": 2.5, "endpoint": "e", "reqnum": 3, "url": "http://w:1", "request_idx": 4}
+UNSIGNED = AuthData.from_json_msg(UNSIGNED_AUTH_DATA)
+PAYLOAD = {"prompt": "hello"}
+
+
+def access() -> OpenAccess:
+    return OpenAccess(BodyReader(1024, 1.0), Sessions(None, ManualClock()))
+
+
+async def request(body: bytes, content_type: str = "application/json") -> web.Request:
+    """A request whose whole body has arrived."""
+    loop = asyncio.get_running_loop()
+    reader = StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+    reader.feed_data(body)
+    reader.feed_eof()
+    headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
+    return make_mocked_request("POST", "/", headers=headers, payload=reader)
+
+
+async def admit(content: object, content_type: str = "application/json") -> Admission:
+    return await access().admit(await request(json.dumps(content).encode(), content_type))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        PAYLOAD,
+        {"payload": PAYLOAD},
+        {"payload": PAYLOAD, "auth_data": None},
+        {"payload": PAYLOAD, "auth_data": "text"},
+        {"payload": PAYLOAD, "auth_data": "text", "session_id": "s"},
+        {"payload": [PAYLOAD], "auth_data": AUTH},
+        {"payload": "text", "auth_data": AUTH},
+        {"payload": "text", "session_id": "s"},
+        {"auth_data": AUTH},
+        {"session_id": "s"},
+        {"auth_data": AUTH, "session_id": "s"},
+    ],
+)
+async def test_a_body_that_is_the_payload(payload: dict[str, Any]) -> None:
+    admission = await admit(payload)
+    assert admission == Admission(UNSIGNED, dict(UNSIGNED_AUTH_DATA), payload)
+
+
+@pytest.mark.parametrize(
+    ("envelope", "raw_auth", "session_id"),
+    [
+        ({"auth_data": AUTH}, AUTH, None),
+        ({"auth_data": AUTH, "session_id": None}, AUTH, None),
+        ({"auth_data": AUTH, "session_id": "gone"}, AUTH, "gone"),
+        ({"session_id": "gone"}, UNSIGNED_AUTH_DATA, "gone"),
+        ({"session_id": None}, UNSIGNED_AUTH_DATA, None),
+    ],
+)
+async def test_a_body_that_is_an_envelope(
+    envelope: dict[str, Any], raw_auth: Mapping[str, Any], session_id: str | None
+) -> None:
+    admission = await admit({**envelope, "payload": PAYLOAD})
+    assert (admission.payload, admission.raw_auth) == (PAYLOAD, raw_auth)
+    assert (admission.session_id, admission.session) == (session_id, None)
+    assert (admission.auth.cost, admission.auth.reqnum) == (raw_auth["cost"], raw_auth["reqnum"])
+
+
+async def test_a_request_idx_is_ignored_as_no_report_needs_it() -> None:
+    assert (await admit({"auth_data": AUTH, "payload": PAYLOAD})).auth.request_idx is None
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"[]", "body"),
+        (b"{", "body"),
+        (b'"text"', "body"),
+        (b'{"auth_data": {}, "payload": {}}', "auth_data"),
+        (b'{"session_id": 5, "payload": {}}', "session_id"),
+        (json.dumps({"auth_data": AUTH, "session_id": ["s"], "payload": {}}).encode(), "session_id"),
+    ],
+)
+async def test_a_wrong_body_is_invalid(body: bytes, field: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        await access().admit(await request(body))
+    assert list(refused.value.fields) == [field]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "audio/wav", "multipart/form-data"])
+async def test_a_body_of_another_type_is_not_read(content_type: str) -> None:
+    upload = await request(b"{", content_type)
+    admission = await access().admit(upload)
+    assert admission == Admission(UNSIGNED, dict(UNSIGNED_AUTH_DATA), None)
+    assert await upload.read() == b"{"
+
+
+async def test_a_request_without_a_body_is_admitted() -> None:
+    admission = await access().admit(make_mocked_request("GET", "/"))
+    assert admission == Admission(UNSIGNED, dict(UNSIGNED_AUTH_DATA), None)
+
+
+async def test_a_suffix_of_json_is_json() -> None:
+    assert (await admit(PAYLOAD, "application/ld+json")).payload == PAYLOAD
+
+
+async def test_a_session_is_found_by_its_id_alone() -> None:
+    authenticator = access()
+    session = authenticator.sessions.create(dict(UNSIGNED_AUTH_DATA), SessionTerms())
+    envelope = {"session_id": session.id, "auth_data": AUTH, "payload": PAYLOAD}
+    admission = await authenticator.admit(await request(json.dumps(envelope).encode()))
+    assert admission.session is session
+    for body, found in (({"session_id": session.id}, session), ({"session_id": "other"}, None)):
+        assert await authenticator.session_in(await request(json.dumps(body).encode())) is found
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"), [({}, "missing parameter"), ({"session_id": 5}, "must be a string")]
+)
+async def test_a_session_route_needs_an_id(body: dict[str, Any], problem: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        await access().session_in(await request(json.dumps(body).encode()))
+    assert refused.value.fields == {"session_id": problem}
+
+
+def test_no_key_is_needed() -> None:
+    authenticator = access()
+    authenticator.use_key("any text")
+    assert not authenticator.needs_key
