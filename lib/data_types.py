@@ -250,6 +250,12 @@ class EndpointHandler(ABC, Generic[P]):
         same_call = own.call_model is base.call_model
         return same_call and own.generate_client_response is base.generate_client_response
 
+    def on_cut(self) -> None:
+        """Called when the worker stops and cuts off the requests that did not finish in time.
+
+        The place to stop waiting for what cannot be cancelled, such as threads.
+        """
+
     async def on_client_disconnect(self, payload: P) -> None:
         """Called after the client of `payload` left while the model worked and the call was closed.
 
@@ -260,8 +266,8 @@ class EndpointHandler(ABC, Generic[P]):
         """The handler's lifetime, as an async context manager; by default an empty one.
 
         The worker enters it before it can be ready, and leaves it when no request is in progress any more:
-        each has finished, or was cut at the end of the drain. The place for threads, pools and clients that
-        requests share.
+        each has finished, or was cut off at the end of the drain. The place for threads, pools and clients
+        that requests share.
         """
         return nullcontext()
 

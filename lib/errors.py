@@ -11,7 +11,6 @@ import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import HttpVersion11, web
@@ -194,13 +193,16 @@ def describe_error(error: BaseException) -> str:
 
 
 def error_response(error: WorkerError) -> web.Response:
-    """The JSON answer for `error`."""
-    return web.json_response(
-        error.body(),
-        status=error.status,
-        headers=error.headers(),
-        dumps=partial(json.dumps, default=str),  # an author's `JsonDataException` may hold an exception
-    )
+    """The answer that `error` stands for: its status, headers and JSON body.
+
+    An author's `JsonDataException` may hold anything; what is not JSON in it is sent as text.
+    """
+    body = error.body()
+    try:
+        text = json.dumps(body, default=str)
+    except (TypeError, ValueError, RecursionError):  # keys that are no strings, circles, or too deep
+        text = json.dumps({str(name): str(problem) for name, problem in body.items()})
+    return web.json_response(text=text, status=error.status, headers=error.headers())
 
 
 def internal_error_response(request_id: str) -> web.Response:

@@ -83,7 +83,7 @@ class Ledger:
         self._finished: deque[FinishedRequest] = deque()
         self._max_undelivered = max_undelivered
         self._delivered = 0
-        self._uncounted: set[int] = set()
+        self._open = 0
         self._empty = asyncio.Event()
 
     @property
@@ -98,8 +98,8 @@ class Ledger:
 
     @property
     def unfinished(self) -> int:
-        """The number in flight, with the requests inside sessions and the calls at the ends of sessions."""
-        return len(self._in_flight) + len(self._uncounted)
+        """The number of open entries: also those that are not accepted yet, or not counted."""
+        return self._open
 
     async def emptied(self) -> None:
         """Return once `unfinished` is 0."""
@@ -113,6 +113,7 @@ class Ledger:
         An entry that is not `counted` is part of a session's entry: it adds no load and is not reported.
         """
         self._opened += 1
+        self._open += 1
         return Entry(self, self._opened, request_idx if counted else None, counted)
 
     def snapshot(self) -> Snapshot:
@@ -151,7 +152,6 @@ class Ledger:
     def accept(self, entry: Entry) -> None:
         """Count `entry` as received and in flight."""
         if not entry.counted:
-            self._uncounted.add(entry.number)
             return
         self.received += 1
         self.accepted_load += entry.workload
@@ -162,8 +162,8 @@ class Ledger:
     def close(self, entry: Entry, outcome: Outcome) -> None:
         """Count `entry` as ended with `outcome`."""
         self._in_flight.pop(entry.number, None)
-        self._uncounted.discard(entry.number)
-        if not self.unfinished:
+        self._open -= 1
+        if not self._open:
             self._empty.set()
         if not entry.counted:
             return
@@ -227,6 +227,8 @@ class Entry:
 
     def accept(self) -> None:
         """Count the request as load from now on."""
+        if self.accepted or self.outcome is not None:
+            return
         self.accepted = True
         self.entered_queue_at = self._ledger.clock.wall()
         self._ledger.accept(self)

@@ -104,7 +104,7 @@ async def run_server(
     **site_kwargs: Any,
 ) -> int:
     """Serve like `start_server`, on the running event loop; return the exit status."""
-    backend.middlewares.extend(middlewares)
+    backend.middlewares.extend(m for m in middlewares if m not in backend.middlewares)
     inspect = _inspector.get()
     if inspect is not None:
         return await inspect(backend, routes)
@@ -156,9 +156,10 @@ async def serve(
     spawned: _Calls = asyncio.Queue()
     async with (
         backend.run_with(settings, directory, spawned.put_nowait, _process_age_s()) as running,
-        listening(*_routes(backend, routes), settings, site_kwargs) as sockets,
+        listening(*_routes(backend, routes), settings, running.engine.public_url, site_kwargs) as sockets,
         anyio.create_task_group() as life,
     ):
+        stop.on_immediate = running.abandon
         async with _calls(spawned, sockets):
             for name, task in running.tasks().items():
                 life.start_soon(_run, task, name, running, stop, name=name)
@@ -174,9 +175,9 @@ async def serve(
                 )
                 running.cut()
                 sockets.abort()
-            await stop.run_unless_immediate(running.leave_handlers)
         with anyio.move_on_after(CLOSE_LIMIT_S):
             await backend.metrics.emptied()
+        await stop.run_unless_immediate(running.leave_handlers)
         await stop.run_unless_immediate(partial(running.engine.finish, FLUSH_LIMIT_S))
         life.cancel_scope.cancel()
     return EXIT_FAILED if stop.failed or stop.immediate.is_set() else 0

@@ -18,6 +18,7 @@ from lib.declare.config_fields import refuse
 from lib.declare.handler_config import BenchmarkConfig, HandlerConfig
 from lib.declare.worker_config import DECLARED_NAMES, LogActionConfig, WorkerConfig
 from lib.errors import result_or_error
+from lib.life.backend_config import problems_of
 from lib.server import run_server, start_server
 
 __all__ = ["BenchmarkConfig", "HandlerConfig", "LogActionConfig", "Worker", "WorkerConfig"]
@@ -94,6 +95,6 @@ def _problems(config: WorkerConfig, backend: Backend, attempts: _Attempts) -> It
             name = getattr(declared.handler_class, "__name__", "")
             yield f"{label}: handler_class {name} can't be used: {handler!r}"
         else:
-            yield from (f"{label}: {problem}" for problem in handler.problems())
+            yield from (f"{label}: {problem}" for problem in problems_of(handler))
     if all_built:  # else the health check may be that of a handler that could not be built
         yield from arguments.ready_signal_problems(DECLARED_NAMES)

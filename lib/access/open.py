@@ -14,7 +14,7 @@ from aiohttp import web
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
 from lib.access.envelope import auth_data, object_in
-from lib.access.payload import is_json
+from lib.access.payload import is_json, small_object
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import Invalid
 from lib.request.sessions import Session, Sessions
@@ -47,7 +47,9 @@ class OpenAccess:
             content = object_in(body)
         if not _is_envelope(content):
             return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), content)
-        raw_auth = content.get("auth_data", dict(UNSIGNED_AUTH_DATA))
+        raw_auth = content.get("auth_data")
+        if raw_auth is None:
+            raw_auth = dict(UNSIGNED_AUTH_DATA)
         session_id = content.get("session_id")
         if not isinstance(session_id, (str, type(None))):
             raise Invalid({"session_id": "must be a string or null"})
@@ -56,9 +58,11 @@ class OpenAccess:
         return Admission(auth, raw_auth, content["payload"], session_id, session)
 
     async def session_in(self, request: web.Request) -> Session | None:
-        """The session named in a body `{"session_id": …}`; None if it is unknown. Raises `Invalid` (422)."""
-        async with self.bodies.read(request) as body:
-            session_id = object_in(body).get("session_id")
+        """The session named in a body `{"session_id": …}`; None if it is unknown or has ended.
+
+        Raises `Invalid` (422), `BodyTooLarge` (413), and what `BodyReader.read` raises.
+        """
+        session_id = (await small_object(self.bodies, request)).get("session_id")
         if not isinstance(session_id, str):
             raise Invalid({"session_id": "missing parameter" if session_id is None else "must be a string"})
         return self.sessions.find_by_id(session_id)

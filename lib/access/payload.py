@@ -15,9 +15,9 @@ from aiohttp import web
 
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
-from lib.access.envelope import object_in
+from lib.access.envelope import PARSED_WHOLE_BYTES, object_in
 from lib.access.spool import spooled
-from lib.errors import Draining, MediaTypeRefused
+from lib.errors import BodyTooLarge, Draining, MediaTypeRefused
 from lib.fields.json_fields import Parameters
 from lib.uploads import Upload
 
@@ -97,3 +97,14 @@ def _parameters(request: web.Request) -> Parameters:
     query = {name: request.query.getall(name) for name in request.query}
     texts = {name: values if len(values) > 1 else values[0] for name, values in query.items()}
     return Parameters({**texts, **request.match_info})
+
+
+async def small_object(bodies: BodyReader, request: web.Request) -> dict[str, Any]:
+    """The JSON object in a body of at most 1 MiB, which nobody has authenticated.
+
+    Raises `BodyTooLarge` (413), `Invalid` (422), and what `BodyReader.read` raises.
+    """
+    async with bodies.read(request) as body:
+        if len(body) > PARSED_WHOLE_BYTES:
+            raise BodyTooLarge(f"the body is larger than {PARSED_WHOLE_BYTES} bytes")
+        return object_in(body)

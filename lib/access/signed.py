@@ -15,9 +15,10 @@ from aiohttp import web
 
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
-from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, header_admission, object_in
+from lib.access.envelope import SealedEnvelope, header_admission
+from lib.access.payload import small_object
 from lib.access.signatures import BadSignature, Signatures
-from lib.errors import BodyTooLarge, Invalid, Unavailable
+from lib.errors import Invalid, Unavailable
 from lib.request.sessions import Session, Sessions
 
 RETRY_WITHOUT_KEY_S = 5.0
@@ -68,10 +69,7 @@ class SignedRequests:
         Raises `Invalid` (422), `BodyTooLarge` (413), and `Unauthorized` (401) if `session_auth` is not that
         of the session.
         """
-        async with self.bodies.read(request) as body:
-            if len(body) > PARSED_WHOLE_BYTES:
-                raise BodyTooLarge(f"the body is larger than {PARSED_WHOLE_BYTES} bytes")
-            fields = object_in(body)
+        fields = await small_object(self.bodies, request)
         problems = {
             name: f"must be {what}" if name in fields else "missing parameter"
             for name, kind, what in (("session_id", str, "a string"), ("session_auth", dict, "an object"))

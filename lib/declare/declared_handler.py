@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -130,14 +130,10 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
             return self.function.call(payload.generate_payload_json())
         return super().call_model(model, payload)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None, None]:
-        """Abandon the threads in which `function` still runs when the lifetime ends."""
-        try:
-            yield
-        finally:
-            if self.function is not None:
-                self.function.threads.leave_behind()
+    def on_cut(self) -> None:
+        """Abandon the threads in which `function` still runs: a thread can't be cancelled."""
+        if self.function is not None:
+            self.function.threads.leave_behind()
 
     def problems(self) -> list[str]:
         return [

@@ -22,7 +22,7 @@ T = TypeVar("T")
 class JsonDataException(Exception):
     """A request with wrong fields: `message` maps each of them to its problem, nested like the request.
 
-    The client gets `message` as the body of a 422 (docs/protocol.md, "The answer").
+    The client gets `message` as the body of a 422 (docs/protocol.md, "Answers").
     """
 
     def __init__(self, json_msg: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ decide when the worker stops: that is lib/server.py.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -16,24 +17,28 @@ import anyio
 
 from lib.data_types import EndpointHandler
 
+log = logging.getLogger(__name__)
+
+# How long an abandoned context may take to end once it is cancelled.
+ABANDON_LIMIT_S = 2.0
+
 Context = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
 
 
 class AuthorContext:
     """One context, which `keep` enters; it calls `on_entered` then.
 
-    The context is left when `leave` is called or `keep` is cancelled. Leaving is never cancelled. Entering
-    is cancelled with `keep` while `is_loaded` returns false, since it may wait without end.
+    The context is left when `leave` is called or `keep` is cancelled. Entering it is cancelled then, since it
+    may wait without end. Leaving it is cancelled by `abandon` only.
     """
 
-    def __init__(
-        self, context: Context, on_entered: Callable[[], None], is_loaded: Callable[[], bool]
-    ) -> None:
+    def __init__(self, name: str, context: Context, on_entered: Callable[[], None]) -> None:
+        self._name = name
         self._context = context
         self._on_entered = on_entered
-        self._is_loaded = is_loaded
         self._leaving = asyncio.Event()
         self._left = asyncio.Event()
+        self._abandoned = asyncio.Event()
         self._is_entered = False
 
     async def keep(self) -> None:
@@ -47,12 +52,12 @@ class AuthorContext:
             await asyncio.shield(inside)
         finally:
             self._leaving.set()
-            if not self._is_loaded():
+            if not self._is_entered:
                 inside.cancel()
             with anyio.CancelScope(shield=True):
-                await asyncio.wait({inside})
+                await self._wait_until_left(inside)
             self._left.set()
-            if not inside.cancelled():
+            if inside.done() and not inside.cancelled():
                 inside.result()
 
     async def leave(self) -> None:
@@ -61,10 +66,24 @@ class AuthorContext:
         if self._is_entered:
             await self._left.wait()
 
+    def abandon(self) -> None:
+        """Wait for the context no longer than `ABANDON_LIMIT_S`: an immediate stop was asked for."""
+        self._abandoned.set()
+
+    async def _wait_until_left(self, inside: asyncio.Task[None]) -> None:
+        abandoned = asyncio.create_task(self._abandoned.wait())
+        await asyncio.wait({inside, abandoned}, return_when=asyncio.FIRST_COMPLETED)
+        abandoned.cancel()
+        if inside.done():
+            return
+        inside.cancel()
+        await asyncio.wait({inside}, timeout=ABANDON_LIMIT_S)
+        if not inside.done():
+            log.warning("%s does not end: the worker stops without it", self._name)
+
     async def _stay_inside(self) -> None:
-        given = (
-            self._context
-        )  # the result of an @asynccontextmanager function is callable too, as a decorator
+        # The result of an @asynccontextmanager function is callable too, as a decorator.
+        given = self._context
         async with given if isinstance(given, AbstractAsyncContextManager) else given():
             self._is_entered = True
             self._on_entered()
@@ -74,7 +93,9 @@ class AuthorContext:
 def context_of_handlers(handlers: Sequence[EndpointHandler[Any]]) -> Context | None:
     """Combine the `running` contexts of `handlers` into one; None if no handler overrides `running`."""
     base = cast(Any, EndpointHandler).running
-    running = [handler for handler in handlers if cast(Any, type(handler)).running is not base]
+    # A handler that was written before `running` existed may have a field of that name.
+    own = [handler for handler in handlers if cast(Any, type(handler)).running is not base]
+    running = [handler for handler in own if callable(handler.running)]
     return partial(_all_running, running) if running else None
 
 

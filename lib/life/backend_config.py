@@ -70,7 +70,7 @@ class BackendConfig:
         return [
             *self.argument_problems(BACKEND_NAMES),
             *self.ready_signal_problems(BACKEND_NAMES),
-            *(f"{type(h).__name__}: {problem}" for h in self.handlers for problem in h.problems()),
+            *(f"{type(h).__name__}: {problem}" for h in self.handlers for problem in problems_of(h)),
         ]
 
     def argument_problems(self, names: ArgumentNames) -> Iterator[str]:
@@ -121,3 +121,12 @@ class BackendConfig:
     def has_load_rule(self) -> bool:
         """Whether a log rule has the action `ModelLoaded`."""
         return any(action is LogAction.ModelLoaded for action, _ in self.log_actions)
+
+
+def problems_of(handler: EndpointHandler[Any]) -> list[str]:
+    """The problems that `handler` finds with itself.
+
+    A handler that was written before `EndpointHandler.problems` existed may have a field of that name: it is
+    ignored.
+    """
+    return handler.problems() if callable(handler.problems) else []

@@ -7,7 +7,7 @@ path of a request (lib/backend.py), and does not run the tasks (lib/server.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,8 +52,10 @@ Tasks = dict[str, Callable[[], Awaitable[None]]]
 class RunningWorker:
     """The components of a running worker. `spawn` starts a task that outlives its caller."""
 
+    config: BackendConfig
     settings: Settings
     engine: Engine
+    engine_tasks: Mapping[str, Callable[[], Awaitable[None]]]
     authenticator: Authenticator
     payloads: PayloadReader
     server: ModelServer
@@ -71,8 +73,7 @@ class RunningWorker:
 
     def tasks(self) -> Tasks:
         """The tasks to run as long as the worker runs, by name."""
-        use_key = self.use_key if self.authenticator.needs_key else None
-        tasks: Tasks = dict(self.engine.tasks(use_key))
+        tasks: Tasks = dict(self.engine_tasks)
         if self.log_watch is not None:
             tasks |= {"model log": self.log_watch.follow, "loaded line": self.log_watch.confirm_loaded}
         if self.health_watch is not None:
@@ -96,16 +97,19 @@ class RunningWorker:
     def cut(self) -> None:
         """Record requests still in flight as errored from now on: the worker is cutting them off."""
         self.phase = Phase(draining=True, cut=True)
+        for handler in self.config.handlers:
+            handler.on_cut()
 
     async def leave_handlers(self) -> None:
         """Leave the handlers' contexts (`EndpointHandler.running`), once no request needs them any more."""
         if self.handlers is not None:
             await self.handlers.leave()
 
-    def use_key(self, pem: str) -> None:
-        """Verify requests with the public key in `pem` from now on. Raises `ValueError` if it has none."""
-        self.authenticator.use_key(pem)
-        self.readiness.note_key()
+    def abandon(self) -> None:
+        """Stop waiting for the author's contexts to end: an immediate stop was asked for."""
+        for context in (self.handlers, self.lifecycle):
+            if context is not None:
+                context.abandon()
 
 
 @asynccontextmanager
@@ -139,30 +143,36 @@ async def open_worker(
             settings.max_request_bytes, settings.request_body_timeout_s, setting="MAX_REQUEST_BYTES"
         )
         readiness = Readiness(config.ready_signals, False, clock, process_age_s)
+        listeners = list(ledger.listeners)
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
         authenticator = config.authenticator or _authenticator(settings, bodies, sessions, engine)
-        readiness.needs_key = authenticator.needs_key
+        engine_tasks = _engine_tasks(engine, authenticator, readiness)
         readiness.on_change = engine.state_changed
         if config.benchmark_handler is None:
             reason = f"no benchmark: {config.max_perf:g} workload/s as given"
             readiness.set_max_perf(config.max_perf, reason)
-        yield RunningWorker(
-            settings=settings,
-            engine=engine,
-            authenticator=authenticator,
-            payloads=PayloadReader(bodies, uploads),
-            server=server,
-            readiness=readiness,
-            lanes=lanes,
-            sessions=sessions,
-            session_life=SessionLife(sessions, ledger, clock, partial(_post, server), spawn),
-            log_watch=_log_watch(config, server, readiness, clock),
-            health_watch=_health_watch(config, server, readiness, clock),
-            benchmark_keeper=_benchmark_keeper(config, server, readiness, settings, clock, directory),
-            lifecycle=_author_context(config.lifecycle, readiness, ReadySignal.LIFECYCLE),
-            handlers=_author_context(config.context_of_handlers, readiness, ReadySignal.HANDLERS),
-            spawn=spawn,
-        )
+        try:
+            yield RunningWorker(
+                config=config,
+                settings=settings,
+                engine=engine,
+                engine_tasks=engine_tasks,
+                authenticator=authenticator,
+                payloads=PayloadReader(bodies, uploads),
+                server=server,
+                readiness=readiness,
+                lanes=lanes,
+                sessions=sessions,
+                session_life=SessionLife(sessions, ledger, clock, partial(_post, server), spawn),
+                log_watch=_log_watch(config, server, readiness, clock),
+                health_watch=_health_watch(config, server, readiness, clock),
+                benchmark_keeper=_benchmark_keeper(config, server, readiness, settings, clock, directory),
+                lifecycle=_author_context(config.lifecycle, readiness, ReadySignal.LIFECYCLE),
+                handlers=_author_context(config.context_of_handlers, readiness, ReadySignal.HANDLERS),
+                spawn=spawn,
+            )
+        finally:
+            ledger.listeners[:] = listeners  # without those of this engine
 
 
 def _engine(
@@ -175,6 +185,25 @@ def _engine(
     )
 
 
+def _engine_tasks(
+    engine: Engine, authenticator: Authenticator, readiness: Readiness
+) -> Mapping[str, Callable[[], Awaitable[None]]]:
+    """The tasks of `engine`, one of which fetches the public key if `authenticator` needs one.
+
+    Raises `SettingsError` if it needs one that `engine` doesn't have.
+    """
+
+    def use_key(pem: str) -> None:
+        authenticator.use_key(pem)
+        readiness.note_key()
+
+    readiness.needs_key = authenticator.needs_key
+    try:
+        return engine.tasks(use_key if authenticator.needs_key else None)
+    except ValueError as e:
+        raise SettingsError([f"{type(authenticator).__name__} beside {type(engine).__name__}: {e}"]) from e
+
+
 def _authenticator(
     settings: Settings, bodies: BodyReader, sessions: Sessions, engine: Engine
 ) -> Authenticator:
@@ -184,9 +213,7 @@ def _authenticator(
     if settings.unsecured:
         log.warning("UNSECURED is on: requests are accepted without a signature, from anyone")
     else:
-        signatures = Signatures(
-            settings.auth_scheme, settings.public_url if settings.auth_check_url else None
-        )
+        signatures = Signatures(settings.auth_scheme, engine.public_url if settings.auth_check_url else None)
     return SignedRequests(bodies, signatures, sessions, engine.refetch_key)
 
 
@@ -234,8 +261,8 @@ def _benchmark_keeper(
 def _author_context(given: Context | None, readiness: Readiness, signal: ReadySignal) -> AuthorContext | None:
     if given is None:
         return None
-    seen = partial(readiness.note_signal, signal, f"{signal.value} entered")
-    return AuthorContext(given, seen, lambda: readiness.loaded)
+    note_entered = partial(readiness.note_signal, signal, f"{signal.value} entered")
+    return AuthorContext(signal.value, given, note_entered)
 
 
 async def _post(server: ModelServer, route: str, message: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ import anyio
 import psutil
 from aiohttp import web
 
-from lib.errors import refusals_as_json
+from lib.errors import SettingsError, refusals_as_json
 from lib.request.exchange import note_head
 from lib.runtime.settings import LOOPBACK_HOSTS, Settings
 
@@ -63,23 +63,27 @@ async def listening(
     public: Sequence[web.AbstractRouteDef],
     loopback: Sequence[web.AbstractRouteDef],
     settings: Settings,
+    public_url: str,
     site_kwargs: dict[str, Any],
 ) -> AsyncGenerator[Sockets, None]:
     """Serve both ports inside the block: the routes `public` on one, `loopback` on the other.
 
     `site_kwargs` go to the `aiohttp.web.TCPSite` of the public port. Raises `PortTaken`, in no exception
-    group.
+    group, and `SettingsError`.
     """
     runners = [_runner(public, settings), _runner(loopback, settings)]
     options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
     if settings.worker_host is not None:
+        if "host" in site_kwargs and site_kwargs["host"] != settings.worker_host:
+            log.warning("WORKER_HOST=%s replaces the host %s", settings.worker_host, site_kwargs["host"])
         options["host"] = settings.worker_host
     _warn_of_addresses(settings)
     sockets = Sockets(*runners)
     try:
-        await _listen(runners[0], options)
-        await _listen(runners[1], {"host": settings.worker_http_host, "port": settings.worker_http_port})
-        log.info("listening on port %d, public URL %s", settings.worker_port, settings.public_url)
+        await _listen(runners[0], options, "WORKER_HOST")
+        loopback_options = {"host": settings.worker_http_host, "port": settings.worker_http_port}
+        await _listen(runners[1], loopback_options, "WORKER_HTTP_HOST")
+        log.info("listening on port %d, public URL %s", settings.worker_port, public_url)
         yield sockets
     finally:
         await sockets.close()
@@ -108,14 +112,18 @@ def _warn_of_addresses(settings: Settings) -> None:
         )
 
 
-async def _listen(runner: web.AppRunner, options: dict[str, Any]) -> None:
-    """Listen on `options["port"]`. Raises `PortTaken`."""
+async def _listen(runner: web.AppRunner, options: dict[str, Any], variable: str) -> None:
+    """Listen on `options["port"]`.
+
+    Raises `PortTaken`, and `SettingsError` for an address that can't be bound; `variable` names it.
+    """
     await runner.setup()
     try:
         await _KeptAliveSite(runner, **options).start()
     except OSError as e:
         if e.errno != errno.EADDRINUSE:
-            raise
+            address = f"{options.get('host') or 'all addresses'}, port {options['port']}"
+            raise SettingsError([f"{variable}: cannot listen on {address}: {e.strerror or e}"]) from e
         raise PortTaken(f"port {options['port']} is taken by {_holder(options['port'])}") from e
 
 

@@ -13,17 +13,23 @@ import anyio
 class Stop:
     """A request to stop the worker. `ask` once to drain, a second time to stop immediately.
 
-    `failed` is set when the stop is due to an error and not to a signal.
+    `failed` is set when the stop is due to an error and not to a signal. `on_immediate` is called when an
+    immediate stop is asked for.
     """
 
     def __init__(self) -> None:
+        self.on_immediate: Callable[[], None] = _nothing
         self.asked = anyio.Event()
         self.immediate = anyio.Event()
         self.failed = False
 
     def ask(self) -> None:
         """Ask for a drain or, if one was already asked for, for an immediate stop."""
-        (self.immediate if self.asked.is_set() else self.asked).set()
+        if not self.asked.is_set():
+            self.asked.set()
+            return
+        self.immediate.set()
+        self.on_immediate()
 
     def fail(self) -> None:
         """Ask for a drain after an unexpected error; the exit status will report the error."""
@@ -40,3 +46,7 @@ class Stop:
     async def _cancel_when_immediate(self, scope: anyio.CancelScope) -> None:
         await self.immediate.wait()
         scope.cancel()
+
+
+def _nothing() -> None:
+    return None

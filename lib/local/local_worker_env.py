@@ -1,7 +1,7 @@
 """The environment of a worker on this machine: a local engine, free ports, and an instance's variables.
 
 Owns the choice of ports and the variables. Does not own the worker's process, which the caller starts
-(run_local.py, lib/testing.py).
+(lib/tools/run_local.py, lib/testing.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Child processes: free ports, start, logs, and a stop that is certain.
 
-Owns the life of a child process. Does not own the programs (hello_world.py, run_local.py, autoscale.py,
+Owns the life of a child process. Does not own the programs (hello_world.py, lib/tools/run_local.py, autoscale.py,
 lib/testing.py).
 """
 

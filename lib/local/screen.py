@@ -1,6 +1,6 @@
 """Terminal output of the commands: with colours on a terminal, the same text without them elsewhere.
 
-Owns the layout. Does not own the text (demo.py, run_local.py and the commands in lib/tools/).
+Owns the layout. Does not own the text (demo.py, lib/tools/run_local.py and the commands in lib/tools/).
 """
 
 from __future__ import annotations

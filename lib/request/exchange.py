@@ -76,7 +76,7 @@ class Exchange:
         steps: Steps,
         phase: Callable[[], Phase] = Phase,
     ) -> None:
-        self.request = _without_api_key(request)
+        self.request = self._received_request = _without_api_key(request)
         self.lane = lane
         self.id = _request_id(request)
         self.began_s = clock.monotonic()
@@ -152,8 +152,12 @@ class Exchange:
 
     @property
     def first_byte_s(self) -> float | None:
-        """The time of the answer's first byte; of its first chunk if the body is streamed. None before."""
-        return self._head_s if self._chunk_s is None else self._chunk_s
+        """Seconds from the request's arrival to the answer's first byte, of its body if that is streamed.
+
+        None before.
+        """
+        first_s = self._head_s if self._chunk_s is None else self._chunk_s
+        return None if first_s is None else first_s - self.began_s
 
     @property
     def total_s(self) -> float:
@@ -186,13 +190,22 @@ class Exchange:
         self.entry.set_workload(workload)
 
     def accept(self) -> None:
-        """Count the request as load."""
+        """Count the request as load; a second call, by a middleware that tries again, does nothing.
+
+        Raises `RuntimeError` once the request has ended: nothing would end its load any more.
+        """
+        if self.verdict is not None:
+            raise RuntimeError("the request has ended: a middleware must await its handler before it answers")
+        if self.entry.accepted:
+            return
         self.entry.accept()
         if self._steps.accepted:
             _notify(self._steps.accepted, self)
 
     def start(self) -> None:
-        """Note that the request has its slot: the model is called next."""
+        """Note that the request has its slot: the model is called next. Only the first slot counts."""
+        if self.started_s is not None:
+            return
         self.entry.start()
         self.started_s = self._clock.monotonic()
         if self._steps.started:
@@ -238,12 +251,15 @@ class Exchange:
 
     def conclude(self, error: BaseException | None, written: web.StreamResponse | None = None) -> Verdict:
         """Decide the verdict once, from `error` or the answer `written`; set the outcome of the entry."""
-        if self.verdict is None:
+        if self.verdict is not None:
+            if isinstance(error, Exception):
+                log.error("request %s: an error after its answer", self.id, exc_info=error)
+        else:
             phase = self._phase()
             ending = Ending(
                 error=error,
                 status=self._answer_status,
-                requested=_OUTCOMES.get(self.request.get("outcome", "")),
+                requested=self._requested_outcome(),
                 client_left=self.client_left,
                 finishes=self.finishes,
                 started=self.started_s is not None,
@@ -262,11 +278,14 @@ class Exchange:
     async def reply(self, verdict: Verdict, error: BaseException) -> web.StreamResponse:
         """Return the reply to a request that `error` has ended, as `verdict` says.
 
-        Raises `error` if the verdict has no reply: the request's task is being cancelled from outside.
+        Raises `error` if it cancels the request's task from outside; there is no reply then.
         """
-        if verdict.reply is Reply.NONE:
-            raise error
-        if verdict.reply is Reply.ABORT:
+        if verdict.reply is Reply.NONE and not isinstance(error, Exception):
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame: they would keep each other alive
+        if verdict.reply in (Reply.ABORT, Reply.NONE):
             return aborted(self.request)
         if isinstance(error, WorkerError):
             response = error_response(error)
@@ -285,8 +304,9 @@ class Exchange:
         self.ended_s = self._clock.monotonic()
         if self._steps.ended:
             _notify(self._steps.ended, self)
-        # Break the reference cycle, so that both are freed without the garbage collector.
+        # Break the reference cycles, so that all are freed without the garbage collector.
         self.request.pop(_KEY, None)
+        self._received_request.pop(_KEY, None)
 
     async def notify_client_left(self) -> None:
         """Call the handler's `on_client_disconnect`; log what it raises."""
@@ -299,6 +319,11 @@ class Exchange:
         assert self.heartbeat is not None
         self.chunk_out()
         return await self.heartbeat.finish(response)
+
+    def _requested_outcome(self) -> Outcome | None:
+        """The outcome that author code asked for, on the request or on what a middleware replaced it by."""
+        requested = self.request.get("outcome") or self._received_request.get("outcome")
+        return _OUTCOMES.get(requested) if isinstance(requested, str) else None
 
     def _first_byte(self) -> None:
         if self._steps.first_byte:
@@ -343,7 +368,7 @@ def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
     for function in functions:
         try:
             function(exchange)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             log.exception("request %s: an observer failed", exchange.id)
 
 

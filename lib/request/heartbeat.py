@@ -55,9 +55,12 @@ class Heartbeat:
             except asyncio.CancelledError as e:
                 cancelled = e
                 task.cancel()
-        if cancelled is not None and (task.cancelled() or task.exception() is None):
-            raise cancelled
-        return task.result()
+        try:
+            if cancelled is not None and (task.cancelled() or task.exception() is None):
+                raise cancelled
+            return task.result()
+        finally:
+            del task, cancelled  # a traceback has this frame: they would keep each other alive
 
     async def _wait_interval_or_end(self, task: asyncio.Future[Any]) -> None:
         """Return once an interval has passed, or `task` is done.

@@ -49,4 +49,5 @@ def steps_of(observers: Sequence[Observer]) -> Steps:
 def _functions(observers: Sequence[Observer], step: str) -> tuple[Step, ...]:
     """The methods of `step` of the observers that override it."""
     base = getattr(cast(Any, Observer), step)
-    return tuple(getattr(o, step) for o in observers if getattr(cast(Any, type(o)), step) is not base)
+    methods = {observer: getattr(cast(Any, type(observer)), step, base) for observer in observers}
+    return tuple(getattr(observer, step) for observer, method in methods.items() if method is not base)

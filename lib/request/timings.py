@@ -68,7 +68,6 @@ class Timings(Observer):
         outcome = exchange.outcome
         if outcome is None:  # not authenticated
             return
-        first_byte_s, began_s = exchange.first_byte_s, exchange.began_s
         self.add(
             Timing(
                 id=exchange.id,
@@ -77,7 +76,7 @@ class Timings(Observer):
                 outcome=outcome.name.lower(),
                 workload=exchange.workload,
                 queue_s=exchange.queue_s,
-                first_byte_s=None if first_byte_s is None else first_byte_s - began_s,
+                first_byte_s=exchange.first_byte_s,
                 total_s=exchange.total_s,
                 ended_at=self._clock.wall(),
             )

@@ -96,6 +96,8 @@ def outcome_of_session(is_cancelled: bool) -> Outcome:
 
 
 def _outcome_of_answer(ending: Ending) -> Outcome:
+    if ending.cut:  # its connection was aborted meanwhile
+        return Outcome.ERRORED
     if ending.requested is not None:
         return ending.requested
     # After a heartbeat the client has read status 200, whatever the model answered.

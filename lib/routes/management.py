@@ -129,7 +129,7 @@ def status_of(backend: Backend) -> dict[str, Any]:
         "state": running.readiness.state.value,
         "error_msg": running.readiness.error_msg,
         "waiting_for": list(running.readiness.missing),
-        "url": running.settings.public_url,
+        "url": running.engine.public_url,
         "loadtime_s": running.readiness.loadtime_s,
         "max_perf": running.readiness.max_perf,
         "timeline": [

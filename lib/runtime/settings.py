@@ -229,6 +229,11 @@ def _check_no_engine(read: EnvironmentReader) -> None:
     for name in ("REPORT_ADDR", "MASTER_TOKEN"):
         if read.text(name, ""):
             read.problem(name, "must be unset with ENGINE=none, where no reports are sent")
+    for name in ("AUTH_SCHEME", "AUTH_CHECK_URL"):
+        if read.text(name, ""):
+            read.problem(name, "must be unset with ENGINE=none, where no signatures are checked")
+    if read.text("UNSECURED", "") and not read.boolean("UNSECURED", True, "accept unsigned requests"):
+        read.problem("UNSECURED", "can't be false with ENGINE=none, where no signatures are checked")
 
 
 def _check_combinations(read: EnvironmentReader, settings: Settings) -> None:

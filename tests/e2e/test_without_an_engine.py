@@ -209,11 +209,32 @@ async def test_another_address_is_warned_of(tmp_path: Path) -> None:
         assert "WORKER_HTTP_HOST=0.0.0.0" in output
 
 
-@pytest.mark.parametrize("name", ["REPORT_ADDR", "MASTER_TOKEN"])
-async def test_what_contradicts_it_is_an_error_at_the_start(tmp_path: Path, name: str) -> None:
-    async with worker_process(tmp_path, env={name: "http://127.0.0.1:1"}) as worker:
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("REPORT_ADDR", "http://127.0.0.1:1", "must be unset with ENGINE=none"),
+        ("MASTER_TOKEN", "secret", "must be unset with ENGINE=none"),
+        ("AUTH_SCHEME", "full", "must be unset with ENGINE=none"),
+        ("AUTH_CHECK_URL", "false", "must be unset with ENGINE=none"),
+        ("UNSECURED", "false", "can't be false with ENGINE=none"),
+    ],
+)
+async def test_what_contradicts_it_is_an_error_at_the_start(
+    tmp_path: Path, name: str, value: str, text: str
+) -> None:
+    async with worker_process(tmp_path, env={name: value}) as worker:
         assert await worker.process.exit_status() == 2
-        assert f"{name}: must be unset with ENGINE=none" in worker.process.output()
+        assert f"{name}: {text}" in worker.process.output()
+
+
+@pytest.mark.parametrize("name", ["WORKER_HOST", "WORKER_HTTP_HOST"])
+@pytest.mark.parametrize("address", ["192.0.2.1"])
+async def test_an_address_that_cannot_be_bound_is_named(tmp_path: Path, name: str, address: str) -> None:
+    async with worker_process(tmp_path, env={name: address}) as worker:
+        assert await worker.process.exit_status() == 2
+        output = worker.process.output()
+        assert f"{name}: cannot listen on {address}, port " in output
+        assert "Traceback" not in output
 
 
 async def test_an_engine_that_there_is_not_is_an_error_at_the_start(tmp_path: Path) -> None:

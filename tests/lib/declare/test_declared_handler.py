@@ -193,7 +193,7 @@ def test_a_handler_class_reads_the_benchmarks_payloads_like_a_clients() -> None:
     assert made.make_benchmark_payload() == {"wrapped": {"n": 1}}
 
 
-async def test_the_end_of_the_lifetime_leaves_running_threads_behind() -> None:
+async def test_running_threads_are_left_behind_when_requests_are_cut() -> None:
     loop, began, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
     def works() -> None:
@@ -208,9 +208,9 @@ async def test_the_end_of_the_lifetime_leaves_running_threads_behind() -> None:
         async with of.function.call({}):
             pass
 
-    async with of.running():
-        called = asyncio.create_task(call())
-        await began.wait()
+    called = asyncio.create_task(call())
+    await began.wait()
+    of.on_cut()
     with anyio.fail_after(GUARD_S), pytest.raises(FunctionFailed, match="the worker stopped"):
         await called
     go.set()

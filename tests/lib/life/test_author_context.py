@@ -23,8 +23,7 @@ class Recorder:
         self.may_enter, self.may_leave = asyncio.Event(), asyncio.Event()
         self.may_enter.set()
         self.may_leave.set()
-        self.is_loaded = False
-        self.author_context = AuthorContext(self.context, self.on_entered, lambda: self.is_loaded)
+        self.author_context = AuthorContext("lifecycle", self.context, self.on_entered)
 
     @asynccontextmanager
     async def context(self) -> AsyncGenerator[None, None]:
@@ -38,7 +37,6 @@ class Recorder:
             self.events.append("left")
 
     def on_entered(self) -> None:
-        self.is_loaded = True
         self.events.append("entered")
 
     async def keep(self) -> asyncio.Task[None]:
@@ -114,7 +112,7 @@ async def test_leaving_is_not_cancelled() -> None:
     assert recorder.events == [*ALL_STEPS, "keep ended"]
 
 
-async def test_entering_is_cancelled_before_the_worker_is_loaded() -> None:
+async def test_entering_is_cancelled() -> None:
     recorder = Recorder()
     recorder.may_enter.clear()
     task = await recorder.keep()
@@ -124,18 +122,47 @@ async def test_entering_is_cancelled_before_the_worker_is_loaded() -> None:
     assert recorder.events == ["entering"]
 
 
-async def test_entering_is_not_cancelled_once_the_worker_is_loaded() -> None:
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_an_abandoned_context_is_cancelled_while_it_is_left(is_cancelled: bool) -> None:
     recorder = Recorder()
-    recorder.may_enter.clear()
-    recorder.is_loaded = True
+    recorder.may_leave.clear()
     task = await recorder.keep()
-    task.cancel()
-    await anyio.wait_all_tasks_blocked()
-    assert (recorder.events, task.done()) == (["entering"], False)
-    recorder.may_enter.set()
+    if is_cancelled:
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+    recorder.author_context.abandon()
+    if not is_cancelled:
+        task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert recorder.events == ALL_STEPS
+    assert recorder.events == ALL_STEPS[:3]
+
+
+async def test_an_abandoned_context_that_swallows_its_cancellation_is_left_behind(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib.life.author_context.ABANDON_LIMIT_S", 0.01)
+    may_end = asyncio.Event()
+
+    @asynccontextmanager
+    async def context() -> AsyncGenerator[None, None]:
+        yield
+        while not may_end.is_set():
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                continue
+
+    author_context = AuthorContext("lifecycle", context, lambda: None)
+    task = asyncio.create_task(author_context.keep())
+    await anyio.wait_all_tasks_blocked()
+    author_context.abandon()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "lifecycle does not end" in caplog.text
+    may_end.set()
+    await anyio.wait_all_tasks_blocked()
 
 
 @pytest.mark.parametrize("step", ["entering", "leaving"])
@@ -147,7 +174,7 @@ async def test_an_error_of_the_context_is_raised(step: str) -> None:
         yield
         raise LookupError(step)
 
-    author_context = AuthorContext(context, lambda: None, lambda: False)
+    author_context = AuthorContext("lifecycle", context, lambda: None)
     task = asyncio.create_task(author_context.keep())
     await anyio.wait_all_tasks_blocked()
     await author_context.leave()
@@ -163,7 +190,7 @@ async def test_an_error_while_leaving_after_a_cancellation_is_raised() -> None:
         finally:
             raise LookupError("clean-up")
 
-    task = asyncio.create_task(AuthorContext(context, lambda: None, lambda: True).keep())
+    task = asyncio.create_task(AuthorContext("lifecycle", context, lambda: None).keep())
     await anyio.wait_all_tasks_blocked()
     task.cancel()
     with pytest.raises(LookupError, match="clean-up"):
@@ -172,7 +199,7 @@ async def test_an_error_while_leaving_after_a_cancellation_is_raised() -> None:
 
 async def test_a_context_may_be_given_without_a_function() -> None:
     recorder = Recorder()
-    author_context = AuthorContext(recorder.context(), recorder.on_entered, lambda: True)
+    author_context = AuthorContext("lifecycle", recorder.context(), recorder.on_entered)
     task = asyncio.create_task(author_context.keep())
     await anyio.wait_all_tasks_blocked()
     await author_context.leave()
@@ -221,7 +248,7 @@ async def test_the_contexts_of_handlers_are_left_in_reverse_order() -> None:
     ]
     context = context_of_handlers(handlers)
     assert context is not None
-    author_context = AuthorContext(context, lambda: events.append("all entered"), lambda: True)
+    author_context = AuthorContext("lifecycle", context, lambda: events.append("all entered"))
     task = asyncio.create_task(author_context.keep())
     await anyio.wait_all_tasks_blocked()
     await author_context.leave()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,6 +126,54 @@ async def test_a_drain_refuses_those_that_wait_and_ends_sessions(tmp_path: Path)
 
 async def test_a_public_key_makes_the_worker_ready(tmp_path: Path) -> None:
     pem = RSA.generate(1024).public_key().export_key().decode()
-    async with opened(tmp_path, backend_of(), VAST) as running:
-        running.use_key(pem)
+    backend = backend_of()
+    backend.engine = KeyEngine(pem)
+    async with opened(tmp_path, backend, VAST) as running:
+        assert running.readiness.missing == ("key",)
+        await running.tasks()["key"]()
         assert running.readiness.state is State.READY
+
+
+async def test_signatures_without_an_engine_that_has_a_key_are_refused(tmp_path: Path) -> None:
+    backend = backend_of()
+    backend.engine = NoEngine("http://worker.example")
+    with pytest.raises(SettingsError, match="SignedRequests beside NoEngine"):
+        async with opened(tmp_path, backend, VAST):
+            pass
+
+
+async def test_a_backend_that_is_opened_twice_reports_once(tmp_path: Path) -> None:
+    backend = backend_of(unsecured=True)
+    for _ in range(2):
+        async with opened(tmp_path, backend, VAST):
+            assert len(backend.metrics.listeners) == 2  # of one reporter
+        assert backend.metrics.listeners == []
+
+
+class KeyEngine(NoEngine):
+    """Gives a public key, and nothing else."""
+
+    def __init__(self, pem: str) -> None:
+        super().__init__("http://worker.example")
+        self._pem = pem
+
+    def tasks(self, use_key: Callable[[str], None] | None) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        assert use_key is not None
+
+        async def give_key() -> None:
+            use_key(self._pem)
+
+        return {"key": give_key}
+
+
+async def test_fields_of_older_handlers_with_new_names_are_left_alone(tmp_path: Path) -> None:
+    async with opened(tmp_path, backend_of(OlderHandler())) as running:
+        assert running.readiness.state is State.READY
+        assert running.tasks() == {}
+
+
+class OlderHandler(Handler):
+    """Written before `running` and `problems` were methods of its base class."""
+
+    running: Any = 0
+    problems: Any = ()

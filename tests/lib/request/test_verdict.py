@@ -52,7 +52,7 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
     ("an author says served", Ending(status=500, requested=SERVED), Verdict(SERVED, NONE, 500)),
     ("served, though the client left", Ending(status=200, client_left=True), Verdict(SERVED, NONE, 200)),
     ("served while draining", Ending(status=200, draining=True), Verdict(SERVED, NONE, 200)),
-    ("served when all is cut", Ending(status=200, cut=True, draining=True), Verdict(SERVED, NONE, 200)),
+    ("an answer after the cut", Ending(status=200, cut=True, draining=True), Verdict(ERRORED, NONE, 200)),
     # An error of the worker's own, before anything was sent.
     ("invalid", Ending(error=Invalid({})), Verdict(ERRORED, ERROR, 422)),
     ("session gone", Ending(error=SessionGone()), Verdict(ERRORED, ERROR, 410)),
@@ -147,13 +147,13 @@ def test_a_second_status_line_is_never_written() -> None:
 
 def test_a_request_that_the_worker_cuts_is_errored_even_if_the_client_left() -> None:
     for ending in ENDINGS:
-        if ending.cut and ending.error is not None:
+        if ending.cut:
             assert judge(ending).outcome is ERRORED, ending
 
 
 def test_only_an_answer_without_an_error_is_served() -> None:
     for ending in ENDINGS:
-        assert (judge(ending).outcome is SERVED) == (ending.error is None), ending
+        assert (judge(ending).outcome is SERVED) == (ending.error is None and not ending.cut), ending
 
 
 def test_every_error_has_a_reply_unless_it_ends_the_task() -> None:
