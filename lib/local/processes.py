@@ -1,7 +1,7 @@
 """Child processes: free ports, start, logs, and a stop that is certain.
 
-Owns the life of a child process. Does not own the programs (hello_world.py, lib/tools/run_local.py, autoscale.py,
-lib/testing.py).
+Owns the life of a child process. Does not own the programs (hello_world.py, autoscale.py,
+lib/tools/run_local.py, lib/testing.py).
 """
 
 from __future__ import annotations
