@@ -1,0 +1,90 @@
+"""What the benchmark and its load generator tell each other: one JSON object a line.
+
+A job has three steps. The generator prepares it, which includes its signatures, and answers `{}`. It sends
+the requests when the next line comes, and answers with the result. Streams that are held are closed when one
+more line comes, and that is answered with `{}` too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from benchmarks.loads import Form, Kind, Load
+from benchmarks.processes import Child
+
+# Seconds for thousands of signatures, and on top of a load's own limit.
+PREPARE_LIMIT_S = 120.0
+GRACE_S = 60.0
+
+
+class WrongAnswers(Exception):
+    """Answers are not as expected: there is no figure for this load and subject."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A load, with the port that it goes to and the URL that is signed. See `Load` for the other fields."""
+
+    port: int
+    url: str
+    kind: Kind
+    form: Form
+    model: str
+    events: int
+    prompt_bytes: int
+    concurrency: int
+    count: int
+    limit_s: float
+
+    @classmethod
+    def of(cls, load: Load, port: int, url: str, form: Form) -> Job:
+        """The job of `load`, with signatures of the form `form`."""
+        return cls(
+            *(port, url, load.kind, form, load.model, load.events),
+            *(load.prompt_bytes, load.concurrency, load.count, load.limit_s),
+        )
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What became of a job; `error` is "" if every answer was as expected.
+
+    Latencies are from a request's first byte to its answer's last. `longest_wait_s` is the longest latency of
+    a probe. `begun` is how many of the streams that are held have sent their first event.
+    """
+
+    answered: int = 0
+    elapsed_s: float = 0.0
+    p50_s: float = 0.0
+    p99_s: float = 0.0
+    longest_wait_s: float = 0.0
+    begun: int = 0
+    error: str = ""
+
+
+class LoadProcess:
+    """The load generator, seen from the benchmark."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+
+    async def prepare(self, job: Job) -> None:
+        """Have the requests made, and the connections where they are no part of the measurement."""
+        await self._ask(json.dumps(asdict(job)), PREPARE_LIMIT_S)
+
+    async def send(self, job: Job) -> JobResult:
+        """Have the requests of the prepared job sent. Raises `WrongAnswers`."""
+        result = JobResult(**json.loads(await self._ask("send", job.limit_s + GRACE_S)))
+        if result.error:
+            await self.close()
+            raise WrongAnswers(result.error)
+        return result
+
+    async def close(self) -> None:
+        """Have the job's connections closed."""
+        await self._ask("close", GRACE_S)
+
+    async def _ask(self, line: str, limit_s: float) -> bytes:
+        self._child.send_line(line)
+        return await self._child.read_line(limit_s)
