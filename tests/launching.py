@@ -1,6 +1,6 @@
-"""`start_server.sh` for a test: the real script, in a folder of its own, beside a test's engine and model.
+"""Runs `start_server.sh` in a folder of the test's own, beside the test's engine and model server.
 
-Commands come from a folder that has only what the script may rely on, so that what it lacks shows.
+Its PATH has only the commands that the script may rely on, so that a missing one is noticed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ import anyio
 import psutil
 
 from tests.fakes.worker import Setup
-from tests.system import GUARD_S, ROOT, System, engine_and_model_server, environment
+from tests.guard import GUARD_S
+from tests.system import ROOT, System, engine_and_model_server, environment
 
 COMMANDS = (
     *("bash", "sh", "git", "openssl", "curl"),
@@ -57,7 +58,7 @@ print("a first line")
 print('then "boom": ü, \\\\ and \\x01', file=sys.stderr)
 os.kill(os.getpid(), 9) if "TEST_KILLED" in os.environ else sys.exit(7)
 """
-# An installer that notes what it is asked for, and makes environments that are the tests' own.
+# An installer that records its calls and makes environments that use the tests' Python.
 FAKE_UV = """#!/usr/bin/env bash
 echo "$*" >>"$TEST_UV_CALLS"
 folder=${!#}
@@ -69,10 +70,15 @@ if [[ $1 == venv ]]; then
 fi
 """
 
+# The real `date`, but for the current time in seconds.
+FAKE_DATE = """#!/usr/bin/env bash
+if [[ $* == +%s ]]; then echo $(($({date} +%s) + $(<{ahead}))); else exec {date} "$@"; fi
+"""
+
 
 @dataclass
 class Launched:
-    """A script under way; `output` is what it has printed so far."""
+    """A running script; `output` is what it has printed so far."""
 
     process: asyncio.subprocess.Process
     output: str = ""
@@ -87,7 +93,7 @@ class Launched:
                 self.output += part.decode(errors="replace")
 
     async def end(self) -> int:
-        """Its exit status; all that it printed is in `output`."""
+        """Wait for its end; return its exit status. `output` is complete then."""
         with anyio.fail_after(GUARD_S):
             rest, _ = await self.process.communicate()
         self.output += rest.decode(errors="replace")
@@ -97,9 +103,9 @@ class Launched:
 
 @dataclass
 class Instance:
-    """A machine of the test's own under `root`: a checkout of the project, its commands, its workspace.
+    """An instance under `root`: a checkout of the project, its commands, its workspace.
 
-    `env` is over what an instance has; `script` is what is run there.
+    `env` overrides the variables of the instance; `script` is the copy of start_server.sh.
     """
 
     system: System
@@ -143,30 +149,40 @@ class Instance:
         return self.root / "force_update"
 
     def add_worker(self, name: str, code: str) -> Path:
-        """The folder of a worker in the checkout, made of `code`."""
+        """Add a worker with this `code` to the checkout; return its folder."""
         folder = self.script.parent / "workers" / name
         folder.mkdir(parents=True)
         (folder / "server.py").write_text(code)
         return folder
 
     def alter(self, text: str, other: str) -> None:
-        """Have another text in the script."""
+        """Replace `text` in the script, where it must occur once."""
         script = self.script.read_text()
         assert script.count(text) == 1
         self.script.write_text(script.replace(text, other))
 
     def hurry(self) -> None:
-        """Have what fails tried again at once."""
+        """Make the script retry without pauses."""
         self.alter("for pause_s in 1 2 ''", "for pause_s in 0 0 ''")
 
     def use_uv(self) -> Path:
-        """Have the fake uv, and nothing installed; the file that notes its calls."""
+        """Install the fake uv and no environment; return the file that records its calls."""
         (self.bin / "uv").write_text(FAKE_UV)
         (self.bin / "uv").chmod(0o755)
         (self.bin / "chmod").symlink_to(shutil.which("chmod") or "")
         calls = self.root / "uv_calls"
         self.env |= {"PYWORKER_VENV": "", "TEST_UV_CALLS": str(calls), "TEST_PYTHON": sys.executable}
         return calls
+
+    def use_own_date(self) -> Callable[[float], object]:
+        """Replace `date` in the script; return a function that sets how many seconds its time is ahead."""
+        ahead, date = self.root / "seconds_ahead", self.bin / "date"
+        ahead.write_text("0")
+        found = date.resolve()
+        date.unlink()
+        date.write_text(FAKE_DATE.format(date=found, ahead=ahead))
+        date.chmod(0o755)
+        return lambda seconds: ahead.write_text(f"{seconds:.0f}")
 
     def environment(self) -> dict[str, str]:
         """The variables of the instance."""
@@ -191,7 +207,7 @@ class Instance:
     async def started(
         self, stdin: Path | None = None, user: int | None = None
     ) -> AsyncGenerator[Launched, None]:
-        """The script under way, as a file or piped from `stdin`; nothing of it is left after the block."""
+        """Run the script, as a file or piped from `stdin`; no process of it is left after the block."""
         command = ["bash"] if stdin else [str(self.script)]
         with (stdin or Path("/dev/null")).open() as source:
             process = await asyncio.create_subprocess_exec(
@@ -212,17 +228,17 @@ class Instance:
             if process.returncode is None:
                 process.terminate()
                 await launched.end()
-        # What the script has told to end may take a moment to be gone, and no longer.
+        # Processes that the script has signalled may take a moment to end.
         _, alive = await asyncio.to_thread(psutil.wait_procs, self.processes(), timeout=GUARD_S)
         assert not alive
 
     async def run(self, stdin: Path | None = None, user: int | None = None) -> tuple[int, str]:
-        """Exit status and output of a script that ends by itself."""
+        """Run a script that ends by itself; return its exit status and output."""
         async with self.started(stdin, user) as launched:
             return await launched.end(), launched.output
 
     def processes(self) -> list[psutil.Process]:
-        """All processes that have to do with this instance."""
+        """The processes whose command line names this instance's folder."""
         return [
             process
             for process in psutil.process_iter(["cmdline", "status"])
@@ -232,14 +248,14 @@ class Instance:
 
 
 @asynccontextmanager
-async def instance(tmp_path: Path, **options: str) -> AsyncGenerator[Instance, None]:
-    """An instance beside an engine and a model server; `options` are variables of its environment."""
+async def with_instance(tmp_path: Path, **options: str) -> AsyncGenerator[Instance, None]:
+    """Make an instance beside an engine and a model server; `options` are variables of its environment."""
     async with engine_and_model_server(tmp_path) as system:
         yield Instance(system, tmp_path, env=options)
 
 
 class Repository:
-    """A git repository of somebody's own worker, and its address."""
+    """A git repository with a custom worker."""
 
     def __init__(self, folder: Path, files: dict[str, str]) -> None:
         self.folder = folder
@@ -249,7 +265,7 @@ class Repository:
         self.commit(files)
 
     def commit(self, files: dict[str, str]) -> str:
-        """Add these files; the commit's id."""
+        """Commit these files; return the commit's id."""
         for name, text in files.items():
             (self.folder / name).write_text(text)
         self._git("add", "-A")
@@ -262,7 +278,7 @@ class Repository:
 
 
 def make_wheel(folder: Path, name: str, version: str, paths: list[str]) -> str:
-    """A requirement that needs no index: a module `name`, which also makes `paths` importable."""
+    """Make a wheel of a module `name`, which also makes `paths` importable; return a requirement for it."""
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     files = {

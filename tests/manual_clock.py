@@ -1,4 +1,4 @@
-"""A clock that tests move by hand: nothing on it happens before `advance`."""
+"""The manual clock: its time moves only by `advance`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 import anyio
 
-# Guards a test that waits for a timer that nobody sets, in seconds of real time.
-GUARD_S = 10.0
+from tests.guard import GUARD_S
 
 
 class ManualTimer:
-    """A callback that is due at `due_s`, unless it is called off."""
+    """A callback that is due at `due_s` unless it is cancelled."""
 
     def __init__(self, due_s: float, callback: Callable[[], object]) -> None:
         self.due_s = due_s
@@ -26,7 +25,7 @@ class ManualTimer:
 
 
 class ManualClock:
-    """Implements lib.runtime.clock.Clock. Both times stand still between calls of `advance`."""
+    """Implements lib.runtime.clock.Clock. Both times change only in `advance`."""
 
     def __init__(self, monotonic_s: float = 1000.0, wall_s: float = 1_700_000_000.0) -> None:
         self._now_s = monotonic_s
@@ -50,11 +49,11 @@ class ManualClock:
 
     @property
     def pending(self) -> int:
-        """How many timers are set, and neither fired nor called off."""
+        """The number of timers that are set and neither fired nor cancelled."""
         return sum(not timer.cancelled for _, _, timer in self._timers)
 
     async def wait_for_timers(self, count: int = 1) -> None:
-        """Return once at least `count` timers are set: once somebody waits for this clock."""
+        """Return once at least `count` timers are set."""
         with anyio.fail_after(GUARD_S):
             while self.pending < count:
                 await self._set.wait()
@@ -69,10 +68,10 @@ class ManualClock:
         return any(not t.cancelled and t.due_s <= self._now_s + within_s for _, _, t in self._timers)
 
     def advance(self, seconds: float) -> None:
-        """Move on, firing what falls due on the way in its order, each at its own time.
+        """Move the time forward; fire the timers that become due in their order, each at its own time.
 
-        A timer that a callback sets fires too if it falls due by then. What a callback wakes runs when
-        the test next awaits.
+        Timers that callbacks set fire too if they are due by then. Tasks that callbacks wake run when the
+        test next awaits.
         """
         until_s = self._now_s + seconds
         while self._timers and self._timers[0][0] <= until_s:

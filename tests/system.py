@@ -1,7 +1,7 @@
-"""The whole system for a test: the local engine, the malicious model server, and a worker between them.
+"""A system for a test: the local engine, the fake model server, and a worker.
 
-The engine and the model server live in the test's process, on its event loop; the worker is a real process
-(`system`) or a task beside them (`with_worker_task`). All of them talk over real sockets.
+The engine and the model server run in the test's process, on its event loop. The worker is a process of its
+own (`with_worker_process`) or a task beside them (`with_worker_task`). They communicate over real sockets.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ from lib.runtime.settings import Settings
 from lib.server import serve
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import READY_LINE, Setup, build
+from tests.guard import GUARD_S
 
 ROOT = Path(__file__).parent.parent
 CONTAINER_ID = 4711
 MASTER_TOKEN = "master-token"
-GUARD_S = 30.0
+# Workers report with a pause of about a second, for which most tests would wait. Worker processes do.
+REPORT_PAUSE_S = 0.02
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +49,7 @@ def engine_key() -> RSA.RsaKey:
 
 
 class PortLease:
-    """A port chosen by the system and kept from others: bound here, and never listened on."""
+    """A free port that stays reserved: bound here, and never listened on."""
 
     def __init__(self) -> None:
         self._socket = socket.socket()
@@ -61,7 +63,7 @@ class PortLease:
 
 @dataclass
 class WorkerProcess:
-    """A worker as a process of its own; its output goes to `log`."""
+    """A worker process; its output goes to `log`."""
 
     process: asyncio.subprocess.Process
     log: Path
@@ -76,7 +78,7 @@ class WorkerProcess:
         return self._memory_kib("VmRSS")
 
     def peak_memory_kib(self) -> int:
-        """The most that it held at any time since its start."""
+        """Its peak since its start, in KiB."""
         return self._memory_kib("VmHWM")
 
     def _memory_kib(self, name: str) -> int:
@@ -90,7 +92,7 @@ class WorkerProcess:
 
 @dataclass
 class System:
-    """What a test plays with. `url` is the worker's public URL, `model_log` the model server's log."""
+    """An engine, a fake model server and a worker. `url` is the worker's, `model_log` the model's."""
 
     engine: LocalEngine
     engine_url: str
@@ -145,13 +147,13 @@ class System:
         return self.engine.worker(CONTAINER_ID).totals
 
     async def ready(self) -> None:
-        """Return once the engine has been told that the worker is ready."""
+        """Return once the worker has reported that it is ready."""
         await self.engine.wait_for(
             lambda: self.last_report is not None and self.last_report.loadtime > 0, GUARD_S
         )
 
-    async def told(self, served: float = 0.0, error_msg: str = "") -> None:
-        """Return once the engine has been told of all that was served, with nothing in flight."""
+    async def reported(self, served: float = 0.0, error_msg: str = "") -> None:
+        """Return once reports add up to `served`, nothing is in flight and the last error is `error_msg`."""
         await self.engine.wait_for(
             lambda: (
                 self.last_report is not None
@@ -163,7 +165,7 @@ class System:
         )
 
     async def errored(self) -> str:
-        """The error message that the engine is told, once there is one."""
+        """Return the reported error message once there is one."""
         await self.engine.wait_for(
             lambda: self.last_report is not None and self.last_report.error_msg, GUARD_S
         )
@@ -176,7 +178,7 @@ class System:
 
 @asynccontextmanager
 async def engine_and_model_server(tmp_path: Path, scheme: Any = "full") -> AsyncGenerator[System, None]:
-    """Engine and model server, without a worker; its ports are kept for it."""
+    """Run an engine and a fake model server; reserve the ports for a worker."""
     leases = (PortLease(), PortLease())
     engine = LocalEngine(scheme, key=engine_key())
     connector = aiohttp.TCPConnector(limit=0)
@@ -201,7 +203,7 @@ async def engine_and_model_server(tmp_path: Path, scheme: Any = "full") -> Async
 
 
 def environment(system: System, setup: Setup, extra: dict[str, str] | None = None) -> dict[str, str]:
-    """The variables of an instance, as the system's worker process gets them."""
+    """The environment of the system's worker process: the variables of an instance."""
     port, loopback_port = system.url.rsplit(":", 1)[1], system.loopback_url.rsplit(":", 1)[1]
     return {
         **os.environ,
@@ -228,7 +230,7 @@ async def worker_process(
     name: str = "worker.log",
     module: str = "tests.fakes.worker",
 ) -> AsyncGenerator[WorkerProcess, None]:
-    """A worker process (`python -m module`) in front of the system's model server, ended with the block."""
+    """Run a worker process (`python -m module`) for the system's model server; end it with the block."""
     log = tmp_path / name
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
@@ -262,16 +264,16 @@ async def with_worker_process(
     scheme: Any = "full",
     wait: bool = True,
 ) -> AsyncGenerator[System, None]:
-    """Everything, the worker as a process; ready at the beginning of the block unless not `wait`ed for."""
+    """Run a system with a worker process. Yields it once the worker is ready, or without waiting for that."""
     setup = setup or Setup(health="/health")
     async with (
-        engine_and_model_server(tmp_path, scheme) as here,
-        worker_process(here, tmp_path, setup, env) as worker,
+        engine_and_model_server(tmp_path, scheme) as system,
+        worker_process(system, tmp_path, setup, env) as worker,
     ):
-        here.worker = worker
+        system.worker = worker
         if wait:
-            await here.ready()
-        yield here
+            await system.ready()
+        yield system
 
 
 @asynccontextmanager
@@ -284,34 +286,34 @@ async def with_worker_task(
     make: Callable[[str, Setup], tuple[Backend, Sequence[web.AbstractRouteDef]]] = build,
     **settings: Any,
 ) -> AsyncGenerator[System, None]:
-    """Everything, the worker as a task in this process; `settings` replace those of the system.
+    """Run a system with a worker task, in this process. Yields it as `with_worker_process` does.
 
-    `make` makes the worker, for a model server's URL and a `Setup`.
-    It is stopped at the end of the block, unless the test has; then `exit_status` is known.
+    `settings` replace those of the system; `make` makes the worker for a model server's URL and a `Setup`.
+    The worker is stopped at the end of the block unless the test has stopped it; then `exit_status` is set.
     """
     setup = setup or Setup(health="/health")
-    async with engine_and_model_server(tmp_path, scheme) as here:
-        here.backend, routes = make(here.model.url, setup)
+    async with engine_and_model_server(tmp_path, scheme) as system:
+        system.backend, routes = make(system.model.url, setup)
         everything = replace(
-            Settings(container_id=CONTAINER_ID, public_url=here.url, report_addrs=(here.engine_url,)),
-            worker_port=int(here.url.rsplit(":", 1)[1]),
-            worker_http_port=int(here.loopback_url.rsplit(":", 1)[1]),
-            **{"master_token": MASTER_TOKEN, **settings},
+            Settings(container_id=CONTAINER_ID, public_url=system.url, report_addrs=(system.engine_url,)),
+            worker_port=int(system.url.rsplit(":", 1)[1]),
+            worker_http_port=int(system.loopback_url.rsplit(":", 1)[1]),
+            **{"master_token": MASTER_TOKEN, "max_report_pause_s": REPORT_PAUSE_S, **settings},
         )
-        here.stop, listening = Stop(), anyio.Event()
+        system.stop, listening = Stop(), anyio.Event()
 
         def started(running: RunningWorker) -> None:
-            here.running = running
+            system.running = running
             listening.set()
 
         async def run() -> None:
-            assert here.backend is not None
-            assert here.stop is not None
-            here.exit_status = await serve(
-                here.backend,
+            assert system.backend is not None
+            assert system.stop is not None
+            system.exit_status = await serve(
+                system.backend,
                 routes,
                 everything,
-                here.stop,
+                system.stop,
                 directory=tmp_path,
                 started=started,
                 host="127.0.0.1",
@@ -322,7 +324,7 @@ async def with_worker_task(
             with anyio.fail_after(GUARD_S):
                 await listening.wait()
             if wait:
-                await here.ready()
-            yield here
-            if not here.stop.asked.is_set():
-                here.stop.ask()
+                await system.ready()
+            yield system
+            if not system.stop.asked.is_set():
+                system.stop.ask()

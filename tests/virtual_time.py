@@ -1,7 +1,7 @@
-"""An event loop whose time skips every wait: a test of minutes takes seconds, with nothing in it replaced.
+"""Virtual time: an event loop that skips every wait, so that a test of minutes takes seconds.
 
-Whatever waits by the loop's timers or by `VirtualClock` is in this time: lib's parts, aiohttp's limits and
-anyio's. Sockets and threads are real; while anything can still come from them, time stands.
+Everything that waits by the loop's timers or by `VirtualClock` is in this time: lib/, aiohttp's and anyio's
+time limits. Sockets and threads are real; while something can still come from them, the time stands still.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class VirtualClock:
 
 
 class _Canary:
-    """A byte over loopback: what was sent there before it, by anyone here, has come once it has."""
+    """Sends a byte over loopback: once it has arrived, so has everything that this process sent before it."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -58,7 +58,7 @@ class _Canary:
 
 
 class _SkippingSelector(selectors.PollSelector):
-    """Waits for sockets; where nothing comes from them or from threads, `skip` is told how long to skip."""
+    """Waits for sockets; if nothing comes from them or from threads, calls `skip` with the seconds."""
 
     def __init__(self, skip: Callable[[float], None]) -> None:
         super().__init__()
@@ -102,15 +102,15 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def in_virtual_time(function: Callable[[VirtualClock], Coroutine[Any, Any, T]]) -> T:
-    """What `function` gives, run to its end on a loop of its own, whose clock it is given.
+    """Run `function` with the clock of a virtual event loop; return its result.
 
-    The jitter of retries is the same in each run, too: the global generator begins with a seed.
+    The global random generator gets a fixed seed, so that the jitter of retries is the same in each run.
     """
-    loop, dice = _VirtualLoop(), random.getstate()
+    loop, random_state = _VirtualLoop(), random.getstate()
     random.seed(SEED)
     try:
         return loop.run_until_complete(loop.main(function))
     finally:
-        random.setstate(dice)
+        random.setstate(random_state)
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()

@@ -54,7 +54,8 @@ class WorkerIdentity:
 class Reporter:
     """Delivers status reports to one of `addrs`, and finished requests to one of `key_addrs`.
 
-    `capacity` returns the worker's current capacity.
+    `capacity` returns the worker's current capacity. `max_pause_s` limits the pauses between messages, in
+    seconds.
     """
 
     def __init__(
@@ -66,7 +67,10 @@ class Reporter:
         ledger: Ledger,
         capacity: Callable[[], Capacity],
         clock: Clock,
+        max_pause_s: float = COMPLETIONS_INTERVAL_S,
     ) -> None:
+        self._event_interval_s = min(EVENT_INTERVAL_S, max_pause_s)
+        self._completions_interval_s = min(COMPLETIONS_INTERVAL_S, max_pause_s)
         self._status = _MessageSender(http, addrs, "/worker_status/", clock)
         self._completions = _MessageSender(http, key_addrs, "/delete_requests/", clock)
         self._identity = identity
@@ -154,7 +158,7 @@ class Reporter:
                 return
             retry = Backoff(FIRST_RETRY_S, LAST_RETRY_S)
             await self._completion_added.wait()
-            await self._sleep_unless_closing(COMPLETIONS_INTERVAL_S)
+            await self._sleep_unless_closing(self._completions_interval_s)
 
     async def finish(self, limit_s: float) -> bool:
         """Deliver all that is left; return whether that succeeded within `limit_s` seconds."""
@@ -173,7 +177,7 @@ class Reporter:
         """Wait until the next report is due, counted from `started`: a change of state is due immediately."""
         idle_s = started + IDLE_INTERVAL_S - self._clock.monotonic()
         if await wait_for(self._clock, self._changed, idle_s):
-            due_s = started + EVENT_INTERVAL_S - self._clock.monotonic()
+            due_s = started + self._event_interval_s - self._clock.monotonic()
             if due_s > 0:
                 await wait_for(self._clock, self._urgent, due_s)
 

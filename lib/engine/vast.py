@@ -38,6 +38,7 @@ class VastEngine:
             ledger,
             capacity,
             clock,
+            settings.max_report_pause_s,
         )
         self._key = EngineKey(http, settings.key_addrs, clock)
         self.refetch_key = self._key.refetch

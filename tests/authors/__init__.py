@@ -1,1 +1,1 @@
-"""Workers as authors elsewhere have written them, which must run unmodified."""
+"""Workers as authors write them; they must run unmodified."""

@@ -1,4 +1,4 @@
-"""A worker written elsewhere against the class API runs unmodified."""
+"""A worker written against the class API runs unmodified."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ READY = "infer server has started\n"
 
 @asynccontextmanager
 async def classic_worker(tmp_path: Path) -> AsyncGenerator[System, None]:
-    """The worker of classic.py as a process that is ready."""
-    async with engine_and_model_server(tmp_path) as here:
-        here.write_log(READY)
-        env = {"MODEL_LOG": str(here.model_log)}
-        async with worker_process(here, tmp_path, Setup(), env, module="tests.authors.classic") as worker:
-            here.worker = worker
-            await here.ready()
-            yield here
+    """Run the worker of classic.py as a process; yield the system once it is ready."""
+    async with engine_and_model_server(tmp_path) as system:
+        system.write_log(READY)
+        env = {"MODEL_LOG": str(system.model_log)}
+        async with worker_process(system, tmp_path, Setup(), env, module="tests.authors.classic") as worker:
+            system.worker = worker
+            await system.ready()
+            yield system
 
 
 async def answer_of(system: System, path: str, payload: dict[str, Any], **headers: str) -> tuple[int, bytes]:
@@ -58,7 +58,7 @@ async def test_a_classic_worker_runs_unmodified(tmp_path: Path) -> None:
         assert (status, len(body)) == (200, 1024 * 1024)
         assert system.model.requests[-1].json() == {"any": ["thing"]}
         # 9 tokens, 5 tokens, 4 letters, and 100 for the payload that can't count.
-        await system.told(served=118.0)
+        await system.reported(served=118.0)
 
 
 async def test_a_handler_that_reads_the_body_gets_it_uncompressed(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ async def test_a_handler_that_reads_the_body_gets_it_uncompressed(tmp_path: Path
         assert system.model.requests[-1].header("Accept-Encoding") is None
 
 
-async def test_bare_routes_and_the_model_servers_session(tmp_path: Path) -> None:
+async def test_bare_routes_and_the_session_to_the_model_server_work(tmp_path: Path) -> None:
     async with classic_worker(tmp_path) as system:
         async with system.http.get(system.url + "/ping") as answer:
             assert await answer.text() == "author's pong"

@@ -44,29 +44,29 @@ async def run_script(tmp_path: Path, text: str, **env: str) -> tuple[int, str]:
 
 
 async def test_a_declared_worker_from_start_to_stop(tmp_path: Path) -> None:
-    async with engine_and_model_server(tmp_path) as here:
-        env = {"MODEL_LOG": str(here.model_log)}
-        async with worker_process(here, tmp_path, Setup(), env, module="tests.authors.declared") as worker:
-            here.write_log()
-            await here.ready()
-            sent = [r.json() for r in here.model.requests]
+    async with engine_and_model_server(tmp_path) as system:
+        env = {"MODEL_LOG": str(system.model_log)}
+        async with worker_process(system, tmp_path, Setup(), env, module="tests.authors.declared") as worker:
+            system.write_log()
+            await system.ready()
+            sent = [r.json() for r in system.model.requests]
             assert {"prompt": "Once", "max_tokens": 16} in sent
             assert {"prompt": "upon", "max_tokens": 8} in sent
-            assert here.last_report.max_perf > 0
+            assert system.last_report.max_perf > 0
 
-            status, seen = await answer_of(here, "/echo", {"prompt": "hi", "max_tokens": "3", "more": 1})
+            status, seen = await answer_of(system, "/echo", {"prompt": "hi", "max_tokens": "3", "more": 1})
             assert (status, json.loads(seen["body"])) == (200, {"prompt": "hi", "max_tokens": 3})
-            assert await answer_of(here, "/shout", {"text": "hi", "times": 2}) == (200, {"result": "HI HI"})
-            await here.told(served=103.0)
+            assert await answer_of(system, "/shout", {"text": "hi", "times": 2}) == (200, {"result": "HI HI"})
+            await system.reported(served=103.0)
 
-            status, problems = await answer_of(here, "/echo", {})
+            status, problems = await answer_of(system, "/echo", {})
             assert (status, problems) == (422, {"payload": {"prompt": "missing parameter"}})
-            status, problems = await answer_of(here, "/shout", {"txt": "hi"})
+            status, problems = await answer_of(system, "/shout", {"txt": "hi"})
             assert status == 422
             assert problems == {"payload": {"text": "missing parameter", "txt": "unknown parameter"}}
 
-            here.write_log("CUDA error: out of memory\n")
-            assert await here.errored() == "CUDA error: out of memory"
+            system.write_log("CUDA error: out of memory\n")
+            assert await system.errored() == "CUDA error: out of memory"
             worker.terminate()
             assert await worker.exit_status() == 0
 
@@ -125,11 +125,11 @@ asyncio.run(main())
 
 async def test_run_async_serves_on_the_running_loop(tmp_path: Path) -> None:
     (tmp_path / "on_a_loop.py").write_text(IMPORTS + ON_A_LOOP_OF_THE_AUTHORS)
-    async with engine_and_model_server(tmp_path) as here:
-        async with worker_process(here, tmp_path, Setup(), module="on_a_loop") as worker:
-            await here.ready()
-            assert await answer_of(here, "/double", {"n": 21}) == (200, {"result": 42})
-            async with worker_process(here, tmp_path, Setup(), name="2.log", module="on_a_loop") as second:
+    async with engine_and_model_server(tmp_path) as system:
+        async with worker_process(system, tmp_path, Setup(), module="on_a_loop") as worker:
+            await system.ready()
+            assert await answer_of(system, "/double", {"n": 21}) == (200, {"result": 42})
+            async with worker_process(system, tmp_path, Setup(), name="2.log", module="on_a_loop") as second:
                 assert await second.exit_status() == 3
                 assert "is taken by process" in second.output()
                 assert "Traceback" not in second.output()
@@ -150,14 +150,14 @@ Worker(WorkerConfig(handlers=[HandlerConfig("/stuck", remote_function=stuck)])).
 
 async def test_a_process_with_a_stuck_function_ends(tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(IMPORTS + STUCK)
-    async with engine_and_model_server(tmp_path) as here:
+    async with engine_and_model_server(tmp_path) as system:
         env = {"DRAIN_TIMEOUT_S": "0.01"}
-        async with worker_process(here, tmp_path, Setup(), env, module="stuck") as worker:
-            await here.ready()
-            asked = asyncio.create_task(answer_of(here, "/stuck", {}))
-            await here.engine.wait_for(lambda: here.last_report.num_requests_working == 1)
+        async with worker_process(system, tmp_path, Setup(), env, module="stuck") as worker:
+            await system.ready()
+            asked = asyncio.create_task(answer_of(system, "/stuck", {}))
+            await system.engine.wait_for(lambda: system.last_report.num_requests_working == 1)
             worker.terminate()
             assert await worker.exit_status() == 0
             with pytest.raises(aiohttp.ClientError):
                 await asked
-        assert [f.request.status for f in here.engine.finished] == ["Error"]
+        assert [f.request.status for f in system.engine.finished] == ["Error"]

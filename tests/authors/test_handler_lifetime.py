@@ -18,7 +18,7 @@ from tests.system import with_worker_task
 
 @dataclass
 class Pooled(EndpointHandler[dict[str, Any]]):
-    """Answers by itself, inside its lifetime only."""
+    """Answers without the model server, and only within its lifetime."""
 
     events: list[str] = field(default_factory=list[str])
 

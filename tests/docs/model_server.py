@@ -13,7 +13,8 @@ import anyio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-GUARD_S = 20.0
+from tests.guard import GUARD_S
+
 WORDS = ("down", "the", "rabbit", "hole")
 
 

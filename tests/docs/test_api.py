@@ -13,6 +13,7 @@ from tests.docs.blocks import document
 HEADING = re.compile(r"^#{2,4} (\S+)$", re.MULTILINE)
 
 
+@pytest.mark.process  # griffe asks git
 def test_the_page_is_current() -> None:
     assert PAGE.read_text() == make_page(), f"run `{COMMAND}`"
 

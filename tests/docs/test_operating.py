@@ -145,7 +145,7 @@ async def test_the_texts_of_the_router(tmp_path: Path) -> None:
 async def test_it_has_every_metric_and_its_labels(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         await system.call("/echo")
-        await system.told(served=1.0)
+        await system.reported(served=1.0)
         assert system.backend is not None
         text = exposition(system.backend, [Gpu(0, "NVIDIA H200", 0.5, 1, 2)]).decode()
         actual: dict[str, set[str]] = {}
@@ -181,7 +181,7 @@ async def test_log_lines(tmp_path: Path, form: str) -> None:
     env = {"LOG_FORMAT": form, "UNSECURED": "true"}
     async with with_worker_process(tmp_path, Setup(health="/health"), env) as system:
         assert (await system.call("/echo", 7.0))[0] == 200
-        await system.told(served=7.0)
+        await system.reported(served=7.0)
         assert system.worker is not None
         lines = system.worker.output().splitlines()
     if form == "text":

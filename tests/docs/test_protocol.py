@@ -129,7 +129,7 @@ async def test_the_openai_client_with_a_token(tmp_path: Path) -> None:
             with anyio.fail_after(GUARD_S):
                 output, _ = await process.communicate()
             assert (process.returncode, output.decode()) == (0, "Hello to you\n")
-            await system.told(served=256.0)
+            await system.reported(served=256.0)
 
 
 def tokens(payload: dict[str, Any]) -> float:
@@ -166,7 +166,7 @@ async def test_a_sessions_messages(tmp_path: Path) -> None:
 async def test_every_field_of_the_reports(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         await system.call("/echo", 3.0)
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
         await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
         async with system.http.get(system.loopback_url + "/status") as answer:
             reports = (await answer.json())["reports"]

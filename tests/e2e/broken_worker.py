@@ -1,4 +1,4 @@
-"""Workers that go wrong in their lifecycle, or tell where they are in it; which one, `TEST_LIFE` says."""
+"""Workers whose lifecycle fails or prints its progress; the variable `TEST_LIFE` selects one."""
 
 from __future__ import annotations
 

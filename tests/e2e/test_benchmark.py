@@ -1,4 +1,4 @@
-"""The benchmark of a running worker (lessons 15 to 19, 21)."""
+"""The benchmark of a running worker."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def benchmarked(path: str = "/echo", log: Path | None = None, **handler: Any) ->
     return setup
 
 
-async def test_its_result_is_reported_with_ready(tmp_path: Path) -> None:
+async def test_the_result_is_reported_with_ready(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, benchmarked()) as system:
         assert system.last_report.max_perf > 0
-        assert system.totals.cur_perf == 0  # it is no client's work
+        assert system.totals.cur_perf == 0  # the benchmark is not a client's work
         assert [r.json() for r in system.model.requests] == [{"workload": 10.0, "data": {"test": True}}] * 3
         saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
         assert saved["perf"] == system.last_report.max_perf
 
 
-async def test_a_restart_with_the_same_inputs_skips_it(tmp_path: Path) -> None:
-    async with engine_and_model_server(tmp_path) as here:
-        async with worker_process(here, tmp_path, benchmarked()):
-            await here.ready()
-            measured, sent = here.last_report.max_perf, len(here.model.requests)
-        reports = here.totals.reports
-        async with worker_process(here, tmp_path, benchmarked()) as worker:
-            await here.engine.wait_for(
-                lambda: here.totals.reports > reports and here.last_report.loadtime > 0, 20
+async def test_a_restart_with_the_same_inputs_skips_the_benchmark(tmp_path: Path) -> None:
+    async with engine_and_model_server(tmp_path) as system:
+        async with worker_process(system, tmp_path, benchmarked()):
+            await system.ready()
+            measured, sent = system.last_report.max_perf, len(system.model.requests)
+        reports = system.totals.reports
+        async with worker_process(system, tmp_path, benchmarked()) as worker:
+            await system.engine.wait_for(
+                lambda: system.totals.reports > reports and system.last_report.loadtime > 0
             )
-            assert here.last_report.max_perf == measured
-            assert len(here.model.requests) == sent
+            assert system.last_report.max_perf == measured
+            assert len(system.model.requests) == sent
             assert "saved benchmark" in worker.output()
 
 
-async def test_the_number_of_another_worker_is_honoured(tmp_path: Path) -> None:
+async def test_a_result_saved_in_has_benchmark_is_used(tmp_path: Path) -> None:
     (tmp_path / ".has_benchmark").write_text("321.5")
     async with with_worker_task(tmp_path, benchmarked()) as system:
         assert system.last_report.max_perf == 321.5
@@ -52,17 +52,17 @@ async def test_the_number_of_another_worker_is_honoured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/accepted", "/bytewise"])
-async def test_any_2xx_counts(tmp_path: Path, path: str) -> None:
+async def test_any_2xx_counts_as_success(tmp_path: Path, path: str) -> None:
     async with with_worker_task(tmp_path, benchmarked(path)) as system:
         assert system.last_report.max_perf > 0
 
 
-async def test_no_rounds_leave_no_worker_loading(tmp_path: Path) -> None:
+async def test_a_benchmark_without_runs_does_not_leave_the_worker_loading(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, benchmarked(benchmark_runs=0)) as system:
         assert system.last_report.max_perf > 0
 
 
-async def test_a_model_that_always_fails_is_an_error_in_its_own_words(tmp_path: Path) -> None:
+async def test_a_model_that_always_fails_is_an_error_with_its_own_message(tmp_path: Path) -> None:
     async with with_worker_task(
         tmp_path, benchmarked("/error500", benchmark_runs=1000), wait=False
     ) as system:
@@ -71,7 +71,7 @@ async def test_a_model_that_always_fails_is_an_error_in_its_own_words(tmp_path: 
         assert len(system.model.requests) <= 3
 
 
-async def test_requests_are_refused_meanwhile(tmp_path: Path) -> None:
+async def test_requests_are_refused_during_the_benchmark(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, benchmarked("/held"), wait=False) as system:
         await system.model.until(lambda: len(system.model.requests) == 1)
         status, body = await system.call("/echo", 4.0)
@@ -81,7 +81,7 @@ async def test_requests_are_refused_meanwhile(tmp_path: Path) -> None:
         await system.engine.wait_for(lambda: system.totals.rej_load == 4.0)
 
 
-async def test_a_crash_in_it_is_seen_at_once_and_it_runs_again_after_the_next_loaded_line(
+async def test_a_crash_during_the_benchmark_is_noticed_and_the_next_load_starts_it_again(
     tmp_path: Path,
 ) -> None:
     log = tmp_path / "model.log"

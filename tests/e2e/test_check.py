@@ -1,4 +1,4 @@
-"""`pyworker check`: what it finds in workers of each kind, before anything is served."""
+"""`pyworker check`: its findings for workers of each kind, without serving anything."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ if __name__ == "__main__":
 
 
 def found(output: str, level: str, about: str) -> list[str]:
-    """The findings of this level on this part, without them."""
+    """The texts of the findings of this level about this part."""
     begin = f"{level:<8} {about:<13} "
     return [line.removeprefix(begin) for line in output.splitlines() if line.startswith(begin)]
 
 
-async def test_a_classic_worker_is_seen_through_its_own_main(tmp_path: Path) -> None:
-    async with engine_and_model_server(tmp_path) as here:
-        here.write_log("loading\ninfer server has started\n")
-        env = {"TEST_MODEL_URL": here.model.url, "MODEL_LOG": str(here.model_log), **INSTANCE}
+async def test_a_classic_worker_is_checked_through_its_main(tmp_path: Path) -> None:
+    async with engine_and_model_server(tmp_path) as system:
+        system.write_log("loading\ninfer server has started\n")
+        env = {"TEST_MODEL_URL": system.model.url, "MODEL_LOG": str(system.model_log), **INSTANCE}
         checked = await done("check", str(AUTHORS / "classic.py"), cwd=tmp_path, env=env)
         assert checked.status == 0, checked.output
-        assert not here.engine.workers  # it was not served
-        assert [r.path for r in here.model.requests if r.method == "POST"] == ["/base/echo"]
+        assert not system.engine.workers  # it was not served
+        assert [r.path for r in system.model.requests if r.method == "POST"] == ["/base/echo"]
     assert found(checked.output, "ok", "settings") == ["all variables are valid"]
     assert "POST /generate_stream" in found(checked.output, "ok", "worker")[0]
     assert found(checked.output, "ok", "workload") == ["the benchmark's payload counts as 50"]
@@ -72,7 +72,7 @@ async def test_a_classic_worker_is_seen_through_its_own_main(tmp_path: Path) -> 
     assert checked.output.splitlines()[-1].endswith("classic.py: no problems, no warnings")
 
 
-async def test_a_declared_worker_is_too_and_its_function(tmp_path: Path) -> None:
+async def test_a_declared_worker_and_its_function_are_checked(tmp_path: Path) -> None:
     env = {"TEST_MODEL_URL": "http://127.0.0.1:1", "MODEL_LOG": str(tmp_path / "no" / "model.log")}
     checked = await done("check", str(AUTHORS / "declared.py"), cwd=tmp_path, env=env)
     assert checked.status == 1, checked.output
@@ -85,7 +85,7 @@ async def test_a_declared_worker_is_too_and_its_function(tmp_path: Path) -> None
     assert "does not exist, and neither does its folder: start the model server" in missing
 
 
-async def test_a_ready_made_worker_by_name_and_its_settings_with_the_instances(tmp_path: Path) -> None:
+async def test_a_ready_made_worker_is_checked_by_name_with_its_own_settings(tmp_path: Path) -> None:
     log = tmp_path / "model.log"
     log.write_text("loading model\nInfer server has started\n")
     checked = await done("check", "hello_world", "--log", str(log), cwd=tmp_path)
@@ -116,7 +116,7 @@ async def test_on_an_instance_a_missing_variable_is_a_problem(tmp_path: Path) ->
 
 READY_MADE = sorted(path.parent.name for path in ROOT.glob("workers/*/server.py"))
 
-# A copy of a ready-made worker, but for what its benchmark sends.
+# A copy of a ready-made worker with another benchmark payload.
 ALTERED = """
 import os
 from lib.server import run_worker
@@ -133,8 +133,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("name", READY_MADE)
-async def test_in_each_ready_made_worker_each_thing_is_a_line(name: str, tmp_path: Path) -> None:
-    """A log that isn't there, a rule that can't match, a missing variable, a payload that is refused."""
+async def test_each_problem_of_each_ready_made_worker_is_one_line(name: str, tmp_path: Path) -> None:
+    """Cover a missing log, a rule that can't match, a missing variable and a refused payload."""
     (tmp_path / "worker.py").write_text(ALTERED.format(name=name))
     instance = {variable: value for variable, value in INSTANCE.items() if variable != "CONTAINER_ID"}
     env = {**instance, "COMFYUI_DIALECT": "native", "MODEL_LOG": str(tmp_path / "no.log")}
@@ -188,7 +188,7 @@ async def test_in_each_ready_made_worker_each_thing_is_a_line(name: str, tmp_pat
         ),
     ],
 )
-async def test_what_is_wrong_is_found(old: str, new: str, about: str, said: str, tmp_path: Path) -> None:
+async def test_each_mistake_is_found(old: str, new: str, about: str, said: str, tmp_path: Path) -> None:
     assert CLASSIC.count(old) == 1
     (tmp_path / "worker.py").write_text(CLASSIC.replace(old, new))
     checked = await done("check", cwd=tmp_path)
@@ -210,17 +210,17 @@ async def test_what_is_wrong_is_found(old: str, new: str, about: str, said: str,
         ),
     ],
 )
-async def test_a_model_server_that_is_up_is_asked(
+async def test_a_running_model_server_gets_a_request(
     old: str, new: str, about: str, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "worker.py").write_text(CLASSIC.replace(old, new))
-    async with engine_and_model_server(tmp_path) as here:
-        checked = await done("check", cwd=tmp_path, env={"TEST_MODEL_URL": here.model.url})
+    async with engine_and_model_server(tmp_path) as system:
+        checked = await done("check", cwd=tmp_path, env={"TEST_MODEL_URL": system.model.url})
     assert checked.status == 1
     assert any(said in text for text in found(checked.output, "problem", about)), checked.output
 
 
-async def test_a_payload_that_clients_upload_need_not_be_json(tmp_path: Path) -> None:
+async def test_an_upload_payload_need_not_be_json(tmp_path: Path) -> None:
     uploads = (
         "@classmethod\n    def from_upload(cls, upload): return cls('')\n    @classmethod\n    def for_test"
     )
@@ -231,10 +231,10 @@ async def test_a_payload_that_clients_upload_need_not_be_json(tmp_path: Path) ->
     assert "clients send uploads" in found(checked.output, "note", "benchmark")[0]
 
 
-async def test_machines_get_the_findings_as_json(tmp_path: Path) -> None:
+async def test_the_json_option_prints_the_findings_as_json(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(CLASSIC)
     checked = await done("check", "--json", cwd=tmp_path)
-    told = json.loads(checked.output)
-    assert (checked.status, told["ok"], told["worker"]) == (0, True, "worker.py")
-    assert {"level": "ok", "about": "worker", "text": "routes: POST /generate"} in told["findings"]
+    report = json.loads(checked.output)
+    assert (checked.status, report["ok"], report["worker"]) == (0, True, "worker.py")
+    assert {"level": "ok", "about": "worker", "text": "routes: POST /generate"} in report["findings"]
     assert "I say something" in checked.errors

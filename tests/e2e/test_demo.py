@@ -1,4 +1,4 @@
-"""`pyworker demo` as a user runs it: a process, its output, its exit status, and what it leaves behind."""
+"""`pyworker demo` as a process: its output, its exit status, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ import anyio
 import psutil
 import pytest
 
+from tests.guard import GUARD_S
+
 ROOT = Path(__file__).parents[2]
 HELLO_WORLD = Path("workers", "hello_world")
-GUARD_S = 60.0
 
 
 class Demo:
-    """A demo under way; `read` is its output so far, `children` its processes when last looked at."""
+    """A running demo. `read` is its output so far, `children` its processes when last listed."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -41,7 +42,7 @@ class Demo:
         self.children = psutil.Process(self.process.pid).children()
 
     async def end(self) -> tuple[int, str]:
-        """Its exit status and standard error; fails where one of its children lives on."""
+        """Wait for its end; return exit status and standard error. Fails if a child still runs."""
         with anyio.fail_after(GUARD_S):
             output, errors = await self.process.communicate()
         self.read += output.decode()
@@ -52,7 +53,7 @@ class Demo:
 
 @asynccontextmanager
 async def running(tmp_path: Path, *args: str, instead: str = "") -> AsyncGenerator[Demo, None]:
-    """A demo in an empty folder, which it must leave empty; modules come from `instead` first."""
+    """Run a demo in an empty folder, which it must leave empty; modules are imported from `instead` first."""
     folder, temporary = tmp_path / "folder", tmp_path / "tmp"
     folder.mkdir(parents=True)
     temporary.mkdir()
@@ -63,7 +64,7 @@ async def running(tmp_path: Path, *args: str, instead: str = "") -> AsyncGenerat
             **os.environ,
             "PYTHONPATH": os.pathsep.join(place for place in (instead, str(ROOT)) if place),
             "TMPDIR": str(temporary),
-            # What a real instance has must not mislead the demo's worker.
+            # Variables of a real instance must not reach the demo's worker.
             "USE_SSL": "true",
             "MODEL_LOG": "/nonexistent/model.log",
             "WORKER_PORT": "1",
@@ -82,7 +83,7 @@ async def running(tmp_path: Path, *args: str, instead: str = "") -> AsyncGenerat
 
 
 def altered(tmp_path: Path, name: str, text: str, place: str = "") -> str:
-    """A folder with a hello_world whose module `name` is `text`, or has `text` in place of `place`."""
+    """A folder with a copy of hello_world whose module `name` has `text` in place of `place` or is `text`."""
     folder = tmp_path / "altered"
     shutil.copytree(ROOT / HELLO_WORLD, folder / HELLO_WORLD)
     module = folder / HELLO_WORLD / name
@@ -94,7 +95,7 @@ def altered(tmp_path: Path, name: str, text: str, place: str = "") -> str:
 
 
 async def once(tmp_path: Path) -> str:
-    """What `demo --once` prints."""
+    """Run `demo --once`; return its output."""
     async with running(tmp_path, "--once") as demo:
         await demo.until("loading (started)")
         assert len(demo.children) == 2
@@ -102,15 +103,15 @@ async def once(tmp_path: Path) -> str:
     return demo.read
 
 
-async def test_once_shows_everything_and_ends_and_two_fit_beside_each_other(tmp_path: Path) -> None:
+async def test_once_shows_everything_and_ends_also_with_two_at_a_time(tmp_path: Path) -> None:
     for output in await asyncio.gather(once(tmp_path / "one"), once(tmp_path / "two")):
-        start, whole, streamed, told = re.split(r"^(?:Request|What).*\n", output, flags=re.MULTILINE)
+        start, whole, streamed, final_status = re.split(r"^(?:Request|What).*\n", output, flags=re.MULTILINE)
         assert start.startswith("\nPyWorker demo")
         for text, least in ((whole, 20), (streamed, 80)):
             assert text.strip().startswith("The White Rabbit")
             assert len(text.split()) > least
             assert max(len(line) for line in text.splitlines()) <= 110
-        rows = dict(re.findall(r"^  (\S+(?: \d)?)\s+(\S+)", told, re.MULTILINE))
+        rows = dict(re.findall(r"^  (\S+(?: \d)?)\s+(\S+)", final_status, re.MULTILINE))
         assert rows["requests"] == "2"
         assert (rows["new_load"], rows["cur_load"], rows["cur_perf"]) == ("190", "0", "190")
         assert 0 < float(rows["max_perf"]) <= 300
@@ -157,7 +158,7 @@ async def test_once_shows_everything_and_ends_and_two_fit_beside_each_other(tmp_
         ),
     ],
 )
-async def test_what_fails_is_told_with_the_end_of_its_log(
+async def test_a_failed_start_is_reported_with_the_last_lines_of_the_log(
     module: str, text: str, place: str, said: str, tail: str, tmp_path: Path
 ) -> None:
     if place:
@@ -171,7 +172,7 @@ async def test_what_fails_is_told_with_the_end_of_its_log(
     assert "Traceback" not in errors
 
 
-async def test_it_runs_on_until_ctrl_c_and_takes_the_requests_it_suggests(tmp_path: Path) -> None:
+async def test_the_demo_runs_until_ctrl_c_and_answers_the_requests_it_suggests(tmp_path: Path) -> None:
     async with running(tmp_path) as demo:
         await demo.until("Ctrl-C ends it.\n")
         suggested = next(line for line in demo.read.splitlines() if "hello_world.client" in line)
@@ -191,7 +192,7 @@ async def test_it_runs_on_until_ctrl_c_and_takes_the_requests_it_suggests(tmp_pa
     assert "Stopping" in demo.read
 
 
-async def test_a_worker_that_dies_later_is_told_too(tmp_path: Path) -> None:
+async def test_a_worker_that_dies_later_is_reported(tmp_path: Path) -> None:
     async with running(tmp_path) as demo:
         await demo.until("Ctrl-C ends it.\n")
         worker = next(c for c in demo.children if "workers.hello_world.server" in c.cmdline())
@@ -203,7 +204,7 @@ async def test_a_worker_that_dies_later_is_told_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_an_end_before_everything_was_shown_is_no_success(
+async def test_stopping_before_everything_was_shown_is_a_failure(
     signum: signal.Signals, status: int, tmp_path: Path
 ) -> None:
     async with running(tmp_path, "--once") as demo:

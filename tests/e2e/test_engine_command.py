@@ -1,4 +1,4 @@
-"""`pyworker engine` as a user starts it, with workers that it starts itself."""
+"""`pyworker engine` as a process, with workers that it starts itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Worker(WorkerConfig(handlers=[HandlerConfig("/double", remote_function=double)])
 """
 
 
-async def test_it_starts_a_worker_that_serves_and_ends_it(tmp_path: Path) -> None:
+async def test_a_started_worker_serves_and_is_stopped(tmp_path: Path) -> None:
     async with command("engine", "--port", "0", "--autoscale", "2", cwd=tmp_path) as engine:
         await engine.until("autoscale: starting worker 101: to measure its performance")
         url = re.findall(r"http://\S+", engine.output)[0]
@@ -34,12 +34,12 @@ async def test_it_starts_a_worker_that_serves_and_ends_it(tmp_path: Path) -> Non
             (plan,) = (await answer.json())["plans"]
         assert plan["autoscale"] == {"endpoint": "local", "most": 2, "running": 1, "wanted": 1}
         assert plan["workers_ready"] == 1
-        await engine.until("autoscale")  # by now it has children, none of which may live on
+        await engine.until("autoscale")  # it has children by now; none may outlive it
         engine.process.send_signal(signal.SIGTERM)
         assert (await engine.end()).status == 128 + signal.SIGTERM
 
 
-async def test_workers_of_a_file(tmp_path: Path) -> None:
+async def test_workers_are_started_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(FILE_WORKER)
     words = ("engine", "--port", "0", "--endpoint", "chat", "--autoscale", "1", "--worker", ".")
     async with command(*words, cwd=tmp_path) as engine:
@@ -52,7 +52,7 @@ async def test_workers_of_a_file(tmp_path: Path) -> None:
         assert (await engine.end()).status == 128 + signal.SIGINT
 
 
-async def test_a_worker_that_can_not_start_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+async def test_a_worker_that_cannot_start_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(BROKEN_WORKER)
     words = ("engine", "--port", "0", "--autoscale", "1", "--worker", "worker.py")
     async with command(*words, cwd=tmp_path) as engine:
@@ -70,7 +70,7 @@ async def test_a_worker_that_can_not_start_is_told_with_the_end_of_its_log(tmp_p
         (("--autoscale", "1", "--worker", "helo_world"), "helo_world"),
     ],
 )
-async def test_what_can_not_be_asked_for(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+async def test_impossible_options_are_refused(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
     ended = await done("engine", "--port", "0", *words, cwd=tmp_path)
     assert ended.status == 2
     assert said in ended.errors

@@ -1,4 +1,4 @@
-"""Python functions as models: workers without a model server, on the wire (authoring.md §2)."""
+"""Remote functions: workers without a model server, over real sockets (docs/writing-a-worker.md)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from lib.backend import Backend
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
-from tests.system import GUARD_S, System, with_worker_task
+from tests.guard import GUARD_S
+from tests.system import System, with_worker_task
 
 Make = Callable[[str, Setup], tuple[Backend, list[web.AbstractRouteDef]]]
 
 
 @dataclass
-class Script:
-    """What the functions do: they wait for `release`, and note how they fare."""
+class WaitingFunctions:
+    """Remote functions that wait for `release`, and record that they began, ended or were cancelled."""
 
     began: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,46 +83,48 @@ async def answer_in_capitals(request: web.Request, answer: Any) -> web.StreamRes
     return web.Response(text=json.dumps(await answer.json()).upper())
 
 
-def a_worker(handlers: Sequence[HandlerConfig], **config: Any) -> Make:
-    """What makes a worker of `handlers`, without a model server."""
+def worker_of(handlers: Sequence[HandlerConfig], **config: Any) -> Make:
+    """The `make` of `with_worker_task` for a worker with these `handlers` and no model server."""
     worker = Worker(WorkerConfig(handlers=list(handlers), **config))
     return lambda model_url, setup: (worker.backend, worker.routes)
 
 
-def functions(tmp_path: Path, *handlers: HandlerConfig, **config: Any) -> AbstractAsyncContextManager[System]:
-    """A worker of functions only; ready at once."""
-    return with_worker_task(tmp_path, make=a_worker(handlers, **config))
+def functions_worker(
+    tmp_path: Path, *handlers: HandlerConfig, **config: Any
+) -> AbstractAsyncContextManager[System]:
+    """A system whose worker has only functions, so it is ready immediately."""
+    return with_worker_task(tmp_path, make=worker_of(handlers, **config))
 
 
-async def statuses(system: System, count: int) -> list[str]:
+async def reported_statuses(system: System, count: int) -> list[str]:
     await system.engine.wait_for(lambda: len(system.engine.finished) >= count)
     return [f.request.status for f in system.engine.finished]
 
 
 @asynccontextmanager
-async def asking(
-    system: System, path: str, script: Script, workload: float = 1.0
+async def requesting(
+    system: System, path: str, remote: WaitingFunctions, workload: float = 1.0
 ) -> AsyncGenerator[Any, None]:
-    """A client that has asked `path`, once the function has begun."""
+    """Connect a client and POST to `path`; yield it once the function has begun."""
     async with connected(system.url) as client:
         await client.post(path, system.envelope(workload))
         with anyio.fail_after(GUARD_S):
-            await script.began.wait()
+            await remote.began.wait()
         yield client
 
 
 async def test_a_function_answers_without_a_model_server(tmp_path: Path) -> None:
-    async with functions(tmp_path, HandlerConfig("/echo", remote_function=echo)) as system:
+    async with functions_worker(tmp_path, HandlerConfig("/echo", remote_function=echo)) as system:
         assert system.last_report.max_perf == 100.0
         async with system.post("/echo", 7.0, {"a": 1}) as answer:
             assert (answer.status, answer.content_type) == (200, "application/json")
             assert await answer.json() == {"result": {"workload": 7.0, "data": {"a": 1}}}
         assert system.model.requests == []
-        assert await statuses(system, 1) == ["Success"]
+        assert await reported_statuses(system, 1) == ["Success"]
 
 
 async def test_wrong_keywords_are_422_and_name_them(tmp_path: Path) -> None:
-    async with functions(tmp_path, HandlerConfig("/echo", remote_function=echo)) as system:
+    async with functions_worker(tmp_path, HandlerConfig("/echo", remote_function=echo)) as system:
         wrong: list[tuple[dict[str, Any], dict[str, str]]] = [
             ({"workload": 1}, {"data": "missing parameter"}),
             ({"workload": 1, "data": {}, "x": 1}, {"x": "unknown parameter"}),
@@ -132,102 +135,106 @@ async def test_wrong_keywords_are_422_and_name_them(tmp_path: Path) -> None:
                 assert (answer.status, await answer.json()) == (422, {"payload": said})
 
 
-async def test_what_a_function_raises_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_in_a_function_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = {"/raises": raises, "/half": half, "/set": not_json}
     handlers = [HandlerConfig(route, remote_function=function) for route, function in made.items()]
-    async with functions(tmp_path, *handlers) as system:
+    async with functions_worker(tmp_path, *handlers) as system:
         for path, what in (("/raises", "time"), ("/raises", "bug"), ("/set", "")):
             async with system.post(path, data={"raise": what}) as answer:
                 assert (answer.status, (await answer.json())["error"]) == (500, "internal error")
-        async with connected(system.url) as client:  # a status line is out: only the connection can tell
+        async with connected(
+            system.url
+        ) as client:  # only the connection can show an error after the status line
             await client.post("/half", system.envelope())
             await client.head()
             assert await client.chunk() == b"1\n"
             with pytest.raises(ConnectionError):
                 await client.chunk()
-        assert await statuses(system, 4) == ["Error"] * 4
+        assert await reported_statuses(system, 4) == ["Error"] * 4
         assert "ZeroDivisionError" in caplog.text
 
 
 async def test_items_are_streamed_as_they_come(tmp_path: Path) -> None:
-    script = Script()
+    remote = WaitingFunctions()
     async with (
-        functions(tmp_path, HandlerConfig("/streams", remote_function=script.streams)) as system,
+        functions_worker(tmp_path, HandlerConfig("/streams", remote_function=remote.streams)) as system,
         connected(system.url) as client,
     ):
         await client.post("/streams", system.envelope(3.0))
         head = await client.head()
         assert (head.status, head.headers["content-type"]) == (200, "application/x-ndjson")
         assert await client.chunk() == b'{"n": 0}\n'
-        script.release()
+        remote.release()
         assert [await client.chunk() for _ in range(3)] == [b'{"n": 1}\n', b'{"n": 2}\n', b""]
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
 
 
 async def test_a_response_generator_reads_a_functions_answer(tmp_path: Path) -> None:
     handler = HandlerConfig("/echo", remote_function=echo, response_generator=answer_in_capitals)
-    async with functions(tmp_path, handler) as system:
+    async with functions_worker(tmp_path, handler) as system:
         status, body = await system.call("/echo", data={"a": "b"})
         assert (status, json.loads(body)["RESULT"]["DATA"]) == (200, {"A": "B"})
 
 
 async def test_an_async_function_is_cancelled_when_its_client_leaves(tmp_path: Path) -> None:
-    script = Script()
-    handlers = HandlerConfig("/waits", remote_function=script.waits)
-    async with functions(tmp_path, handlers) as system:
-        async with asking(system, "/waits", script) as client:
+    remote = WaitingFunctions()
+    handlers = HandlerConfig("/waits", remote_function=remote.waits)
+    async with functions_worker(tmp_path, handlers) as system:
+        async with requesting(system, "/waits", remote) as client:
             client.leave()
             with anyio.fail_after(GUARD_S):
-                await script.cancelled.wait()
-        assert await statuses(system, 1) == ["Cancelled"]
-        assert script.ended == 0
+                await remote.cancelled.wait()
+        assert await reported_statuses(system, 1) == ["Cancelled"]
+        assert remote.ended == 0
 
 
-async def test_a_plain_function_keeps_its_place_until_it_is_done(tmp_path: Path) -> None:
-    script = Script()
-    works = HandlerConfig("/works", remote_function=script.works)
+async def test_a_plain_function_keeps_its_slot_until_it_returns(tmp_path: Path) -> None:
+    remote = WaitingFunctions()
+    works = HandlerConfig("/works", remote_function=remote.works)
     handlers = [works, HandlerConfig("/e", remote_function=echo)]
-    async with functions(tmp_path, *handlers) as system:
-        async with asking(system, "/works", script) as client:
+    async with functions_worker(tmp_path, *handlers) as system:
+        async with requesting(system, "/works", remote) as client:
             client.leave()
         waits = asyncio.create_task(system.call("/e"))  # one at a time: neither handler is parallel
         await system.engine.wait_for(lambda: system.last_report.num_requests_working == 2)
         assert system.engine.finished == []
-        script.release()
+        remote.release()
         assert (await waits)[0] == 200
-        assert await statuses(system, 2) == ["Cancelled", "Success"]
-        assert script.ended == 1
+        assert await reported_statuses(system, 2) == ["Cancelled", "Success"]
+        assert remote.ended == 1
 
 
 @pytest.mark.parametrize("name", ["waits", "works", "streams"])
-async def test_a_function_that_is_to_finish(tmp_path: Path, name: str) -> None:
-    script = Script()
-    handler = HandlerConfig("/job", remote_function=getattr(script, name), on_disconnect="finish")
-    async with functions(tmp_path, handler) as system:
-        async with asking(system, "/job", script, 5.0) as client:
+async def test_a_function_finishes_after_its_client_left_with_on_disconnect_finish(
+    tmp_path: Path, name: str
+) -> None:
+    remote = WaitingFunctions()
+    handler = HandlerConfig("/job", remote_function=getattr(remote, name), on_disconnect="finish")
+    async with functions_worker(tmp_path, handler) as system:
+        async with requesting(system, "/job", remote, 5.0) as client:
             client.leave()
-        script.release()
-        assert await statuses(system, 1) == ["Success"]
-        await system.told(served=5.0)
-        assert not script.cancelled.is_set()
-        assert script.ended == (3 if name == "streams" else 1)
+        remote.release()
+        assert await reported_statuses(system, 1) == ["Success"]
+        await system.reported(served=5.0)
+        assert not remote.cancelled.is_set()
+        assert remote.ended == (3 if name == "streams" else 1)
 
 
 @pytest.mark.parametrize("leaves", [True, False])
 async def test_a_stuck_function_does_not_keep_the_worker_from_stopping(tmp_path: Path, leaves: bool) -> None:
-    script = Script()
-    handler = HandlerConfig("/works", remote_function=script.works)
+    remote = WaitingFunctions()
+    handler = HandlerConfig("/works", remote_function=remote.works)
     async with (
-        with_worker_task(tmp_path, make=a_worker([handler]), drain_timeout_s=0.01) as system,
-        asking(system, "/works", script) as client,
+        with_worker_task(tmp_path, make=worker_of([handler]), drain_timeout_s=0.01) as system,
+        requesting(system, "/works", remote) as client,
     ):
         if leaves:
             client.leave()
         assert system.stop is not None
         system.stop.ask()
-        assert await statuses(system, 1) == ["Error"]
-    assert script.ended == 0
-    script.release()
+        assert await reported_statuses(system, 1) == ["Error"]
+    assert remote.ended == 0
+    remote.release()
 
 
 async def test_a_function_is_benchmarked_like_any_handler(tmp_path: Path) -> None:
@@ -239,7 +246,7 @@ async def test_a_function_is_benchmarked_like_any_handler(tmp_path: Path) -> Non
 
     benchmark = BenchmarkConfig([{"n": 1}, {"n": 2}], runs=2, concurrency=3, do_warmup=False)
     handler = HandlerConfig("/model", None, True, benchmark_config=benchmark, remote_function=model)
-    async with functions(tmp_path, handler) as system:
+    async with functions_worker(tmp_path, handler) as system:
         assert system.last_report.max_perf > 0
         assert len(calls) == 6
         saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
@@ -249,11 +256,11 @@ async def test_a_function_is_benchmarked_like_any_handler(tmp_path: Path) -> Non
 async def test_a_function_that_fails_its_benchmark_says_why(tmp_path: Path) -> None:
     benchmark = BenchmarkConfig([{"workload": 1, "data": {"raise": "bug"}}], runs=1)
     handler = HandlerConfig("/raises", benchmark_config=benchmark, remote_function=raises)
-    async with with_worker_task(tmp_path, make=a_worker([handler]), wait=False) as system:
+    async with with_worker_task(tmp_path, make=worker_of([handler]), wait=False) as system:
         assert "ZeroDivisionError()" in await system.errored()
 
 
-async def test_ready_once_the_lifecycle_is_entered(tmp_path: Path) -> None:
+async def test_the_worker_is_ready_once_its_lifecycle_is_entered(tmp_path: Path) -> None:
     loaded, left = asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
@@ -266,7 +273,7 @@ async def test_ready_once_the_lifecycle_is_entered(tmp_path: Path) -> None:
         loaded.clear()
         left.clear()
         handler = HandlerConfig("/echo", remote_function=echo)
-        make = a_worker([handler], lifecycle=lifecycle)
+        make = worker_of([handler], lifecycle=lifecycle)
         async with with_worker_task(tmp_path, make=make, wait=False, unsecured=True) as system:
             assert (await system.call("/echo"))[0] == 503
             loaded.set()
@@ -275,7 +282,7 @@ async def test_ready_once_the_lifecycle_is_entered(tmp_path: Path) -> None:
         assert left.is_set()
 
 
-async def test_routes_of_the_authors_own(tmp_path: Path) -> None:
+async def test_the_authors_own_routes_are_served(tmp_path: Path) -> None:
     async def hello(_: web.Request) -> web.Response:
         return web.Response(text="hello")
 

@@ -1,4 +1,4 @@
-"""A worker process from its first line to its exit status (lessons 25, 33, 37, 39)."""
+"""A worker process from its start to its exit status (docs/operating.md, "States")."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from lib.errors import SettingsError
 from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
 from tests.fakes.worker import Setup
+from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
 from tests.system import (
     MASTER_TOKEN,
@@ -33,25 +34,25 @@ from tests.system import (
 HEALTHY = Setup(health="/health")
 
 
-async def refusal(
+async def run_until_refused(
     tmp_path: Path, setup: Setup, env: dict[str, str], module: str = "tests.fakes.worker"
 ) -> tuple[int, str]:
-    """Exit status and output of a worker that refuses to start."""
+    """Run a worker that refuses to start; return its exit status and output."""
     async with (
-        engine_and_model_server(tmp_path) as here,
-        worker_process(here, tmp_path, setup, env, module=module) as worker,
+        engine_and_model_server(tmp_path) as system,
+        worker_process(system, tmp_path, setup, env, module=module) as worker,
     ):
         status = await worker.exit_status()
-        assert here.model.health_checks == 0
+        assert system.model.health_checks == 0
         return status, worker.output()
 
 
-# It can't start
+# Starts that fail
 
 
-async def test_missing_variables_are_told_at_once_without_a_traceback(tmp_path: Path) -> None:
+async def test_missing_variables_are_reported_together_without_a_traceback(tmp_path: Path) -> None:
     env = {"CONTAINER_ID": "", "PUBLIC_IPADDR": "", "DRAIN_TIMEOUT_S": "soon"}
-    status, output = await refusal(tmp_path, HEALTHY, env)
+    status, output = await run_until_refused(tmp_path, HEALTHY, env)
     assert status == EXIT_SETTINGS
     assert "CONTAINER_ID: missing (the instance's id, an integer)" in output
     assert "PUBLIC_IPADDR: missing (the instance's public address)" in output
@@ -59,8 +60,8 @@ async def test_missing_variables_are_told_at_once_without_a_traceback(tmp_path: 
     assert "Traceback" not in output
 
 
-async def test_a_worker_without_a_sign_of_readiness_says_what_to_configure(tmp_path: Path) -> None:
-    status, output = await refusal(tmp_path, Setup(), {})
+async def test_a_worker_without_a_ready_signal_says_what_to_configure(tmp_path: Path) -> None:
+    status, output = await run_until_refused(tmp_path, Setup(), {})
     assert status == EXIT_SETTINGS
     assert "nothing shows when the model is loaded: give a LogAction.ModelLoaded line" in output
     assert "Traceback" not in output
@@ -77,7 +78,7 @@ async def test_a_worker_without_a_sign_of_readiness_says_what_to_configure(tmp_p
         (Setup(health="/health", handler={"max_concurrency": 0}), "max_concurrency is 0"),
     ],
 )
-async def test_what_cannot_work_is_refused(tmp_path: Path, setup: Setup, said: str) -> None:
+async def test_contradicting_settings_are_refused(tmp_path: Path, setup: Setup, said: str) -> None:
     with pytest.raises(BaseException, match="unhandled errors") as raised:
         async with with_worker_task(tmp_path, setup):
             pytest.fail("it started")
@@ -85,7 +86,7 @@ async def test_what_cannot_work_is_refused(tmp_path: Path, setup: Setup, said: s
 
 
 def settings_error(error: BaseException) -> SettingsError:
-    """The one error within the test's own task groups."""
+    """The single error inside the exception groups of the test's task groups."""
     while not isinstance(error, SettingsError):
         (error,) = error.exceptions  # type: ignore[attr-defined]
     return error
@@ -93,21 +94,21 @@ def settings_error(error: BaseException) -> SettingsError:
 
 async def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
     async with (
-        with_worker_process(tmp_path) as here,
-        worker_process(here, tmp_path, HEALTHY, name="second.log") as second,
+        with_worker_process(tmp_path) as system,
+        worker_process(system, tmp_path, HEALTHY, name="second.log") as second,
     ):
-        assert here.worker is not None
+        assert system.worker is not None
         assert await second.exit_status() == EXIT_PORT_TAKEN
-        port = here.url.rsplit(":", 1)[1]
-        assert f"port {port} is taken by process {here.worker.process.pid} (" in second.output()
+        port = system.url.rsplit(":", 1)[1]
+        assert f"port {port} is taken by process {system.worker.process.pid} (" in second.output()
         assert "Traceback" not in second.output()
-        assert (await here.call("/echo"))[0] == 200
+        assert (await system.call("/echo"))[0] == 200
 
 
-async def test_a_taken_loopback_port_is_told_too(tmp_path: Path) -> None:
-    async with engine_and_model_server(tmp_path) as here:
-        port = here.model.url.rsplit(":", 1)[1]
-        async with worker_process(here, tmp_path, HEALTHY, {"WORKER_HTTP_PORT": port}) as worker:
+async def test_a_taken_loopback_port_names_its_holder(tmp_path: Path) -> None:
+    async with engine_and_model_server(tmp_path) as system:
+        port = system.model.url.rsplit(":", 1)[1]
+        async with worker_process(system, tmp_path, HEALTHY, {"WORKER_HTTP_PORT": port}) as worker:
             assert await worker.exit_status() == EXIT_PORT_TAKEN
             assert f"port {port} is taken by process" in worker.output()
 
@@ -126,34 +127,34 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return cert, key
 
 
-async def test_tls(tmp_path: Path, certificate: tuple[str, str]) -> None:
+async def test_a_worker_serves_tls(tmp_path: Path, certificate: tuple[str, str]) -> None:
     cert, key = certificate
     trusted = ssl.create_default_context(cafile=cert)
     async with with_worker_process(
         tmp_path, env={"USE_SSL": "true", "SSL_CERT": cert, "SSL_KEY": key}
-    ) as here:
-        here.url = here.url.replace("http://", "https://")
-        assert here.last_report.url == here.url
+    ) as system:
+        system.url = system.url.replace("http://", "https://")
+        assert system.last_report.url == system.url
         closing = {"Connection": "close"}
-        assert (await here.call("/echo", ssl=trusted, headers=closing))[0] == 200
-        async with here.http.get(here.loopback_url + "/readyz") as answer:  # plain, on this machine
+        assert (await system.call("/echo", ssl=trusted, headers=closing))[0] == 200
+        async with system.http.get(system.loopback_url + "/readyz") as answer:  # without TLS, on loopback
             assert answer.status == 200
 
 
-async def test_tls_without_its_files_is_one_message(tmp_path: Path) -> None:
+async def test_missing_tls_files_are_one_message(tmp_path: Path) -> None:
     env = {"USE_SSL": "true", "SSL_CERT": "/none.crt", "SSL_KEY": "/none.key"}
-    status, output = await refusal(tmp_path, HEALTHY, env)
+    status, output = await run_until_refused(tmp_path, HEALTHY, env)
     assert status == EXIT_SETTINGS
     assert "/none.crt (SSL_CERT) and /none.key (SSL_KEY) can't be used" in output
     assert "Traceback" not in output
 
 
-# It stops
+# Stopping
 
 
 @asynccontextmanager
-async def calls(system: System, *paths: str) -> AsyncGenerator[dict[str, Any], None]:
-    """Signed requests under way; their answers (status and headers), or what was raised, once they end."""
+async def with_calls(system: System, *paths: str) -> AsyncGenerator[dict[str, Any], None]:
+    """Send signed requests; yield a dict that gets each answer (status, headers) or exception."""
     answers: dict[str, Any] = {}
 
     async def call(path: str) -> None:
@@ -175,98 +176,98 @@ async def state_of(system: System) -> str:
         return await answer.text()
 
 
-async def draining(system: System) -> None:
-    with anyio.fail_after(20):
+async def wait_for_drain(system: System) -> None:
+    with anyio.fail_after(GUARD_S):
         while await state_of(system) != "draining":
             pass
 
 
-async def test_sigterm_lets_work_finish_and_tells_the_engine(tmp_path: Path) -> None:
+async def test_sigterm_lets_requests_finish_and_reports_them(tmp_path: Path) -> None:
     setup = Setup(health="/health", backend={"allow_parallel_requests": False})
-    async with with_worker_process(tmp_path, setup) as here:
-        assert here.worker is not None
-        await here.call("/echo", 7.0)
-        async with calls(here, "/held") as first:
-            await here.model.until(lambda: here.model.working == 1)
-            async with calls(here, "/echo") as queued:
-                await here.engine.wait_for(lambda: here.last_report.num_requests_working == 2, 20)
-                here.worker.terminate()
+    async with with_worker_process(tmp_path, setup) as system:
+        assert system.worker is not None
+        await system.call("/echo", 7.0)
+        async with with_calls(system, "/held") as first:
+            await system.model.until(lambda: system.model.working == 1)
+            async with with_calls(system, "/echo") as queued:
+                await system.engine.wait_for(lambda: system.last_report.num_requests_working == 2)
+                system.worker.terminate()
             status, headers = queued["/echo"]
             assert (status, int(headers["Retry-After"]) >= 1) == (503, True)
-            await draining(here)
-            async with here.post("/echo", 3.0) as late:
+            await wait_for_drain(system)
+            async with system.post("/echo", 3.0) as late:
                 assert (late.status, (await late.json())["state"]) == (503, "draining")
                 assert int(late.headers["Retry-After"]) >= 1
             assert first == {}
-            here.model.release()
+            system.model.release()
         assert first["/held"][0] == 200
-        assert await here.worker.exit_status() == 0
-        totals = here.totals
+        assert await system.worker.exit_status() == 0
+        totals = system.totals
         assert (totals.cur_perf, totals.new_load, totals.rej_load) == (12.0, 17.0, 8.0)
-        assert here.last_report.num_requests_working == 0
-        told = sorted(f.request.status for f in here.engine.finished)
-        assert told == ["Rejected", "Rejected", "Success", "Success"]
-        assert "Traceback" not in here.worker.output()
+        assert system.last_report.num_requests_working == 0
+        reported = sorted(f.request.status for f in system.engine.finished)
+        assert reported == ["Rejected", "Rejected", "Success", "Success"]
+        assert "Traceback" not in system.worker.output()
 
 
-async def test_what_takes_too_long_is_cut_and_counts_as_errored(tmp_path: Path) -> None:
-    async with with_worker_process(tmp_path, env={"DRAIN_TIMEOUT_S": "0.1"}) as here:
-        assert here.worker is not None
-        async with calls(here, "/held", "/stream", "/finish/held") as answers:
-            await here.model.until(lambda: len(here.model.requests) == 3)
-            here.worker.terminate()
+async def test_a_request_past_the_drain_timeout_is_cut_and_counts_as_errored(tmp_path: Path) -> None:
+    async with with_worker_process(tmp_path, env={"DRAIN_TIMEOUT_S": "0.1"}) as system:
+        assert system.worker is not None
+        async with with_calls(system, "/held", "/stream", "/finish/held") as answers:
+            await system.model.until(lambda: len(system.model.requests) == 3)
+            system.worker.terminate()
         assert all(isinstance(answer, aiohttp.ClientError) for answer in answers.values())
-        assert await here.worker.exit_status() == 0
-        assert [f.request.status for f in here.engine.finished] == ["Error"] * 3
-        assert here.totals.cur_perf == 0.0
-        assert here.last_report.num_requests_working == 0
-        await here.model.until(lambda: here.model.cancelled == 3)
-        assert "Traceback" not in here.worker.output()
+        assert await system.worker.exit_status() == 0
+        assert [f.request.status for f in system.engine.finished] == ["Error"] * 3
+        assert system.totals.cur_perf == 0.0
+        assert system.last_report.num_requests_working == 0
+        await system.model.until(lambda: system.model.cancelled == 3)
+        assert "Traceback" not in system.worker.output()
 
 
 async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    async with with_worker_process(tmp_path, env={"DRAIN_TIMEOUT_S": "600"}) as here:
-        assert here.worker is not None
-        async with calls(here, "/held") as answers:
-            await here.model.until(lambda: here.model.working == 1)
-            here.worker.terminate()
-            await draining(here)
-            here.worker.terminate()
+    async with with_worker_process(tmp_path, env={"DRAIN_TIMEOUT_S": "600"}) as system:
+        assert system.worker is not None
+        async with with_calls(system, "/held") as answers:
+            await system.model.until(lambda: system.model.working == 1)
+            system.worker.terminate()
+            await wait_for_drain(system)
+            system.worker.terminate()
         assert isinstance(answers["/held"], aiohttp.ClientError)
-        assert await here.worker.exit_status() == EXIT_FAILED
+        assert await system.worker.exit_status() == EXIT_FAILED
 
 
-async def test_stopping_at_once_lets_nothing_finish(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        assert here.stop is not None
-        async with calls(here, "/held") as answers:
-            await here.model.until(lambda: here.model.working == 1)
-            here.stop.ask()
-            here.stop.ask()
+async def test_an_immediate_stop_cuts_requests(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        assert system.stop is not None
+        async with with_calls(system, "/held") as answers:
+            await system.model.until(lambda: system.model.working == 1)
+            system.stop.ask()
+            system.stop.ask()
             await anyio.wait_all_tasks_blocked()
-            here.model.release()
+            system.model.release()
         assert isinstance(answers["/held"], aiohttp.ClientError)
-    assert here.exit_status == EXIT_FAILED
+    assert system.exit_status == EXIT_FAILED
 
 
-async def test_an_engine_that_is_gone_does_not_hold_up_a_second_signal(tmp_path: Path) -> None:
-    setup = Setup(health="/health", backend={"clock": ManualClock()})  # on it, no limit ever passes
-    with anyio.fail_after(20):
-        async with with_worker_task(tmp_path, setup) as here:
-            assert here.stop is not None
-            here.engine.faults.reports.delay_s = 3600.0
-            seen = here.engine.requests_seen["reports"]
-            here.stop.ask()
-            await here.engine.wait_for(lambda: here.engine.requests_seen["reports"] > seen)
-            here.stop.ask()
-    assert here.exit_status == EXIT_FAILED
+async def test_an_unreachable_engine_does_not_delay_a_second_signal(tmp_path: Path) -> None:
+    setup = Setup(health="/health", backend={"clock": ManualClock()})  # on this clock, no time limit passes
+    with anyio.fail_after(GUARD_S):
+        async with with_worker_task(tmp_path, setup) as system:
+            assert system.stop is not None
+            system.engine.faults.reports.delay_s = 3600.0
+            seen = system.engine.requests_seen["reports"]
+            system.stop.ask()
+            await system.engine.wait_for(lambda: system.engine.requests_seen["reports"] > seen)
+            system.stop.ask()
+    assert system.exit_status == EXIT_FAILED
 
 
-# Its lifecycle
+# The lifecycle
 
 
-class Life:
-    """An async context manager that notes what happens to it."""
+class RecordedLifecycle:
+    """An async context manager that records entering and leaving."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -280,16 +281,16 @@ class Life:
 
 
 @pytest.mark.parametrize("called", [False, True])
-async def test_a_lifecycle_is_the_sign_of_readiness_and_is_left_last(tmp_path: Path, called: bool) -> None:
-    life = Life()
-    setup = Setup(backend={"lifecycle": (lambda: life) if called else life})
-    async with with_worker_task(tmp_path, setup) as here:
-        assert life.notes == ["entered"]
-        assert here.last_report.loadtime > 0
-        assert here.stop is not None
-        here.stop.ask()
-        here.stop.ask()  # at once, and yet it is left
-    assert life.notes == ["entered", "left"]
+async def test_a_lifecycle_sets_readiness_and_is_left_last(tmp_path: Path, called: bool) -> None:
+    lifecycle = RecordedLifecycle()
+    setup = Setup(backend={"lifecycle": (lambda: lifecycle) if called else lifecycle})
+    async with with_worker_task(tmp_path, setup) as system:
+        assert lifecycle.notes == ["entered"]
+        assert system.last_report.loadtime > 0
+        assert system.stop is not None
+        system.stop.ask()
+        system.stop.ask()  # stopped immediately, and still left
+    assert lifecycle.notes == ["entered", "left"]
 
 
 BROKEN = "tests.e2e.broken_worker"
@@ -298,44 +299,44 @@ BROKEN = "tests.e2e.broken_worker"
 async def test_a_lifecycle_that_fails_ends_the_worker_with_an_error_report(tmp_path: Path) -> None:
     env = {"TEST_LIFE": "raises"}
     async with (
-        engine_and_model_server(tmp_path) as here,
-        worker_process(here, tmp_path, HEALTHY, env, module=BROKEN) as worker,
+        engine_and_model_server(tmp_path) as system,
+        worker_process(system, tmp_path, HEALTHY, env, module=BROKEN) as worker,
     ):
         assert await worker.exit_status() == EXIT_FAILED
-        assert "no licence for this model" in here.last_report.error_msg
+        assert "no licence for this model" in system.last_report.error_msg
         assert "RuntimeError: no licence for this model" in worker.output()
 
 
 @pytest.mark.parametrize("kind", ["hangs", "plain"])
-async def test_sigterm_leaves_the_lifecycle(tmp_path: Path, kind: str) -> None:
-    async with engine_and_model_server(tmp_path) as here:
-        async with worker_process(here, tmp_path, HEALTHY, {"TEST_LIFE": kind}, module=BROKEN) as worker:
+async def test_sigterm_exits_the_lifecycle(tmp_path: Path, kind: str) -> None:
+    async with engine_and_model_server(tmp_path) as system:
+        async with worker_process(system, tmp_path, HEALTHY, {"TEST_LIFE": kind}, module=BROKEN) as worker:
             if kind == "plain":
-                await here.ready()
+                await system.ready()
             else:
-                await here.engine.wait_for(lambda: here.last_report, 20)
+                await system.engine.wait_for(lambda: system.last_report)
             worker.terminate()
             assert await worker.exit_status() == 0
         assert (tmp_path / "left").read_text() == "whole"
 
 
-# What it logs
+# The log
 
 
 async def test_json_lines_without_payloads_tokens_or_signatures(tmp_path: Path) -> None:
     env = {"LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"}
-    async with with_worker_process(tmp_path, env=env) as here:
-        assert here.worker is not None
-        envelope = here.envelope(5.0, {"prompt": "a secret prompt"})
+    async with with_worker_process(tmp_path, env=env) as system:
+        assert system.worker is not None
+        envelope = system.envelope(5.0, {"prompt": "a secret prompt"})
         for path in ("/echo", "/raising"):
             headers = {"Authorization": "Bearer a-secret-key"}
-            url = f"{here.url}{path}?api_key=another-secret"
-            async with here.http.post(url, json=envelope, headers=headers) as answer:
+            url = f"{system.url}{path}?api_key=another-secret"
+            async with system.http.post(url, json=envelope, headers=headers) as answer:
                 await answer.read()
-            envelope = here.envelope(5.0, {"prompt": "a secret prompt", "raise": "response"})
-        here.worker.terminate()
-        assert await here.worker.exit_status() == 0
-        output = here.worker.output()
+            envelope = system.envelope(5.0, {"prompt": "a secret prompt", "raise": "response"})
+        system.worker.terminate()
+        assert await system.worker.exit_status() == 0
+        output = system.worker.output()
         lines = [json.loads(line) for line in output.splitlines()]
     assert {"time", "level", "logger", "message"} <= lines[0].keys()
     assert any("RuntimeError: response bug" in line.get("traceback", "") for line in lines)
@@ -344,7 +345,7 @@ async def test_json_lines_without_payloads_tokens_or_signatures(tmp_path: Path) 
         assert secret not in output
 
 
-# What importing it does
+# Imports
 
 AUDIT = """
 import sys
@@ -390,7 +391,7 @@ print(opened, ours)
 
 
 def test_importing_and_constructing_touch_nothing() -> None:
-    """No network, no file, no environment, no logging set-up, no event loop."""
+    """Importing uses no network, file, environment, logging configuration or event loop."""
     done = subprocess.run(
         [sys.executable, "-c", AUDIT], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""A newcomer's first minutes: `pyworker new`, its test, `run --local`, a request, `status`."""
+"""The first steps of a new author: `pyworker new`, its test, `run --local`, a request, `status`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fakes.command import command, done
 
 @pytest.fixture
 def ports() -> Generator[dict[str, str], None, None]:
-    """Ports of the system's for model server and worker, as variables."""
+    """Free ports for the model server and the worker, as variables."""
     with ExitStack() as stack:
         model, worker, loopback = (str(stack.enter_context(free_port())) for _ in range(3))
         url = f"http://127.0.0.1:{model}"
@@ -26,7 +26,7 @@ def ports() -> Generator[dict[str, str], None, None]:
 
 
 def saved_benchmarks(folder: Path) -> list[str]:
-    """The folders in which a benchmark's result was kept."""
+    """The folders in which a benchmark's result was saved."""
     return [p.parent.name for p in folder.rglob(".pyworker_benchmark.json")]
 
 
@@ -35,7 +35,7 @@ async def test_a_new_worker_passes_its_own_test(tmp_path: Path) -> None:
     assert (made.status, made.errors) == (0, "")
     assert "pyworker run storyteller/worker.py --local" in made.output
     words = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "storyteller")
-    tested = await done(*words, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""})  # ours may ask for coverage
+    tested = await done(*words, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""})  # this run may ask for coverage
     assert tested.status == 0, tested.output
     assert "2 passed" in tested.output
     assert not saved_benchmarks(tmp_path)
@@ -45,7 +45,7 @@ async def test_a_new_worker_passes_its_own_test(tmp_path: Path) -> None:
     assert again.errors.startswith("pyworker new: storyteller exists already")
 
 
-async def test_a_new_worker_runs_here_and_answers(tmp_path: Path, ports: dict[str, str]) -> None:
+async def test_a_new_worker_runs_locally_and_answers(tmp_path: Path, ports: dict[str, str]) -> None:
     make_worker("storyteller", tmp_path)
     model_port = ports["MODEL_SERVER_URL"].rsplit(":", 1)[1]
     async with (
@@ -69,8 +69,8 @@ async def test_a_new_worker_runs_here_and_answers(tmp_path: Path, ports: dict[st
         assert (wrong.status, wrong.output) == (1, '{"error": "POST /generat: not found"}\n')
         assert wrong.errors.endswith("/generat answered 404 Not Found\n")
 
-        told = await done("status", cwd=tmp_path, env=ports)
-        assert (told.status, told.errors) == (0, "")
+        shown = await done("status", cwd=tmp_path, env=ports)
+        assert (shown.status, shown.errors) == (0, "")
         for text in (
             ": ready for ",
             "POST /generate_stream",
@@ -78,7 +78,7 @@ async def test_a_new_worker_runs_here_and_answers(tmp_path: Path, ports: dict[st
             "1 served",
             "200 OK",
         ):
-            assert text in told.output
+            assert text in shown.output
         raw = await done("status", "--json", "--port", ports["WORKER_HTTP_PORT"], cwd=tmp_path)
         assert json.loads(raw.output)["slowest"][0]["route"] == "POST /generate_stream"
 
@@ -92,7 +92,7 @@ async def test_a_new_worker_runs_here_and_answers(tmp_path: Path, ports: dict[st
     assert saved_benchmarks(tmp_path) == ["storyteller"]
 
 
-async def test_without_an_engine_a_request_says_how_to_start_one(tmp_path: Path) -> None:
+async def test_a_request_without_an_engine_says_how_to_start_one(tmp_path: Path) -> None:
     asked = await done("request", "/generate", "{}", "--engine", "http://127.0.0.1:1", cwd=tmp_path)
     assert (asked.status, asked.output) == (1, "")
     assert asked.errors == (

@@ -1,4 +1,4 @@
-"""The official client, unmodified, through the local engine to a worker: over plain HTTP and over TLS."""
+"""The unmodified official client, through the local engine to a worker, over HTTP and over TLS."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from lib.local.engine import LocalEngine
 from lib.local.hello_world import hello_world
 from lib.local.local_worker_env import WORKER_ID
 from lib.local.serving import serve_engine
-from tests.system import GUARD_S, engine_key
+from tests.guard import GUARD_S
+from tests.system import engine_key
 
-# Of any type: it has none that a checker could use.
+# Typed as Any: the package has no types that a checker could use.
 vastai: Any = pytest.importorskip("vastai", reason="the official client, `vastai`, can't be installed here")
-
-pytestmark = pytest.mark.timeout(90)
 
 TOKENS_PER_S = 5000
 MASTER_TOKEN = "master-token"
@@ -36,7 +35,7 @@ PAYLOAD = {"prompt": "Alice was", "max_response_tokens": 5}
 
 
 @dataclass
-class System:
+class ClientSystem:
     """The engine, a ready worker, and the official client on them."""
 
     engine: LocalEngine
@@ -46,7 +45,9 @@ class System:
 
 
 @asynccontextmanager
-async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool) -> AsyncGenerator[System, None]:
+async def start_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> AsyncGenerator[ClientSystem, None]:
     engine = LocalEngine(key=engine_key())
     variables = {
         "MASTER_TOKEN": MASTER_TOKEN,
@@ -60,11 +61,11 @@ async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool) -> 
         await engine.wait_for(lambda: engine.worker(WORKER_ID).state == "ready", GUARD_S)
         monkeypatch.setattr(vastai.Serverless, "SSL_CERT_URL", url + CA_PATH)
         async with vastai.Serverless(api_key="any", autoscaler_url=url, webserver_url=url) as client:
-            yield System(engine, running.worker_url, client, tmp_path / "force_update")
+            yield ClientSystem(engine, running.worker_url, client, tmp_path / "force_update")
 
 
 def certified(engine: LocalEngine, folder: Path) -> dict[str, str]:
-    """What a worker with a certificate of the engine's authority is told."""
+    """The variables of a worker with a certificate of the engine's authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
     request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=False)
@@ -81,20 +82,20 @@ def certified(engine: LocalEngine, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(params=["http", "https"])
-async def here(
+async def system(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncGenerator[System, None]:
-    async with system(tmp_path, monkeypatch, tls=request.param == "https") as running:
+) -> AsyncGenerator[ClientSystem, None]:
+    async with start_system(tmp_path, monkeypatch, tls=request.param == "https") as running:
         assert running.worker_url.startswith(f"{request.param}://")
         yield running
 
 
-async def test_plain_and_streamed_requests_sessions_and_workers(here: System) -> None:
-    endpoint = await here.client.get_endpoint("local")
+async def test_requests_streams_sessions_and_the_list_of_workers(system: ClientSystem) -> None:
+    endpoint = await system.client.get_endpoint("local")
     assert (endpoint.id, endpoint.name) == (1, "local")
 
     answer = await endpoint.request("/generate", PAYLOAD, cost=5)
-    assert (answer["ok"], answer["status"], answer["url"]) == (True, 200, here.worker_url)
+    assert (answer["ok"], answer["status"], answer["url"]) == (True, 200, system.worker_url)
     assert answer["response"]["tokens"] == 5
 
     streamed = await endpoint.request("/generate_stream", PAYLOAD, cost=5, stream=True)
@@ -119,58 +120,58 @@ async def test_plain_and_streamed_requests_sessions_and_workers(here: System) ->
     assert worker.perf == worker.measured_perf > 0
 
     statuses = ["Success", "Success", "Error", "Success"]
-    await here.engine.wait_for(lambda: len(here.engine.finished) == len(statuses), GUARD_S)
-    assert [f.request.status for f in here.engine.finished] == statuses
-    assert len(here.engine.open_requests) == 0
-    # Two requests of 5 and a session of 20; the one that was wrong weighs nothing.
-    await here.engine.wait_for(lambda: here.engine.worker(WORKER_ID).totals.cur_perf == 30.0, GUARD_S)
+    await system.engine.wait_for(lambda: len(system.engine.finished) == len(statuses), GUARD_S)
+    assert [f.request.status for f in system.engine.finished] == statuses
+    assert len(system.engine.open_requests) == 0
+    # Two requests of 5 and a session of 20; the invalid request counts nothing.
+    await system.engine.wait_for(lambda: system.engine.worker(WORKER_ID).totals.cur_perf == 30.0, GUARD_S)
 
 
-async def test_many_requests_at_once(here: System) -> None:
-    endpoint = await here.client.get_endpoint("local")
+async def test_many_requests_at_once(system: ClientSystem) -> None:
+    endpoint = await system.client.get_endpoint("local")
     answers = await asyncio.gather(*(endpoint.request("/generate", PAYLOAD, cost=5) for _ in range(20)))
     assert [answer["status"] for answer in answers] == [200] * 20
     assert len({answer["request_idx"] for answer in answers}) == 20
 
 
-async def test_endpoints_groups_and_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endpoints_and_worker_groups_are_managed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = importlib.import_module("vastai.data.endpoint").EndpointConfig("chat", max_workers=3)
-    async with system(tmp_path, monkeypatch, tls=False) as here:
-        assert [endpoint.name for endpoint in await here.client.get_endpoints()] == ["local"]
-        made = await here.client.create_endpoint(config)
-        data = await here.client.fetch_endpoint(made.id)
+    async with start_system(tmp_path, monkeypatch, tls=False) as system:
+        assert [endpoint.name for endpoint in await system.client.get_endpoints()] == ["local"]
+        made = await system.client.create_endpoint(config)
+        data = await system.client.fetch_endpoint(made.id)
         assert (data.config.endpoint_name, data.config.max_workers, data.config.cold_workers) == (
             "chat",
             3,
             5,
         )
         group = await made.add_workergroup("a-template")
-        assert await here.client.find_workergroup_for_endpoint(made.id) == group
-        await here.client.delete_workergroup(group)
-        assert await here.client.find_workergroup_for_endpoint(made.id) is None
+        assert await system.client.find_workergroup_for_endpoint(made.id) == group
+        await system.client.delete_workergroup(group)
+        assert await system.client.find_workergroup_for_endpoint(made.id) is None
         await made.delete()
         with pytest.raises(Exception, match="chat could not be found"):
-            await here.client.get_endpoint("chat")
+            await system.client.get_endpoint("chat")
 
-        group = await here.client.find_workergroup_for_endpoint(1)
+        group = await system.client.find_workergroup_for_endpoint(1)
         assert group is not None
-        told = await here.client.update_workers(group)
-        assert told["result"] == {str(WORKER_ID): "asked"}
-        assert here.force_update.exists()
+        updated = await system.client.update_workers(group)
+        assert updated["result"] == {str(WORKER_ID): "asked"}
+        assert system.force_update.exists()
 
 
-async def test_its_console_calls_by_their_older_names_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with system(tmp_path, monkeypatch, tls=False) as here:
-        url = here.client.autoscaler_url
+async def test_the_consoles_older_names_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with start_system(tmp_path, monkeypatch, tls=False) as system:
+        url = system.client.autoscaler_url
         console = vastai.VastAI(api_key="any", server_url=url)
 
         def manage() -> dict[str, Any]:
             console.create_endpoint(endpoint_name="chat", max_workers=2)
             console.update_endpoint(2, max_workers=4)
             console.create_workergroup(endpoint_name="chat", template_hash="abc", gpu_ram=48.0)
-            told = {
+            answers = {
                 "endpoints": console.show_endpoints(),
                 "groups": console.show_workergroups(),
                 "workers": console.get_endpoint_workers(1),
@@ -180,18 +181,18 @@ async def test_its_console_calls_by_their_older_names_too(
             }
             console.delete_workergroup(2)
             console.delete_endpoint(2)
-            return told
+            return answers
 
-        told = await asyncio.to_thread(manage)
-        assert [(e["endpoint_name"], e["max_workers"]) for e in told["endpoints"]] == [
+        answers = await asyncio.to_thread(manage)
+        assert [(e["endpoint_name"], e["max_workers"]) for e in answers["endpoints"]] == [
             ("local", 20),
             ("chat", 4),
         ]
-        assert [(g["endpoint_name"], g["gpu_ram"]) for g in told["groups"]] == [
+        assert [(g["endpoint_name"], g["gpu_ram"]) for g in answers["groups"]] == [
             ("local", 24.0),
             ("chat", 48.0),
         ]
-        assert [worker["id"] for worker in told["workers"]] == [WORKER_ID]
-        assert "is ready" in told["logs"]["info0"]
-        assert "is ready" in told["group_logs"]["info0"]
-        assert told["update"]["success"]
+        assert [worker["id"] for worker in answers["workers"]] == [WORKER_ID]
+        assert "is ready" in answers["logs"]["info0"]
+        assert "is ready" in answers["group_logs"]["info0"]
+        assert answers["update"]["success"]

@@ -1,4 +1,4 @@
-"""The OpenAI client from the package index, unmodified, through a worker with a token as its API key."""
+"""The unmodified OpenAI client, through a worker, with a token as its API key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HELLO: Any = [{"role": "user", "content": "Where to?"}]
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
-    """A chat completion, whole or one word an event."""
+    """Answer with a chat completion, whole or as a stream of one word an event."""
     asked = await request.json()
     made = {"id": "c1", "created": 1, "model": asked["model"]}
     if not asked.get("stream"):
@@ -44,7 +44,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 
 async def transcriptions(request: web.Request) -> web.Response:
-    """What was in the form, as a text."""
+    """Answer with the form's content as text."""
     form = await request.post()
     file = form["file"]
     assert isinstance(file, web.FileField)
@@ -65,7 +65,7 @@ def tokens(payload: dict[str, Any]) -> float:
 
 
 @asynccontextmanager
-async def a_client(tmp_path: Path) -> AsyncGenerator[tuple[System, openai.AsyncOpenAI], None]:
+async def with_client(tmp_path: Path) -> AsyncGenerator[tuple[System, openai.AsyncOpenAI], None]:
     app = web.Application(client_max_size=2**30)
     app.add_routes(
         [
@@ -98,37 +98,37 @@ async def a_client(tmp_path: Path) -> AsyncGenerator[tuple[System, openai.AsyncO
             yield system, client
 
 
-async def test_it_completes_and_streams_again_and_again(tmp_path: Path) -> None:
-    async with a_client(tmp_path) as (system, client):
+async def test_completions_and_streams_with_one_token(tmp_path: Path) -> None:
+    async with with_client(tmp_path) as (system, client):
         whole = await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=5)
         assert whole.choices[0].message.content == "Down the rabbit hole"
         stream = await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=7, stream=True)
         assert [chunk.choices[0].delta.content async for chunk in stream] == WORDS
         assert [model.id async for model in client.models.list()] == ["tiny"]
-        await system.told(served=5.0 + 7.0 + 100.0)
+        await system.reported(served=5.0 + 7.0 + 100.0)
 
 
-async def test_it_uploads_a_file(tmp_path: Path) -> None:
-    async with a_client(tmp_path) as (system, client):
+async def test_an_upload_reaches_the_model_server(tmp_path: Path) -> None:
+    async with with_client(tmp_path) as (system, client):
         sound = bytes(range(256)) * 10_000
         heard = await client.audio.transcriptions.create(model="tiny", file=("a b.wav", sound))
         assert heard.text == f"tiny a b.wav {hashlib.sha256(sound).hexdigest()}"
-        await system.told(served=100.0)
+        await system.reported(served=100.0)
 
 
-async def test_many_at_once_with_one_token(tmp_path: Path) -> None:
-    async with a_client(tmp_path) as (system, client):
+async def test_many_concurrent_requests_with_one_token(tmp_path: Path) -> None:
+    async with with_client(tmp_path) as (system, client):
         calls = [
             client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1) for _ in range(50)
         ]
         answers = await asyncio.gather(*calls)
         assert {answer.choices[0].message.content for answer in answers} == {"Down the rabbit hole"}
-        await system.told(served=50.0)
+        await system.reported(served=50.0)
         assert system.totals.new_load == 50.0
 
 
-async def test_it_understands_refusals(tmp_path: Path) -> None:
-    async with a_client(tmp_path) as (system, client):
+async def test_refusals_raise_the_clients_own_errors(tmp_path: Path) -> None:
+    async with with_client(tmp_path) as (system, client):
         with pytest.raises(openai.NotFoundError, match="no embeddings here"):
             await client.embeddings.create(model="tiny", input="x")
         forged = client.with_options(api_key=system.bearer(url="http://elsewhere:1"))
@@ -138,4 +138,4 @@ async def test_it_understands_refusals(tmp_path: Path) -> None:
         keyless = client.with_options(api_key="sk-of-elsewhere")
         with pytest.raises(openai.UnprocessableEntityError) as invalid:
             await keyless.models.list()
-        assert "authentication by a header" in invalid.value.response.text
+        assert "authenticate by a header" in invalid.value.response.text

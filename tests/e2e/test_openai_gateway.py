@@ -1,4 +1,4 @@
-"""The unmodified OpenAI client from the package index, through the OpenAI gateway to real workers."""
+"""The unmodified OpenAI client, through the OpenAI gateway of the local engine, to worker processes."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ import pytest
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from tests.fakes.worker import Setup
-from tests.system import CONTAINER_ID, GUARD_S, PortLease, WorkerProcess, engine_key, worker_process
+from tests.guard import GUARD_S
+from tests.system import CONTAINER_ID, PortLease, WorkerProcess, engine_key, worker_process
 from tests.workers.worker_system import WorkerSystem, worker_system
 
 HELLO: Any = [{"role": "user", "content": "Where to?"}]
 OTHER_ID = CONTAINER_ID + 1
 
 
-def a_client(engine_url: str, api_key: str = "sk-1") -> openai.AsyncOpenAI:
+def openai_client(engine_url: str, api_key: str = "sk-1") -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
         base_url=f"{engine_url}/openai/local/v1", api_key=api_key, max_retries=0, timeout=GUARD_S
     )
 
 
 @asynccontextmanager
-async def a_fleet(tmp_path: Path) -> AsyncGenerator[tuple[WorkerSystem, openai.AsyncOpenAI], None]:
-    """A ready worker, and a client that knows the door."""
-    async with worker_system(tmp_path, "openai") as here, a_client(here.system.engine_url) as client:
-        yield here, client
+async def with_worker_and_client(
+    tmp_path: Path,
+) -> AsyncGenerator[tuple[WorkerSystem, openai.AsyncOpenAI], None]:
+    """A ready worker, and a client of the gateway."""
+    async with worker_system(tmp_path, "openai") as worker, openai_client(worker.system.engine_url) as client:
+        yield worker, client
 
 
 @asynccontextmanager
-async def another_worker(here: WorkerSystem, tmp_path: Path) -> AsyncGenerator[WorkerProcess, None]:
+async def another_worker(worker: WorkerSystem, tmp_path: Path) -> AsyncGenerator[WorkerProcess, None]:
     """A second worker in front of the same model server, ready at the beginning of the block."""
     public, loopback = PortLease(), PortLease()
     variables = {
@@ -44,13 +47,13 @@ async def another_worker(here: WorkerSystem, tmp_path: Path) -> AsyncGenerator[W
         "WORKER_PORT": str(public.port),
         "WORKER_HTTP_PORT": str(loopback.port),
         f"VAST_TCP_PORT_{public.port}": str(public.port),
-        "MODEL_SERVER_URL": here.model_url,
+        "MODEL_SERVER_URL": worker.model_url,
         "MODEL_LOG": str(tmp_path / "model.log"),
     }
-    engine = here.system.engine
+    engine = worker.system.engine
     try:
         async with worker_process(
-            here.system, tmp_path, Setup(), variables, "other.log", "workers.openai.server"
+            worker.system, tmp_path, Setup(), variables, "other.log", "workers.openai.server"
         ) as other:
             await engine.wait_for(lambda: engine.worker(OTHER_ID).state == "ready", GUARD_S)
             yield other
@@ -59,12 +62,12 @@ async def another_worker(here: WorkerSystem, tmp_path: Path) -> AsyncGenerator[W
         loopback.close()
 
 
-async def nothing_open(engine: LocalEngine) -> None:
+async def wait_until_none_open(engine: LocalEngine) -> None:
     await engine.wait_for(lambda: len(engine.open_requests) == 0, GUARD_S)
 
 
-async def test_it_completes_streams_uploads_and_lists(tmp_path: Path) -> None:
-    async with a_fleet(tmp_path) as (here, client):
+async def test_completions_streams_uploads_and_the_list_of_models(tmp_path: Path) -> None:
+    async with with_worker_and_client(tmp_path) as (worker, client):
         said = await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=5)
         assert said.choices[0].message.content == "user: Where to?"
         stream = await client.completions.create(model="tiny", prompt="a", max_tokens=7, stream=True)
@@ -77,7 +80,7 @@ async def test_it_completes_streams_uploads_and_lists(tmp_path: Path) -> None:
         vectors = await client.embeddings.create(model="tiny", input="x", encoding_format="float")
         assert vectors.data[0].embedding == [0.5, -1.0]
 
-        received = await here.received()
+        received = await worker.received()
         assert [request["path"] for request in received] == [
             "/v1/chat/completions",
             "/v1/completions",
@@ -86,14 +89,14 @@ async def test_it_completes_streams_uploads_and_lists(tmp_path: Path) -> None:
             "/v1/embeddings",
         ]
         assert not any({"authorization", "x-vast-auth"} & set(request["headers"]) for request in received)
-        engine = here.system.engine
+        engine = worker.system.engine
         await engine.wait_for(lambda: len(engine.finished) == len(received), GUARD_S)
         assert {finish.request.status for finish in engine.finished} == {"Success"}
-        await nothing_open(engine)
+        await wait_until_none_open(engine)
 
 
-async def test_it_understands_what_is_wrong(tmp_path: Path) -> None:
-    async with a_fleet(tmp_path) as (here, client):
+async def test_errors_raise_the_clients_own_errors(tmp_path: Path) -> None:
+    async with with_worker_and_client(tmp_path) as (worker, client):
         with pytest.raises(openai.InternalServerError, match="CUDA out of memory"):
             await client.completions.create(model="tiny", prompt="fail")
         with pytest.raises(openai.NotFoundError, match="`huge` does not exist"):
@@ -104,24 +107,24 @@ async def test_it_understands_what_is_wrong(tmp_path: Path) -> None:
         assert invalid.value.type == "invalid_request_error"
         with pytest.raises(openai.NotFoundError, match="/v1/batches: not found"):
             await client.batches.list()
-        elsewhere = client.with_options(base_url=f"{here.system.engine_url}/openai/elsewhere/v1")
+        elsewhere = client.with_options(base_url=f"{worker.system.engine_url}/openai/elsewhere/v1")
         with pytest.raises(openai.NotFoundError, match="no worker has joined the endpoint 'elsewhere'"):
             await elsewhere.models.list()
-        await nothing_open(here.system.engine)
+        await wait_until_none_open(worker.system.engine)
 
 
 async def test_a_client_that_closes_its_stream_ends_the_models_work(tmp_path: Path) -> None:
-    async with a_fleet(tmp_path) as (here, client):
+    async with with_worker_and_client(tmp_path) as (worker, client):
         stream = await client.completions.create(model="tiny", prompt="hang", stream=True)
         assert (await anext(aiter(stream))).choices[0].text == " word"
         await stream.close()
-        await here.client_left()
-        await nothing_open(here.system.engine)
+        await worker.client_left()
+        await wait_until_none_open(worker.system.engine)
 
 
-async def test_without_the_key_or_a_worker() -> None:
+async def test_a_missing_key_or_worker_is_an_error() -> None:
     engine = LocalEngine(api_key="sk-1", key=engine_key())
-    async with serve_engine(engine) as url, a_client(url) as client:
+    async with serve_engine(engine) as url, openai_client(url) as client:
         with pytest.raises(openai.AuthenticationError, match="wrong API key") as refused:
             await client.with_options(api_key="sk-2").models.list()
         assert refused.value.code == "invalid_api_key"
@@ -129,12 +132,15 @@ async def test_without_the_key_or_a_worker() -> None:
             await client.chat.completions.create(model="tiny", messages=HELLO)
         assert (unready.value.status_code, unready.value.code) == (503, "no_worker_ready")
         assert int(unready.value.response.headers["Retry-After"]) >= 1
-        await nothing_open(engine)
+        await wait_until_none_open(engine)
 
 
-async def test_two_workers_share_the_requests_and_one_goes_on_alone(tmp_path: Path) -> None:
-    async with a_fleet(tmp_path) as (here, client), another_worker(here, tmp_path) as other:
-        engine = here.system.engine
+async def test_two_workers_share_requests_until_one_is_left(tmp_path: Path) -> None:
+    async with (
+        with_worker_and_client(tmp_path) as (worker, client),
+        another_worker(worker, tmp_path) as other,
+    ):
+        engine = worker.system.engine
         both = [engine.worker(CONTAINER_ID), engine.worker(OTHER_ID)]
 
         async def say(number: int) -> str | None:
@@ -157,10 +163,10 @@ async def test_two_workers_share_the_requests_and_one_goes_on_alone(tmp_path: Pa
         cut, going = await asyncio.wait(ends, timeout=GUARD_S, return_when=asyncio.FIRST_COMPLETED)
         assert (len(cut), len(going)) == (1, 1)
         assert not isinstance(cut.pop().exception(), (StopAsyncIteration, type(None)))
-        assert engine.worker(OTHER_ID).state == "ready"  # as far as the engine knows
+        assert engine.worker(OTHER_ID).state == "ready"  # the engine has not noticed it yet
         assert await asyncio.gather(*(say(number) for number in range(10))) == answers[:10]
         going.pop().cancel()
         await asyncio.gather(*ends, return_exceptions=True)
         for stream in hanging:
             await stream.close()
-        await nothing_open(engine)
+        await wait_until_none_open(engine)

@@ -1,4 +1,4 @@
-"""Handlers that speak to the model server in a way of their own (`call_model`)."""
+"""Handlers with their own way of calling the model server (`call_model`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.system import PortLease, with_worker_task
 
 @dataclass(kw_only=True)
 class TwoCalls(JobHandler):
-    """Asks the model server twice, the first time by `backend.session` at `first`."""
+    """Calls the model server twice, first through `backend.session` at the URL `first`."""
 
     backend: Backend
     first: str
@@ -47,9 +47,9 @@ def two_calls(first: str) -> Any:
     return make
 
 
-async def test_what_it_reads_is_never_compressed(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, make=two_calls("/echo")) as here:
-        async with here.post("/two", headers={"Accept-Encoding": "gzip", "X-Request-Id": "id-7"}) as answer:
+async def test_an_answer_to_a_handlers_own_call_is_never_compressed(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=two_calls("/echo")) as system:
+        async with system.post("/two", headers={"Accept-Encoding": "gzip", "X-Request-Id": "id-7"}) as answer:
             seen = await answer.json()
         assert (answer.status, json.loads(seen["body"])) == (200, {"first": "/echo"})
         assert "Accept-Encoding" not in seen["headers"]
@@ -59,28 +59,30 @@ async def test_what_it_reads_is_never_compressed(tmp_path: Path) -> None:
 async def test_a_server_that_cannot_be_reached_is_a_502(tmp_path: Path) -> None:
     lease = PortLease()
     try:
-        async with with_worker_task(tmp_path, make=two_calls(f"http://127.0.0.1:{lease.port}/echo")) as here:
+        async with with_worker_task(
+            tmp_path, make=two_calls(f"http://127.0.0.1:{lease.port}/echo")
+        ) as system:
             for data in ({}, {"socket": True}):
-                async with here.post("/two", data=data) as answer:
+                async with system.post("/two", data=data) as answer:
                     assert answer.status == 502
                     assert "could not be reached" in (await answer.json())["error"]
-            await here.engine.wait_for(lambda: len(here.engine.finished) == 2)
-            assert {f.request.status for f in here.engine.finished} == {"Error"}
+            await system.engine.wait_for(lambda: len(system.engine.finished) == 2)
+            assert {f.request.status for f in system.engine.finished} == {"Error"}
     finally:
         lease.close()
 
 
-async def test_a_refused_websocket_is_one_too(tmp_path: Path) -> None:
+async def test_a_refused_websocket_is_a_502(tmp_path: Path) -> None:
     async with (
-        with_worker_task(tmp_path, make=two_calls("/missing")) as here,
-        here.post("/two", data={"socket": True}) as answer,
+        with_worker_task(tmp_path, make=two_calls("/missing")) as system,
+        system.post("/two", data={"socket": True}) as answer,
     ):
         assert answer.status == 502
 
 
 @dataclass(kw_only=True)
 class Careless(JobHandler):
-    """Tidies up badly after what broke it off, or waits for something of its own that was called off."""
+    """Raises while it cleans up after a cancellation, or awaits a task of its own that was cancelled."""
 
     @asynccontextmanager
     async def call_model(self, model: Any, payload: Job) -> AsyncGenerator[Any, None]:
@@ -117,62 +119,64 @@ WAYS = pytest.mark.parametrize("fields", [{}, {"keepalive_s": 30.0}, {"on_discon
 async def test_a_call_that_was_cancelled_by_the_author_is_a_500(
     tmp_path: Path, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with with_worker_task(tmp_path, make=careless(**fields)) as here:
-        async with here.post("/held", data={"called off": "first"}) as answer:
+    async with with_worker_task(tmp_path, make=careless(**fields)) as system:
+        async with system.post("/held", data={"called off": "first"}) as answer:
             assert (answer.status, (await answer.json())["error"]) == (500, "internal error")
-        here.model.release()
-        assert (await here.call("/held"))[0] == 200  # the slot is free again
-        await here.engine.wait_for(lambda: len(here.engine.finished) == 2)
-        assert [f.request.status for f in here.engine.finished] == ["Error", "Success"]
+        system.model.release()
+        assert (await system.call("/held"))[0] == 200  # the slot is free again
+        await system.engine.wait_for(lambda: len(system.engine.finished) == 2)
+        assert [f.request.status for f in system.engine.finished] == ["Error", "Success"]
     assert "the handler's own code was cancelled" in caplog.text
 
 
-async def test_nor_is_one_a_success_that_its_client_has_left_to_finish(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, make=careless(on_disconnect="finish")) as here:
-        async with connected(here.url) as client:
-            await client.post("/held", here.envelope(data={"called off": "last"}))
-            await here.model.until(lambda: here.model.working == 1)
+async def test_a_cancelled_own_call_is_an_error_after_its_client_left_too(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=careless(on_disconnect="finish")) as system:
+        async with connected(system.url) as client:
+            await client.post("/held", system.envelope(data={"called off": "last"}))
+            await system.model.until(lambda: system.model.working == 1)
             client.leave()
-        async with here.http.get(here.url + "/ping") as answer:
-            assert answer.status == 200  # by now it is known to have left
-        here.model.release()
-        await here.engine.wait_for(lambda: here.engine.finished)
-        assert here.engine.finished[0].request.status == "Error"
+        async with system.http.get(system.url + "/ping") as answer:
+            assert answer.status == 200  # the worker has noticed by now that the client left
+        system.model.release()
+        await system.engine.wait_for(lambda: system.engine.finished)
+        assert system.engine.finished[0].request.status == "Error"
 
 
 @pytest.mark.parametrize("fields", [{}, {"keepalive_s": 30.0}, {"keepalive_s": 0.01}])
-async def test_what_an_author_raises_after_the_client_left_is_no_failure(
+async def test_an_authors_exception_after_the_client_left_is_not_a_failure(
     tmp_path: Path, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with with_worker_task(tmp_path, make=careless(**fields)) as here:
-        async with connected(here.url) as client:
-            await client.post("/held", here.envelope(data={"untidy": True}))
-            await here.model.until(lambda: here.model.working == 1)
+    async with with_worker_task(tmp_path, make=careless(**fields)) as system:
+        async with connected(system.url) as client:
+            await client.post("/held", system.envelope(data={"untidy": True}))
+            await system.model.until(lambda: system.model.working == 1)
             if fields.get("keepalive_s") == 0.01:
-                await client.head()  # a newline is out
+                await client.head()  # a newline has been sent
             client.leave()
-            await here.engine.wait_for(lambda: here.engine.finished)
-        assert here.engine.finished[0].request.status == "Cancelled"
+            await system.engine.wait_for(lambda: system.engine.finished)
+        assert system.engine.finished[0].request.status == "Cancelled"
     assert "raised after its client had left: RuntimeError('clean-up bug')" in caplog.text
 
 
 @WAYS
-async def test_and_after_the_worker_cut_it_one(tmp_path: Path, fields: dict[str, Any]) -> None:
+async def test_an_authors_exception_after_the_worker_cut_the_request_is_a_failure(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
     async with (
-        with_worker_task(tmp_path, make=careless(**fields), drain_timeout_s=0.1) as here,
-        connected(here.url) as client,
+        with_worker_task(tmp_path, make=careless(**fields), drain_timeout_s=0.1) as system,
+        connected(system.url) as client,
     ):
-        await client.post("/held", here.envelope(data={"untidy": True}))
-        await here.model.until(lambda: here.model.working == 1)
-        assert here.stop is not None
-        here.stop.ask()
-        await here.engine.wait_for(lambda: here.engine.finished)
-        assert here.engine.finished[0].request.status == "Error"
+        await client.post("/held", system.envelope(data={"untidy": True}))
+        await system.model.until(lambda: system.model.working == 1)
+        assert system.stop is not None
+        system.stop.ask()
+        await system.engine.wait_for(lambda: system.engine.finished)
+        assert system.engine.finished[0].request.status == "Error"
 
 
 @dataclass(kw_only=True)
 class Twice(JobHandler):
-    """Begins an answer, and then gives another in one of the `ways`."""
+    """Begins an answer, then returns or raises another one, as `way` says."""
 
     way: str
 
@@ -194,12 +198,12 @@ async def test_a_second_answer_is_never_written_into_the_first(tmp_path: Path, w
         backend = Backend(model_url, healthcheck_url=setup.health)
         return backend, [web.post("/twice", backend.create_handler(Twice(path="/echo", way=way)))]
 
-    async with with_worker_task(tmp_path, make=make) as here, connected(here.url) as client:
-        await client.post("/twice", here.envelope())
+    async with with_worker_task(tmp_path, make=make) as system, connected(system.url) as client:
+        await client.post("/twice", system.envelope())
         assert (await client.head()).status == 200
         assert await client.rest() == b"4\r\nhalf\r\n"
-        await here.engine.wait_for(lambda: here.engine.finished)
-        assert here.engine.finished[0].request.status == "Error"
+        await system.engine.wait_for(lambda: system.engine.finished)
+        assert system.engine.finished[0].request.status == "Error"
 
 
 async def test_a_handler_on_two_routes_has_one_limit(tmp_path: Path) -> None:
@@ -208,11 +212,11 @@ async def test_a_handler_on_two_routes_has_one_limit(tmp_path: Path) -> None:
         handler = JobHandler(path="/held", max_concurrency=2)
         return backend, [web.post(path, backend.create_handler(handler)) for path in ("/one", "/other")]
 
-    async with with_worker_task(tmp_path, make=make) as here, anyio.create_task_group() as tasks:
+    async with with_worker_task(tmp_path, make=make) as system, anyio.create_task_group() as tasks:
         for path in ("/one", "/one", "/other", "/other"):
-            tasks.start_soon(here.call, path)
-        await here.engine.wait_for(lambda: here.last_report.num_requests_working == 4)
-        assert here.backend is not None
-        assert (here.backend.lanes.waiting, here.backend.lanes.working) == (2, 2)
-        here.model.release()
-        await here.told(served=4.0)
+            tasks.start_soon(system.call, path)
+        await system.engine.wait_for(lambda: system.last_report.num_requests_working == 4)
+        assert system.backend is not None
+        assert (system.backend.lanes.waiting, system.backend.lanes.working) == (2, 2)
+        system.model.release()
+        await system.reported(served=4.0)

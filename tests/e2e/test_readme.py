@@ -44,7 +44,7 @@ async def test_its_worker_runs(tmp_path: Path) -> None:
             async with system.http.post(f"{system.url}/generate", json=request) as answer:
                 assert answer.status == 200
                 assert (await answer.json())["tokens"] == 7
-            await system.told(served=7.0)
+            await system.reported(served=7.0)
 
 
 def test_every_file_it_links_to_exists() -> None:

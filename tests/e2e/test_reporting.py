@@ -1,4 +1,4 @@
-"""What the engine is told of real requests (lessons 8 to 11, 13, 14)."""
+"""The reports that the engine gets (docs/protocol.md, "Reports" and "Counting")."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tests.system import (
 )
 
 
-def told_of(system: System) -> list[tuple[str, bool]]:
-    """Status and success of each finished request that the engine was told of."""
+def reported_outcomes(system: System) -> list[tuple[str, bool]]:
+    """Status and success of each finished request that was reported."""
     return [(f.request.status, f.request.success) for f in system.engine.finished]
 
 
-async def outcomes(system: System, count: int) -> list[tuple[str, bool]]:
+async def wait_for_outcomes(system: System, count: int) -> list[tuple[str, bool]]:
     await system.engine.wait_for(lambda: len(system.engine.finished) >= count)
-    return told_of(system)
+    return reported_outcomes(system)
 
 
 async def all_at_once(system: System, path: str, envelopes: Sequence[dict[str, Any]]) -> None:
-    """Have the worker answer all of `envelopes`, sent together, with 200."""
+    """Send all `envelopes` concurrently; check that each is answered with 200."""
 
     async def send(envelope: dict[str, Any]) -> None:
         async with system.http.post(system.url + path, json=envelope) as answer:
@@ -46,22 +46,22 @@ async def all_at_once(system: System, path: str, envelopes: Sequence[dict[str, A
             tasks.start_soon(send, envelope)
 
 
-async def test_reports_say_who_and_where(tmp_path: Path) -> None:
+async def test_reports_contain_the_workers_id_and_address(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         report = system.last_report
         assert (report.id, report.mtoken, report.url) == (CONTAINER_ID, MASTER_TOKEN, system.url)
         assert (report.max_perf, report.error_msg) == (100.0, "")
         assert report.loadtime > 0
         await system.call("/echo", 5.0)
-        await system.told(served=5.0)
+        await system.reported(served=5.0)
         assert system.last_report.loadtime == report.loadtime
 
 
 @pytest.mark.parametrize(
-    ("path", "data", "perf", "told"),
+    ("path", "data", "perf", "expected"),
     [
         ("/echo", {}, 5.0, ("Success", True)),
-        ("/error422", {}, 5.0, ("Success", True)),  # the model did its part
+        ("/error422", {}, 5.0, ("Success", True)),  # the model server's own answer was a success
         ("/error500", {}, 0.0, ("Error", False)),
         ("/close", {}, 0.0, ("Error", False)),
         ("/raising", {"raise": "parser"}, 0.0, ("Error", False)),
@@ -71,31 +71,31 @@ async def test_reports_say_who_and_where(tmp_path: Path) -> None:
         ("/raising", {"status": 503}, 0.0, ("Error", False)),
     ],
 )
-async def test_only_what_was_served_counts_as_work(
-    tmp_path: Path, path: str, data: dict[str, Any], perf: float, told: tuple[str, bool]
+async def test_only_served_requests_count_as_performance(
+    tmp_path: Path, path: str, data: dict[str, Any], perf: float, expected: tuple[str, bool]
 ) -> None:
     async with with_worker_task(tmp_path) as system:
         await system.call(path, 5.0, data=data)
-        assert await outcomes(system, 1) == [told]
-        await system.told(served=perf)
+        assert await wait_for_outcomes(system, 1) == [expected]
+        await system.reported(served=perf)
         assert (system.totals.cur_perf, system.totals.rej_load) == (perf, 0.0)
         assert system.last_report.cur_load == 0.0
 
 
-async def test_a_cancelled_request_is_taken_off_again(tmp_path: Path) -> None:
+async def test_a_cancelled_request_is_withdrawn_from_the_load(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(system.call, "/held", 5.0)
             await system.engine.wait_for(lambda: system.last_report.cur_load == 5.0)
             assert system.last_report.working_request_idxs
             tasks.cancel_scope.cancel()
-        assert await outcomes(system, 1) == [("Cancelled", True)]
+        assert await wait_for_outcomes(system, 1) == [("Cancelled", True)]
         await system.call("/echo", 7.0)
-        await system.told(served=7.0)
+        await system.reported(served=7.0)
         assert system.totals.new_load == 7.0
 
 
-async def test_a_refused_request_is_told_as_rejected_load(tmp_path: Path) -> None:
+async def test_a_refused_request_is_reported_as_rejected_load(tmp_path: Path) -> None:
     setup = Setup(
         health="/health", handler={"max_queue_time": 0.0}, backend={"allow_parallel_requests": False}
     )
@@ -105,12 +105,12 @@ async def test_a_refused_request_is_told_as_rejected_load(tmp_path: Path) -> Non
             await system.model.until(lambda: system.model.working == 1)
             assert (await system.call("/echo", 3.0))[0] == 429
             system.model.release()
-        assert sorted(await outcomes(system, 2)) == [("Rejected", False), ("Success", True)]
-        await system.told(served=5.0)
+        assert sorted(await wait_for_outcomes(system, 2)) == [("Rejected", False), ("Success", True)]
+        await system.reported(served=5.0)
         assert (system.totals.new_load, system.totals.rej_load) == (5.0, 3.0)
 
 
-async def test_ten_requests_with_one_reqnum_are_ten(tmp_path: Path) -> None:
+async def test_ten_requests_with_one_reqnum_count_as_ten(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, scheme="url") as system:
         envelopes = [system.envelope(2.0, reqnum=7) for _ in range(10)]
         async with anyio.create_task_group() as tasks:
@@ -119,23 +119,23 @@ async def test_ten_requests_with_one_reqnum_are_ten(tmp_path: Path) -> None:
             assert system.last_report.cur_load == 20.0
             assert len(set(system.last_report.working_request_idxs)) == 10
             system.model.release()
-        await system.told(served=20.0)
+        await system.reported(served=20.0)
         assert system.last_report.num_requests_received == 10
-        assert await outcomes(system, 10) == [("Success", True)] * 10
+        assert await wait_for_outcomes(system, 10) == [("Success", True)] * 10
 
 
-async def test_each_try_of_a_request_is_told(tmp_path: Path) -> None:
+async def test_each_attempt_at_a_request_is_reported(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         for path in ("/error500", "/echo"):
             envelope = system.envelope(5.0, request_idx=77)
             async with system.http.post(system.url + path, json=envelope):
                 pass
-        assert await outcomes(system, 2) == [("Error", False), ("Success", True)]
+        assert await wait_for_outcomes(system, 2) == [("Error", False), ("Success", True)]
         assert {f.request.request_idx for f in system.engine.finished} == {77}
 
 
-async def test_a_slow_engine_is_told_of_every_unit(tmp_path: Path) -> None:
-    """Lesson 9. The engine answers after half a second; requests go on meanwhile."""
+async def test_a_slow_engine_gets_every_unit_of_load(tmp_path: Path) -> None:
+    """The engine answers after half a second while requests go on."""
     async with with_worker_task(tmp_path) as system:
         system.engine.faults.reports = Fault(delay_s=0.5)
         for _ in range(10):
@@ -144,7 +144,7 @@ async def test_a_slow_engine_is_told_of_every_unit(tmp_path: Path) -> None:
             if seen < 4:
                 await system.engine.wait_for(lambda seen=seen: system.engine.requests_seen["reports"] > seen)
         system.engine.faults.clear()
-        await system.told(served=10_000.0)
+        await system.reported(served=10_000.0)
         assert (system.totals.cur_perf, system.totals.new_load) == (10_000.0, 10_000.0)
 
 
@@ -158,31 +158,31 @@ async def test_nothing_is_lost_while_the_engine_is_down(tmp_path: Path, fault: F
         await system.engine.wait_for(lambda: system.engine.requests_seen["completions"] > 0)
         await system.call("/echo", 7.0)
         system.engine.faults.clear()
-        await system.told(served=12.0, error_msg="GPU fell off the bus")
+        await system.reported(served=12.0, error_msg="GPU fell off the bus")
         assert system.totals.cur_perf == 12.0
-        assert await outcomes(system, 2) == [("Success", True)] * 2
+        assert await wait_for_outcomes(system, 2) == [("Success", True)] * 2
 
 
-async def test_several_addresses_are_one_list_to_every_part(tmp_path: Path) -> None:
+async def test_several_engine_addresses_all_get_reports(tmp_path: Path) -> None:
     dead = PortLease()
-    async with engine_and_model_server(tmp_path) as here:
-        env = {"REPORT_ADDR": f"http://127.0.0.1:{dead.port}/ , {here.engine_url}/e/chat/"}
-        async with worker_process(here, tmp_path, Setup(health="/health"), env) as worker:
-            here.worker = worker
-            await here.ready()
-            assert (await here.call("/echo", 5.0))[0] == 200
-            await here.told(served=5.0)
-            assert await outcomes(here, 1) == [("Success", True)]
-            assert here.engine.worker(CONTAINER_ID).endpoint == "chat"
+    async with engine_and_model_server(tmp_path) as system:
+        env = {"REPORT_ADDR": f"http://127.0.0.1:{dead.port}/ , {system.engine_url}/e/chat/"}
+        async with worker_process(system, tmp_path, Setup(health="/health"), env) as worker:
+            system.worker = worker
+            await system.ready()
+            assert (await system.call("/echo", 5.0))[0] == 200
+            await system.reported(served=5.0)
+            assert await wait_for_outcomes(system, 1) == [("Success", True)]
+            assert system.engine.worker(CONTAINER_ID).endpoint == "chat"
     dead.close()
 
 
 async def test_a_process_reports_exactly_what_it_did(tmp_path: Path) -> None:
-    async with with_worker_process(tmp_path) as here:
-        await all_at_once(here, "/echo", [here.envelope(float(n)) for n in range(1, 101)])
-        await here.told(served=5050.0)
-        assert here.worker is not None
-        here.worker.terminate()
-        assert await here.worker.exit_status() == 0
-        assert (here.totals.cur_perf, here.totals.new_load) == (5050.0, 5050.0)
-        assert len(here.engine.finished) == 100
+    async with with_worker_process(tmp_path) as system:
+        await all_at_once(system, "/echo", [system.envelope(float(n)) for n in range(1, 101)])
+        await system.reported(served=5050.0)
+        assert system.worker is not None
+        system.worker.terminate()
+        assert await system.worker.exit_status() == 0
+        assert (system.totals.cur_perf, system.totals.new_load) == (5050.0, 5050.0)
+        assert len(system.engine.finished) == 100

@@ -1,4 +1,4 @@
-"""`pyworker run`: whose exit status it has, what signals do, and what it says when something is wrong."""
+"""`pyworker run`: its exit status, its signals, and its messages when something is wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.system import engine_and_model_server, environment
 
 FAKE_WORKER = str(ROOT / "tests" / "fakes" / "worker.py")
 
-# Says of the worker what it waits for at once, instead of after a while.
+# Prints without delay what the worker waits for.
 IMPATIENT = """
 import os, sys
 from lib.tools.run_local import run_with_local_engine
@@ -36,27 +36,27 @@ async def test_a_signal_reaches_the_worker_which_drains(tmp_path: Path) -> None:
             assert (await system.call("/echo", 2.0))[0] == 200
             worker.process.send_signal(signal.SIGTERM)
             ended = await worker.end()
-        await system.told(served=2.0)
+        await system.reported(served=2.0)
     assert ended.status == 0
     assert "ready → draining" in ended.errors
 
 
 @pytest.mark.parametrize("local", [(), ("--local",)])
-async def test_the_exit_status_is_the_workers(local: tuple[str, ...], tmp_path: Path) -> None:
+async def test_the_exit_status_is_that_of_the_worker(local: tuple[str, ...], tmp_path: Path) -> None:
     name = worker_in(tmp_path, "import sys\nprint('here I am', sys.argv, flush=True)\nsys.exit(7)\n")
     ended = await done("run", name, *local, cwd=tmp_path)
     assert ended.status == 7
     assert f"here I am ['{tmp_path / name}']" in ended.output
 
 
-async def test_a_worker_that_is_killed_is_told_as_a_shell_would(tmp_path: Path) -> None:
+async def test_a_killed_worker_gives_the_status_a_shell_gives(tmp_path: Path) -> None:
     name = worker_in(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     ended = await done("run", name, "--local", cwd=tmp_path)
     assert ended.status == 128 + signal.SIGKILL
     assert "The worker ended by itself, with exit status -9" in ended.output
 
 
-async def test_it_runs_in_its_projects_folder_and_finds_its_modules(tmp_path: Path) -> None:
+async def test_the_worker_runs_in_its_projects_folder_and_finds_its_modules(tmp_path: Path) -> None:
     folder = tmp_path / "project" / "mine"
     folder.mkdir(parents=True)
     (tmp_path / "project" / "requirements.txt").write_text("")
@@ -87,7 +87,9 @@ async def test_it_runs_in_its_projects_folder_and_finds_its_modules(tmp_path: Pa
         ),
     ],
 )
-async def test_what_fails_in_the_worker_is_told_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+async def test_an_exception_in_the_worker_is_reported_with_its_line(
+    text: str, said: str, tmp_path: Path
+) -> None:
     ended = await done("run", worker_in(tmp_path, text), cwd=tmp_path)
     assert ended.status == 1
     assert ended.errors.startswith("pyworker run: ")
@@ -95,7 +97,7 @@ async def test_what_fails_in_the_worker_is_told_with_its_place(text: str, said: 
     assert "runpy" not in ended.errors
 
 
-async def test_off_an_instance_it_names_what_is_missing_and_the_way_to_try_it(tmp_path: Path) -> None:
+async def test_outside_an_instance_the_missing_variables_and_the_local_mode_are_named(tmp_path: Path) -> None:
     ended = await done("run", "hello_world", cwd=tmp_path)
     assert ended.status == 2
     for name in ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_TCP_PORT_3000"):
@@ -104,14 +106,14 @@ async def test_off_an_instance_it_names_what_is_missing_and_the_way_to_try_it(tm
     assert ended.errors.endswith("--local\n")
 
 
-async def test_a_refusal_of_the_workers_own_is_told_once(tmp_path: Path) -> None:
+async def test_a_workers_own_refusal_is_printed_once(tmp_path: Path) -> None:
     ended = await done("run", "hello_world", cwd=tmp_path, env={"MAX_QUEUE_TIME": "soon"})
     assert ended.status == 2
     assert ended.errors.count("\n") == 2
     assert "MAX_QUEUE_TIME: 'soon' is neither" in ended.errors
 
 
-async def test_a_taken_port_is_told_with_its_holder_and_a_way_out(tmp_path: Path) -> None:
+async def test_a_taken_port_is_reported_with_its_holder_and_a_remedy(tmp_path: Path) -> None:
     async with engine_and_model_server(tmp_path) as system:
         env = environment(system, Setup(health="/health"))
         with socket.create_server(("127.0.0.1", int(env["WORKER_PORT"]))):
@@ -121,7 +123,7 @@ async def test_a_taken_port_is_told_with_its_holder_and_a_way_out(tmp_path: Path
     assert "or set WORKER_PORT to another port; --local takes a free one" in ended.errors
 
 
-async def test_beside_an_engine_taken_ports_are_others_and_it_says_so(tmp_path: Path) -> None:
+async def test_in_local_mode_other_ports_replace_taken_ones_with_a_message(tmp_path: Path) -> None:
     name = worker_in(tmp_path, "import os\nprint('my port is', os.environ['WORKER_PORT'])\n")
     with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
         ports = one.getsockname()[1], other.getsockname()[1]
@@ -133,13 +135,13 @@ async def test_beside_an_engine_taken_ports_are_others_and_it_says_so(tmp_path: 
     assert f"my port is {ports[0]}\n" not in ended.output
 
 
-async def test_a_port_that_is_none_is_refused(tmp_path: Path) -> None:
+async def test_an_invalid_port_is_refused(tmp_path: Path) -> None:
     ended = await done("run", "hello_world", "--local", cwd=tmp_path, env={"WORKER_PORT": "http"})
     assert (ended.status, ended.output) == (2, "")
     assert ended.errors.startswith("pyworker run: WORKER_PORT: 'http' is not an integer")
 
 
-async def test_a_worker_that_waits_says_for_what(tmp_path: Path) -> None:
+async def test_a_waiting_worker_says_what_it_waits_for(tmp_path: Path) -> None:
     log = tmp_path / "model.log"
     log.write_text("loading model\nstill at it\n")
     env = {"MODEL_LOG": str(log), "MODEL_SERVER_URL": "http://127.0.0.1:1", "WORKER_PORT": "0"}

@@ -1,4 +1,4 @@
-"""Sessions over real sockets: what clients get, and what the engine is told (authoring.md §3)."""
+"""Sessions over real sockets: answers to clients and reports to the engine (docs/protocol.md, "Sessions")."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from lib.request.sessions import Session
 from lib.server import EXIT_FAILED
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import AUTHOR_CALLS, Setup
+from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
-from tests.system import GUARD_S, System, with_worker_process, with_worker_task
+from tests.system import System, with_worker_process, with_worker_task
 
 MIB = 2**20
 CALLS = ("/session/get", "/session/health", "/session/end")
@@ -30,14 +31,14 @@ ONE_AT_A_TIME: dict[str, Any] = {"allow_parallel_requests": False}
 
 
 async def post(system: System, path: str, body: Any, base: str = "") -> tuple[int, Any]:
-    """Status and JSON of the answer to `body`, NaN and all."""
+    """POST `body`, which may contain NaN; return status and JSON of the answer."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     async with system.http.post((base or system.url) + path, data=io.BytesIO(data)) as answer:
         return answer.status, await answer.json()
 
 
 async def create(system: System, cost: float = 50.0, **terms: Any) -> tuple[dict[str, Any], str]:
-    """The `auth_data` of a new session, and its id."""
+    """Create a session; return its `auth_data` and its id."""
     auth = system.auth(cost)
     status, answer = await post(system, "/session/create", {"auth_data": auth, "payload": terms})
     assert status == 201, answer
@@ -58,49 +59,49 @@ def inside(session: tuple[dict[str, Any], str], workload: float = 7.0, **data: A
     return {"auth_data": auth, "payload": payload, "session_id": session_id}
 
 
-async def told_of(system: System, session: tuple[dict[str, Any], str]) -> Any:
-    """What `/session/get` tells of a session that lives."""
+async def session_info(system: System, session: tuple[dict[str, Any], str]) -> Any:
+    """The answer of `/session/get` for a session that exists."""
     status, answer = await call(system, "/session/get", session)
     assert status == 200, answer
     return answer
 
 
 @asynccontextmanager
-async def clocked(
+async def with_manual_clock(
     tmp_path: Path, handler: dict[str, Any] | None = None, **backend: Any
 ) -> AsyncGenerator[tuple[System, ManualClock], None]:
-    """A system on which no time passes unless the test says so."""
+    """A system whose worker has a manual clock."""
     clock = ManualClock()
     setup = Setup(health="/health", handler=handler or {}, backend={"clock": clock, **backend})
-    async with with_worker_task(tmp_path, setup) as here:
-        yield here, clock
+    async with with_worker_task(tmp_path, setup) as system:
+        yield system, clock
 
 
-async def waiting(system: System, count: int) -> None:
-    """Return once `count` requests wait for a slot; each look is an answer of the worker's."""
-    told: Any = None
+async def wait_for_waiting(system: System, count: int) -> None:
+    """Return once `count` requests wait for a slot, by the worker's `/status`."""
+    status: Any = None
     with anyio.fail_after(GUARD_S):
-        while told is None or told["queue"]["waiting"] != count:
+        while status is None or status["queue"]["waiting"] != count:
             async with system.http.get(system.loopback_url + "/status") as answer:
-                told = await answer.json()
+                status = await answer.json()
 
 
-async def quiet(system: System) -> None:
-    """Return once nothing is in flight, what is posted at a session's end included."""
+async def wait_until_idle(system: System) -> None:
+    """Return once nothing is in flight, notices of ended sessions included."""
     assert system.backend is not None
     with anyio.fail_after(GUARD_S):
         await system.backend.metrics.emptied()
 
 
-def posted(system: System, path: str) -> list[Any]:
-    """The bodies that have come to the model server's `path`."""
+def bodies_posted(system: System, path: str) -> list[Any]:
+    """The bodies that the model server got at `path`."""
     return [r.json() for r in system.model.requests if r.path == path]
 
 
-async def finished(system: System, count: int = 1, *, stop: bool = False) -> list[str]:
-    """The statuses that the engine was told, once there are `count`.
+async def finished_statuses(system: System, count: int = 1, *, stop: bool = False) -> list[str]:
+    """Return the reported statuses once there are `count`.
 
-    `stop` the worker first where time stands still: its last reports don't wait for any.
+    With a manual clock, `stop` the worker first: its last reports don't wait for time.
     """
     if stop:
         assert system.stop is not None
@@ -112,38 +113,38 @@ async def finished(system: System, count: int = 1, *, stop: bool = False) -> lis
 # The table of calls
 
 
-async def test_the_calls_and_their_answers(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        auth = here.auth(50.0)
+async def test_each_session_call_has_its_answer(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path) as (system, clock):
+        auth = system.auth(50.0)
         terms = {"lifetime": 30, "on_close_route": "/echo", "on_close_payload": {"a": 1}}
-        status, created = await post(here, "/session/create", {"auth_data": auth, "payload": terms})
+        status, created = await post(system, "/session/create", {"auth_data": auth, "payload": terms})
         now = clock.wall()
         assert (status, created) == (201, {"session_id": created["session_id"], "expiration": now + 30})
         session = (auth, created["session_id"])
-        assert await call(here, "/session/get", session) == (
+        assert await call(system, "/session/get", session) == (
             200,
             {"session_id": session[1], "auth_data": auth, "expiration": now + 30, "created_at": now, **terms},
         )
-        assert await call(here, "/session/health", session) == (200, {"ok": True})
-        assert await call(here, "/session/end", session) == (
+        assert await call(system, "/session/health", session) == (200, {"ok": True})
+        assert await call(system, "/session/end", session) == (
             200,
             {"ended": True, "removed_session": session[1]},
         )
-        assert await call(here, "/session/health", session) == (200, {"ok": False})
+        assert await call(system, "/session/health", session) == (200, {"ok": False})
         for path in ("/session/get", "/session/end"):
-            status, answer = await call(here, path, session)
+            status, answer = await call(system, path, session)
             assert (status, list(answer)) == (410, ["error"])
-            assert (await call(here, path, (auth, "unknown")))[0] == 410
+            assert (await call(system, path, (auth, "unknown")))[0] == 410
 
 
-async def test_null_is_absent_and_the_default_is_a_minute(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, _):
-        session = await create(here, lifetime=None, on_close_route=None, on_close_payload=None)
-        _, told = await call(here, "/session/get", session)
-        assert (told["lifetime"], told["on_close_route"], told["on_close_payload"]) == (60.0, None, None)
+async def test_null_terms_count_as_absent_and_the_default_lifetime_is_a_minute(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path) as (system, _):
+        session = await create(system, lifetime=None, on_close_route=None, on_close_payload=None)
+        _, info = await call(system, "/session/get", session)
+        assert (info["lifetime"], info["on_close_route"], info["on_close_payload"]) == (60.0, None, None)
 
 
-# Terms as JSON text, and what is said of each that is wrong.
+# Terms as JSON text, and the message for each wrong one.
 WRONG_TERMS: list[tuple[str, dict[str, str]]] = [
     *((f'{{"lifetime": {n}}}', {"lifetime": TOO_LONG}) for n in ("0", "-1", "-0.0", "86400.5", "1" * 400)),
     *((f'{{"lifetime": {n}}}', {"lifetime": TOO_LONG}) for n in ("NaN", "Infinity", "-Infinity", "1e999")),
@@ -167,37 +168,37 @@ WRONG_TERMS: list[tuple[str, dict[str, str]]] = [
 ]
 
 
-async def test_every_term_that_is_wrong_is_named_and_opens_nothing(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 1})) as here:
+async def test_a_wrong_term_is_named_and_opens_no_session(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 1})) as system:
         for terms, problems in WRONG_TERMS:
-            body = f'{{"auth_data": {json.dumps(here.auth(50.0))}, "payload": {terms}}}'.encode()
-            assert await post(here, "/session/create", body) == (422, {"payload": problems}), terms
-        assert await finished(here, len(WRONG_TERMS)) == ["Error"] * len(WRONG_TERMS)
-        session = await create(here)
-        await call(here, "/session/end", session)
-        await here.told(served=50.0)
-        assert (here.totals.new_load, here.totals.rej_load) == (50.0, 0.0)
-        assert here.last_report.num_requests_received == 1
+            body = f'{{"auth_data": {json.dumps(system.auth(50.0))}, "payload": {terms}}}'.encode()
+            assert await post(system, "/session/create", body) == (422, {"payload": problems}), terms
+        assert await finished_statuses(system, len(WRONG_TERMS)) == ["Error"] * len(WRONG_TERMS)
+        session = await create(system)
+        await call(system, "/session/end", session)
+        await system.reported(served=50.0)
+        assert (system.totals.new_load, system.totals.rej_load) == (50.0, 0.0)
+        assert system.last_report.num_requests_received == 1
 
 
-async def test_an_envelope_that_is_none_is_refused_like_any(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
+async def test_an_invalid_envelope_is_refused(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
         missing = {"auth_data": "field missing", "payload": "field missing"}
-        assert await post(here, "/session/create", {}) == (422, missing)
+        assert await post(system, "/session/create", {}) == (422, missing)
         wrong = {"auth_data": "must be an object", "payload": "must be an object"}
-        assert await post(here, "/session/create", {"auth_data": 5, "payload": None}) == (422, wrong)
-        status, answer = await post(here, "/session/create", {"auth_data": {"cost": -1}, "payload": {}})
+        assert await post(system, "/session/create", {"auth_data": 5, "payload": None}) == (422, wrong)
+        status, answer = await post(system, "/session/create", {"auth_data": {"cost": -1}, "payload": {}})
         names = {"signature", "cost", "endpoint", "reqnum", "url"}
         assert (status, set(answer["auth_data"])) == (422, names)
         for body in (b"", b"[]", b"{", b"\xff"):
-            assert (await post(here, "/session/create", body))[0] == 422
+            assert (await post(system, "/session/create", body))[0] == 422
         for path in ("/session/create", *CALLS):
-            async with here.http.get(here.url + path) as answer:
+            async with system.http.get(system.url + path) as answer:
                 assert answer.status == 405
 
 
-async def test_what_is_wrong_with_a_session_is_named(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
+async def test_a_wrong_session_reference_is_named(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
         id_problems = {"session_id": "must be a string"}
         auth_problems = {"session_auth": "must be an object"}
         not_texts: list[Any] = [5, None, True, ["x"], {}]
@@ -213,21 +214,21 @@ async def test_what_is_wrong_with_a_session_is_named(tmp_path: Path) -> None:
         ]
         for path in CALLS:
             for body, problems in table:
-                assert await post(here, path, body) == (422, problems), body
+                assert await post(system, path, body) == (422, problems), body
             for malformed in (b"", b"{", b"[]", b"\xff", b"[" * 100_000):
-                status, answer = await post(here, path, malformed)
+                status, answer = await post(system, path, malformed)
                 assert (status, list(answer)) == (422, ["body"])
-            status, answer = await post(here, path, b'{"a": "%s"}' % (b"x" * MIB))
+            status, answer = await post(system, path, b'{"a": "%s"}' % (b"x" * MIB))
             assert (status, list(answer)) == (413, ["error"])
-        session = await create(here)
-        status, answer = await post(here, "/echo", {**inside(session), "session_id": 5})
+        session = await create(system)
+        status, answer = await post(system, "/echo", {**inside(session), "session_id": 5})
         assert (status, answer) == (422, {"session_id": "must be a string or null"})
 
 
-async def test_another_auth_data_is_not_the_sessions(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        auth, session_id = session = await create(here, lifetime=10)
-        stranger = (here.auth(), session_id)
+async def test_a_session_is_only_found_with_its_own_auth_data(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path) as (system, clock):
+        auth, session_id = session = await create(system, lifetime=10)
+        stranger = (system.auth(), session_id)
         beside: list[dict[str, Any]] = [
             stranger[0],
             {**auth, "cost": auth["cost"] + 1},
@@ -238,238 +239,248 @@ async def test_another_auth_data_is_not_the_sessions(tmp_path: Path) -> None:
         ]
         for path in CALLS:
             for other in beside:
-                status, answer = await call(here, path, (other, session_id))
+                status, answer = await call(system, path, (other, session_id))
                 assert (status, list(answer)) == (401, ["error"])
         clock.advance(9.0)
-        assert (await post(here, "/echo", inside(stranger)))[0] == 401
+        assert (await post(system, "/echo", inside(stranger)))[0] == 401
         as_written_elsewhere = {**dict(reversed(list(auth.items()))), "cost": int(auth["cost"])}
-        assert (await call(here, "/session/get", (as_written_elsewhere, session_id)))[0] == 200
-        clock.advance(1.0)  # the refused request did not put it off
-        assert (await call(here, "/session/get", session))[0] == 410
-        assert here.model.requests == []
+        assert (await call(system, "/session/get", (as_written_elsewhere, session_id)))[0] == 200
+        clock.advance(1.0)  # the refused request did not extend the session
+        assert (await call(system, "/session/get", session))[0] == 410
+        assert system.model.requests == []
 
 
-async def test_nor_in_a_large_request(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        _, session_id = session = await create(here)
-        stranger = (here.auth(), session_id)
-        assert (await post(here, "/echo", inside(stranger, a="x" * 2 * MIB)))[0] == 401
+async def test_a_large_request_is_only_in_a_session_with_its_own_auth_data(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        _, session_id = session = await create(system)
+        stranger = (system.auth(), session_id)
+        assert (await post(system, "/echo", inside(stranger, a="x" * 2 * MIB)))[0] == 401
         forged = ({**session[0], "signature": "AAAA"}, session_id)
-        assert (await post(here, "/echo", inside(forged, a="x" * 2 * MIB)))[0] == 401
-        assert here.model.requests == []
+        assert (await post(system, "/echo", inside(forged, a="x" * 2 * MIB)))[0] == 401
+        assert system.model.requests == []
 
 
-async def test_an_expired_one_is_gone_for_every_call(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        session = await create(here, lifetime=10)
+async def test_an_expired_session_is_gone_for_every_call(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path) as (system, clock):
+        session = await create(system, lifetime=10)
         clock.advance(10.0)
         gone = "the session is unknown, has ended or has expired"
         for path in ("/session/get", "/session/end"):
-            assert await call(here, path, session) == (410, {"error": gone})
-        assert await call(here, "/session/health", session) == (200, {"ok": False})
-        assert await post(here, "/echo", inside(session)) == (410, {"error": gone})
-        # An id that is gone is nobody's: there is nothing to compare with.
-        assert await call(here, "/session/health", (here.auth(), session[1])) == (200, {"ok": False})
-        assert here.model.requests == []
+            assert await call(system, path, session) == (410, {"error": gone})
+        assert await call(system, "/session/health", session) == (200, {"ok": False})
+        assert await post(system, "/echo", inside(session)) == (410, {"error": gone})
+        # An ended session has no auth_data to compare with.
+        assert await call(system, "/session/health", (system.auth(), session[1])) == (200, {"ok": False})
+        assert system.model.requests == []
 
 
-async def test_a_body_nested_past_every_walk_is_no_internal_error(tmp_path: Path) -> None:
-    """Whatever the parser takes, the comparison takes too, from those not authenticated as well."""
-    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 2})) as here:
-        auth, session_id = session = await create(here)
+async def test_a_deeply_nested_body_is_not_an_internal_error(tmp_path: Path) -> None:
+    """The comparison accepts any nesting that the parser accepts, also from unauthenticated clients."""
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 2})) as system:
+        auth, session_id = session = await create(system)
         for depth in (500, 900, 950, 985, 2000, 20_000):
             deep = "[" * depth + "]" * depth
 
             def with_deep(fields: dict[str, Any], deep: str = deep) -> str:
                 return json.dumps(fields)[:-1] + f', "deep": {deep}}}'
 
-            forged = with_deep({**here.auth(), "signature": "AAAA"})
-            status, _ = await post(here, "/echo", f'{{"auth_data": {forged}, "payload": {{}}}}'.encode())
+            forged = with_deep({**system.auth(), "signature": "AAAA"})
+            status, _ = await post(system, "/echo", f'{{"auth_data": {forged}, "payload": {{}}}}'.encode())
             assert status in (401, 422)
             body = f'{{"session_id": "{session_id}", "session_auth": {with_deep(auth)}}}'.encode()
             for path in CALLS:
-                assert (await post(here, path, body))[0] in (401, 422)
-        too_deep = with_deep(here.auth())
+                assert (await post(system, path, body))[0] in (401, 422)
+        too_deep = with_deep(system.auth())
         status, _ = await post(
-            here, "/session/create", f'{{"auth_data": {too_deep}, "payload": {{}}}}'.encode()
+            system, "/session/create", f'{{"auth_data": {too_deep}, "payload": {{}}}}'.encode()
         )
         assert status == 422
-        await create(here)  # and it took no slot
-        assert (await call(here, "/session/get", session))[0] == 200
+        await create(system)  # it took no slot
+        assert (await call(system, "/session/get", session))[0] == 200
 
 
-async def test_there_are_no_more_than_max_sessions(tmp_path: Path) -> None:
-    async with clocked(tmp_path, max_sessions=2) as (here, clock):
-        first = await create(here, lifetime=5)
-        await create(here, lifetime=100)
+async def test_sessions_are_limited_by_max_sessions(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path, max_sessions=2) as (system, clock):
+        first = await create(system, lifetime=5)
+        await create(system, lifetime=100)
         clock.advance(1.5)
-        async with here.http.post(
-            here.url + "/session/create", json={"auth_data": here.auth(5.0), "payload": {}}
+        async with system.http.post(
+            system.url + "/session/create", json={"auth_data": system.auth(5.0), "payload": {}}
         ) as refused:
             assert (refused.status, refused.headers["Retry-After"]) == (429, "4")
             assert list(await refused.json()) == ["error"]
-        assert (await call(here, "/session/end", first))[0] == 200
-        second = await create(here, lifetime=2)
+        assert (await call(system, "/session/end", first))[0] == 200
+        second = await create(system, lifetime=2)
         clock.advance(2.0)
-        assert (await call(here, "/session/get", second))[0] == 410
-        await create(here)
-        assert Counter(await finished(here, 5, stop=True)) == {"Success": 2, "Rejected": 1, "Cancelled": 2}
-        await here.engine.wait_for(lambda: here.totals.rej_load == 5.0)
+        assert (await call(system, "/session/get", second))[0] == 410
+        await create(system)
+        assert Counter(await finished_statuses(system, 5, stop=True)) == {
+            "Success": 2,
+            "Rejected": 1,
+            "Cancelled": 2,
+        }
+        await system.engine.wait_for(lambda: system.totals.rej_load == 5.0)
 
 
-async def test_nor_where_many_come_at_once(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 3})) as here:
-        bodies = [{"auth_data": here.auth(2.0), "payload": {}} for _ in range(12)]
-        answers = await asyncio.gather(*(post(here, "/session/create", body) for body in bodies))
+async def test_sessions_are_limited_when_many_are_created_concurrently(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 3})) as system:
+        bodies = [{"auth_data": system.auth(2.0), "payload": {}} for _ in range(12)]
+        answers = await asyncio.gather(*(post(system, "/session/create", body) for body in bodies))
         assert Counter(status for status, _ in answers) == {201: 3, 429: 9}
-        await here.engine.wait_for(lambda: (here.totals.new_load, here.totals.rej_load) == (6.0, 18.0))
-        assert await finished(here, 9) == ["Rejected"] * 9
+        await system.engine.wait_for(lambda: (system.totals.new_load, system.totals.rej_load) == (6.0, 18.0))
+        assert await finished_statuses(system, 9) == ["Rejected"] * 9
 
 
 @pytest.mark.parametrize("declared", [False, True])
 @pytest.mark.parametrize(
     ("limit", "most"), [({}, 10), ({"max_sessions": None}, 25), ({"max_sessions": 0}, 25)]
 )
-async def test_the_limit_is_ten_and_there_may_be_none(
+async def test_the_default_limit_is_ten_and_none_means_no_limit(
     tmp_path: Path, declared: bool, limit: dict[str, Any], most: int
 ) -> None:
-    async with with_worker_task(tmp_path, Setup(declared=declared, health="/health", backend=limit)) as here:
+    async with with_worker_task(
+        tmp_path, Setup(declared=declared, health="/health", backend=limit)
+    ) as system:
         answers = [
-            await post(here, "/session/create", {"auth_data": here.auth(), "payload": {}}) for _ in range(25)
+            await post(system, "/session/create", {"auth_data": system.auth(), "payload": {}})
+            for _ in range(25)
         ]
         assert [status for status, _ in answers] == [201] * most + [429] * (25 - most)
 
 
-async def test_none_is_opened_before_the_model_is_ready(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, Setup(health="/held"), wait=False) as here:
-        await here.model.until(lambda: bool(here.model.requests))
-        async with here.http.post(
-            here.url + "/session/create", json={"auth_data": here.auth(5.0), "payload": {}}
+async def test_no_session_is_opened_before_the_model_is_ready(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, Setup(health="/held"), wait=False) as system:
+        await system.model.until(lambda: bool(system.model.requests))
+        async with system.http.post(
+            system.url + "/session/create", json={"auth_data": system.auth(5.0), "payload": {}}
         ) as refused:
             assert (refused.status, (await refused.json())["state"]) == (503, "loading")
             assert int(refused.headers["Retry-After"]) >= 1
-        assert await finished(here) == ["Rejected"]
-        here.model.release()
-        await here.engine.wait_for(lambda: here.totals.rej_load == 5.0)
-        assert here.totals.new_load == 0.0
+        assert await finished_statuses(system) == ["Rejected"]
+        system.model.release()
+        await system.engine.wait_for(lambda: system.totals.rej_load == 5.0)
+        assert system.totals.new_load == 0.0
 
 
-# What it counts as
+# Counting
 
 
 async def test_a_session_is_one_request_to_the_engine(tmp_path: Path) -> None:
-    """Lesson 12."""
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here)
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system)
         for path in ("/echo", "/error500", "/error422", "/close"):
-            async with here.http.post(here.url + path, json=inside(session)) as answer:
+            async with system.http.post(system.url + path, json=inside(session)) as answer:
                 assert answer.status in (200, 422, 500, 502)
-        await here.engine.wait_for(lambda: here.last_report.cur_load == 50.0)
-        assert here.last_report.num_requests_working == 1
-        assert here.last_report.working_request_idxs == (session[0]["request_idx"],)
-        assert not here.engine.finished
-        assert (await call(here, "/session/end", session))[0] == 200
-        await here.told(served=50.0)
-        assert (here.totals.new_load, here.totals.cur_perf, here.totals.rej_load) == (50.0, 50.0, 0.0)
-        assert here.last_report.num_requests_received == 1
-        assert await finished(here) == ["Success"]
-        entry = here.engine.finished[0].request
+        await system.engine.wait_for(lambda: system.last_report.cur_load == 50.0)
+        assert system.last_report.num_requests_working == 1
+        assert system.last_report.working_request_idxs == (session[0]["request_idx"],)
+        assert not system.engine.finished
+        assert (await call(system, "/session/end", session))[0] == 200
+        await system.reported(served=50.0)
+        assert (system.totals.new_load, system.totals.cur_perf, system.totals.rej_load) == (50.0, 50.0, 0.0)
+        assert system.last_report.num_requests_received == 1
+        assert await finished_statuses(system) == ["Success"]
+        entry = system.engine.finished[0].request
         assert (entry.request_idx, entry.success) == (session[0]["request_idx"], True)
 
 
-async def test_its_entry_tells_when_it_began_and_ended(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        session, began = await create(here), clock.wall()
+async def test_a_sessions_ledger_entry_has_its_start_and_end(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path) as (system, clock):
+        session, began = await create(system), clock.wall()
         clock.advance(5.0)
-        assert (await post(here, "/echo", inside(session)))[0] == 200
+        assert (await post(system, "/echo", inside(session)))[0] == 200
         clock.advance(3.0)
-        await call(here, "/session/end", session)
-        await finished(here, stop=True)
-        entry = here.engine.finished[0].request
+        await call(system, "/session/end", session)
+        await finished_statuses(system, stop=True)
+        entry = system.engine.finished[0].request
         assert (entry.entered_queue_at, entry.work_started_at) == (began, began)
         assert entry.work_completed_at == began + 8.0
 
 
-async def test_two_sessions_and_a_request_are_three_requests(tmp_path: Path) -> None:
-    """Lesson 12, and what is beside sessions is counted as ever."""
-    async with with_worker_task(tmp_path) as here:
-        first, second = await create(here, cost=10.0), await create(here, cost=20.5)
-        beside = here.envelope(3.0)
-        async with connected(here.url) as client, connected(here.url) as inner, connected(here.url) as other:
+async def test_two_sessions_and_a_request_count_as_three_requests(tmp_path: Path) -> None:
+    """Requests outside sessions are counted as usual."""
+    async with with_worker_task(tmp_path) as system:
+        first, second = await create(system, cost=10.0), await create(system, cost=20.5)
+        beside = system.envelope(3.0)
+        async with (
+            connected(system.url) as client,
+            connected(system.url) as inner,
+            connected(system.url) as other,
+        ):
             await client.post("/held", {**beside, "session_id": None})
             await inner.post("/held", inside(first, workload=100.0))
             await other.post("/held", inside(second, workload=100.0))
-            await here.model.until(lambda: here.model.working == 3)
-            await here.engine.wait_for(lambda: here.last_report.cur_load == 33.5)
-            assert here.last_report.num_requests_working == 3
+            await system.model.until(lambda: system.model.working == 3)
+            await system.engine.wait_for(lambda: system.last_report.cur_load == 33.5)
+            assert system.last_report.num_requests_working == 3
             idxs = {auth["request_idx"] for auth in (first[0], second[0], beside["auth_data"])}
-            assert set(here.last_report.working_request_idxs) == idxs
-            here.model.release()
+            assert set(system.last_report.working_request_idxs) == idxs
+            system.model.release()
             assert {(await c.head()).status for c in (client, inner, other)} == {200}
-        await here.engine.wait_for(lambda: here.totals.cur_perf == 3.0)
-        await call(here, "/session/end", first)
-        await call(here, "/session/end", second)
-        await here.told(served=33.5)
-        assert (here.totals.new_load, here.totals.cur_perf) == (33.5, 33.5)
-        assert here.last_report.num_requests_received == 3
-        assert await finished(here, 3) == ["Success"] * 3
-        assert {f.request.request_idx for f in here.engine.finished} == idxs
+        await system.engine.wait_for(lambda: system.totals.cur_perf == 3.0)
+        await call(system, "/session/end", first)
+        await call(system, "/session/end", second)
+        await system.reported(served=33.5)
+        assert (system.totals.new_load, system.totals.cur_perf) == (33.5, 33.5)
+        assert system.last_report.num_requests_received == 3
+        assert await finished_statuses(system, 3) == ["Success"] * 3
+        assert {f.request.request_idx for f in system.engine.finished} == idxs
 
 
-async def test_one_without_a_request_idx_has_no_entry(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        auth = {**here.auth(4.0), "request_idx": 0}
-        _, created = await post(here, "/session/create", {"auth_data": auth, "payload": {}})
-        await here.engine.wait_for(lambda: here.last_report.cur_load == 4.0)
-        assert here.last_report.working_request_idxs == ()
-        assert (await call(here, "/session/end", (auth, created["session_id"])))[0] == 200
-        await here.told(served=4.0)
-        await call(here, "/session/end", await create(here, cost=1.0))
-        assert await finished(here) == ["Success"]
-        assert here.engine.finished[0].request.request_idx != 0
+async def test_a_session_without_a_request_idx_is_not_reported_as_finished(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        auth = {**system.auth(4.0), "request_idx": 0}
+        _, created = await post(system, "/session/create", {"auth_data": auth, "payload": {}})
+        await system.engine.wait_for(lambda: system.last_report.cur_load == 4.0)
+        assert system.last_report.working_request_idxs == ()
+        assert (await call(system, "/session/end", (auth, created["session_id"])))[0] == 200
+        await system.reported(served=4.0)
+        await call(system, "/session/end", await create(system, cost=1.0))
+        assert await finished_statuses(system) == ["Success"]
+        assert system.engine.finished[0].request.request_idx != 0
 
 
-async def test_a_model_that_fails_inside_leaves_the_session_served(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here)
-        for path, told in (("/error500", 500), ("/close", 502), ("/raising", 500)):
-            async with here.http.post(
-                here.url + path, json=inside(session, 7.0, **{"raise": "response"})
+async def test_a_model_failure_inside_leaves_the_session_served(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system)
+        for path, expected in (("/error500", 500), ("/close", 502), ("/raising", 500)):
+            async with system.http.post(
+                system.url + path, json=inside(session, 7.0, **{"raise": "response"})
             ) as answer:
-                assert answer.status == told
-        async with connected(here.url) as client:
+                assert answer.status == expected
+        async with connected(system.url) as client:
             await client.post("/cut_stream", inside(session))
             with pytest.raises(ConnectionError):
                 await client.answer()
-        await call(here, "/session/end", session)
-        await here.told(served=50.0)
-        assert await finished(here) == ["Success"]
-        assert (here.last_report.error_msg, here.totals.cur_perf) == ("", 50.0)
+        await call(system, "/session/end", session)
+        await system.reported(served=50.0)
+        assert await finished_statuses(system) == ["Success"]
+        assert (system.last_report.error_msg, system.totals.cur_perf) == ("", 50.0)
 
 
-async def test_a_request_in_no_session_is_an_error_of_its_own(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here)
-        await call(here, "/session/end", session)
-        await here.told(served=50.0)
-        status, _ = await post(here, "/echo", inside(session))
+async def test_a_request_in_an_unknown_session_counts_as_errored(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system)
+        await call(system, "/session/end", session)
+        await system.reported(served=50.0)
+        status, _ = await post(system, "/echo", inside(session))
         assert status == 410
-        assert (await post(here, "/echo", inside((here.auth(), "unknown"))))[0] == 410
-        forged = {**here.auth(), "signature": "AAAA"}
-        assert (await post(here, "/echo", inside((forged, "unknown"))))[0] == 401
-        assert here.backend is not None
-        outcomes = {outcome.name: count for outcome, count in here.backend.metrics.outcomes.items()}
+        assert (await post(system, "/echo", inside((system.auth(), "unknown"))))[0] == 410
+        forged = {**system.auth(), "signature": "AAAA"}
+        assert (await post(system, "/echo", inside((forged, "unknown"))))[0] == 401
+        assert system.backend is not None
+        outcomes = {outcome.name: count for outcome, count in system.backend.metrics.outcomes.items()}
         assert outcomes == {"SERVED": 1, "ERRORED": 2}
-        assert here.model.requests == []
+        assert system.model.requests == []
 
 
 async def test_creating_one_needs_a_signature(tmp_path: Path) -> None:
-    """Lesson 1: no slot, no load, no POST to a place of the caller's choice."""
-    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 1})) as here:
+    """Without one there is no slot, no load and no POST to a URL of the caller's choice."""
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_sessions": 1})) as system:
         AUTHOR_CALLS.clear()
         terms = {"on_close_route": "/interrupt", "lifetime": 0.001}
-        good = here.auth(10.0)
-        elsewhere = here.engine.sign(url="http://127.0.0.1:1", cost=10.0)
+        good = system.auth(10.0)
+        elsewhere = system.engine.sign(url="http://127.0.0.1:1", cost=10.0)
         for bad in (
             *(
                 {**good, "signature": signature}
@@ -478,31 +489,31 @@ async def test_creating_one_needs_a_signature(tmp_path: Path) -> None:
             *({**good, "cost": 1e9}, {**good, "url": "http://x"}, elsewhere),
         ):
             for payload in (terms, {**terms, "lifetime": 0}, {**terms, "on_close_route": "http://h/"}):
-                status, _ = await post(here, "/session/create", {"auth_data": bad, "payload": payload})
+                status, _ = await post(system, "/session/create", {"auth_data": bad, "payload": payload})
                 assert status == 401
-        assert (await post(here, "/session/create", {"auth_data": good, "payload": {}}))[0] == 201
-        status, answer = await post(here, "/session/create", {"auth_data": good, "payload": {}})
+        assert (await post(system, "/session/create", {"auth_data": good, "payload": {}}))[0] == 201
+        status, answer = await post(system, "/session/create", {"auth_data": good, "payload": {}})
         assert (status, "replay" in answer["error"]) == (401, True)
-        await here.engine.wait_for(lambda: here.last_report.cur_load == 10.0)
-        assert (here.totals.new_load, here.totals.rej_load) == (10.0, 0.0)
-        assert here.last_report.num_requests_received == 1
-        assert here.model.requests == []
+        await system.engine.wait_for(lambda: system.last_report.cur_load == 10.0)
+        assert (system.totals.new_load, system.totals.rej_load) == (10.0, 0.0)
+        assert system.last_report.num_requests_received == 1
+        assert system.model.requests == []
         assert not AUTHOR_CALLS
-        assert not here.engine.finished
+        assert not system.engine.finished
 
 
-async def test_a_session_is_no_ticket_to_another(tmp_path: Path) -> None:
-    """Creation is authenticated like any request: its `auth_data` opens one session, not any number."""
-    async with with_worker_task(tmp_path) as here:
-        auth, session_id = session = await create(here)
+async def test_one_auth_data_opens_one_session(tmp_path: Path) -> None:
+    """Creation is authenticated like any request, so its `auth_data` is accepted once."""
+    async with with_worker_task(tmp_path) as system:
+        auth, session_id = session = await create(system)
         for inner in (session_id, "unknown"):
             body: dict[str, Any] = {"auth_data": auth, "payload": {}, "session_id": inner}
-            assert (await post(here, "/session/create", body))[0] in (401, 410, 422)
-        await call(here, "/session/end", session)
+            assert (await post(system, "/session/create", body))[0] in (401, 410, 422)
+        await call(system, "/session/end", session)
         body = {"auth_data": auth, "payload": {}, "session_id": session_id}
-        assert (await post(here, "/session/create", body))[0] in (401, 410, 422)
-        await here.told(served=50.0)
-        assert here.totals.new_load == 50.0
+        assert (await post(system, "/session/create", body))[0] in (401, 410, 422)
+        await system.reported(served=50.0)
+        assert system.totals.new_load == 50.0
 
 
 # Requests inside
@@ -510,421 +521,424 @@ async def test_a_session_is_no_ticket_to_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["full", "url"])
 async def test_a_session_takes_requests_of_any_size(tmp_path: Path, scheme: str) -> None:
-    async with with_worker_task(tmp_path, scheme=scheme) as here:
-        session = await create(here)
+    async with with_worker_task(tmp_path, scheme=scheme) as system:
+        session = await create(system)
         for size in (1, 3 * MIB, 1, 3 * MIB):
-            status, seen = await post(here, "/echo", inside(session, a="x" * size))
+            status, seen = await post(system, "/echo", inside(session, a="x" * size))
             assert (status, len(json.loads(seen["body"])["data"]["a"])) == (200, size)
-        at_once = await asyncio.gather(*(post(here, "/echo", inside(session, number=n)) for n in range(20)))
+        at_once = await asyncio.gather(*(post(system, "/echo", inside(session, number=n)) for n in range(20)))
         assert [json.loads(seen["body"])["data"]["number"] for _, seen in at_once] == list(range(20))
-        await call(here, "/session/end", session)
-        await here.told(served=50.0)
-        assert here.totals.new_load == 50.0
+        await call(system, "/session/end", session)
+        await system.reported(served=50.0)
+        assert system.totals.new_load == 50.0
         for size in (1, 2 * MIB):
-            assert (await post(here, "/echo", inside(session, a="x" * size)))[0] == 410
+            assert (await post(system, "/echo", inside(session, a="x" * size)))[0] == 410
 
 
-async def test_what_a_session_is_let_in_by_opens_no_door_beside_it(tmp_path: Path) -> None:
+async def test_a_sessions_auth_data_is_not_accepted_outside_the_session(tmp_path: Path) -> None:
     """The replay guard does not apply inside, and only there."""
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here)
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system)
         for size in (1, 2 * MIB):
-            assert (await post(here, "/echo", inside(session, a="x" * size)))[0] == 200
+            assert (await post(system, "/echo", inside(session, a="x" * size)))[0] == 200
             named = inside(session, a="x" * size)
             unnamed = {key: value for key, value in named.items() if key != "session_id"}
             for beside in ({**named, "session_id": None}, unnamed):
-                status, answer = await post(here, "/echo", beside)
+                status, answer = await post(system, "/echo", beside)
                 assert (status, "replay" in answer["error"]) == (401, True)
 
 
-async def test_an_unsecured_worker_has_sessions_too(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, unsecured=True) as here:
-        auth = {**here.auth(5.0), "signature": ""}
-        _, created = await post(here, "/session/create", {"auth_data": auth, "payload": {}})
+async def test_an_unsecured_worker_has_sessions(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, unsecured=True) as system:
+        auth = {**system.auth(5.0), "signature": ""}
+        _, created = await post(system, "/session/create", {"auth_data": auth, "payload": {}})
         session = (auth, created["session_id"])
         for size in (1, 2 * MIB):
-            assert (await post(here, "/echo", inside(session, a="x" * size)))[0] == 200
-        stranger = (here.auth(), session[1])
-        assert (await post(here, "/echo", inside(stranger)))[0] == 401
-        assert (await call(here, "/session/end", stranger))[0] == 401
-        assert (await call(here, "/session/end", session))[0] == 200
-        await here.told(served=5.0)
-        assert (here.totals.new_load, here.totals.cur_perf) == (5.0, 5.0)
+            assert (await post(system, "/echo", inside(session, a="x" * size)))[0] == 200
+        stranger = (system.auth(), session[1])
+        assert (await post(system, "/echo", inside(stranger)))[0] == 401
+        assert (await call(system, "/session/end", stranger))[0] == 401
+        assert (await call(system, "/session/end", session))[0] == 200
+        await system.reported(served=5.0)
+        assert (system.totals.new_load, system.totals.cur_perf) == (5.0, 5.0)
 
 
-async def test_each_authenticated_request_puts_the_expiration_off(tmp_path: Path) -> None:
-    """By its lifetime from then on, whatever becomes of the request; looking at a session doesn't."""
-    async with clocked(tmp_path) as (here, clock):
-        session = await create(here, lifetime=10)
+async def test_each_authenticated_request_extends_the_session(tmp_path: Path) -> None:
+    """It lasts its lifetime from then on, whatever the request's outcome. `/session/get` doesn't do so."""
+    async with with_manual_clock(tmp_path) as (system, clock):
+        session = await create(system, lifetime=10)
         opened = clock.wall()
-        for path, told in (("/echo", 200), ("/error500", 500), ("/close", 502)):
+        for path, expected in (("/echo", 200), ("/error500", 500), ("/close", 502)):
             clock.advance(9.0)
-            async with here.http.post(here.url + path, json=inside(session)) as answer:
-                assert answer.status == told
-            assert (await told_of(here, session))["expiration"] == clock.wall() + 10.0
+            async with system.http.post(system.url + path, json=inside(session)) as answer:
+                assert answer.status == expected
+            assert (await session_info(system, session))["expiration"] == clock.wall() + 10.0
         clock.advance(9.0)
         unreadable = {**inside(session), "payload": {"workload": "much"}}
-        assert (await post(here, "/echo", unreadable))[0] == 422
-        told = await told_of(here, session)
-        assert (told["expiration"], told["created_at"]) == (clock.wall() + 10.0, opened)
+        assert (await post(system, "/echo", unreadable))[0] == 422
+        info = await session_info(system, session)
+        assert (info["expiration"], info["created_at"]) == (clock.wall() + 10.0, opened)
         clock.advance(9.0)
-        assert await call(here, "/session/health", session) == (200, {"ok": True})
-        assert (await told_of(here, session))["expiration"] == clock.wall() + 1.0
+        assert await call(system, "/session/health", session) == (200, {"ok": True})
+        assert (await session_info(system, session))["expiration"] == clock.wall() + 1.0
         clock.advance(0.5)
-        assert (await call(here, "/session/health", session))[1] == {"ok": True}
+        assert (await call(system, "/session/health", session))[1] == {"ok": True}
         clock.advance(0.5)
-        assert (await call(here, "/session/health", session))[1] == {"ok": False}
+        assert (await call(system, "/session/health", session))[1] == {"ok": False}
 
 
-async def test_they_take_their_place_in_the_queue(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, Setup(health="/health", handler=ONE_AT_A_TIME)) as here:
-        session = await create(here)
-        async with connected(here.url) as first, connected(here.url) as second, connected(here.url) as third:
+async def test_requests_of_a_session_wait_in_the_queue(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, Setup(health="/health", handler=ONE_AT_A_TIME)) as system:
+        session = await create(system)
+        async with (
+            connected(system.url) as first,
+            connected(system.url) as second,
+            connected(system.url) as third,
+        ):
             await first.post("/held", inside(session))
-            await here.model.until(lambda: here.model.working == 1)
-            await second.post("/echo", here.envelope(3.0))
-            await waiting(here, 1)
+            await system.model.until(lambda: system.model.working == 1)
+            await second.post("/echo", system.envelope(3.0))
+            await wait_for_waiting(system, 1)
             await third.post("/echo", inside(session))
-            await waiting(here, 2)
-            assert [r.path for r in here.model.requests] == ["/held"]
-            assert here.last_report.num_requests_working <= 2
-            here.model.release()
+            await wait_for_waiting(system, 2)
+            assert [r.path for r in system.model.requests] == ["/held"]
+            assert system.last_report.num_requests_working <= 2
+            system.model.release()
             assert [(await c.head()).status for c in (first, second, third)] == [200, 200, 200]
-        assert here.model.most_working == 1
-        assert [r.path for r in here.model.requests] == ["/held", "/echo", "/echo"]
-        assert [r.json()["workload"] for r in here.model.requests] == [7.0, 3.0, 7.0]
+        assert system.model.most_working == 1
+        assert [r.path for r in system.model.requests] == ["/held", "/echo", "/echo"]
+        assert [r.json()["workload"] for r in system.model.requests] == [7.0, 3.0, 7.0]
 
 
-async def test_a_wait_that_is_too_long_is_refused_inside_too(tmp_path: Path) -> None:
+async def test_a_request_inside_a_session_that_would_wait_too_long_is_refused(tmp_path: Path) -> None:
     limits = {**ONE_AT_A_TIME, "max_queue_time": 30.0}
-    async with clocked(tmp_path, limits, max_perf=1000.0) as (here, clock):
-        session = await create(here, lifetime=1000)
-        async with connected(here.url) as first, connected(here.url) as second:
+    async with with_manual_clock(tmp_path, limits, max_perf=1000.0) as (system, clock):
+        session = await create(system, lifetime=1000)
+        async with connected(system.url) as first, connected(system.url) as second:
             await first.post("/held", inside(session))
-            await here.model.until(lambda: here.model.working == 1)
+            await system.model.until(lambda: system.model.working == 1)
             await second.post("/echo", inside(session))
-            await waiting(here, 1)
+            await wait_for_waiting(system, 1)
             clock.advance(30.0)
             head = await second.head()
             assert (head.status, int(head.headers["retry-after"]) >= 1) == (429, True)
-            here.model.release()
+            system.model.release()
             assert (await first.head()).status == 200
-        await call(here, "/session/end", session)
-        assert await finished(here, stop=True) == ["Success"]
-        await here.told(served=50.0)
-        assert (here.totals.new_load, here.totals.rej_load, here.totals.cur_perf) == (50.0, 0.0, 50.0)
+        await call(system, "/session/end", session)
+        assert await finished_statuses(system, stop=True) == ["Success"]
+        await system.reported(served=50.0)
+        assert (system.totals.new_load, system.totals.rej_load, system.totals.cur_perf) == (50.0, 0.0, 50.0)
 
 
-async def test_a_sessions_own_cost_keeps_none_of_its_requests_out(tmp_path: Path) -> None:
-    """It is in flight as long as the session lives: no request inside waits for it."""
+async def test_a_sessions_own_cost_does_not_delay_its_requests(tmp_path: Path) -> None:
+    """The session is in flight as long as it lives, but no request inside waits for it."""
     setup = Setup(health="/health", handler={"max_queue_time": 5.0}, backend={"max_perf": 10.0})
-    async with with_worker_task(tmp_path, setup) as here:
-        session = await create(here, cost=100.0)
-        assert (await post(here, "/echo", inside(session)))[0] == 200
+    async with with_worker_task(tmp_path, setup) as system:
+        session = await create(system, cost=100.0)
+        assert (await post(system, "/echo", inside(session)))[0] == 200
 
 
 async def test_expiry_waits_for_a_request_in_flight(tmp_path: Path) -> None:
-    """Lesson 34."""
-    async with clocked(tmp_path) as (here, clock), connected(here.url) as client:
-        session = await create(here, lifetime=10)
+    async with with_manual_clock(tmp_path) as (system, clock), connected(system.url) as client:
+        session = await create(system, lifetime=10)
         await client.post("/held", inside(session))
-        await here.model.until(lambda: here.model.working == 1)
+        await system.model.until(lambda: system.model.working == 1)
         clock.advance(1000.0)
-        here.model.release()
+        system.model.release()
         head, body = await client.answer()
         assert (head.status, body) == (200, b'{"done": true}')
-        assert (await call(here, "/session/get", session))[0] == 410
-        assert await finished(here, stop=True) == ["Success"]
+        assert (await call(system, "/session/get", session))[0] == 410
+        assert await finished_statuses(system, stop=True) == ["Success"]
 
 
-async def test_and_for_one_that_waits_its_turn(tmp_path: Path) -> None:
-    """Lesson 34: time in the queue is time in flight."""
-    async with clocked(tmp_path, ONE_AT_A_TIME) as (here, clock):
-        session = await create(here, lifetime=10, on_close_route="/close")
-        async with connected(here.url) as first, connected(here.url) as second:
-            await first.post("/held", here.envelope(3.0))
-            await here.model.until(lambda: here.model.working == 1)
+async def test_expiry_waits_for_a_request_in_the_queue(tmp_path: Path) -> None:
+    """Time in the queue counts as time in flight."""
+    async with with_manual_clock(tmp_path, ONE_AT_A_TIME) as (system, clock):
+        session = await create(system, lifetime=10, on_close_route="/close")
+        async with connected(system.url) as first, connected(system.url) as second:
+            await first.post("/held", system.envelope(3.0))
+            await system.model.until(lambda: system.model.working == 1)
             await second.post("/echo", inside(session))
-            await waiting(here, 1)
+            await wait_for_waiting(system, 1)
             clock.advance(1000.0)
-            assert await call(here, "/session/health", session) == (200, {"ok": True})
-            assert not posted(here, "/close")
-            here.model.release()
+            assert await call(system, "/session/health", session) == (200, {"ok": True})
+            assert not bodies_posted(system, "/close")
+            system.model.release()
             assert [(await first.head()).status, (await second.head()).status] == [200, 200]
-        await here.model.until(lambda: posted(here, "/close") == [{"session_id": session[1]}])
-        assert await call(here, "/session/health", session) == (200, {"ok": False})
+        await system.model.until(lambda: bodies_posted(system, "/close") == [{"session_id": session[1]}])
+        assert await call(system, "/session/health", session) == (200, {"ok": False})
 
 
-async def test_and_for_one_whose_client_has_left_it_to_finish(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        session = await create(here, lifetime=10, on_close_route="/echo")
-        async with connected(here.url) as client:
+async def test_expiry_waits_for_a_request_that_finishes_without_its_client(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path) as (system, clock):
+        session = await create(system, lifetime=10, on_close_route="/echo")
+        async with connected(system.url) as client:
             await client.post("/finish/held", inside(session))
-            await here.model.until(lambda: here.model.working == 1)
+            await system.model.until(lambda: system.model.working == 1)
             client.leave()
         clock.advance(1000.0)
-        assert await call(here, "/session/health", session) == (200, {"ok": True})
-        assert not posted(here, "/echo")
-        here.model.release()
-        assert await closing(here) == {"session_id": session[1]}
-        assert await call(here, "/session/health", session) == (200, {"ok": False})
-        assert here.model.cancelled == 0
-        assert await finished(here, stop=True) == ["Success"]
+        assert await call(system, "/session/health", session) == (200, {"ok": True})
+        assert not bodies_posted(system, "/echo")
+        system.model.release()
+        assert await wait_for_end_notice(system) == {"session_id": session[1]}
+        assert await call(system, "/session/health", session) == (200, {"ok": False})
+        assert system.model.cancelled == 0
+        assert await finished_statuses(system, stop=True) == ["Success"]
 
 
 async def test_a_client_that_leaves_lets_the_session_expire(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        session = await create(here, lifetime=10, on_close_route="/echo")
-        async with connected(here.url) as client:
+    async with with_manual_clock(tmp_path) as (system, clock):
+        session = await create(system, lifetime=10, on_close_route="/echo")
+        async with connected(system.url) as client:
             await client.post("/held", inside(session))
-            await here.model.until(lambda: here.model.working == 1)
+            await system.model.until(lambda: system.model.working == 1)
             clock.advance(1000.0)
             client.leave()
-        assert await closing(here) == {"session_id": session[1]}
-        assert here.model.cancelled == 1
-        assert await finished(here, stop=True) == ["Success"]
+        assert await wait_for_end_notice(system) == {"session_id": session[1]}
+        assert system.model.cancelled == 1
+        assert await finished_statuses(system, stop=True) == ["Success"]
 
 
-async def test_an_end_cuts_no_request_in_flight_either(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here, connected(here.url) as client:
-        session = await create(here, on_close_route="/echo")
+async def test_ending_a_session_does_not_cut_requests_in_flight(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system, connected(system.url) as client:
+        session = await create(system, on_close_route="/echo")
         await client.post("/held", inside(session))
-        await here.model.until(lambda: here.model.working == 1)
-        assert (await call(here, "/session/end", session))[0] == 200
-        assert await call(here, "/session/health", session) == (200, {"ok": False})
-        await here.told(served=50.0)
-        here.model.release()
+        await system.model.until(lambda: system.model.working == 1)
+        assert (await call(system, "/session/end", session))[0] == 200
+        assert await call(system, "/session/health", session) == (200, {"ok": False})
+        await system.reported(served=50.0)
+        system.model.release()
         head, body = await client.answer()
         assert (head.status, body) == (200, b'{"done": true}')
-        await quiet(here)
-        assert posted(here, "/echo") == [{"session_id": session[1]}]
-        assert await finished(here) == ["Success"]
-        assert (here.totals.new_load, here.totals.cur_perf) == (50.0, 50.0)
+        await wait_until_idle(system)
+        assert bodies_posted(system, "/echo") == [{"session_id": session[1]}]
+        assert await finished_statuses(system) == ["Success"]
+        assert (system.totals.new_load, system.totals.cur_perf) == (50.0, 50.0)
 
 
-async def test_a_client_that_leaves_inside_a_session_leaves_only_its_request(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here)
-        async with connected(here.url) as client:
+async def test_a_client_that_leaves_inside_a_session_cancels_only_its_request(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system)
+        async with connected(system.url) as client:
             await client.post("/held", inside(session))
-            await here.model.until(lambda: here.model.working == 1)
+            await system.model.until(lambda: system.model.working == 1)
             client.leave()
-            await here.model.until(lambda: here.model.cancelled == 1)
-        async with connected(here.url) as client:
+            await system.model.until(lambda: system.model.cancelled == 1)
+        async with connected(system.url) as client:
             await client.post("/finish/held", inside(session))
-            await here.model.until(lambda: here.model.working == 1)
+            await system.model.until(lambda: system.model.working == 1)
             client.leave()
-        here.model.release()
-        assert await call(here, "/session/health", session) == (200, {"ok": True})
-        await call(here, "/session/end", session)
-        await here.told(served=50.0)
-        assert here.model.cancelled == 1
+        system.model.release()
+        assert await call(system, "/session/health", session) == (200, {"ok": True})
+        await call(system, "/session/end", session)
+        await system.reported(served=50.0)
+        assert system.model.cancelled == 1
 
 
-# Its end
+# The end of a session
 
 
-async def closing(system: System) -> Any:
-    """What the model server was told of a session's end."""
+async def wait_for_end_notice(system: System) -> Any:
+    """Return the notice of a session's end that the model server got."""
     await system.model.until(lambda: any(r.path == "/echo" for r in system.model.requests))
     return next(r.json() for r in system.model.requests if r.path == "/echo")
 
 
 @pytest.mark.parametrize("port", ["public", "loopback"])
-async def test_the_model_server_is_told_of_the_end(tmp_path: Path, port: str) -> None:
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here, on_close_route="/echo", on_close_payload={"job": 5})
-        base = here.loopback_url if port == "loopback" else here.url
-        assert (await call(here, "/session/end", session, base=base))[0] == 200
-        assert await closing(here) == {"job": 5, "session_id": session[1]}
+async def test_the_model_server_is_notified_of_the_end(tmp_path: Path, port: str) -> None:
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system, on_close_route="/echo", on_close_payload={"job": 5})
+        base = system.loopback_url if port == "loopback" else system.url
+        assert (await call(system, "/session/end", session, base=base))[0] == 200
+        assert await wait_for_end_notice(system) == {"job": 5, "session_id": session[1]}
 
 
-async def test_ended_twice_at_once_it_ends_once(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here, on_close_route="/echo", on_close_payload={"session_id": "forged"})
-        bases = (here.url, here.loopback_url) * 5
-        answers = await asyncio.gather(*(call(here, "/session/end", session, base=base) for base in bases))
+async def test_two_concurrent_calls_end_a_session_once(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system, on_close_route="/echo", on_close_payload={"session_id": "forged"})
+        bases = (system.url, system.loopback_url) * 5
+        answers = await asyncio.gather(*(call(system, "/session/end", session, base=base) for base in bases))
         assert Counter(status for status, _ in answers) == {200: 1, 410: 9}
-        await quiet(here)
-        assert posted(here, "/echo") == [{"session_id": session[1]}]
-        await here.told(served=50.0)
-        assert await finished(here) == ["Success"]
-        assert here.totals.cur_perf == 50.0
+        await wait_until_idle(system)
+        assert bodies_posted(system, "/echo") == [{"session_id": session[1]}]
+        await system.reported(served=50.0)
+        assert await finished_statuses(system) == ["Success"]
+        assert system.totals.cur_perf == 50.0
 
 
-async def test_nothing_is_told_where_no_route_is_given(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        await call(here, "/session/end", await create(here, on_close_payload={"a": 1}))
-        await quiet(here)
-        assert here.model.requests == []
+async def test_without_an_on_close_route_there_is_no_notice(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        await call(system, "/session/end", await create(system, on_close_payload={"a": 1}))
+        await wait_until_idle(system)
+        assert system.model.requests == []
 
 
-async def test_only_the_model_server_is_told_whatever_the_path(tmp_path: Path) -> None:
-    """Below its URL, where that has a path."""
+async def test_the_end_notice_goes_to_the_model_server_whatever_the_path(tmp_path: Path) -> None:
+    """If the model server's URL has a path, the notice goes below it."""
     routes = ["/echo", "/@127.0.0.1:1/echo", "/\t//127.0.0.1:1/echo", "/http://127.0.0.1:1/echo", "/a b?c=d"]
-    async with with_worker_task(tmp_path, Setup(health="/health", model_path="/base")) as here:
+    async with with_worker_task(tmp_path, Setup(health="/health", model_path="/base")) as system:
         opened: list[str] = []
         for route in routes:
-            session = await create(here, on_close_route=route)
+            session = await create(system, on_close_route=route)
             opened.append(session[1])
-            await call(here, "/session/end", session)
-            await quiet(here)
-        told = [r for r in here.model.requests if r.method == "POST"]
-        assert [r.json() for r in told] == [{"session_id": session_id} for session_id in opened]
-        assert all(r.path.startswith("/base/") for r in told)
-        assert told[0].path == "/base/echo"
+            await call(system, "/session/end", session)
+            await wait_until_idle(system)
+        posts = [r for r in system.model.requests if r.method == "POST"]
+        assert [r.json() for r in posts] == [{"session_id": session_id} for session_id in opened]
+        assert all(r.path.startswith("/base/") for r in posts)
+        assert posts[0].path == "/base/echo"
 
 
-async def test_time_ends_it_on_the_systems_clock_too(tmp_path: Path) -> None:
-    async with with_worker_process(tmp_path) as here:
-        session = await create(here, lifetime=0.02, on_close_route="/echo")
-        assert await closing(here) == {"session_id": session[1]}
-        assert await finished(here) == ["Success"]
-        assert await call(here, "/session/health", session) == (200, {"ok": False})
+async def test_a_session_expires_on_the_systems_clock(tmp_path: Path) -> None:
+    async with with_worker_process(tmp_path) as system:
+        session = await create(system, lifetime=0.02, on_close_route="/echo")
+        assert await wait_for_end_notice(system) == {"session_id": session[1]}
+        assert await finished_statuses(system) == ["Success"]
+        assert await call(system, "/session/health", session) == (200, {"ok": False})
 
 
-async def test_and_where_the_event_loop_is_an_authors(tmp_path: Path) -> None:
-    """`Worker.run_async` serves on a loop that anyio has not made."""
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here, lifetime=0.02, on_close_route="/echo")
-        assert await finished(here) == ["Success"]
-        await here.model.until(lambda: posted(here, "/echo") == [{"session_id": session[1]}], 2.0)
+async def test_a_session_expires_on_an_authors_event_loop(tmp_path: Path) -> None:
+    """`Worker.run_async` serves on an event loop that anyio did not create."""
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system, lifetime=0.02, on_close_route="/echo")
+        assert await finished_statuses(system) == ["Success"]
+        await system.model.until(lambda: bodies_posted(system, "/echo") == [{"session_id": session[1]}], 2.0)
 
 
-async def test_and_of_an_expiry(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        session = await create(here, lifetime=10, on_close_route="/echo")
+async def test_the_model_server_is_notified_of_an_expiry(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path) as (system, clock):
+        session = await create(system, lifetime=10, on_close_route="/echo")
         clock.advance(10.0)
-        assert await closing(here) == {"session_id": session[1]}
-        assert await finished(here, stop=True) == ["Success"]
+        assert await wait_for_end_notice(system) == {"session_id": session[1]}
+        assert await finished_statuses(system, stop=True) == ["Success"]
 
 
-async def test_a_drain_cancels_sessions_and_tells_the_model_server(tmp_path: Path) -> None:
-    async with with_worker_process(tmp_path) as here:
-        session = await create(here, on_close_route="/echo")
-        assert here.worker is not None
-        here.worker.terminate()
-        assert await here.worker.exit_status() == 0
-        assert await closing(here) == {"session_id": session[1]}
-        assert await finished(here) == ["Cancelled"]
-        assert here.last_report.cur_load == 0.0
+async def test_a_drain_cancels_sessions_and_notifies_the_model_server(tmp_path: Path) -> None:
+    async with with_worker_process(tmp_path) as system:
+        session = await create(system, on_close_route="/echo")
+        assert system.worker is not None
+        system.worker.terminate()
+        assert await system.worker.exit_status() == 0
+        assert await wait_for_end_notice(system) == {"session_id": session[1]}
+        assert await finished_statuses(system) == ["Cancelled"]
+        assert system.last_report.cur_load == 0.0
 
 
-async def test_a_drain_lets_requests_inside_finish_and_releases_those_that_wait(tmp_path: Path) -> None:
-    async with with_worker_process(tmp_path, Setup(health="/health", handler=ONE_AT_A_TIME)) as here:
-        session = await create(here, on_close_route="/close")
-        assert here.worker is not None
-        async with connected(here.url) as first, connected(here.url) as second:
+async def test_a_drain_lets_running_requests_finish_and_refuses_waiting_ones(tmp_path: Path) -> None:
+    async with with_worker_process(tmp_path, Setup(health="/health", handler=ONE_AT_A_TIME)) as system:
+        session = await create(system, on_close_route="/close")
+        assert system.worker is not None
+        async with connected(system.url) as first, connected(system.url) as second:
             await first.post("/held", inside(session))
-            await here.model.until(lambda: here.model.working == 1)
+            await system.model.until(lambda: system.model.working == 1)
             await second.post("/echo", inside(session))
-            await waiting(here, 1)
-            here.worker.terminate()
+            await wait_for_waiting(system, 1)
+            system.worker.terminate()
             head = await second.head()
             assert (head.status, "retry-after" in head.headers) == (503, True)
-            here.model.release()
+            system.model.release()
             assert (await first.head()).status == 200
-        assert await here.worker.exit_status() == 0
-        assert posted(here, "/close")[0] == {"session_id": session[1]}
-        assert posted(here, "/echo") == []
-        assert await finished(here) == ["Cancelled"]
-        assert (here.last_report.cur_load, here.totals.cur_perf) == (0.0, 0.0)
+        assert await system.worker.exit_status() == 0
+        assert bodies_posted(system, "/close")[0] == {"session_id": session[1]}
+        assert bodies_posted(system, "/echo") == []
+        assert await finished_statuses(system) == ["Cancelled"]
+        assert (system.last_report.cur_load, system.totals.cur_perf) == (0.0, 0.0)
 
 
-async def test_stopping_at_once_lets_nothing_inside_finish(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here)
-        assert here.stop is not None
-        async with connected(here.url) as client:
+async def test_an_immediate_stop_cuts_requests_inside_sessions(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system)
+        assert system.stop is not None
+        async with connected(system.url) as client:
             await client.post("/held", inside(session))
-            await here.model.until(lambda: here.model.working == 1)
-            here.stop.ask()
-            here.stop.ask()
+            await system.model.until(lambda: system.model.working == 1)
+            system.stop.ask()
+            system.stop.ask()
             await anyio.wait_all_tasks_blocked()
-            here.model.release()
+            system.model.release()
             assert await client.rest() == b""
-    assert here.exit_status == EXIT_FAILED
+    assert system.exit_status == EXIT_FAILED
 
 
-async def test_a_drain_waits_for_a_silent_model_server_no_longer_than_that(tmp_path: Path) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        session = await create(here, on_close_route="/held")
-        assert here.stop is not None
-        here.stop.ask()
-        await here.model.until(lambda: here.model.working == 1)
+async def test_a_drain_waits_for_a_silent_model_server_only_until_its_limit(tmp_path: Path) -> None:
+    async with with_manual_clock(tmp_path) as (system, clock):
+        session = await create(system, on_close_route="/held")
+        assert system.stop is not None
+        system.stop.ask()
+        await system.model.until(lambda: system.model.working == 1)
         clock.advance(9.9)
-        assert (await call(here, "/session/health", session))[1] == {"ok": False}
-        assert here.model.cancelled == 0
+        assert (await call(system, "/session/health", session))[1] == {"ok": False}
+        assert system.model.cancelled == 0
         clock.advance(0.1)
-        await here.model.until(lambda: here.model.cancelled == 1)
-        assert await finished(here) == ["Cancelled"]
-    assert here.exit_status == 0
+        await system.model.until(lambda: system.model.cancelled == 1)
+        assert await finished_statuses(system) == ["Cancelled"]
+    assert system.exit_status == 0
 
 
-async def test_a_model_server_that_is_dead_harms_nobody(
+async def test_a_dead_model_server_does_not_prevent_a_sessions_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with with_worker_task(tmp_path) as here:
-        session = await create(here, on_close_route="/echo")
-        await here.model.stop()
-        assert (await call(here, "/session/end", session))[0] == 200
-        await quiet(here)
+    async with with_worker_task(tmp_path) as system:
+        session = await create(system, on_close_route="/echo")
+        await system.model.stop()
+        assert (await call(system, "/session/end", session))[0] == 200
+        await wait_until_idle(system)
         assert f"session {session[1][:6]}…: POST /echo at its end failed" in caplog.text
-        await here.told(served=50.0)
-        assert await finished(here) == ["Success"]
+        await system.reported(served=50.0)
+        assert await finished_statuses(system) == ["Success"]
         assert "Traceback" not in caplog.text
         assert session[1] not in caplog.text
 
 
 @pytest.mark.parametrize("route", ["/error500", "/close", "/missing", "/held"])
-async def test_a_model_server_that_does_not_listen_to_it_harms_nobody(
+async def test_a_model_server_that_refuses_the_notice_does_not_prevent_a_sessions_end(
     tmp_path: Path, route: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with clocked(tmp_path) as (here, clock):
-        session = await create(here, on_close_route=route)
-        assert (await call(here, "/session/end", session))[0] == 200
-        await here.model.until(lambda: any(r.path == route for r in here.model.requests))
+    async with with_manual_clock(tmp_path) as (system, clock):
+        session = await create(system, on_close_route=route)
+        assert (await call(system, "/session/end", session))[0] == 200
+        await system.model.until(lambda: any(r.path == route for r in system.model.requests))
         if route == "/held":
             await clock.wait_for_timer(10.0)
             clock.advance(10.0)
-            await here.model.until(lambda: here.model.cancelled == 1)
-        assert (await post(here, "/echo", here.envelope()))[0] == 200
+            await system.model.until(lambda: system.model.cancelled == 1)
+        assert (await post(system, "/echo", system.envelope()))[0] == 200
         assert "Traceback" not in caplog.text
 
 
-# And nothing is left
+# Memory
 
 
 async def test_a_thousand_sessions_leave_nothing_behind(tmp_path: Path) -> None:
-    async with clocked(tmp_path, max_sessions=None) as (here, clock):
-        assert here.backend is not None
-        assert here.running is not None
+    async with with_manual_clock(tmp_path, max_sessions=None) as (system, clock):
+        assert system.backend is not None
+        assert system.running is not None
         gate = asyncio.Semaphore(50)
 
         async def live(number: int) -> None:
             async with gate:
                 on_close_route = None if number % 10 else "/echo"
-                session = await create(here, cost=float(number), lifetime=10, on_close_route=on_close_route)
-                assert here.running is not None
-                opened = here.running.sessions.find(session[1], session[0])
+                session = await create(system, cost=float(number), lifetime=10, on_close_route=on_close_route)
+                assert system.running is not None
+                opened = system.running.sessions.find(session[1], session[0])
                 assert opened is not None
                 alive.add(opened)
-                assert (await post(here, "/echo", inside(session)))[0] == 200
+                assert (await post(system, "/echo", inside(session)))[0] == 200
 
         timers, alive = clock.pending, weakref.WeakSet[Session]()
         await asyncio.gather(*(live(number) for number in range(1000)))
-        assert len(here.running.sessions) == len(alive) == 1000
-        assert here.backend.metrics.cur_load == sum(range(1000))
+        assert len(system.running.sessions) == len(alive) == 1000
+        assert system.backend.metrics.cur_load == sum(range(1000))
         clock.advance(10.0)
-        assert len(here.running.sessions) == 0
-        assert here.backend.metrics.cur_load == 0.0
-        await quiet(here)
-        told = [body for body in posted(here, "/echo") if "session_id" in body]
-        assert len({body["session_id"] for body in told}) == len(told) == 100
+        assert len(system.running.sessions) == 0
+        assert system.backend.metrics.cur_load == 0.0
+        await wait_until_idle(system)
+        notices = [body for body in bodies_posted(system, "/echo") if "session_id" in body]
+        assert len({body["session_id"] for body in notices}) == len(notices) == 100
         assert clock.pending <= timers + 1
         gc.collect()
         assert not alive
-        assert await finished(here, 1000, stop=True) == ["Success"] * 1000
-        assert len({f.request.request_idx for f in here.engine.finished}) == 1000
-        await here.told(served=sum(range(1000)))
-        assert (here.totals.new_load, here.totals.cur_perf) == (sum(range(1000)), sum(range(1000)))
+        assert await finished_statuses(system, 1000, stop=True) == ["Success"] * 1000
+        assert len({f.request.request_idx for f in system.engine.finished}) == 1000
+        await system.reported(served=sum(range(1000)))
+        assert (system.totals.new_load, system.totals.cur_perf) == (sum(range(1000)), sum(range(1000)))

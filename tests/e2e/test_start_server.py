@@ -17,119 +17,129 @@ import anyio
 import pytest
 from cryptography import x509
 
-from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S
+from lib.local.authority import DEFAULT_LIFETIME_S
 from lib.local.processes import free_port
 from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
-from tests.launching import CRASHING_WORKER, FAKE_WORKER, Instance, Launched, Repository, instance, make_wheel
-from tests.system import CONTAINER_ID, GUARD_S, MASTER_TOKEN, ROOT
+from tests.guard import GUARD_S
+from tests.launching import (
+    CRASHING_WORKER,
+    FAKE_WORKER,
+    Instance,
+    Launched,
+    Repository,
+    make_wheel,
+    with_instance,
+)
+from tests.system import CONTAINER_ID, MASTER_TOKEN, ROOT
 
 pytestmark = pytest.mark.one_python
 
 NOBODY = 65534
+DAY_S = 86400.0
 
 
-async def ready(here: Instance, launched: Launched) -> None:
-    """Return once the worker serves and the engine knows it."""
+async def wait_until_ready(instance: Instance, launched: Launched) -> None:
+    """Return once the worker serves and has reported that it is ready."""
     await launched.until("listening on port")
-    await here.system.ready()
+    await instance.system.ready()
 
 
-def told(here: Instance) -> str:
-    """The error that the engine was told last."""
-    last = here.system.last_report
+def last_error(instance: Instance) -> str:
+    """The error of the last report."""
+    last = instance.system.last_report
     assert last is not None
-    assert (last.id, last.mtoken, last.url) == (CONTAINER_ID, MASTER_TOKEN, here.system.url)
+    assert (last.id, last.mtoken, last.url) == (CONTAINER_ID, MASTER_TOKEN, instance.system.url)
     return last.error_msg
 
 
-# One boot after another
+# Boots
 
 
 async def test_first_boot_installs_and_a_second_one_does_not(tmp_path: Path) -> None:
-    async with instance(tmp_path) as here:
-        calls = here.use_uv()
-        async with here.started() as first:
-            await ready(here, first)
-            assert (await here.system.call("/echo", 3.0))[0] == 200
-            await here.system.told(served=3.0)
+    async with with_instance(tmp_path) as instance:
+        calls = instance.use_uv()
+        async with instance.started() as first:
+            await wait_until_ready(instance, first)
+            assert (await instance.system.call("/echo", 3.0))[0] == 200
+            await instance.system.reported(served=3.0)
         assert first.process.returncode == 0
-        venv = here.workspace / "pyworker-venv"
+        venv = instance.workspace / "pyworker-venv"
         assert calls.read_text().splitlines() == [
             f"venv -q --python >=3.10 {venv}",
-            f"pip install -q --python {venv}/bin/python -e {here.script.parent}[speed]",
+            f"pip install -q --python {venv}/bin/python -e {instance.script.parent}[speed]",
         ]
         assert "installing into" in first.output
-        assert "listening on port" in here.log.read_text()
+        assert "listening on port" in instance.log.read_text()
 
-        async with here.started() as second:
+        async with instance.started() as second:
             await second.until("listening on port")
         assert second.process.returncode == 0
         assert "installing" not in second.output
         assert len(calls.read_text().splitlines()) == 2
 
-        # What has to be installed has changed, and the environment is of a Python that is gone.
-        (here.script.parent / "pyproject.toml").write_text("")
+        # The requirements have changed, and the environment's Python is gone.
+        (instance.script.parent / "pyproject.toml").write_text("")
         (venv / "bin" / "python").unlink()
-        async with here.started() as third:
+        async with instance.started() as third:
             await third.until("listening on port")
         assert len(calls.read_text().splitlines()) == 4
 
 
-async def test_the_log_of_the_last_boot_is_put_aside_once(tmp_path: Path) -> None:
-    async with instance(tmp_path, BACKEND="") as here:
-        log, old = here.system.model_log, here.system.model_log.with_suffix(".log.old")
+async def test_the_log_of_the_last_boot_is_renamed_once(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="") as instance:
+        log, old = instance.system.model_log, instance.system.model_log.with_suffix(".log.old")
         log.write_text("stale: model is ready\n")
-        with log.open("a") as model:  # as a model server has it open
-            assert (await here.run())[0] == EXIT_SETTINGS
+        with log.open("a") as model:  # as a model server holds it open
+            assert (await instance.run())[0] == EXIT_SETTINGS
             model.write("fresh: model is ready\n")
         assert log.read_text() == "fresh: model is ready\n"
         assert old.read_text() == "stale: model is ready\n"
 
-        await here.run()
+        await instance.run()
         assert log.read_text() == "fresh: model is ready\n"
 
-        (marker,) = here.workspace.glob(".rotated*")
+        (marker,) = instance.workspace.glob(".rotated*")
         marker.write_text("another boot\n")
-        here.alter("OLD_MODEL_LOG_BYTES=$((64 * 1024 * 1024))", "OLD_MODEL_LOG_BYTES=9")
-        await here.run()
+        instance.alter("OLD_MODEL_LOG_BYTES=$((64 * 1024 * 1024))", "OLD_MODEL_LOG_BYTES=9")
+        await instance.run()
         assert (log.read_text(), old.read_text()) == ("", "is ready\n")
 
 
-async def test_a_log_that_appears_in_a_boot_is_left_alone_in_it(tmp_path: Path) -> None:
-    async with instance(tmp_path, BACKEND="nothing") as here:
-        await here.run()
-        here.system.write_log()
-        await here.run()
-        assert here.system.model_log.read_text() == "model is ready\n"
+async def test_a_log_created_during_a_boot_is_left_alone(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="nothing") as instance:
+        await instance.run()
+        instance.system.write_log()
+        await instance.run()
+        assert instance.system.model_log.read_text() == "model is ready\n"
 
 
 async def test_the_log_of_a_ready_made_worker_is_found(tmp_path: Path) -> None:
-    async with instance(tmp_path, MODEL_LOG="", BACKEND="own", CONTAINER_ID="") as here:
-        here.add_worker("own", f'MODEL_LOG = "{here.system.model_log}"\n')
-        here.system.write_log("stale\n")
-        await here.run()
-        assert here.system.model_log.read_text() == ""
+    async with with_instance(tmp_path, MODEL_LOG="", BACKEND="own", CONTAINER_ID="") as instance:
+        instance.add_worker("own", f'MODEL_LOG = "{instance.system.model_log}"\n')
+        instance.system.write_log("stale\n")
+        await instance.run()
+        assert instance.system.model_log.read_text() == ""
 
 
-# What can't work
+# Starts that fail
 
 
-async def test_all_that_is_missing_is_one_message_and_a_report(tmp_path: Path) -> None:
-    async with instance(tmp_path, BACKEND="", USE_SSL="maybe", PYWORKER_VENV="/none") as here:
-        port = here.system.url.rsplit(":", 1)[1]
-        here.env |= {"PUBLIC_IPADDR": "", f"VAST_TCP_PORT_{port}": "", "MASTER_TOKEN": 'a"b\\c'}
-        here.env["REPORT_ADDR"] = f"{here.system.engine_url}/ , {here.system.engine_url}/e/other"
-        status, output = await here.run()
+async def test_everything_missing_is_one_message_and_one_report(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="", USE_SSL="maybe", PYWORKER_VENV="/none") as instance:
+        port = instance.system.url.rsplit(":", 1)[1]
+        instance.env |= {"PUBLIC_IPADDR": "", f"VAST_TCP_PORT_{port}": "", "MASTER_TOKEN": 'a"b\\c'}
+        instance.env["REPORT_ADDR"] = f"{instance.system.engine_url}/ , {instance.system.engine_url}/e/other"
+        status, output = await instance.run()
         assert status == EXIT_SETTINGS
-        last = here.system.last_report
-        for text in (output, here.log.read_text(), last.error_msg):
+        last = instance.system.last_report
+        for text in (output, instance.log.read_text(), last.error_msg):
             for name in ("BACKEND", "PUBLIC_IPADDR", f"VAST_TCP_PORT_{port}", "PYWORKER_VENV"):
                 assert f"- {name}: " in text
             assert "USE_SSL: 'maybe' is none of" in text
         assert (last.url, last.mtoken) == ("", 'a"b\\c')
         assert last.disk_usage > 0
-        assert here.system.totals.reports == 2
-        assert {r.endpoint for r in here.system.engine.worker(CONTAINER_ID).reports} == {"local", "other"}
+        assert instance.system.totals.reports == 2
+        assert {r.endpoint for r in instance.system.engine.worker(CONTAINER_ID).reports} == {"local", "other"}
 
 
 @pytest.mark.parametrize(
@@ -140,161 +150,164 @@ async def test_all_that_is_missing_is_one_message_and_a_report(tmp_path: Path) -
     ],
 )
 async def test_an_unknown_worker_is_refused(tmp_path: Path, name: str, said: str) -> None:
-    async with instance(tmp_path, BACKEND=name) as here:
-        assert (await here.run())[0] == EXIT_SETTINGS
-        assert said.format(here.script.parent) in told(here)
+    async with with_instance(tmp_path, BACKEND=name) as instance:
+        assert (await instance.run())[0] == EXIT_SETTINGS
+        assert said.format(instance.script.parent) in last_error(instance)
 
 
-async def test_what_its_readme_calls_required_is_demanded_and_nothing_else(tmp_path: Path) -> None:
-    async with instance(tmp_path, BACKEND="needy", HF_TOKEN="") as here:
-        folder = here.add_worker("needy", FAKE_WORKER)
+async def test_exactly_the_variables_its_readme_calls_required_are_required(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="needy", HF_TOKEN="") as instance:
+        folder = instance.add_worker("needy", FAKE_WORKER)
         row = "| `{}` | {} | for models behind a licence |\n"
         readme = folder / "README.md"
         readme.write_text("HF_TOKEN is required here.\n\n" + row.format("HF_TOKEN", ""))
-        async with here.started() as launched:
+        async with instance.started() as launched:
             await launched.until("listening on port")
         readme.write_text(row.format("HF_TOKEN", "required") + row.format("PUBLIC_IPADDR", "required"))
-        status, output = await here.run()
+        status, output = await instance.run()
         assert status == EXIT_SETTINGS
         assert "- HF_TOKEN: missing: set it (for models behind a licence)" in output
         assert "PUBLIC_IPADDR" not in output
 
 
-async def test_comfyui_needs_to_know_its_default_workflow(tmp_path: Path) -> None:
-    async with instance(tmp_path, BACKEND="comfyui", COMFY_MODEL="", BENCHMARK_JSON_PATH="") as here:
-        folder = here.add_worker("comfyui", FAKE_WORKER)
-        assert (await here.run())[0] == EXIT_SETTINGS
-        assert "COMFY_MODEL: missing" in told(here)
+async def test_comfyui_requires_a_default_workflow(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="comfyui", COMFY_MODEL="", BENCHMARK_JSON_PATH="") as instance:
+        folder = instance.add_worker("comfyui", FAKE_WORKER)
+        assert (await instance.run())[0] == EXIT_SETTINGS
+        assert "COMFY_MODEL: missing" in last_error(instance)
         (folder / "misc").mkdir()
         (folder / "misc" / "benchmark.json").write_text("{}")
-        async with here.started() as launched:
+        async with instance.started() as launched:
             await launched.until("listening on port")
 
 
 @pytest.mark.parametrize("command", ["python3", "openssl", "curl"])
 async def test_a_missing_command_is_named(tmp_path: Path, command: str) -> None:
-    async with instance(tmp_path, USE_SSL="true", MASTER_TOKEN='a"\\\n\tü') as here:
-        (here.bin / command).unlink()
-        status, output = await here.run()
+    async with with_instance(tmp_path, USE_SSL="true", MASTER_TOKEN='a"\\\n\tü') as instance:
+        (instance.bin / command).unlink()
+        status, output = await instance.run()
         assert status == EXIT_SETTINGS
         assert f"- {command} is missing" in output
         if command != "curl":
-            assert f"- {command} is missing" in here.system.last_report.error_msg
+            assert f"- {command} is missing" in instance.system.last_report.error_msg
 
 
 async def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "workspace").write_text("a file")
-    async with instance(tmp_path) as here:
-        status, output = await here.run()
+    async with with_instance(tmp_path) as instance:
+        status, output = await instance.run()
         assert (status, "WORKSPACE_DIR: " in output) == (EXIT_SETTINGS, True)
-        assert "WORKSPACE_DIR: " in told(here)
+        assert "WORKSPACE_DIR: " in last_error(instance)
 
 
-async def test_without_a_network_it_says_what_it_could_not_have(tmp_path: Path) -> None:
-    async with instance(tmp_path) as here:
-        here.hurry()
+async def test_without_a_network_the_failed_download_is_named(tmp_path: Path) -> None:
+    async with with_instance(tmp_path) as instance:
+        instance.hurry()
         with free_port() as port:
-            here.env["REPORT_ADDR"] = f"http://127.0.0.1:{port}, http://127.0.0.1:{port}/e/x"
-            here.env["PYWORKER_REPO"] = f"http://me:secret@127.0.0.1:{port}/mine.git"
-            status, output = await here.run()
+            instance.env["REPORT_ADDR"] = f"http://127.0.0.1:{port}, http://127.0.0.1:{port}/e/x"
+            instance.env["PYWORKER_REPO"] = f"http://me:secret@127.0.0.1:{port}/mine.git"
+            status, output = await instance.run()
         assert status == EXIT_FAILED
         assert f"start_server.sh: http://127.0.0.1:{port}/mine.git could not be fetched" in output
         assert output.count("could not be reported to") == 2
-        assert not list(here.workspace.glob("mine*/worker*"))
+        assert not list(instance.workspace.glob("mine*/worker*"))
 
 
 # Another process on the port
 
 
 async def test_the_holder_of_the_port_is_named_and_left_alone(tmp_path: Path) -> None:
-    async with instance(tmp_path) as here, await asyncio.start_server(hang_up, "127.0.0.1", port_of(here)):
-        status, output = await here.run()
+    async with (
+        with_instance(tmp_path) as instance,
+        await asyncio.start_server(hang_up, "127.0.0.1", port_of(instance)),
+    ):
+        status, output = await instance.run()
         assert status == EXIT_PORT_TAKEN
-        assert f"port {port_of(here)} is in use by process {os.getpid()} (" in output
-        _, writer = await asyncio.open_connection("127.0.0.1", port_of(here))
+        assert f"port {port_of(instance)} is in use by process {os.getpid()} (" in output
+        _, writer = await asyncio.open_connection("127.0.0.1", port_of(instance))
         writer.close()
         await writer.wait_closed()
-        assert here.system.last_report is None
+        assert instance.system.last_report is None
 
 
 async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
-def port_of(here: Instance) -> int:
+def port_of(instance: Instance) -> int:
     """The worker's public port."""
-    return int(here.system.url.rsplit(":", 1)[1])
+    return int(instance.system.url.rsplit(":", 1)[1])
 
 
-# The worker's end
+# The end of the worker
 
 
 async def test_a_crash_is_reported_with_its_last_lines(tmp_path: Path) -> None:
-    async with instance(tmp_path, BACKEND="crashing") as here:
-        here.add_worker("crashing", CRASHING_WORKER)
-        assert (await here.run())[0] == 7
+    async with with_instance(tmp_path, BACKEND="crashing") as instance:
+        instance.add_worker("crashing", CRASHING_WORKER)
+        assert (await instance.run())[0] == 7
         lines = 'a first line\nthen "boom": ü, \\ and \x01'
-        assert told(here) == f"the worker ended with exit status 7\n{lines}"
-        assert "the worker ended with exit status 7" in here.log.read_text()
+        assert last_error(instance) == f"the worker ended with exit status 7\n{lines}"
+        assert "the worker ended with exit status 7" in instance.log.read_text()
 
 
 async def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
-    async with instance(tmp_path, BACKEND="crashing", TEST_KILLED="1") as here:
-        here.add_worker("crashing", CRASHING_WORKER)
-        assert (await here.run())[0] == 128 + signal.SIGKILL
-        assert told(here).startswith("the worker was ended by SIGKILL\n")
+    async with with_instance(tmp_path, BACKEND="crashing", TEST_KILLED="1") as instance:
+        instance.add_worker("crashing", CRASHING_WORKER)
+        assert (await instance.run())[0] == 128 + signal.SIGKILL
+        assert last_error(instance).startswith("the worker was ended by SIGKILL\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains_the_worker(tmp_path: Path, number: signal.Signals) -> None:
-    async with instance(tmp_path) as here, here.started() as launched:
-        await ready(here, launched)
+    async with with_instance(tmp_path) as instance, instance.started() as launched:
+        await wait_until_ready(instance, launched)
         async with anyio.create_task_group() as calls:
-            calls.start_soon(call_held, here)
-            await here.system.model.until(lambda: here.system.model.working == 1)
+            calls.start_soon(call_held, instance)
+            await instance.system.model.until(lambda: instance.system.model.working == 1)
             launched.process.send_signal(number)
             await launched.until("draining")
-            here.system.model.release()
+            instance.system.model.release()
         assert await launched.end() == 0
-        assert here.system.totals.cur_perf == 5.0
+        assert instance.system.totals.cur_perf == 5.0
         assert "the worker ended with exit status 0" in launched.output
 
 
-async def call_held(here: Instance) -> None:
-    assert (await here.system.call("/held", 5.0))[0] == 200
+async def call_held(instance: Instance) -> None:
+    assert (await instance.system.call("/held", 5.0))[0] == 200
 
 
 async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    async with instance(tmp_path, DRAIN_TIMEOUT_S="600") as here, here.started() as launched:
-        await ready(here, launched)
+    async with with_instance(tmp_path, DRAIN_TIMEOUT_S="600") as instance, instance.started() as launched:
+        await wait_until_ready(instance, launched)
         async with anyio.create_task_group() as calls:
-            calls.start_soon(call_cut, here)
-            await here.system.model.until(lambda: here.system.model.working == 1)
+            calls.start_soon(call_cut, instance)
+            await instance.system.model.until(lambda: instance.system.model.working == 1)
             launched.process.terminate()
             await launched.until("draining")
             launched.process.terminate()
         assert await launched.end() == EXIT_FAILED
-        assert told(here) == ""
+        assert last_error(instance) == ""
 
 
-async def call_cut(here: Instance) -> None:
+async def call_cut(instance: Instance) -> None:
     with pytest.raises(aiohttp.ClientError):
-        await here.system.call("/held", 5.0)
+        await instance.system.call("/held", 5.0)
 
 
 async def test_a_second_start_waits_for_the_installation_of_the_first(tmp_path: Path) -> None:
-    async with instance(tmp_path, TEST_UV_HANGS="1") as here:
-        here.use_uv()
-        async with here.started() as first:
+    async with with_instance(tmp_path, TEST_UV_HANGS="1") as instance:
+        instance.use_uv()
+        async with instance.started() as first:
             await first.until("uv hangs")
-            async with here.started() as second:
+            async with instance.started() as second:
                 await second.until("waiting for another start_server.sh")
                 first.process.terminate()
                 await second.until("uv hangs")
                 assert second.output.count("installing into") == 1
-        async with here.started() as first:
+        async with instance.started() as first:
             await first.until("uv hangs")
-            async with here.started() as second:
+            async with instance.started() as second:
                 await second.until("waiting for another start_server.sh")
                 for launched in (second, first):
                     launched.process.terminate()
@@ -302,9 +315,9 @@ async def test_a_second_start_waits_for_the_installation_of_the_first(tmp_path: 
 
 
 async def test_a_signal_ends_an_installation(tmp_path: Path) -> None:
-    async with instance(tmp_path, TEST_UV_HANGS="1") as here:
-        here.use_uv()
-        async with here.started() as launched:
+    async with with_instance(tmp_path, TEST_UV_HANGS="1") as instance:
+        instance.use_uv()
+        async with instance.started() as launched:
             await launched.until("uv hangs")
             launched.process.terminate()
             assert await launched.end() == 128 + signal.SIGTERM
@@ -318,20 +331,20 @@ for number in range(20000):
 
 
 async def test_the_worker_outlives_its_console_and_its_log_is_bounded(tmp_path: Path) -> None:
-    async with instance(tmp_path, BACKEND="talking") as here:
-        here.add_worker("talking", TALKING_WORKER)
-        here.alter("readonly LOG_BYTES=$((64 * 1024 * 1024))", "readonly LOG_BYTES=50000")
+    async with with_instance(tmp_path, BACKEND="talking") as instance:
+        instance.add_worker("talking", TALKING_WORKER)
+        instance.alter("readonly LOG_BYTES=$((64 * 1024 * 1024))", "readonly LOG_BYTES=50000")
         reader, console = os.pipe()
         os.close(reader)
         process = await asyncio.create_subprocess_exec(
-            here.script, env=here.environment(), stdout=console, stderr=console
+            instance.script, env=instance.environment(), stdout=console, stderr=console
         )
         os.close(console)
         with anyio.fail_after(GUARD_S):
             assert await process.wait() == 0
-        assert "the worker ended with exit status 0" in here.log.read_text()
-        for log in (here.log, here.log.with_suffix(".log.old")):
-            assert size(log) <= 50000 + 65536  # it is written by the chunk
+        assert "the worker ended with exit status 0" in instance.log.read_text()
+        for log in (instance.log, instance.log.with_suffix(".log.old")):
+            assert size(log) <= 50000 + 65536  # it is written in chunks
 
 
 def size(path: Path) -> int:
@@ -341,9 +354,9 @@ def size(path: Path) -> int:
 # TLS
 
 
-async def trusted(here: Instance) -> ssl.SSLContext:
-    """What a client knows that trusts the engine's authority, and no other."""
-    async with here.system.http.get(here.system.engine_url + "/static/jvastai_root.cer") as answer:
+async def trusted(instance: Instance) -> ssl.SSLContext:
+    """The TLS context of a client that trusts the engine's authority only."""
+    async with instance.system.http.get(instance.system.engine_url + "/static/jvastai_root.cer") as answer:
         assert answer.status == 200
         return ssl.create_default_context(cadata=await answer.text())
 
@@ -352,9 +365,9 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-async def certificate(here: Instance, trust: ssl.SSLContext) -> str:
-    """The certificate that the worker shows, as PEM text."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port_of(here), ssl=trust)
+async def certificate(instance: Instance, trust: ssl.SSLContext) -> str:
+    """The worker's certificate, as PEM text."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port_of(instance), ssl=trust)
     shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.close()
     await writer.wait_closed()
@@ -362,134 +375,139 @@ async def certificate(here: Instance, trust: ssl.SSLContext) -> str:
 
 
 async def test_tls_from_the_request_to_the_renewal(tmp_path: Path) -> None:
-    async with instance(tmp_path, USE_SSL="true") as here:
-        here.system.url = here.system.url.replace("http:", "https:")
-        engine = here.system.engine
-        engine.authority.lifetime_s = BACKDATED_S / 2 + 3  # two seconds later, a third of its life is left
-        async with here.started() as launched:
+    async with with_instance(tmp_path, USE_SSL="true") as instance:
+        instance.system.url = instance.system.url.replace("http:", "https:")
+        engine = instance.system.engine
+        engine.authority.lifetime_s = DAY_S
+        instance.alter("CERTIFICATE_CHECK_S=3600", "CERTIFICATE_CHECK_S=1")
+        set_time_ahead = instance.use_own_date()
+        async with instance.started() as launched:
             first = await engine.wait_for(lambda: engine.certificates, GUARD_S)
             assert [c.instance_id for c in first] == [CONTAINER_ID]
             engine.authority.lifetime_s = DEFAULT_LIFETIME_S
-            await ready(here, launched)
-            assert here.system.last_report.url == here.system.url
+            await wait_until_ready(instance, launched)
+            assert instance.system.last_report.url == instance.system.url
             assert mode(tmp_path / "instance.key") == 0o600
 
-            trust, closing = await trusted(here), {"Connection": "close"}
-            assert (await here.system.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
-            assert await certificate(here, trust) == first[0].pem
+            trust, closing = await trusted(instance), {"Connection": "close"}
+            assert (await instance.system.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
+            assert await certificate(instance, trust) == first[0].pem
             async with aiohttp.ClientSession() as strangers:
                 with pytest.raises(aiohttp.ClientConnectorCertificateError):
-                    await strangers.get(here.system.url + "/ping")
-                elsewhere = here.system.url.replace("127.0.0.1", "localhost")
+                    await strangers.get(instance.system.url + "/ping")
+                elsewhere = instance.system.url.replace("127.0.0.1", "localhost")
                 with pytest.raises(aiohttp.ClientConnectorCertificateError):
                     await strangers.get(elsewhere + "/ping", ssl=trust)
 
+            set_time_ahead(0.7 * DAY_S)  # a third of the certificate's lifetime is left
             await engine.wait_for(lambda: len(engine.certificates) == 2, GUARD_S)
             with anyio.fail_after(GUARD_S):
-                while await certificate(here, trust) != engine.certificates[1].pem:
+                while await certificate(instance, trust) != engine.certificates[1].pem:
                     pass
-            assert (await here.system.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
+            assert (await instance.system.call("/echo", 3.0, ssl=trust, headers=closing))[0] == 200
 
 
-async def test_a_certificate_is_kept_until_it_is_for_another_address(tmp_path: Path) -> None:
-    async with instance(tmp_path, USE_SSL="true", BACKEND="quick") as here:
-        here.add_worker("quick", "")
-        engine = here.system.engine
+async def test_a_certificate_is_kept_until_the_address_changes(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, USE_SSL="true", BACKEND="quick") as instance:
+        instance.add_worker("quick", "")
+        engine = instance.system.engine
         for address, signed in (("127.0.0.1", 1), ("127.0.0.1", 1), ("[::1]", 2), ("a.example", 3)):
-            here.env["PUBLIC_IPADDR"] = address
-            assert (await here.run())[0] == 0
+            instance.env["PUBLIC_IPADDR"] = address
+            assert (await instance.run())[0] == 0
             assert len(engine.certificates) == signed
         names = x509.load_pem_x509_certificate(engine.certificates[1].pem.encode())
         assert "::1" in str(names.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
 
 
 async def test_a_certificate_that_has_expired_is_not_used(tmp_path: Path) -> None:
-    async with instance(tmp_path, USE_SSL="true") as here:
-        here.system.url = here.system.url.replace("http:", "https:")
-        here.system.engine.authority.lifetime_s = -1.0
-        here.hurry()
-        assert (await here.run())[0] == EXIT_FAILED
-        assert told(here).startswith("no certificate for 127.0.0.1: check VAST_CONSOLE_URL")
-        assert "has expired" in told(here)
+    async with with_instance(tmp_path, USE_SSL="true") as instance:
+        instance.system.url = instance.system.url.replace("http:", "https:")
+        instance.system.engine.authority.lifetime_s = -1.0
+        instance.hurry()
+        assert (await instance.run())[0] == EXIT_FAILED
+        assert last_error(instance).startswith("no certificate for 127.0.0.1: check VAST_CONSOLE_URL")
+        assert "has expired" in last_error(instance)
         assert "instance.crt" not in os.listdir(tmp_path)
 
 
-async def test_a_certificate_that_is_due_will_do_where_no_other_can_be_had(tmp_path: Path) -> None:
-    async with instance(tmp_path, USE_SSL="true", BACKEND="quick") as here:
-        here.add_worker("quick", "")
-        here.system.engine.authority.lifetime_s = 60.0
-        here.hurry()
-        assert (await here.run())[0] == 0
-        here.env["VAST_CONSOLE_URL"] = here.system.engine_url + "/nothing"
-        status, output = await here.run()
+async def test_a_certificate_due_for_renewal_is_used_if_renewal_fails(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, USE_SSL="true", BACKEND="quick") as instance:
+        instance.add_worker("quick", "")
+        instance.system.engine.authority.lifetime_s = 60.0
+        instance.hurry()
+        assert (await instance.run())[0] == 0
+        instance.env["VAST_CONSOLE_URL"] = instance.system.engine_url + "/nothing"
+        status, output = await instance.run()
         assert (status, "404" in output) == (0, True)
 
 
-# Somebody's own repository
+# A custom repository
 
 
 OWN_WORKER = "import tiny; print('version', tiny.VERSION, flush=True)\n" + FAKE_WORKER
 
 
-async def test_a_repository_of_ones_own_piped_and_updated_when_asked(tmp_path: Path) -> None:
+async def test_a_custom_repository_is_cloned_by_a_piped_script_and_updated_on_request(tmp_path: Path) -> None:
     paths = [sysconfig.get_path("purelib"), str(ROOT)]
     requirement = make_wheel(tmp_path, "tiny", "1.0", paths)
     mine = Repository(tmp_path / "mine", {"worker.py": OWN_WORKER, "requirements.txt": requirement})
-    async with instance(tmp_path, PYWORKER_REPO=mine.url, PYWORKER_VENV="", PIP_NO_INDEX="1") as here:
-        here.env["BACKEND"] = ""
-        async with here.started(here.script) as first:
+    async with with_instance(
+        tmp_path, PYWORKER_REPO=mine.url, PYWORKER_VENV="", PIP_NO_INDEX="1"
+    ) as instance:
+        instance.env["BACKEND"] = ""
+        async with instance.started(instance.script) as first:
             await first.until("listening on port")
         assert "version 1.0" in first.output
 
         mine.commit({"requirements.txt": make_wheel(tmp_path, "tiny", "2.0", paths)})
-        async with here.started(here.script) as second:
+        async with instance.started(instance.script) as second:
             await second.until("listening on port")
         assert "version 1.0" in second.output
         assert "installing" not in second.output
 
-        here.force_update.touch()
-        async with here.started(here.script) as third:
+        instance.force_update.touch()
+        async with instance.started(instance.script) as third:
             await third.until("listening on port")
         assert "version 2.0" in third.output
-        assert not here.force_update.exists()
+        assert not instance.force_update.exists()
 
 
-async def test_a_reference_is_fetched_and_what_fails_leaves_the_code_as_it_is(tmp_path: Path) -> None:
+async def test_a_git_reference_is_fetched_and_a_failure_keeps_the_code(tmp_path: Path) -> None:
     mine = Repository(tmp_path / "mine", {"worker.py": "print('one')"})
     old = mine.commit({"worker.py": "print('two')"})
     mine.commit({"worker.py": "print('three')"})
-    async with instance(tmp_path, PYWORKER_REPO=mine.url, PYWORKER_REF=old) as here:
-        here.hurry()
-        status, output = await here.run()
+    async with with_instance(tmp_path, PYWORKER_REPO=mine.url, PYWORKER_REF=old) as instance:
+        instance.hurry()
+        status, output = await instance.run()
         assert (status, "two\n" in output) == (0, True)
         for reference, before in (("main", old), ("", "main"), ("main", "the default branch")):
-            here.env["PYWORKER_REF"] = reference
-            _, output = await here.run()
+            instance.env["PYWORKER_REF"] = reference
+            _, output = await instance.run()
             assert "three\n" in output
             assert f"in place of {before}\n" in output
 
         mine.folder.rename(tmp_path / "gone")
-        here.force_update.touch()
-        status, output = await here.run()
+        instance.force_update.touch()
+        status, output = await instance.run()
         assert (status, "three\n" in output) == (0, True)
         assert "could not be updated: it runs unchanged" in output
-        assert here.force_update.exists()
+        assert instance.force_update.exists()
 
-        here.env["PYWORKER_REF"] = "other"
-        here.force_update.unlink()
-        assert (await here.run())[0] == EXIT_FAILED
-        assert "at other could not be fetched: check the network" in told(here)
+        instance.env["PYWORKER_REF"] = "other"
+        instance.force_update.unlink()
+        assert (await instance.run())[0] == EXIT_FAILED
+        assert "at other could not be fetched: check the network" in last_error(instance)
 
-        here.env["PYWORKER_REPO"] = "file:///elsewhere/mine"
-        assert (await here.run())[0] == EXIT_SETTINGS
-        assert "is a clone of file:///" in told(here)
+        instance.env["PYWORKER_REPO"] = "file:///elsewhere/mine"
+        assert (await instance.run())[0] == EXIT_SETTINGS
+        assert "is a clone of file:///" in last_error(instance)
 
 
 # Another user
 
 
 def python_for_all() -> str:
-    """A python3 that any user may run; without one, the test is skipped."""
+    """Return a python3 that any user may run; skip the test if there is none."""
     for path in (os.path.realpath(sys.executable), "/usr/bin/python3"):
         try:
             subprocess.run([path, "-V"], user=NOBODY, group=NOBODY, check=True, capture_output=True)
@@ -500,15 +518,15 @@ def python_for_all() -> str:
 
 
 def give_away(root: Path) -> None:
-    """To the other user, with all that is in it."""
+    """Change the owner of the folder and of everything in it to the other user."""
     for path in (root, *root.rglob("*")):
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run the script as another user")
-async def test_another_user_than_root(tmp_path: Path) -> None:
+async def test_the_script_works_for_a_user_other_than_root(tmp_path: Path) -> None:
     python = python_for_all()
-    async with instance(tmp_path, PYWORKER_REPO="https://nowhere.example/mine") as here:
+    async with with_instance(tmp_path, PYWORKER_REPO="https://nowhere.example/mine") as instance:
         with tempfile.TemporaryDirectory(prefix="pyworker-nobody-") as folder:
             root = Path(folder)
             for parts in (("venv", "bin"), ("workspace", "mine")):
@@ -517,8 +535,8 @@ async def test_another_user_than_root(tmp_path: Path) -> None:
             (root / "venv" / "bin" / "python3").symlink_to(python)
             (root / "workspace" / "mine" / "worker.py").write_text("import os; print('user', os.getuid())")
             give_away(root)
-            here.env["WORKSPACE_DIR"] = str(root / "workspace")
-            here.env["PYWORKER_VENV"] = str(root / "venv")
-            here.env["PATH"] = f"{root}/venv/bin:{here.bin}:{os.environ['PATH']}"
-            status, output = await here.run(here.script, user=NOBODY)
+            instance.env["WORKSPACE_DIR"] = str(root / "workspace")
+            instance.env["PYWORKER_VENV"] = str(root / "venv")
+            instance.env["PATH"] = f"{root}/venv/bin:{instance.bin}:{os.environ['PATH']}"
+            status, output = await instance.run(instance.script, user=NOBODY)
             assert (status, f"user {NOBODY}\n" in output) == (0, True), output

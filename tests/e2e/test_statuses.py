@@ -1,4 +1,4 @@
-"""Every status that the worker answers of its own accord (protocol.md §2), over real sockets."""
+"""Every status that the worker itself answers, over real sockets (docs/protocol.md, "Answers")."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AUTH_FIELDS = ("signature", "cost", "endpoint", "reqnum", "url")
 
 
 class Answer:
-    """One of the worker's own: its status, headers and JSON."""
+    """An answer of the worker: status, headers and JSON."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.status = status
@@ -48,7 +48,7 @@ class Answer:
 
 
 async def post(system: System, path: str, body: object, **headers: str) -> Answer:
-    """The answer to `body`, sent as it is where it is bytes, else as JSON."""
+    """POST `body`, bytes unchanged and other values as JSON; return the answer."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     async with system.http.post(system.url + path, data=data, headers=headers) as answer:
         assert answer.content_type == "application/json"
@@ -69,7 +69,7 @@ def outcomes(system: System) -> dict[str, int]:
 # 422
 
 
-async def test_422_has_the_shapes_of_the_table(tmp_path: Path) -> None:
+async def test_422_has_the_documented_shapes(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         auth = system.auth()
         cases: list[tuple[object, object]] = [
@@ -92,11 +92,11 @@ async def test_422_has_the_shapes_of_the_table(tmp_path: Path) -> None:
             answer = await post(system, "/echo", body)
             assert answer.status == 422
             assert list(answer.json) == ["body"]
-        assert outcomes(system) == {"errored": 1}  # the one that was authenticated
+        assert outcomes(system) == {"errored": 1}  # the authenticated one
         assert system.model.requests == []
 
 
-async def test_an_authors_own_refusal_is_a_422_as_he_wrote_it(tmp_path: Path) -> None:
+async def test_an_authors_own_refusal_is_a_422_with_the_authors_text(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         answer = await signed(system, "/raising", data={"raise": "json"})
         assert (answer.status, answer.json) == (422, {"payload": {"data": "not like this"}})
@@ -107,7 +107,7 @@ async def test_an_authors_own_refusal_is_a_422_as_he_wrote_it(tmp_path: Path) ->
 # 401
 
 
-async def test_401_says_which_of_the_three_and_no_more(tmp_path: Path) -> None:
+async def test_401_gives_one_of_three_reasons_and_no_details(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         used = system.envelope()
         assert (await post(system, "/echo", used)).status == 200
@@ -152,13 +152,13 @@ async def test_408_for_a_body_that_stalls(tmp_path: Path) -> None:
         assert outcomes(system) == {}
 
 
-async def test_413_names_the_limit_and_415_what_is_understood(tmp_path: Path) -> None:
+async def test_413_names_the_limit_and_415_the_accepted_encodings(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, max_json_bytes=1000) as system:
         packed = gzip.compress(b" " * 1001)
         for data, headers in ((b" " * 1001, {}), (packed, {"Content-Encoding": "gzip"})):
             answer = await post(system, "/echo", data, **headers)
             assert (answer.status, "1000 bytes" in answer.error) == (413, True)
-        async with connected(system.url) as client:  # refused for what it announces
+        async with connected(system.url) as client:  # refused for its announced length
             await client.post("/echo", b"", {"Content-Length": "1001"})
             assert (await client.head()).status == 413
         answer = await post(system, "/echo", b"x", **{"Content-Encoding": "br"})
@@ -166,7 +166,7 @@ async def test_413_names_the_limit_and_415_what_is_understood(tmp_path: Path) ->
         assert outcomes(system) == {}
 
 
-async def test_a_gzipped_envelope_is_understood(tmp_path: Path) -> None:
+async def test_a_gzipped_envelope_is_accepted(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         body = gzip.compress(json.dumps(system.envelope(data={"a": 1})).encode())
         answer = await post(system, "/echo", body, **{"Content-Encoding": "gzip"})
@@ -175,7 +175,7 @@ async def test_a_gzipped_envelope_is_understood(tmp_path: Path) -> None:
         assert system.model.requests[0].header("Content-Encoding") is None
 
 
-async def test_a_client_that_asks_before_it_sends_is_told_to_go_on(tmp_path: Path) -> None:
+async def test_expect_100_continue_is_answered(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system, connected(system.url) as client:
         await client.send(request_bytes("/echo", b"{}", {"Expect": "100-continue"})[:-2])
         assert (await client.head()).status == 100
@@ -184,16 +184,16 @@ async def test_a_client_that_asks_before_it_sends_is_told_to_go_on(tmp_path: Pat
         assert head.status == 422
 
 
-async def test_what_is_no_http_is_no_traceback_in_the_log(tmp_path: Path) -> None:
-    async with with_worker_process(tmp_path) as here:
+async def test_invalid_http_leaves_no_traceback_in_the_log(tmp_path: Path) -> None:
+    async with with_worker_process(tmp_path) as system:
         for data in (b"\x16\x03\x01 hello\r\n\r\n", framed("bad chunks", b"secret", {})):
-            async with connected(here.url) as client:
+            async with connected(system.url) as client:
                 await client.send(data)
                 assert (await client.head()).status == 400
-        assert (await here.call("/echo"))[0] == 200
-        assert here.worker is not None
-        assert "Traceback" not in here.worker.output()
-        assert "secret" not in here.worker.output()
+        assert (await system.call("/echo"))[0] == 200
+        assert system.worker is not None
+        assert "Traceback" not in system.worker.output()
+        assert "secret" not in system.worker.output()
 
 
 # 429
@@ -232,7 +232,7 @@ async def test_429_after_waiting_by_the_clock(tmp_path: Path) -> None:
 # 500
 
 
-async def test_500_carries_an_id_under_which_the_log_has_the_traceback(
+async def test_500_carries_the_id_of_the_traceback_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with with_worker_task(tmp_path) as system:
@@ -248,7 +248,7 @@ async def test_500_carries_an_id_under_which_the_log_has_the_traceback(
         assert outcomes(system) == {"errored": 2}
 
 
-async def test_the_clients_own_id_is_the_one(tmp_path: Path) -> None:
+async def test_the_clients_request_id_is_used(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         body = system.envelope(data={"raise": "parser"})
         assert (await post(system, "/raising", body, **{"X-Request-Id": "mine-1"})).json[
@@ -281,7 +281,7 @@ async def test_504_when_the_model_takes_too_long(tmp_path: Path) -> None:
         assert outcomes(system) == {"errored": 1}
 
 
-# 503, and the state in which requests are tried all the same
+# 503, and the error state, in which requests are still tried
 
 
 async def test_503_without_a_key_and_while_loading(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ async def test_503_without_a_key_and_while_loading(tmp_path: Path) -> None:
             system.engine.faults.clear()
             await system.engine.wait_for(lambda: system.engine.requests_seen["pubkey"] > refused)
             while (answer := await signed(system, "/echo")).json["state"] == "no public key":
-                pass  # the key is on its way back
+                pass  # the key can be fetched again
             assert (answer.status, answer.json["state"]) == (503, "loading")
             assert "loading" in answer.error
             assert answer.retry_after_s >= 1
@@ -325,7 +325,7 @@ async def test_503_while_draining(tmp_path: Path) -> None:
         assert (await works).status == 200
 
 
-async def test_errored_requests_are_still_tried(tmp_path: Path) -> None:
+async def test_requests_are_still_tried_in_the_error_state(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         assert system.backend is not None
         system.backend.backend_errored("broken GPU")
@@ -333,12 +333,12 @@ async def test_errored_requests_are_still_tried(tmp_path: Path) -> None:
         assert (await signed(system, "/echo")).status == 200
 
 
-# Whatever comes
+# Arbitrary input
 
 
 @asynccontextmanager
-async def hosted(tmp_path: Path, **options: Any) -> AsyncGenerator[System, None]:
-    """An inner system in a task of its own: a fixture is entered in one task and left in another."""
+async def system_in_own_task(tmp_path: Path, **options: Any) -> AsyncGenerator[System, None]:
+    """Run a system in a task of its own, since a fixture may be entered in one task and left in another."""
     made: asyncio.Future[System] = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
 
@@ -357,8 +357,8 @@ async def hosted(tmp_path: Path, **options: Any) -> AsyncGenerator[System, None]
 
 
 @pytest.fixture
-async def fuzzed(tmp_path: Path) -> AsyncGenerator[System, None]:
-    async with hosted(tmp_path, request_body_timeout_s=0.05, max_json_bytes=2000) as system:
+async def fuzzed_system(tmp_path: Path) -> AsyncGenerator[System, None]:
+    async with system_in_own_task(tmp_path, request_body_timeout_s=0.05, max_json_bytes=2000) as system:
         yield system
 
 
@@ -386,7 +386,7 @@ EXAMPLES = settings(
 
 
 def framed(framing: str, body: bytes, headers: dict[str, str]) -> bytes:
-    """A POST of `body`, its end told in one of the ways in which it can be told, right or wrong."""
+    """A POST of `body` whose length is given correctly or wrongly, as `framing` says."""
     if framing == "length":
         return request_bytes("/echo", body, headers)
     if framing == "short":
@@ -405,29 +405,29 @@ async def first_answer(system: System, data: bytes) -> Head:
 @EXAMPLES
 @given(body=BODIES, headers=HEADERS, framing=FRAMINGS)
 async def test_no_unauthenticated_bytes_give_another_status_or_change_the_ledger(
-    fuzzed: System, body: bytes, headers: dict[str, str], framing: str
+    fuzzed_system: System, body: bytes, headers: dict[str, str], framing: str
 ) -> None:
-    head = await first_answer(fuzzed, framed(framing, body, headers))
-    # What isn't HTTP/1.1 at all is a 400, as RFC 9112 has it.
+    head = await first_answer(fuzzed_system, framed(framing, body, headers))
+    # Input that isn't HTTP/1.1 is a 400 (RFC 9112).
     assert head.status in OWN_REFUSALS | ({400} if "chunk" in framing else set())
-    assert (outcomes(fuzzed), fuzzed.model.requests) == ({}, [])
+    assert (outcomes(fuzzed_system), fuzzed_system.model.requests) == ({}, [])
 
 
 @EXAMPLES
 @given(data=st.data())
-async def test_no_mutilated_envelope_gives_another_status(fuzzed: System, data: st.DataObject) -> None:
-    envelope = fuzzed.envelope()
+async def test_no_mutilated_envelope_gives_another_status(fuzzed_system: System, data: st.DataObject) -> None:
+    envelope = fuzzed_system.envelope()
     part = data.draw(st.sampled_from(["auth_data", "payload"]))
     changes = data.draw(st.dictionaries(KEYS | st.just("data"), JSON, min_size=1, max_size=3))
     envelope[part] = {**envelope[part], **changes}
     body = json.dumps(envelope).encode()
-    # Of bounds that don't depend on the body: its numbers grow by a digit now and then.
+    # The limits must not depend on the body, whose numbers grow by a digit now and then.
     start = data.draw(st.integers(0, 2**16)) % (len(body) + 1)
     end = min(len(body), start + data.draw(st.integers(0, 3)))
-    before = outcomes(fuzzed)
+    before = outcomes(fuzzed_system)
     whole = body[:start] + data.draw(st.binary(max_size=3)) + body[end:]
-    head = await first_answer(fuzzed, request_bytes("/echo", whole))
+    head = await first_answer(fuzzed_system, request_bytes("/echo", whole))
     assert head.status in OWN_REFUSALS | {200}
     if head.status == 401:
-        assert outcomes(fuzzed) == before
-    assert all(outcome in ("served", "errored") for outcome in outcomes(fuzzed))
+        assert outcomes(fuzzed_system) == before
+    assert all(outcome in ("served", "errored") for outcome in outcomes(fuzzed_system))

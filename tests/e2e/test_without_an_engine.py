@@ -1,4 +1,4 @@
-"""`ENGINE=none`: a worker on a cluster of one's own, without an instance's variables or signatures."""
+"""`ENGINE=none`: a worker without an engine, an instance's variables or signatures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ import pytest
 
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import Setup
-from tests.system import GUARD_S, ROOT, PortLease, WorkerProcess
+from tests.guard import GUARD_S
+from tests.system import ROOT, PortLease, WorkerProcess
 
 INSTANCE = ("CONTAINER_ID", "PUBLIC_IPADDR", "REPORT_ADDR", "MASTER_TOKEN", "WORKER_PORT", "WORKER_HTTP_PORT")
 
 
 class Worker:
-    """A worker's process without an engine; `url` is its public port, `loopback_url` the other one."""
+    """A worker process without an engine; `url` is its public port, `loopback_url` the port of /status."""
 
     def __init__(self, model: MaliciousModel, http: aiohttp.ClientSession, ports: tuple[int, int]) -> None:
         self.model = model
@@ -46,7 +47,7 @@ class Worker:
         await self.until(self.state, "ready")
 
     async def until(self, ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
-        """Return once the process answers `ask` as `expected`: it is asked again and again."""
+        """Call `ask` repeatedly until it returns `expected`."""
         with anyio.fail_after(GUARD_S):
             while await ask() != expected:
                 assert self.process.process.returncode is None, self.process.output()
@@ -103,7 +104,7 @@ async def worker_process(
             lease.close()
 
 
-async def test_it_serves_queues_reports_metrics_and_drains(tmp_path: Path) -> None:
+async def test_a_worker_without_an_engine_serves_queues_reports_metrics_and_drains(tmp_path: Path) -> None:
     setup = Setup(health="/health", benchmark="/echo", handler={"max_concurrency": 1, "benchmark_runs": 1})
     async with worker_process(tmp_path, setup) as worker:
         await worker.ready()
@@ -126,7 +127,7 @@ async def test_it_serves_queues_reports_metrics_and_drains(tmp_path: Path) -> No
         assert "signature" not in output
 
 
-async def test_an_envelope_is_taken_too(tmp_path: Path) -> None:
+async def test_an_envelope_is_accepted_as_well_as_a_bare_payload(tmp_path: Path) -> None:
     async with worker_process(tmp_path) as worker:
         await worker.ready()
         job: dict[str, Any] = {"workload": 2.0, "data": {}}
@@ -143,8 +144,8 @@ async def test_an_envelope_is_taken_too(tmp_path: Path) -> None:
             status, body = await worker.post("/echo", {"auth_data": auth, "payload": job, **fields})
             assert (status, json.loads(body["body"])) == (200, job)
         async with worker.http.get(worker.loopback_url + "/status") as answer:
-            told = await answer.json()
-        assert (told["requests"]["served"], told["reports"]) == (2, [])
+            result = await answer.json()
+        assert (result["requests"]["served"], result["reports"]) == (2, [])
 
 
 @pytest.mark.parametrize(
@@ -158,20 +159,22 @@ async def test_an_envelope_is_taken_too(tmp_path: Path) -> None:
         (b'{"payload": {}, "session_id": "none"}', 410, {"error": "the session is unknown"}),
     ],
 )
-async def test_bad_input_is_named(tmp_path: Path, body: bytes, status: int, answer: dict[str, Any]) -> None:
+async def test_bad_input_is_refused_by_name(
+    tmp_path: Path, body: bytes, status: int, answer: dict[str, Any]
+) -> None:
     async with worker_process(tmp_path) as worker:
         await worker.ready()
         headers = {"Content-Type": "application/json"}
         async with worker.http.post(worker.url + "/echo", data=body, headers=headers) as refused:
-            told = await refused.json()
+            result = await refused.json()
             assert refused.status == status
-        assert list(told) == list(answer)
-        (told_text,), (expected,) = told.values(), answer.values()
+        assert list(result) == list(answer)
+        (error_text,), (expected,) = result.values(), answer.values()
         if expected != "…" and isinstance(expected, str):
-            assert told_text.startswith(expected)
+            assert error_text.startswith(expected)
 
 
-async def test_a_session_goes_by_its_id_alone(tmp_path: Path) -> None:
+async def test_a_session_is_identified_by_its_id_alone(tmp_path: Path) -> None:
     async with worker_process(tmp_path) as worker:
         await worker.ready()
         status, session = await worker.post("/session/create", {"lifetime": 30})
@@ -188,7 +191,7 @@ async def test_a_session_goes_by_its_id_alone(tmp_path: Path) -> None:
         assert (await worker.post("/session/get", {}))[0] == 422
 
 
-async def test_it_is_bound_to_loopback_unless_told_otherwise(tmp_path: Path) -> None:
+async def test_the_default_address_is_loopback(tmp_path: Path) -> None:
     async with worker_process(tmp_path) as worker:
         await worker.ready()
         with pytest.raises(aiohttp.ClientConnectionError):
@@ -197,7 +200,7 @@ async def test_it_is_bound_to_loopback_unless_told_otherwise(tmp_path: Path) -> 
         assert "whoever reaches" not in worker.process.output()
 
 
-async def test_another_address_is_warned_of(tmp_path: Path) -> None:
+async def test_an_address_other_than_loopback_causes_a_warning(tmp_path: Path) -> None:
     hosts = {"WORKER_HOST": "0.0.0.0", "WORKER_HTTP_HOST": "0.0.0.0"}
     async with worker_process(tmp_path, env=hosts) as worker:
         await worker.ready()
@@ -237,7 +240,7 @@ async def test_an_address_that_cannot_be_bound_is_named(tmp_path: Path, name: st
         assert "Traceback" not in output
 
 
-async def test_an_engine_that_there_is_not_is_an_error_at_the_start(tmp_path: Path) -> None:
+async def test_an_unknown_engine_is_an_error_at_start(tmp_path: Path) -> None:
     async with worker_process(tmp_path, env={"ENGINE": "other"}) as worker:
         assert await worker.process.exit_status() == 2
         assert "ENGINE: 'other' is none of vast, none" in worker.process.output()

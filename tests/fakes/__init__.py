@@ -1,1 +1,1 @@
-"""Peers with malice, for the tests: they stall, reset, trickle, refuse, and note what was done to them."""
+"""Servers, clients and workers for the tests, which misbehave on request and record what they received."""

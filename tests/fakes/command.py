@@ -1,4 +1,4 @@
-"""`pyworker` as a user runs it: a process, its output as it comes, its exit status."""
+"""Runs `pyworker` as a process: its output as it is printed, its exit status."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 import anyio
 import psutil
 
+from tests.guard import GUARD_S
+
 ROOT = Path(__file__).parents[2]
-GUARD_S = 60.0
-# What a real instance has must not be found by what is tested.
+# Variables of a real instance must not reach the tested process.
 _INSTANCE = ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_", "WORKER_", "REPORT_ADDR", "MODEL_", "BACKEND")
 
 
@@ -29,7 +30,7 @@ class Done:
 
 
 class Command:
-    """A command under way; `output` is what was read of it so far."""
+    """A running command; `output` is what was read so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -47,7 +48,7 @@ class Command:
         self._children = psutil.Process(self.process.pid).children(recursive=True)
 
     async def end(self) -> Done:
-        """What became of it; fails where one of its children lives on."""
+        """Wait for its end; return its result. Fails if one of its children still runs."""
         with anyio.fail_after(GUARD_S):
             output, errors = await self.process.communicate()
         assert not [child for child in self._children if child.is_running()]
@@ -59,7 +60,7 @@ class Command:
 async def command(
     *words: str, cwd: Path, env: Mapping[str, str] | None = None
 ) -> AsyncGenerator[Command, None]:
-    """`pyworker words` in the folder `cwd`, with `env` in its environment; `python …` for another program."""
+    """Run `pyworker words` (or `python …`) in the folder `cwd`, with `env` added to the environment."""
     python, rest = (words[0] == "python"), words[1:]
     process = await asyncio.create_subprocess_exec(
         *((sys.executable, *rest) if python else (sys.executable, "-m", "lib.tools.cli", *words)),
@@ -81,7 +82,7 @@ async def command(
 
 
 async def done(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Done:
-    """`pyworker words`, run to its end."""
+    """Run `pyworker words` to its end."""
     async with command(*words, cwd=cwd, env=env) as running:
         return await running.end()
 

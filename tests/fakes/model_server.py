@@ -1,7 +1,7 @@
-"""A model server with malice, over raw sockets: what it does is told by the path of the request.
+"""The fake model server, on raw sockets: the path of a request selects the behaviour.
 
-Tests read what arrived (`requests`, `connections`), hold answers back (`hold`, `release`) and see which
-calls the worker gave up (`cancelled`).
+Tests read what arrived (`requests`, `connections`), hold answers back (`hold`, `release`) and count the calls
+that the worker cancelled (`cancelled`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Any
 
 import anyio
 
+from tests.guard import GUARD_S
+
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 SSE = b"Content-Type: text/event-stream\r\nX-Model: tiny\r\nCache-Control: no-cache\r\n"
 
 
 @dataclass
 class Received:
-    """One request as it came in; `connection` counts connections from 1."""
+    """A received request; `connection` is the number of its connection, from 1."""
 
     method: str
     path: str
@@ -39,7 +41,7 @@ class Received:
 
 @dataclass
 class MaliciousModel:
-    """The server's script and its notes. `healthy` is the status that `/health` answers."""
+    """The server: its settings and what it recorded. `health_status` is the status of `/health`."""
 
     requests: list[Received] = field(default_factory=list["Received"])
     connections: int = 0
@@ -65,24 +67,24 @@ class MaliciousModel:
         return f"http://127.0.0.1:{self.port}"
 
     def release(self) -> None:
-        """Let everything that is held back go on, now and from now on."""
+        """Let all held answers go on, and hold none from now on."""
         self._released.set()
 
     def hold(self) -> None:
         self._released.clear()
 
     def step(self) -> None:
-        """Let one held stream send one more chunk."""
+        """Let a held stream send one more chunk."""
         self._steps.release()
 
-    async def until(self, condition: Callable[[], bool], limit_s: float = 20.0) -> None:
-        """Return once `condition` holds; looked at whenever something happens here."""
+    async def until(self, condition: Callable[[], bool], limit_s: float = GUARD_S) -> None:
+        """Return once `condition` holds; it is checked at each event here."""
         with anyio.fail_after(limit_s):
             async with self._changed:
                 await self._changed.wait_for(condition)
 
     async def start(self) -> None:
-        """Listen, on the port of before if there was one."""
+        """Listen, on the same port as before if there was one."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: asyncio.StreamReaderProtocol(Reader(limit=2**20), self._connected),
@@ -134,7 +136,7 @@ class MaliciousModel:
     async def _watched(
         self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        """Answer, unless the worker hangs up first; whether the connection may be used again."""
+        """Answer unless the worker closes the connection first; return whether it may be reused."""
         answer = asyncio.ensure_future(self._answer(request, writer))
         assert isinstance(reader, Reader)
         hung_up = asyncio.ensure_future(reader.ended.wait())
@@ -162,7 +164,7 @@ class MaliciousModel:
             return True
         return await behaviour(request, writer)
 
-    # What the paths do
+    # The behaviour of each path
 
     async def _do_missing(self, request: Received, writer: asyncio.StreamWriter) -> bool:
         await _whole(writer, 404, b'{"error": "no such path"}')
@@ -186,13 +188,13 @@ class MaliciousModel:
         return True
 
     async def _do_held(self, request: Received, writer: asyncio.StreamWriter) -> bool:
-        """Nothing until released."""
+        """Nothing until `release`."""
         await self._released.wait()
         await _whole(writer, 200, b'{"done": true}')
         return True
 
     async def _do_stream(self, request: Received, writer: asyncio.StreamWriter) -> bool:
-        """Server-sent events, one for each step; `[DONE]` once released."""
+        """Server-sent events, one for each `step`; `[DONE]` after `release`."""
         await _write(writer, b"HTTP/1.1 200 OK\r\n" + SSE + CHUNKED + b"\r\n")
         for number in range(1000):
             step = asyncio.ensure_future(self._steps.acquire())
@@ -209,7 +211,7 @@ class MaliciousModel:
         return True
 
     async def _do_flood(self, request: Received, writer: asyncio.StreamWriter) -> bool:
-        """A stream without end, as fast as it is taken."""
+        """An endless stream, as fast as it is read."""
         await _write(writer, b"HTTP/1.1 200 OK\r\n" + SSE + CHUNKED + b"\r\n")
         while True:
             await _write(writer, _chunk(b"x" * 65536))
@@ -225,7 +227,7 @@ class MaliciousModel:
         return True
 
     async def _do_gzip(self, request: Received, writer: asyncio.StreamWriter) -> bool:
-        """A compressed answer, whether or not it was asked for."""
+        """A compressed answer, even if not accepted."""
         await _whole(writer, 200, gzip.compress(b'{"packed": true}'), extra=b"Content-Encoding: gzip\r\n")
         return True
 
@@ -281,12 +283,12 @@ class MaliciousModel:
         return False
 
     async def _do_once(self, request: Received, writer: asyncio.StreamWriter) -> bool:
-        """A keep-alive answer, after which the connection is closed without a word."""
+        """A keep-alive answer; then the connection is closed without `Connection: close`."""
         await _whole(writer, 200, b"{}")
         return False
 
     async def _do_stale(self, request: Received, writer: asyncio.StreamWriter) -> bool:
-        """A used connection is closed as a request comes in; a fresh one answers."""
+        """A reused connection is closed when a request comes in; a new one answers."""
         if sum(r.connection == request.connection for r in self.requests) > 1:
             return False
         await _whole(writer, 200, json.dumps({"connection": request.connection}).encode())
@@ -322,7 +324,7 @@ class MaliciousModel:
 
 
 class Reader(asyncio.StreamReader):
-    """A stream that says when the other side has hung up, without reading from it."""
+    """A stream reader that sets an event when the other side has closed the connection."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit=limit)
@@ -339,7 +341,7 @@ class Reader(asyncio.StreamReader):
 
 @asynccontextmanager
 async def malicious_model() -> AsyncGenerator[MaliciousModel, None]:
-    """A listening model server, on a port chosen by the system."""
+    """Run a fake model server on a free port."""
     model = MaliciousModel()
     await model.start()
     try:

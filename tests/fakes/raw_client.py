@@ -1,4 +1,4 @@
-"""A client that speaks HTTP byte by byte: what no well-behaved HTTP library would send, or would hide."""
+"""The raw client: HTTP byte by byte, for what an HTTP library would not send or would hide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-GUARD_S = 20.0
+from tests.guard import GUARD_S
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Head:
 
 
 class RawClient:
-    """One connection. Whatever waits here is guarded by a limit of its own."""
+    """One connection. Every wait has a time limit."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     async def send(self, data: bytes) -> None:
-        """Write `data`; a worker that has hung up meanwhile is no error here."""
+        """Write `data`; ignores that the worker has closed the connection."""
         with suppress(ConnectionError), anyio.fail_after(GUARD_S):
             self._writer.write(data)
             await self._writer.drain()
@@ -49,7 +49,7 @@ class RawClient:
         await self.send(request_bytes(path, content, headers, version))
 
     async def head(self) -> Head:
-        """The next answer's head. Raises `ConnectionError` when the worker hangs up before its end."""
+        """The next answer's head. Raises `ConnectionError` if the connection is closed before its end."""
         try:
             with anyio.fail_after(GUARD_S):
                 text = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -73,7 +73,7 @@ class RawClient:
             raise ConnectionResetError(f"cut after {e.partial!r}") from e
 
     async def rest(self) -> bytes:
-        """Everything until the worker closes the connection, or resets it."""
+        """All bytes until the worker closes or resets the connection."""
         received = b""
         with suppress(ConnectionError), anyio.fail_after(GUARD_S):
             while part := await self._reader.read(65536):
@@ -92,18 +92,18 @@ class RawClient:
         return head, body
 
     def half_close(self) -> None:
-        """Send no more, and go on reading."""
+        """Close the sending half of the connection."""
         self._writer.write_eof()
 
     def leave(self) -> None:
-        """Hang up."""
+        """Abort the connection."""
         self._writer.transport.abort()
 
 
 def request_bytes(
     path: str, body: bytes, headers: Mapping[str, str | bytes] | None = None, version: bytes = b"1.1"
 ) -> bytes:
-    """A POST as bytes. Header values may be bytes that no text would give."""
+    """A POST as bytes. Header values may be bytes that are no valid text."""
     given = {"Host": "worker", "Content-Length": str(len(body)), **(headers or {})}
     if "Transfer-Encoding" in given:
         del given["Content-Length"]
@@ -116,7 +116,7 @@ def request_bytes(
 
 @asynccontextmanager
 async def connected(url: str, limit: int = 2**20) -> AsyncGenerator[RawClient, None]:
-    """A connection to the server at `url`; at most about `limit` bytes of its answers are taken unread."""
+    """Connect to the server at `url`; about `limit` bytes of its answers are buffered unread."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=limit)
     try:

@@ -1,7 +1,7 @@
-"""A worker to try: every path of the malicious model server as a route, set up by `TEST_WORKER` (JSON).
+"""The tests' worker: a route for every path of the fake model server, set up by `TEST_WORKER` (JSON).
 
-Run as a process by the system, or built in the test's own process by `build`. Its handlers and its payload
-are written as an author would write them.
+It runs as a worker process, or as a worker task made by `build`. Its handlers and its payload are written
+as an author would write them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATHS = (
 READY_LINE = "model is ready"
 ERROR_LINE = "CUDA error"
 
-# How often each function of the author's ran in this process, for tests that run the worker in theirs.
+# Calls of each author function in this process, for tests that run the worker as a task.
 AUTHOR_CALLS: Counter[str] = Counter()
 
 
@@ -70,7 +70,7 @@ class JobHandler(EndpointHandler[Job]):
 
 
 class RaisingHandler(JobHandler):
-    """Raises where its payload says so."""
+    """Raises as its payload says."""
 
     @classmethod
     def get_data_from_request(cls, req_data: dict[str, Any]) -> Any:
@@ -107,7 +107,7 @@ class RaisingHandler(JobHandler):
 
 @dataclass
 class StoppingHandler(JobHandler):
-    """Tells the model server which job to stop once its client has left; raises where the job says so."""
+    """Tells the model server to stop the job of a client that left; raises if the job says so."""
 
     backend: Backend | None = None
 
@@ -120,9 +120,9 @@ class StoppingHandler(JobHandler):
 
 @dataclass(kw_only=True)
 class Setup:
-    """What a test varies: `handler` for every handler, `backend` for the backend, both as keywords.
+    """A worker's settings: `handler` are keywords of every handler, `backend` those of the backend.
 
-    `declared`: the same worker, said the declarative way.
+    `declared` makes the same worker from a declaration.
     """
 
     declared: bool = False
@@ -135,7 +135,7 @@ class Setup:
 
 
 def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
-    """The worker in front of the model server at `model_url`."""
+    """Make the worker for the model server at `model_url`."""
     if setup.declared:
         worker = declare(model_url, setup)
         return worker.backend, worker.routes
@@ -167,7 +167,7 @@ def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRoute
 
 
 def declare(model_url: str, setup: Setup) -> Worker:
-    """The same worker, declared; without the handlers that stop the model, which need a class."""
+    """Declare the same worker, without the handlers that stop the model, which need a class."""
     backend: dict[str, Any] = {"allow_parallel_requests": True, **setup.backend}
     handler: dict[str, Any] = {"max_queue_time": None, **setup.handler}
     handler.setdefault("allow_parallel_requests", backend.pop("allow_parallel_requests"))

@@ -33,10 +33,9 @@ from lib.client import (
     run_client,
     target_from_args,
 )
+from tests.guard import GUARD_S
 from tests.lib.tools.fakes import Answer, FakeEngine, FakeWorker, engine_and_worker, ok
 from tests.manual_clock import ManualClock
-
-GUARD_S = 30
 
 
 @asynccontextmanager

@@ -26,8 +26,8 @@ import anyio
 import pytest
 
 from tests.fakes.worker import Setup
+from tests.guard import GUARD_S
 from tests.system import (
-    GUARD_S,
     ROOT,
     PortLease,
     System,
@@ -175,90 +175,90 @@ async def real_system(kind: Kind, tmp_path: Path, **env: str) -> AsyncGenerator[
 
 
 async def test_the_worker_survives_the_death_of_the_model_server(kind: Kind, tmp_path: Path) -> None:
-    async with real_system(kind, tmp_path) as here:
-        await check_readiness_and_benchmark(here, tmp_path)
-        await check_answers_and_streams(here, kind)
-        await check_a_killed_server_is_reported(here)
-        await here.server.start()
-        await here.system.engine.wait_for(lambda: here.system.last_report.error_msg == "", LOADING_S)
-        async with here.complete() as answer:
+    async with real_system(kind, tmp_path) as real:
+        await check_readiness_and_benchmark(real, tmp_path)
+        await check_answers_and_streams(real, kind)
+        await check_a_killed_server_is_reported(real)
+        await real.server.start()
+        await real.system.engine.wait_for(lambda: real.system.last_report.error_msg == "", LOADING_S)
+        async with real.complete() as answer:
             assert answer.status == 200
-        assert "Traceback" not in here.worker.output()
+        assert "Traceback" not in real.worker.output()
 
 
-async def check_readiness_and_benchmark(here: RealSystem, tmp_path: Path) -> None:
-    output = here.worker.output()
+async def check_readiness_and_benchmark(real: RealSystem, tmp_path: Path) -> None:
+    output = real.worker.output()
     assert "loading → benchmarking" in output
     saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
-    assert here.system.last_report.max_perf == saved["perf"] > 0
+    assert real.system.last_report.max_perf == saved["perf"] > 0
 
 
-async def check_answers_and_streams(here: RealSystem, kind: Kind) -> None:
+async def check_answers_and_streams(real: RealSystem, kind: Kind) -> None:
     strict = [] if kind.lenient else ["--strict"]
-    output = await here.client(kind, *strict, "--tokens", "16", "completion", "chat", "stream")
+    output = await real.client(kind, *strict, "--tokens", "16", "completion", "chat", "stream")
     shown = [line for line in output.splitlines() if line.startswith("# ")]
     assert shown == ["# completion", "# chat", "# stream"]
-    async with here.complete(max_tokens=64, stream=True) as answer:
+    async with real.complete(max_tokens=64, stream=True) as answer:
         assert answer.content_type == "text/event-stream"
         events = (await answer.read()).strip().split(b"\n\n")
     assert len(events) > 8
     assert events[-1] == b"data: [DONE]" or not kind.lenient
-    async with here.complete(max_tokens=-1) as answer:
+    async with real.complete(max_tokens=-1) as answer:
         assert answer.status == 422
-    async with here.complete(prompt=[[]], max_tokens=8) as answer:
+    async with real.complete(prompt=[[]], max_tokens=8) as answer:
         assert 400 <= answer.status < 600
 
 
-async def check_a_killed_server_is_reported(here: RealSystem) -> None:
+async def check_a_killed_server_is_reported(real: RealSystem) -> None:
     """Kill the server during a stream: the stream is cut, the next request is 502, the error is reported."""
-    async with here.complete(max_tokens=1500, stream=True) as answer:
+    async with real.complete(max_tokens=1500, stream=True) as answer:
         await answer.content.readany()
-        here.server.signal(signal.SIGKILL)
+        real.server.signal(signal.SIGKILL)
         # A busy server may have sent everything by then. A cut stream must not look complete.
         with suppress(aiohttp.ClientPayloadError):
             assert b'"finish_reason":"' in await answer.read()
-    async with here.complete() as answer:
+    async with real.complete() as answer:
         assert answer.status == 502
-    await here.system.engine.wait_for(lambda: here.system.last_report.error_msg, NOTICED_S)
-    assert "health check failed" in here.system.last_report.error_msg
+    await real.system.engine.wait_for(lambda: real.system.last_report.error_msg, NOTICED_S)
+    assert "health check failed" in real.system.last_report.error_msg
 
 
 async def test_a_stream_ends_when_the_model_server_stops(kind: Kind, tmp_path: Path) -> None:
-    async with real_system(kind, tmp_path, MODEL_TIMEOUT_S=str(MODEL_TIMEOUT_S)) as here:
-        await check_a_client_can_leave_a_silent_stream(here)
-        await check_a_silent_stream_is_cut(here)
-        async with here.complete() as answer:
+    async with real_system(kind, tmp_path, MODEL_TIMEOUT_S=str(MODEL_TIMEOUT_S)) as real:
+        await check_a_client_can_leave_a_silent_stream(real)
+        await check_a_silent_stream_is_cut(real)
+        async with real.complete() as answer:
             assert answer.status == 200
         # Servers react differently to SIGTERM. In each case, the client's stream ends.
-        await end_of_a_stream(here, signal.SIGTERM)
-        await here.system.engine.wait_for(lambda: here.system.last_report.num_requests_working == 0, GUARD_S)
+        await end_of_a_stream(real, signal.SIGTERM)
+        await real.system.engine.wait_for(lambda: real.system.last_report.num_requests_working == 0, GUARD_S)
 
 
-async def check_a_client_can_leave_a_silent_stream(here: RealSystem) -> None:
-    async with here.complete(max_tokens=1900, stream=True) as answer:
+async def check_a_client_can_leave_a_silent_stream(real: RealSystem) -> None:
+    async with real.complete(max_tokens=1900, stream=True) as answer:
         await answer.content.readany()
-        here.server.signal(signal.SIGSTOP)
-        await here.system.engine.wait_for(lambda: here.system.last_report.num_requests_working == 1, GUARD_S)
-    await here.system.engine.wait_for(lambda: here.system.last_report.num_requests_working == 0, GUARD_S)
-    here.server.signal(signal.SIGCONT)
+        real.server.signal(signal.SIGSTOP)
+        await real.system.engine.wait_for(lambda: real.system.last_report.num_requests_working == 1, GUARD_S)
+    await real.system.engine.wait_for(lambda: real.system.last_report.num_requests_working == 0, GUARD_S)
+    real.server.signal(signal.SIGCONT)
 
 
-async def check_a_silent_stream_is_cut(here: RealSystem) -> None:
+async def check_a_silent_stream_is_cut(real: RealSystem) -> None:
     """The worker cuts a silent stream at its time limit. A stream may end before the server is stopped."""
     for _ in range(5):
-        how = await end_of_a_stream(here, signal.SIGSTOP)
-        here.server.signal(signal.SIGCONT)
+        how = await end_of_a_stream(real, signal.SIGSTOP)
+        real.server.signal(signal.SIGCONT)
         if how == "was cut":
             return
     pytest.fail("every stream ended before the server could be stopped")
 
 
-async def end_of_a_stream(here: RealSystem, number: signal.Signals) -> str:
+async def end_of_a_stream(real: RealSystem, number: signal.Signals) -> str:
     """Signal the model server during a stream; return how the stream ends. `pytest -s` prints it."""
-    async with here.complete(max_tokens=1900, stream=True) as answer:
+    async with real.complete(max_tokens=1900, stream=True) as answer:
         began = time.monotonic()
         rest = await answer.content.readany()
-        here.server.signal(number)
+        real.server.signal(number)
         with anyio.fail_after(ENDED_S):
             try:
                 while piece := await answer.content.readany():

@@ -1,4 +1,4 @@
-"""An authenticator of one's own: an API key in a header, and the body as the payload."""
+"""A custom authenticator: an API key in a header; the body is the payload."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lib.request.sessions import Session
 
 
 class ApiKey:
-    """Lets in who has `key`."""
+    """Accepts requests with the API key `key`."""
 
     needs_key = False
 
@@ -21,7 +21,7 @@ class ApiKey:
         self._key = key.encode()
 
     def use_key(self, pem: str) -> None:
-        """There is no public key here."""
+        """Do nothing: API keys need no public key."""
 
     async def admit(self, request: web.Request) -> Admission:
         self._check(request)

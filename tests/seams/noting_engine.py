@@ -1,4 +1,4 @@
-"""An engine of one's own: it notes the load at each change, and takes what has finished."""
+"""A custom engine: it records the load at each change, and takes the finished requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lib.wire import FinishedRequest
 
 
 class NotingEngine:
-    """Notes what a report would say; `finish` takes the finished requests."""
+    """Records what a report would contain; `finish` takes the finished requests."""
 
     public_url = "http://worker.example"
 

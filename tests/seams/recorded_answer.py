@@ -1,4 +1,4 @@
-"""A model answer from elsewhere: one that was recorded, chunk by chunk, as a stream of events."""
+"""A model answer without a model server: recorded chunks as a stream of events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RecordedBody:
 
 
 class RecordedAnswer:
-    """Has all that `pass_on` needs, and nothing of aiohttp's client."""
+    """Implements what `pass_on` needs, without aiohttp's client."""
 
     status = 200
     reason = None

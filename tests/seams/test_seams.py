@@ -1,4 +1,4 @@
-"""Each seam takes a part from elsewhere: one new file beside this one, and one line here that puts it in."""
+"""Each extension point takes a custom part: one file beside this one, and one line here that installs it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def until_ready(system: System) -> None:
     assert await readiness.until(lambda: readiness.state is State.READY, 30.0)
 
 
-async def test_an_authenticator(tmp_path: Path) -> None:
+async def test_an_authenticator_is_one_file_and_one_line(tmp_path: Path) -> None:
     make = changed(lambda backend: setattr(backend, "authenticator", ApiKey("secret")))
     async with with_worker_task(tmp_path, make=make) as system:
         job = {"workload": 4.0, "data": {"a": 1}}
@@ -49,11 +49,11 @@ async def test_an_authenticator(tmp_path: Path) -> None:
             async with system.http.post(system.url + "/echo", json=job, headers=headers) as answer:
                 assert answer.status == status
                 assert status == 200 or "API key" in (await answer.json())["error"]
-        await system.told(served=4.0)
+        await system.reported(served=4.0)
         assert system.totals.cur_perf == 4.0
 
 
-async def test_an_engine(tmp_path: Path) -> None:
+async def test_an_engine_is_one_file_and_one_line(tmp_path: Path) -> None:
     engines: list[NotingEngine] = []
 
     def change(backend: Backend) -> None:
@@ -72,7 +72,7 @@ async def test_an_engine(tmp_path: Path) -> None:
     assert system.engine.finished == []
 
 
-async def test_an_observer(tmp_path: Path) -> None:
+async def test_an_observer_is_one_file_and_one_line(tmp_path: Path) -> None:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -81,7 +81,7 @@ async def test_an_observer(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, make=make) as system:
         assert (await system.call("/echo", 4.0))[0] == 200
         assert (await system.call("/error500", 1.0))[0] == 500
-        await system.told(served=4.0)
+        await system.reported(served=4.0)
     served, failed = spans.get_finished_spans()
     assert served.name == "POST /echo"
     assert served.attributes is not None
@@ -99,7 +99,7 @@ class Recorded(JobHandler):
         yield RecordedAnswer([b"data: 1\n\n", b"data: 2\n\n"])
 
 
-async def test_a_model_answer_from_elsewhere(tmp_path: Path) -> None:
+async def test_a_model_answer_without_a_model_server(tmp_path: Path) -> None:
     def make(url: str, setup: Setup) -> Made:
         backend, routes = build(url, setup)
         return backend, [*routes, web.post("/recorded", backend.create_handler(Recorded()))]
@@ -109,5 +109,5 @@ async def test_a_model_answer_from_elsewhere(tmp_path: Path) -> None:
             assert (answer.status, answer.content_type) == (200, "text/event-stream")
             assert answer.headers["X-Source"] == "recorded"
             assert await answer.read() == b"data: 1\n\ndata: 2\n\n"
-        await system.told(served=4.0)
+        await system.reported(served=4.0)
         assert system.totals.cur_perf == 4.0

@@ -1,4 +1,4 @@
-"""An observer of one's own: each request as an OpenTelemetry span, with an event for each step."""
+"""A custom observer: each request as an OpenTelemetry span, with an event for each step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lib.backend import Exchange, Observer
 
 
 class Tracing(Observer):
-    """Spans by `tracer`, with the attributes of OpenTelemetry's semantic conventions for HTTP."""
+    """Makes spans with `tracer`, with the attributes of OpenTelemetry's semantic conventions for HTTP."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer

@@ -16,8 +16,7 @@ from lib.declare.functions import FunctionFailed
 from lib.fields.json_fields import JsonDataException
 from lib.metrics import WorkloadCounter
 from lib.worker import BenchmarkConfig, HandlerConfig
-
-GUARD_S = 10.0
+from tests.guard import GUARD_S
 
 
 def add_more(payload: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from aiohttp import web
 
 from lib.declare.functions import FunctionAnswer, FunctionFailed, RemoteFunction
 from lib.fields.json_fields import JsonDataException
-
-GUARD_S = 10.0
+from tests.guard import GUARD_S
 
 
 def plain(word: str, times: int = 1) -> list[str]:

@@ -15,6 +15,7 @@ from lib.engine.reports import IDLE_INTERVAL_S, Capacity, Reporter, WorkerIdenti
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.metrics import Entry, Ledger, Outcome
+from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
 
 WORKER_ID = 7
@@ -71,7 +72,7 @@ class ReportingWorker:
 
     async def tried(self, count: int) -> None:
         """Return once `count` deliveries were tried, and the reporter waits for the next report."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(GUARD_S):
             while len(self.reporter.deliveries) < count:
                 await self.clock.wait_for_timer(IDLE_INTERVAL_S)
                 await anyio.lowlevel.checkpoint()

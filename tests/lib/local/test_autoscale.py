@@ -18,6 +18,7 @@ from lib.local.engine import AutoscaleStatus, LocalEngine
 from lib.local.processes import Child, python_module
 from lib.local.serving import serve_engine
 from tests.fakes.reports import READY
+from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
 from tests.system import engine_key
 
@@ -149,7 +150,7 @@ async def test_workers_started_elsewhere_count() -> None:
 async def test_the_delay_doubles_with_each_failure(tmp_path: Path) -> None:
     async with running_scenario(tmp_path) as scenario:
         failures: list[float] = []
-        with anyio.fail_after(30.0):
+        with anyio.fail_after(GUARD_S):
             while len(failures) < 4:
                 count = len([line for line in scenario.lines if "next start in" in line])
                 if count > len(failures):

@@ -13,6 +13,7 @@ from Crypto.PublicKey import RSA
 
 from lib.local.engine import LocalEngine
 from lib.local.serving import CannotListen, run_engine, serve_engine
+from tests.guard import GUARD_S
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ async def test_run_engine_prints_its_address_in_one_line() -> None:
     running = asyncio.ensure_future(
         run_engine(port=0, endpoint="chat", scheme="url", write_line=lines.put_nowait)
     )
-    line = await asyncio.wait_for(lines.get(), 10.0)
+    line = await asyncio.wait_for(lines.get(), GUARD_S)
     url = line.split()[3]
     assert await answers(url)
     assert line == (
@@ -101,7 +102,7 @@ class Output(io.StringIO):
 async def test_run_engine_prints_to_standard_output_by_default() -> None:
     with contextlib.redirect_stdout(Output()) as output:
         running = asyncio.ensure_future(run_engine(port=0, api_key="k"))
-        await asyncio.wait_for(output.flushed.wait(), 10.0)
+        await asyncio.wait_for(output.flushed.wait(), GUARD_S)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

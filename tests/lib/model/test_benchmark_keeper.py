@@ -20,6 +20,7 @@ from lib.model.connection import ModelServer
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import Job, JobHandler
+from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
 
 # The first payload of a round: two are made for their shape, and one for the warm-up.
@@ -73,7 +74,7 @@ class Benchmarking:
     keeper: BenchmarkKeeper
 
     async def until(self, state: State) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(GUARD_S):
             await self.readiness.until(lambda: self.readiness.state is state)
 
 

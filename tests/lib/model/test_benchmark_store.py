@@ -242,6 +242,7 @@ def test_nvidia_smi_is_asked_for_names(tmp_path: Path, monkeypatch: pytest.Monke
     assert gpus() == ("--query-gpu=name --format=csv,noheader",)
 
 
+@pytest.mark.process
 def test_without_an_answer_there_is_no_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert gpus([str(tmp_path / "absent")]) == ()
     assert gpus(fake_smi(tmp_path, "echo no driver; exit 9")) == ()

@@ -26,6 +26,7 @@ from lib.model.watch import (
     LogWatch,
 )
 from tests.fakes.model_server import MaliciousModel, malicious_model
+from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
 
 LOADED, BROKEN = "model is ready", "CUDA error"
@@ -42,7 +43,7 @@ class Monitored:
     clock: ManualClock
 
     async def until(self, state: State) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(GUARD_S):
             await self.readiness.until(lambda: self.readiness.state is state)
 
 
@@ -142,7 +143,7 @@ async def test_a_line_that_matches_both_rules_is_an_error(tmp_path: Path) -> Non
 
 async def test_a_loaded_line_is_confirmed_while_more_of_them_arrive(tmp_path: Path) -> None:
     async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
-        with anyio.fail_after(10):
+        with anyio.fail_after(GUARD_S):
             while here.readiness.state is not State.READY:
                 watch.on_line(f"{LOADED} {watch.lines}")
                 await anyio.lowlevel.checkpoint()
@@ -304,7 +305,7 @@ async def test_a_server_that_is_gone_is_an_error_with_a_message(caplog: pytest.L
         for number in range(1, FAILURES_UNTIL_ERROR + 1):
             assert here.readiness.state is State.READY
             here.clock.advance(HEALTH_INTERVAL_S)
-            with anyio.fail_after(10):
+            with anyio.fail_after(GUARD_S):
                 while f"({number} in a row)" not in caplog.text:
                     await anyio.lowlevel.checkpoint()
         await here.until(State.ERRORED)

@@ -77,7 +77,7 @@ async def test_an_upload_that_cannot_be_deleted_does_not_end_the_worker(
         headers = {**system.header(1.0), "Content-Type": "image/png"}
         async with system.http.post(system.url + "/up", data=b"1234", headers=headers) as answer:
             assert answer.status == 200
-        await system.told(served=1.0)
+        await system.reported(served=1.0)
         assert (await system.call("/echo", 3.0))[0] == 200
     assert "an error after its answer" in caplog.text
 
@@ -230,7 +230,7 @@ async def test_a_request_whose_client_left_needs_no_garbage_collector(tmp_path: 
                 await until(lambda: lanes.working > 0)
                 writer.transport.abort()
                 await until(lambda: ledger.unfinished == 0)
-            await system.told()
+            await system.reported()
             left = sum(isinstance(o, Exchange) for o in gc.get_objects())
         finally:
             gc.enable()

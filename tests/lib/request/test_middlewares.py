@@ -74,7 +74,7 @@ async def test_a_middleware_may_answer_without_load(tmp_path: Path, middleware: 
     async with with_worker_task(tmp_path, make=with_middlewares(middleware)) as system:
         assert await system.call("/echo", 3.0) == (403, b'{"error": "not you"}')
         await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
-        await system.told()
+        await system.reported()
         totals = system.totals
         assert (totals.new_load, totals.cur_perf, totals.rej_load) == (0.0, 0.0, 0.0)
         assert system.model.requests == [] or all(r.path != "/echo" for r in system.model.requests)
@@ -103,7 +103,7 @@ async def test_an_answer_that_is_not_streamed_can_be_changed(tmp_path: Path) -> 
     async with with_worker_task(tmp_path, make=with_middlewares(add_header)) as system:
         async with system.post("/echo", 3.0) as answer:
             assert (answer.status, answer.headers["X-Added"]) == (200, "yes")
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
 
 
 async def rename(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -118,7 +118,7 @@ async def test_a_middleware_may_pass_on_another_request(tmp_path: Path, keepaliv
         assert status == 200
         seen = next(r for r in system.model.requests if r.path == "/echo")
         assert seen.header("X-Request-Id") == "renamed"
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
 
 
 async def test_start_server_accepts_middlewares(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ async def test_every_step_of_a_request(tmp_path: Path, path: str, end: tuple[int
     steps = RecordedSteps()
     async with with_worker_task(tmp_path, make=observed(steps)) as system:
         assert await call(system, path) == end[0]
-        await system.told(served=3.0 if end[1] == "SERVED" else 0.0)
+        await system.reported(served=3.0 if end[1] == "SERVED" else 0.0)
     assert steps.steps == [*SERVED, ("ended", end)]
 
 
@@ -85,7 +85,7 @@ async def test_a_stream_s_first_byte_is_its_first_chunk(tmp_path: Path) -> None:
             assert steps.steps[-1] == ("first byte", True)
             system.model.release()
             await answer.read()
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
     assert [name for name, _ in steps.steps].count("first byte") == 1
 
 
@@ -101,7 +101,7 @@ async def test_an_unreachable_model_server_gives_a_slot_and_no_first_byte(tmp_pa
     steps = RecordedSteps()
     async with with_worker_task(tmp_path, make=observed(steps)) as system:
         assert await call(system, "/close") == 502
-        await system.told()
+        await system.reported()
     assert [name for name, _ in steps.steps] == ["admitted", "accepted", "started", "ended"]
 
 
@@ -111,7 +111,7 @@ async def test_an_observer_that_raises_does_not_affect_the_request(
     steps = RecordedSteps()
     async with with_worker_task(tmp_path, make=observed(Failing(), steps)) as system:
         assert await call(system, "/echo") == 200
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
         assert system.totals.cur_perf == 3.0
     assert steps.steps == [*SERVED, ("ended", (200, "SERVED"))]
     assert caplog.text.count("an observer failed") == 2
@@ -122,6 +122,6 @@ async def test_the_access_log_is_an_observer(tmp_path: Path, caplog: pytest.LogC
     caplog.set_level(logging.INFO, "lib.access")
     async with with_worker_task(tmp_path) as system:
         assert await call(system, "/echo", headers={"X-Request-Id": "my-id"}) == 200
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
     (line,) = [r.getMessage() for r in caplog.records if r.name == "lib.access"]
     assert line.startswith("my-id POST /echo 200 served workload=3 queue_s=")

@@ -58,7 +58,7 @@ async def test_the_first_byte_of_a_stream_comes_before_its_end(tmp_path: Path) -
             assert not await slowest(system)
             system.model.release()
             await answer.read()
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
         (timing,) = await slowest(system)
         assert (timing["route"], timing["status"], timing["outcome"]) == ("POST /stream", 200, "served")
         assert 0 <= timing["queue_s"] <= timing["first_byte_s"] < timing["total_s"]
@@ -68,7 +68,7 @@ async def test_an_answer_that_is_not_streamed_has_a_first_byte_too(tmp_path: Pat
     async with with_worker_task(tmp_path) as system:
         for path in ("/echo", "/raising", "/missing"):
             await system.call(path, 1.0)
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
         timings = await slowest(system)
         assert {t["route"] for t in timings} == {"POST /echo", "POST /raising", "POST /missing"}
         assert all(t["first_byte_s"] <= t["total_s"] for t in timings)

@@ -54,7 +54,7 @@ async def test_status_of_a_worker_that_serves(tmp_path: Path) -> None:
         system.write_log(f"first\n{READY_LINE} now\n")
         await system.ready()
         assert (await system.call("/echo", 3.0))[0] == 200
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
         await system.engine.wait_for(lambda: system.engine.finished)
         async with system.http.get(system.loopback_url + "/status") as answer:
             text = await answer.text()

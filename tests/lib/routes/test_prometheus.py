@@ -43,7 +43,7 @@ async def scraped(tmp_path: Path) -> str:
     async with with_worker_task(tmp_path) as system:
         await system.call("/echo", 3.0)
         await system.call("/error500", 4.0)
-        await system.told(served=3.0)
+        await system.reported(served=3.0)
         assert system.backend is not None
         return exposition(system.backend, GPUS).decode()
 

@@ -24,9 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 from lib.errors import SettingsError
 from lib.local.authority import Authority
 from lib.runtime.tls import CHECK_INTERVAL_S, Certificate
+from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
-
-GUARD_S = 10.0
 
 
 class Pair:

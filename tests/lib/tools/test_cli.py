@@ -17,10 +17,10 @@ import pytest
 
 from lib import __version__
 from lib.tools.cli import COMMANDS, main
+from tests.guard import GUARD_S
 from tests.lib.tools.fakes import FakeEngine, FakeWorker
 
 ROOT = Path(__file__).parents[3]
-GUARD_S = 30.0
 
 HELP_ONLY = """
 import sys

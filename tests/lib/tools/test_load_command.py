@@ -14,11 +14,11 @@ from aiohttp import web
 from lib.client import add_target_arguments
 from lib.tools.load_command import OutputOptions, add_load_arguments, plan_from_args, run_and_print
 from lib.tools.load_test import LoadPlan
+from tests.guard import GUARD_S
 from tests.lib.tools.fakes import FakeEngine, OneByOne, engine_and_worker
 from workers.hello_world.data_types import InputData
 
 ROOT = Path(__file__).parents[3]
-GUARD_S = 30.0
 
 
 async def load_test(engine: FakeEngine, *args: str) -> asyncio.subprocess.Process:

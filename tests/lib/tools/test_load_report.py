@@ -10,6 +10,7 @@ from lib.client import Target
 from lib.tools.load_report import headline, summary_json, summary_lines
 from lib.tools.load_tally import OK, Sample
 from lib.tools.load_test import LoadPlan, LoadTest
+from tests.guard import GUARD_S
 from tests.lib.tools.fakes import OneByOne, engine_and_worker
 from tests.manual_clock import ManualClock
 
@@ -127,7 +128,7 @@ async def test_throughput_is_over_the_time_until_the_last_answer() -> None:
         plan = LoadPlan(engine.target, "/generate", 2, concurrency=1)
         test = LoadTest(plan, lambda: {"any": "payload"}, clock=clock)
         running = asyncio.ensure_future(test.run())
-        with anyio.fail_after(30):
+        with anyio.fail_after(GUARD_S):
             for arrived in (1, 2):
                 await worker.until_arrived(arrived)
                 clock.advance(2.0)

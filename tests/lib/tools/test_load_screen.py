@@ -13,11 +13,11 @@ from lib.client import Target
 from lib.tools.load_screen import progress, progress_line, progress_table, show_progress
 from lib.tools.load_tally import OK, Sample
 from lib.tools.load_test import LoadPlan, LoadTest
+from tests.guard import GUARD_S
 from tests.lib.tools.fakes import FakeWorker, OneByOne, engine_and_worker
 from tests.manual_clock import ManualClock
 
 TARGET = Target("http://engine", "small", "key")
-GUARD_S = 30.0
 
 
 class Terminal(io.StringIO):

@@ -13,11 +13,10 @@ from lib.client import Target
 from lib.runtime.clock import Clock, SystemClock
 from lib.tools.load_tally import OK, Sample
 from lib.tools.load_test import LoadPlan, LoadTest, client_json, payload_maker
+from tests.guard import GUARD_S
 from tests.lib.tools.fakes import Answer, FakeEngine, OneByOne, cut, engine_and_worker, never, silent
 from tests.manual_clock import ManualClock
 from workers.hello_world.data_types import InputData
-
-GUARD_S = 60
 
 
 def plan_at_rate(engine: FakeEngine, count: int, rps: float = 1000.0, timeout_s: float = 30.0) -> LoadPlan:

@@ -17,6 +17,7 @@ import anyio
 import pytest
 from aiohttp.test_utils import TestServer
 
+from tests.guard import GUARD_S
 from workers.hello_world.model_server import (
     CORRUPTED_LINE,
     DEFAULT_TOKENS,
@@ -31,7 +32,6 @@ from workers.hello_world.model_server import (
 )
 
 ROOT = Path(__file__).parents[3]
-GUARD_S = 60
 
 
 class Running:

@@ -59,7 +59,7 @@ async def test_a_form_is_passed_on_unchanged(tmp_path: Path) -> None:
             "a b.wav",
             hashlib.sha256(sound).hexdigest(),
         )
-        await here.system.told(served=len(sound) / 16_000 * 10)
+        await here.system.reported(served=len(sound) / 16_000 * 10)
         async with here.system.http.post(
             here.system.url + "/v1/audio/translations",
             data=b"sound",

@@ -117,7 +117,7 @@ async def test_streams_are_passed_on_with_and_without_done(tmp_path: Path) -> No
         async with here.post("/v1/completions", {**request, "prompt": "break"}, 3.0) as answer:
             assert (await answer.read()).startswith(event + b'data: {"error"')
         # The benchmark is saved, so that it adds no workload.
-        await here.system.told(6.0)
+        await here.system.reported(6.0)
         assert here.system.last_report.max_perf == PERF
 
 
@@ -157,7 +157,7 @@ async def test_a_disconnected_client_ends_the_generation(tmp_path: Path) -> None
         await client.chunk()
         client.leave()
         await here.client_left()
-        await here.system.told()
+        await here.system.reported()
         assert here.system.totals.cur_perf == 0.0
 
 

@@ -34,7 +34,7 @@ async def test_whole_and_streamed_answers(tmp_path: Path) -> None:
             events = [line async for line in answer.content if line.strip()]
         assert [event[:5] for event in events] == [b"data:"] * 3
         assert json.loads(events[-1][5:])["generated_text"] == WORD * 3
-        await here.system.told(6.0)
+        await here.system.reported(6.0)
         assert (here.system.totals.cur_perf, here.system.last_report.max_perf) == (6.0, PERF)
 
 
@@ -67,7 +67,7 @@ async def test_a_disconnected_client_ends_the_generation(tmp_path: Path) -> None
         await client.chunk()
         client.leave()
         await here.client_left()
-        await here.system.told()
+        await here.system.reported()
         assert here.system.totals.cur_perf == 0.0
 
 

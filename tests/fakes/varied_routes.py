@@ -1,4 +1,4 @@
-"""A worker with routes of other shapes: uploads, parameters in the URL, aiohttp handlers of its own."""
+"""A worker with routes other than POST with JSON: uploads, parameters in the URL, aiohttp handlers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fakes.worker import JobHandler, RaisingHandler, Setup
 
 @dataclass
 class Sound(Upload):
-    """A form with a file; longer ones are more work."""
+    """A form with a file; its workload grows with its size."""
 
     def count_workload(self) -> float:
         return self.size_bytes / 1000
@@ -26,7 +26,7 @@ class Sound(Upload):
 
 @dataclass
 class Search(ApiPayload):
-    """What a URL's parameters say."""
+    """A payload made of a URL's parameters."""
 
     id: str = ""
     limit: int = 10
@@ -64,17 +64,17 @@ class SearchHandler(EndpointHandler[Search]):
         return Search
 
 
-async def own_answer(request: web.Request) -> web.StreamResponse:
-    """A bare route's answer: what it was told."""
+async def bare_answer(request: web.Request) -> web.StreamResponse:
+    """Answer with the payload and the cost that a bare handler gets."""
     payload = request["payload"]
-    told: Any = payload.size_bytes if isinstance(payload, Upload) else payload
+    content: Any = payload.size_bytes if isinstance(payload, Upload) else payload
     if request.query.get("raise"):
         raise RuntimeError("bug of a bare route")
-    return web.Response(text=json.dumps({"payload": told, "cost": request["auth_data"].cost}), status=203)
+    return web.Response(text=json.dumps({"payload": content, "cost": request["auth_data"].cost}), status=203)
 
 
 def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
-    """The worker in front of the model server at `model_url`."""
+    """Make the worker for the model server at `model_url`."""
     backend = Backend(model_url, allow_parallel_requests=True, healthcheck_url=setup.health, **setup.backend)
     search = backend.create_handler(SearchHandler(**setup.handler))
     routes: list[web.AbstractRouteDef] = [
@@ -89,8 +89,8 @@ def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRoute
         ),
         *(web.route(method, "/items/{id}/echo", search) for method in ("GET", "PUT", "DELETE", "PATCH")),
         web.get("/events", backend.create_handler(SearchHandler(path="/stream", **setup.handler))),
-        web.get("/own", backend.guard(own_answer, workload=3.0)),
-        web.post("/own", backend.guard(own_answer, workload=_own_workload)),
+        web.get("/own", backend.guard(bare_answer, workload=3.0)),
+        web.post("/own", backend.guard(bare_answer, workload=_own_workload)),
     ]
     return backend, routes
 

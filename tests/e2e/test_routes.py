@@ -1,4 +1,4 @@
-"""Routes of other shapes than POST and JSON: methods, paths, queries, bare routes (authoring.md)."""
+"""Routes other than POST with JSON: methods, paths, queries, bare routes (docs/protocol.md, "Request")."""
 
 from __future__ import annotations
 
@@ -19,46 +19,47 @@ from lib.backend import Backend
 from lib.declare.config_fields import DeclarationRefused
 from lib.uploads import Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
-from tests.fakes import shapes
+from tests.fakes import varied_routes
 from tests.fakes.raw_client import RawClient, connected
 from tests.fakes.worker import Setup
-from tests.system import GUARD_S, System, with_worker_task
+from tests.guard import GUARD_S
+from tests.system import System, with_worker_task
 
 Routes = Sequence[web.AbstractRouteDef]
 TEXT = {"Content-Type": "text/plain"}
 
 
-def a_worker(rig_path: Path, routes: Any) -> Any:
-    """An inner system of a backend with what `routes` gives for it, beside the routes of the fakes."""
+def with_routes(tmp_path: Path, routes: Any) -> Any:
+    """A system whose worker has the routes made by `routes` and those of tests/fakes/varied_routes.py."""
 
     def make(model_url: str, setup: Setup) -> tuple[Backend, Routes]:
-        backend, others = shapes.build(model_url, setup)
+        backend, others = varied_routes.build(model_url, setup)
         return backend, [*routes(backend), *others]
 
-    return with_worker_task(rig_path, make=make)
+    return with_worker_task(tmp_path, make=make)
 
 
-def declared(rig_path: Path, *handlers: HandlerConfig, model: bool = True) -> Any:
-    """An inner system of a declared worker."""
+def with_declared(tmp_path: Path, *handlers: HandlerConfig, model: bool = True) -> Any:
+    """A system with a declared worker."""
 
     def make(model_url: str, setup: Setup) -> tuple[Backend, Routes]:
         with_model: dict[str, Any] = {"model_server_url": model_url, "model_healthcheck_url": "/health"}
         worker = Worker(WorkerConfig(handlers=list(handlers), **(with_model if model else {})))
         return worker.backend, worker.routes
 
-    return with_worker_task(rig_path, make=make)
+    return with_worker_task(tmp_path, make=make)
 
 
-async def ask(system: System, method: str, path: str, **options: Any) -> tuple[int, Any]:
-    """Status and JSON of the answer to a request that is authenticated by its header."""
+async def call_signed(system: System, method: str, path: str, **options: Any) -> tuple[int, Any]:
+    """Send a request authenticated by its header; return status and JSON of the answer."""
     headers = {**system.header(), **options.pop("headers", {})}
     async with system.http.request(method, system.url + path, headers=headers, **options) as answer:
         return answer.status, await answer.json(content_type=None)
 
 
-async def seen(system: System, method: str, path: str, **options: Any) -> tuple[str, str, str]:
-    """What the model server got: method, path, body."""
-    status, echo = await ask(system, method, path, **options)
+async def forwarded(system: System, method: str, path: str, **options: Any) -> tuple[str, str, str]:
+    """Send a request; return the method, path and body that the model server got."""
+    status, echo = await call_signed(system, method, path, **options)
     assert status == 200, echo
     return echo["method"], echo["path"], echo["body"]
 
@@ -69,13 +70,13 @@ def outcomes(system: System) -> dict[str, int]:
 
 
 async def send_raw(client: RawClient, system: System, line: str, *more: str) -> None:
-    """A request without a body, its request line as it is."""
+    """Send a request without a body; `line` is its request line."""
     headers = ["Host: worker", *(f"{k}: {v}" for k, v in system.header().items()), *more]
     await client.send("\r\n".join([line, *headers, "", ""]).encode())
 
 
-async def last_told(system: System, count: int = 1) -> list[tuple[str, bool]]:
-    """What the engine was told of the first `count` requests."""
+async def reported_outcomes(system: System, count: int = 1) -> list[tuple[str, bool]]:
+    """Return status and success of the reported requests once there are `count`."""
     await system.engine.wait_for(lambda: len(system.engine.finished) >= count)
     return [(f.request.status, f.request.success) for f in system.engine.finished]
 
@@ -83,25 +84,32 @@ async def last_told(system: System, count: int = 1) -> list[tuple[str, bool]]:
 # Methods
 
 
-async def test_the_model_is_asked_by_the_clients_method(tmp_path: Path) -> None:
+async def test_the_model_server_is_called_with_the_clients_method(tmp_path: Path) -> None:
     body = {"id": "other", "limit": 2, "exact": True, "tags": ["x"], "score": 0.5}
     sent = json.dumps(body)
-    async with with_worker_task(tmp_path, make=shapes.build) as system:
-        for method in ("PUT", "PATCH"):  # the body is the client's own, whatever its fields are called
-            assert await seen(system, method, "/items/a/echo", json=body) == (method, "/items/a/echo", sent)
+    async with with_worker_task(tmp_path, make=varied_routes.build) as system:
+        for method in (
+            "PUT",
+            "PATCH",
+        ):  # the body is passed on unchanged
+            assert await forwarded(system, method, "/items/a/echo", json=body) == (
+                method,
+                "/items/a/echo",
+                sent,
+            )
             assert system.model.requests[-1].header("Content-Type") == "application/json"
         for method in ("GET", "DELETE"):
-            got = await seen(system, method, "/items/a/echo?limit=3")
+            got = await forwarded(system, method, "/items/a/echo?limit=3")
             assert got == (method, "/items/a/echo?limit=3&exact=false", "")
             assert system.model.requests[-1].header("Content-Type") is None
-        await system.told(served=2 + 2 + 3 + 3)
-        assert await last_told(system, 4) == [("Success", True)] * 4
+        await system.reported(served=2 + 2 + 3 + 3)
+        assert await reported_outcomes(system, 4) == [("Success", True)] * 4
         async with system.http.post(system.url + "/items/a/echo", headers=system.header()) as answer:
             assert (answer.status, answer.headers["Allow"]) == (405, "DELETE,GET,HEAD,PATCH,PUT")
 
 
-async def test_nothing_of_it_is_open_to_anyone(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, make=shapes.build) as system:
+async def test_every_method_needs_authentication(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=varied_routes.build) as system:
         for method, path in (("GET", "/items/a/echo"), ("DELETE", "/items/a/echo"), ("PUT", "/items/a/echo")):
             async with system.http.request(method, system.url + path) as answer:
                 assert answer.status == 422
@@ -116,7 +124,7 @@ async def test_nothing_of_it_is_open_to_anyone(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def well_behaved() -> AsyncGenerator[str, None]:
-    """A model server that answers HEAD as RFC 9110 has it: the URL of an item on it."""
+    """Run a model server that answers HEAD as RFC 9110 requires; yield the URL of an item on it."""
 
     async def item(request: web.Request) -> web.StreamResponse:
         size = int(request.query["size"])
@@ -135,17 +143,17 @@ async def well_behaved() -> AsyncGenerator[str, None]:
         yield str(server.make_url("/"))
 
 
-async def test_a_head_has_its_gets_length_and_no_body(tmp_path: Path) -> None:
+async def test_a_head_has_the_length_of_its_get_and_no_body(tmp_path: Path) -> None:
     async with well_behaved() as model:
 
         def routes(backend: Backend) -> Routes:
             targets = (("/item", "item?size=5"), ("/large", "item?size=900000"), ("/stream", "stream"))
             return [
-                web.get(path, backend.create_handler(shapes.SearchHandler(path=f"{model}{target}")))
+                web.get(path, backend.create_handler(varied_routes.SearchHandler(path=f"{model}{target}")))
                 for path, target in targets
             ]
 
-        async with a_worker(tmp_path, routes) as system, connected(system.url) as client:
+        async with with_routes(tmp_path, routes) as system, connected(system.url) as client:
             for path, length in (("/item", "5"), ("/large", "900000"), ("/stream", None), ("/own", "28")):
                 await send_raw(client, system, f"HEAD {path} HTTP/1.1")
                 head = await client.head()
@@ -155,7 +163,7 @@ async def test_a_head_has_its_gets_length_and_no_body(tmp_path: Path) -> None:
                     False,
                 )
                 assert path == "/own" or head.headers["x-method"] == "HEAD"
-            await send_raw(client, system, "GET /item HTTP/1.1")  # nothing came after the last head
+            await send_raw(client, system, "GET /item HTTP/1.1")  # nothing followed the last head
             assert (await client.answer())[1] == b"xxxxx"
             await send_raw(client, system, "HEAD /nowhere HTTP/1.1")
             assert (await client.head()).status == 404
@@ -166,7 +174,7 @@ async def test_a_head_has_its_gets_length_and_no_body(tmp_path: Path) -> None:
             assert outcomes(system) == {"served": 6, "errored": 1}
 
 
-async def test_a_functions_answer_to_a_head_has_no_body(tmp_path: Path) -> None:
+async def test_a_functions_answer_to_head_has_no_body(tmp_path: Path) -> None:
     def whole(n: str) -> str:
         return n
 
@@ -177,7 +185,7 @@ async def test_a_functions_answer_to_a_head_has_no_body(tmp_path: Path) -> None:
         HandlerConfig("/whole/{n}", method="GET", remote_function=whole),
         HandlerConfig("/items/{n}", method="GET", remote_function=items),
     )
-    async with declared(tmp_path, *handlers, model=False) as system, connected(system.url) as client:
+    async with with_declared(tmp_path, *handlers, model=False) as system, connected(system.url) as client:
         await send_raw(client, system, "HEAD /whole/1 HTTP/1.1")
         assert (await client.head()).headers["content-length"] == str(len('{"result": "1"}'))
         await send_raw(client, system, "HEAD /items/1 HTTP/1.1")
@@ -201,10 +209,13 @@ async def test_a_functions_answer_to_a_head_has_no_body(tmp_path: Path) -> None:
         ("%7Bid%7D", None),  # aiohttp's own routes take no braces
     ],
 )
-async def test_a_parameter_is_one_part_of_the_models_path(
+async def test_a_parameter_is_one_segment_of_the_model_servers_path(
     tmp_path: Path, asked: str, got: str | None
 ) -> None:
-    async with with_worker_task(tmp_path, make=shapes.build) as system, connected(system.url) as client:
+    async with (
+        with_worker_task(tmp_path, make=varied_routes.build) as system,
+        connected(system.url) as client,
+    ):
         await send_raw(client, system, f"GET /items/{asked}/echo?limit=1 HTTP/1.1")
         head, _ = await client.answer()
         if got is None:
@@ -215,44 +226,50 @@ async def test_a_parameter_is_one_part_of_the_models_path(
 
 
 @pytest.mark.parametrize("asked", ["..", ".", "%2e%2e", "%2E", "..%2F..%2Fadmin", "a%2F..", "%2e%2e%2fb"])
-async def test_dots_lead_nowhere(tmp_path: Path, asked: str) -> None:
-    async with with_worker_task(tmp_path, make=shapes.build) as system, connected(system.url) as client:
+async def test_dot_segments_are_not_resolved(tmp_path: Path, asked: str) -> None:
+    async with (
+        with_worker_task(tmp_path, make=varied_routes.build) as system,
+        connected(system.url) as client,
+    ):
         await send_raw(client, system, f"GET /items/{asked}/echo HTTP/1.1")
         head, body = await client.answer()
         assert (head.status, json.loads(body)) == (422, {"payload": {"id": "can't be part of a path"}})
         assert system.model.requests == []
-        assert await last_told(system) == [("Error", False)]
+        assert await reported_outcomes(system) == [("Error", False)]
 
 
 # Parameters of the query
 
 
-async def test_the_query_is_what_the_payload_class_makes_of_it(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, make=shapes.build) as system:
+async def test_the_query_is_rebuilt_by_the_payload_class(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=varied_routes.build) as system:
         path = "/items/a/echo?tags=x%26y&limit=7&tags=%C3%BC&unknown=1&score=1.50&exact=1&id=b"
-        assert await seen(system, "GET", path) == (
+        assert await forwarded(system, "GET", path) == (
             "GET",
             "/items/a/echo?limit=7&exact=true&tags=x%26y&tags=%C3%BC&score=1.5",
             "",
         )
-        await system.told(served=7.0)
+        await system.reported(served=7.0)
 
 
 async def test_a_query_is_validated(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, make=shapes.build) as system:
+    async with with_worker_task(tmp_path, make=varied_routes.build) as system:
         path = "/items/a/echo?limit=many&exact=maybe&score=&limit=2"
-        status, said = await ask(system, "GET", path)
+        status, said = await call_signed(system, "GET", path)
         assert (status, sorted(said["payload"])) == (422, ["exact", "limit", "score"])
         assert said["payload"]["exact"] == "must be true or false"
         assert system.model.requests == []
-        assert await last_told(system) == [("Error", False)]
+        assert await reported_outcomes(system) == [("Error", False)]
 
 
 # Answers
 
 
 async def test_events_of_a_get_are_streamed_one_by_one(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, make=shapes.build) as system, connected(system.url) as client:
+    async with (
+        with_worker_task(tmp_path, make=varied_routes.build) as system,
+        connected(system.url) as client,
+    ):
         await send_raw(client, system, "GET /events?limit=4 HTTP/1.1", "Accept: text/event-stream")
         head = await client.head()
         assert (head.status, head.headers["content-type"]) == (200, "text/event-stream")
@@ -262,33 +279,36 @@ async def test_events_of_a_get_are_streamed_one_by_one(tmp_path: Path) -> None:
             assert await client.chunk() == b"data: token %d\n\n" % number
         system.model.release()
         assert [await client.chunk(), await client.chunk()] == [b"data: [DONE]\n\n", b""]
-        await system.told(served=4.0)
+        await system.reported(served=4.0)
 
 
 async def test_events_stop_with_their_client(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, make=shapes.build) as system:
+    async with with_worker_task(tmp_path, make=varied_routes.build) as system:
         async with connected(system.url) as client:
             await send_raw(client, system, "GET /events HTTP/1.1")
             await client.head()
             client.leave()
             await system.model.until(lambda: system.model.cancelled == 1)
-        assert await last_told(system) == [("Cancelled", True)]
+        assert await reported_outcomes(system) == [("Cancelled", True)]
 
 
-async def test_a_kept_connection_of_http_1_0_ends_with_a_stream(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path, make=shapes.build) as system, connected(system.url) as client:
+async def test_a_persistent_http_1_0_connection_ends_with_a_stream(tmp_path: Path) -> None:
+    async with (
+        with_worker_task(tmp_path, make=varied_routes.build) as system,
+        connected(system.url) as client,
+    ):
         system.model.release()
         await send_raw(client, system, "GET /events HTTP/1.0", "Connection: keep-alive")
         assert "keep-alive" not in (await client.head()).headers.get("connection", "")
         assert await client.rest() == b"data: [DONE]\n\n"
 
 
-async def test_a_binary_answer(tmp_path: Path) -> None:
+async def test_a_binary_answer_is_passed_on(tmp_path: Path) -> None:
     def routes(backend: Backend) -> Routes:
-        return [web.get("/sound", backend.create_handler(shapes.SearchHandler(path="/binary")))]
+        return [web.get("/sound", backend.create_handler(varied_routes.SearchHandler(path="/binary")))]
 
     async with (
-        a_worker(tmp_path, routes) as system,
+        with_routes(tmp_path, routes) as system,
         system.http.get(system.url + "/sound", headers=system.header()) as answer,
     ):
         assert (answer.status, answer.content_type) == (200, "audio/wav")
@@ -300,7 +320,7 @@ async def test_a_binary_answer(tmp_path: Path) -> None:
 
 
 class Own:
-    """Bare handlers of an author's, and what they saw."""
+    """An author's bare handlers, with a record of what they got."""
 
     def __init__(self) -> None:
         self.began, self.go, self.cancelled = anyio.Event(), anyio.Event(), anyio.Event()
@@ -386,11 +406,11 @@ class Own:
 @asynccontextmanager
 async def guarded(tmp_path: Path) -> AsyncGenerator[tuple[System, Own], None]:
     own = Own()
-    async with a_worker(tmp_path, own.routes) as system:
+    async with with_routes(tmp_path, own.routes) as system:
         yield system, own
 
 
-async def test_a_guarded_routes_status_is_its_outcome(tmp_path: Path) -> None:
+async def test_a_guarded_routes_status_decides_its_outcome(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (system, _):
         for status, how in (
             (201, {}),
@@ -399,22 +419,22 @@ async def test_a_guarded_routes_status_is_its_outcome(tmp_path: Path) -> None:
             (200, {"outcome": "errored"}),
             (503, {"outcome": "served"}),
         ):
-            assert (await ask(system, "POST", "/status", json={"status": status, **how}))[0] == status
-        told = [status for status, _ in await last_told(system, 5)]
-        assert told == ["Success", "Success", "Error", "Error", "Success"]
-        await system.told(served=6.0)
+            assert (await call_signed(system, "POST", "/status", json={"status": status, **how}))[0] == status
+        reported = [status for status, _ in await reported_outcomes(system, 5)]
+        assert reported == ["Success", "Success", "Error", "Error", "Success"]
+        await system.reported(served=6.0)
         assert (system.totals.cur_perf, system.model.requests) == (6.0, [])
 
 
 @pytest.mark.parametrize("what", ["bug", "time", "client", "refused"])
-async def test_what_a_guarded_route_raises_is_a_500(
+async def test_an_exception_in_a_guarded_route_is_a_500(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     async with guarded(tmp_path) as (system, _):
         headers = {"X-Request-Id": "mine-1"}
-        status, said = await ask(system, "POST", "/raises", json={"what": what}, headers=headers)
+        status, said = await call_signed(system, "POST", "/raises", json={"what": what}, headers=headers)
         assert (status, said) == (500, {"error": "internal error", "request": "mine-1"})
-        assert ("own" in caplog.text, await last_told(system)) == (True, [("Error", False)])
+        assert ("own" in caplog.text, await reported_outcomes(system)) == (True, [("Error", False)])
 
 
 async def test_an_http_exception_of_a_guarded_route_is_its_answer(tmp_path: Path) -> None:
@@ -425,10 +445,10 @@ async def test_an_http_exception_of_a_guarded_route_is_its_answer(tmp_path: Path
         ) as answer,
     ):
         assert (answer.status, await answer.text()) == (409, "not now")
-        assert await last_told(system) == [("Success", True)]
+        assert await reported_outcomes(system) == [("Success", True)]
 
 
-async def test_guarded_routes_wait_in_the_queue_with_a_workload_of_their_own(tmp_path: Path) -> None:
+async def test_guarded_routes_wait_in_the_queue_with_their_own_workload(tmp_path: Path) -> None:
     async with (
         guarded(tmp_path) as (system, own),
         connected(system.url) as first,
@@ -444,10 +464,10 @@ async def test_guarded_routes_wait_in_the_queue_with_a_workload_of_their_own(tmp
         for client in (first, second):
             assert (await client.answer())[1] == b"done"
         assert own.workloads == [{}, {}]
-        await system.told(served=8.0)
+        await system.reported(served=8.0)
 
 
-async def test_a_client_that_leaves_a_guarded_route(tmp_path: Path) -> None:
+async def test_a_client_that_leaves_a_guarded_route_cancels_it(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (system, own):
         async with connected(system.url) as client:
             await client.post("/waits", system.envelope())
@@ -456,7 +476,7 @@ async def test_a_client_that_leaves_a_guarded_route(tmp_path: Path) -> None:
             client.leave()
             with anyio.fail_after(GUARD_S):
                 await own.cancelled.wait()
-        assert await last_told(system) == [("Cancelled", True)]
+        assert await reported_outcomes(system) == [("Cancelled", True)]
         own.began = anyio.Event()
         async with connected(system.url) as client:
             await client.post("/waits/finish", system.envelope())
@@ -464,10 +484,10 @@ async def test_a_client_that_leaves_a_guarded_route(tmp_path: Path) -> None:
                 await own.began.wait()
             client.leave()
         own.go.set()
-        assert (await last_told(system, 2))[-1] == ("Success", True)
+        assert (await reported_outcomes(system, 2))[-1] == ("Success", True)
 
 
-async def test_a_guarded_routes_own_stream(tmp_path: Path) -> None:
+async def test_a_guarded_route_may_stream(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (system, own), connected(system.url) as client:
         await send_raw(client, system, "GET /streams HTTP/1.1")
         assert (await client.head()).status == 200
@@ -476,40 +496,40 @@ async def test_a_guarded_routes_own_stream(tmp_path: Path) -> None:
         assert [await client.chunk(), await client.chunk()] == [b"two", b""]
         await send_raw(client, system, "GET /streams?raise=1 HTTP/1.1")
         await client.head()
-        assert await client.rest() in (b"", b"3\r\none\r\n")  # and no last chunk
-        assert await last_told(system, 2) == [("Success", True), ("Error", False)]
+        assert await client.rest() in (b"", b"3\r\none\r\n")  # no last chunk
+        assert await reported_outcomes(system, 2) == [("Success", True), ("Error", False)]
 
 
-async def test_a_guarded_routes_own_web_socket(tmp_path: Path) -> None:
+async def test_a_guarded_route_may_serve_a_web_socket(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (system, _):
         with pytest.raises(aiohttp.WSServerHandshakeError, match="422"):
             await system.http.ws_connect(system.url + "/socket")
         async with system.http.ws_connect(system.url + "/socket", headers=system.header(9.0)) as ws:
             await ws.send_str("hello")
             assert await ws.receive_json() == {"got": "hello", "cost": 9.0}
-        assert await last_told(system) == [("Success", True)]
-        await system.told(served=5.0)
+        assert await reported_outcomes(system) == [("Success", True)]
+        await system.reported(served=5.0)
 
 
-async def test_a_guarded_routes_upload(tmp_path: Path) -> None:
+async def test_a_guarded_route_gets_an_upload(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (system, own):
         async with system.http.post(
             system.url + "/keeps?a=1&a=2&api_key=secret", data=b"12345", headers={**system.header(), **TEXT}
         ) as answer:
             assert (answer.status, await answer.text()) == (200, "12345 text/plain {'a': ['1', '2']}")
-        await system.told(served=5.0)
+        await system.reported(served=5.0)
         assert [path.exists() for path in own.files] == [False]
 
 
-async def test_a_guarded_route_may_ask_the_model_itself(tmp_path: Path) -> None:
+async def test_a_guarded_route_may_call_the_model_server(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (system, _):
-        assert await ask(system, "POST", "/asks") == (200, {"model": 200})
+        assert await call_signed(system, "POST", "/asks") == (200, {"model": 200})
         await system.model.stop()
-        assert (await ask(system, "POST", "/asks"))[0] == 500
+        assert (await call_signed(system, "POST", "/asks"))[0] == 500
         assert outcomes(system) == {"served": 1, "errored": 1}
 
 
-async def test_a_bare_route_is_open_and_leaves_no_trace(tmp_path: Path) -> None:
+async def test_a_bare_route_is_open_and_not_counted(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (system, _):
         async with system.http.get(system.url + "/bare?a=1") as answer:
             assert (answer.status, await answer.json()) == (200, {"open": True, "payload": None})
@@ -519,63 +539,66 @@ async def test_a_bare_route_is_open_and_leaves_no_trace(tmp_path: Path) -> None:
 # Declared
 
 
-async def test_declared_methods_paths_and_queries(tmp_path: Path) -> None:
+async def test_declared_handlers_have_methods_paths_and_queries(tmp_path: Path) -> None:
     handlers = [
-        HandlerConfig("/items/{id}/echo", method=method, payload_class=shapes.Search)
+        HandlerConfig("/items/{id}/echo", method=method, payload_class=varied_routes.Search)
         for method in ("GET", "PUT", "PATCH", "DELETE")
     ]
     plain = HandlerConfig("/plain/{id}/echo", method="GET")
-    async with declared(tmp_path, *handlers, plain) as system:
+    async with with_declared(tmp_path, *handlers, plain) as system:
         for method in ("GET", "DELETE"):
-            got = await seen(system, method, "/items/a%2Fb/echo?limit=2&tags=x")
+            got = await forwarded(system, method, "/items/a%2Fb/echo?limit=2&tags=x")
             assert got == (method, "/items/a%2Fb/echo?limit=2&exact=false&tags=x", "")
         for method in ("PUT", "PATCH"):
-            assert (await seen(system, method, "/items/a/echo", json={"limit": 3}))[:2] == (
+            assert (await forwarded(system, method, "/items/a/echo", json={"limit": 3}))[:2] == (
                 method,
                 "/items/a/echo",
             )
             assert json.loads(system.model.requests[-1].body)["limit"] == 3
-        assert await seen(system, "GET", "/plain/a/echo?x=1&x=2&y=") == (
+        assert await forwarded(system, "GET", "/plain/a/echo?x=1&x=2&y=") == (
             "GET",
             "/plain/a/echo?x=1&x=2&y=",
             "",
         )
-        assert await ask(system, "GET", "/items/a/echo?limit=x") == (
+        assert await call_signed(system, "GET", "/items/a/echo?limit=x") == (
             422,
             {"payload": {"limit": "must be an integer"}},
         )
         async with connected(system.url) as client:
             await send_raw(client, system, "GET /plain/%2e%2e/echo HTTP/1.1")
             assert (await client.head()).status == 422
-        await system.told(served=2 + 2 + 3 + 3 + 100)
+        await system.reported(served=2 + 2 + 3 + 3 + 100)
 
 
-async def test_a_function_has_the_parameters_of_the_url(tmp_path: Path) -> None:
+async def test_a_function_gets_the_urls_parameters(tmp_path: Path) -> None:
     def item(id: str, tags: str | list[str] = "none") -> dict[str, Any]:
         return {"id": id, "tags": tags}
 
     handler = HandlerConfig("/items/{id}", method="GET", remote_function=item)
-    async with declared(tmp_path, handler, model=False) as system:
+    async with with_declared(tmp_path, handler, model=False) as system:
         for query, tags in (("", "none"), ("?tags=a", "a"), ("?tags=a&tags=b", ["a", "b"])):
-            status, said = await ask(system, "GET", f"/items/%C3%BC{query}")
+            status, said = await call_signed(system, "GET", f"/items/%C3%BC{query}")
             assert (status, said) == (200, {"result": {"id": "ü", "tags": tags}})
-        assert await ask(system, "GET", "/items/a?b=c") == (422, {"payload": {"b": "unknown parameter"}})
+        assert await call_signed(system, "GET", "/items/a?b=c") == (
+            422,
+            {"payload": {"b": "unknown parameter"}},
+        )
 
 
-async def test_a_function_has_an_upload(tmp_path: Path) -> None:
+async def test_a_function_gets_an_upload(tmp_path: Path) -> None:
     paths: list[Path] = []
 
     def size(upload: Upload) -> list[Any]:
         paths.append(upload.path)
         return [upload.path.read_text(), upload.size_bytes]
 
-    handler = HandlerConfig("/size", payload_class=shapes.Sound, remote_function=size)
-    async with declared(tmp_path, handler, model=False) as system:
-        said = await ask(system, "POST", "/size", data=b"123", headers=TEXT)
+    handler = HandlerConfig("/size", payload_class=varied_routes.Sound, remote_function=size)
+    async with with_declared(tmp_path, handler, model=False) as system:
+        said = await call_signed(system, "POST", "/size", data=b"123", headers=TEXT)
         assert said == (200, {"result": ["123", 3]})
-        status, said = await ask(system, "POST", "/size", json={"upload": 1})
+        status, said = await call_signed(system, "POST", "/size", json={"upload": 1})
         assert (status, list(said["payload"])) == (422, ["body"])
-        await system.told(served=0.003)
+        await system.reported(served=0.003)
         assert [path.exists() for path in paths] == [False]
 
 
@@ -593,7 +616,7 @@ def also(upload: Upload, more: int) -> int:
 
 @dataclass
 class Either:
-    """Takes JSON and uploads."""
+    """Accepts JSON and uploads."""
 
     size: int
 
@@ -608,7 +631,7 @@ class Either:
 
 @dataclass
 class Named(Either):
-    """Makes JSON of both: a function has that as its keywords."""
+    """Converts both to JSON, which a function gets as its keywords."""
 
     def generate_payload_json(self) -> dict[str, Any]:
         return {"size": self.size}
@@ -624,16 +647,16 @@ NO_CALCULATOR = (
 NO_UPLOAD = "handler '/a': remote_function can't be called with upload= alone, as it is for an upload"
 
 
-async def test_a_function_has_what_a_class_makes_of_an_upload(tmp_path: Path) -> None:
+async def test_a_function_gets_an_upload_as_its_payload_class_converts_it(tmp_path: Path) -> None:
     handler = HandlerConfig("/double", payload_class=Named, remote_function=double)
-    async with declared(tmp_path, handler, model=False) as system:
-        assert await ask(system, "POST", "/double", data=b"123", headers=TEXT) == (200, {"result": 6})
-        assert await ask(system, "POST", "/double", json={"size": 4}) == (200, {"result": 8})
+    async with with_declared(tmp_path, handler, model=False) as system:
+        assert await call_signed(system, "POST", "/double", data=b"123", headers=TEXT) == (200, {"result": 6})
+        assert await call_signed(system, "POST", "/double", json={"size": 4}) == (200, {"result": 8})
 
 
 @dataclass
-class Tone(shapes.Sound):
-    """What the benchmark sends is a file of the author's."""
+class Tone(varied_routes.Sound):
+    """The benchmark sends a file of the author's."""
 
     file: ClassVar[Path]
 
@@ -646,7 +669,7 @@ async def test_the_benchmark_sends_uploads_of_the_payload_class(tmp_path: Path) 
     Tone.file = tmp_path / "tone.wav"
     Tone.file.write_bytes(b"x" * 5000)
     handler = HandlerConfig("/echo", payload_class=Tone, benchmark_config=BenchmarkConfig(runs=1))
-    async with declared(tmp_path, handler) as system:
+    async with with_declared(tmp_path, handler) as system:
         sent = system.model.requests[-1]
         assert (sent.path, sent.header("Content-Type"), sent.body) == ("/echo", "audio/wav", b"x" * 5000)
         assert system.last_report.max_perf > 0
@@ -676,7 +699,7 @@ async def test_the_benchmark_sends_uploads_of_the_payload_class(tmp_path: Path) 
             (
                 {
                     "route": "/a",
-                    "payload_class": shapes.Sound,
+                    "payload_class": varied_routes.Sound,
                     "remote_function": size_of,
                     "benchmark_config": config,
                 },
@@ -698,7 +721,7 @@ async def test_the_benchmark_sends_uploads_of_the_payload_class(tmp_path: Path) 
         ),
     ],
 )
-def test_what_can_not_work_is_refused(fields: dict[str, Any], said: str) -> None:
+def test_impossible_declarations_are_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(DeclarationRefused) as refused:
         Worker(WorkerConfig(handlers=[HandlerConfig(**fields)]))
     assert refused.value.problems == (said,)
