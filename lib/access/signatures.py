@@ -7,15 +7,16 @@ lib/engine/key.py.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
-from Crypto.Hash import SHA256
-from Crypto.PublicKey import RSA
-from Crypto.Signature import pkcs1_15
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from lib.errors import Unauthorized
 from lib.runtime.settings import AuthScheme
@@ -25,6 +26,14 @@ from lib.wire import full_signed_text, url_signed_text
 WINDOW = 100
 # Verified signatures of the `url` form that are remembered; one worker sees a handful at a time.
 REMEMBERED_SIGNATURES = 256
+# The bytes before a SHA-256 digest in a signature (RFC 8017, section 9.2): they name the hash function, with
+# parameters that are NULL or, from some signers, absent.
+_DIGEST_INFO_PREFIXES = (
+    bytes.fromhex("3031300d060960864801650304020105000420"),
+    bytes.fromhex("302f300b06096086480165030402010420"),
+)
+_DIGEST_BYTES = 32
+_PADDING = PKCS1v15()
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -73,14 +82,14 @@ class Signatures:
         self._address = _address(public_url) if public_url is not None else None
         self._checks_url = public_url is not None
         self._pem = ""
-        self._verifier: pkcs1_15.PKCS115_SigScheme | None = None
+        self._key: RSAPublicKey | None = None
         self._replay = ReplayWindow()
         self._verified: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     @property
     def has_key(self) -> bool:
         """Whether `use_key` was called with a key."""
-        return self._verifier is not None
+        return self._key is not None
 
     @property
     def public_key(self) -> str:
@@ -93,9 +102,9 @@ class Signatures:
         A new key empties the replay window and the remembered signatures: messages that the old key signed
         are no longer accepted anyway.
         """
-        verifier = pkcs1_15.new(RSA.import_key(pem))
+        key = _public_key_in(pem)
         if pem != self._pem:
-            self._pem, self._verifier = pem, verifier
+            self._pem, self._key = pem, key
             self._replay = ReplayWindow()
             self._verified.clear()
 
@@ -119,27 +128,42 @@ class Signatures:
         if self._scheme != "full" and remembered in self._verified:
             self._verified.move_to_end(remembered)
             return None
-        if self._scheme != "url":
-            digest = SHA256.new(full_signed_text(raw).encode())
-            if self._is_valid(digest, signature):
-                return digest.digest()
-        if self._scheme != "full" and self._is_valid(
-            SHA256.new(url_signed_text(raw["url"]).encode()), signature
-        ):
+        signed = self._signed_digest(signature)
+        if self._scheme != "url" and signed == (digest := sha256(full_signed_text(raw).encode()).digest()):
+            return digest
+        if self._scheme != "full" and signed == sha256(url_signed_text(raw["url"]).encode()).digest():
             self._verified[remembered] = None
             if len(self._verified) > REMEMBERED_SIGNATURES:
                 self._verified.popitem(last=False)
             return None
         raise BadSignature("the signature is invalid")
 
-    def _is_valid(self, digest: SHA256.SHA256Hash, signature: str) -> bool:
-        if self._verifier is None:
-            return False
+    def _signed_digest(self, signature: str) -> bytes | None:
+        """Return the SHA-256 digest that `signature` signs; None if it is no signature of the key.
+
+        One RSA operation serves both forms: their digests are compared with the recovered one.
+        """
+        if self._key is None:
+            return None
         try:
-            self._verifier.verify(digest, base64.b64decode(signature, validate=True))
-        except (ValueError, binascii.Error):
-            return False
-        return True
+            digest_info = self._key.recover_data_from_signature(
+                base64.b64decode(signature, validate=True), _PADDING, None
+            )
+        except (ValueError, InvalidSignature):  # not base64 either
+            return None
+        prefix, digest = digest_info[:-_DIGEST_BYTES], digest_info[-_DIGEST_BYTES:]
+        return digest if prefix in _DIGEST_INFO_PREFIXES else None
+
+
+def _public_key_in(pem: str) -> RSAPublicKey:
+    """The RSA public key in `pem`. Raises `ValueError` if there is none."""
+    try:
+        key = load_pem_public_key(pem.encode())
+    except UnsupportedAlgorithm as e:
+        raise ValueError(str(e)) from e
+    if not isinstance(key, RSAPublicKey):
+        raise ValueError("not an RSA key")
+    return key
 
 
 def _address(url: str) -> tuple[str, str, int | None] | None:

@@ -7,6 +7,7 @@ receive the body: that is body.py.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable
@@ -19,6 +20,8 @@ import anyio
 from anyio.to_thread import run_sync
 
 from lib.errors import Unavailable
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -51,12 +54,20 @@ async def spooled(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[tuple[Pa
         yield created[0][1], size_bytes
     finally:
         for _, path in created:
-            await _in_thread(partial(path.unlink, missing_ok=True))
+            await _in_thread(partial(_delete, path))
 
 
 def _create(created: list[tuple[int, Path]]) -> None:
     descriptor, path = tempfile.mkstemp(prefix="pyworker-body-")
     created.append((descriptor, Path(path)))
+
+
+def _delete(path: Path) -> None:
+    """Delete the file. A failure is logged: the request itself has been served."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        log.warning("the body in %s can't be deleted: %s", path, e.strerror or e)
 
 
 async def _write(parts: AsyncGenerator[bytes, None], descriptor: int) -> int:

@@ -10,15 +10,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anyio
 import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from lib.access.authenticator import Admission
+from lib.access.body import BodyReader
+from lib.access.payload import PayloadReader
 from lib.backend import Backend, ModelCaller
 from lib.data_types import JsonDataException
 from lib.model.readiness import State
 from lib.request.exchange import Exchange
+from lib.uploads import Upload
 from tests.fakes.worker import Job, JobHandler, Setup, build
 from tests.system import GUARD_S, System, with_worker_task
 
@@ -79,7 +84,45 @@ async def test_an_upload_that_cannot_be_deleted_does_not_end_the_worker(
             assert answer.status == 200
         await system.reported(served=1.0)
         assert (await system.call("/echo", 3.0))[0] == 200
+    assert "can't be deleted: not allowed" in caplog.text
+
+
+class FailingAtTheEnd(PayloadReader):
+    """Fails once the payload is no longer needed."""
+
+    def __init__(self) -> None:
+        bodies = BodyReader(1000, 10.0)
+        super().__init__(bodies, bodies)
+
+    @asynccontextmanager
+    async def receive(
+        self, request: web.Request, admission: Admission, accepts_uploads: bool
+    ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
+        async with super().receive(request, admission, accepts_uploads) as received:
+            yield received
+        raise LookupError("a bug at the end")
+
+
+@pytest.mark.parametrize("path", ["/echo", "/finish/echo"])
+async def test_an_error_after_the_answer_ends_its_connection_and_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    async with with_worker_task(tmp_path) as system:
+        assert system.running is not None
+        system.running.payloads = FailingAtTheEnd()
+        job: dict[str, Any] = {"workload": 3.0, "data": {}}
+        async with system.http.post(system.url + path, json=job, headers=system.header(3.0)) as answer:
+            assert answer.status == 200
+            await answer.read()
+        await system.reported(served=3.0)
+        assert await state_of(system) == "ready"
     assert "an error after its answer" in caplog.text
+    assert "a bug at the end" in caplog.text
+
+
+async def state_of(system: System) -> str:
+    async with aiohttp.ClientSession() as http, http.get(system.url + "/readyz") as answer:
+        return await answer.text()
 
 
 @pytest.mark.parametrize("session_id", [None, "unknown"])
