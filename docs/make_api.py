@@ -64,7 +64,7 @@ SHOWN_DECORATORS = {
     "staticmethod",
 }
 # Classes derived from this one are dataclasses without a decorator (lib/declare/config_fields.py).
-DECLARED = "Declared"
+DECLARED = "DeclaredConfig"
 HIDDEN_BASES = ("ABC", "Generic", "Enum", DECLARED)
 
 

@@ -25,7 +25,7 @@ from lib.access.authenticator import Admission, Authenticator
 from lib.access.payload import is_upload
 from lib.data_types import EndpointHandler, LogAction
 from lib.declare.bare_route import BareHandler, BareRouteHandler
-from lib.engine.engine import Engine
+from lib.engine.engine import Delivery, Engine
 from lib.errors import ClientGone, NotReady, SessionGone, returnable
 from lib.life.backend_config import BackendConfig, Lifecycle
 from lib.life.running_worker import RunningWorker, open_worker
@@ -33,22 +33,27 @@ from lib.metrics import DEFAULT_WORKLOAD, Ledger, Outcome
 from lib.model.answer import ModelAnswer
 from lib.model.caller import ModelCaller
 from lib.model.connection import ModelSession
-from lib.model.readiness import Cause, State
+from lib.model.readiness import NOT_READY, Cause
 from lib.model.relay import broken_answer, drain, end_to_end_headers, pass_on
 from lib.model.watch import HealthWatch
 from lib.request.access_log import AccessLog
 from lib.request.detached import Spawn, run_detached
-from lib.request.exchange import Exchange, Phase, Steps
+from lib.request.exchange import Exchange, Steps
 from lib.request.lanes import Lane, Lanes
 from lib.request.middlewares import wrapped
 from lib.request.observers import Observer, steps_of
 from lib.request.timings import Timings
+from lib.request.verdict import Phase
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import Settings
 from lib.uploads import Upload
 
 __all__ = [
+    "Admission",
+    "Authenticator",
     "Backend",
+    "Delivery",
+    "Engine",
     "Exchange",
     "LogAction",
     "ModelAnswer",
@@ -57,8 +62,6 @@ __all__ = [
     "end_to_end_headers",
     "pass_on",
 ]
-
-_NOT_READY = (State.LOADING, State.BENCHMARKING, State.DRAINING)
 
 
 class Backend:
@@ -174,9 +177,7 @@ class Backend:
                 except web.HTTPException as e:
                     response = returnable(e)
                 written = await exchange.write(response)
-                exchange.conclude(
-                    None, written
-                )  # before the upload is deleted: the client may leave meanwhile
+                exchange.conclude(None)  # before the upload is deleted: the client may leave meanwhile
                 return written
 
     def _open_entry(self, exchange: Exchange, admission: Admission) -> None:
@@ -299,7 +300,7 @@ class Backend:
     def check_state(self) -> None:
         """Raise `NotReady` (503) in the states *loading*, *benchmarking* and *draining*."""
         state = self.running.readiness.state
-        if state in _NOT_READY:
+        if state in NOT_READY:
             raise NotReady(state.value)
 
     def config(self) -> BackendConfig:

@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from lib.model.caller import ModelCaller
     from lib.uploads import Upload
 
-__all__ = ["ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction"]
+__all__ = [
+    "UNSIGNED_AUTH_DATA",
+    "ApiPayload",
+    "AuthData",
+    "EndpointHandler",
+    "JsonDataException",
+    "LogAction",
+]
 
 P = TypeVar("P")
 OnDisconnect = Literal["cancel", "finish"]

@@ -32,6 +32,9 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "WorkerError",
+    "async_result_or_error",
+    "describe_error",
+    "result_or_error",
 ]
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import from_environment
 from lib.wire import FinishedRequest, RequestStatus
 
-__all__ = ["Outcome", "get_url"]
+__all__ = ["FinishedRequest", "Ledger", "Outcome", "Snapshot", "get_url"]
 
 log = logging.getLogger(__name__)
 

@@ -36,10 +36,10 @@ from lib.model.readiness import Readiness, ReadySignal
 from lib.model.relay import drain
 from lib.model.watch import HealthWatch, LogRule, LogWatch
 from lib.request.detached import Spawn
-from lib.request.exchange import Phase
 from lib.request.lanes import Lanes
 from lib.request.session_life import SessionLife
 from lib.request.sessions import SessionEnd, Sessions
+from lib.request.verdict import Phase
 from lib.runtime.clock import Clock
 from lib.runtime.settings import Settings
 
@@ -148,11 +148,8 @@ async def open_worker(
         authenticator = config.authenticator or _authenticator(settings, bodies, sessions, engine)
         engine_tasks = _engine_tasks(engine, authenticator, readiness)
         readiness.on_change = engine.state_changed
-        if config.benchmark_handler is None:
-            reason = f"no benchmark: {config.max_perf:g} workload/s as given"
-            readiness.set_max_perf(config.max_perf, reason)
         try:
-            yield RunningWorker(
+            running = RunningWorker(
                 config=config,
                 settings=settings,
                 engine=engine,
@@ -163,7 +160,9 @@ async def open_worker(
                 readiness=readiness,
                 lanes=lanes,
                 sessions=sessions,
-                session_life=SessionLife(sessions, ledger, clock, partial(_post, server), spawn),
+                session_life=SessionLife(
+                    sessions, ledger, clock, partial(_post, server), spawn, lambda: running.phase
+                ),
                 log_watch=_log_watch(config, server, readiness, clock),
                 health_watch=_health_watch(config, server, readiness, clock),
                 benchmark_keeper=_benchmark_keeper(config, server, readiness, settings, clock, directory),
@@ -171,6 +170,7 @@ async def open_worker(
                 handlers=_author_context(config.context_of_handlers, readiness, ReadySignal.HANDLERS),
                 spawn=spawn,
             )
+            yield running
         finally:
             ledger.listeners[:] = listeners  # without those of this engine
 
@@ -244,6 +244,8 @@ def _benchmark_keeper(
 ) -> BenchmarkKeeper | None:
     handler = config.benchmark_handler
     if handler is None:
+        reason = f"no benchmark: {config.max_perf:g} workload/s as given"
+        readiness.set_max_perf(config.max_perf, reason)
         return None
     return BenchmarkKeeper(
         handler,

@@ -33,6 +33,10 @@ class State(str, Enum):
     DRAINING = "draining"
 
 
+# The states in which a worker serves no requests. In `ERRORED` they are tried: the model may answer.
+NOT_READY = (State.LOADING, State.BENCHMARKING, State.DRAINING)
+
+
 class ReadySignal(str, Enum):
     """An event that shows that the model is loaded."""
 

@@ -29,7 +29,7 @@ from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
 from lib.request.lanes import Lane
 from lib.request.sessions import Session
-from lib.request.verdict import ABORTED_STATUS, Ending, Reply, Verdict, judge
+from lib.request.verdict import Ending, Phase, Reply, Verdict, conclude
 from lib.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -40,14 +40,6 @@ _FORWARDED_PLAIN = ("Accept", "X-Request-Id")
 _FORWARDED = (*_FORWARDED_PLAIN, "Accept-Encoding")
 _REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
 _OUTCOMES = {"served": Outcome.SERVED, "errored": Outcome.ERRORED}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """The worker's shutdown: `draining` once it has begun, `cut` once remaining requests are cut off."""
-
-    draining: bool = False
-    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,6 @@ class Exchange:
         self.session: Session | None = None
         self.payload: Any = None
         self.verdict: Verdict | None = None
-        self.status = 0
         handler = lane.handler
         self.finishes = handler.on_disconnect == "finish"
         has_heartbeat = bool(handler.keepalive_s) and request.method != "HEAD"  # its answer has no body
@@ -114,9 +105,9 @@ class Exchange:
         return self._entry
 
     @property
-    def is_admitted(self) -> bool:
-        """Whether the request was authenticated, and so has an entry in the ledger."""
-        return self._entry is not None
+    def status(self) -> int:
+        """The HTTP status for the log, 499 if the client left; 0 before the end."""
+        return 0 if self.verdict is None else self.verdict.status
 
     @property
     def client_left(self) -> bool:
@@ -249,8 +240,8 @@ class Exchange:
                 raise ClientGone from e
         return response
 
-    def conclude(self, error: BaseException | None, written: web.StreamResponse | None = None) -> Verdict:
-        """Decide the verdict once, from `error` or the answer `written`; set the outcome of the entry."""
+    def conclude(self, error: BaseException | None) -> Verdict:
+        """Decide the verdict once, from `error` or the answer that was written; set the entry's outcome."""
         if self.verdict is not None:
             if isinstance(error, Exception):
                 log.error("request %s: an error after its answer", self.id, exc_info=error)
@@ -268,10 +259,7 @@ class Exchange:
                 cut=phase.cut,
                 draining=phase.draining,
             )
-            self.verdict = judge(ending)
-            if self._entry is not None:
-                self._entry.set_outcome(self.verdict.outcome)
-            self.status = self.verdict.status if written is None else written.status
+            self.verdict = conclude(self._entry, ending)
             self._log_error(error)
         return self.verdict
 
@@ -296,7 +284,6 @@ class Exchange:
         try:
             return await self._finish_heartbeat(response)
         except ConnectionError:
-            self.status = ABORTED_STATUS
             return aborted(self.request)
 
     def end(self) -> None:

@@ -6,6 +6,7 @@ terms and expiry (sessions.py) or the routes that clients call (lib/routes/sessi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,7 +16,7 @@ from lib.errors import async_result_or_error
 from lib.metrics import Entry, Ledger
 from lib.request.detached import Spawn
 from lib.request.sessions import Session, SessionEnd, Sessions, SessionTerms
-from lib.request.verdict import outcome_of_error, outcome_of_session
+from lib.request.verdict import Ending, Phase, conclude
 from lib.runtime.clock import Clock, time_limit
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,21 @@ class SessionLife:
     `post` is called with it once at the end, within `ON_CLOSE_LIMIT_S`; a failure is only logged.
     """
 
-    def __init__(self, sessions: Sessions, ledger: Ledger, clock: Clock, post: Post, spawn: Spawn) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        ledger: Ledger,
+        clock: Clock,
+        post: Post,
+        spawn: Spawn,
+        phase: Callable[[], Phase] = Phase,
+    ) -> None:
         self.sessions = sessions
         self._ledger = ledger
         self._clock = clock
         self._post = post
         self._spawn = spawn
+        self._phase = phase
         self._entries: dict[str, Entry] = {}
         sessions.on_end = self._ended
 
@@ -63,7 +73,10 @@ class SessionLife:
             check_ready()
             session = self.sessions.create(raw_auth, terms)
         except BaseException as e:
-            entry.set_outcome(outcome_of_error(e))
+            # Whoever cancels this is the client, by leaving, or the worker.
+            phase, is_cancelled = self._phase(), isinstance(e, asyncio.CancelledError)
+            ending = Ending(error=e, client_left=is_cancelled, cut=phase.cut, draining=phase.draining)
+            conclude(entry, ending)
             raise
         entry.accept()
         entry.start()
@@ -76,7 +89,9 @@ class SessionLife:
         return 0.0 if entry is None else entry.workload
 
     def _ended(self, session: Session, reason: SessionEnd) -> None:
-        self._entries.pop(session.id).set_outcome(outcome_of_session(reason is SessionEnd.DRAINED))
+        is_drained = reason is SessionEnd.DRAINED
+        ending = Ending(error=asyncio.CancelledError(), draining=True) if is_drained else Ending(status=200)
+        conclude(self._entries.pop(session.id), ending)
         log.info("session %s… %s", session.id[:6], reason.value)
         if session.terms.on_close_route is not None:
             call = self._ledger.open(counted=False)
@@ -91,6 +106,6 @@ class SessionLife:
             with time_limit(self._clock, ON_CLOSE_LIMIT_S):
                 error = await async_result_or_error(self._post(route, message))
         finally:
-            call.set_outcome(outcome_of_session(error is not None))
+            conclude(call, Ending(error=error, status=200))
         if error is not None:
             log.warning("session %s…: POST %s at its end failed: %r", session.id[:6], route, error)

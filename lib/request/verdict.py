@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lib.errors import CLIENT_CLOSED_REQUEST, AnswerCut, ClientGone, Refused, WorkerError
-from lib.metrics import Outcome
+from lib.metrics import Entry, Outcome
 
 # The logged status of an answer that was aborted; its client sees a broken connection.
 ABORTED_STATUS = 502
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The worker's shutdown: `draining` once it has begun, `cut` once remaining requests are cut off."""
+
+    draining: bool = False
+    cut: bool = False
 
 
 class Reply(Enum):
@@ -64,14 +72,16 @@ def judge(ending: Ending) -> Verdict:
     """Decide the verdict on a request (docs/protocol.md, "Outcomes")."""
     error = ending.error
     if error is None:
-        return Verdict(_outcome_of_answer(ending), Reply.NONE, ending.status)
+        # After a heartbeat the client has read status 200, whatever the answer's is.
+        status = 200 if ending.heartbeat_out else ending.status
+        return Verdict(_outcome_of_answer(ending), Reply.NONE, status)
     if _ends_the_task(error, ending):
-        outcome = Outcome.ERRORED if ending.cut else outcome_of_error(error)
+        outcome = Outcome.ERRORED if ending.cut else _outcome_of_error(error)
         return Verdict(outcome, Reply.NONE, CLIENT_CLOSED_REQUEST)
     if isinstance(error, ClientGone) or (ending.client_left and not ending.finishes):
         outcome = Outcome.ERRORED if ending.cut else Outcome.CANCELLED
         return Verdict(outcome, Reply.ABORT, CLIENT_CLOSED_REQUEST)
-    outcome = outcome_of_error(error)
+    outcome = _outcome_of_error(error)
     if ending.cut or ending.heartbeat_out or ending.answer_out or outcome is Outcome.CANCELLED:
         outcome = Outcome.ERRORED
     is_unexpected = not isinstance(error, (WorkerError, AnswerCut))
@@ -83,16 +93,19 @@ def judge(ending: Ending) -> Verdict:
     return Verdict(outcome, Reply.ERROR, status, is_unexpected)
 
 
-def outcome_of_error(error: BaseException) -> Outcome:
-    """The outcome of a request that `error` ended before its answer began."""
+def conclude(entry: Entry | None, ending: Ending) -> Verdict:
+    """Judge `ending` and give `entry` its outcome; None for a request that was never admitted."""
+    verdict = judge(ending)
+    if entry is not None:
+        entry.set_outcome(verdict.outcome)
+    return verdict
+
+
+def _outcome_of_error(error: BaseException) -> Outcome:
+    """The outcome of a request that `error` has ended before any part of an answer was sent."""
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
         return Outcome.CANCELLED
     return Outcome.REJECTED if isinstance(error, Refused) else Outcome.ERRORED
-
-
-def outcome_of_session(is_cancelled: bool) -> Outcome:
-    """The outcome of a session: served after its end or expiry, cancelled if the worker ended it."""
-    return Outcome.CANCELLED if is_cancelled else Outcome.SERVED
 
 
 def _outcome_of_answer(ending: Ending) -> Outcome:

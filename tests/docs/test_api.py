@@ -39,3 +39,16 @@ def test_every_link_leads_to_a_heading() -> None:
     links = re.findall(r"\]\(#([^)]+)\)", text)
     assert len(links) > 50
     assert not set(links) - set(slugs)
+
+
+def test_declared_configs_show_their_fields() -> None:
+    text = document("api").text
+    for config, field in (
+        ("WorkerConfig", "middlewares"),
+        ("HandlerConfig", "keepalive_s"),
+        ("BenchmarkConfig", "concurrency"),
+        ("LogActionConfig", "on_load"),
+    ):
+        signature = text.split(f"\n{config}(", 1)[1].split("```", 1)[0]
+        assert field in signature
+        assert "kwargs" not in signature

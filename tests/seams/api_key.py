@@ -6,10 +6,9 @@ import hmac
 
 from aiohttp import web
 
-from lib.access.authenticator import Admission
+from lib.backend import Admission
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import Unauthorized
-from lib.request.sessions import Session
 
 
 class ApiKey:
@@ -28,9 +27,8 @@ class ApiKey:
         auth = {**UNSIGNED_AUTH_DATA, "endpoint": "mine"}
         return Admission(AuthData.from_json_msg(auth), auth, None)
 
-    async def session_in(self, request: web.Request) -> Session | None:
+    async def session_in(self, request: web.Request) -> None:
         self._check(request)
-        return None
 
     def _check(self, request: web.Request) -> None:
         if not hmac.compare_digest(request.headers.get("X-Api-Key", "").encode(), self._key):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from lib.engine.engine import Delivery
-from lib.metrics import Ledger
-from lib.wire import FinishedRequest
+from lib.backend import Delivery
+from lib.metrics import FinishedRequest, Ledger
 
 
 class NotingEngine:

@@ -21,8 +21,8 @@ from lib.engine.vast import VastEngine
 from lib.errors import Draining, SettingsError
 from lib.life.running_worker import RunningWorker
 from lib.model.readiness import State
-from lib.request.exchange import Phase
 from lib.request.sessions import SessionTerms
+from lib.request.verdict import Phase
 from lib.runtime.settings import Settings
 from tests.manual_clock import ManualClock
 

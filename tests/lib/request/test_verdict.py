@@ -19,8 +19,9 @@ from lib.errors import (
     SessionGone,
     TooBusy,
 )
-from lib.metrics import Outcome
-from lib.request.verdict import Ending, Reply, Verdict, judge, outcome_of_error, outcome_of_session
+from lib.metrics import Ledger, Outcome
+from lib.request.verdict import Ending, Reply, Verdict, conclude, judge
+from tests.manual_clock import ManualClock
 
 CANCELLED = asyncio.CancelledError()
 BUG = RuntimeError("a bug")
@@ -47,7 +48,7 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
     ("the model's 404", Ending(status=404), Verdict(SERVED, NONE, 404)),
     ("the model's 500", Ending(status=500), Verdict(ERRORED, NONE, 500)),
     ("200 after a heartbeat", Ending(status=200, heartbeat_out=True), Verdict(SERVED, NONE, 200)),
-    ("404 after a heartbeat", Ending(status=404, heartbeat_out=True), Verdict(ERRORED, NONE, 404)),
+    ("404 after a heartbeat", Ending(status=404, heartbeat_out=True), Verdict(ERRORED, NONE, 200)),
     ("an author says errored", Ending(status=200, requested=ERRORED), Verdict(ERRORED, NONE, 200)),
     ("an author says served", Ending(status=500, requested=SERVED), Verdict(SERVED, NONE, 500)),
     ("served, though the client left", Ending(status=200, client_left=True), Verdict(SERVED, NONE, 200)),
@@ -165,13 +166,9 @@ def test_every_error_has_a_reply_unless_it_ends_the_task() -> None:
             assert not has_reply, ending
 
 
-@pytest.mark.parametrize(
-    ("error", "outcome"),
-    [(BUG, ERRORED), (Invalid({}), ERRORED), (BUSY, REJECTED), (CANCELLED, LEFT), (GONE, LEFT)],
-)
-def test_the_outcome_of_an_error_by_itself(error: BaseException, outcome: Outcome) -> None:
-    assert outcome_of_error(error) is outcome
-
-
-def test_a_session_is_served_unless_the_worker_ends_it() -> None:
-    assert (outcome_of_session(False), outcome_of_session(True)) == (SERVED, LEFT)
+def test_the_entry_of_a_request_gets_its_outcome() -> None:
+    ledger = Ledger(ManualClock())
+    entry = ledger.open(1)
+    assert conclude(entry, Ending(error=BUSY)) == Verdict(REJECTED, ERROR, 429)
+    assert entry.outcome is REJECTED
+    assert conclude(None, Ending(error=BUSY)) == Verdict(REJECTED, ERROR, 429)
