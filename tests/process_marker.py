@@ -28,8 +28,9 @@ _STARTERS = {"create_subprocess_exec", "create_subprocess_shell", "Popen", "asyn
 _SUBPROCESS_STARTERS = {"run", "call", "check_call", "check_output"}
 # Audit events of Python that come before a process is started.
 _EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
-# Questions about the machine: a benchmark asks for its GPUs, `platform` for the processor, matplotlib for fonts.
-_ALLOWED = {"nvidia-smi", "uname", "fc-list", "system_profiler"}
+# Questions about the machine, which libraries ask as well: for GPUs (benchmarks), the processor (`platform`),
+# fonts (matplotlib), and shared libraries (`ctypes.util`).
+_ALLOWED = {"nvidia-smi", "uname", "fc-list", "system_profiler", "ldconfig", "gcc", "cc", "ld", "objdump"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,8 +26,6 @@ _HEADINGS = re.compile(r',\s(\\?"[^"]+"(?:(?:,| and|, and)\s\\?"[^"]+")*)')
 _SECTION = re.compile(r",?\s§")
 _ANCHOR = re.compile(r"#([\w-]+)")
 _MODULE = re.compile(r"(?<![\w./$-])(?:lib|workers|tests|benchmarks)(?:\.[a-zA-Z_]\w*)+\b(?![/(])")
-# A numbered list that no document of the project has.
-_LESSON = re.compile(r"\blessons? \d\w*")
 _BREAK = re.compile(r"\s*\n\s*(?:#\s)?")
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 # Stands for the name of some worker: `workers/NAME/server.py`.
@@ -66,8 +64,6 @@ def dangling_references(path: Path, text: str, made: frozenset[str] = frozenset(
             behind = _BREAK.sub(" ", text[found.end() : found.end() + _LOOK_AHEAD])
             for missing in _missing_headings(target, behind):
                 yield Dangling(path, line, f"{name}{missing}")
-    for found in _LESSON.finditer(text):
-        yield Dangling(path, text.count("\n", 0, found.start()) + 1, found[0])
     for found in _MODULE.finditer(text):
         if _PLACEHOLDER.search(found[0]):
             continue
