@@ -23,7 +23,7 @@ from lib.data_types import EndpointHandler, LogAction
 from lib.server import start_server
 
 
-class CompletionsHandler(EndpointHandler[dict[str, Any]]):
+class PlainHandler(EndpointHandler[dict[str, Any]]):
     """Forwards the payload unchanged, with the default handling of requests and answers."""
 
     @property
@@ -39,7 +39,7 @@ class CompletionsHandler(EndpointHandler[dict[str, Any]]):
 
 
 def main() -> None:
-    handler = CompletionsHandler()
+    handler = PlainHandler()
     backend = Backend(
         os.environ["MODEL_SERVER_URL"],
         os.environ["MODEL_LOG"],

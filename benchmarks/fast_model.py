@@ -1,4 +1,4 @@
-"""A model server that uses very little CPU time, so that benchmarks measure what is in front of it.
+"""A model server that uses very little CPU time, so that benchmarks measure the subject in front of it.
 
 usage: python -m benchmarks.fast_model LOG
 
@@ -57,7 +57,10 @@ def _json(text_bytes: int) -> Sequence[bytes]:
 
 
 class PacedStream:
-    """A stream of `events` events and a last one, `gap_s` seconds apart by its start: delays don't add up."""
+    """A stream of `events` events and a last one, `gap_s` seconds apart.
+
+    Each is timed from the start of the stream, so that delays don't add up.
+    """
 
     def __init__(self, transport: asyncio.WriteTransport, events: int, gap_s: float) -> None:
         self._transport = transport
@@ -141,7 +144,7 @@ class FastModel(asyncio.Protocol):
 
 async def main() -> None:
     server = await asyncio.get_running_loop().create_server(FastModel, "127.0.0.1", 0, backlog=_BACKLOG)
-    # Written now: workers believe in a model server that is loaded only if its port accepts connections.
+    # Written now: a worker takes the model server as loaded only if its port accepts connections.
     await asyncio.to_thread(Path(sys.argv[1]).write_text, READY_LINE + "\n")
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

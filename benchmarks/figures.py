@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure is shown: title, digits behind the point, and whether ratios of it say anything."""
+    """Title and digits behind the decimal point of a figure; `is_compared`: its ratios are shown too."""
 
     title: str
     digits: int = 0

@@ -1,8 +1,8 @@
-"""The profile of `--profile`: what this worker runs for a request, by package and by function.
+"""The profile of `--profile`: the functions that this worker runs for a request, by package and by name.
 
 cProfile counts each call of a Python function, a frame, exactly. Its times are elapsed time with its own cost
-included, so that small functions look dearer than they are. Compiled functions are no frames, but their time
-counts. uvloop's own time is not seen.
+included, so that small functions look more expensive than they are. Compiled functions have no frames, but
+their time counts. uvloop's own time is not measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import anyio
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.jobs import Job
+from benchmarks.jobs import LoadJob
 from benchmarks.loads import Load
 from benchmarks.processes import ROOT, ProcessFailed
 from benchmarks.rounds import warm_up
@@ -33,9 +33,9 @@ TOP_FUNCTIONS = 40
 # Packages that take less than this are not shown, in µs for each request or event.
 LEAST_US = 0.05
 WRITE_LIMIT_S = 30.0
-# Part of a request's cost, whatever their folder: these packages of the standard library are shown by name.
+# Packages of the standard library that are shown by name.
 _NAMED = frozenset({"asyncio", "json", "logging", "base64", "email", "ssl", "urllib"})
-# Compiled modules, and whose they are.
+# Compiled modules, and the package that each belongs to.
 _COMPILED = {
     "_json": "json",
     "_asyncio": "asyncio",
@@ -49,7 +49,7 @@ _COMPILED = {
     "Crypto": "pycryptodome",
     "uvloop": "uvloop",
 }
-# Packages that belong to another one's cost.
+# Packages whose cost is counted under another package.
 _PART_OF = {
     "Crypto": "pycryptodome",
     "cffi": "pycryptodome",
@@ -64,7 +64,7 @@ _COMPILED_NAME = re.compile(r"(?:built-in method |of ')([\w]+)[.']")
 
 @dataclass(frozen=True)
 class FunctionCost:
-    """One function's calls and time in a profile, without those that it calls; `is_frame`: it is Python's."""
+    """One function's calls and its own time in a profile; `is_frame`: it is a Python function."""
 
     package: str
     name: str
@@ -75,7 +75,7 @@ class FunctionCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """The functions that `load` has run, those that took longest first, and the number of its `unit`s."""
+    """The functions that ran under `load`, the slowest first, and the number of its requests or events."""
 
     load: Load
     costs: Sequence[FunctionCost]
@@ -94,7 +94,7 @@ async def profile(load: Load) -> Profile:
         async with running_system() as system, subject.running(system.around) as running:
             assert running.process is not None
             await warm_up(running, system)
-            job = Job.of(load, running.port, running.url, subject.form_of(load))
+            job = LoadJob.of(load, running.port, running.url, subject.form_of(load))
             await system.generator.prepare(job)
             running.process.send_signal(signal.SIGUSR1)
             result = await system.generator.send(job)

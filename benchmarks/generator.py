@@ -1,4 +1,4 @@
-"""The load generator: a process of its own, so that its cost is not that of what is measured.
+"""The load generator: a process of its own, so that its CPU time is not counted as the subject's.
 
 usage: python -m benchmarks.generator KEY_FILE
 
@@ -19,11 +19,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.http_client import ClosedLoop, HeldStreams, Prober
-from benchmarks.jobs import Job, JobResult
+from benchmarks.jobs import JobResult, LoadJob
 from benchmarks.processes import run_fast
 from benchmarks.signed_requests import RequestSigner
 
-# Seconds without another stream that begins, after which no more is expected: a subject may have a limit.
+# Seconds to wait for the next stream to begin. After that no more are expected: a subject may have a limit.
 PATIENCE_S = 3.0
 # Seconds of probes alone before the large requests.
 PROBES_FIRST_S = 0.05
@@ -46,9 +46,9 @@ class Driver(ABC):
 
 
 class RequestsDriver(Driver):
-    """Requests in flight until they are used up, with probes meanwhile if the job asks for them."""
+    """Keeps requests in flight until all are sent, with probes meanwhile if the job asks for them."""
 
-    def __init__(self, job: Job, signer: RequestSigner) -> None:
+    def __init__(self, job: LoadJob, signer: RequestSigner) -> None:
         expected = 401 if job.form == "refused" else 200
         self._job = job
         self._loop = ClosedLoop(job.port, signer.requests(job), job.limit_s, expected, job.events)
@@ -84,7 +84,7 @@ class RequestsDriver(Driver):
 class HeldDriver(Driver):
     """Streams that stay open; their connections are part of the measurement."""
 
-    def __init__(self, job: Job, signer: RequestSigner) -> None:
+    def __init__(self, job: LoadJob, signer: RequestSigner) -> None:
         self._streams = HeldStreams(job.port, signer.requests(job), job.limit_s)
 
     async def prepare(self) -> None:
@@ -109,10 +109,10 @@ async def main() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     signer = RequestSigner(Path(sys.argv[1]))
     while line := await lines.readline():
-        job = Job(**json.loads(line))
+        job = LoadJob(**json.loads(line))
         driver = (HeldDriver if job.kind == "held" else RequestsDriver)(job, signer)
         await driver.prepare()
-        # Thousands of prepared requests would otherwise be looked through in the middle of a load.
+        # Otherwise a garbage collection would visit thousands of prepared requests in the middle of a load.
         gc.collect()
         gc.freeze()
         _print("{}")

@@ -91,8 +91,8 @@ async def connect(port: int, factory: Callable[[], Connection]) -> Connection:
 class ClosedLoop:
     """Keeps requests in flight, one on each connection, until they are used up or `limit_s` is over.
 
-    With `events`, each answer has to be a stream of so many events and a last one. `error` is "" as long as
-    all answers have the status `expected`.
+    With `events`, each answer has to be a stream of that number of events and a final one. `error` is "" as
+    long as all answers have the status `expected`.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Prober:
 
 
 class HeldStreams:
-    """Streams that are opened and then left alone. `begun` is how many have sent their first event."""
+    """Streams that are opened and then left alone. `begun` is the number that have sent their first event."""
 
     def __init__(self, port: int, requests: Sequence[bytes], limit_s: float) -> None:
         self.begun = 0

@@ -1,6 +1,6 @@
-"""Where an HTTP/1.1 message ends, for the load generator and the model server of the benchmarks.
+"""Finds the end of an HTTP/1.1 message, for the load generator and the model server of the benchmarks.
 
-Owns no connection (http_client.py, fast_model.py). Messages have to come one after the other: bytes behind
+Owns no connection (http_client.py, fast_model.py). Messages have to come one after the other: bytes after
 the end of a message are counted as part of it.
 """
 

@@ -1,8 +1,10 @@
-"""What the benchmark and its load generator tell each other: one JSON object a line.
+"""The messages between the benchmark and its load generator: one JSON object a line.
 
-A job has three steps. The generator prepares it, which includes its signatures, and answers `{}`. It sends
-the requests when the next line comes, and answers with the result. Streams that are held are closed when one
-more line comes, and that is answered with `{}` too.
+A job has three steps. Each begins with a line from the benchmark and ends with an answer:
+
+1. The job itself: the generator makes and signs the requests, and answers `{}`.
+2. `send`: it sends the requests, and answers with the result.
+3. `close`: it closes the connections, streams that are held open among them, and answers `{}`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from benchmarks.loads import Form, Kind, Load
-from benchmarks.processes import Child
+from benchmarks.processes import ChildProcess
 
 # Seconds for thousands of signatures, and on top of a load's own limit.
 PREPARE_LIMIT_S = 120.0
@@ -23,8 +25,8 @@ class WrongAnswers(Exception):
 
 
 @dataclass(frozen=True)
-class Job:
-    """A load, with the port that it goes to and the URL that is signed. See `Load` for the other fields."""
+class LoadJob:
+    """A load, the port that it is sent to, and the URL that is signed. See `Load` for the other fields."""
 
     port: int
     url: str
@@ -38,7 +40,7 @@ class Job:
     limit_s: float
 
     @classmethod
-    def of(cls, load: Load, port: int, url: str, form: Form) -> Job:
+    def of(cls, load: Load, port: int, url: str, form: Form) -> LoadJob:
         """The job of `load`, with signatures of the form `form`."""
         return cls(
             *(port, url, load.kind, form, load.model, load.events),
@@ -48,10 +50,10 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What became of a job; `error` is "" if every answer was as expected.
+    """The result of a job; `error` is "" if every answer was as expected.
 
     Latencies are from a request's first byte to its answer's last. `longest_wait_s` is the longest latency of
-    a probe. `begun` is how many of the streams that are held have sent their first event.
+    a probe. `begun` is the number of held streams that have sent their first event.
     """
 
     answered: int = 0
@@ -66,15 +68,15 @@ class JobResult:
 class LoadProcess:
     """The load generator, seen from the benchmark."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: ChildProcess) -> None:
         self._child = child
 
-    async def prepare(self, job: Job) -> None:
-        """Have the requests made, and the connections where they are no part of the measurement."""
+    async def prepare(self, job: LoadJob) -> None:
+        """Have the requests made, and connections opened unless opening them is part of the measurement."""
         await self._ask(json.dumps(asdict(job)), PREPARE_LIMIT_S)
 
-    async def send(self, job: Job) -> JobResult:
-        """Have the requests of the prepared job sent. Raises `WrongAnswers`."""
+    async def send(self, job: LoadJob) -> JobResult:
+        """Have the prepared requests sent; return the result. Raises `WrongAnswers`."""
         result = JobResult(**json.loads(await self._ask("send", job.limit_s + GRACE_S)))
         if result.error:
             await self.close()

@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.load_test [-rps RATE] [--duration SECONDS] [--events N]
 
-Another process is engine and worker in one, and uses very little CPU time. The load test is measured twice:
-without and with its progress table, which is drawn on a pseudo-terminal. If the machine has more than one
-core, the load test runs alone on one of them. With `--events`, each answer is a stream of N events.
+Another process stands in for engine and worker, and uses very little CPU time. The load test is measured
+twice: without and with its progress table, which is drawn on a pseudo-terminal. If the machine has more than
+one core, the load test runs alone on one of them. With `--events`, each answer is a stream of N events.
 """
 
 from __future__ import annotations

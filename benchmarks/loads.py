@@ -1,7 +1,7 @@
-"""The loads: what is sent, how much of it at once, and when it ends.
+"""The loads: their requests, how many are in flight at once, and when each load ends.
 
-Owns the list of loads, and the sizes of a full and of a quick run. Who sends them is generator.py, what is
-measured meanwhile measurement.py.
+Owns the list of loads, and the sizes of a full and of a quick run. They are sent by
+generator.py; the measuring is in measurement.py.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _large(count: int) -> list[Load]:
     ]
 
 
-# `idle-few`: the peer passes on at most 100 streams at once; the others wait and need less memory.
+# `idle-few`: the official worker passes on at most 100 streams at once; the others wait and need less memory.
 FULL: tuple[Load, ...] = (
     *(_plain(1, form, 2000) for form in ("url", "full")),
     *(_plain(32, form, 5000) for form in ("url", "full")),

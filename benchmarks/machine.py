@@ -1,4 +1,4 @@
-"""What a run was made on: the machine, and the versions of everything that is measured."""
+"""The description of a run's machine, with the versions of everything that is measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe_machine() -> Mapping[str, str]:
-    """Names and values, to be shown; blocks for the start of one process."""
+    """Names and values for the report. Blocks while `nginx -v` runs."""
     load = ", ".join(f"{average:.2f}" for average in os.getloadavg())
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -1,6 +1,6 @@
 """One measurement: a load on a subject, and the figures that follow from it.
 
-Owns CPU time and memory of processes. How figures are named and shown is in figures.py.
+Owns CPU time and memory of processes. The figures' names and titles are in figures.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.jobs import Job, JobResult
+from benchmarks.jobs import JobResult, LoadJob
 from benchmarks.loads import Load
 from benchmarks.subjects import RunningSubject
 from benchmarks.system import System
@@ -32,8 +32,8 @@ class MeasuredProcesses:
     def cpu_s(self) -> float:
         """CPU time so far, user and system, of all threads.
 
-        From the processes' CPU clocks (clock_getcpuclockid(3)): psutil counts in ticks of 10 ms, which is as
-        long as a fast subject takes for hundreds of requests.
+        From the processes' CPU clocks (clock_getcpuclockid(3)): psutil counts in ticks of 10 ms, in
+        which a fast subject serves hundreds of requests.
         """
         return sum(time.clock_gettime((~process.pid << 3) | 2) for process in self._processes)
 
@@ -60,7 +60,7 @@ def _peak_bytes(pid: int) -> int:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a load has cost the processes of a subject."""
+    """CPU time and memory that the processes of a subject have used for a load."""
 
     cpu_s: float
     growth_bytes: int
@@ -69,7 +69,7 @@ class Usage:
 
 async def measure(load: Load, running: RunningSubject, system: System) -> dict[str, float]:
     """Put `load` on a running subject; return figures by their names. Raises `WrongAnswers`."""
-    job = Job.of(load, running.port, running.url, running.subject.form_of(load))
+    job = LoadJob.of(load, running.port, running.url, running.subject.form_of(load))
     await system.generator.prepare(job)
     processes = MeasuredProcesses(running.process) if running.process else None
     usage = None

@@ -19,13 +19,13 @@ from pathlib import Path
 import anyio
 
 ROOT = Path(__file__).parent.parent
-# Seconds that a process may take to print its port, and to end when it is told to.
+# Seconds that a process may take to print its port, and to end after SIGTERM.
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 10.0
 
 
 class ProcessFailed(Exception):
-    """A process of the benchmark doesn't do what it should; the benchmark can't go on."""
+    """A process of the benchmark failed; the benchmark can't go on."""
 
 
 def run_fast(main: Callable[[], Awaitable[None]]) -> None:
@@ -43,7 +43,7 @@ def python(module: str, *args: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Child:
+class ChildProcess:
     """A process with pipes for its input and output, whose errors go to the file `errors`."""
 
     process: Process
@@ -64,7 +64,7 @@ class Child:
         raise await self.failure(f"printed nothing for {limit_s:g} s")
 
     async def failure(self, what: str) -> ProcessFailed:
-        """An exception that says what the process has done, with the end of its errors."""
+        """An exception that says what happened to the process, with the end of its errors."""
         errors = await anyio.Path(self.errors).read_text(errors="replace")
         return ProcessFailed(
             f"process {self.process.pid} ({self.errors.parent.name}) has {what}:\n{errors[-2000:]}"
@@ -74,7 +74,7 @@ class Child:
 @asynccontextmanager
 async def running(
     command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None
-) -> AsyncGenerator[Child, None]:
+) -> AsyncGenerator[ChildProcess, None]:
     """Run `command` in `folder`, which exists. Terminate it at the end of the block; kill it after 10 s."""
     errors = folder / "errors.log"
     with errors.open("wb") as file:
@@ -87,7 +87,7 @@ async def running(
             stderr=file,
         )
     try:
-        yield Child(process, errors)
+        yield ChildProcess(process, errors)
     finally:
         with anyio.CancelScope(shield=True):
             await _stop(process)

@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.figures import ADDED, FIGURES, Figure
 from benchmarks.results import Results, Spread
 from benchmarks.subjects import SUBJECTS
-from benchmarks.targets import Target, targets
+from benchmarks.targets import SpeedTarget, targets
 
 RESULTS_FILE = Path(__file__).with_name("RESULTS.md")
 COMMAND = "python -m benchmarks --write"
@@ -23,7 +23,7 @@ Each figure is the median of the rounds, with the lowest and the highest in brac
 by round.
 
 - CPU is the time, user and system, of all processes of a subject.
-- Both workers log at WARNING. The peer, the official worker, is the PyPI package vastai. It knows the `url`
+- Both workers log at WARNING. The official worker is the PyPI package vastai. It knows the `url`
   form only: where others get requests in the `full` form, it gets the `url` form, and verifies every one.
 - nginx has one worker process, keep-alive to the model server and no buffering. Neither nginx nor the model
   server checks signatures.
@@ -105,7 +105,7 @@ def _row(
     ]
 
 
-def _target_row(target: Target) -> list[str]:
+def _target_row(target: SpeedTarget) -> list[str]:
     met = {True: "yes", False: "no", None: NONE}[target.met]
     digits = 3 if target.limit < 2 else 1
     return [target.load, target.figure, target.limit_text, _text(target.value, digits), met]

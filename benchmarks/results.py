@@ -36,7 +36,7 @@ class Spread:
 
 @dataclass
 class Results:
-    """What a run has found. `skipped` and `failed` have reasons, by subject and by (load, subject)."""
+    """The figures of a run. `skipped` has reasons by subject, `failed` by (load, subject)."""
 
     loads: Sequence[Load]
     subjects: Sequence[str]
@@ -70,7 +70,7 @@ class Results:
         return ratio(self.values(load, figure, subject), self.values(load, figure, other))
 
     def added(self, load: str, figure: str, subject: str) -> Values:
-        """What `subject` adds to the figure of `direct`, by round."""
+        """The figure of `subject` less that of `direct`, by round."""
         of_subject, of_direct = (self.values(load, figure, name) for name in (subject, "direct"))
         return _by_round(of_subject, of_direct, lambda a, b: a - b)
 
@@ -123,7 +123,7 @@ class Results:
 def ratio(values: Values, others: Values) -> Spread | None:
     """`values` divided by `others`, of the rounds that both have; None without such a round.
 
-    Rounds in which the divisor is not positive are left out: nothing can be said of them.
+    Rounds in which the divisor is not positive are left out: their ratio means nothing.
     """
     positive = {number: value for number, value in others.items() if value > 0}
     return Spread.of(list(_by_round(values, positive, lambda a, b: a / b).values()))

@@ -27,7 +27,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured: `loads` on `subjects`, `rounds` times."""
+    """The measurements of a run: `loads` on `subjects`, `rounds` times."""
 
     subjects: Sequence[Subject]
     loads: Sequence[Load]
@@ -56,7 +56,7 @@ async def run(plan: Plan, say: Say) -> Results:
         for number in range(1, plan.rounds + 1):
             say(f"round {number} of {plan.rounds}")
             for index, load in enumerate(plan.loads):
-                # Each subject comes first in its turn: none always follows the same one.
+                # Subjects take turns at being first, so that none always runs after the same one.
                 first = (number + index) % len(ready)
                 for running in ready[first:] + ready[:first]:
                     await _measure_into(results, load, running, system, number, say)

@@ -1,6 +1,6 @@
 """The requests of a load, signed as the serverless engine signs them (docs/protocol.md, "Signature").
 
-They are made before they are sent, so that their signatures cost nothing while something is measured.
+They are made and signed before the measurement, so that signing costs nothing during it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from benchmarks.jobs import Job
+from benchmarks.jobs import LoadJob
 from benchmarks.loads import ROUTE, Form
 from lib.wire import full_signed_text, url_signed_text
 
@@ -47,17 +47,17 @@ class RequestSigner:
             signature = signature[:-8] + reqnum.to_bytes(8, "big")
         return {**auth, "request_idx": reqnum, "signature": base64.b64encode(signature).decode()}
 
-    def requests(self, job: Job) -> list[bytes]:
-        """The bytes of all requests of `job`, heads included. Large ones are one and the same."""
+    def requests(self, job: LoadJob) -> list[bytes]:
+        """The bytes of all requests of `job`, heads included. Large ones are the same object."""
         if job.prompt_bytes > len(_TEXT) * 100:
             return [self._request(job)] * job.count
         return [self._request(job) for _ in range(job.count)]
 
-    def probe(self, job: Job) -> bytes:
+    def probe(self, job: LoadJob) -> bytes:
         """A small request, whose answer is small too."""
         return _http(job.port, self.auth_data(job.url, "url"), _payload("plain", 100))
 
-    def _request(self, job: Job) -> bytes:
+    def _request(self, job: LoadJob) -> bytes:
         return _http(job.port, self.auth_data(job.url, job.form), _payload(job.model, job.prompt_bytes))
 
     def _sign(self, text: str) -> bytes:

@@ -1,7 +1,7 @@
-"""The subjects: ways to reach the model server, each of which is started and measured alike.
+"""The subjects: ways to reach the model server, each of which is started and measured in the same way.
 
-Owns how each one is started and which requests it gets. The model server and the engine that all share are in
-system.py, what is measured in measurement.py.
+Owns how each one is started and which requests it gets. The shared model server and engine are in system.py,
+the measuring is in measurement.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import anyio
 import psutil
 
 from benchmarks.loads import Form, Load
-from benchmarks.processes import Child, free_ports, python, running
+from benchmarks.processes import ChildProcess, free_ports, python, running
 
-SubjectName = Literal["direct", "nginx", "peer", "worker"]
+SubjectName = Literal["direct", "nginx", "official_worker", "worker"]
 # Seconds until a started subject accepts connections.
 LISTEN_LIMIT_S = 60.0
 LISTEN_POLL_S = 0.05
@@ -69,7 +69,7 @@ http {
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a subject is started in: the folder of the run, the model server and the engine."""
+    """The environment in which a subject starts: the folder of the run, the model server and the engine."""
 
     folder: Path
     model_port: int
@@ -194,17 +194,19 @@ class WorkerSubject(ProcessSubject):
         return python(self.module), env
 
 
-class Peer(WorkerSubject):
+class OfficialWorker(WorkerSubject):
     """The official worker. It knows the `url` form only, and verifies each request's signature anew."""
 
-    name = "peer"
-    title = "the peer"
-    module = "peer_worker"
+    name = "official_worker"
+    title = "the official worker"
+    module = "official_worker"
     container_id = 2
     forms = ("url",)
 
     def missing(self) -> str | None:
-        return None if importlib.util.find_spec("vastai") else "vastai is not installed (the extra `peer`)"
+        return (
+            None if importlib.util.find_spec("vastai") else "vastai is not installed (the extra `official`)"
+        )
 
 
 class ThisWorker(WorkerSubject):
@@ -226,10 +228,10 @@ class ThisWorker(WorkerSubject):
         return command, {**env, "PROFILE_FILE": str(self._profile)} if self._profile else env
 
 
-SUBJECTS: tuple[Subject, ...] = (Direct(), Nginx(), Peer(), ThisWorker())
+SUBJECTS: tuple[Subject, ...] = (Direct(), Nginx(), OfficialWorker(), ThisWorker())
 
 
-async def _listening(port: int, child: Child) -> None:
+async def _listening(port: int, child: ChildProcess) -> None:
     """Wait until `port` accepts connections. Raises `ProcessFailed`."""
     with anyio.move_on_after(LISTEN_LIMIT_S):
         while child.process.returncode is None:

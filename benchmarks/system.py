@@ -1,4 +1,4 @@
-"""What all subjects share: a folder, a serverless engine, the model server and the load generator.
+"""The parts that all subjects share: a folder, a serverless engine, the model server, the load generator.
 
 The engine is the local one and runs in the benchmark's own process; it has little to do but take reports.
 """

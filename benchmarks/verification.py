@@ -1,4 +1,4 @@
-"""The CPU time of a signature's verification by itself, beside which a refused request is measured."""
+"""The CPU time of one bare signature verification, with which a refused request is compared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _URL = "http://127.0.0.1:1"
 
 @dataclass(frozen=True)
 class VerificationCost:
-    """CPU seconds: of one verification by `cryptography`, and of this worker's check of a wrong signature."""
+    """CPU seconds of one verification by `cryptography`, and of this worker's check of a wrong signature."""
 
     verification_s: float
     check_s: float

@@ -105,7 +105,7 @@ def make_page() -> str:
 
 
 def _exports(module: griffe.Module) -> list[griffe.Object | griffe.Alias]:
-    """What `module` exports, in the order of its `__all__`."""
+    """The members that `module` exports, in the order of its `__all__`."""
     if module.exports is None:
         raise SystemExit(f"{module.filepath}: add an __all__ with the module's public names")
     return [module[str(name)] for name in module.exports]

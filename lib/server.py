@@ -37,6 +37,7 @@ from lib.life.stop import Stop
 from lib.model.readiness import Cause
 from lib.routes.management import loopback_routes, public_routes, without
 from lib.routes.sessions import end_route, session_routes
+from lib.runtime.exit_status import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
 from lib.runtime.file_limit import raise_file_limit
 from lib.runtime.logs import configure_logging
 from lib.runtime.settings import Settings, from_environment
@@ -46,9 +47,6 @@ __all__ = ["EXIT_FAILED", "EXIT_PORT_TAKEN", "EXIT_SETTINGS", "run_server", "run
 
 log = logging.getLogger(__name__)
 
-EXIT_FAILED = 1
-EXIT_SETTINGS = 2
-EXIT_PORT_TAKEN = 3
 # Seconds that the last reports may take when the worker stops.
 FLUSH_LIMIT_S = 10.0
 

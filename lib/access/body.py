@@ -75,7 +75,7 @@ class BodyReader:
     def _check_headers(self, request: web.Request) -> None:
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
-        coding = _coding(request)
+        coding = content_coding(request)
         if coding not in _CODINGS:
             raise CodingNotUnderstood(
                 f"request bodies in {coding!r} are not supported: send identity or gzip"
@@ -88,7 +88,7 @@ class BodyReader:
         body is incomplete or not in its content coding), and `ClientGone`.
         """
         self._check_headers(request)
-        is_plain = _coding(request) in ("", "identity")
+        is_plain = content_coding(request) in ("", "identity")
         decompressor = None if is_plain else zlib.decompressobj(_ZLIB_AUTO)
         sent_bytes = plain_bytes = 0
         async for part in self._received(request):
@@ -140,5 +140,6 @@ def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:
             return
 
 
-def _coding(request: web.Request) -> str:
+def content_coding(request: web.Request) -> str:
+    """The `Content-Encoding` of the request's body in lower case; "" if it has none."""
     return request.headers.get("Content-Encoding", "").strip().lower()

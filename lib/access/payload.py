@@ -100,7 +100,7 @@ def _parameters(request: web.Request) -> Parameters:
 
 
 async def small_object(bodies: BodyReader, request: web.Request) -> dict[str, Any]:
-    """The JSON object in a body of at most 1 MiB, which nobody has authenticated.
+    """The JSON object in a body of at most 1 MiB, before the request is authenticated.
 
     Raises `BodyTooLarge` (413), `Invalid` (422), and what `BodyReader.read` raises.
     """

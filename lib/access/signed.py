@@ -56,7 +56,9 @@ class SignedRequests:
         verified once, and a second time only if the key was rotated meanwhile.
         """
         if self.signatures is not None and not self.signatures.has_key:
-            raise Unavailable("no public key", "the engine's public key is not here yet", RETRY_WITHOUT_KEY_S)
+            raise Unavailable(
+                "no public key", "the engine's public key has not been received yet", RETRY_WITHOUT_KEY_S
+            )
         in_headers = header_admission(request.headers)
         if in_headers is not None:
             return await self._verify_or_refetch(partial(self._if_signed, in_headers))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lib.errors import SettingsError
 from lib.fields.annotations import PYTHON
+from lib.runtime.exit_status import EXIT_SETTINGS
 
 T = TypeVar("T")
 
@@ -27,9 +28,6 @@ else:
         return lambda cls: cls
 
 
-EXIT_STATUS = 2
-
-
 class DeclarationRefused(SettingsError, SystemExit):
     """A declaration that can't work, with a line in `problems` for each reason.
 
@@ -38,7 +36,7 @@ class DeclarationRefused(SettingsError, SystemExit):
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(problems)
-        self.code = EXIT_STATUS
+        self.code = EXIT_SETTINGS
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -104,9 +102,9 @@ class DeclaredConfig:
         return getattr(self, name) is not None and self._fits(name)
 
     def valid(self, name: str) -> Any:
-        """The field's value, or its default in place of a value of a wrong type.
+        """The field's value; its default if the value is missing or has a wrong type.
 
-        With it a declaration that has problems can be built as far as needed to find all others.
+        This way the checks that follow also run on a declaration with problems, and all are reported at once.
         """
         return getattr(self, name) if self._fits(name) else _default(self.__dataclass_fields__[name])
 

@@ -95,21 +95,21 @@ class Threads:
     async def run(self, call: Callable[[], Any]) -> Any:
         """Run `call` in a thread; return its result or raise its exception.
 
-        Cancelled because the client left, this still waits for the end of `call`. It ends immediately when
-        cancelled a second time or by `leave_behind`: the thread goes on, and doesn't keep the process alive.
+        A first cancellation, when the client left, is raised only after `call` has returned. A second one, or
+        `leave_behind`, ends this immediately. The thread then goes on, but doesn't keep the process alive.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
 
         def work() -> None:
-            outcome: Any = FunctionFailed("remote_function ended its thread")
+            result: Any = FunctionFailed("remote_function ended its thread")
             try:
-                outcome = result_or_error(call)
+                result = result_or_error(call)
             except SystemExit as e:
-                outcome = FunctionFailed(f"remote_function raised {e!r}")
+                result = FunctionFailed(f"remote_function raised {e!r}")
             finally:
                 with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(_set_outcome, done, outcome)
+                    loop.call_soon_threadsafe(_set_result, done, result)
 
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(work,), name="remote_function", daemon=True).start()
@@ -121,10 +121,10 @@ class Threads:
             raise
         finally:
             self._calls.discard(done)
-        outcome = done.result()
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        result = done.result()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def iterate(self, items: Generator[Any, None, None]) -> Items:
         """Yield the items of a plain generator, each computed in a thread."""
@@ -138,7 +138,7 @@ class Threads:
     def leave_behind(self) -> None:
         """End every waiting `run` with `FunctionFailed`, as the worker stops; the threads go on."""
         for done in self._calls:
-            _set_outcome(done, FunctionFailed("the worker stopped before remote_function was done"))
+            _set_result(done, FunctionFailed("the worker stopped before remote_function was done"))
 
 
 class RemoteFunction:
@@ -244,6 +244,6 @@ async def _with_own_errors(result: Awaitable[T]) -> T:
         raise FunctionFailed(f"remote_function raised {e!r}") from e
 
 
-def _set_outcome(done: asyncio.Future[Any], outcome: Any) -> None:
+def _set_result(done: asyncio.Future[Any], result: Any) -> None:
     if not done.done():
-        done.set_result(outcome)
+        done.set_result(result)

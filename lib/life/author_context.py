@@ -26,10 +26,10 @@ Context = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextMa
 
 
 class AuthorContext:
-    """One context, which `keep` enters; it calls `on_entered` then.
+    """One context. `keep` enters it, calls `on_entered`, and stays inside.
 
-    The context is left when `leave` is called or `keep` is cancelled. Entering it is cancelled then, since it
-    may wait without end. Leaving it is cancelled by `abandon` only.
+    `leave`, or cancelling `keep`, leaves the context. If it is still being entered then, entering is
+    cancelled, because it may wait without end. Leaving is cancelled only by `abandon`.
     """
 
     def __init__(self, name: str, context: Context, on_entered: Callable[[], None]) -> None:

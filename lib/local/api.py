@@ -21,13 +21,6 @@ from lib.local.faults import FaultKind
 from lib.local.fleet import WorkerRecord
 from lib.local.groups import Endpoint, Workergroup
 from lib.local.groups_api import GroupsApi
-from lib.local.incoming import (
-    MAX_BODY_BYTES,
-    api_key_of,
-    endpoint_in_path,
-    read_bytes,
-    read_message,
-)
 from lib.local.messages import (
     BadMessage,
     Fields,
@@ -38,6 +31,13 @@ from lib.local.messages import (
 )
 from lib.local.openai_gateway import OpenAIGateway
 from lib.local.overview import Overview, plans
+from lib.local.request_reading import (
+    MAX_BODY_BYTES,
+    api_key_of,
+    endpoint_in_path,
+    read_bytes,
+    read_message,
+)
 from lib.runtime.clock import wait_for
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

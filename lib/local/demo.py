@@ -165,7 +165,7 @@ async def _states(system: DemoSystem, http: aiohttp.ClientSession) -> list[tuple
 
 async def _ask(system: DemoSystem, screen: Screen, client: RouteClient) -> int:
     """Send a request, print its complete answer, and return its `request_idx`."""
-    worker = await _route(system, screen, client, "/generate", WHOLE_TOKENS)
+    worker = await _route(screen, client, "/generate", WHOLE_TOKENS)
     async with client.call(worker, "/generate", _payload(WHOLE_TOKENS)) as response:
         body = await response.read()
         if response.status != 200:
@@ -179,7 +179,7 @@ async def _ask(system: DemoSystem, screen: Screen, client: RouteClient) -> int:
 
 async def _stream(system: DemoSystem, screen: Screen, client: RouteClient) -> int:
     """Send a request, print its answer as it streams, and return its `request_idx`."""
-    worker = await _route(system, screen, client, "/generate_stream", STREAMED_TOKENS)
+    worker = await _route(screen, client, "/generate_stream", STREAMED_TOKENS)
     async with client.call(worker, "/generate_stream", _payload(STREAMED_TOKENS)) as response:
         if response.status != 200:
             _fail_on_status(system, response, await response.read())
@@ -190,9 +190,7 @@ async def _stream(system: DemoSystem, screen: Screen, client: RouteClient) -> in
     return worker.request_idx
 
 
-async def _route(
-    system: DemoSystem, screen: Screen, client: RouteClient, path: str, tokens: int
-) -> RouteAnswer:
+async def _route(screen: Screen, client: RouteClient, path: str, tokens: int) -> RouteAnswer:
     worker = await client.route(tokens, limit_s=REQUEST_LIMIT_S)
     kind = "streamed" if path.endswith("stream") else "complete"
     screen.title(f"Request {worker.request_idx}: POST {path}, {tokens} tokens, {kind} answer")

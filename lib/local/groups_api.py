@@ -16,9 +16,9 @@ from aiohttp import web
 from lib.errors import Unauthorized, WorkerError
 from lib.local.engine import LocalEngine
 from lib.local.groups import Endpoint, Workergroup, read_endpoint, read_workergroup, unknown_keys
-from lib.local.incoming import api_key_of, endpoint_in_path, read_optional_message
 from lib.local.messages import BadMessage, Conflict, NotFound
-from lib.local.updates import request_updates
+from lib.local.request_reading import api_key_of, endpoint_in_path, read_optional_message
+from lib.local.update_requests import request_updates
 
 Message = Mapping[str, object]
 Reply = dict[str, Any]

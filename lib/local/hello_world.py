@@ -11,8 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.local.local_worker_env import HOST, WORKER_ID, instance_variables, with_code_path
+from lib.local.local_worker_env import WORKER_ID, instance_variables, with_code_path
 from lib.local.processes import END_LIMIT_S, Child, free_port, python_module
+from lib.runtime.settings import LOOPBACK
 
 MODEL_MODULE = "workers.hello_world.model_server"
 WORKER_MODULE = "workers.hello_world.server"
@@ -77,7 +78,7 @@ async def hello_world(
                 log=model_log,
             )
         )
-        model_url = f"http://{HOST}:{model_port}"
+        model_url = f"http://{LOOPBACK}:{model_port}"
         worker_environ = {
             **inherited,
             **instance_variables(engine_url, port, loopback_port, worker_id),
@@ -98,5 +99,5 @@ async def hello_world(
         )
         scheme = "https" if worker_environ["USE_SSL"] == "true" else "http"
         yield HelloWorld(
-            model, worker, model_url, f"{scheme}://{HOST}:{port}", f"http://{HOST}:{loopback_port}"
+            model, worker, model_url, f"{scheme}://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{loopback_port}"
         )

@@ -15,8 +15,8 @@ from pathlib import Path
 from lib.local.engine import LocalEngine, first_reqnum_now
 from lib.local.processes import free_port
 from lib.local.serving import CannotListen, serve_engine
+from lib.runtime.settings import LOOPBACK
 
-HOST = "127.0.0.1"
 WORKER_ID = 1
 _ROOT = Path(__file__).parents[2]
 
@@ -34,12 +34,12 @@ class LocalInstance:
     @property
     def worker_url(self) -> str:
         """The worker's public URL."""
-        return f"http://{HOST}:{self.port}"
+        return f"http://{LOOPBACK}:{self.port}"
 
     @property
     def loopback_url(self) -> str:
         """The worker's URL on the loopback interface, with `/status` and `/metrics`."""
-        return f"http://{HOST}:{self.loopback_port}"
+        return f"http://{LOOPBACK}:{self.loopback_port}"
 
 
 @asynccontextmanager
@@ -54,9 +54,9 @@ async def local_instance(
     engine = LocalEngine(first_reqnum=first_reqnum_now())
     async with AsyncExitStack() as stack:
         try:
-            engine_url = await stack.enter_async_context(serve_engine(engine, HOST, engine_port))
+            engine_url = await stack.enter_async_context(serve_engine(engine, LOOPBACK, engine_port))
         except CannotListen:
-            engine_url = await stack.enter_async_context(serve_engine(engine, HOST))
+            engine_url = await stack.enter_async_context(serve_engine(engine, LOOPBACK))
         port, loopback_port = (stack.enter_context(free_port(wanted)) for wanted in ports)
         variables = instance_variables(engine_url, port, loopback_port)
         yield LocalInstance(engine, engine_url, port, loopback_port, {**with_code_path(environ), **variables})
@@ -68,7 +68,7 @@ def instance_variables(
     """The variables that an instance sets for its worker, with TLS off (docs/operating.md, "Environment")."""
     return {
         "CONTAINER_ID": str(worker_id),
-        "PUBLIC_IPADDR": HOST,
+        "PUBLIC_IPADDR": LOOPBACK,
         f"VAST_TCP_PORT_{port}": str(port),
         "WORKER_PORT": str(port),
         "WORKER_HTTP_PORT": str(loopback_port),

@@ -18,7 +18,11 @@ ABANDONED_S = 600.0
 
 @dataclass
 class _OpenRequest:
-    """`worker_id`: the worker it was last routed to, if any. `requested_s`: its last `/route/`."""
+    """One open request.
+
+    `requested_s` is the time of its latest `/route/`; a waiting client sends one again and again. `worker_id`
+    is the worker that it was last routed to, or None.
+    """
 
     requested_s: float
     worker_id: int | None = None

@@ -21,6 +21,9 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from lib.access.body import content_coding
+from lib.access.envelope import PARSED_WHOLE_BYTES
+from lib.access.payload import is_json
 from lib.errors import (
     AnswerCut,
     BodyTooLarge,
@@ -32,18 +35,17 @@ from lib.errors import (
     aborted,
 )
 from lib.local.engine import LocalEngine
-from lib.local.incoming import api_key_of
 from lib.local.messages import BadMessage, NotFound, RouteQuery, parse_object
 from lib.local.openai_errors import gateway_error, openai_error, worker_error
+from lib.local.request_reading import api_key_of
 from lib.model.relay import end_to_end_headers, pass_on
+from lib.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
 
 # A worker's default limit for JSON bodies (docs/protocol.md, "Bodies"). They are buffered here to read
 # the cost from them.
-MAX_JSON_BYTES = 64 * 1024 * 1024
-# Larger bodies are parsed in a thread, so as not to block the event loop.
-PARSED_INLINE_BYTES = 1024 * 1024
+MAX_JSON_BYTES = Settings.max_json_bytes
 # A worker's own errors are short. Longer errors come from the model server and are relayed unchanged.
 MAX_ERROR_BYTES = 64 * 1024
 # Workers are on this machine or nearby; without a connection after this many seconds, the next is tried.
@@ -203,7 +205,7 @@ class _RequestBody:
         if (
             self._buffered is None
             and length is not None
-            and _coding(self._request) not in _DECODED_BY_AIOHTTP
+            and content_coding(self._request) not in _DECODED_BY_AIOHTTP
         ):
             return {"Content-Length": length}
         return {}
@@ -228,12 +230,12 @@ class _RequestBody:
 
 async def _read_body(request: web.Request) -> _RequestBody:
     """Return the body; JSON is buffered and sets the cost. Raises `WorkerError` (400, 413, 415)."""
-    coding = _coding(request)
+    coding = content_coding(request)
     if coding not in ("", "identity", *_DECODED_BY_AIOHTTP):
         raise CodingNotUnderstood(f"the content coding {coding!r} is not supported: send identity or gzip")
     if not request.body_exists:
         return _RequestBody(request, None, MIN_COST)
-    if not _is_json(request.content_type):
+    if not is_json(request.content_type):
         return _RequestBody(request, None, DEFAULT_COST)
     try:
         buffered = await request.clone(client_max_size=MAX_JSON_BYTES).read()
@@ -243,10 +245,10 @@ async def _read_body(request: web.Request) -> _RequestBody:
         raise _unreadable_body(e) from e
     if not buffered:
         return _RequestBody(request, buffered, MIN_COST)
-    if len(buffered) <= PARSED_INLINE_BYTES:
+    if len(buffered) <= PARSED_WHOLE_BYTES:
         message = parse_object(buffered)
     else:
-        message = await asyncio.to_thread(parse_object, buffered)
+        message = await asyncio.to_thread(parse_object, buffered)  # parsing here would block the event loop
     return _RequestBody(request, buffered, cost_of(message))
 
 
@@ -285,7 +287,7 @@ def _may_be_worker_error(request: web.Request, response: aiohttp.ClientResponse)
     return (
         response.status >= 400
         and request.method != "HEAD"
-        and _is_json(response.content_type)
+        and is_json(response.content_type)
         and length is not None
         and length <= MAX_ERROR_BYTES
         and "Content-Encoding" not in response.headers
@@ -320,18 +322,10 @@ def _forwarded_headers(request: web.Request) -> CIMultiDict[str]:
     headers = end_to_end_headers(request.headers)
     for name in _NOT_FORWARDED:
         headers.popall(name, None)
-    if _coding(request) in _DECODED_BY_AIOHTTP:
+    if content_coding(request) in _DECODED_BY_AIOHTTP:
         headers.popall("Content-Encoding")
     return headers
 
 
-def _coding(request: web.Request) -> str:
-    return request.headers.get("Content-Encoding", "").strip().lower()
-
-
 def _is_count(value: object, most: int) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= most
-
-
-def _is_json(content_type: str) -> bool:
-    return content_type == "application/json" or content_type.endswith("+json")

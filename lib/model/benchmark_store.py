@@ -200,7 +200,7 @@ def _is_result(perf: Any) -> bool:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically. Raises `OSError`, with the file as it was before."""
+    """Write `text` to `path` atomically. Raises `OSError`; the old file is then unchanged."""
     fd, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
 """The connection to the model server: two HTTP clients, one pooled and one not.
 
 Owns the clients, the URL of a path on the model server, and the resending of a request whose reused
-connection was already closed. Calls by handlers are in caller.py; passing answers on is in relay.py. Failures
-become `ModelUnreachable` (502) and `ModelTimedOut` (504).
+connection was already closed. Owns the errors that failures become: `ModelUnreachable` (502), `ModelTimedOut`
+(504) and `AnswerCut`. Calls by handlers are in caller.py; passing answers on is in relay.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import anyio
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
-from lib.errors import ModelTimedOut, ModelUnreachable, describe_error
+from lib.errors import AnswerCut, ModelTimedOut, ModelUnreachable, describe_error
 
 # Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
 # connection that the server is just closing.
@@ -97,13 +97,13 @@ class ModelServer:
             response = await _send(self.pooled, method, url, headers, make_body, reuse)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as e:
             if not (reuse.happened and _no_answer_begun(e)):
-                raise _unreachable(e) from e
+                raise model_failure(e) from e
             try:
                 response = await _send(self.unpooled, method, url, headers, make_body)
             except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as again:
-                raise _failure(again) from again
+                raise model_failure(again) from again
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
-            raise _failure(e) from e
+            raise model_failure(e) from e
         async with response:
             yield response
 
@@ -112,7 +112,7 @@ class ModelServer:
         try:
             return await self.pooled.ws_connect(self.resolve(url), max_msg_size=max_message_bytes)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
-            raise _failure(e) from e
+            raise model_failure(e) from e
 
     async def accepts_connections(self, limit_s: float = 2.0) -> bool:
         """Whether the model server's address accepts a TCP connection within `limit_s` seconds."""
@@ -212,16 +212,25 @@ def _no_answer_begun(error: aiohttp.ClientError) -> bool:
     return not isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(error.message, str)
 
 
-def _failure(error: BaseException) -> ModelUnreachable | ModelTimedOut:
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not isinstance(
-        error, aiohttp.ConnectionTimeoutError
-    ):
+def model_failure(
+    error: BaseException, answer_begun: bool = False
+) -> ModelTimedOut | ModelUnreachable | AnswerCut:
+    """The error to raise for an exception of an HTTP client that called the model server.
+
+    Returns `ModelTimedOut` (504) for a timeout, except one of connecting. For other exceptions it returns
+    `AnswerCut` if `answer_begun`, that is, while the answer's body is read; else `ModelUnreachable` (502).
+    """
+    is_timeout = isinstance(error, (TimeoutError, asyncio.TimeoutError))
+    if is_timeout and not isinstance(error, aiohttp.ConnectionTimeoutError):
         return ModelTimedOut("the model server took too long")
-    return _unreachable(error)
-
-
-def _unreachable(error: BaseException) -> ModelUnreachable:
+    if answer_begun:
+        return answer_cut(error)
     return ModelUnreachable(f"the model server could not be reached: {describe_error(error)}")
+
+
+def answer_cut(error: BaseException) -> AnswerCut:
+    """The error of an answer that broke off with `error`."""
+    return AnswerCut(f"the model server's answer broke off: {describe_error(error)}")
 
 
 def _opened(http: aiohttp.ClientSession | None) -> aiohttp.ClientSession:

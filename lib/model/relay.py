@@ -15,8 +15,9 @@ import aiohttp
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from lib.errors import AnswerCut, ClientGone, ModelTimedOut, ModelUnreachable, describe_error
+from lib.errors import AnswerCut, ClientGone, ModelUnreachable
 from lib.model.answer import ModelAnswer
+from lib.model.connection import answer_cut, model_failure
 from lib.request.exchange import Exchange
 
 # RFC 9110, section 7.6.1: these headers concern one connection, not the message.
@@ -155,10 +156,8 @@ async def _chunks(answer: ModelAnswer) -> AsyncIterator[bytes]:
     try:
         while chunk := await content.readany():
             yield chunk
-    except (TimeoutError, asyncio.TimeoutError) as e:
-        raise ModelTimedOut("the model server took too long") from e
-    except (aiohttp.ClientError, ConnectionError) as e:
-        raise AnswerCut(f"the model server's answer broke off: {e or type(e).__name__}") from e
+    except (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutError) as e:
+        raise model_failure(e, answer_begun=True) from e
 
 
 async def _decoded(answer: ModelAnswer) -> AsyncIterator[bytes]:
@@ -211,11 +210,9 @@ def accepts_coding(accept_encoding: str, coding: str) -> bool:
 def broken_answer(error: BaseException, answer_out: bool) -> Exception:
     """The error of a request whose handler could not read the model server's answer to its end.
 
-    Returns `ModelTimedOut` (504), `ModelUnreachable` (502) or, if `answer_out`, when a part of the answer has
-    reached the client, `AnswerCut`.
+    Returns `AnswerCut` if `answer_out`: a part of the answer has been sent to the client. Otherwise returns
+    `ModelTimedOut` (504), `ModelUnreachable` (502) or `AnswerCut`, as `model_failure` does.
     """
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not answer_out:
-        return ModelTimedOut("the model server took too long")
-    if not isinstance(error, aiohttp.ClientPayloadError) and not answer_out:
-        return ModelUnreachable(f"the model server could not be reached: {describe_error(error)}")
-    return AnswerCut(f"the model server's answer broke off: {describe_error(error)}")
+    if answer_out:
+        return answer_cut(error)
+    return model_failure(error, answer_begun=isinstance(error, aiohttp.ClientPayloadError))

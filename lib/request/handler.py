@@ -1,6 +1,7 @@
-"""The seam to what is special about a route: what a request needs of its handler.
+"""The interface between a request and the handler of its route.
 
-Owns the `Handler` protocol. Authors subclass `lib.data_types.EndpointHandler`, which has all of it.
+Owns the `Handler` protocol: the members that serving a request uses. Authors subclass
+`lib.data_types.EndpointHandler`, which has all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from lib.uploads import Upload
 
 
 class Handler(Protocol):
-    """A route's handler, as far as a request goes through it. `EndpointHandler` describes each member."""
+    """The members of a handler that serving a request uses. `EndpointHandler` describes each of them."""
 
     @property
     def allow_parallel_requests(self) -> bool | None: ...

@@ -1,1 +1,1 @@
-"""The worker process: settings, clock, logging, TLS certificate, retries, URLs and limits."""
+"""The worker process: settings, clock, logging, TLS certificate, retries, URLs, limits and exit statuses."""

@@ -24,11 +24,11 @@ def configure_logging(level: str, form: LogFormat) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
-    logging.getLogger("aiohttp.server").addFilter(_is_not_bad_http)
+    logging.getLogger("aiohttp.server").addFilter(_is_worth_logging)
 
 
-def _is_not_bad_http(record: logging.LogRecord) -> bool:
-    """Whether a record is not about malformed HTTP of a client, which aiohttp logs with the bytes sent."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether to log the record: False for malformed HTTP, which aiohttp logs with the bytes received."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 

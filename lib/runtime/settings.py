@@ -65,7 +65,8 @@ class Settings:
     log_format: LogFormat = "text"
     model_name: str = ""
     force_update_file: Path = Path("/.force_update")
-    max_report_pause_s: float = 1.0  # of no variable: the engine expects what happens within a second
+    # No variable sets this limit: it is the engine's (docs/protocol.md, "Worker status").
+    max_report_pause_s: float = 1.0
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from lib import __version__
-from lib.tools.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Command
+from lib.runtime.exit_status import EXIT_FAILED
+from lib.tools.command import EXIT_INTERRUPTED, EXIT_USAGE, Command
 from lib.tools.commands import check, demo, engine, load_test, new, request, run, status
 
 COMMANDS: Mapping[str, Command] = {

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from lib.runtime.urls import is_http_url
 
-EXIT_FAILED = 1
+# Beside a worker's statuses (lib/runtime/exit_status.py): the command line is wrong.
 EXIT_USAGE = 2
 # A shell reports a process that a signal ended as this plus the signal's number.
 EXIT_SIGNAL = 128

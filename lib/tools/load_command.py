@@ -23,8 +23,9 @@ import anyio
 
 from lib.client import target_from_args
 from lib.runtime.clock import Clock
+from lib.runtime.exit_status import EXIT_FAILED
 from lib.runtime.file_limit import raise_file_limit
-from lib.tools.command import EXIT_FAILED, EXIT_INTERRUPTED
+from lib.tools.command import EXIT_INTERRUPTED
 from lib.tools.load_plot import CannotPlot, check_plot, save_plot
 from lib.tools.load_report import summary_json, summary_lines
 from lib.tools.load_screen import show_progress

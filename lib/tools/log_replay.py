@@ -14,7 +14,7 @@ from pathlib import Path
 from lib.data_types import LogAction
 from lib.model.log_tail import LogTail
 from lib.tools.findings import Findings
-from lib.tools.text import shorten
+from lib.tools.one_line import shorten
 
 KINDS = {LogAction.ModelLoaded: "load rule", LogAction.ModelError: "error rule", LogAction.Info: "info rule"}
 # How many matching lines of a rule are shown.

@@ -14,7 +14,7 @@ from typing import Any, cast
 import aiohttp
 
 from lib.local.screen import Screen
-from lib.tools.text import shorten
+from lib.tools.one_line import shorten
 
 # The JSON of `/status`, or an object in it (docs/operating.md, "`/status`").
 Status = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The benchmarks run, and say what they have measured; how fast anything is, is not tested."""
+"""The benchmarks run and report what they measured. Speed itself is not tested."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_quick_run_reports_what_it_measured(tmp_path: Path) -> None:
             for spread in by_subject.values():
                 assert set(spread) == {"median", "low", "high", "rounds"}
                 assert 0 < spread["low"] <= spread["median"] <= spread["high"]
-    # The targets compare with the peer, which was not measured.
+    # The targets compare with the official worker, which was not measured.
     assert [target["met"] for target in figures["targets"]] == [None] * 3
 
 
@@ -50,7 +50,10 @@ def test_a_quick_run_reports_what_it_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--only", "apache"), "no subject is called apache; there are direct, nginx, peer, worker"),
+        (
+            ("--only", "apache"),
+            "no subject is called apache; there are direct, nginx, official_worker, worker",
+        ),
         (("--loads", "plain,heavy"), "no load is called heavy; there are"),
         (("--quick", "--write"), "--write needs a run of all loads on all subjects"),
     ],

@@ -23,8 +23,8 @@ def results_of(**cpu_us: list[float]) -> Results:
 
 
 def test_ratios_are_formed_round_by_round() -> None:
-    results = results_of(peer=[100.0, 300.0, 200.0], worker=[10.0, 60.0, 10.0])
-    found = results.ratio("plain-32-url", "cpu_us_per_request", "worker", "peer")
+    results = results_of(official_worker=[100.0, 300.0, 200.0], worker=[10.0, 60.0, 10.0])
+    found = results.ratio("plain-32-url", "cpu_us_per_request", "worker", "official_worker")
     assert found == Spread(0.1, 0.05, 0.2, (0.1, 0.2, 0.05))
 
 
@@ -36,14 +36,14 @@ def test_a_round_that_only_one_subject_has_or_without_a_divisor_gives_no_ratio()
 
 @pytest.mark.parametrize(("worker_us", "met"), [(10.0, True), (20.0, False)])
 def test_a_target_is_met_by_the_median(worker_us: float, met: bool) -> None:
-    (target,) = targets(results_of(peer=[200.0] * 3, worker=[worker_us, worker_us, 150.0]))
+    (target,) = targets(results_of(official_worker=[200.0] * 3, worker=[worker_us, worker_us, 150.0]))
     assert (target.limit_text, target.met) == ("1/12", met)
 
 
 def test_the_results_file_has_machine_targets_figures_and_what_is_absent() -> None:
-    text = markdown(results_of(peer=[200.0] * 3, worker=[10.0, 20.0, 30.0]))
+    text = markdown(results_of(official_worker=[200.0] * 3, worker=[10.0, 20.0, 30.0]))
     assert "| Python | 3.13 |" in text
-    assert "| CPU a request ÷ the peer's | 1/12 | 0.100 (0.050 to 0.150) | no |" in text
+    assert "| CPU a request ÷ the official worker's | 1/12 | 0.100 (0.050 to 0.150) | no |" in text
     assert "| CPU a request, µs | 200 (200 to 200) | 20 (10 to 30) | 0.100 (0.050 to 0.150) |" in text
     assert "- nginx was skipped: it is not on PATH." in text
 

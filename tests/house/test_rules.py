@@ -18,7 +18,9 @@ RIDDLES = ("What", "How", "Who", "Whose", "Why", "Where", "When", "Which")
 TEMPLATES = "lib/tools/template/"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-SOURCES = [path for folder in ("lib", "workers") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [
+    path for folder in ("lib", "workers", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 def parsed() -> Iterator[tuple[str, ast.Module]]:

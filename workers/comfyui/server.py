@@ -37,6 +37,7 @@ from workers.comfyui.workflows import RANDOM_INTS, fill, reseeded
 from workers.comfyui.workload import graph_work
 
 P = TypeVar("P")
+GraphInput = TypeVar("GraphInput", bound="PromptInput | CustomWorkflowInput")
 
 # ComfyUI supports ranges and conditional requests (RFC 9110, sections 13 and 14) for files.
 _VIEW_HEADERS = ("Range", "If-Range", "If-None-Match", "If-Modified-Since")
@@ -123,17 +124,25 @@ class StreamHandler(GenerateSyncHandler):
 
 
 @dataclass(kw_only=True)
-class PromptHandler(ComfyHandler[PromptInput]):
+class GraphHandler(ComfyHandler[GraphInput]):
+    """The base of the routes that make images with the worker's model and the payload's graph."""
+
+    def read_payload(self, req_data: dict[str, Any]) -> GraphInput:
+        payload = super().read_payload(req_data)
+        payload.model = self.settings.comfy_model
+        return payload
+
+    def call_model(self, model: ModelCaller, payload: GraphInput) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.images(model, payload.graph())
+
+
+@dataclass(kw_only=True)
+class PromptHandler(GraphHandler[PromptInput]):
     """`/prompt`: makes images with the default workflow."""
 
     @classmethod
     def payload_cls(cls) -> type[PromptInput]:
         return PromptInput
-
-    def read_payload(self, req_data: dict[str, Any]) -> PromptInput:
-        payload = super().read_payload(req_data)
-        payload.model = self.settings.comfy_model
-        return payload
 
     def make_benchmark_payload(self) -> PromptInput:
         width, height = self.settings.benchmark_size
@@ -142,27 +151,14 @@ class PromptHandler(ComfyHandler[PromptInput]):
         payload.model = self.settings.comfy_model
         return payload
 
-    def call_model(self, model: ModelCaller, payload: PromptInput) -> AbstractAsyncContextManager[Any]:
-        return self.choice.dialect.images(model, payload.graph())
-
 
 @dataclass(kw_only=True)
-class CustomWorkflowHandler(ComfyHandler[CustomWorkflowInput]):
+class CustomWorkflowHandler(GraphHandler[CustomWorkflowInput]):
     """`/custom-workflow`: makes images with the client's workflow."""
 
     @classmethod
     def payload_cls(cls) -> type[CustomWorkflowInput]:
         return CustomWorkflowInput
-
-    def read_payload(self, req_data: dict[str, Any]) -> CustomWorkflowInput:
-        payload = super().read_payload(req_data)
-        payload.model = self.settings.comfy_model
-        return payload
-
-    def call_model(
-        self, model: ModelCaller, payload: CustomWorkflowInput
-    ) -> AbstractAsyncContextManager[Any]:
-        return self.choice.dialect.images(model, payload.graph())
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lib.tools.command import EXIT_FAILED, EXIT_USAGE, Command, environment, print_error
+from lib.runtime.exit_status import EXIT_FAILED
+from lib.tools.command import EXIT_USAGE, Command, environment, print_error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lib.tools.command import EXIT_FAILED, EXIT_SIGNAL, Command, environment, print_error
+from lib.runtime.exit_status import EXIT_FAILED
+from lib.tools.command import EXIT_SIGNAL, Command, environment, print_error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

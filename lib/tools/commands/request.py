@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from lib.tools.command import EXIT_FAILED, Command, add_cost_argument, json_object, print_error, route
+from lib.runtime.exit_status import EXIT_FAILED
+from lib.tools.command import Command, add_cost_argument, json_object, print_error, route
 
 COST = 100.0
 

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib.tools.command import EXIT_FAILED, EXIT_USAGE, Command, environment, print_error
+from lib.runtime.exit_status import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
+from lib.tools.command import EXIT_USAGE, Command, environment, print_error
 
 if TYPE_CHECKING:
     from lib.tools.worker_file import WorkerFile
-
-# Exit statuses of a worker (docs/operating.md, "Stopping, and exit statuses").
-EXIT_SETTINGS = 2
-EXIT_PORT_IN_USE = 3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +63,7 @@ def _run_here(file: WorkerFile, environ: Mapping[str, str]) -> int:
         if no_instance and settings_error_in(e) is None:
             name = file.target if file.module else file
             print_error("run", f"to run it on this machine, not on an instance: pyworker run {name} --local")
-        if e.code == EXIT_PORT_IN_USE:
+        if e.code == EXIT_PORT_TAKEN:
             print_error(
                 "run", "stop that process, or set WORKER_PORT to another port; --local takes a free one"
             )

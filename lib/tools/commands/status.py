@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import json
 
-from lib.tools.command import EXIT_FAILED, EXIT_USAGE, Command, environment, http_url, port, print_error
+from lib.runtime.exit_status import EXIT_FAILED
+from lib.tools.command import EXIT_USAGE, Command, environment, http_url, port, print_error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.tools.text import shorten
+from lib.tools.one_line import shorten
 
 
 @pytest.mark.parametrize(

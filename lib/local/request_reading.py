@@ -1,4 +1,4 @@
-"""Reads what all routes of the local engine have in common: the body, the endpoint in the path, the key.
+"""Reads the parts that requests to all routes of the local engine share: body, endpoint in the path, API key.
 
 Owns HTTP requests up to the JSON object in the body. Does not own the fields of that object (messages.py,
 groups.py).

@@ -1,6 +1,6 @@
-"""The peer: the official worker, of the PyPI package `vastai`, with the same route as this worker.
+"""The official worker, of the PyPI package `vastai`, with the same route as this worker.
 
-usage: MODEL_PORT=… MODEL_LOG=… python -m benchmarks.peer_worker
+usage: MODEL_PORT=… MODEL_LOG=… python -m benchmarks.official_worker
 
 It also needs the variables of an instance. Its package sets the level of all log lines to DEBUG when a worker
 is made; here they are limited to WARNING again, like this worker's (LOG_LEVEL).

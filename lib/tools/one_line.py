@@ -1,4 +1,4 @@
-"""Text of others, such as log lines and answers, made to fit into one line of output."""
+"""Shortens text from elsewhere, such as log lines and answers, to one line of output."""
 
 from __future__ import annotations
 
