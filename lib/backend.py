@@ -1,7 +1,7 @@
 """Backend: the life of a request, from top to bottom.
 
-    read → authenticate → open the ledger entry → wait for a slot → call the model
-         → pass the answer on → close the entry
+    read → authenticate → open the ledger entry → author's middlewares → wait for a slot
+         → call the model → pass the answer on → close the entry
 
 `Backend.create_handler` makes the aiohttp handler of one route; `_serve` is its story. Each step is a call
 whose failure is an exception: its status is in lib/errors.py, its outcome in lib/request/verdict.py.
@@ -26,7 +26,7 @@ from lib.access.payload import is_upload
 from lib.data_types import EndpointHandler, LogAction
 from lib.declare.bare_route import BareHandler, BareRouteHandler
 from lib.engine.engine import Delivery, Engine
-from lib.errors import ClientGone, NotReady, SessionGone, returnable
+from lib.errors import ClientGone, NotReady, SessionGone, response_from, returnable
 from lib.life.backend_config import BackendConfig, Lifecycle
 from lib.life.running_worker import RunningWorker, open_worker
 from lib.metrics import DEFAULT_WORKLOAD, Ledger, Outcome
@@ -146,7 +146,7 @@ class Backend:
         self.running.readiness.set_error(Cause.AUTHOR, msg)
 
     async def watch_health(self, url: str) -> None:
-        """Check the model server's health at `url` until cancelled, or until it has no such check.
+        """Check the model server's health at `url` until cancelled, or until the server has no such route.
 
         `url` is a path on the model server or an absolute URL. Three failures in a row are an error; the next
         success also clears errors of log and author. For a `lifecycle` that learns the address at run time.
@@ -181,7 +181,7 @@ class Backend:
                 return written
 
     def _open_entry(self, exchange: Exchange, admission: Admission) -> None:
-        """Open the request's entry. Inside a session it is not counted, since the session is.
+        """Open the request's entry. A request inside a session is not counted: the session itself counts.
 
         Raises `SessionGone` (410), after the entry is opened.
         """
@@ -193,8 +193,7 @@ class Backend:
 
     def _inside_session(self, exchange: Exchange) -> AbstractContextManager[None]:
         """Keep the request's session, if it is in one, from expiring inside the block."""
-        session = exchange.session
-        return nullcontext() if session is None else self.running.sessions.used(session)
+        return nullcontext() if exchange.session is None else self.running.sessions.used(exchange.session)
 
     def _received(
         self, exchange: Exchange, admission: Admission
@@ -247,14 +246,15 @@ class Backend:
                 if isinstance(answer, web.StreamResponse):
                     return answer
                 try:
-                    return await handler.generate_client_response(request, answer)
+                    make = handler.generate_client_response
+                    return response_from(make, await make(request, answer))
                 except (ClientGone, ConnectionError) as e:
                     if not exchange.client_left:
                         raise
                     if not exchange.finishes:
                         raise ClientGone from e
                     await drain(answer)
-                    return web.Response(status=answer.status)
+                    return web.Response(status=answer.status)  # nobody reads it; the status counts
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
             if isinstance(e, ConnectionError) and exchange.client_left:
                 raise ClientGone from e
@@ -319,6 +319,8 @@ class Backend:
             max_sessions=self.max_sessions,
             unsecured=self.unsecured,
             handlers=self.handlers,
+            observers=self.observers,
+            middlewares=self.middlewares,
             engine=self.engine,
             authenticator=self.authenticator,
         )
@@ -331,10 +333,9 @@ class Backend:
 
         `directory` holds the saved benchmark. Raises `SettingsError` if the author's arguments can't work.
         """
-        opened = open_worker(
+        async with open_worker(
             self.config(), self.lanes, settings, self.metrics, self.clock, directory, spawn, process_age_s
-        )
-        async with opened as running:
+        ) as running:
             self._running, self._steps = running, steps_of(self.observers)
             try:
                 yield running

@@ -222,6 +222,15 @@ def returnable(raised: web.HTTPException) -> web.Response:
     return answer
 
 
+def response_from(function: object, returned: object) -> web.StreamResponse:
+    """Return what an author's `function` has returned. Raises `TypeError` if that is not a response."""
+    if isinstance(returned, web.StreamResponse):
+        return returned
+    name = getattr(function, "__qualname__", type(function).__name__)
+    hint = "is a `return` missing?" if returned is None else "return a web.Response"
+    raise TypeError(f"{name} returned {returned!r}, not a response: {hint}")
+
+
 def aborted(request: web.Request) -> web.Response:
     """Abort the client's connection; return an answer for aiohttp, which is not sent."""
     transport = request.transport

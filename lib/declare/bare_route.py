@@ -17,6 +17,7 @@ from aiohttp import web
 
 from lib.data_types import EndpointHandler
 from lib.declare.functions import FunctionFailed
+from lib.errors import response_from
 from lib.uploads import Upload
 
 if TYPE_CHECKING:
@@ -73,4 +74,4 @@ class BareRouteHandler(EndpointHandler[BareRoutePayload]):
             if isinstance(e, ConnectionError):  # the client's own connection broke
                 raise
             raise FunctionFailed(f"a guarded route raised {e!r}") from e
-        yield response
+        yield response_from(self.function, response)

@@ -19,8 +19,9 @@ import aiohttp
 from aiohttp import web
 
 from lib.data_types import UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler
-from lib.declare.callables import call_problems
 from lib.declare.functions import RemoteFunction
+from lib.errors import response_from
+from lib.fields.callables import call_problems
 from lib.fields.json_fields import JsonDataException
 from lib.metrics import DEFAULT_WORKLOAD
 from lib.uploads import Upload
@@ -183,7 +184,9 @@ class AnsweringHandler(DeclaredHandler):
     ) -> web.StreamResponse:
         assert self.response_generator is not None
         response = self.response_generator(client_request, model_response)
-        return await response if inspect.isawaitable(response) else response
+        return response_from(
+            self.response_generator, await response if inspect.isawaitable(response) else response
+        )
 
 
 def payload_from(samples: Samples, handler: EndpointHandler[Any]) -> Any:

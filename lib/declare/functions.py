@@ -21,8 +21,8 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from lib.declare.callables import accepts, is_async, parameters_of
 from lib.errors import result_or_error
+from lib.fields.callables import accepts, is_async, parameters_of
 from lib.fields.json_fields import JsonDataException
 from lib.runtime.stable_name import stable_name
 

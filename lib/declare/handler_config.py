@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Literal
 
 from lib.data_types import EndpointHandler, OnDisconnect
-from lib.declare.callables import call_problems
 from lib.declare.config_fields import DeclaredConfig
 from lib.declare.declared_handler import (
     AnsweringHandler,
@@ -27,6 +26,7 @@ from lib.declare.declared_handler import (
     payload_from,
 )
 from lib.declare.functions import RemoteFunction
+from lib.fields.callables import call_problems
 from lib.fields.limits import below_minimum
 
 Method = Literal["POST", "GET", "PUT", "PATCH", "DELETE"]

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from lib.data_types import LogAction
-from lib.declare.callables import accepts, is_async, is_coroutine_function
 from lib.declare.config_fields import DeclaredConfig
 from lib.declare.declared_handler import accepts_only_uploads
 from lib.declare.handler_config import BenchmarkConfig, HandlerConfig
+from lib.fields.callables import accepts, is_async, is_coroutine_function
 from lib.life.backend_config import ArgumentNames, Lifecycle
 from lib.runtime.urls import is_http_url
 

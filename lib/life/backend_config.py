@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aiohttp.typedefs import Middleware
+
 from lib.access.authenticator import Authenticator
 from lib.data_types import EndpointHandler, LogAction
 from lib.engine.engine import Engine
 from lib.fields.limits import below_minimum
 from lib.life.author_context import Context, context_of_handlers
 from lib.model.readiness import ReadySignal
+from lib.request.middlewares import middleware_problems
+from lib.request.observers import Observer, observer_problems
 from lib.runtime.urls import is_http_url
 
 Lifecycle = Context
@@ -62,14 +66,18 @@ class BackendConfig:
     max_sessions: int | None
     unsecured: bool | None = None
     handlers: Sequence[EndpointHandler[Any]] = ()
+    observers: Sequence[Observer] = ()
+    middlewares: Sequence[Middleware] = ()
     engine: Engine | None = None
     authenticator: Authenticator | None = None
 
     def problems(self) -> list[str]:
-        """One line for each problem of these arguments and of the handlers; empty if there is none."""
+        """One line for each problem of these arguments and of the handlers, observers and middlewares."""
         return [
             *self.argument_problems(BACKEND_NAMES),
             *self.ready_signal_problems(BACKEND_NAMES),
+            *observer_problems(self.observers),
+            *middleware_problems(self.middlewares),
             *(f"{type(h).__name__}: {problem}" for h in self.handlers for problem in problems_of(h)),
         ]
 

@@ -20,7 +20,7 @@ import psutil
 from aiohttp import web
 
 from lib.errors import SettingsError, refusals_as_json
-from lib.request.exchange import note_head
+from lib.request.exchange import on_response_prepare
 from lib.runtime.settings import LOOPBACK_HOSTS, Settings
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ async def listening(
 
 def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
     app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
-    app.on_response_prepare.append(note_head)
+    app.on_response_prepare.append(on_response_prepare)
     app.add_routes(routes)
     return web.AppRunner(
         app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S

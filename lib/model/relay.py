@@ -100,7 +100,7 @@ async def _streamed(
         if has_body:
             async for chunk in chunks:
                 if exchange is not None:
-                    exchange.chunk_out()
+                    exchange.note_chunk()
                 if on_chunk is not None:
                     on_chunk(chunk)
                 if chunk:

@@ -54,10 +54,13 @@ class Steps:
 
 
 class Exchange:
-    """One request and its state. Times are monotonic seconds of the worker's clock.
+    """One request and its state, for observers to read.
 
-    An author's handler reads `request["auth_data"]` and `request["payload"]`, and may set
-    `request["outcome"]` to "served" or "errored".
+    `request` is aiohttp's; author code reads `request["auth_data"]` and `request["payload"]`, and may set
+    `request["outcome"]` to "served" or "errored". `lane` has the route's `handler`. `id` is the client's
+    `X-Request-Id` or a new one. `payload` is what the handler has made of the body, None before. `session` is
+    the session that the request is in, or None. `verdict` is None before the end. `began_s`, `started_s`
+    (None before the slot) and `ended_s` are monotonic seconds of the worker's clock.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Exchange:
         self._steps = steps
         self._phase = phase
         self._answer_status = 0
+        self._written: web.StreamResponse | None = None
         self._is_streamed = False
         self._head_s: float | None = None
         self._chunk_s: float | None = None
@@ -139,7 +143,8 @@ class Exchange:
     @property
     def queue_s(self) -> float:
         """Seconds from the request's arrival to its slot, or to its end or now if it has none."""
-        return (self._now(self.ended_s) if self.started_s is None else self.started_s) - self.began_s
+        until_s = self._ended_or_now_s if self.started_s is None else self.started_s
+        return until_s - self.began_s
 
     @property
     def first_byte_s(self) -> float | None:
@@ -153,7 +158,7 @@ class Exchange:
     @property
     def total_s(self) -> float:
         """Seconds from the request's arrival to its end, or to now."""
-        return self._now(self.ended_s) - self.began_s
+        return self._ended_or_now_s - self.began_s
 
     def forwarded_headers(self) -> dict[str, str]:
         """The client's header fields that the model server receives (docs/protocol.md, "Forwarded request").
@@ -203,21 +208,23 @@ class Exchange:
             _notify(self._steps.started, self)
 
     def stream(self) -> None:
-        """Note that the answer's body is streamed; `chunk_out` is called before each chunk."""
+        """Note that the answer's body is streamed; `note_chunk` is called before each chunk."""
         self._is_streamed = True
 
-    def head_out(self, response: web.StreamResponse) -> None:
+    def note_head(self, response: web.StreamResponse) -> None:
         """Note that `response` is about to send its headers. Raises `RuntimeError` for a second answer."""
         if self.heartbeat is not None:
             self.heartbeat.check(response)
         if self.request.writer.output_size > 0:
             raise RuntimeError("an answer to this request has already begun")
-        first, self._head_s = self._head_s is None, self._clock.monotonic()
-        is_heartbeat = self.heartbeat is not None and self.heartbeat.is_stream(response)
-        if first and not self._is_streamed and not is_heartbeat:
+        if self.heartbeat is not None and self.heartbeat.is_stream(response):
+            return  # only its newlines follow for now
+        is_first = self._head_s is None
+        self._head_s = self._clock.monotonic()
+        if is_first and not self._is_streamed:
             self._first_byte()
 
-    def chunk_out(self) -> None:
+    def note_chunk(self) -> None:
         """Note that a chunk of the answer's body is about to be written."""
         if self._chunk_s is None:
             self._chunk_s = self._clock.monotonic()
@@ -232,12 +239,14 @@ class Exchange:
         try:
             if not (self.finishes and self.client_left):
                 if self.heartbeat is not None and self.heartbeat.waiting:
-                    return await self._finish_heartbeat(response)
-                await response.prepare(self.request)
-                await response.write_eof()
+                    response = await self._finish_heartbeat(response)
+                else:
+                    await response.prepare(self.request)
+                    await response.write_eof()
         except ConnectionError as e:
             if not self.finishes:
                 raise ClientGone from e
+        self._written = response
         return response
 
     def conclude(self, error: BaseException | None) -> Verdict:
@@ -266,13 +275,16 @@ class Exchange:
     async def reply(self, verdict: Verdict, error: BaseException) -> web.StreamResponse:
         """Return the reply to a request that `error` has ended, as `verdict` says.
 
-        Raises `error` if it cancels the request's task from outside; there is no reply then.
+        Returns the answer that was written whole, if the error came after it. Raises `error` if it cancels
+        the request's task from outside; there is no reply then.
         """
         if verdict.reply is Reply.NONE and not isinstance(error, Exception):
             try:
                 raise error
             finally:
                 del error  # its traceback has this frame: they would keep each other alive
+        if self._written is not None:
+            return self._written
         if verdict.reply in (Reply.ABORT, Reply.NONE):
             return aborted(self.request)
         if isinstance(error, WorkerError):
@@ -304,7 +316,7 @@ class Exchange:
 
     async def _finish_heartbeat(self, response: web.StreamResponse) -> web.StreamResponse:
         assert self.heartbeat is not None
-        self.chunk_out()
+        self.note_chunk()
         return await self.heartbeat.finish(response)
 
     def _requested_outcome(self) -> Outcome | None:
@@ -316,8 +328,9 @@ class Exchange:
         if self._steps.first_byte:
             _notify(self._steps.first_byte, self)
 
-    def _now(self, ended_s: float | None) -> float:
-        return self._clock.monotonic() if ended_s is None else ended_s
+    @property
+    def _ended_or_now_s(self) -> float:
+        return self._clock.monotonic() if self.ended_s is None else self.ended_s
 
     def _log_error(self, error: BaseException | None) -> None:
         assert self.verdict is not None
@@ -338,14 +351,14 @@ class Exchange:
 _KEY = web.RequestKey("pyworker.exchange", Exchange)
 
 
-async def note_head(request: web.Request, response: web.StreamResponse) -> None:
+async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Note the headers of every answer; a signal for the application's `on_response_prepare`.
 
     Raises `RuntimeError` for a second answer.
     """
     exchange = Exchange.of(request)
     if exchange is not None:
-        exchange.head_out(response)
+        exchange.note_head(response)
     elif request.writer.output_size > 0:
         raise RuntimeError("an answer to this request has already begun")
 

@@ -1,15 +1,30 @@
 """An author's middlewares: functions that wrap the handling of every authenticated request.
 
-Owns the order in which they are applied. They have the signature of aiohttp's middlewares.
+Owns their checks and the order in which they are applied. They have the signature of aiohttp's middlewares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+
+from lib.errors import response_from
+from lib.fields.callables import call_problems, is_coroutine_function
+
+
+def middleware_problems(middlewares: Sequence[Middleware]) -> Iterator[str]:
+    """Yield a line for each reason why `await middleware(request, handler)` can't work."""
+    for index, middleware in enumerate(middlewares):
+        name = f"middlewares[{index}]"
+        if not callable(middleware):
+            yield f"{name} is {middleware!r}, not a function"
+            continue
+        yield from call_problems(name, middleware, 2, may_be_async=True)
+        if not is_coroutine_function(middleware):
+            yield f"{name} is not async: write `async def`"
 
 
 def wrapped(handler: Handler, middlewares: Sequence[Middleware]) -> Handler:
@@ -20,4 +35,4 @@ def wrapped(handler: Handler, middlewares: Sequence[Middleware]) -> Handler:
 
 
 async def _call(middleware: Middleware, handler: Handler, request: web.Request) -> web.StreamResponse:
-    return await middleware(request, handler)
+    return response_from(middleware, await middleware(request, handler))

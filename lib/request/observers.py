@@ -1,15 +1,22 @@
 """Observers: objects that are called at each step of a request, and can't influence it.
 
-Owns the `Observer` base class and the calls of observers. The access log (access_log.py) and the timings
+Owns the `Observer` base class and the checks of observers. The access log (access_log.py) and the timings
 (timings.py) are observers; an author adds others to `Backend.observers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, cast
 
+from lib.fields.callables import call_problems
 from lib.request.exchange import Exchange, Step, Steps
+
+_STEPS = tuple(field.name for field in fields(Steps))
+# How similar a method's name must be to a step's to count as a misspelling of it, from 0 to 1.
+_CLOSE = 0.8
 
 
 class Observer:
@@ -33,6 +40,24 @@ class Observer:
 
     def ended(self, exchange: Exchange) -> None:
         """Called at the end; `exchange.verdict` is set. The only call for an unauthenticated request."""
+
+
+def observer_problems(observers: Sequence[object]) -> Iterator[str]:
+    """Yield a line for each reason why a step of one of `observers` would not be called, or would fail."""
+    for observer in observers:
+        if isinstance(observer, type):
+            yield f"observers: {observer.__name__} is a class: give an object, {observer.__name__}()"
+            continue
+        name = f"observer {type(observer).__name__}"
+        steps = [step for step in _STEPS if hasattr(observer, step)]
+        for step in steps:
+            yield from call_problems(f"{name}: {step}", getattr(observer, step), 1)
+        others = [method for method in vars(type(observer)) if not method.startswith("_")]
+        for method in others:
+            if method not in _STEPS and (close := get_close_matches(method, _STEPS, 1, _CLOSE)):
+                yield f"{name}: {method} is no step: did you mean {close[0]}? (If not, call it _{method}.)"
+        if not steps:
+            yield f"{name} has none of the steps {', '.join(_STEPS)}"
 
 
 def steps_of(observers: Sequence[Observer]) -> Steps:

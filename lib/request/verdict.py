@@ -39,8 +39,8 @@ class Ending:
 
     `error` is the exception that ended it; if it is None, `status` is that of the answer. `requested` is the
     outcome that an author's handler set. `finishes`: the handler has `on_disconnect="finish"`. `started`: the
-    request had its slot. `heartbeat_out` and `answer_out`: newlines, or an answer, have begun. `draining` and
-    `cut`: the worker is shutting down, and is cutting requests off.
+    request had its slot. `heartbeat_out`: newlines of the heartbeat were sent. `answer_out`: an answer has
+    begun. `draining`: the worker is shutting down. `cut`: it is also cutting off the remaining requests.
     """
 
     error: BaseException | None = None
@@ -82,7 +82,9 @@ def judge(ending: Ending) -> Verdict:
         outcome = Outcome.ERRORED if ending.cut else Outcome.CANCELLED
         return Verdict(outcome, Reply.ABORT, CLIENT_CLOSED_REQUEST)
     outcome = _outcome_of_error(error)
-    if ending.cut or ending.heartbeat_out or ending.answer_out or outcome is Outcome.CANCELLED:
+    # The client is still here: a cancellation that came from the handler's own code is the handler's error.
+    is_cancelled = outcome is Outcome.CANCELLED
+    if ending.cut or ending.heartbeat_out or ending.answer_out or is_cancelled:
         outcome = Outcome.ERRORED
     is_unexpected = not isinstance(error, (WorkerError, AnswerCut))
     if ending.answer_out or isinstance(error, AnswerCut):
@@ -119,9 +121,10 @@ def _outcome_of_answer(ending: Ending) -> Outcome:
 
 
 def _ends_the_task(error: BaseException, ending: Ending) -> bool:
-    """Whether the request's task is being cancelled from outside.
+    """Whether the request's task is being cancelled from outside, or the process is ending.
 
-    A `CancelledError` that the handler's own code raises is an error of the handler.
+    A `CancelledError` that the handler's own code raises is an error of the handler. `KeyboardInterrupt` and
+    `SystemExit` end the process, so no reply is made.
     """
     if isinstance(error, Exception):
         return False

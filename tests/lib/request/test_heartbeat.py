@@ -63,7 +63,7 @@ class WaitingClient:
         self.work_may_end = asyncio.Event()
 
     async def check(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Check like `lib.request.exchange.note_head`."""
+        """Check like `lib.request.exchange.on_response_prepare`."""
         self.heartbeat.check(response)
 
     async def work(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,59 @@ async def test_start_server_accepts_middlewares(tmp_path: Path) -> None:
     with inspected_by(inspect):
         assert await run_server(backend, routes, middlewares=[forbid]) == 0
     assert seen == [forbid]
+
+
+async def forgetful(request: web.Request, handler: Handler) -> Any:
+    await handler(request)
+
+
+async def wrong(request: web.Request, handler: Handler) -> Any:
+    return (await handler(request)).status
+
+
+@pytest.mark.parametrize(
+    ("middleware", "message"),
+    [
+        (forgetful, "forgetful returned None, not a response: is a `return` missing?"),
+        (wrong, "wrong returned 200, not a response: return a web.Response"),
+    ],
+)
+async def test_a_result_that_is_no_response_names_the_middleware(
+    tmp_path: Path, middleware: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with with_worker_task(tmp_path, make=with_middlewares(middleware)) as system:
+        assert (await system.call("/echo", 3.0))[0] == 500
+    assert message in caplog.text
+
+
+def plain(request: web.Request, handler: Handler) -> Any: ...
+
+
+async def one_argument(request: web.Request) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("middleware", "problem"),
+    [
+        (plain, "middlewares[0] is not async: write `async def`"),
+        (one_argument, "middlewares[0] can't be called with 2 arguments"),
+        ("name", "middlewares[0] is 'name', not a function"),
+        (None, "middlewares[0] is None, not a function"),
+    ],
+)
+def test_a_middleware_that_could_not_be_called_is_a_problem(middleware: Any, problem: str) -> None:
+    backend = Backend(None)
+    backend.middlewares.append(middleware)
+    assert backend.config().problems() == [problem]
+
+
+class WithCall:
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await handler(request)
+
+
+@pytest.mark.parametrize("middleware", [forgetful, web.middleware(forgetful), WithCall(), partial(forgetful)])
+def test_other_middlewares_are_no_problem(middleware: Any) -> None:
+    backend = Backend(None)
+    backend.middlewares.append(middleware)
+    assert backend.config().problems() == []

@@ -125,3 +125,52 @@ async def test_the_access_log_is_an_observer(tmp_path: Path, caplog: pytest.LogC
         await system.reported(served=3.0)
     (line,) = [r.getMessage() for r in caplog.records if r.name == "lib.access"]
     assert line.startswith("my-id POST /echo 200 served workload=3 queue_s=")
+
+
+class Misspelt(Observer):
+    def start(self, exchange: Exchange) -> None: ...
+
+
+class Waiting:
+    async def ended(self, exchange: Exchange) -> None: ...
+
+
+class WithoutArgument:
+    def ended(self) -> None: ...
+
+
+class Helping(Observer):
+    """Has a helper of its own whose name is close to no step."""
+
+    def ended(self, exchange: Exchange) -> None: ...
+
+    def export(self, path: Path) -> None: ...
+
+
+class WithoutBase:
+    def ended(self, exchange: Exchange) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("observer", "problem"),
+    [
+        (RecordedSteps, "observers: RecordedSteps is a class: give an object, RecordedSteps()"),
+        (Misspelt(), "Misspelt: start is no step: did you mean started?"),
+        (Waiting(), "Waiting: ended is async: give a plain function"),
+        (WithoutArgument(), "WithoutArgument: ended can't be called with 1 argument"),
+        ("ended", "observer str has none of the steps admitted, accepted, started, first_byte, ended"),
+        (None, "observer NoneType has none of the steps"),
+    ],
+)
+def test_an_observer_that_would_not_be_called_is_a_problem(observer: Any, problem: str) -> None:
+    backend = Backend(None)
+    backend.observers.append(observer)
+    (found,) = backend.config().problems()
+    assert problem in found
+
+
+@pytest.mark.parametrize("observer", [RecordedSteps(), Failing(), Helping(), WithoutBase()])
+def test_other_observers_are_no_problem(observer: Any) -> None:
+    backend = Backend(None)
+    backend.observers.append(observer)
+    assert backend.config().problems() == []
