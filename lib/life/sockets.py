@@ -35,7 +35,12 @@ _TCP_IDLE_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPALIVE")
 
 
 class PortTaken(Exception):
-    """Another process listens on one of the worker's ports."""
+    """Another process listens on `port`, one of the worker's; the environment variable `variable` sets it."""
+
+    def __init__(self, port: int, variable: str) -> None:
+        super().__init__(
+            f"port {port} is taken by {_holder(port)}: stop that process, or set {variable} to another port"
+        )
 
 
 class Sockets:
@@ -80,9 +85,9 @@ async def listening(
     _warn_of_addresses(settings)
     sockets = Sockets(*runners)
     try:
-        await _listen(runners[0], options, "WORKER_HOST")
+        await _listen(runners[0], options, "WORKER_HOST", "WORKER_PORT")
         loopback_options = {"host": settings.worker_http_host, "port": settings.worker_http_port}
-        await _listen(runners[1], loopback_options, "WORKER_HTTP_HOST")
+        await _listen(runners[1], loopback_options, "WORKER_HTTP_HOST", "WORKER_HTTP_PORT")
         log.info("listening on port %d, public URL %s", settings.worker_port, public_url)
         yield sockets
     finally:
@@ -112,10 +117,12 @@ def _warn_of_addresses(settings: Settings) -> None:
         )
 
 
-async def _listen(runner: web.AppRunner, options: dict[str, Any], variable: str) -> None:
-    """Listen on `options["port"]`.
+async def _listen(
+    runner: web.AppRunner, options: dict[str, Any], host_variable: str, port_variable: str
+) -> None:
+    """Listen on `options["port"]`; the variables are those that set the address and the port.
 
-    Raises `PortTaken`, and `SettingsError` for an address that can't be bound; `variable` names it.
+    Raises `PortTaken`, and `SettingsError` for an address that can't be bound.
     """
     await runner.setup()
     try:
@@ -123,8 +130,8 @@ async def _listen(runner: web.AppRunner, options: dict[str, Any], variable: str)
     except OSError as e:
         if e.errno != errno.EADDRINUSE:
             address = f"{options.get('host') or 'all addresses'}, port {options['port']}"
-            raise SettingsError([f"{variable}: cannot listen on {address}: {e.strerror or e}"]) from e
-        raise PortTaken(f"port {options['port']} is taken by {_holder(options['port'])}") from e
+            raise SettingsError([f"{host_variable}: cannot listen on {address}: {e.strerror or e}"]) from e
+        raise PortTaken(options["port"], port_variable) from e
 
 
 class _KeptAliveSite(web.TCPSite):

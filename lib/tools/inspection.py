@@ -2,7 +2,8 @@
 
 Owns the order of the checks, and the checks of settings, declaration and model server. How the worker is
 intercepted before it serves is in lib/server.py (`inspected_by`); the checks of log rules are in
-lib/tools/log_replay.py, those of the benchmark in lib/tools/benchmark_check.py.
+lib/tools/log_replay.py, those of the benchmark in lib/tools/benchmark_check.py, those of the lifecycle and
+the handlers' `running` in lib/tools/context_check.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 from aiohttp import web
 
@@ -23,6 +25,7 @@ from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import Settings
 from lib.server import inspected_by
 from lib.tools.benchmark_check import check_payload, send_one
+from lib.tools.context_check import contexts_entered
 from lib.tools.findings import Findings
 from lib.tools.log_replay import check_rules, replay
 from lib.tools.worker_file import WorkerFailed, WorkerFile, run_file, settings_error_in
@@ -41,7 +44,11 @@ def check_worker(file: WorkerFile, environ: Mapping[str, str], log: Path | None)
     _check_settings(environ, found)
     inspection = _Inspection(found, log)
     try:
-        with inspected_by(inspection.inspect), contextlib.redirect_stdout(sys.stderr):
+        with (
+            inspected_by(inspection.inspect),
+            contextlib.redirect_stderr(cast(TextIO, _WithoutRefusals(sys.stderr))),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
             run_file(file)
     except WorkerFailed as e:
         found.problem("worker", e.brief)
@@ -75,6 +82,26 @@ def _check_settings(environ: Mapping[str, str], found: Findings) -> None:
         found.ok("settings", "all variables are valid")
 
 
+class _WithoutRefusals:
+    """The stream `stream` without the message of a `SettingsError`: the findings have its problems."""
+
+    _BEGINNING = str(SettingsError([]))
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._omit_line_end = False
+
+    def write(self, text: str) -> int:
+        """Write `text`, or omit it: `print` writes a message and the end of its line one by one."""
+        is_refusal = text.startswith(self._BEGINNING)
+        omitted = is_refusal or (self._omit_line_end and text == "\n")
+        self._omit_line_end = is_refusal
+        return len(text) if omitted else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _Inspection:
     """The checks of one worker; `seen` is whether the file started one at all."""
 
@@ -104,7 +131,9 @@ class _Inspection:
             if up:
                 await self._check_health(backend, server)
             if handler is not None and sendable and (up or not server.url):
-                await send_one(handler, server, self._clock, self._found)
+                async with contexts_entered(backend.config(), self._clock, self._found) as entered:
+                    if entered:
+                        await send_one(handler, server, self._clock, self._found)
         return 0
 
     def _check_declaration(self, backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> None:

@@ -220,6 +220,93 @@ async def test_a_running_model_server_gets_a_request(
     assert any(said in text for text in found(checked.output, "problem", about)), checked.output
 
 
+# A worker without a model server, whose handler needs what its `running` makes.
+POOLED = """
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from aiohttp import web
+from lib.backend import Backend
+from lib.data_types import ApiPayload, EndpointHandler
+from lib.server import start_server
+
+@dataclass
+class Text(ApiPayload):
+    text: str
+    def count_workload(self): return 1
+    @classmethod
+    def for_test(cls): return cls("abc")
+
+@dataclass
+class Letters(EndpointHandler[Text]):
+    @property
+    def endpoint(self): return "/letters"
+    @classmethod
+    def payload_cls(cls): return Text
+
+    @asynccontextmanager
+    async def running(self):
+        self.pool = {"count": len}
+        yield
+        print("the pool is closed")
+
+    @asynccontextmanager
+    async def call_model(self, model, payload):
+        yield web.json_response({"letters": self.pool["count"](payload.text)})
+
+handler = Letters()
+backend = Backend("", benchmark_handler=handler)
+if __name__ == "__main__":
+    start_server(backend, [web.post("/letters", backend.create_handler(handler))])
+"""
+
+
+async def test_a_handler_is_called_inside_what_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(POOLED)
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 0, checked.output
+    assert found(checked.output, "ok", "request")[0].startswith("answered 200 after ")
+    assert "the pool is closed" in checked.errors
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('self.pool = {"count": len}', "1 / 0", "raised ZeroDivisionError('division by zero')"),
+        ("yield\n        print", "print", "raised TypeError("),
+        ("@asynccontextmanager\n    async def running", "async def running", "raised TypeError("),
+        ('print("the pool is closed")', "1 / 0", "raised ZeroDivisionError('division by zero')"),
+    ],
+    ids=["raises", "has no yield", "is not a context manager", "raises when it is left"],
+)
+async def test_a_handler_whose_running_fails_is_named(old: str, new: str, said: str, tmp_path: Path) -> None:
+    assert POOLED.count(old) == 1
+    (tmp_path / "worker.py").write_text(POOLED.replace(old, new))
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 1
+    (problem,) = found(checked.output, "problem", "handlers")
+    # Python 3.10 raises an AttributeError for an object that is no context manager.
+    assert problem.replace("AttributeError", "TypeError").startswith(f"running() of Letters {said}")
+    was_entered = "closed" in old
+    assert bool(found(checked.output, "ok", "request")) == was_entered
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from lib.worker import Worker, WorkerConfig\nWorker(WorkerConfig()).run()\n",
+        "from lib.errors import SettingsError\nfrom lib.server import run_worker\n"
+        "def build(environ): raise SettingsError(['it has no routes'])\nrun_worker(build, {})\n",
+    ],
+    ids=["a declaration", "run_worker"],
+)
+async def test_each_problem_of_a_refused_worker_is_printed_once(text: str, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text("import sys\nprint('before', file=sys.stderr)\n" + text)
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 1
+    assert found(checked.output, "problem", "worker")
+    assert checked.errors == "before\n"
+
+
 async def test_an_upload_payload_need_not_be_json(tmp_path: Path) -> None:
     uploads = (
         "@classmethod\n    def from_upload(cls, upload): return cls('')\n    @classmethod\n    def for_test"

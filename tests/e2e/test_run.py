@@ -106,6 +106,14 @@ async def test_outside_an_instance_the_missing_variables_and_the_local_mode_are_
     assert ended.errors.endswith("--local\n")
 
 
+async def test_without_an_engine_the_local_mode_is_not_recommended(tmp_path: Path) -> None:
+    env = {"ENGINE": "none", "LOG_FORMAT": "xml"}
+    ended = await done("run", "hello_world", cwd=tmp_path, env=env)
+    assert ended.status == 2
+    assert "LOG_FORMAT: 'xml' is none of text, json" in ended.errors
+    assert "--local" not in ended.errors
+
+
 async def test_a_workers_own_refusal_is_printed_once(tmp_path: Path) -> None:
     ended = await done("run", "hello_world", cwd=tmp_path, env={"MAX_QUEUE_TIME": "soon"})
     assert ended.status == 2
@@ -120,7 +128,20 @@ async def test_a_taken_port_is_reported_with_its_holder_and_a_remedy(tmp_path: P
             ended = await done("run", FAKE_WORKER, cwd=tmp_path, env=env)
     assert ended.status == 3
     assert f"port {env['WORKER_PORT']} is taken by process {os.getpid()}" in ended.errors
-    assert "or set WORKER_PORT to another port; --local takes a free one" in ended.errors
+    assert ended.errors.count("stop that process, or set WORKER_PORT to another port") == 1
+    assert "--local" not in ended.errors
+
+
+async def test_a_taken_loopback_port_is_reported_with_its_own_variable(tmp_path: Path) -> None:
+    async with engine_and_model_server(tmp_path) as system:
+        env = environment(system, Setup(health="/health"))
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            ended = await done("run", FAKE_WORKER, cwd=tmp_path, env={**env, "WORKER_HTTP_PORT": str(port)})
+    assert ended.status == 3
+    assert f"port {port} is taken by process {os.getpid()}" in ended.errors
+    assert "stop that process, or set WORKER_HTTP_PORT to another port" in ended.errors
+    assert "set WORKER_PORT" not in ended.errors
 
 
 async def test_in_local_mode_other_ports_replace_taken_ones_with_a_message(tmp_path: Path) -> None:

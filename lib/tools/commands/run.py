@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib.runtime.exit_status import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
+from lib.runtime.exit_status import EXIT_FAILED, EXIT_SETTINGS
 from lib.tools.command import EXIT_USAGE, Command, environment, print_error
 
 if TYPE_CHECKING:
@@ -59,16 +59,23 @@ def _run_here(file: WorkerFile, environ: Mapping[str, str]) -> int:
         print_error("run", e)
         return EXIT_FAILED
     except SystemExit as e:
-        no_instance = e.code == EXIT_SETTINGS and "CONTAINER_ID" not in environ
-        if no_instance and settings_error_in(e) is None:
+        if e.code == EXIT_SETTINGS and settings_error_in(e) is None and _lacks_container_id(environ):
             name = file.target if file.module else file
             print_error("run", f"to run it on this machine, not on an instance: pyworker run {name} --local")
-        if e.code == EXIT_PORT_TAKEN:
-            print_error(
-                "run", "stop that process, or set WORKER_PORT to another port; --local takes a free one"
-            )
         raise
     return 0
+
+
+def _lacks_container_id(environ: Mapping[str, str]) -> bool:
+    """Whether the worker needs CONTAINER_ID, which an instance sets, and `environ` lacks it."""
+    from lib.errors import SettingsError
+    from lib.runtime.settings import Settings
+
+    try:
+        Settings.from_env(environ)
+    except SettingsError as e:
+        return any(problem.startswith("CONTAINER_ID: missing") for problem in e.problems)
+    return False
 
 
 COMMAND = Command(

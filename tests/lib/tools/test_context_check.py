@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from lib.backend import Backend
+from lib.data_types import EndpointHandler
+from lib.runtime.clock import SystemClock
+from lib.tools.context_check import contexts_entered
+from lib.tools.findings import Findings
+
+LIMIT_S = 0.05
+
+
+@dataclass
+class Letters(EndpointHandler[Any]):
+    hangs_at: str = ""
+
+    @property
+    def endpoint(self) -> str:
+        return "/letters"
+
+    @classmethod
+    def payload_cls(cls) -> type[Any]:
+        return dict
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        if self.hangs_at == "entering":
+            await anyio.sleep_forever()
+        yield
+        if self.hangs_at == "leaving":
+            await anyio.sleep_forever()
+
+
+@dataclass
+class NotingLetters(Letters):
+    notes: list[str] = field(default_factory=list[str])
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        self.notes.append("handler entered")
+        yield
+        self.notes.append("handler left")
+
+
+async def entered_and_problems(backend: Backend) -> tuple[bool, list[str]]:
+    found = Findings("worker.py")
+    async with contexts_entered(backend.config(), SystemClock(), found, LIMIT_S) as entered:
+        pass
+    return entered, found.lines()[:-1]
+
+
+async def test_a_worker_without_contexts_is_ready_at_once() -> None:
+    assert await entered_and_problems(Backend("")) == (True, [])
+
+
+async def test_a_handler_that_hangs_before_its_yield_is_named() -> None:
+    backend = Backend("", benchmark_handler=Letters(hangs_at="entering"))
+    assert await entered_and_problems(backend) == (
+        False,
+        ["problem  handlers      running() of Letters did not finish entering in 0.05 s"],
+    )
+
+
+async def test_a_handler_that_hangs_after_its_yield_is_named() -> None:
+    backend = Backend("", benchmark_handler=Letters(hangs_at="leaving"))
+    assert await entered_and_problems(backend) == (
+        True,
+        ["problem  handlers      running() of Letters did not finish leaving in 0.05 s"],
+    )
+
+
+async def test_contexts_are_left_in_reverse_order_and_the_lifecycle_is_named() -> None:
+    notes: list[str] = []
+
+    @asynccontextmanager
+    async def lifecycle() -> AsyncGenerator[None, None]:
+        notes.append("lifecycle entered")
+        yield
+        notes.append("lifecycle left")
+        raise ValueError("no clean-up")
+
+    backend = Backend("", benchmark_handler=NotingLetters(notes=notes), lifecycle=lifecycle)
+    assert await entered_and_problems(backend) == (
+        True,
+        ["problem  lifecycle     the lifecycle raised ValueError('no clean-up')"],
+    )
+    assert notes == ["lifecycle entered", "handler entered", "handler left", "lifecycle left"]
