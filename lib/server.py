@@ -208,7 +208,7 @@ async def _run(task: Callable[[], Awaitable[None]], name: str, running: RunningW
 async def _drain(backend: Backend, running: RunningWorker, settings: Settings, stop: Stop) -> None:
     """Let requests in flight finish, for at most `DRAIN_TIMEOUT_S` and until a second signal."""
     running.drain()
-    log.info("stopping: %d requests in flight", backend.metrics.unfinished)
+    log.info("stopping; requests in flight: %d", backend.metrics.unfinished)
     with anyio.move_on_after(settings.drain_timeout_s):
         await stop.run_unless_immediate(backend.metrics.emptied)
 

@@ -124,7 +124,7 @@ class HandlerConfig(DeclaredConfig):
         """Make the handler, with `benchmark` if it is the handler to benchmark.
 
         Fields of a wrong type have their defaults in it, and a benchmark with problems is left out: what is
-        wrong with the handler itself can be found even so. Raises what a handler class raises.
+        wrong with the handler itself can still be found. Raises what a handler class raises.
         """
         if benchmark is not None and benchmark.problems():
             benchmark = None

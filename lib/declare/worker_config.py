@@ -9,7 +9,7 @@ message of all problems.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import field
 from pathlib import Path
@@ -168,7 +168,7 @@ class WorkerConfig(DeclaredConfig):
             yield "benchmark_data is given without benchmark_route, and there are several handlers"
         benchmarks = self._benchmarks()
         if len(benchmarks) > 1:
-            yield f"more than one benchmark: of {', '.join(self.label(h) for h, _ in benchmarks)}"
+            yield self._several_benchmarks([handler for handler, _ in benchmarks])
         for handler, benchmark in benchmarks:
             if benchmark.dataset is None and benchmark.generator is None:
                 if not handler.makes_samples():
@@ -192,6 +192,15 @@ class WorkerConfig(DeclaredConfig):
             if len(named) == 1 and (data or all(h is not named[0] for h, _ in found)):
                 found.append((named[0], BenchmarkConfig(dataset=data) if data else BenchmarkConfig()))
         return found
+
+    def _several_benchmarks(self, handlers: Sequence[HandlerConfig]) -> str:
+        """The problem that there is a benchmark for each of `handlers`, which may repeat one."""
+        labels = list({id(h): self.label(h) for h in handlers}.values())
+        if len(labels) == 1:
+            return f"{labels[0]} has a benchmark_config, and benchmark_data is given too: keep one"
+        *names, last = (label.removeprefix("handler ") for label in labels)
+        together = "both" if len(labels) == 2 else "all"
+        return f"handlers {', '.join(names)} and {last} {together} have a benchmark: keep one"
 
     def _log_problems(self) -> Iterator[str]:
         if not self.has("log_action_config"):

@@ -244,7 +244,7 @@ def _benchmark_keeper(
 ) -> BenchmarkKeeper | None:
     handler = config.benchmark_handler
     if handler is None:
-        reason = f"no benchmark: {config.max_perf:g} workload/s as given"
+        reason = f"no benchmark: max_perf is {config.max_perf:g} workload/s"
         readiness.set_max_perf(config.max_perf, reason)
         return None
     return BenchmarkKeeper(

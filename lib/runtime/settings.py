@@ -76,9 +76,7 @@ class Settings:
         """
         read = EnvironmentReader(environ)
         port, http_port = _ports(read)
-        engine = cast(
-            EngineKind, read.choice("ENGINE", ("vast", "none"), "what sends clients to this worker")
-        )
+        engine = cast(EngineKind, read.choice("ENGINE", ("vast", "none"), "the engine to use"))
         host, http_host = _bind_hosts(read, engine)
         settings = cls(
             engine=engine,
@@ -113,7 +111,7 @@ class Settings:
             ),
             benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
             drain_timeout_s=read.seconds(
-                "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may finish on shutdown, seconds"
+                "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may go on after SIGTERM, seconds"
             ),
             log_level=_log_level(read),
             log_format=cast(LogFormat, read.choice("LOG_FORMAT", ("text", "json"), "format of log lines")),

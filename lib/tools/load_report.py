@@ -1,6 +1,7 @@
 """The summary of a load test: text for people, JSON for programs.
 
-Owns both formats (docs/load-test.md, "`--json`"). The figures are collected in lib/tools/load_tally.py.
+Owns both formats (docs/load-test.md, "Summary as JSON"). The figures are collected in
+lib/tools/load_tally.py.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ def failure_summary(figures: WorkerFigures) -> str:
 
 
 def summary_json(test: LoadTest, *, interrupted: bool = False) -> dict[str, Any]:
-    """The summary as a JSON object (docs/load-test.md, "`--json`"). Fields may be added, never renamed."""
+    """The summary as a JSON object (docs/load-test.md, "Summary as JSON").
+
+    Fields may be added, never renamed.
+    """
     plan, tally = test.plan, test.tally
     return {
         "plan": {

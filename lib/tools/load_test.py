@@ -200,7 +200,7 @@ def _where(sample: Sample) -> str:
 
 
 def _kind(error: Exception) -> str:
-    """The kind of a failure (docs/load-test.md, "`--json`")."""
+    """The kind of a failure (docs/load-test.md, "Summary as JSON")."""
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):  # two classes before Python 3.11
         return "timed out"
     if isinstance(error, aiohttp.ClientPayloadError):

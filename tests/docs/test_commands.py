@@ -1,6 +1,7 @@
 """Runs the shell blocks of each document in docs/, in one folder and in order.
 
-Only ports, which must be free, and the rate of a load test differ from the document (`Reader._adapted`).
+Only ports, which must be free, files in /tmp and the rate of a load test differ from the document
+(`Reader._adapted`). curl also fails if the status is an error.
 """
 
 from __future__ import annotations
@@ -18,20 +19,28 @@ import pytest
 from lib.local.processes import free_port
 from lib.tools.cli import COMMANDS
 from lib.tools.command import EXIT_SIGNAL
-from tests.docs.blocks import document, every_document
+from tests.docs.blocks import ROOT, document, every_document
 from tests.docs.model_server import guide_model
 from tests.fakes.command import Command, Done, command, done
+from workers.hello_world.model_server import READY_LINE
 
-# Commands that run until they are stopped, with the text that they print when they have started.
+# Beginnings of commands that run until they are stopped, with the text that they print when they are ready.
 LONG_RUNNING = {
-    "engine": "local engine on http://",
-    "run": "The worker is ready.",
-    "model_server.py": "Running on http://",
+    "pyworker engine": "local engine on http://",
+    "pyworker run": "The worker is ready.",
+    "ENGINE=none pyworker run": "ready: benchmark",
+    "python my_model/model_server.py": "Running on http://",
+    "python -m workers.hello_world.model_server": READY_LINE,
 }
 # Beginnings of commands that tests can't run, with the reason.
 NOT_RUN = {"pyworker load-test -k": "needs the engine in the cloud, and a key"}
 # Blocks that are tested elsewhere.
-ELSEWHERE = {("migrating", "import"): "tests/docs/test_guides.py"}
+ELSEWHERE = {
+    ("migrating", "import"): "tests/docs/test_guides.py",
+    ("writing-a-worker", "install"): "test_the_guide_installs_like_the_readme",
+}
+# A variable before a command.
+ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)")
 
 
 class Reader:
@@ -47,25 +56,36 @@ class Reader:
         """Run a command line; return its result, or None if it is not run, or keeps running."""
         if any(line.startswith(beginning) for beginning in NOT_RUN):
             return None
-        words = self._adapted(shlex.split(line.removesuffix("&")))
-        started = LONG_RUNNING.get(Path(words[1]).name if words[0] == "python" else words[0])
+        words = shlex.split(line.removesuffix("&"))
+        env = dict(self._env)
+        while assignment := ASSIGNMENT.fullmatch(words[0]):
+            env[assignment[1]] = assignment[2]
+            del words[0]
+        words = self._adapted(words)
+        started = next((text for begin, text in LONG_RUNNING.items() if line.startswith(begin)), None)
         if started is None:
-            return await done(*words, cwd=self._folder, env=self._env)
-        running = await self._stack.enter_async_context(self._long_running(words))
+            return await done(*words, cwd=self._folder, env=env)
+        running = await self._stack.enter_async_context(self._long_running(words, env))
         await running.until(started)
         if found := re.search(r"engine +(?:on )?(http://127.0.0.1:\d+)", running.output):
             self._engine_url = found[1]
         return None
 
     def _adapted(self, words: list[str]) -> list[str]:
-        """The words of a command, with free ports and a high rate of requests."""
+        """The words of a command, with free ports, files in the folder, and a high rate of requests."""
         program, *rest = words
         if program == "pytest":
             return ["python", "-m", "pytest", "-p", "no:cacheprovider", *rest]
         if program == "python":
-            return [*words, "--port", self._env["MODEL_SERVER_URL"].rsplit(":", 1)[1]]
-        assert program == "pyworker", words
+            in_folder = [word.replace("/tmp/", f"{self._folder}/") for word in words]
+            return [*in_folder, "--port", self._env["MODEL_SERVER_URL"].rsplit(":", 1)[1]]
         port = self._env["WORKER_HTTP_PORT"]
+        if program == "curl":
+            ports = {":3000/": f":{self._env['WORKER_PORT']}/", ":3001/": f":{port}/"}
+            (documented,) = (name for name in ports if name in rest[-1])
+            url = rest[-1].replace(documented, ports[documented])
+            return [program, "--fail", "--silent", *rest[:-1], url]
+        assert program == "pyworker", words
         replacements = {
             "-l": ["--engine", self._engine_url],
             "3001": [port],
@@ -78,8 +98,8 @@ class Reader:
         return [*adapted, "--port", "0"] if adapted[0] == "engine" else adapted
 
     @asynccontextmanager
-    async def _long_running(self, words: list[str]) -> AsyncGenerator[Command, None]:
-        async with command(*words, cwd=self._folder, env=self._env) as running:
+    async def _long_running(self, words: list[str], env: dict[str, str]) -> AsyncGenerator[Command, None]:
+        async with command(*words, cwd=self._folder, env=env, errors_in_output=True) as running:
             yield running
             running.process.send_signal(signal.SIGINT)
             assert (await running.end()).status in (0, EXIT_SIGNAL + signal.SIGINT)
@@ -146,9 +166,9 @@ async def test_operating(tmp_path: Path, env: dict[str, str]) -> None:
     async with AsyncExitStack() as stack:
         reader = Reader(tmp_path, env, stack)
         for line in (
-            "pyworker new w",
-            "python w/model_server.py &",
-            "pyworker run w/worker.py --local",
+            "pyworker new my_model",
+            "python my_model/model_server.py &",
+            "pyworker run my_model/worker.py --local",
         ):
             await reader.run(line)
         results = [await reader.run(line) for line in lines("operating")]
@@ -162,9 +182,27 @@ async def test_local_engine(tmp_path: Path, env: dict[str, str]) -> None:
             assert await Reader(tmp_path, env, stack).run(line) is None
 
 
+async def test_kubernetes(tmp_path: Path, env: dict[str, str]) -> None:
+    env["MODEL_LOG"] = str(tmp_path / "hello_world.log")
+    printed = await outputs("kubernetes", tmp_path, env)
+    for end, text in {
+        "/readyz": "ready",
+        "/generate": '{"response": ',
+        "/metrics": "pyworker_requests_received_total 1.0",
+    }.items():
+        (output,) = [output for line, output in printed.items() if line.endswith(end)]
+        assert text in output, end
+
+
+def test_the_guide_installs_like_the_readme() -> None:
+    install = document("writing-a-worker").block("shell", "install").splitlines()
+    assert len(install) == 2
+    assert " && ".join([*install, ".venv/bin/pytest "]) in (ROOT / "README.md").read_text()
+
+
 def test_every_document_with_commands_is_tested() -> None:
     with_commands = {doc.name for doc in every_document() if any(b.kind == "shell" for b in doc.blocks)}
-    assert with_commands == {"writing-a-worker", "migrating", "operating", "local-engine"}
+    assert with_commands == {"writing-a-worker", "migrating", "operating", "kubernetes", "local-engine"}
 
 
 @pytest.mark.parametrize("beginning", NOT_RUN)

@@ -119,7 +119,7 @@ def texts() -> Iterator[str]:
     for heading in ("## When clients are refused", "## Errors reported to the engine"):
         for row in table(DOC.section(heading)):
             yield from codes(row[-2])
-    for row in table(DOC.section("## When it does not become ready")):
+    for row in table(DOC.section("## When a worker does not become ready")):
         yield from codes(row[0])
 
 

@@ -1,4 +1,4 @@
-"""Runs `pyworker` as a process: its output as it is printed, its exit status."""
+"""Runs `pyworker`, `python` or curl as a process: its output as it is printed, its exit status."""
 
 from __future__ import annotations
 
@@ -53,21 +53,27 @@ class Command:
             output, errors = await self.process.communicate()
         assert not [child for child in self._children if child.is_running()]
         assert self.process.returncode is not None
-        return Done(self.process.returncode, self.output + output.decode(), errors.decode())
+        return Done(self.process.returncode, self.output + output.decode(), (errors or b"").decode())
 
 
 @asynccontextmanager
 async def command(
-    *words: str, cwd: Path, env: Mapping[str, str] | None = None
+    *words: str, cwd: Path, env: Mapping[str, str] | None = None, errors_in_output: bool = False
 ) -> AsyncGenerator[Command, None]:
-    """Run `pyworker words` (or `python …`) in the folder `cwd`, with `env` added to the environment."""
-    python, rest = (words[0] == "python"), words[1:]
+    """Run `pyworker words` (or `python …`, `curl …`) in `cwd`, with `env` added to the environment.
+
+    With `errors_in_output`, standard error is read as part of the output.
+    """
+    program = {
+        "python": (sys.executable, *words[1:]),
+        "curl": words,
+    }.get(words[0], (sys.executable, "-m", "lib.tools.cli", *words))
     process = await asyncio.create_subprocess_exec(
-        *((sys.executable, *rest) if python else (sys.executable, "-m", "lib.tools.cli", *words)),
+        *program,
         cwd=cwd,
         env={**_plain(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT if errors_in_output else asyncio.subprocess.PIPE,
     )
     try:
         yield Command(process)
@@ -82,7 +88,7 @@ async def command(
 
 
 async def done(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Done:
-    """Run `pyworker words` to its end."""
+    """Run `pyworker words` (or `python …`, `curl …`) to its end."""
     async with command(*words, cwd=cwd, env=env) as running:
         return await running.end()
 

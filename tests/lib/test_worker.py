@@ -486,7 +486,7 @@ def by_position(a: int, /) -> int:
                 benchmark_route="/b",
                 benchmark_data=[{}],
             ),
-            "more than one benchmark: of handler '/a', handler '/b'",
+            "handlers '/a' and '/b' both have a benchmark: keep one",
         ),
         (
             served(
@@ -494,7 +494,11 @@ def by_position(a: int, /) -> int:
                 benchmark_route="/a",
                 benchmark_data=[{}],
             ),
-            "more than one benchmark: of handler '/a', handler '/a'",
+            "handler '/a' has a benchmark_config, and benchmark_data is given too: keep one",
+        ),
+        (
+            served(*(HandlerConfig(f"/{name}", benchmark_config=BenchmarkConfig([{}])) for name in "abc")),
+            "handlers '/a', '/b' and '/c' all have a benchmark: keep one",
         ),
         (served(model_server_url="ftp://model"), "model_server_url 'ftp://model' is not an http(s) URL"),
         (served(model_server_url="http://a:b"), "model_server_url 'http://a:b' is not an http(s) URL"),
