@@ -35,7 +35,7 @@ _ALLOWED = {"nvidia-smi", "uname", "fc-list", "system_profiler", "ldconfig", "gc
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that can start a process."""
-    search = Search()
+    search = StarterSearch()
     for item in items:
         if isinstance(item, pytest.Function) and any(map(search.starts_process, _functions(item))):
             item.add_marker("process")
@@ -49,7 +49,7 @@ def _functions(item: pytest.Function) -> Iterator[Callable[..., Any]]:
             yield fixture.func
 
 
-class Search:
+class StarterSearch:
     """Searches functions for the names of process starters; remembers what it has found."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.command import done
-from tests.process_marker import Search
+from tests.process_marker import StarterSearch
 from tests.system import PortLease, with_worker_process, with_worker_task
 
 CONFTEST = """
@@ -65,12 +65,12 @@ async def uses_a_task(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", [starts_python, names_a_class, uses_a_process, with_worker_process])
 def test_a_function_that_leads_to_a_process_is_found(function: object) -> None:
-    assert Search().starts_process(function)
+    assert StarterSearch().starts_process(function)
 
 
 @pytest.mark.parametrize("function", [uses_a_task, with_worker_task])
 def test_a_worker_task_is_no_process(function: object) -> None:
-    assert not Search().starts_process(function)
+    assert not StarterSearch().starts_process(function)
 
 
 @pytest.mark.one_python

@@ -2,7 +2,7 @@
 
 Owns the running of an author's function, async or plain, value or generator, and the threads in which plain
 ones run. The answer is passed on like a model server's (lib/model/relay.py); whether a function can be
-called at all is in callables.py.
+called at all is in lib/fields/callables.py.
 """
 
 from __future__ import annotations

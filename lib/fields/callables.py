@@ -1,6 +1,6 @@
 """Author's functions before they are called: whether a call can work.
 
-Owns what is read from a function's signature and kind. Running functions is in functions.py.
+Owns what is read from a function's signature and kind. Running functions is in lib/declare/functions.py.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class GenerateHandler(EndpointHandler[InputData]):
         return web.Response(status=model_response.status)
 
 
-class StreamHandler(EndpointHandler[InputData]):
+class StreamedHandler(EndpointHandler[InputData]):
     """A handler without @dataclass, whose `__init__` doesn't call the base class's."""
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ async def handle_model_health(_: web.Request) -> web.Response:
 
 routes = [
     web.post("/generate", backend.create_handler(GenerateHandler())),
-    web.post("/generate_stream", backend.create_handler(StreamHandler())),
+    web.post("/generate_stream", backend.create_handler(StreamedHandler())),
     web.post("/duck", backend.create_handler(DuckHandler())),
     web.post("/dict", backend.create_handler(DictHandler())),
     web.get("/ping", handle_ping),

@@ -1,7 +1,7 @@
 """Runs the shell blocks of each document in docs/, in one folder and in order.
 
 Only ports, which must be free, files in /tmp and the rate of a load test differ from the document
-(`Reader._adapted`). curl also fails if the status is an error.
+(`DocumentReader._adapted`). curl also fails if the status is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from lib.tools.cli import COMMANDS
 from lib.tools.command import EXIT_SIGNAL
 from tests.docs.blocks import ROOT, document, every_document
 from tests.docs.model_server import guide_model
-from tests.fakes.command import Command, Done, command, done
+from tests.fakes.command import RunningCommand, command, done
+from tests.fakes.process import EndedProcess
 from workers.hello_world.model_server import READY_LINE
 
 # Beginnings of commands that run until they are stopped, with the text that they print when they are ready.
@@ -43,7 +44,7 @@ ELSEWHERE = {
 ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)")
 
 
-class Reader:
+class DocumentReader:
     """Runs commands in `folder`. Those that keep running are stopped by `stack`, the last one first."""
 
     def __init__(self, folder: Path, env: dict[str, str], stack: AsyncExitStack) -> None:
@@ -52,7 +53,7 @@ class Reader:
         self._stack = stack
         self._engine_url = ""
 
-    async def run(self, line: str) -> Done | None:
+    async def run(self, line: str) -> EndedProcess | None:
         """Run a command line; return its result, or None if it is not run, or keeps running."""
         if any(line.startswith(beginning) for beginning in NOT_RUN):
             return None
@@ -98,7 +99,9 @@ class Reader:
         return [*adapted, "--port", "0"] if adapted[0] == "engine" else adapted
 
     @asynccontextmanager
-    async def _long_running(self, words: list[str], env: dict[str, str]) -> AsyncGenerator[Command, None]:
+    async def _long_running(
+        self, words: list[str], env: dict[str, str]
+    ) -> AsyncGenerator[RunningCommand, None]:
         async with command(*words, cwd=self._folder, env=env, errors_in_output=True) as running:
             yield running
             running.process.send_signal(signal.SIGINT)
@@ -129,7 +132,7 @@ async def outputs(name: str, folder: Path, env: dict[str, str]) -> dict[str, str
     """Run a document's commands; return the output of each that ends, by its line. All must succeed."""
     printed: dict[str, str] = {}
     async with AsyncExitStack() as stack:
-        reader = Reader(folder, env, stack)
+        reader = DocumentReader(folder, env, stack)
         for line in lines(name):
             if (ended := await reader.run(line)) is not None:
                 assert ended.status == 0, (line, ended)
@@ -164,7 +167,7 @@ async def test_migrating(tmp_path: Path, env: dict[str, str]) -> None:
 
 async def test_operating(tmp_path: Path, env: dict[str, str]) -> None:
     async with AsyncExitStack() as stack:
-        reader = Reader(tmp_path, env, stack)
+        reader = DocumentReader(tmp_path, env, stack)
         for line in (
             "pyworker new my_model",
             "python my_model/model_server.py &",
@@ -179,7 +182,7 @@ async def test_operating(tmp_path: Path, env: dict[str, str]) -> None:
 async def test_local_engine(tmp_path: Path, env: dict[str, str]) -> None:
     for line in lines("local-engine"):
         async with AsyncExitStack() as stack:
-            assert await Reader(tmp_path, env, stack).run(line) is None
+            assert await DocumentReader(tmp_path, env, stack).run(line) is None
 
 
 async def test_kubernetes(tmp_path: Path, env: dict[str, str]) -> None:

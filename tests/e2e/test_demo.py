@@ -8,76 +8,36 @@ import re
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import psutil
 import pytest
 
+from tests.fakes.command import RunningCommand, command
 from tests.guard import GUARD_S
 
 ROOT = Path(__file__).parents[2]
 HELLO_WORLD = Path("workers", "hello_world")
 
 
-class Demo:
-    """A running demo. `read` is its output so far, `children` its processes when last listed."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.read = ""
-        self.children: list[psutil.Process] = []
-
-    async def until(self, text: str) -> None:
-        """Return once it has printed `text`."""
-        assert self.process.stdout is not None
-        with anyio.fail_after(GUARD_S):
-            while text not in self.read:
-                part = await self.process.stdout.read(65536)
-                assert part, f"it ended without {text!r}:\n{self.read}"
-                self.read += part.decode()
-        self.children = psutil.Process(self.process.pid).children()
-
-    async def end(self) -> tuple[int, str]:
-        """Wait for its end; return exit status and standard error. Fails if a child still runs."""
-        with anyio.fail_after(GUARD_S):
-            output, errors = await self.process.communicate()
-        self.read += output.decode()
-        assert not [child for child in self.children if child.is_running()]
-        assert self.process.returncode is not None
-        return self.process.returncode, errors.decode()
-
-
 @asynccontextmanager
-async def running(tmp_path: Path, *args: str, instead: str = "") -> AsyncGenerator[Demo, None]:
+async def running(tmp_path: Path, *args: str, instead: str = "") -> AsyncGenerator[RunningCommand, None]:
     """Run a demo in an empty folder, which it must leave empty; modules are imported from `instead` first."""
     folder, temporary = tmp_path / "folder", tmp_path / "tmp"
     folder.mkdir(parents=True)
     temporary.mkdir()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "lib.tools.cli", "demo", *args),
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(place for place in (instead, str(ROOT)) if place),
-            "TMPDIR": str(temporary),
-            # Variables of a real instance must not reach the demo's worker.
-            "USE_SSL": "true",
-            "MODEL_LOG": "/nonexistent/model.log",
-            "WORKER_PORT": "1",
-        },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Demo(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    env = {
+        "PYTHONPATH": os.pathsep.join(place for place in (instead, str(ROOT)) if place),
+        "TMPDIR": str(temporary),
+        # Variables of a real instance must not reach the demo's worker.
+        "USE_SSL": "true",
+        "MODEL_LOG": "/nonexistent/model.log",
+        "WORKER_PORT": "1",
+    }
+    async with command("demo", *args, cwd=folder, env=env) as demo:
+        yield demo
     assert not list(folder.iterdir())
     assert not list(temporary.iterdir())
 
@@ -99,8 +59,9 @@ async def once(tmp_path: Path) -> str:
     async with running(tmp_path, "--once") as demo:
         await demo.until("loading (started)")
         assert len(demo.children) == 2
-        assert await demo.end() == (0, "")
-    return demo.read
+        done = await demo.end()
+        assert (done.status, done.errors) == (0, "")
+    return demo.output
 
 
 async def test_once_shows_everything_and_ends_also_with_two_at_a_time(tmp_path: Path) -> None:
@@ -165,17 +126,17 @@ async def test_a_failed_start_is_reported_with_the_last_lines_of_the_log(
         text += place.removeprefix('"/generate_stream"').removeprefix('"token"')
     async with running(tmp_path, instead=altered(tmp_path, module, text, place)) as demo:
         await demo.until("  worker  ")
-        status, errors = await demo.end()
-    assert status == 1
-    assert errors.startswith(f"\npyworker demo: {said}")
-    assert tail in errors
-    assert "Traceback" not in errors
+        done = await demo.end()
+    assert done.status == 1
+    assert done.errors.startswith(f"\npyworker demo: {said}")
+    assert tail in done.errors
+    assert "Traceback" not in done.errors
 
 
 async def test_the_demo_runs_until_ctrl_c_and_answers_the_requests_it_suggests(tmp_path: Path) -> None:
     async with running(tmp_path) as demo:
         await demo.until("Ctrl-C ends it.\n")
-        suggested = next(line for line in demo.read.splitlines() if "hello_world.client" in line)
+        suggested = next(line for line in demo.output.splitlines() if "hello_world.client" in line)
         client = await asyncio.create_subprocess_exec(
             *shlex.split(suggested),
             cwd=tmp_path,
@@ -188,8 +149,9 @@ async def test_the_demo_runs_until_ctrl_c_and_answers_the_requests_it_suggests(t
         assert answer.startswith(b"Alice was ")
 
         demo.process.send_signal(signal.SIGINT)
-        assert await demo.end() == (0, "")
-    assert "Stopping" in demo.read
+        done = await demo.end()
+        assert (done.status, done.errors) == (0, "")
+    assert "Stopping" in demo.output
 
 
 async def test_a_worker_that_dies_later_is_reported(tmp_path: Path) -> None:
@@ -197,10 +159,10 @@ async def test_a_worker_that_dies_later_is_reported(tmp_path: Path) -> None:
         await demo.until("Ctrl-C ends it.\n")
         worker = next(c for c in demo.children if "workers.hello_world.server" in c.cmdline())
         worker.kill()
-        status, errors = await demo.end()
-    assert status == 1
-    assert errors.startswith("\npyworker demo: the worker was ended by signal 9\n")
-    assert "benchmark" in errors
+        done = await demo.end()
+    assert done.status == 1
+    assert done.errors.startswith("\npyworker demo: the worker was ended by signal 9\n")
+    assert "benchmark" in done.errors
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -210,4 +172,5 @@ async def test_stopping_before_everything_was_shown_is_a_failure(
     async with running(tmp_path, "--once") as demo:
         await demo.until("  worker  ")
         demo.process.send_signal(signum)
-        assert await demo.end() == (status, "")
+        done = await demo.end()
+        assert (done.status, done.errors) == (status, "")

@@ -251,7 +251,7 @@ async def test_no_token_reaches_the_log(tmp_path: Path) -> None:
 # Together with envelopes and sessions
 
 
-async def test_a_guarded_route_gets_an_envelope_unchanged(tmp_path: Path) -> None:
+async def test_a_bare_route_gets_an_envelope_unchanged(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, make=varied_routes.build) as system:
         body = {**system.envelope(9.0), "work": 2.0, "session_id": "unknown"}
         async with system.http.post(system.url + "/own", json=body, headers=system.header(4.0)) as answer:

@@ -75,7 +75,7 @@ class AuthorHandler(JobHandler):
 
 
 @dataclass
-class Scenario:
+class HeartbeatScenario:
     """A system with a manual clock and controlled author code."""
 
     system: System
@@ -123,7 +123,7 @@ class Scenario:
 @asynccontextmanager
 async def with_scenario(
     tmp_path: Path, handler: dict[str, Any] | None = None, **settings: Any
-) -> AsyncGenerator[Scenario, None]:
+) -> AsyncGenerator[HeartbeatScenario, None]:
     """A scenario with one slot for all routes; all but `/gate` send newlines. `handler` sets fields."""
     clock, author = ManualClock(), AuthorCode()
     fields: dict[str, Any] = {"keepalive_s": KEEPALIVE_S, "allow_parallel_requests": False, **(handler or {})}
@@ -144,12 +144,12 @@ async def with_scenario(
         ]
 
     async with with_worker_task(tmp_path, setup, make=make, **settings) as system:
-        yield Scenario(system, clock, author)
+        yield HeartbeatScenario(system, clock, author)
 
 
 @asynccontextmanager
 async def requesting(
-    scenario: Scenario, path: str, data: dict[str, Any] | None = None, **options: Any
+    scenario: HeartbeatScenario, path: str, data: dict[str, Any] | None = None, **options: Any
 ) -> AsyncGenerator[RawClient, None]:
     """Connect a client and POST to `path`; yield it once its request is in the queue or being served."""
     async with connected(scenario.system.url) as client:
@@ -163,7 +163,7 @@ async def requesting(
 
 @asynccontextmanager
 async def after_first_newline(
-    scenario: Scenario, path: str, data: dict[str, Any] | None = None, **options: Any
+    scenario: HeartbeatScenario, path: str, data: dict[str, Any] | None = None, **options: Any
 ) -> AsyncGenerator[RawClient, None]:
     """As `requesting`, after one newline in the queue; the slot is free from then on."""
     async with requesting(scenario, "/gate"), requesting(scenario, path, data, **options) as client:
@@ -180,7 +180,7 @@ async def rest_of(client: RawClient) -> bytes:
     return body
 
 
-async def still_good(scenario: Scenario, client: RawClient) -> None:
+async def still_good(scenario: HeartbeatScenario, client: RawClient) -> None:
     """Check that the connection serves another request, so nothing followed the answer that was read."""
     await client.post("/echo", scenario.system.envelope())
     head, _ = await client.answer()
@@ -614,7 +614,7 @@ async def test_a_job_cut_by_the_drain_timeout_counts_as_errored(tmp_path: Path) 
 @asynccontextmanager
 async def declared(
     tmp_path: Path, *handlers: HandlerConfig, url: bool = True
-) -> AsyncGenerator[Scenario, None]:
+) -> AsyncGenerator[HeartbeatScenario, None]:
     clock = ManualClock()
 
     def make(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
@@ -629,7 +629,7 @@ async def declared(
         return worker.backend, worker.routes
 
     async with with_worker_task(tmp_path, make=make) as system:
-        yield Scenario(system, clock, AuthorCode())
+        yield HeartbeatScenario(system, clock, AuthorCode())
 
 
 async def test_a_declared_handler_sends_newlines_and_late_errors(tmp_path: Path) -> None:

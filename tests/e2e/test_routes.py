@@ -316,7 +316,7 @@ async def test_a_binary_answer_is_passed_on(tmp_path: Path) -> None:
         assert await answer.read() == bytes(range(256)) * 4096
 
 
-# Bare routes, guarded
+# Bare routes
 
 
 class Own:
@@ -404,14 +404,14 @@ class Own:
 
 
 @asynccontextmanager
-async def guarded(tmp_path: Path) -> AsyncGenerator[tuple[System, Own], None]:
+async def with_bare_routes(tmp_path: Path) -> AsyncGenerator[tuple[System, Own], None]:
     own = Own()
     async with with_routes(tmp_path, own.routes) as system:
         yield system, own
 
 
-async def test_a_guarded_routes_status_decides_its_outcome(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (system, _):
+async def test_a_bare_routes_status_decides_its_outcome(tmp_path: Path) -> None:
+    async with with_bare_routes(tmp_path) as (system, _):
         for status, how in (
             (201, {}),
             (404, {}),
@@ -427,19 +427,19 @@ async def test_a_guarded_routes_status_decides_its_outcome(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("what", ["bug", "time", "client", "refused"])
-async def test_an_exception_in_a_guarded_route_is_a_500(
+async def test_an_exception_in_a_bare_route_is_a_500(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    async with guarded(tmp_path) as (system, _):
+    async with with_bare_routes(tmp_path) as (system, _):
         headers = {"X-Request-Id": "mine-1"}
         status, said = await call_signed(system, "POST", "/raises", json={"what": what}, headers=headers)
         assert (status, said) == (500, {"error": "internal error", "request": "mine-1"})
         assert ("own" in caplog.text, await reported_outcomes(system)) == (True, [("Error", False)])
 
 
-async def test_an_http_exception_of_a_guarded_route_is_its_answer(tmp_path: Path) -> None:
+async def test_an_http_exception_of_a_bare_route_is_its_answer(tmp_path: Path) -> None:
     async with (
-        guarded(tmp_path) as (system, _),
+        with_bare_routes(tmp_path) as (system, _),
         system.http.post(
             system.url + "/raises", json={"what": "conflict"}, headers=system.header()
         ) as answer,
@@ -448,9 +448,9 @@ async def test_an_http_exception_of_a_guarded_route_is_its_answer(tmp_path: Path
         assert await reported_outcomes(system) == [("Success", True)]
 
 
-async def test_guarded_routes_wait_in_the_queue_with_their_own_workload(tmp_path: Path) -> None:
+async def test_bare_routes_wait_in_the_queue_with_their_own_workload(tmp_path: Path) -> None:
     async with (
-        guarded(tmp_path) as (system, own),
+        with_bare_routes(tmp_path) as (system, own),
         connected(system.url) as first,
         connected(system.url) as second,
     ):
@@ -467,8 +467,8 @@ async def test_guarded_routes_wait_in_the_queue_with_their_own_workload(tmp_path
         await system.reported(served=8.0)
 
 
-async def test_a_client_that_leaves_a_guarded_route_cancels_it(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (system, own):
+async def test_a_client_that_leaves_a_bare_route_cancels_it(tmp_path: Path) -> None:
+    async with with_bare_routes(tmp_path) as (system, own):
         async with connected(system.url) as client:
             await client.post("/waits", system.envelope())
             with anyio.fail_after(GUARD_S):
@@ -487,8 +487,8 @@ async def test_a_client_that_leaves_a_guarded_route_cancels_it(tmp_path: Path) -
         assert (await reported_outcomes(system, 2))[-1] == ("Success", True)
 
 
-async def test_a_guarded_route_may_stream(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (system, own), connected(system.url) as client:
+async def test_a_bare_route_may_stream(tmp_path: Path) -> None:
+    async with with_bare_routes(tmp_path) as (system, own), connected(system.url) as client:
         await send_raw(client, system, "GET /streams HTTP/1.1")
         assert (await client.head()).status == 200
         assert await client.chunk() == b"one"
@@ -500,8 +500,8 @@ async def test_a_guarded_route_may_stream(tmp_path: Path) -> None:
         assert await reported_outcomes(system, 2) == [("Success", True), ("Error", False)]
 
 
-async def test_a_guarded_route_may_serve_a_web_socket(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (system, _):
+async def test_a_bare_route_may_serve_a_web_socket(tmp_path: Path) -> None:
+    async with with_bare_routes(tmp_path) as (system, _):
         with pytest.raises(aiohttp.WSServerHandshakeError, match="422"):
             await system.http.ws_connect(system.url + "/socket")
         async with system.http.ws_connect(system.url + "/socket", headers=system.header(9.0)) as ws:
@@ -511,8 +511,8 @@ async def test_a_guarded_route_may_serve_a_web_socket(tmp_path: Path) -> None:
         await system.reported(served=5.0)
 
 
-async def test_a_guarded_route_gets_an_upload(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (system, own):
+async def test_a_bare_route_gets_an_upload(tmp_path: Path) -> None:
+    async with with_bare_routes(tmp_path) as (system, own):
         async with system.http.post(
             system.url + "/keeps?a=1&a=2&api_key=secret", data=b"12345", headers={**system.header(), **TEXT}
         ) as answer:
@@ -521,8 +521,8 @@ async def test_a_guarded_route_gets_an_upload(tmp_path: Path) -> None:
         assert [path.exists() for path in own.files] == [False]
 
 
-async def test_a_guarded_route_may_call_the_model_server(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (system, _):
+async def test_a_bare_route_may_call_the_model_server(tmp_path: Path) -> None:
+    async with with_bare_routes(tmp_path) as (system, _):
         assert await call_signed(system, "POST", "/asks") == (200, {"model": 200})
         await system.model.stop()
         assert (await call_signed(system, "POST", "/asks"))[0] == 500
@@ -530,7 +530,7 @@ async def test_a_guarded_route_may_call_the_model_server(tmp_path: Path) -> None
 
 
 async def test_a_bare_route_is_open_and_not_counted(tmp_path: Path) -> None:
-    async with guarded(tmp_path) as (system, _):
+    async with with_bare_routes(tmp_path) as (system, _):
         async with system.http.get(system.url + "/bare?a=1") as answer:
             assert (answer.status, await answer.json()) == (200, {"open": True, "payload": None})
         assert outcomes(system) == {}

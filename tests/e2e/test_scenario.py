@@ -95,7 +95,7 @@ class WorkloadSums:
 
 
 @dataclass
-class Instance:
+class SimulatedInstance:
     """An instance: a worker in front of a model server, with one request at a time."""
 
     id: int
@@ -143,7 +143,7 @@ class Instance:
 @asynccontextmanager
 async def with_instance(
     worker_id: int, engine_url: str, clock: Clock, directory: Path
-) -> AsyncGenerator[Instance, None]:
+) -> AsyncGenerator[SimulatedInstance, None]:
     """Run an instance; a worker that is still alive at the end is stopped in order."""
     leases = (PortLease(), PortLease())
     settings = Settings(
@@ -164,7 +164,7 @@ async def with_instance(
         backend={"allow_parallel_requests": False, "max_perf": model.speed, "clock": clock},
     )
     backend, routes = build(model.url, setup)
-    instance = Instance(worker_id, settings.public_url, model, backend)
+    instance = SimulatedInstance(worker_id, settings.public_url, model, backend)
 
     async def run() -> None:
         with instance.running_scope:
@@ -258,13 +258,13 @@ class Clients:
         async with self._changed:
             self._changed.notify_all()
 
-    async def one_more_answer(self, worker: Instance) -> None:
+    async def one_more_answer(self, worker: SimulatedInstance) -> None:
         """Return once `worker` has answered one more request."""
         before = len(self.answered(worker, 200))
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.answered(worker, 200)) > before)
 
-    def answered(self, worker: Instance, status: int) -> list[Request]:
+    def answered(self, worker: SimulatedInstance, status: int) -> list[Request]:
         """The requests that `worker` answered with `status`."""
         return [r for r in self.requests if r.url == worker.url and r.status == status]
 
@@ -288,26 +288,26 @@ def arrivals() -> Generator[tuple[float, float], None, None]:
 
 
 @dataclass
-class Endpoint:
+class Cluster:
     """The engine, the instances and the clients, with what was recorded during the scenario."""
 
     clock: Clock
     host: EngineHost
-    instances: dict[int, Instance]
+    instances: dict[int, SimulatedInstance]
     clients: Clients
     open_at_restart: int = 0
     dead_acknowledged: WorkloadSums | None = None
     dead_unacknowledged: tuple[int, ...] = ()
 
     @property
-    def living(self) -> Sequence[Instance]:
+    def living(self) -> Sequence[SimulatedInstance]:
         return [m for m in self.instances.values() if m.id != DIES]
 
 
 class Scenario:
     """Runs the scenario: each of its tasks waits for its time."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Cluster) -> None:
         self._endpoint = endpoint
         self._began_s = endpoint.clock.monotonic()
 
@@ -359,7 +359,7 @@ class Scenario:
         await dying.die()
 
 
-async def run_scenario(clock: Clock, directory: Path) -> Endpoint:
+async def run_scenario(clock: Clock, directory: Path) -> Cluster:
     """Run the scenario and stop the living workers in order; return the endpoint."""
     host = EngineHost(clock, (engine_key(), RSA.generate(1024)))
     async with AsyncExitStack() as stack:
@@ -375,7 +375,7 @@ async def run_scenario(clock: Clock, directory: Path) -> Endpoint:
             worker_id: await stack.enter_async_context(with_instance(worker_id, host.url, clock, directory))
             for worker_id in SPEEDS
         }
-        endpoint = Endpoint(clock, host, instances, Clients(http, host.url, clock))
+        endpoint = Cluster(clock, host, instances, Clients(http, host.url, clock))
         with anyio.fail_after(GUARD_S):
             await host.engine.wait_for(lambda: all(host.engine.worker(n).state == "ready" for n in SPEEDS))
             await Scenario(endpoint).run()
@@ -388,7 +388,7 @@ def cost_of(requests: Iterable[Request]) -> float:
     return sum(request.cost for request in requests)
 
 
-def assert_every_mishap_happened(endpoint: Endpoint) -> None:
+def assert_every_mishap_happened(endpoint: Cluster) -> None:
     """Check that each failure of the scenario had an effect."""
     host, hung = endpoint.host, endpoint.instances[HANGS]
     cut = {url for request in endpoint.clients.requests for url in request.cut}
@@ -400,7 +400,7 @@ def assert_every_mishap_happened(endpoint: Endpoint) -> None:
     assert [host.engine.worker(worker_id).state for worker_id in SPEEDS] == ["stopped", "ready", "ready"]
 
 
-def assert_everything_is_reported(endpoint: Endpoint) -> None:
+def assert_everything_is_reported(endpoint: Cluster) -> None:
     """Check that the living workers have reported everything, and that no request is open."""
     for worker in endpoint.living:
         last = endpoint.host.engine.worker(worker.id).last
@@ -419,7 +419,7 @@ def assert_every_request_has_its_answer(clients: Clients) -> None:
             assert request.error.startswith(refusals[request.status]), request
 
 
-def assert_totals_are_the_same(endpoint: Endpoint) -> None:
+def assert_totals_are_the_same(endpoint: Cluster) -> None:
     """Compare the sums at the engines, at the workers and at the clients.
 
     For the worker that died, only what the engine had acknowledged can be compared: its last requests were
@@ -438,7 +438,7 @@ def assert_totals_are_the_same(endpoint: Endpoint) -> None:
         )
 
 
-def assert_shares_are_the_throughputs(endpoint: Endpoint, span_s: tuple[float, float], ids: set[int]) -> None:
+def assert_shares_are_the_throughputs(endpoint: Cluster, span_s: tuple[float, float], ids: set[int]) -> None:
     """Check that the requests of this time were shared among these workers in proportion to their speed."""
     ids_by_url = {worker.url: worker.id for worker in endpoint.instances.values()}
     came = [r for r in endpoint.clients.requests if span_s[0] <= r.came_s < span_s[1]]

@@ -20,12 +20,12 @@ from cryptography import x509
 from lib.local.authority import DEFAULT_LIFETIME_S
 from lib.local.processes import free_port
 from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
+from tests.fakes.process import RunningProcess
 from tests.guard import GUARD_S
-from tests.launching import (
+from tests.start_script import (
     CRASHING_WORKER,
     FAKE_WORKER,
     Instance,
-    Launched,
     Repository,
     make_wheel,
     with_instance,
@@ -38,9 +38,9 @@ NOBODY = 65534
 DAY_S = 86400.0
 
 
-async def wait_until_ready(instance: Instance, launched: Launched) -> None:
+async def wait_until_ready(instance: Instance, script: RunningProcess) -> None:
     """Return once the worker serves and has reported that it is ready."""
-    await launched.until("listening on port")
+    await script.until("listening on port")
     await instance.system.ready()
 
 
@@ -161,8 +161,8 @@ async def test_exactly_the_variables_its_readme_calls_required_are_required(tmp_
         row = "| `{}` | {} | for models behind a licence |\n"
         readme = folder / "README.md"
         readme.write_text("HF_TOKEN is required here.\n\n" + row.format("HF_TOKEN", ""))
-        async with instance.started() as launched:
-            await launched.until("listening on port")
+        async with instance.started() as script:
+            await script.until("listening on port")
         readme.write_text(row.format("HF_TOKEN", "required") + row.format("PUBLIC_IPADDR", "required"))
         status, output = await instance.run()
         assert status == EXIT_SETTINGS
@@ -177,8 +177,8 @@ async def test_comfyui_requires_a_default_workflow(tmp_path: Path) -> None:
         assert "COMFY_MODEL: missing" in last_error(instance)
         (folder / "misc").mkdir()
         (folder / "misc" / "benchmark.json").write_text("{}")
-        async with instance.started() as launched:
-            await launched.until("listening on port")
+        async with instance.started() as script:
+            await script.until("listening on port")
 
 
 @pytest.mark.parametrize("command", ["python3", "openssl", "curl"])
@@ -260,17 +260,17 @@ async def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains_the_worker(tmp_path: Path, number: signal.Signals) -> None:
-    async with with_instance(tmp_path) as instance, instance.started() as launched:
-        await wait_until_ready(instance, launched)
+    async with with_instance(tmp_path) as instance, instance.started() as script:
+        await wait_until_ready(instance, script)
         async with anyio.create_task_group() as calls:
             calls.start_soon(call_held, instance)
             await instance.system.model.until(lambda: instance.system.model.working == 1)
-            launched.process.send_signal(number)
-            await launched.until("draining")
+            script.process.send_signal(number)
+            await script.until("draining")
             instance.system.model.release()
-        assert await launched.end() == 0
+        assert (await script.end()).status == 0
         assert instance.system.totals.cur_perf == 5.0
-        assert "the worker ended with exit status 0" in launched.output
+        assert "the worker ended with exit status 0" in script.output
 
 
 async def call_held(instance: Instance) -> None:
@@ -278,15 +278,15 @@ async def call_held(instance: Instance) -> None:
 
 
 async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    async with with_instance(tmp_path, DRAIN_TIMEOUT_S="600") as instance, instance.started() as launched:
-        await wait_until_ready(instance, launched)
+    async with with_instance(tmp_path, DRAIN_TIMEOUT_S="600") as instance, instance.started() as script:
+        await wait_until_ready(instance, script)
         async with anyio.create_task_group() as calls:
             calls.start_soon(call_cut, instance)
             await instance.system.model.until(lambda: instance.system.model.working == 1)
-            launched.process.terminate()
-            await launched.until("draining")
-            launched.process.terminate()
-        assert await launched.end() == EXIT_FAILED
+            script.process.terminate()
+            await script.until("draining")
+            script.process.terminate()
+        assert (await script.end()).status == EXIT_FAILED
         assert last_error(instance) == ""
 
 
@@ -309,19 +309,19 @@ async def test_a_second_start_waits_for_the_installation_of_the_first(tmp_path: 
             await first.until("uv hangs")
             async with instance.started() as second:
                 await second.until("waiting for another start_server.sh")
-                for launched in (second, first):
-                    launched.process.terminate()
-                    assert await launched.end() == 128 + signal.SIGTERM
+                for script in (second, first):
+                    script.process.terminate()
+                    assert (await script.end()).status == 128 + signal.SIGTERM
 
 
 async def test_a_signal_ends_an_installation(tmp_path: Path) -> None:
     async with with_instance(tmp_path, TEST_UV_HANGS="1") as instance:
         instance.use_uv()
-        async with instance.started() as launched:
-            await launched.until("uv hangs")
-            launched.process.terminate()
-            assert await launched.end() == 128 + signal.SIGTERM
-            assert "stopped by SIGTERM" in launched.output
+        async with instance.started() as script:
+            await script.until("uv hangs")
+            script.process.terminate()
+            assert (await script.end()).status == 128 + signal.SIGTERM
+            assert "stopped by SIGTERM" in script.output
 
 
 TALKING_WORKER = """
@@ -381,11 +381,11 @@ async def test_tls_from_the_request_to_the_renewal(tmp_path: Path) -> None:
         engine.authority.lifetime_s = DAY_S
         instance.alter("CERTIFICATE_CHECK_S=3600", "CERTIFICATE_CHECK_S=1")
         set_time_ahead = instance.use_own_date()
-        async with instance.started() as launched:
+        async with instance.started() as script:
             first = await engine.wait_for(lambda: engine.certificates, GUARD_S)
             assert [c.instance_id for c in first] == [CONTAINER_ID]
             engine.authority.lifetime_s = DEFAULT_LIFETIME_S
-            await wait_until_ready(instance, launched)
+            await wait_until_ready(instance, script)
             assert instance.system.last_report.url == instance.system.url
             assert mode(tmp_path / "instance.key") == 0o600
 

@@ -132,7 +132,7 @@ async def test_an_empty_upload_is_passed_on(tmp_path: Path) -> None:
         await system.engine.wait_for(lambda: system.engine.finished)
 
 
-async def test_a_guarded_route_gets_the_upload_as_a_file(tmp_path: Path) -> None:
+async def test_a_bare_route_gets_the_upload_as_a_file(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, make=varied_routes.build) as system:
         headers = {**system.header(9.0), "Content-Type": FORM}
         async with system.http.post(system.url + "/own", data=b"x" * 5000, headers=headers) as answer:

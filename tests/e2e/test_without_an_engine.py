@@ -25,7 +25,7 @@ from tests.system import ROOT, PortLease, WorkerProcess
 INSTANCE = ("CONTAINER_ID", "PUBLIC_IPADDR", "REPORT_ADDR", "MASTER_TOKEN", "WORKER_PORT", "WORKER_HTTP_PORT")
 
 
-class Worker:
+class StandaloneWorker:
     """A worker process without an engine; `url` is its public port, `loopback_url` the port of /status."""
 
     def __init__(self, model: MaliciousModel, http: aiohttp.ClientSession, ports: tuple[int, int]) -> None:
@@ -66,13 +66,13 @@ class Worker:
 @asynccontextmanager
 async def worker_process(
     tmp_path: Path, setup: Setup | None = None, env: dict[str, str] | None = None
-) -> AsyncGenerator[Worker, None]:
+) -> AsyncGenerator[StandaloneWorker, None]:
     leases = (PortLease(), PortLease())
     log = tmp_path / "worker.log"
     timeout = aiohttp.ClientTimeout(total=GUARD_S)
     try:
         async with malicious_model() as model, aiohttp.ClientSession(timeout=timeout) as http:
-            worker = Worker(model, http, (leases[0].port, leases[1].port))
+            worker = StandaloneWorker(model, http, (leases[0].port, leases[1].port))
             kept = {k: v for k, v in os.environ.items() if not k.startswith("VAST_") and k not in INSTANCE}
             environ = {
                 **kept,

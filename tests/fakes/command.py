@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 import psutil
 
+from tests.fakes.process import EndedProcess, RunningProcess
 from tests.guard import GUARD_S
 
 ROOT = Path(__file__).parents[2]
@@ -20,46 +20,29 @@ ROOT = Path(__file__).parents[2]
 _INSTANCE = ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_", "WORKER_", "REPORT_ADDR", "MODEL_", "BACKEND")
 
 
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    status: int
-    output: str
-    errors: str
-
-
-class Command:
-    """A running command; `output` is what was read so far."""
+class RunningCommand(RunningProcess):
+    """A running command; `children` are its processes when it had last printed what a test waited for."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.output = ""
-        self._children: list[psutil.Process] = []
+        super().__init__(process)
+        self.children: list[psutil.Process] = []
 
     async def until(self, text: str) -> None:
         """Return once it has printed `text`."""
-        assert self.process.stdout is not None
-        with anyio.fail_after(GUARD_S):
-            while text not in self.output:
-                part = await self.process.stdout.read(65536)
-                assert part, f"it ended without {text!r}:\n{self.output}"
-                self.output += part.decode()
-        self._children = psutil.Process(self.process.pid).children(recursive=True)
+        await super().until(text)
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
 
-    async def end(self) -> Done:
+    async def end(self) -> EndedProcess:
         """Wait for its end; return its result. Fails if one of its children still runs."""
-        with anyio.fail_after(GUARD_S):
-            output, errors = await self.process.communicate()
-        assert not [child for child in self._children if child.is_running()]
-        assert self.process.returncode is not None
-        return Done(self.process.returncode, self.output + output.decode(), (errors or b"").decode())
+        done = await super().end()
+        assert not [child for child in self.children if child.is_running()]
+        return done
 
 
 @asynccontextmanager
 async def command(
     *words: str, cwd: Path, env: Mapping[str, str] | None = None, errors_in_output: bool = False
-) -> AsyncGenerator[Command, None]:
+) -> AsyncGenerator[RunningCommand, None]:
     """Run `pyworker words` (or `python …`, `curl …`) in `cwd`, with `env` added to the environment.
 
     With `errors_in_output`, standard error is read as part of the output.
@@ -76,7 +59,7 @@ async def command(
         stderr=asyncio.subprocess.STDOUT if errors_in_output else asyncio.subprocess.PIPE,
     )
     try:
-        yield Command(process)
+        yield RunningCommand(process)
     finally:
         if process.returncode is None:
             process.terminate()
@@ -87,7 +70,7 @@ async def command(
             await process.wait()
 
 
-async def done(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Done:
+async def done(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> EndedProcess:
     """Run `pyworker words` (or `python …`, `curl …`) to its end."""
     async with command(*words, cwd=cwd, env=env) as running:
         return await running.end()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,6 +165,18 @@ def build(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRoute
     raising = RaisingHandler(path="/echo", **setup.handler)
     routes.append(web.post("/raising", backend.create_handler(raising)))
     return backend, routes
+
+
+def altered_worker(
+    change: Callable[[Backend], list[web.AbstractRouteDef] | None],
+) -> Callable[[str, Setup], tuple[Backend, list[web.AbstractRouteDef]]]:
+    """Return a `build` that applies `change` to the backend, and adds the routes that `change` returns."""
+
+    def make(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+        backend, routes = build(model_url, setup)
+        return backend, [*routes, *(change(backend) or [])]
+
+    return make
 
 
 def declare(model_url: str, setup: Setup) -> Worker:

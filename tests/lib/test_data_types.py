@@ -7,25 +7,13 @@ from typing import Any
 
 import pytest
 
-from lib.data_types import EndpointHandler
-
-
-class Handler(EndpointHandler[dict[str, Any]]):
-    """A handler that overrides nothing."""
-
-    @property
-    def endpoint(self) -> str:
-        return "/generate"
-
-    @classmethod
-    def payload_cls(cls) -> type[dict[str, Any]]:
-        return dict
+from tests.fakes.plain_handler import PlainHandler
 
 
 def test_a_handler_with_default_fields_has_no_problems() -> None:
-    assert Handler().problems() == []
+    assert PlainHandler().problems() == []
     assert (
-        Handler(max_queue_time=0, keepalive_s=0.5, max_concurrency=1, benchmark_concurrency=1).problems()
+        PlainHandler(max_queue_time=0, keepalive_s=0.5, max_concurrency=1, benchmark_concurrency=1).problems()
         == []
     )
 
@@ -41,15 +29,15 @@ def test_a_handler_with_default_fields_has_no_problems() -> None:
     ],
 )
 def test_each_wrong_field_is_a_problem(fields: dict[str, Any], problem: str) -> None:
-    assert Handler(**fields).problems() == [problem]
+    assert PlainHandler(**fields).problems() == [problem]
 
 
 def test_all_wrong_fields_are_reported() -> None:
-    assert len(Handler(max_concurrency=0, keepalive_s=math.nan).problems()) == 2
+    assert len(PlainHandler(max_concurrency=0, keepalive_s=math.nan).problems()) == 2
 
 
 async def test_the_default_lifetime_is_empty_and_can_be_entered_again() -> None:
-    handler = Handler()
+    handler = PlainHandler()
     for _ in range(2):
         async with handler.running():
             pass

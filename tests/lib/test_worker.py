@@ -45,7 +45,7 @@ class Untested(ApiPayload):
         return self.words
 
 
-class Handler(EndpointHandler[Words]):
+class OwnHandler(EndpointHandler[Words]):
     """A handler class with an `__init__` of its own, without `@dataclass`, and with a health check."""
 
     max_queue_time = 7.0
@@ -71,13 +71,13 @@ class Unfinished(EndpointHandler[Words]):
     """A handler class without its abstract methods."""
 
 
-class Busy(Handler):
+class Busy(OwnHandler):
     """A handler class with a wrong field."""
 
     max_concurrency = 0
 
 
-class Failing(Handler):
+class FailingHandler(OwnHandler):
     """A handler class that can't be constructed."""
 
     def __init__(self) -> None:
@@ -254,11 +254,11 @@ def test_the_model_servers_url_with_its_port(url: str, port: int | str | None, e
 
 def test_the_health_check_is_the_workers_or_the_first_of_a_handler() -> None:
     plain, checked = HandlerConfig("/a"), HandlerConfig("/b", "/of-b")
-    classed = HandlerConfig("/c", handler_class=Handler)
+    classed = HandlerConfig("/c", handler_class=OwnHandler)
     for handlers, expected in (
         ((plain, checked, classed), "/of-b"),
         ((plain, classed), "/alive"),
-        ((HandlerConfig("/c", "/mine", handler_class=Handler),), "/mine"),
+        ((HandlerConfig("/c", "/mine", handler_class=OwnHandler),), "/mine"),
     ):
         assert a_worker(*handlers, model_healthcheck_url=None).backend.healthcheck_url == expected
     assert a_worker(plain, checked).backend.healthcheck_url == "/health"
@@ -269,23 +269,23 @@ def test_a_lifecycle_is_a_context_manager_or_a_function_that_returns_one(lifecyc
     assert a_worker(model_healthcheck_url=None, lifecycle=lifecycle).backend.lifecycle is lifecycle
 
 
-# Handler classes
+# OwnHandler classes
 
 
 def test_only_given_fields_override_the_class() -> None:
-    handler = HandlerConfig("/a", handler_class=Handler).build(None)
-    assert isinstance(handler, Handler)
+    handler = HandlerConfig("/a", handler_class=OwnHandler).build(None)
+    assert isinstance(handler, OwnHandler)
     assert (handler.endpoint, handler.max_queue_time, handler.max_concurrency) == ("/own", 7.0, 3)
     assert (handler.allow_parallel_requests, handler.on_disconnect) == (None, "cancel")
     given = HandlerConfig(
-        "/a", allow_parallel_requests=True, max_queue_time=None, handler_class=Handler, keepalive_s=2.0
+        "/a", allow_parallel_requests=True, max_queue_time=None, handler_class=OwnHandler, keepalive_s=2.0
     ).build(None)
     assert (given.allow_parallel_requests, given.max_queue_time) == (True, None)
     assert (given.keepalive_s, given.max_concurrency) == (2.0, 3)
 
 
 def test_only_given_benchmark_fields_override_the_class() -> None:
-    config = HandlerConfig("/a", benchmark_config=BenchmarkConfig(), handler_class=Handler)
+    config = HandlerConfig("/a", benchmark_config=BenchmarkConfig(), handler_class=OwnHandler)
     handler = config.build(config.benchmark_config)
     assert (handler.benchmark_runs, handler.benchmark_concurrency, handler.benchmark_warmup) == (
         5,
@@ -424,7 +424,7 @@ def by_position(a: int, /) -> int:
             "handler '/a': handler_class must be a subclass of EndpointHandler or",
         ),
         (
-            function(handler_class=Handler, request_parser=dict),
+            function(handler_class=OwnHandler, request_parser=dict),
             "handler '/a': handler_class is given as well as request_parser, remote_function: put that into",
         ),
         (
@@ -557,8 +557,8 @@ def by_position(a: int, /) -> int:
         ),
         (function(handler_class=Busy, remote_function=None), "handler '/a': max_concurrency is 0, less than"),
         (
-            function(remote_function=None, handler_class=Failing, max_concurrency=2),
-            "handler '/a': handler_class Failing can't be used: LookupError('no model')",
+            function(remote_function=None, handler_class=FailingHandler, max_concurrency=2),
+            "handler '/a': handler_class FailingHandler can't be used: LookupError('no model')",
         ),
     ],
 )
@@ -645,8 +645,8 @@ def test_the_constructor_runs_no_code_of_the_author() -> None:
             ["model_server_port 70000 is not"],
         ),
         (
-            served(HandlerConfig("/a", handler_class=Failing), model_healthcheck_url=None),
-            ["handler '/a': handler_class Failing can't be used"],
+            served(HandlerConfig("/a", handler_class=FailingHandler), model_healthcheck_url=None),
+            ["handler '/a': handler_class FailingHandler can't be used"],
         ),
         (
             served(AnyHandlerConfig("/a", remote_function=type, on_disconnect="stop")),

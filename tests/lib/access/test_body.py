@@ -9,11 +9,8 @@ import zlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,32 +24,12 @@ from lib.errors import (
     Unavailable,
     WorkerError,
 )
+from tests.fakes.incoming_request import IncomingRequest
 
 STALL_S = 30.0
 
 # Without a time stamp: the bytes are in the names of tests, which must be the same in every process.
 COMPRESSED = gzip.compress(b"abc", mtime=0)
-
-
-class IncomingRequest:
-    """A request whose body arrives in the parts that the test gives."""
-
-    def __init__(self, coding: str | None = None, length: int | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        protocol = BaseProtocol(loop)
-        protocol.connection_made(asyncio.Transport())
-        self.content = aiohttp.StreamReader(protocol, 2**16, loop=loop)
-        headers = {"Content-Encoding": coding} if coding is not None else {}
-        if length is not None:
-            headers["Content-Length"] = str(length)
-        self.request: web.Request = make_mocked_request("POST", "/", headers, payload=self.content)
-
-    def arrive(self, *parts: bytes, whole: bool = True) -> web.Request:
-        for part in parts:
-            self.content.feed_data(part)
-        if whole:
-            self.content.feed_eof()
-        return self.request
 
 
 @asynccontextmanager

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from aiohttp import StreamReader, web
-from aiohttp.base_protocol import BaseProtocol
+from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from lib.access.authenticator import Admission
@@ -18,6 +16,7 @@ from lib.access.open import OpenAccess
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import Invalid
 from lib.request.sessions import Sessions, SessionTerms
+from tests.fakes.incoming_request import IncomingRequest
 from tests.manual_clock import ManualClock
 
 AUTH = {"signature": "s", "cost": 2.5, "endpoint": "e", "reqnum": 3, "url": "http://w:1", "request_idx": 4}
@@ -29,18 +28,13 @@ def access() -> OpenAccess:
     return OpenAccess(BodyReader(1024, 1.0), Sessions(None, ManualClock()))
 
 
-async def request(body: bytes, content_type: str = "application/json") -> web.Request:
+def request(body: bytes, content_type: str = "application/json") -> web.Request:
     """A request whose whole body has arrived."""
-    loop = asyncio.get_running_loop()
-    reader = StreamReader(BaseProtocol(loop), 2**16, loop=loop)
-    reader.feed_data(body)
-    reader.feed_eof()
-    headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
-    return make_mocked_request("POST", "/", headers=headers, payload=reader)
+    return IncomingRequest(length=len(body), content_type=content_type).arrive(body)
 
 
 async def admit(content: object, content_type: str = "application/json") -> Admission:
-    return await access().admit(await request(json.dumps(content).encode(), content_type))
+    return await access().admit(request(json.dumps(content).encode(), content_type))
 
 
 @pytest.mark.parametrize(
@@ -101,13 +95,13 @@ async def test_a_request_idx_is_ignored_as_no_report_needs_it() -> None:
 )
 async def test_a_wrong_body_is_invalid(body: bytes, field: str) -> None:
     with pytest.raises(Invalid) as refused:
-        await access().admit(await request(body))
+        await access().admit(request(body))
     assert list(refused.value.fields) == [field]
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "audio/wav", "multipart/form-data"])
 async def test_a_body_of_another_type_is_not_read(content_type: str) -> None:
-    upload = await request(b"{", content_type)
+    upload = request(b"{", content_type)
     admission = await access().admit(upload)
     assert admission == Admission(UNSIGNED, dict(UNSIGNED_AUTH_DATA), None)
     assert await upload.read() == b"{"
@@ -126,10 +120,10 @@ async def test_a_session_is_found_by_its_id_alone() -> None:
     authenticator = access()
     session = authenticator.sessions.create(dict(UNSIGNED_AUTH_DATA), SessionTerms())
     envelope = {"session_id": session.id, "auth_data": AUTH, "payload": PAYLOAD}
-    admission = await authenticator.admit(await request(json.dumps(envelope).encode()))
+    admission = await authenticator.admit(request(json.dumps(envelope).encode()))
     assert admission.session is session
     for body, found in (({"session_id": session.id}, session), ({"session_id": "other"}, None)):
-        assert await authenticator.session_in(await request(json.dumps(body).encode())) is found
+        assert await authenticator.session_in(request(json.dumps(body).encode())) is found
 
 
 @pytest.mark.parametrize(
@@ -137,7 +131,7 @@ async def test_a_session_is_found_by_its_id_alone() -> None:
 )
 async def test_a_session_route_needs_an_id(body: dict[str, Any], problem: str) -> None:
     with pytest.raises(Invalid) as refused:
-        await access().session_in(await request(json.dumps(body).encode()))
+        await access().session_in(request(json.dumps(body).encode()))
     assert refused.value.fields == {"session_id": problem}
 
 

@@ -43,7 +43,7 @@ def gives_a_list(payload: dict[str, Any]) -> Any:
 
 
 @dataclass
-class Words(ApiPayload):
+class WordsPayload(ApiPayload):
     words: int
 
     def generate_payload_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Words(ApiPayload):
 
 
 @dataclass
-class Form(Words):
+class Form(WordsPayload):
     def generate_payload_multipart(self) -> dict[str, Any] | None:
         return {"n": self.words}
 
@@ -116,11 +116,11 @@ def test_a_parsers_result_is_sent_and_counted() -> None:
 
 
 def test_a_payload_class_reads_the_parsers_result() -> None:
-    of = handler(request_parser=words_in_w, payload_class=Words)
+    of = handler(request_parser=words_in_w, payload_class=WordsPayload)
     payload = read(of, {"w": 4})
     assert (payload.generate_payload_json(), workload(payload)) == ({"n": 4}, 4)
     assert refusal(of, {"w": "x"}) == {"payload": {"words": "must be an integer"}}
-    counted = read(handler(payload_class=Words, workload_calculator=twice), {"words": 4})
+    counted = read(handler(payload_class=WordsPayload, workload_calculator=twice), {"words": 4})
     assert workload(counted) == 8
 
 
@@ -167,7 +167,7 @@ def test_a_functions_keywords_come_from_the_payload_class() -> None:
     def function(n: int) -> int:
         return n
 
-    of = handler(remote_function=function, payload_class=Words)
+    of = handler(remote_function=function, payload_class=WordsPayload)
     assert read(of, {"words": 1}).generate_payload_json() == {"n": 1}
     assert refusal(handler(remote_function=function), {"m": 1}) == {
         "payload": {"n": "missing parameter", "m": "unknown parameter"}

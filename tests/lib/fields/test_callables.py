@@ -27,7 +27,7 @@ async def async_items(word: str, times: int = 1) -> AsyncIterator[str]:
     yield word
 
 
-class Model:
+class CallableModel:
     def __call__(self, word: str) -> str:
         return word
 
@@ -45,8 +45,8 @@ class AsyncModel:
         (partial(asynchronous, "a"), True, True),
         (items, False, False),
         (async_items, False, True),
-        (Model, False, False),
-        (Model(), False, False),
+        (CallableModel, False, False),
+        (CallableModel(), False, False),
         (AsyncModel, False, False),
         (AsyncModel(), True, True),
     ],

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 import pytest
 
-from lib.data_types import EndpointHandler
 from lib.life.author_context import AuthorContext, context_of_handlers
+from tests.fakes.plain_handler import PlainHandler
 
 
 class Recorder:
@@ -208,17 +207,6 @@ async def test_a_context_may_be_given_without_a_function() -> None:
 
 
 # The contexts of handlers
-
-
-@dataclass
-class PlainHandler(EndpointHandler[Any]):
-    @property
-    def endpoint(self) -> str:
-        return "/"
-
-    @classmethod
-    def payload_cls(cls) -> type[Any]:
-        return dict
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,14 @@ from lib.model.readiness import State
 from lib.request.sessions import SessionTerms
 from lib.request.verdict import Phase
 from lib.runtime.settings import Settings
+from tests.fakes.plain_handler import PlainHandler
 from tests.manual_clock import ManualClock
 
 VAST = Settings(container_id=1, public_url="http://127.0.0.1:3000")
 NONE = replace(VAST, engine="none")
 
 
-@dataclass
-class Handler(EndpointHandler[Any]):
-    @property
-    def endpoint(self) -> str:
-        return "/x"
-
-    @classmethod
-    def payload_cls(cls) -> type[Any]:
-        return dict
-
-
-class Running(Handler):
+class ResourceHandler(PlainHandler):
     """Needs something as long as the worker serves."""
 
     @asynccontextmanager
@@ -51,7 +41,7 @@ class Running(Handler):
 
 def backend_of(handler: EndpointHandler[Any] | None = None, **options: Any) -> Backend:
     backend = Backend(None, clock=ManualClock(), **options)
-    backend.create_handler(handler or Handler())
+    backend.create_handler(handler or PlainHandler())
     return backend
 
 
@@ -84,14 +74,14 @@ async def test_an_author_s_word_on_unsecured_wins(tmp_path: Path) -> None:
 
 
 async def test_each_thing_to_watch_has_a_task(tmp_path: Path) -> None:
-    backend = backend_of(Running(), benchmark_handler=Running(), lifecycle=AsyncExitStack())
+    backend = backend_of(ResourceHandler(), benchmark_handler=ResourceHandler(), lifecycle=AsyncExitStack())
     async with opened(tmp_path, backend) as running:
         assert list(running.tasks()) == ["benchmark", "handlers", "lifecycle"]
         assert running.readiness.missing == ("handlers", "lifecycle", "benchmark")
 
 
 async def test_arguments_that_cannot_work_are_named_together(tmp_path: Path) -> None:
-    backend = backend_of(Handler(max_concurrency=0), max_perf=-1.0)
+    backend = backend_of(PlainHandler(max_concurrency=0), max_perf=-1.0)
     with pytest.raises(SettingsError) as refused:
         async with opened(tmp_path, backend):
             pass
@@ -105,7 +95,7 @@ async def test_a_drain_refuses_those_that_wait_and_ends_sessions(tmp_path: Path)
     async with opened(tmp_path, backend) as running:
         session = running.sessions.create({"cost": 1}, SessionTerms())
         running.sessions.on_end = lambda ended, how: None
-        lane = running.lanes.add(Handler())
+        lane = running.lanes.add(PlainHandler())
 
         async def wait() -> None:
             async with lane.slot():
@@ -172,7 +162,7 @@ async def test_fields_of_older_handlers_with_new_names_are_left_alone(tmp_path: 
         assert running.tasks() == {}
 
 
-class OlderHandler(Handler):
+class OlderHandler(PlainHandler):
     """Written before `running` and `problems` were methods of its base class."""
 
     running: Any = 0

@@ -23,7 +23,7 @@ from tests.manual_clock import ManualClock
 from tests.system import engine_key
 
 
-class Scenario:
+class AutoscaleScenario:
     """An engine and an autoscaler of at most 3 workers; `lines` are the lines it printed."""
 
     def __init__(self, failing: Path | None = None) -> None:
@@ -64,9 +64,9 @@ class Scenario:
 
 
 @asynccontextmanager
-async def running_scenario(failing: Path | None = None) -> AsyncGenerator[Scenario, None]:
+async def running_scenario(failing: Path | None = None) -> AsyncGenerator[AutoscaleScenario, None]:
     """A scenario whose autoscaler runs; with `failing`, a folder for logs, its workers fail at once."""
-    scenario = Scenario(failing)
+    scenario = AutoscaleScenario(failing)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(scenario.scaler.run)
         await scenario.clock.wait_for_timers()
@@ -189,7 +189,7 @@ async def test_the_plan_over_http_has_its_state() -> None:
 
 @pytest.mark.parametrize("most", [1, 2])
 async def test_never_more_workers_than_the_maximum(most: int) -> None:
-    scenario = Scenario()
+    scenario = AutoscaleScenario()
     scenario.scaler = Autoscaler(scenario.engine, "local", most, scenario.launch, scenario.lines.append)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(scenario.scaler.run)

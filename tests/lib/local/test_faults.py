@@ -32,7 +32,7 @@ KINDS: dict[FaultKind, tuple[str, dict[str, Any] | None]] = {
 DISCONNECTED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
-class ServedEngine:
+class FaultyEngine:
     """An engine on a socket, and its manual clock."""
 
     def __init__(self, engine: LocalEngine, clock: ManualClock, url: str) -> None:
@@ -79,17 +79,17 @@ def key() -> RSA.RsaKey:
 
 
 @pytest.fixture
-async def served(key: RSA.RsaKey) -> AsyncGenerator[ServedEngine, None]:
+async def served(key: RSA.RsaKey) -> AsyncGenerator[FaultyEngine, None]:
     clock = ManualClock()
     engine = LocalEngine(clock=clock, key=key)
     async with serve_engine(engine) as url:
-        yield ServedEngine(engine, clock, url)
+        yield FaultyEngine(engine, clock, url)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize(("fault", "status"), [(Fault(refuse=True), 503), (Fault(status=418), 418)])
 async def test_refused_until_cleared(
-    served: ServedEngine, kind: FaultKind, fault: Fault, status: int
+    served: FaultyEngine, kind: FaultKind, fault: Fault, status: int
 ) -> None:
     setattr(served.engine.faults, kind, fault)
     assert [await served.ask(kind) for _ in range(2)] == [status, status]
@@ -100,14 +100,14 @@ async def test_refused_until_cleared(
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_times_counts_down_and_clears(served: ServedEngine, kind: FaultKind) -> None:
+async def test_times_counts_down_and_clears(served: FaultyEngine, kind: FaultKind) -> None:
     setattr(served.engine.faults, kind, Fault(status=500, times=2))
     assert [await served.ask(kind) for _ in range(3)] == [500, 500, 200]
     assert served.engine.faults == Faults()
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_drop_is_not_processed(served: ServedEngine, kind: FaultKind) -> None:
+async def test_drop_is_not_processed(served: FaultyEngine, kind: FaultKind) -> None:
     setattr(served.engine.faults, kind, Fault(drop=True))
     with pytest.raises(DISCONNECTED):
         await served.ask(kind)
@@ -117,7 +117,7 @@ async def test_drop_is_not_processed(served: ServedEngine, kind: FaultKind) -> N
 
 
 @pytest.mark.parametrize("kind", ["reports", "completions", "route"])
-async def test_lose_is_processed_but_not_answered(served: ServedEngine, kind: FaultKind) -> None:
+async def test_lose_is_processed_but_not_answered(served: FaultyEngine, kind: FaultKind) -> None:
     setattr(served.engine.faults, kind, Fault(lose=True, times=1))
     with pytest.raises(DISCONNECTED):
         await served.ask(kind)
@@ -126,7 +126,7 @@ async def test_lose_is_processed_but_not_answered(served: ServedEngine, kind: Fa
     assert served.processed(kind) == 2
 
 
-async def test_a_lost_refusal_is_not_answered_either(served: ServedEngine) -> None:
+async def test_a_lost_refusal_is_not_answered_either(served: FaultyEngine) -> None:
     served.engine.faults.reports = Fault(lose=True, times=1)
     async with aiohttp.ClientSession() as http:
         with pytest.raises(DISCONNECTED):
@@ -134,7 +134,7 @@ async def test_a_lost_refusal_is_not_answered_either(served: ServedEngine) -> No
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_a_delay_follows_the_clock(served: ServedEngine, kind: FaultKind) -> None:
+async def test_a_delay_follows_the_clock(served: FaultyEngine, kind: FaultKind) -> None:
     setattr(served.engine.faults, kind, Fault(delay_s=5.0, times=1))
     asking = asyncio.ensure_future(served.ask(kind))
     await served.clock.wait_for_timers()
@@ -146,7 +146,7 @@ async def test_a_delay_follows_the_clock(served: ServedEngine, kind: FaultKind) 
     assert await asking == 200
 
 
-async def test_a_delay_combines_with_another_fault(served: ServedEngine) -> None:
+async def test_a_delay_combines_with_another_fault(served: FaultyEngine) -> None:
     served.engine.faults.reports = Fault(delay_s=5.0, status=502)
     asking = asyncio.ensure_future(served.ask("reports"))
     await served.clock.wait_for_timers()
@@ -159,27 +159,27 @@ async def test_an_engine_that_stops_does_not_wait_for_delays(key: RSA.RsaKey) ->
     engine = LocalEngine(clock=clock, key=key)
     engine.faults.reports = Fault(delay_s=3600.0)
     async with serve_engine(engine) as url:
-        asking = asyncio.ensure_future(ServedEngine(engine, clock, url).ask("reports"))
+        asking = asyncio.ensure_future(FaultyEngine(engine, clock, url).ask("reports"))
         await clock.wait_for_timers()
     with pytest.raises(DISCONNECTED):
         await asking
     assert engine.worker(7).totals.reports == 0
 
 
-async def test_faults_apply_under_an_endpoints_path_too(served: ServedEngine) -> None:
+async def test_faults_apply_under_an_endpoints_path_too(served: FaultyEngine) -> None:
     served.engine.faults.reports = Fault(refuse=True)
     assert await served.ask("reports", "/e/chat") == 503
     assert await served.ask("pubkey", "/e/chat") == 200
 
 
-async def test_a_fault_may_be_changed_in_place(served: ServedEngine) -> None:
+async def test_a_fault_may_be_changed_in_place(served: FaultyEngine) -> None:
     served.engine.faults.reports.refuse = True
     assert await served.ask("reports") == 503
     served.engine.faults.reports.refuse = False
     assert await served.ask("reports") == 200
 
 
-async def test_concurrent_requests_share_the_count(served: ServedEngine) -> None:
+async def test_concurrent_requests_share_the_count(served: FaultyEngine) -> None:
     served.engine.faults.reports = Fault(refuse=True, times=2)
     statuses = await asyncio.gather(*(served.ask("reports") for _ in range(5)))
     assert sorted(statuses) == [200, 200, 200, 503, 503]
@@ -188,7 +188,7 @@ async def test_concurrent_requests_share_the_count(served: ServedEngine) -> None
 # Over HTTP
 
 
-async def test_faults_are_set_and_shown_over_http(served: ServedEngine) -> None:
+async def test_faults_are_set_and_shown_over_http(served: FaultyEngine) -> None:
     status, shown = await served.faults({"reports": {"lose": True, "times": 2}, "route": {"status": 500}})
     assert status == 200
     inactive = {
@@ -230,7 +230,7 @@ async def test_faults_are_set_and_shown_over_http(served: ServedEngine) -> None:
     ],
 )
 async def test_a_bad_fault_is_refused_and_changes_nothing(
-    served: ServedEngine, message: dict[str, object], message_part: str
+    served: FaultyEngine, message: dict[str, object], message_part: str
 ) -> None:
     status, answer = await served.faults({"pubkey": {"refuse": True}, **message})
     assert status == 400

@@ -106,10 +106,10 @@ async def test_an_endpoint_is_created_changed_and_removed(console: Console) -> N
 
 
 async def test_the_engines_only_key_is_the_endpoints_key(console: Console) -> None:
-    async with running_console(api_key="secret") as guarded:
-        (endpoint,) = (await guarded.ask("GET", ENDPOINTS, key="secret"))["results"]
+    async with running_console(api_key="secret") as console:
+        (endpoint,) = (await console.ask("GET", ENDPOINTS, key="secret"))["results"]
         assert endpoint["api_key"] == "secret"
-        refusal = await guarded.ask("GET", ENDPOINTS, key="other", status=401)
+        refusal = await console.ask("GET", ENDPOINTS, key="other", status=401)
         assert refusal == {"success": False, "error": "auth_error", "msg": "wrong API key"}
 
 

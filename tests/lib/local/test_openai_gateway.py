@@ -44,7 +44,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
-class Received:
+class ForwardedCall:
     """A request as a worker received it."""
 
     method: str
@@ -59,17 +59,17 @@ class Received:
 
 
 @dataclass
-class FakeWorker:
+class GatewayWorker:
     """Records and answers each request; if `answer` is set, that function reads and answers it."""
 
     url: str = ""
-    received: list[Received] = field(default_factory=list[Received])
+    received: list[ForwardedCall] = field(default_factory=list[ForwardedCall])
     answer: Answer | None = None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self.answer is not None:
             return await self.answer(request)
-        seen = Received(request.method, request.raw_path, request.headers.copy(), await request.read())
+        seen = ForwardedCall(request.method, request.raw_path, request.headers.copy(), await request.read())
         self.received.append(seen)
         return web.json_response({"number": len(self.received)})
 
@@ -86,8 +86,8 @@ class FakeWorker:
 
 
 @asynccontextmanager
-async def fake_worker(tls: ssl.SSLContext | None = None) -> AsyncGenerator[FakeWorker, None]:
-    worker, app = FakeWorker(), web.Application(client_max_size=2**26)
+async def fake_worker(tls: ssl.SSLContext | None = None) -> AsyncGenerator[GatewayWorker, None]:
+    worker, app = GatewayWorker(), web.Application(client_max_size=2**26)
     app.router.add_route("*", "/{path:.*}", worker.handle)
     server = TestServer(app, scheme="https" if tls else "http")
     await server.start_server(ssl=tls)
@@ -158,7 +158,7 @@ async def gateway() -> AsyncGenerator[Gateway, None]:
 
 
 @pytest.fixture
-async def worker(gateway: Gateway) -> AsyncGenerator[FakeWorker, None]:
+async def worker(gateway: Gateway) -> AsyncGenerator[GatewayWorker, None]:
     """A ready worker of the gateway's engine."""
     async with fake_worker() as worker:
         gateway.add_worker(7, worker.url)
@@ -185,7 +185,7 @@ def unused_url() -> Generator[str, None, None]:
 
 
 async def test_a_worker_gets_the_unchanged_request_and_a_signature(
-    gateway: Gateway, worker: FakeWorker
+    gateway: Gateway, worker: GatewayWorker
 ) -> None:
     body = b'{ "max_tokens":7,"messages":[] , "n":2}'
     headers = {
@@ -212,7 +212,7 @@ async def test_a_worker_gets_the_unchanged_request_and_a_signature(
     assert gateway.all_closed
 
 
-async def test_repeated_headers_are_kept_and_none_are_added(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_repeated_headers_are_kept_and_none_are_added(gateway: Gateway, worker: GatewayWorker) -> None:
     async with connected(gateway.url) as client:
         headers = "Host: gateway\r\nAuthorization: Bearer sk-1\r\nX-Two: 1\r\nX-Two: 2"
         await client.send(f"GET /openai/local/v1/models HTTP/1.1\r\n{headers}\r\n\r\n".encode())
@@ -224,7 +224,7 @@ async def test_repeated_headers_are_kept_and_none_are_added(gateway: Gateway, wo
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"])
-async def test_every_method_is_forwarded(gateway: Gateway, worker: FakeWorker, method: str) -> None:
+async def test_every_method_is_forwarded(gateway: Gateway, worker: GatewayWorker, method: str) -> None:
     async with gateway.http.request(method, f"{gateway.url}/openai/local/v1/files/f-1") as answer:
         assert answer.status == 200
     assert [(got.method, got.path, got.body) for got in worker.received] == [(method, "/v1/files/f-1", b"")]
@@ -241,7 +241,7 @@ async def test_every_method_is_forwarded(gateway: Gateway, worker: FakeWorker, m
     ],
 )
 async def test_path_and_query_are_unchanged_except_for_the_key(
-    gateway: Gateway, worker: FakeWorker, sent: str, forwarded: str
+    gateway: Gateway, worker: GatewayWorker, sent: str, forwarded: str
 ) -> None:
     async with connected(gateway.url) as client:
         await client.post(f"/openai/local/v1/{sent}", b"{}", KEY)
@@ -249,7 +249,7 @@ async def test_path_and_query_are_unchanged_except_for_the_key(
     assert [got.path for got in worker.received] == [f"/v1/{forwarded}"]
 
 
-async def test_another_endpoint_by_name(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_another_endpoint_by_name(gateway: Gateway, worker: GatewayWorker) -> None:
     gateway.engine.take_report("a b/ü", replace(READY, id=7, url=worker.url + "/"))
     assert (await gateway.chat(path="/openai/a%20b%2F%C3%BC/v1/responses"))[0] == 200
     (got,) = worker.received
@@ -278,7 +278,7 @@ def test_the_cost_of_a_request(message: dict[str, object], cost: float) -> None:
     assert cost_of(message) == cost
 
 
-async def test_the_cost_is_read_from_large_json_too(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_the_cost_is_read_from_large_json_too(gateway: Gateway, worker: GatewayWorker) -> None:
     payload = {"messages": ["x" * 2**20] * 3, "max_tokens": 9}
     data = io.BytesIO(json.dumps(payload).encode())
     assert (await gateway.chat(data=data, headers={"Content-Type": "application/json"}))[0] == 200
@@ -286,7 +286,7 @@ async def test_the_cost_is_read_from_large_json_too(gateway: Gateway, worker: Fa
     assert worker.received[0].auth["cost"] == 9.0
 
 
-async def test_a_compressed_body_is_decompressed(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_a_compressed_body_is_decompressed(gateway: Gateway, worker: GatewayWorker) -> None:
     for kind in ("application/json", "audio/wav"):
         headers = {"Content-Encoding": "gzip", "Content-Type": kind}
         packed = gzip.compress(b'{"max_tokens": 3}')
@@ -296,12 +296,12 @@ async def test_a_compressed_body_is_decompressed(gateway: Gateway, worker: FakeW
     assert not any("Content-Encoding" in got.headers for got in worker.received)
 
 
-async def test_expect_100_continue(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_expect_100_continue(gateway: Gateway, worker: GatewayWorker) -> None:
     assert (await gateway.chat(expect100=True))[0] == 200
     assert "Expect" not in worker.received[0].headers
 
 
-async def test_an_empty_json_body_counts_as_no_body(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_an_empty_json_body_counts_as_no_body(gateway: Gateway, worker: GatewayWorker) -> None:
     async def nothing() -> AsyncGenerator[bytes, None]:
         return
         yield b""
@@ -311,7 +311,7 @@ async def test_an_empty_json_body_counts_as_no_body(gateway: Gateway, worker: Fa
     assert [(got.body, got.auth["cost"]) for got in worker.received] == [(b"", 1.0)] * 2
 
 
-async def test_an_upload_is_streamed(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_an_upload_is_streamed(gateway: Gateway, worker: GatewayWorker) -> None:
     parts: asyncio.Queue[bytes] = asyncio.Queue()
     go_on = asyncio.Event()
     lengths: list[str | None] = []
@@ -344,7 +344,7 @@ async def test_an_upload_is_streamed(gateway: Gateway, worker: FakeWorker) -> No
     assert lengths == [None, "11"]
 
 
-async def test_an_upload_that_the_worker_refuses_early(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_an_upload_that_the_worker_refuses_early(gateway: Gateway, worker: GatewayWorker) -> None:
     worker.answer_with(413, '{"error": "too large"}')
 
     async def large_body() -> AsyncGenerator[bytes, None]:
@@ -370,7 +370,7 @@ async def test_without_the_key_nothing_is_forwarded(sent: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/openai/none/v1/models", "/openai/%0A/v1/models", "/openai/e%2Fx/v1/"])
-async def test_an_endpoint_without_workers(gateway: Gateway, worker: FakeWorker, path: str) -> None:
+async def test_an_endpoint_without_workers(gateway: Gateway, worker: GatewayWorker, path: str) -> None:
     error = await gateway.expect_error(404, path=path)
     assert (error["type"], error["code"]) == ("not_found_error", "not_found")
     assert "no worker has joined the endpoint" in error["message"]
@@ -413,7 +413,7 @@ async def test_no_worker_is_ready(gateway: Gateway) -> None:
     "kind", ["application/json", "application/json; charset=utf-8", "application/x+json"]
 )
 async def test_invalid_json(
-    gateway: Gateway, worker: FakeWorker, body: bytes, message_part: str, kind: str
+    gateway: Gateway, worker: GatewayWorker, body: bytes, message_part: str, kind: str
 ) -> None:
     error = await gateway.expect_error(400, data=body, headers={"Content-Type": kind})
     assert message_part in error["message"]
@@ -421,7 +421,7 @@ async def test_invalid_json(
     assert worker.received == []
 
 
-async def test_json_above_the_limit(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_json_above_the_limit(gateway: Gateway, worker: GatewayWorker) -> None:
     async def large_body() -> AsyncGenerator[bytes, None]:
         for _ in range(MAX_JSON_BYTES // 2**20):
             yield b" " * 2**20
@@ -433,7 +433,7 @@ async def test_json_above_the_limit(gateway: Gateway, worker: FakeWorker) -> Non
     assert worker.received == []
 
 
-async def test_an_unknown_content_coding(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_an_unknown_content_coding(gateway: Gateway, worker: GatewayWorker) -> None:
     error = await gateway.expect_error(415, data=b"{}", headers={"Content-Encoding": "snappy"})
     assert "'snappy' is not supported" in error["message"]
     assert worker.received == []
@@ -448,7 +448,7 @@ async def test_an_unknown_content_coding(gateway: Gateway, worker: FakeWorker) -
     ],
 )
 async def test_an_unreadable_body(
-    gateway: Gateway, worker: FakeWorker, headers: dict[str, str], body: bytes, kind: str
+    gateway: Gateway, worker: GatewayWorker, headers: dict[str, str], body: bytes, kind: str
 ) -> None:
     async with connected(gateway.url) as client:
         given = {**KEY, **headers, "Content-Type": kind}
@@ -464,7 +464,7 @@ async def test_an_unreadable_body(
 
 
 async def test_another_worker_is_tried_with_the_same_request_idx(
-    gateway: Gateway, worker: FakeWorker, unused_url: str
+    gateway: Gateway, worker: GatewayWorker, unused_url: str
 ) -> None:
     gateway.add_worker(7, worker.url, cur_load=5.0)
     gateway.add_worker(8, unused_url)
@@ -478,7 +478,7 @@ async def test_another_worker_is_tried_with_the_same_request_idx(
 
 
 async def test_another_worker_gets_the_whole_upload(
-    gateway: Gateway, worker: FakeWorker, unused_url: str
+    gateway: Gateway, worker: GatewayWorker, unused_url: str
 ) -> None:
     async def audio() -> AsyncGenerator[bytes, None]:
         yield b"first"
@@ -503,7 +503,7 @@ async def test_no_worker_can_be_reached(gateway: Gateway, url: str | None, unuse
 
 @pytest.mark.parametrize("failure", ["close", "half_head"])
 async def test_a_worker_that_closes_the_connection_before_its_answer(
-    gateway: Gateway, model: MaliciousModel, worker: FakeWorker, failure: str
+    gateway: Gateway, model: MaliciousModel, worker: GatewayWorker, failure: str
 ) -> None:
     gateway.add_worker(7, model.url)
     gateway.add_worker(8, worker.url, cur_load=5.0)
@@ -532,7 +532,7 @@ async def test_end_to_end_headers_are_kept(gateway: Gateway, model: MaliciousMod
     assert gateway.all_closed
 
 
-async def test_head(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_head(gateway: Gateway, worker: GatewayWorker) -> None:
     worker.answer_with(404, '{"error": "nothing"}')
     async with gateway.http.head(f"{gateway.url}/openai/local/v1/models") as answer:
         assert (answer.status, answer.content_length) == (404, 20)
@@ -586,7 +586,7 @@ async def test_a_client_that_disconnects_ends_the_call(
 
 
 async def test_a_client_that_disconnects_within_its_upload_ends_the_call(
-    gateway: Gateway, worker: FakeWorker
+    gateway: Gateway, worker: GatewayWorker
 ) -> None:
     ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     begun = asyncio.Event()
@@ -622,7 +622,7 @@ async def test_an_answer_that_ends_early_is_not_completed(
     await gateway.until_all_closed()
 
 
-async def test_an_error_that_ends_early_is_not_completed(gateway: Gateway, worker: FakeWorker) -> None:
+async def test_an_error_that_ends_early_is_not_completed(gateway: Gateway, worker: GatewayWorker) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         headers = {"Content-Length": "100", "Content-Type": "application/json"}
         response = web.StreamResponse(status=500, headers=headers)
@@ -670,7 +670,7 @@ BAD_FIELDS = "n: must be a number; input.file: missing parameter"
     ],
 )
 async def test_a_workers_own_errors_get_openais_format(
-    gateway: Gateway, worker: FakeWorker, status: int, body: Any, error: dict[str, Any]
+    gateway: Gateway, worker: GatewayWorker, status: int, body: Any, error: dict[str, Any]
 ) -> None:
     worker.answer_with(status, json.dumps(body), Retry_After="12", X_Request_Id="r-1", Connection="close")
     async with gateway.http.post(gateway.url + CHAT, json={}) as answer:
@@ -694,7 +694,7 @@ async def test_a_workers_own_errors_get_openais_format(
     ],
 )
 async def test_any_other_answer_is_relayed_unchanged(
-    gateway: Gateway, worker: FakeWorker, status: int, body: str, kind: str, more: dict[str, str]
+    gateway: Gateway, worker: GatewayWorker, status: int, body: str, kind: str, more: dict[str, str]
 ) -> None:
     worker.answer_with(status, body, kind, X_Model="tiny", **more)
     async with gateway.http.post(gateway.url + CHAT, json={}) as answer:
@@ -705,7 +705,7 @@ async def test_any_other_answer_is_relayed_unchanged(
 
 @pytest.mark.parametrize(("accepted", "coding"), [("gzip", "gzip"), ("identity", None)])
 async def test_a_compressed_error_is_relayed_as_the_client_accepts_it(
-    gateway: Gateway, worker: FakeWorker, accepted: str, coding: str | None
+    gateway: Gateway, worker: GatewayWorker, accepted: str, coding: str | None
 ) -> None:
     worker.answer_with(500, gzip.compress(b'{"error": "packed"}'), Content_Encoding="gzip")
     async with gateway.http.post(

@@ -15,11 +15,11 @@ from typing_extensions import Unpack
 from lib.model.benchmark import Attempt, BenchmarkFailed, Measurement, measure
 from lib.request.lanes import SlotQueue
 from lib.runtime.clock import sleep
+from tests.event_loop import run_event_loop_turns
 from tests.manual_clock import ManualClock
 
 # Durations are sums of powers of two, which are exact in floats.
 STEP_S = 0.125
-TURNS = 12
 
 
 @dataclass
@@ -70,11 +70,6 @@ class Options(TypedDict, total=False):
     warm_up: bool
 
 
-async def settle() -> None:
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
-
-
 def start(model: FakeModel, **options: Unpack[Options]) -> asyncio.Task[Measurement]:
     return asyncio.create_task(
         measure(
@@ -92,10 +87,10 @@ def start(model: FakeModel, **options: Unpack[Options]) -> asyncio.Task[Measurem
 async def measured_with(model: FakeModel, **options: Unpack[Options]) -> Measurement:
     """Run `measure`, and advance the manual clock until it is done."""
     task = start(model, **options)
-    await settle()
+    await run_event_loop_turns()
     while not task.done():
         model.clock.advance(STEP_S)
-        await settle()
+        await run_event_loop_turns()
     assert model.in_flight == 0, "a request was left in flight"
     assert model.clock.pending == 0, "a timer was left"
     return task.result()
@@ -279,7 +274,7 @@ async def test_a_cancelled_benchmark_leaves_nothing_in_flight() -> None:
     task = start(model, concurrency=4)
     await model.clock.wait_for_timers(2)
     model.clock.advance(1.0)
-    await settle()
+    await run_event_loop_turns()
     assert model.in_flight == 4
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

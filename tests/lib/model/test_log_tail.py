@@ -380,7 +380,7 @@ def text(line: bytes) -> str:
         return line.decode("latin-1")
 
 
-class Scenario:
+class RotationScenario:
     """A writer, a log rotation and a tail of one path. Runs operations and checks the lines found."""
 
     def __init__(self, directory: Path, lines: list[tuple[str, str]]) -> None:
@@ -453,7 +453,7 @@ class Scenario:
 @example(ops=[("write", 4), ("poll", 0), ("truncate", 0), ("write", 9)], lines=[("a", "\r\n"), ("b", "\n")])
 def test_every_line_is_found_once_and_in_order(ops: list[Op], lines: list[tuple[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        scenario = Scenario(Path(directory), lines)
+        scenario = RotationScenario(Path(directory), lines)
         for op in ops:
             scenario.play(op)
         scenario.poll()

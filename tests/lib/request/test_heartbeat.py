@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import anyio
 import pytest
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.test_utils import make_mocked_request
 
 from lib.request.heartbeat import Heartbeat
+from tests.fakes.response_writer import RecordingWriter
 from tests.manual_clock import ManualClock
 
 INTERVAL_S = 5.0
-
-
-class Writer(AbstractStreamWriter):
-    """A connection that accepts writes once `may_write` is set, unless it is `lost`."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.may_write, self.lost = anyio.Event(), False
-        self.writing = anyio.Event()
-        self.may_write.set()
-        self.length = None
-
-    async def write(self, chunk: Any) -> None:
-        if self.lost:
-            raise ConnectionResetError
-        self.writing.set()
-        await self.may_write.wait()
-        self.written.append(bytes(chunk))
-
-    async def write_eof(self, chunk: bytes = b"") -> None:
-        self.written.append(b"end")
-
-    async def drain(self) -> None:
-        pass
-
-    def enable_compression(self, encoding: str = "deflate", strategy: int | None = None) -> None:
-        pass
-
-    def enable_chunking(self) -> None:
-        pass
-
-    async def write_headers(self, status_line: str, headers: Any) -> None:
-        self.written.append(status_line.encode())
 
 
 class WaitingClient:
     """A request with a heartbeat; `work` ends once `work_may_end` is set."""
 
     def __init__(self) -> None:
-        self.writer, self.clock = Writer(), ManualClock()
+        self.writer, self.clock = RecordingWriter(), ManualClock()
         app = web.Application()
         app.on_response_prepare.append(self.check)
         app.freeze()

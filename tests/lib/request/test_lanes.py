@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lib.data_types import EndpointHandler, JsonDataException
+from lib.data_types import JsonDataException
 from lib.errors import Draining, Invalid, TooBusy
 from lib.request.lanes import Lanes
 from lib.uploads import Upload
+from tests.fakes.plain_handler import PlainHandler
 from tests.manual_clock import ManualClock
 
 
-@dataclass
-class Handler(EndpointHandler[Any]):
-    @property
-    def endpoint(self) -> str:
-        return "/x"
-
-    @classmethod
-    def payload_cls(cls) -> type[Any]:
-        return dict
-
+class UploadSizeHandler(PlainHandler):
     def read_upload(self, upload: Upload) -> Any:
         return f"{upload.size_bytes} bytes"
 
 
-class StrictHandler(Handler):
+class StrictHandler(PlainHandler):
     def read_payload(self, req_data: dict[str, Any]) -> Any:
         if "x" not in req_data["payload"]:
             raise JsonDataException({"payload": {"x": "missing parameter"}})
@@ -57,22 +48,22 @@ def test_the_concurrency_of_a_handler(
     is_parallel: bool, fields: dict[str, Any], expected: int | None
 ) -> None:
     made = lanes(is_parallel)
-    handler = Handler(**fields)
+    handler = PlainHandler(**fields)
     assert made.concurrency_of(handler) == made.add(handler).queue.limit == expected
 
 
 def test_handlers_that_are_not_parallel_share_a_queue() -> None:
     made = lanes()
-    one, other = made.add(Handler()), made.add(Handler())
-    parallel = made.add(Handler(allow_parallel_requests=True))
+    one, other = made.add(PlainHandler()), made.add(PlainHandler())
+    parallel = made.add(PlainHandler(allow_parallel_requests=True))
     assert one.queue is other.queue is not parallel.queue
 
 
 @pytest.mark.parametrize("fields", [{}, {"max_concurrency": 1}, {"max_concurrency": 5}])
 def test_a_parallel_handler_has_one_queue_on_all_of_its_routes(fields: dict[str, Any]) -> None:
     made = lanes(is_parallel=True)
-    handler = Handler(**fields)
-    first, second, another = made.add(handler), made.add(handler), made.add(Handler(**fields))
+    handler = PlainHandler(**fields)
+    first, second, another = made.add(handler), made.add(handler), made.add(PlainHandler(**fields))
     assert first.queue is second.queue is not another.queue
 
 
@@ -82,14 +73,14 @@ def test_a_parallel_handler_has_one_queue_on_all_of_its_routes(fields: dict[str,
 def test_a_handlers_own_limit_on_waiting_replaces_the_default(
     default_s: float | None, own_s: float | None, expected: float | None
 ) -> None:
-    assert lanes(max_wait_s=default_s).add(Handler(max_queue_time=own_s)).max_wait_s == expected
+    assert lanes(max_wait_s=default_s).add(PlainHandler(max_queue_time=own_s)).max_wait_s == expected
 
 
 @pytest.mark.parametrize(
     ("load", "max_perf", "is_refused"), [(100.0, 10.0, False), (101.0, 10.0, True), (1e9, 0.0, False)]
 )
 def test_the_wait_is_estimated_on_arrival(load: float, max_perf: float, is_refused: bool) -> None:
-    lane = lanes(max_wait_s=10.0).add(Handler())
+    lane = lanes(max_wait_s=10.0).add(PlainHandler())
     if not is_refused:
         lane.check_wait(load, max_perf)
         return
@@ -100,12 +91,12 @@ def test_the_wait_is_estimated_on_arrival(load: float, max_perf: float, is_refus
 
 
 def test_a_lane_without_a_limit_takes_any_load() -> None:
-    lanes().add(Handler()).check_wait(1e12, 1.0)
+    lanes().add(PlainHandler()).check_wait(1e12, 1.0)
 
 
 async def test_waiting_and_working_are_counted_once_for_a_shared_queue() -> None:
     made = lanes()
-    one, other = made.add(Handler()), made.add(Handler())
+    one, other = made.add(PlainHandler()), made.add(PlainHandler())
 
     async def wait() -> None:
         async with other.slot():
@@ -121,7 +112,7 @@ async def test_waiting_and_working_are_counted_once_for_a_shared_queue() -> None
 
 async def test_refuse_all_refuses_present_and_later_waits() -> None:
     made = lanes()
-    lane = made.add(Handler())
+    lane = made.add(PlainHandler())
 
     async def wait() -> None:
         async with lane.slot():
@@ -138,7 +129,7 @@ async def test_refuse_all_refuses_present_and_later_waits() -> None:
 
 
 async def test_a_wait_above_the_limit_is_refused_with_retry_after() -> None:
-    lane = lanes(max_wait_s=0.0).add(Handler())
+    lane = lanes(max_wait_s=0.0).add(PlainHandler())
     async with lane.slot():
         with pytest.raises(TooBusy) as refused:
             async with lane.slot():
@@ -158,4 +149,4 @@ def test_a_payload_is_read_from_its_envelope() -> None:
 
 def test_an_upload_is_read_as_one() -> None:
     upload = Upload(Path("/tmp/x"), "image/png", 5, {})
-    assert lanes().add(Handler()).read_payload(upload, {}, None) == "5 bytes"
+    assert lanes().add(UploadSizeHandler()).read_payload(upload, {}, None) == "5 bytes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from lib.backend import Backend
+from lib.model.readiness import State
 from lib.server import inspected_by, run_server
+from tests.event_loop import until
 from tests.fakes.worker import Setup, build
 from tests.system import with_worker_task
 
@@ -120,6 +123,70 @@ async def test_a_middleware_may_pass_on_another_request(tmp_path: Path, keepaliv
         seen = next(r for r in system.model.requests if r.path == "/echo")
         assert seen.header("X-Request-Id") == "renamed"
         await system.reported(served=3.0)
+
+
+async def retry(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    return await handler(request) if response.status >= 500 else response
+
+
+async def background(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer from a cache, and refresh it."""
+    _TASKS.add(asyncio.ensure_future(handler(request)))
+    return web.json_response({"cached": True})
+
+
+_TASKS: set[asyncio.Future[Any]] = set()
+
+
+@pytest.mark.parametrize("middleware", [retry, background])
+async def test_a_request_counts_once_however_often_a_middleware_calls(
+    tmp_path: Path, middleware: Any
+) -> None:
+    async with with_worker_task(tmp_path, make=with_middlewares(middleware)) as system:
+        await system.call("/error500", 3.0)
+        await asyncio.gather(*_TASKS, return_exceptions=True)
+        assert system.backend is not None
+        ledger = system.backend.metrics
+        assert ledger.received <= 1
+        assert ledger.accepted_load <= 3.0
+        assert ledger.unfinished == 0
+
+
+async def answer_slowly(request: web.Request, handler: Handler) -> web.StreamResponse:
+    await _MAY_ANSWER.wait()
+    return web.json_response({"cached": True})
+
+
+_MAY_ANSWER = asyncio.Event()
+
+
+async def test_a_drain_waits_for_a_middlewares_own_answer(tmp_path: Path) -> None:
+    _MAY_ANSWER.clear()
+    async with with_worker_task(tmp_path, make=with_middlewares(answer_slowly)) as system:
+        request = asyncio.ensure_future(system.call("/echo"))
+        assert system.backend is not None
+        assert system.stop is not None
+        assert system.running is not None
+        ledger, readiness = system.backend.metrics, system.running.readiness
+        await until(lambda: ledger.unfinished == 1)
+        system.stop.ask()
+        await until(lambda: readiness.state is State.DRAINING)
+        _MAY_ANSWER.set()
+        assert await request == (200, b'{"cached": true}')
+
+
+async def swap_and_judge(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request.clone())
+    request["outcome"] = "errored"
+    return response
+
+
+async def test_a_middleware_may_judge_the_request_that_it_replaced(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=with_middlewares(swap_and_judge)) as system:
+        assert (await system.call("/echo"))[0] == 200
+        await system.engine.wait_for(lambda: system.engine.finished)
+        assert system.engine.finished[0].request.status == "Error"
 
 
 async def test_start_server_accepts_middlewares(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class RecordedSteps(Observer):
         self.steps.append(("ended", (exchange.status, outcome.name if outcome else None)))
 
 
-class Failing(Observer):
+class FailingObserver(Observer):
     def accepted(self, exchange: Exchange) -> None:
         raise RuntimeError("an observer's bug")
 
@@ -109,7 +109,7 @@ async def test_an_observer_that_raises_does_not_affect_the_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = RecordedSteps()
-    async with with_worker_task(tmp_path, make=observed(Failing(), steps)) as system:
+    async with with_worker_task(tmp_path, make=observed(FailingObserver(), steps)) as system:
         assert await call(system, "/echo") == 200
         await system.reported(served=3.0)
         assert system.totals.cur_perf == 3.0
@@ -169,7 +169,7 @@ def test_an_observer_that_would_not_be_called_is_a_problem(observer: Any, proble
     assert problem in found
 
 
-@pytest.mark.parametrize("observer", [RecordedSteps(), Failing(), Helping(), WithoutBase()])
+@pytest.mark.parametrize("observer", [RecordedSteps(), FailingObserver(), Helping(), WithoutBase()])
 def test_other_observers_are_no_problem(observer: Any) -> None:
     backend = Backend(None)
     backend.observers.append(observer)

@@ -28,7 +28,7 @@ from tests.workers.comfyui.images import png
 READY_LINE = "To see the GUI go to: http://127.0.0.1:"
 
 
-class Interrupted(Exception):
+class PromptInterrupted(Exception):
     """The prompt was interrupted while a node ran."""
 
 
@@ -36,7 +36,7 @@ class NodeFailed(Exception):
     """A node raised."""
 
 
-class Prompt:
+class QueuedPrompt:
     def __init__(self, number: int, prompt_id: str, graph: dict[str, Any], extra: dict[str, Any]) -> None:
         self.number = number
         self.id = prompt_id
@@ -57,8 +57,8 @@ class FakeComfyUI:
     def __init__(self) -> None:
         self.numbers = itertools.count()
         self.files = itertools.count(1)
-        self.pending: list[Prompt] = []
-        self.running: Prompt | None = None
+        self.pending: list[QueuedPrompt] = []
+        self.running: QueuedPrompt | None = None
         self.history: dict[str, Any] = {}
         self.cache: dict[str, dict[str, Any]] = {}
         self.contents: dict[tuple[str, str, str], bytes | int] = {}
@@ -90,7 +90,7 @@ class FakeComfyUI:
         if self.slow:
             await self.released.wait()
         extra = {"client_id": message["client_id"]} if "client_id" in message else {}
-        prompt = Prompt(next(self.numbers), message.get("prompt_id") or str(uuid.uuid4()), graph, extra)
+        prompt = QueuedPrompt(next(self.numbers), message.get("prompt_id") or str(uuid.uuid4()), graph, extra)
         self.pending.append(prompt)
         await self._send_status()
         self.more_work.set()
@@ -245,7 +245,7 @@ class FakeComfyUI:
             await self._send_event(prompt, "executing", {"node": None, "prompt_id": prompt.id})
             await self.notify()
 
-    async def _run(self, prompt: Prompt) -> dict[str, Any]:
+    async def _run(self, prompt: QueuedPrompt) -> dict[str, Any]:
         self.ran.append(prompt.id)
         outputs: dict[str, Any] = {}
         executed: list[str] = []
@@ -262,10 +262,10 @@ class FakeComfyUI:
                     await self._send_running(prompt, name)
                     self.cache[keys[name]] = await self._execute(prompt, name, node)
                 output = self.cache[keys[name]]
-            except (Interrupted, NodeFailed) as e:
+            except (PromptInterrupted, NodeFailed) as e:
                 failed = True
                 what = {"node_id": name, "node_type": node["class_type"], "executed": executed}
-                if isinstance(e, Interrupted):
+                if isinstance(e, PromptInterrupted):
                     await self._note(prompt, "execution_interrupted", what)
                 else:
                     await self._note(prompt, "execution_error", {**what, **error_of(node)})
@@ -284,8 +284,8 @@ class FakeComfyUI:
         }
         return {"prompt": prompt.item, "outputs": {} if failed else outputs, "status": status, "meta": {}}
 
-    async def _execute(self, prompt: Prompt, name: str, node: dict[str, Any]) -> dict[str, Any]:
-        """The node's output. Raises `Interrupted` and `NodeFailed`."""
+    async def _execute(self, prompt: QueuedPrompt, name: str, node: dict[str, Any]) -> dict[str, Any]:
+        """The node's output. Raises `PromptInterrupted` and `NodeFailed`."""
         kind, inputs = node["class_type"], node["inputs"]
         if kind == "Hold":
             await self._hold(prompt)
@@ -318,13 +318,13 @@ class FakeComfyUI:
             return {"images": files, "animated": [False]} if kind == "SaveImage" else {"images": files}
         return {}
 
-    async def _hold(self, prompt: Prompt) -> None:
+    async def _hold(self, prompt: QueuedPrompt) -> None:
         waits = [asyncio.ensure_future(e.wait()) for e in (self.released, prompt.interrupted)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         if prompt.interrupted.is_set():
-            raise Interrupted
+            raise PromptInterrupted
 
     def _write(
         self, prefix: str, suffix: str, content: bytes | int, where: str = "output", folder: str = ""
@@ -345,23 +345,23 @@ class FakeComfyUI:
         for sid in [] if self.mute else list(self.sockets):
             await self._send(sid, {"type": "status", "data": self._status})
 
-    async def _send_running(self, prompt: Prompt, name: str) -> None:
+    async def _send_running(self, prompt: QueuedPrompt, name: str) -> None:
         state = {"value": 0.0, "max": 1.0, "state": "running", "node_id": name, "prompt_id": prompt.id}
         await self._send_event(prompt, "progress_state", {"prompt_id": prompt.id, "nodes": {name: state}})
         await self._send_event(
             prompt, "executing", {"node": name, "display_node": name, "prompt_id": prompt.id}
         )
 
-    async def _note(self, prompt: Prompt, kind: str, data: dict[str, Any]) -> None:
+    async def _note(self, prompt: QueuedPrompt, kind: str, data: dict[str, Any]) -> None:
         data = {"prompt_id": prompt.id, **data, "timestamp": int(time.time() * 1000)}
         prompt.messages.append([kind, data])
         await self._send_event(prompt, kind, data)
 
-    async def _send_event(self, prompt: Prompt, kind: str, data: dict[str, Any]) -> None:
+    async def _send_event(self, prompt: QueuedPrompt, kind: str, data: dict[str, Any]) -> None:
         if not self.mute:
             await self._send(prompt.extra.get("client_id", ""), {"type": kind, "data": data})
 
-    async def _send_image(self, prompt: Prompt, image: bytes) -> None:
+    async def _send_image(self, prompt: QueuedPrompt, image: bytes) -> None:
         socket = self.sockets.get(prompt.extra.get("client_id", ""))
         if socket is not None and not self.mute:
             await socket.send_bytes((1).to_bytes(4, "big") + (2).to_bytes(4, "big") + image)

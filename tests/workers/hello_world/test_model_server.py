@@ -34,7 +34,7 @@ from workers.hello_world.model_server import (
 ROOT = Path(__file__).parents[3]
 
 
-class Running:
+class ModelServerProcess:
     """A model server's process and its output."""
 
     def __init__(self, process: Process) -> None:
@@ -60,12 +60,12 @@ class Running:
 
 
 @asynccontextmanager
-async def running(*args: str, port: int = 0) -> AsyncGenerator[Running, None]:
+async def running(*args: str, port: int = 0) -> AsyncGenerator[ModelServerProcess, None]:
     command = ["-m", "workers.hello_world.model_server", "--port", str(port), *args]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=PIPE, stderr=STDOUT, cwd=ROOT
     )
-    server = Running(process)
+    server = ModelServerProcess(process)
     try:
         yield server
     finally:

@@ -16,7 +16,7 @@ from workers.tgi.benchmark import TgiBenchmarkHandler
 from workers.tgi.data_types import TgiRequest
 
 
-class Scripted:
+class PreparedAnswers:
     """Give the prepared answers in their order; `asked` are the received requests."""
 
     def __init__(self, *answers: tuple[int, Any]) -> None:
@@ -40,10 +40,10 @@ def generated(tokens: Any) -> tuple[int, Any]:
     }
 
 
-async def measured(script: Scripted) -> tuple[int, bytes]:
+async def measured(answers: PreparedAnswers) -> tuple[int, bytes]:
     """Status and body of the benchmark handler's answer to a request of 256 tokens."""
     app = web.Application()
-    app.router.add_post("/generate", script.generate)
+    app.router.add_post("/generate", answers.generate)
     async with TestServer(app) as tgi, ModelServer(str(tgi.make_url("/"))) as server:
         payload = TgiRequest.of("Hello", max_new_tokens=256)
         async with TgiBenchmarkHandler().call_model(ModelCaller(server, {}), payload) as answer:
@@ -52,11 +52,11 @@ async def measured(script: Scripted) -> tuple[int, bytes]:
 
 
 async def test_missing_tokens_are_requested_with_another_prompt() -> None:
-    script = Scripted(generated(200), generated(1), generated(55))
-    assert (await measured(script))[0] == 200
-    assert script.limits == [256, 56, 55]
-    assert len({request["inputs"] for request in script.asked}) == 3
-    assert all(request["parameters"]["details"] is True for request in script.asked)
+    answers = PreparedAnswers(generated(200), generated(1), generated(55))
+    assert (await measured(answers))[0] == 200
+    assert answers.limits == [256, 56, 55]
+    assert len({request["inputs"] for request in answers.asked}) == 3
+    assert all(request["parameters"]["details"] is True for request in answers.asked)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ async def test_missing_tokens_are_requested_with_another_prompt() -> None:
     ],
 )
 async def test_an_answer_without_a_token_count_counts_as_complete(answer: tuple[int, Any]) -> None:
-    script = Scripted(answer)
-    assert (await measured(script))[0] == 200
-    assert script.limits == [256]
+    answers = PreparedAnswers(answer)
+    assert (await measured(answers))[0] == 200
+    assert answers.limits == [256]
 
 
 async def test_an_error_ends_the_benchmark_request_and_is_returned() -> None:
     error = {"error": "CUDA out of memory", "error_type": "generation"}
-    assert await measured(Scripted(generated(1), (424, error))) == (424, json.dumps(error).encode())
+    assert await measured(PreparedAnswers(generated(1), (424, error))) == (424, json.dumps(error).encode())

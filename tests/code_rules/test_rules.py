@@ -1,4 +1,4 @@
-"""Rules of the house that a reader relies on, as far as they can be counted."""
+"""Rules of the code that a reader relies on, as far as they can be counted."""
 
 from __future__ import annotations
 

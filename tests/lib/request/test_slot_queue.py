@@ -12,23 +12,16 @@ from hypothesis import strategies as st
 
 from lib.errors import TooBusy
 from lib.request.lanes import SlotQueue
+from tests.event_loop import run_event_loop_turns
 from tests.manual_clock import ManualClock
 
-# More turns of the event loop than any step needs for all of its effects.
-TURNS = 12
 
-
-async def settle() -> None:
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
-
-
-class Draining(Exception):
+class QueueClosed(Exception):
     pass
 
 
 @dataclass
-class Client:
+class QueueClient:
     """A client that takes a slot, and keeps it until `leave` is set. Times are of the manual clock."""
 
     queue: SlotQueue
@@ -49,41 +42,41 @@ class Client:
                     await self.leave.wait()
                 finally:
                     self.inside = False
-        except (TooBusy, Draining) as e:
+        except (TooBusy, QueueClosed) as e:
             self.refused, self.refused_s = e, self.clock.monotonic()
 
 
-class Scenario:
+class QueueScenario:
     """A queue and all of its clients, in the order of arrival."""
 
     def __init__(self, limit: int | None, retry_after: Callable[[], float] = lambda: 2.5) -> None:
         self.clock = ManualClock()
         self.queue = SlotQueue(limit, self.clock, retry_after)
-        self.clients: list[Client] = []
+        self.clients: list[QueueClient] = []
         self.tasks: list[asyncio.Task[None]] = []
 
-    def arrive(self, max_wait_s: float | None = None) -> Client:
-        client = Client(self.queue, self.clock, max_wait_s)
+    def arrive(self, max_wait_s: float | None = None) -> QueueClient:
+        client = QueueClient(self.queue, self.clock, max_wait_s)
         self.clients.append(client)
         self.tasks.append(asyncio.create_task(client.visit()))
         return client
 
-    async def arrivals(self, count: int, max_wait_s: float | None = None) -> list[Client]:
+    async def arrivals(self, count: int, max_wait_s: float | None = None) -> list[QueueClient]:
         clients = [self.arrive(max_wait_s) for _ in range(count)]
-        await settle()
+        await run_event_loop_turns()
         return clients
 
-    def cancel(self, client: Client) -> None:
+    def cancel(self, client: QueueClient) -> None:
         self.tasks[self.clients.index(client)].cancel()
 
-    def waiting(self) -> list[Client]:
+    def waiting(self) -> list[QueueClient]:
         return [
             client
             for client, task in zip(self.clients, self.tasks, strict=True)
             if client.arrived_s is not None and not client.inside and not task.done()
         ]
 
-    def inside(self) -> list[Client]:
+    def inside(self) -> list[QueueClient]:
         return [client for client in self.clients if client.inside]
 
     async def close(self) -> None:
@@ -114,22 +107,22 @@ def test_a_queue_without_slots_is_refused(limit: int) -> None:
 
 
 async def test_slots_are_given_in_the_order_of_arrival() -> None:
-    scenario = Scenario(2)
+    scenario = QueueScenario(2)
     clients = await scenario.arrivals(5)
     assert scenario.inside() == clients[:2]
     assert (scenario.queue.working, scenario.queue.waiting) == (2, 3)
     clients[1].leave.set()
-    await settle()
+    await run_event_loop_turns()
     assert scenario.inside() == [clients[0], clients[2]]
     clients[0].leave.set()
     clients[2].leave.set()
-    await settle()
+    await run_event_loop_turns()
     assert scenario.inside() == clients[3:]
     await scenario.close()
 
 
 async def test_without_a_limit_no_client_waits() -> None:
-    scenario = Scenario(None)
+    scenario = QueueScenario(None)
     await scenario.arrivals(500, max_wait_s=0.0)
     assert (scenario.queue.working, scenario.queue.waiting) == (500, 0)
     await scenario.close()
@@ -144,29 +137,29 @@ async def test_an_exception_in_the_block_gives_the_slot_back() -> None:
 
 
 async def test_a_wait_above_the_limit_is_refused_with_retry_after() -> None:
-    scenario = Scenario(1)
+    scenario = QueueScenario(1)
     first, second, third = await scenario.arrivals(1) + await scenario.arrivals(2, max_wait_s=30.0)
     scenario.clock.advance(29.9)
-    await settle()
+    await run_event_loop_turns()
     assert scenario.waiting() == [second, third]
     first.leave.set()
-    await settle()
+    await run_event_loop_turns()
     assert scenario.inside() == [second]
     scenario.clock.advance(0.1)
     assert scenario.queue.waiting == 0  # at once, not when its task next runs
-    await settle()
+    await run_event_loop_turns()
     assert isinstance(third.refused, TooBusy)
     assert third.refused.status == 429
     assert third.refused.message == "no slot came free within 30 s"
     assert third.refused.headers() == {"Retry-After": "3"}
     scenario.clock.advance(60)
-    await settle()
+    await run_event_loop_turns()
     assert scenario.inside() == [second]
     await scenario.close()
 
 
 async def test_a_limit_of_0_refuses_immediately() -> None:
-    scenario = Scenario(1)
+    scenario = QueueScenario(1)
     first, second = await scenario.arrivals(2, max_wait_s=0.0)
     assert first.inside
     assert isinstance(second.refused, TooBusy)
@@ -174,7 +167,7 @@ async def test_a_limit_of_0_refuses_immediately() -> None:
 
 
 async def test_a_retry_after_that_raises_affects_only_its_own_request() -> None:
-    scenario = Scenario(1, retry_after=lambda: 1 / 0)
+    scenario = QueueScenario(1, retry_after=lambda: 1 / 0)
     clients = [
         *await scenario.arrivals(1),
         *await scenario.arrivals(1, max_wait_s=1.0),
@@ -184,47 +177,47 @@ async def test_a_retry_after_that_raises_affects_only_its_own_request() -> None:
     with pytest.raises(ZeroDivisionError):
         await scenario.tasks[1]
     clients[0].leave.set()
-    await settle()
+    await run_event_loop_turns()
     assert scenario.inside() == [clients[2]]
     await scenario.close()
 
 
 async def test_a_cancelled_client_is_skipped() -> None:
-    scenario = Scenario(1)
+    scenario = QueueScenario(1)
     clients = await scenario.arrivals(3)
     scenario.cancel(clients[1])
     clients[0].leave.set()
-    await settle()
+    await run_event_loop_turns()
     assert scenario.inside() == [clients[2]]
     await scenario.close()
 
 
 async def test_a_slot_granted_to_a_client_cancelled_meanwhile_goes_to_the_next() -> None:
-    scenario = Scenario(1)
+    scenario = QueueScenario(1)
     clients = await scenario.arrivals(3)
     clients[0].leave.set()
     await asyncio.sleep(0)
     assert scenario.queue.waiting == 1
     assert not clients[1].inside  # granted, but its task has not run yet
     scenario.cancel(clients[1])
-    await settle()
+    await run_event_loop_turns()
     assert scenario.inside() == [clients[2]]
     await scenario.close()
 
 
 async def test_refuse_all_refuses_present_and_later_waits() -> None:
-    scenario = Scenario(1)
+    scenario = QueueScenario(1)
     clients = await scenario.arrivals(1) + await scenario.arrivals(2, max_wait_s=5.0)
-    scenario.queue.refuse_all(Draining)
+    scenario.queue.refuse_all(QueueClosed)
     assert scenario.queue.waiting == 0
     late = scenario.arrive()
-    await settle()
+    await run_event_loop_turns()
     refused = [client.refused for client in (*clients[1:], late)]
-    assert all(isinstance(error, Draining) for error in refused)
+    assert all(isinstance(error, QueueClosed) for error in refused)
     assert len(set(map(id, refused))) == 3
     assert clients[0].inside
     clients[0].leave.set()
-    await settle()
+    await run_event_loop_turns()
     (after,) = await scenario.arrivals(1)
     assert after.inside
     await scenario.close()
@@ -243,7 +236,7 @@ OP = st.one_of(
 BATCHES = st.lists(st.lists(OP, min_size=1, max_size=6), max_size=20)
 
 
-async def apply(scenario: Scenario, op: Op) -> None:
+async def apply(scenario: QueueScenario, op: Op) -> None:
     kind, number = op
     if kind == "arrive":
         scenario.arrive(None if number < 0 else number)
@@ -258,13 +251,13 @@ async def apply(scenario: Scenario, op: Op) -> None:
         scenario.tasks[int(number) % len(scenario.tasks)].cancel()
 
 
-def check_always(scenario: Scenario) -> None:
+def check_always(scenario: QueueScenario) -> None:
     limit = scenario.queue.limit
     assert limit is None or max(len(scenario.inside()), scenario.queue.working) <= limit
     assert len(scenario.inside()) <= scenario.queue.working
 
 
-def check_settled(scenario: Scenario, draining: bool) -> None:
+def check_settled(scenario: QueueScenario, draining: bool) -> None:
     queue, waiting, inside = scenario.queue, scenario.waiting(), scenario.inside()
     now_s = scenario.clock.monotonic()
     assert (queue.waiting, queue.working) == (len(waiting), len(inside))
@@ -286,14 +279,14 @@ def check_settled(scenario: Scenario, draining: bool) -> None:
 
 
 async def run_scenario(limit: int | None, batches: list[list[Op]], drain_at: int, drain_after: int) -> None:
-    scenario = Scenario(limit)
+    scenario = QueueScenario(limit)
     for number, batch in enumerate(batches):
         for position, op in enumerate(batch):
             if number == drain_at and position == drain_after % len(batch):
-                scenario.queue.refuse_all(Draining)
+                scenario.queue.refuse_all(QueueClosed)
             await apply(scenario, op)
             check_always(scenario)
-        await settle()
+        await run_event_loop_turns()
         check_always(scenario)
         check_settled(scenario, draining=number >= drain_at)
     await scenario.close()

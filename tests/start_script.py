@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import anyio
 import psutil
 
+from tests.fakes.process import RunningProcess
 from tests.fakes.worker import Setup
 from tests.guard import GUARD_S
 from tests.system import ROOT, System, engine_and_model_server, environment
@@ -74,31 +74,6 @@ fi
 FAKE_DATE = """#!/usr/bin/env bash
 if [[ $* == +%s ]]; then echo $(($({date} +%s) + $(<{ahead}))); else exec {date} "$@"; fi
 """
-
-
-@dataclass
-class Launched:
-    """A running script; `output` is what it has printed so far."""
-
-    process: asyncio.subprocess.Process
-    output: str = ""
-
-    async def until(self, text: str) -> None:
-        """Return once it has printed `text`."""
-        assert self.process.stdout is not None
-        with anyio.fail_after(GUARD_S):
-            while text not in self.output:
-                part = await self.process.stdout.read(65536)
-                assert part, f"it ended without {text!r}:\n{self.output}"
-                self.output += part.decode(errors="replace")
-
-    async def end(self) -> int:
-        """Wait for its end; return its exit status. `output` is complete then."""
-        with anyio.fail_after(GUARD_S):
-            rest, _ = await self.process.communicate()
-        self.output += rest.decode(errors="replace")
-        assert self.process.returncode is not None
-        return self.process.returncode
 
 
 @dataclass
@@ -206,7 +181,7 @@ class Instance:
     @asynccontextmanager
     async def started(
         self, stdin: Path | None = None, user: int | None = None
-    ) -> AsyncGenerator[Launched, None]:
+    ) -> AsyncGenerator[RunningProcess, None]:
         """Run the script, as a file or piped from `stdin`; no process of it is left after the block."""
         command = ["bash"] if stdin else [str(self.script)]
         with (stdin or Path("/dev/null")).open() as source:
@@ -221,21 +196,22 @@ class Instance:
                 group=user,
                 extra_groups=None if user is None else [],
             )
-        launched = Launched(process)
+        script = RunningProcess(process)
         try:
-            yield launched
+            yield script
         finally:
             if process.returncode is None:
                 process.terminate()
-                await launched.end()
+                await script.end()
         # Processes that the script has signalled may take a moment to end.
         _, alive = await asyncio.to_thread(psutil.wait_procs, self.processes(), timeout=GUARD_S)
         assert not alive
 
     async def run(self, stdin: Path | None = None, user: int | None = None) -> tuple[int, str]:
         """Run a script that ends by itself; return its exit status and output."""
-        async with self.started(stdin, user) as launched:
-            return await launched.end(), launched.output
+        async with self.started(stdin, user) as script:
+            done = await script.end()
+            return done.status, done.output
 
     def processes(self) -> list[psutil.Process]:
         """The processes whose command line names this instance's folder."""
