@@ -103,5 +103,19 @@ def context_of_handlers(handlers: Sequence[EndpointHandler[Any]]) -> Context | N
 async def _all_running(handlers: Sequence[EndpointHandler[Any]]) -> AsyncGenerator[None, None]:
     async with AsyncExitStack() as stack:
         for handler in handlers:
-            await stack.enter_async_context(handler.running())
+            try:
+                await stack.enter_async_context(_context_of(handler))
+            except Exception:
+                log.error("running() of %s failed", type(handler).__name__)
+                raise
         yield
+
+
+def _context_of(handler: EndpointHandler[Any]) -> AbstractAsyncContextManager[Any]:
+    """What the handler's `running` returns. Raises `TypeError` if that is no async context manager."""
+    context = handler.running()
+    if isinstance(cast(object, context), AbstractAsyncContextManager):
+        return context
+    raise TypeError(
+        f"running() returned {context!r}, not an async context manager: is @asynccontextmanager missing?"
+    )

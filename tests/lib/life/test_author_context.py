@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pytest
@@ -242,3 +243,37 @@ async def test_the_contexts_of_handlers_are_left_in_reverse_order() -> None:
     await author_context.leave()
     await task
     assert events == ["a entered", "b entered", "all entered", "b left", "a left"]
+
+
+@dataclass
+class FailingHandler(PlainHandler):
+    """Its `running` raises or returns `gives`, which can't be entered."""
+
+    gives: object = None
+
+    def running(self) -> Any:
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        return self.gives
+
+
+@pytest.mark.parametrize(
+    ("gives", "error"),
+    [
+        (LookupError("no pool"), "LookupError: no pool"),
+        (None, "running() returned None, not an async context manager: is @asynccontextmanager missing?"),
+        (nullcontext, "not an async context manager"),
+    ],
+)
+async def test_a_context_that_cant_be_entered_is_named(
+    gives: object, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+    context = context_of_handlers([RunningHandler(name="a", events=events), FailingHandler(gives=gives)])
+    assert context is not None
+    author_context = AuthorContext("handlers", context, lambda: events.append("all entered"))
+    with pytest.raises((LookupError, TypeError)) as raised:
+        await author_context.keep()
+    assert error in f"{raised.typename}: {raised.value}"
+    assert caplog.messages == ["running() of FailingHandler failed"]
+    assert events == ["a entered"]

@@ -1,3 +1,5 @@
+"""The contexts that `pyworker check` enters: their order, and the ones that fail or hang. Virtual time."""
+
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
@@ -9,11 +11,9 @@ import anyio
 
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
-from lib.runtime.clock import SystemClock
 from lib.tools.context_check import contexts_entered
 from lib.tools.findings import Findings
-
-LIMIT_S = 0.05
+from tests.virtual_time import VirtualClock, in_virtual_time
 
 
 @dataclass
@@ -48,34 +48,37 @@ class NotingLetters(Letters):
         self.notes.append("handler left")
 
 
-async def entered_and_problems(backend: Backend) -> tuple[bool, list[str]]:
+def entered_and_problems(backend: Backend) -> tuple[bool, list[str]]:
     found = Findings("worker.py")
-    async with contexts_entered(backend.config(), SystemClock(), found, LIMIT_S) as entered:
-        pass
-    return entered, found.lines()[:-1]
+
+    async def enter_and_leave(clock: VirtualClock) -> bool:
+        async with contexts_entered(backend.config(), clock, found) as entered:
+            return entered
+
+    return in_virtual_time(enter_and_leave), found.lines()[:-1]
 
 
-async def test_a_worker_without_contexts_is_ready_at_once() -> None:
-    assert await entered_and_problems(Backend("")) == (True, [])
+def test_a_worker_without_contexts_is_ready_at_once() -> None:
+    assert entered_and_problems(Backend("")) == (True, [])
 
 
-async def test_a_handler_that_hangs_before_its_yield_is_named() -> None:
+def test_a_handler_that_hangs_before_its_yield_is_named() -> None:
     backend = Backend("", benchmark_handler=Letters(hangs_at="entering"))
-    assert await entered_and_problems(backend) == (
+    assert entered_and_problems(backend) == (
         False,
-        ["problem  handlers      running() of Letters did not finish entering in 0.05 s"],
+        ["problem  handlers      running() of Letters did not finish entering in 60 s"],
     )
 
 
-async def test_a_handler_that_hangs_after_its_yield_is_named() -> None:
+def test_a_handler_that_hangs_after_its_yield_is_named() -> None:
     backend = Backend("", benchmark_handler=Letters(hangs_at="leaving"))
-    assert await entered_and_problems(backend) == (
+    assert entered_and_problems(backend) == (
         True,
-        ["problem  handlers      running() of Letters did not finish leaving in 0.05 s"],
+        ["problem  handlers      running() of Letters did not finish leaving in 60 s"],
     )
 
 
-async def test_contexts_are_left_in_reverse_order_and_the_lifecycle_is_named() -> None:
+def test_contexts_are_left_in_reverse_order_and_the_lifecycle_is_named() -> None:
     notes: list[str] = []
 
     @asynccontextmanager
@@ -86,7 +89,7 @@ async def test_contexts_are_left_in_reverse_order_and_the_lifecycle_is_named() -
         raise ValueError("no clean-up")
 
     backend = Backend("", benchmark_handler=NotingLetters(notes=notes), lifecycle=lifecycle)
-    assert await entered_and_problems(backend) == (
+    assert entered_and_problems(backend) == (
         True,
         ["problem  lifecycle     the lifecycle raised ValueError('no clean-up')"],
     )
