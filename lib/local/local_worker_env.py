@@ -67,6 +67,7 @@ def instance_variables(
 ) -> dict[str, str]:
     """The variables that an instance sets for its worker, with TLS off (docs/operating.md, "Environment")."""
     return {
+        "ENGINE": "vast",
         "CONTAINER_ID": str(worker_id),
         "PUBLIC_IPADDR": LOOPBACK,
         f"VAST_TCP_PORT_{port}": str(port),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
 
 from multidict import CIMultiDict, CIMultiDictProxy
+
+from lib.backend import ModelCaller
+from tests.fakes.worker import Job, JobHandler
 
 
 class RecordedBody:
@@ -29,3 +33,11 @@ class RecordedAnswer:
         self.content = RecordedBody(chunks)
         fields = {"Content-Type": self.content_type, "X-Source": "recorded", "Connection": "keep-alive"}
         self.headers = CIMultiDictProxy(CIMultiDict(fields))
+
+
+class RecordedHandler(JobHandler):
+    """Answers without a model server."""
+
+    @asynccontextmanager
+    async def call_model(self, model: ModelCaller, payload: Job) -> AsyncGenerator[RecordedAnswer, None]:
+        yield RecordedAnswer([b"data: 1\n\n", b"data: 2\n\n"])

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from lib.backend import Backend, ModelCaller
+from lib.backend import Backend
 from lib.model.readiness import State
-from tests.fakes.worker import Job, JobHandler, Setup, build
+from tests.fakes.worker import Setup, build
 from tests.seams.api_key import ApiKey
 from tests.seams.noting_engine import NotingEngine
-from tests.seams.recorded_answer import RecordedAnswer
+from tests.seams.recorded_answer import RecordedHandler
 from tests.seams.tracing import Tracing
 from tests.system import System, with_worker_task
 
@@ -54,17 +52,14 @@ async def test_an_authenticator_is_one_file_and_one_line(tmp_path: Path) -> None
 
 
 async def test_an_engine_is_one_file_and_one_line(tmp_path: Path) -> None:
-    engines: list[NotingEngine] = []
-
-    def change(backend: Backend) -> None:
-        backend.engine = NotingEngine(backend.metrics)
-        engines.append(backend.engine)
-
-    async with with_worker_task(tmp_path, make=changed(change), wait=False, unsecured=True) as system:
+    make = changed(lambda backend: setattr(backend, "engine", NotingEngine(backend.metrics)))
+    async with with_worker_task(tmp_path, make=make, wait=False, unsecured=True) as system:
         await until_ready(system)
         assert (await system.call("/echo", 4.0))[0] == 200
         assert (await system.call("/error500", 1.0))[0] == 500
-    (engine,) = engines
+    assert system.backend is not None
+    engine = system.backend.engine
+    assert isinstance(engine, NotingEngine)
     assert max(engine.loads) == 4.0
     assert engine.loads[-1] == 0.0
     assert [entry.status for entry in engine.finished] == ["Success", "Error"]
@@ -91,18 +86,10 @@ async def test_an_observer_is_one_file_and_one_line(tmp_path: Path) -> None:
     assert failed.status.description == "Error"
 
 
-class Recorded(JobHandler):
-    """Answers without a model server."""
-
-    @asynccontextmanager
-    async def call_model(self, model: ModelCaller, payload: Job) -> AsyncGenerator[Any, None]:
-        yield RecordedAnswer([b"data: 1\n\n", b"data: 2\n\n"])
-
-
 async def test_a_model_answer_without_a_model_server(tmp_path: Path) -> None:
     def make(url: str, setup: Setup) -> Made:
         backend, routes = build(url, setup)
-        return backend, [*routes, web.post("/recorded", backend.create_handler(Recorded()))]
+        return backend, [*routes, web.post("/recorded", backend.create_handler(RecordedHandler()))]
 
     async with with_worker_task(tmp_path, make=make) as system:
         async with system.post("/recorded", 4.0) as answer:
