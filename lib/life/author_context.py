@@ -112,7 +112,7 @@ async def _all_running(handlers: Sequence[EndpointHandler[Any]]) -> AsyncGenerat
 
 
 def _context_of(handler: EndpointHandler[Any]) -> AbstractAsyncContextManager[Any]:
-    """What the handler's `running` returns. Raises `TypeError` if that is no async context manager."""
+    """Return the `running` context of `handler`. Raises `TypeError` if it is no async context manager."""
     context = handler.running()
     if isinstance(cast(object, context), AbstractAsyncContextManager):
         return context

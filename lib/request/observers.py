@@ -71,8 +71,8 @@ def steps_of(observers: Sequence[Observer]) -> Steps:
     )
 
 
-def _functions(observers: Sequence[Observer], step: str) -> tuple[Step, ...]:
-    """The methods of `step` of the observers that override it."""
-    base = getattr(cast(Any, Observer), step)
-    methods = {observer: getattr(cast(Any, type(observer)), step, base) for observer in observers}
-    return tuple(getattr(observer, step) for observer, method in methods.items() if method is not base)
+def _functions(observers: Sequence[object], step: str) -> tuple[Step, ...]:
+    """The functions of `step`, without those that only inherit the empty one of `Observer`."""
+    empty = getattr(cast(Any, Observer), step)
+    functions = (getattr(observer, step, None) for observer in observers)
+    return tuple(f for f in functions if f is not None and getattr(f, "__func__", f) is not empty)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +47,7 @@ class FailingObserver(Observer):
         raise RuntimeError("another one")
 
 
-def observed(*observers: Observer) -> Any:
+def observed(*observers: Any) -> Any:
     def make(url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
         backend, routes = build(url, setup)
         backend.observers[:0] = observers
@@ -169,7 +171,28 @@ def test_an_observer_that_would_not_be_called_is_a_problem(observer: Any, proble
     assert problem in found
 
 
-@pytest.mark.parametrize("observer", [RecordedSteps(), FailingObserver(), Helping(), WithoutBase()])
+@dataclass
+class Counting:
+    """A dataclass, which has no hash."""
+
+    ended_requests: int = 0
+
+    def ended(self, exchange: Exchange) -> None:
+        self.ended_requests += 1
+
+
+async def test_observers_of_any_form_are_called(tmp_path: Path) -> None:
+    ended: list[Exchange] = []
+    counting, functions = Counting(), SimpleNamespace(ended=ended.append)
+    async with with_worker_task(tmp_path, make=observed(counting, functions)) as system:
+        await call(system, "/echo")
+        await system.reported(served=3.0)
+    assert (counting.ended_requests, len(ended)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "observer", [RecordedSteps(), FailingObserver(), Helping(), WithoutBase(), Counting()]
+)
 def test_other_observers_are_no_problem(observer: Any) -> None:
     backend = Backend(None)
     backend.observers.append(observer)
