@@ -11,7 +11,8 @@ import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from aiohttp import HttpVersion11, web
 
@@ -226,6 +227,8 @@ def response_from(function: object, returned: object) -> web.StreamResponse:
     """Return what an author's `function` has returned. Raises `TypeError` if that is not a response."""
     if isinstance(returned, web.StreamResponse):
         return returned
+    while isinstance(function, partial):
+        function = cast(object, function.func)
     name = getattr(function, "__qualname__", type(function).__name__)
     hint = "is a `return` missing?" if returned is None else "return a web.Response"
     raise TypeError(f"{name} returned {returned!r}, not a response: {hint}")

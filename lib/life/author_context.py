@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, cast
@@ -84,7 +84,7 @@ class AuthorContext:
     async def _stay_inside(self) -> None:
         # The result of an @asynccontextmanager function is callable too, as a decorator.
         given = self._context
-        async with given if isinstance(given, AbstractAsyncContextManager) else given():
+        async with given if isinstance(given, AbstractAsyncContextManager) else _checked(given()):
             self._is_entered = True
             self._on_entered()
             await self._leaving.wait()
@@ -104,18 +104,18 @@ async def _all_running(handlers: Sequence[EndpointHandler[Any]]) -> AsyncGenerat
     async with AsyncExitStack() as stack:
         for handler in handlers:
             try:
-                await stack.enter_async_context(_context_of(handler))
+                await stack.enter_async_context(_checked(handler.running()))
             except Exception:
                 log.error("running() of %s failed", type(handler).__name__)
                 raise
         yield
 
 
-def _context_of(handler: EndpointHandler[Any]) -> AbstractAsyncContextManager[Any]:
-    """Return the `running` context of `handler`. Raises `TypeError` if it is no async context manager."""
-    context = handler.running()
-    if isinstance(cast(object, context), AbstractAsyncContextManager):
+def _checked(context: AbstractAsyncContextManager[Any]) -> AbstractAsyncContextManager[Any]:
+    """Return `context`. Raises `TypeError` if an author's function returned something else."""
+    given: Any = context
+    if isinstance(given, AbstractAsyncContextManager):
         return context
-    raise TypeError(
-        f"running() returned {context!r}, not an async context manager: is @asynccontextmanager missing?"
-    )
+    if isinstance(given, Coroutine):
+        given.close()
+    raise TypeError(f"{given!r} is not an async context manager: is @asynccontextmanager missing?")

@@ -105,6 +105,8 @@ async def _streamed(
                     on_chunk(chunk)
                 if chunk:
                     await response.write(chunk)
+            if exchange is not None:
+                exchange.note_chunk()  # the end is the first byte of an empty body
         await response.write_eof()
     except ConnectionError as e:
         raise ClientGone from e

@@ -275,7 +275,7 @@ class Exchange:
     async def reply(self, verdict: Verdict, error: BaseException) -> web.StreamResponse:
         """Return the reply to a request that `error` has ended, as `verdict` says.
 
-        Returns the answer that was written whole, if the error came after it. Raises `error` if it cancels
+        Returns the answer that `write` returned, if the error came after it. Raises `error` if it cancels
         the request's task from outside; there is no reply then.
         """
         if verdict.reply is Reply.NONE and not isinstance(error, Exception):

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from inspect import isawaitable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from lib.errors import response_from
-from lib.fields.callables import call_problems, is_coroutine_function
+from lib.fields.callables import call_problems
 
 
 def middleware_problems(middlewares: Sequence[Middleware]) -> Iterator[str]:
-    """Yield a line for each reason why `await middleware(request, handler)` can't work."""
+    """Yield a line for each reason why one of `middlewares` can't be called with a request and a handler."""
     for index, middleware in enumerate(middlewares):
         name = f"middlewares[{index}]"
-        if not callable(middleware):
+        if isinstance(middleware, type):
+            yield f"{name} is a class: give an object, {middleware.__name__}()"
+        elif not callable(middleware):
             yield f"{name} is {middleware!r}, not a function"
-            continue
-        yield from call_problems(name, middleware, 2, may_be_async=True)
-        if not is_coroutine_function(middleware):
-            yield f"{name} is not async: write `async def`"
+        else:
+            yield from call_problems(name, middleware, 2, may_be_async=True)
 
 
 def wrapped(handler: Handler, middlewares: Sequence[Middleware]) -> Handler:
@@ -35,4 +36,5 @@ def wrapped(handler: Handler, middlewares: Sequence[Middleware]) -> Handler:
 
 
 async def _call(middleware: Middleware, handler: Handler, request: web.Request) -> web.StreamResponse:
-    return response_from(middleware, await middleware(request, handler))
+    result: object = middleware(request, handler)
+    return response_from(middleware, await result if isawaitable(result) else result)

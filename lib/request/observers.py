@@ -15,8 +15,6 @@ from lib.fields.callables import call_problems
 from lib.request.exchange import Exchange, Step, Steps
 
 _STEPS = tuple(field.name for field in fields(Steps))
-# How similar a method's name must be to a step's to count as a misspelling of it, from 0 to 1.
-_CLOSE = 0.8
 
 
 class Observer:
@@ -49,15 +47,13 @@ def observer_problems(observers: Sequence[object]) -> Iterator[str]:
             yield f"observers: {observer.__name__} is a class: give an object, {observer.__name__}()"
             continue
         name = f"observer {type(observer).__name__}"
-        steps = [step for step in _STEPS if hasattr(observer, step)]
-        for step in steps:
-            yield from call_problems(f"{name}: {step}", getattr(observer, step), 1)
-        others = [method for method in vars(type(observer)) if not method.startswith("_")]
-        for method in others:
-            if method not in _STEPS and (close := get_close_matches(method, _STEPS, 1, _CLOSE)):
-                yield f"{name}: {method} is no step: did you mean {close[0]}? (If not, call it _{method}.)"
-        if not steps:
-            yield f"{name} has none of the steps {', '.join(_STEPS)}"
+        for step in _STEPS:
+            yield from call_problems(f"{name}: {step}", getattr(observer, step, None), 1)
+        if not any(_functions([observer], step) for step in _STEPS):
+            own = [member for member in dir(observer) if not member.startswith("_") and member not in _STEPS]
+            similar = {member: get_close_matches(member, _STEPS, 1) for member in own}
+            hints = [f"; by {member}, did you mean {steps[0]}?" for member, steps in similar.items() if steps]
+            yield f"{name} has none of the steps {', '.join(_STEPS)}{''.join(hints)}"
 
 
 def steps_of(observers: Sequence[Observer]) -> Steps:

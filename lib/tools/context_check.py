@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
+from lib.errors import async_result_or_error
 from lib.life.author_context import AuthorContext, Context, context_of_handlers
 from lib.life.backend_config import BackendConfig
 from lib.runtime.clock import Clock, time_limit, wait_for
@@ -23,17 +24,19 @@ CONTEXT_LIMIT_S = 60.0
 async def contexts_entered(
     config: BackendConfig, clock: Clock, found: Findings, limit_s: float = CONTEXT_LIMIT_S
 ) -> AsyncGenerator[bool, None]:
-    """Enter the lifecycle and then each handler's `running`; leave them in reverse order after the block.
+    """Enter the lifecycle and each handler's `running` at the same time, as a worker does; leave them after.
 
     Yields whether all are entered. Each context that raises, or that takes longer than `limit_s` seconds to
     be entered or left, is added to `found` as a problem.
     """
-    async with AsyncExitStack() as stack:
-        entered = [
-            await stack.enter_async_context(_entered(about, name, context, clock, found, limit_s))
-            for about, name, context in _contexts(config)
-        ]
-        yield all(entered)
+    contexts = [CheckedContext(*context, clock, found, limit_s) for context in _contexts(config)]
+    for context in contexts:
+        context.begin()
+    try:
+        yield all([await context.is_entered() for context in contexts])
+    finally:
+        for context in reversed(contexts):
+            await context.leave()
 
 
 def _contexts(config: BackendConfig) -> Iterator[tuple[str, str, Context]]:
@@ -46,37 +49,52 @@ def _contexts(config: BackendConfig) -> Iterator[tuple[str, str, Context]]:
             yield "handlers", f"running() of {type(handler).__name__}", context
 
 
-@asynccontextmanager
-async def _entered(
-    about: str, name: str, context: Context, clock: Clock, found: Findings, limit_s: float
-) -> AsyncGenerator[bool, None]:
-    """Enter `context` in a task of its own, which `AuthorContext` needs; yield whether it is entered."""
-    entered_or_ended = asyncio.Event()
-    author_context = AuthorContext(name, context, entered_or_ended.set)
-    kept = asyncio.create_task(author_context.keep())
-    kept.add_done_callback(lambda _: entered_or_ended.set())
-    late = ""
-    if not await wait_for(clock, entered_or_ended, limit_s):
-        late = "entering"
-        await _abandon(author_context, kept)
-    try:
-        yield not kept.done()
-    finally:
-        if not kept.done():
-            with time_limit(clock, limit_s) as leaving:
-                await author_context.leave()
+class CheckedContext:
+    """One context, in a task of its own, and its problem: at most one, when it is known."""
+
+    def __init__(
+        self, about: str, name: str, context: Context, clock: Clock, found: Findings, limit_s: float
+    ) -> None:
+        self._about = about
+        self._name = name
+        self._clock = clock
+        self._found = found
+        self._limit_s = limit_s
+        self._entered_or_ended = asyncio.Event()
+        self._context = AuthorContext(name, context, self._entered_or_ended.set)
+        self._kept: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Begin to enter the context."""
+        self._kept = asyncio.create_task(self._keep())
+
+    async def is_entered(self) -> bool:
+        """Wait until the context is entered; return False if it fails, or hangs."""
+        assert self._kept is not None
+        if not await wait_for(self._clock, self._entered_or_ended, self._limit_s):
+            await self._abandon("entering")
+        return not self._kept.done()
+
+    async def leave(self) -> None:
+        """Leave the context."""
+        assert self._kept is not None
+        if not self._kept.done():
+            with time_limit(self._clock, self._limit_s) as leaving:
+                await self._context.leave()
             if leaving.cancelled_caught:
-                late = "leaving"
-                await _abandon(author_context, kept)
-        (error,) = await asyncio.gather(kept, return_exceptions=True)
-        if late:
-            found.problem(about, f"{name} did not finish {late} in {limit_s:g} s")
-        elif error is not None:
-            found.problem(about, f"{name} raised {error!r}")
+                await self._abandon("leaving")
+            await asyncio.wait({self._kept})
 
+    async def _keep(self) -> None:
+        error = await async_result_or_error(self._context.keep())
+        self._entered_or_ended.set()
+        if error is not None:
+            self._found.problem(self._about, f"{self._name} raised {error!r}")
 
-async def _abandon(author_context: AuthorContext, kept: asyncio.Task[None]) -> None:
-    """Cancel a context that hangs, and wait until it has ended or is given up."""
-    author_context.abandon()
-    kept.cancel()
-    await asyncio.wait({kept})
+    async def _abandon(self, step: str) -> None:
+        """Cancel the context, which hangs, and wait until it has ended or is given up."""
+        assert self._kept is not None
+        self._found.problem(self._about, f"{self._name} did not finish {step} in {self._limit_s:g} s")
+        self._context.abandon()
+        self._kept.cancel()
+        await asyncio.wait({self._kept})

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+import anyio
 from aiohttp import web
 
 from lib.backend import Backend
+from lib.data_types import EndpointHandler
 from lib.errors import SettingsError
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness
@@ -131,10 +134,20 @@ class _Inspection:
             if up:
                 await self._check_health(backend, server)
             if handler is not None and sendable and (up or not server.url):
-                async with contexts_entered(backend.config(), self._clock, self._found) as entered:
-                    if entered:
-                        await send_one(handler, server, self._clock, self._found)
+                await self._send_one(backend, handler, server)
         return 0
+
+    async def _send_one(self, backend: Backend, handler: EndpointHandler[Any], server: ModelServer) -> None:
+        """Send the benchmark's payload, inside the contexts that a worker enters; without an engine."""
+        settings = Settings.from_env({"ENGINE": "none"})
+        with tempfile.TemporaryDirectory() as directory:
+            async with (
+                anyio.create_task_group() as tasks,
+                backend.run_with(settings, Path(directory), tasks.start_soon),
+                contexts_entered(backend.config(), self._clock, self._found) as entered,
+            ):
+                if entered:
+                    await send_one(handler, server, self._clock, self._found)
 
     def _check_declaration(self, backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> None:
         named = [f"{r.method} {r.path}" for r in routes if isinstance(r, web.RouteDef)]

@@ -268,6 +268,30 @@ async def test_a_handler_is_called_inside_what_it_runs(tmp_path: Path) -> None:
     assert "the pool is closed" in checked.errors
 
 
+async def test_contexts_find_the_worker_that_they_belong_to(tmp_path: Path) -> None:
+    worker = POOLED.replace("yield\n", "await ready.wait()\n        yield\n")
+    lifecycle = """
+import asyncio
+
+ready = asyncio.Event()
+
+@asynccontextmanager
+async def lifecycle():
+    assert backend.session is not None
+    watch = asyncio.create_task(backend.watch_health("http://127.0.0.1:1/health"))
+    ready.set()
+    yield
+    watch.cancel()
+
+backend.lifecycle = lifecycle
+if __name__"""
+    assert worker != POOLED
+    (tmp_path / "worker.py").write_text(worker.replace("if __name__", lifecycle))
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 0, checked.output + checked.errors
+    assert found(checked.output, "ok", "request")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

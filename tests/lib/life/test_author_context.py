@@ -261,8 +261,8 @@ class FailingHandler(PlainHandler):
     ("gives", "error"),
     [
         (LookupError("no pool"), "LookupError: no pool"),
-        (None, "running() returned None, not an async context manager: is @asynccontextmanager missing?"),
-        (nullcontext, "not an async context manager"),
+        (None, "TypeError: None is not an async context manager: is @asynccontextmanager missing?"),
+        (nullcontext, "is not an async context manager"),
     ],
 )
 async def test_a_context_that_cant_be_entered_is_named(

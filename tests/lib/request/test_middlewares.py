@@ -216,6 +216,7 @@ async def wrong(request: web.Request, handler: Handler) -> Any:
     [
         (forgetful, "forgetful returned None, not a response: is a `return` missing?"),
         (wrong, "wrong returned 200, not a response: return a web.Response"),
+        (partial(forgetful), "forgetful returned None"),
     ],
 )
 async def test_a_result_that_is_no_response_names_the_middleware(
@@ -226,7 +227,9 @@ async def test_a_result_that_is_no_response_names_the_middleware(
     assert message in caplog.text
 
 
-def plain(request: web.Request, handler: Handler) -> Any: ...
+class WithCall:
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await handler(request)
 
 
 async def one_argument(request: web.Request) -> Any: ...
@@ -235,7 +238,7 @@ async def one_argument(request: web.Request) -> Any: ...
 @pytest.mark.parametrize(
     ("middleware", "problem"),
     [
-        (plain, "middlewares[0] is not async: write `async def`"),
+        (WithCall, "middlewares[0] is a class: give an object, WithCall()"),
         (one_argument, "middlewares[0] can't be called with 2 arguments"),
         ("name", "middlewares[0] is 'name', not a function"),
         (None, "middlewares[0] is None, not a function"),
@@ -247,12 +250,14 @@ def test_a_middleware_that_could_not_be_called_is_a_problem(middleware: Any, pro
     assert backend.config().problems() == [problem]
 
 
-class WithCall:
-    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await handler(request)
+def returns_awaitable(request: web.Request, handler: Handler) -> Any:
+    return handler(request)
 
 
-@pytest.mark.parametrize("middleware", [forgetful, web.middleware(forgetful), WithCall(), partial(forgetful)])
+@pytest.mark.parametrize(
+    "middleware",
+    [forgetful, web.middleware(forgetful), WithCall(), partial(WithCall()), returns_awaitable],
+)
 def test_other_middlewares_are_no_problem(middleware: Any) -> None:
     backend = Backend(None)
     backend.middlewares.append(middleware)

@@ -142,11 +142,13 @@ class WithoutArgument:
 
 
 class Helping(Observer):
-    """Has a helper of its own whose name is close to no step."""
+    """Has methods of its own beside a step."""
 
     def ended(self, exchange: Exchange) -> None: ...
 
     def export(self, path: Path) -> None: ...
+
+    def start(self) -> None: ...
 
 
 class WithoutBase:
@@ -157,7 +159,7 @@ class WithoutBase:
     ("observer", "problem"),
     [
         (RecordedSteps, "observers: RecordedSteps is a class: give an object, RecordedSteps()"),
-        (Misspelt(), "Misspelt: start is no step: did you mean started?"),
+        (Misspelt(), "first_byte, ended; by start, did you mean started?"),
         (Waiting(), "Waiting: ended is async: give a plain function"),
         (WithoutArgument(), "WithoutArgument: ended can't be called with 1 argument"),
         ("ended", "observer str has none of the steps admitted, accepted, started, first_byte, ended"),
@@ -176,6 +178,7 @@ class Counting:
     """A dataclass, which has no hash."""
 
     ended_requests: int = 0
+    start: float = 0.0
 
     def ended(self, exchange: Exchange) -> None:
         self.ended_requests += 1
