@@ -76,14 +76,16 @@ class CheckedContext:
         return not self._kept.done()
 
     async def leave(self) -> None:
-        """Leave the context."""
+        """Leave the context, or stop to enter it: the check was interrupted."""
         assert self._kept is not None
-        if not self._kept.done():
+        if not self._entered_or_ended.is_set():
+            self._kept.cancel()
+        elif not self._kept.done():
             with time_limit(self._clock, self._limit_s) as leaving:
                 await self._context.leave()
             if leaving.cancelled_caught:
                 await self._abandon("leaving")
-            await asyncio.wait({self._kept})
+        await asyncio.wait({self._kept})
 
     async def _keep(self) -> None:
         error = await async_result_or_error(self._context.keep())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import pytest
 
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
 from lib.tools.context_check import contexts_entered
 from lib.tools.findings import Findings
+from tests.manual_clock import ManualClock
 from tests.virtual_time import VirtualClock, in_virtual_time
 
 
@@ -94,3 +97,18 @@ def test_contexts_are_left_in_reverse_order_and_the_lifecycle_is_named() -> None
         ["problem  lifecycle     the lifecycle raised ValueError('no clean-up')"],
     )
     assert notes == ["lifecycle entered", "handler entered", "handler left", "lifecycle left"]
+
+
+async def test_an_interrupted_check_stops_to_enter() -> None:
+    backend, found = Backend("", benchmark_handler=Letters(hangs_at="entering")), Findings("worker.py")
+
+    async def enter() -> None:
+        async with contexts_entered(backend.config(), ManualClock(), found):
+            pass
+
+    check = asyncio.create_task(enter())
+    await anyio.wait_all_tasks_blocked()
+    check.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await check
+    assert found.lines() == ["worker.py: no problems, no warnings"]
