@@ -1,7 +1,7 @@
 """Errors of requests, with their HTTP status and their public message (docs/protocol.md, "Answers").
 
-Owns the error classes, their answers, and aborting a connection. It does not decide the outcome of a request:
-that is lib/request/verdict.py.
+Owns the error classes, their answers, printing why a worker can't start, and aborting a connection. It does
+not decide the outcome of a request: that is lib/request/verdict.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import json
 import math
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -52,6 +55,25 @@ class SettingsError(Exception):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("cannot start:\n" + "\n".join(f"  - {p}" for p in problems))
         self.problems = tuple(problems)
+
+
+_prints_refusals = ContextVar("prints_refusals", default=True)
+
+
+def print_refusal(error: SettingsError) -> None:
+    """Print the problems of a worker that can't start to stderr, unless `refusals_collected` does without."""
+    if _prints_refusals.get():
+        print(error, file=sys.stderr)  # noqa: T201 - there may be no logging yet
+
+
+@contextmanager
+def refusals_collected() -> Generator[None, None, None]:
+    """Print no refusals inside the block: its caller reports their problems itself."""
+    token = _prints_refusals.set(False)
+    try:
+        yield
+    finally:
+        _prints_refusals.reset(token)
 
 
 class WorkerError(Exception):

@@ -12,7 +12,6 @@ import asyncio
 import importlib.util
 import logging
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -30,7 +29,7 @@ from aiohttp.typedefs import Middleware
 from anyio.abc import TaskGroup
 
 from lib.backend import Backend
-from lib.errors import SettingsError, async_result_or_error
+from lib.errors import SettingsError, async_result_or_error, print_refusal
 from lib.life.running_worker import RunningWorker
 from lib.life.sockets import CLOSE_LIMIT_S, PortTaken, Sockets, listening
 from lib.life.stop import Stop
@@ -89,7 +88,7 @@ def run_worker(
     try:
         backend, routes = build(environ)
     except SettingsError as e:
-        print(e, file=sys.stderr)  # noqa: T201 - there may be no logging yet
+        print_refusal(e)
         raise SystemExit(EXIT_SETTINGS) from e
     start_server(backend, routes, **site_kwargs)
 
@@ -113,7 +112,7 @@ async def run_server(
         raise_file_limit()
         return await _serve_until_signal(backend, routes, settings, site_kwargs)
     except SettingsError as e:
-        print(e, file=sys.stderr)  # noqa: T201 - there may be no logging yet
+        print_refusal(e)
         return EXIT_SETTINGS
     except PortTaken as e:
         log.error("%s", e)

@@ -8,13 +8,12 @@ checks of types are in lib/fields/annotations.py.
 from __future__ import annotations
 
 import difflib
-import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from lib.errors import SettingsError
+from lib.errors import SettingsError, print_refusal
 from lib.fields.annotations import PYTHON
 from lib.runtime.exit_status import EXIT_SETTINGS
 
@@ -43,7 +42,7 @@ def refuse(problems: Sequence[str]) -> None:
     """Print `problems` to stderr and raise `DeclarationRefused`; do nothing if there are none."""
     if problems:
         refused = DeclarationRefused(problems)
-        print(refused, file=sys.stderr)  # noqa: T201 - Python prints nothing for a SystemExit
+        print_refusal(refused)  # Python prints nothing for a SystemExit
         raise refused
 
 

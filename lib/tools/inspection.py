@@ -13,14 +13,14 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import anyio
 from aiohttp import web
 
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
-from lib.errors import SettingsError
+from lib.errors import SettingsError, refusals_collected
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness
 from lib.model.watch import NO_SUCH_CHECK, HealthWatch
@@ -49,7 +49,7 @@ def check_worker(file: WorkerFile, environ: Mapping[str, str], log: Path | None)
     try:
         with (
             inspected_by(inspection.inspect),
-            contextlib.redirect_stderr(cast(TextIO, _WithoutRefusals(sys.stderr))),
+            refusals_collected(),
             contextlib.redirect_stdout(sys.stderr),
         ):
             run_file(file)
@@ -83,26 +83,6 @@ def _check_settings(environ: Mapping[str, str], found: Findings) -> None:
                 found.problem("settings", problem)
     else:
         found.ok("settings", "all variables are valid")
-
-
-class _WithoutRefusals:
-    """The stream `stream` without the message of a `SettingsError`: the findings have its problems."""
-
-    _BEGINNING = str(SettingsError([]))
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._omit_line_end = False
-
-    def write(self, text: str) -> int:
-        """Write `text`, or omit it: `print` writes a message and the end of its line one by one."""
-        is_refusal = text.startswith(self._BEGINNING)
-        omitted = is_refusal or (self._omit_line_end and text == "\n")
-        self._omit_line_end = is_refusal
-        return len(text) if omitted else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class _Inspection:
