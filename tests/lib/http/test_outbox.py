@@ -1,0 +1,42 @@
+"""Writes of one turn are made together, each once and in their order."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib.http.outbox import Outbox
+from tests.event_loop import run_event_loop_turns
+
+
+class NotingWriter:
+    """Notes its flushes; `error` is raised in each."""
+
+    def __init__(self, name: str, flushed: list[str], error: Exception | None = None) -> None:
+        self._name = name
+        self._flushed = flushed
+        self._error = error
+
+    def flush(self) -> None:
+        self._flushed.append(self._name)
+        if self._error is not None:
+            raise self._error
+
+
+async def test_what_comes_together_is_written_at_the_end_of_the_turn() -> None:
+    outbox, flushed = Outbox(), list[str]()
+    for turn in (["a", "b"], ["c"]):
+        flushed.clear()
+        for name in turn:
+            outbox.add(NotingWriter(name, flushed))
+        assert flushed == []
+        await run_event_loop_turns()
+        assert flushed == turn
+
+
+async def test_a_write_that_fails_is_logged_and_the_others_are_made(caplog: pytest.LogCaptureFixture) -> None:
+    outbox, flushed = Outbox(), list[str]()
+    outbox.add(NotingWriter("failing", flushed, OSError("gone")))
+    outbox.add(NotingWriter("last", flushed))
+    await run_event_loop_turns()
+    assert flushed == ["failing", "last"]
+    assert "a write failed" in caplog.text
