@@ -623,13 +623,13 @@ install() {
   if [[ -f $code/requirements.txt ]]; then
     add -r "$code/requirements.txt" || return
   elif [[ -f $code/pyproject.toml ]]; then
-    add -e "${code}[speed]" || return
+    add -e "$code" || return
   fi
   (cd "$code" && "$python" -c 'import lib.server' 2>/dev/null) && return
   if [[ -n $project ]]; then
-    add -e "${project}[speed]"
+    add -e "$project"
   else
-    add "pyworker[speed] @ git+$PROJECT_REPO"
+    add "pyworker @ git+$PROJECT_REPO"
   fi
 }
 

@@ -10,14 +10,12 @@ Owns the order of the steps and the methods for authors. lib/life/running_worker
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
@@ -26,20 +24,22 @@ from lib.access.payload import is_upload
 from lib.data_types import EndpointHandler, LogAction
 from lib.declare.bare_route import BareHandler, BareRouteHandler
 from lib.engine.engine import Delivery, Engine
-from lib.errors import ClientGone, NotReady, SessionGone, response_from, returnable
+from lib.errors import NotReady, SessionGone, returnable
 from lib.life.backend_config import BackendConfig, Lifecycle
 from lib.life.running_worker import RunningWorker, open_worker
 from lib.metrics import DEFAULT_WORKLOAD, Ledger, Outcome
 from lib.model.answer import ModelAnswer
-from lib.model.caller import ModelCaller
+from lib.model.caller import ModelCaller, ask
 from lib.model.connection import ModelSession
+from lib.model.direct_relay import relay
 from lib.model.readiness import NOT_READY, Cause
-from lib.model.relay import broken_answer, drain, end_to_end_headers, pass_on
+from lib.model.relay import end_to_end_headers, pass_on
 from lib.model.watch import HealthWatch
 from lib.request.access_log import AccessLog
 from lib.request.detached import Spawn, run_detached
-from lib.request.exchange import Exchange, Steps
-from lib.request.lanes import Lane, Lanes
+from lib.request.exchange import Answer, Exchange, Steps
+from lib.request.incoming import IncomingRequest, Serve
+from lib.request.lanes import Lane, Lanes, direct_routes
 from lib.request.middlewares import wrapped
 from lib.request.observers import Observer, steps_of
 from lib.request.timings import Timings
@@ -109,6 +109,7 @@ class Backend:
         self.middlewares: list[Middleware] = []
         self.lanes = Lanes(self.clock, self._seconds_to_drain, allow_parallel_requests, max_wait_time)
         self._handlers: list[EndpointHandler[Any]] = []
+        self._served: dict[Handler, Lane] = {}
         self._steps = Steps()
         self._running: RunningWorker | None = None
 
@@ -117,7 +118,10 @@ class Backend:
     def create_handler(self, handler: EndpointHandler[Any]) -> Handler:
         """Make the aiohttp handler of a route, for `web.post(path, …)`."""
         self._handlers.append(handler)
-        return partial(self._answer, self.lanes.add(handler))
+        lane = self.lanes.add(handler)
+        serve: Handler = partial(self._answer, lane)
+        self._served[serve] = lane
+        return serve
 
     def guard(
         self,
@@ -156,29 +160,39 @@ class Backend:
 
     # The life of a request
 
-    async def _serve(self, exchange: Exchange) -> web.StreamResponse:
+    async def _serve(self, exchange: Exchange) -> Answer:
         """Answer one request, to the last byte, and record its outcome in the ledger.
 
-        Raises `WorkerError` (answered with its status), `ClientGone`, `AnswerCut`, or whatever an author's
-        code raises (500).
+        Raises `WorkerError` (answered with its status), `ClientGone`, `AnswerCut`, or what author code did.
         """
-        lane = exchange.lane
-        admission = await self.running.authenticator.admit(exchange.request)
+        # An author's authenticator gets aiohttp's requests only: see `direct_routes`.
+        admission = await self.running.authenticator.admit(cast(web.Request, exchange.incoming))
         self._open_entry(exchange, admission)
+        if admission.payload is not None and exchange.session is None:
+            return await self._handle(exchange, admission, admission.payload)
         with self._inside_session(exchange):
             async with self._received(exchange, admission) as received:
-                payload = lane.read_payload(received, admission.raw_auth, admission.session_id)
-                exchange.receive(received, payload, lane.count_workload(payload))
-                try:
-                    handler = partial(self._accept, exchange)
-                    if self.middlewares:
-                        handler = wrapped(handler, self.middlewares)
-                    response = await handler(exchange.request)
-                except web.HTTPException as e:
-                    response = returnable(e)
-                written = await exchange.write(response)
-                exchange.conclude(None)  # before the upload is deleted: the client may leave meanwhile
-                return written
+                return await self._handle(exchange, admission, received)
+
+    async def _handle(
+        self, exchange: Exchange, admission: Admission, received: dict[str, Any] | Upload
+    ) -> Answer:
+        """Answer a request whose payload was received, and decide its outcome."""
+        lane = exchange.lane
+        exchange.keep_text(admission, received)
+        payload = lane.read_payload(received, admission.raw_auth, admission.session_id)
+        exchange.receive(received, payload, lane.count_workload(payload))
+        try:
+            if self.middlewares:
+                handler = wrapped(partial(self._accept, exchange), self.middlewares)
+                response = await handler(exchange.request)
+            else:
+                response = await self._accept(exchange)
+        except web.HTTPException as e:
+            response = returnable(e)
+        written = await exchange.write(response)
+        exchange.conclude(None)  # before the upload is deleted: the client may leave meanwhile
+        return written
 
     def _open_entry(self, exchange: Exchange, admission: Admission) -> None:
         """Open the request's entry. A request inside a session is not counted: the session itself counts.
@@ -204,73 +218,52 @@ class Backend:
         """
         if admission.payload is not None:
             return nullcontext(admission.payload)
-        if is_upload(exchange.request, admission):
+        if is_upload(exchange.incoming, admission):
             exchange.entry.set_workload(DEFAULT_WORKLOAD)  # until its workload can be counted
             self._check_ready(exchange)
         accepts_uploads = exchange.lane.handler.accepts_uploads
-        return self.running.payloads.receive(exchange.request, admission, accepts_uploads)
+        return self.running.payloads.receive(exchange.incoming, admission, accepts_uploads)
 
-    async def _accept(self, exchange: Exchange, request: web.Request) -> web.StreamResponse:
+    async def _accept(self, exchange: Exchange, request: web.Request | None = None) -> Any:
         """Return the model's answer; meanwhile send the handler's heartbeat, if it has one."""
-        exchange.request = request  # a middleware may have replaced it
+        if request is not None:
+            exchange.request = request  # a middleware may have replaced it
         self._check_ready(exchange)
         exchange.accept()
-        work = self._in_turn(exchange)
-        return await (work if exchange.heartbeat is None else exchange.heartbeat.during(work))
+        if exchange.heartbeat is not None:
+            return await exchange.heartbeat.during(self._in_turn(exchange))
+        return await self._in_turn(exchange)
 
     def _check_ready(self, exchange: Exchange) -> None:
         """Refuse a request if the worker isn't ready, or if the expected wait is too long.
 
         Raises `Unavailable` (503), `TooBusy` (429). A request does not wait for its own session's workload.
         """
-        self.check_state()
+        running = self.check_state()
         load = self.metrics.cur_load
         if exchange.session is not None:
-            load -= self.running.session_life.workload_of(exchange.session)
-        exchange.lane.check_wait(load, self.running.readiness.max_perf)
+            load -= running.session_life.workload_of(exchange.session)
+        exchange.lane.check_wait(load, running.readiness.max_perf)
 
-    async def _in_turn(self, exchange: Exchange) -> web.StreamResponse:
+    async def _in_turn(self, exchange: Exchange) -> Answer:
         async with exchange.lane.slot():
             exchange.start()
-            return await self._ask_model(exchange)
-
-    async def _ask_model(self, exchange: Exchange) -> web.StreamResponse:
-        """Call the model and make the client's answer from its answer.
-
-        The call is closed when the client leaves, unless the handler lets it finish.
-        """
-        handler, request = exchange.lane.handler, exchange.request
-        caller = ModelCaller(self.running.server, exchange.forwarded_headers(), request)
-        try:
-            async with handler.call_model(caller, exchange.payload) as answer:
-                if isinstance(answer, web.StreamResponse):
-                    return answer
-                try:
-                    make = handler.generate_client_response
-                    return response_from(make, await make(request, answer))
-                except (ClientGone, ConnectionError) as e:
-                    if not exchange.client_left:
-                        raise
-                    if not exchange.finishes:
-                        raise ClientGone from e
-                    await drain(answer)
-                    return web.Response(status=answer.status)  # nobody reads it; the status counts
-        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
-            if isinstance(e, ConnectionError) and exchange.client_left:
-                raise ClientGone from e
-            raise broken_answer(e, exchange.answer_out) from e
+            running = self.running
+            if exchange.is_direct:
+                return await relay(exchange, running.server, running.direct)
+            return await ask(exchange, running.server)
 
     # Around the story
 
-    async def _answer(self, lane: Lane, request: web.Request) -> web.StreamResponse:
+    async def _answer(self, lane: Lane, request: IncomingRequest) -> Any:
         """Serve a request: in the server's task group if it has to finish even when its client leaves."""
         exchange = Exchange(request, lane, self.clock, self._steps, self._phase)
-        serve = partial(self._concluded, exchange)
         if not exchange.finishes:
-            return await serve()
+            return await self._concluded(exchange)
+        serve = partial(self._concluded, exchange)
         return await run_detached(self.running.spawn, serve, lambda: exchange.started_s is not None)
 
-    async def _concluded(self, exchange: Exchange) -> web.StreamResponse:
+    async def _concluded(self, exchange: Exchange) -> Answer:
         """Serve the request, reply to its errors, and close its entry with an outcome in any case."""
         try:
             try:
@@ -297,11 +290,18 @@ class Backend:
         handlers = (self.benchmark_handler, *self._handlers)
         return list({id(handler): handler for handler in handlers if handler is not None}.values())
 
-    def check_state(self) -> None:
-        """Raise `NotReady` (503) in the states *loading*, *benchmarking* and *draining*."""
-        state = self.running.readiness.state
-        if state in NOT_READY:
-            raise NotReady(state.value)
+    def direct_routes(self, routes: Sequence[web.AbstractRouteDef]) -> dict[str, Serve]:
+        """The functions that serve POST requests without aiohttp, by path: those of `routes` that can be."""
+        if self.middlewares or self.authenticator is not None:  # an author's code takes aiohttp's requests
+            return {}
+        return direct_routes(self._served, routes)
+
+    def check_state(self) -> RunningWorker:
+        """Return `running`. Raises `NotReady` (503) while it is loading, benchmarking or draining."""
+        running = self.running
+        if running.readiness.state in NOT_READY:
+            raise NotReady(running.readiness.state.value)
+        return running
 
     def config(self) -> BackendConfig:
         """The arguments that concern the model server and the worker's life."""

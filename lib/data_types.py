@@ -21,6 +21,7 @@ from aiohttp import web
 from lib.fields.annotations import PYTHON
 from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
 from lib.fields.limits import below_minimum, invalid_durations
+from lib.model.answer import AnswerScanner
 from lib.model.log_rules import LogAction
 from lib.model.relay import pass_on
 from lib.runtime.stable_name import stable_name
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNSIGNED_AUTH_DATA",
+    "AnswerScanner",
     "ApiPayload",
     "AuthData",
     "EndpointHandler",
@@ -49,6 +51,7 @@ UNSIGNED_AUTH_DATA: Mapping[str, Any] = MappingProxyType(
 )
 # Integers of a request must be less than this: the engine's own are 64 bits wide.
 _INT64 = 2**63
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 @dataclass
@@ -69,6 +72,8 @@ class AuthData:
     @classmethod
     def from_json_msg(cls, json_msg: Mapping[str, Any]) -> Self:
         """Read `json_msg`; ignore unknown fields. Raises `JsonDataException` (422) naming each wrong one."""
+        if cls is AuthData and (ordinary := _ordinary(json_msg)) is not None:
+            return cls(*ordinary)
         message = {key: _cost(value) if key == "cost" else value for key, value in json_msg.items()}
         values: dict[str, Any] = {}
         problems: dict[str, Any] = {}
@@ -83,6 +88,32 @@ class AuthData:
             raise JsonDataException(problems)
         values["request_idx"] = values.get("request_idx") or None
         return cls(**values)
+
+
+def _ordinary(message: Mapping[str, Any]) -> tuple[str, float, str, int, str, int | None] | None:
+    """The fields of `message` if it is valid at first sight, as nearly all are, or else None.
+
+    Other checks cost ten times as much. None also for some valid messages, such as one with a cost in a
+    string or with an object in a field.
+    """
+    get = message.get
+    signature, cost, endpoint = get("signature"), get("cost"), get("endpoint")
+    reqnum, url, request_idx = get("reqnum"), get("url"), get("request_idx")
+    kinds = [*map(type, message.values())]
+    if (
+        type(signature) is str
+        and (type(cost) is float or type(cost) is int)
+        and 0 <= cost < _INT64
+        and type(endpoint) is str
+        and type(reqnum) is int
+        and -_INT64 <= reqnum < _INT64
+        and type(url) is str
+        and (request_idx is None or (type(request_idx) is int and 0 <= request_idx < _INT64))
+        and _PLAIN.issuperset(kinds)
+        and kinds.count(float) <= (type(cost) is float)  # any other one may not be finite
+    ):
+        return signature, float(cost), endpoint, reqnum, url, request_idx or None
+    return None
 
 
 def _cost(value: Any) -> Any:
@@ -170,8 +201,10 @@ class EndpointHandler(ABC, Generic[P]):
     `max_concurrency` the number of requests at once, None for one, or no limit with
     `allow_parallel_requests` (None: the backend's). `on_disconnect` says whether a request whose client has
     left is cancelled or finished. `keepalive_s` is in seconds between the newlines that keep a waiting
-    client's connection open, None for none. `benchmark_runs` is in rounds, `benchmark_words` the length of a
-    prompt for handlers that use it; `benchmark_concurrency` None lets the benchmark find the concurrency.
+    client's connection open, None for none. `idempotent` says that the model server may execute a request
+    twice: then one whose connection broke before any answer is sent once more. `benchmark_runs` is in rounds,
+    `benchmark_words` the length of a prompt for handlers that use it; `benchmark_concurrency` None lets the
+    benchmark find the concurrency.
     """
 
     benchmark_runs: int = 8
@@ -184,6 +217,7 @@ class EndpointHandler(ABC, Generic[P]):
     benchmark_warmup: bool = True
     on_disconnect: OnDisconnect = "cancel"
     keepalive_s: float | None = None
+    idempotent: bool = False
 
     @property
     @abstractmethod
@@ -219,23 +253,35 @@ class EndpointHandler(ABC, Generic[P]):
         own = getattr(payload, "generate_payload_json", None)
         return own() if own else payload
 
+    def endpoint_for(self, payload: P) -> str | None:
+        """The `endpoint` for `payload`, for handlers that choose it by the payload."""
+        return self.endpoint
+
+    def scan_answer(self) -> AnswerScanner | None:
+        """Make an object that judges one answer by its content while it is passed on; None by default.
+
+        Override it, and not `generate_client_response`, where the answer is only looked at: passing it on
+        stays as cheap as it can be.
+        """
+        return None
+
     def call_model(self, model: ModelCaller, payload: P) -> AbstractAsyncContextManager[Any]:
         """Call the model with `payload`; an async context manager of its response.
 
-        By default this is one request to `endpoint` with the client's method, with the payload in the body
-        or, for GET and DELETE, in the query; a `{name}` in `endpoint` is filled in (`ModelCaller.send`).
+        By default this is one request to `endpoint_for(payload)` with the client's method, with the payload
+        in the body or, for GET and DELETE, in the query; a `{name}` in it is filled in (`ModelCaller.send`).
         Override it to speak another protocol to the model server, or to compute the answer here. The context
         manager yields the argument of `generate_client_response`, or an `aiohttp.web.StreamResponse`, which
         is the client's answer.
         """
         upload = getattr(payload, "generate_payload_upload", _no_body)()
         if upload is not None:
-            return model.send_upload(self.endpoint, upload)
+            return model.send_upload(self.endpoint_for(payload), upload)
         form = getattr(payload, "generate_payload_multipart", _no_body)()
         if form is not None:
-            return model.send_form(self.endpoint, form)
+            return model.send_form(self.endpoint_for(payload), form)
         message = self.generate_payload_json(payload)
-        return model.send(self.endpoint, message)  # some handlers choose the endpoint by the payload
+        return model.send(self.endpoint_for(payload), message)  # some choose the endpoint in the line before
 
     async def generate_client_response(
         self, client_request: web.Request, model_response: aiohttp.ClientResponse
@@ -245,17 +291,41 @@ class EndpointHandler(ABC, Generic[P]):
         See docs/protocol.md, "Passing the answer on". `client_request["outcome"]`, set to "served" or
         "errored", overrides the outcome that follows from the status.
         """
-        return await pass_on(client_request, model_response)
+        scanner = self.scan_answer()
+        if scanner is None:
+            return await pass_on(client_request, model_response)
+        response = await pass_on(client_request, model_response, on_chunk=scanner.add)
+        if outcome := scanner.outcome(model_response.status):
+            client_request["outcome"] = outcome
+        return response
 
     @property
     def accepts_compressed_answers(self) -> bool:
         """Whether the model server may compress its answers: only if they are passed on unread.
 
-        By default true if neither `call_model` nor `generate_client_response` is overridden.
+        By default true if answers are passed on and `scan_answer` is not overridden.
+        """
+        own, base = cast(Any, type(self)), cast(Any, EndpointHandler)
+        return self.passes_answers_on and own.scan_answer is base.scan_answer
+
+    @property
+    def passes_answers_on(self) -> bool:
+        """Whether the model is called and its answer passed on as by default, which the worker does itself.
+
+        By default true if neither `call_model` nor `generate_client_response` is overridden, and the payload
+        is sent as JSON.
         """
         own, base = cast(Any, type(self)), cast(Any, EndpointHandler)
         same_call = own.call_model is base.call_model
         return same_call and own.generate_client_response is base.generate_client_response
+
+    @property
+    def sends_json(self) -> bool:
+        """Whether a payload that came as JSON is sent as JSON: never as a form or an upload."""
+        payload_cls: Any = self.payload_cls()
+        form = getattr(payload_cls, "generate_payload_multipart", None)
+        has_form = form is not None and form is not cast(Any, ApiPayload).generate_payload_multipart
+        return not has_form and not hasattr(payload_cls, "generate_payload_upload")
 
     def on_cut(self) -> None:
         """Called when the worker stops and cuts off the requests that did not finish in time.
@@ -287,9 +357,9 @@ class EndpointHandler(ABC, Generic[P]):
             *below_minimum(self, 1, "max_concurrency", "benchmark_concurrency"),
             *invalid_durations(self, "max_queue_time", "keepalive_s"),
         ]
-        if mismatch := PYTHON.mismatch("on_disconnect", OnDisconnect, self.on_disconnect):
-            problems.append(mismatch)
-        return problems
+        typed = (("on_disconnect", OnDisconnect), ("idempotent", bool))
+        mismatches = (PYTHON.mismatch(name, kind, getattr(self, name)) for name, kind in typed)
+        return [*problems, *filter(None, mismatches)]
 
     @classmethod
     def get_data_from_request(

@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from aiohttp import HttpVersion11, web
 
 __all__ = [
     "AnswerCut",
+    "BadRequest",
     "BodyStalled",
     "BodyTooLarge",
     "ClientGone",
@@ -46,6 +47,7 @@ T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # only logged: the client has left
 # `Retry-After` in seconds while the worker loads, runs its benchmark or stops.
 RETRY_NOT_READY_S = 10.0
+_JSON: Mapping[str, str] = {"Content-Type": "application/json; charset=utf-8"}
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: close() resets the connection
 
 
@@ -105,6 +107,12 @@ class Invalid(WorkerError):
 
     def body(self) -> Mapping[str, Any]:
         return self.fields
+
+
+class BadRequest(WorkerError):
+    """400: the request is not well-formed HTTP."""
+
+    status = 400
 
 
 class Unauthorized(WorkerError):
@@ -218,7 +226,23 @@ def describe_error(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def error_response(error: WorkerError) -> web.Response:
+class PlainAnswer(NamedTuple):
+    """A whole answer of the worker's own, whoever writes it: `headers` without those of the framing.
+
+    `reason` is the reason phrase, None for the standard one.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    reason: str | None = None
+
+    def response(self) -> web.Response:
+        """The same as a response for aiohttp's server."""
+        return web.Response(status=self.status, reason=self.reason, headers=self.headers, body=self.body)
+
+
+def error_answer(error: WorkerError) -> PlainAnswer:
     """The answer that `error` stands for: its status, headers and JSON body.
 
     An author's `JsonDataException` may hold anything; what is not JSON in it is sent as text.
@@ -228,12 +252,13 @@ def error_response(error: WorkerError) -> web.Response:
         text = json.dumps(body, default=str)
     except (TypeError, ValueError, RecursionError):  # keys that are no strings, circles, or too deep
         text = json.dumps({str(name): str(problem) for name, problem in body.items()})
-    return web.json_response(text=text, status=error.status, headers=error.headers())
+    return PlainAnswer(error.status, {**_JSON, **error.headers()}, text.encode())
 
 
-def internal_error_response(request_id: str) -> web.Response:
+def internal_error_answer(request_id: str) -> PlainAnswer:
     """A 500 without details; the log has the traceback under `request_id`."""
-    return web.json_response({"error": "internal error", "request": request_id}, status=500)
+    body = json.dumps({"error": "internal error", "request": request_id})
+    return PlainAnswer(500, _JSON, body.encode())
 
 
 def returnable(raised: web.HTTPException) -> web.Response:
@@ -279,7 +304,7 @@ async def refusals_as_json(
         try:
             return await handler(request)
         except WorkerError as e:
-            return error_response(e)
+            return error_answer(e).response()
         except ClientGone:
             return web.Response(status=CLIENT_CLOSED_REQUEST)
     headers = {k: v for k, v in refusal.headers.items() if k == "Allow"}

@@ -40,6 +40,8 @@ class Outcome(Enum):
     CANCELLED = ("Cancelled", True)
     REJECTED = ("Rejected", False)
 
+    __hash__ = object.__hash__  # Enum's is written in Python, and an outcome is counted for each request
+
     def __init__(self, status: RequestStatus, success: bool) -> None:
         self.status: RequestStatus = status
         self.success = success
@@ -223,7 +225,7 @@ class Entry:
 
     def set_workload(self, workload: float) -> None:
         """Set the request's workload, at most `MAX_WORKLOAD`. Call it before `accept`."""
-        self.workload = min(workload, MAX_WORKLOAD)
+        self.workload = workload if workload < MAX_WORKLOAD else MAX_WORKLOAD
 
     def accept(self) -> None:
         """Count the request as load from now on."""

@@ -9,6 +9,8 @@ second signal, 2 when the settings can't work, and 3 when another process uses t
 from __future__ import annotations
 
 import asyncio
+import codecs
+import gc
 import importlib.util
 import logging
 import signal
@@ -30,8 +32,9 @@ from anyio.abc import TaskGroup
 
 from lib.backend import Backend
 from lib.errors import SettingsError, async_result_or_error, print_refusal
+from lib.front.front import CLOSE_LIMIT_S
 from lib.life.running_worker import RunningWorker
-from lib.life.sockets import CLOSE_LIMIT_S, PortTaken, Sockets, listening
+from lib.life.sockets import PortTaken, Sockets, listening
 from lib.life.stop import Stop
 from lib.model.readiness import Cause
 from lib.routes.management import loopback_routes, public_routes, without
@@ -67,6 +70,7 @@ def start_server(
     after the request is authenticated and its payload is valid. `site_kwargs` go to `aiohttp.web.TCPSite`
     (host, backlog, …). Raises `SystemExit` for an exit status other than 0.
     """
+    # It is installed on Linux only (pyproject.toml).
     uses_uvloop = importlib.util.find_spec("uvloop") is not None
     status = anyio.run(
         partial(run_server, backend, routes, middlewares=middlewares, **site_kwargs),
@@ -110,6 +114,9 @@ async def run_server(
         configure_logging(settings.log_level, settings.log_format)
         warnings.filterwarnings("ignore", message=".*RequestKey")  # `client_request["outcome"]` is our API
         raise_file_limit()
+        gc.freeze()  # what is imported stays: the garbage collector need not look at it again and again
+        # The codec of envelopes. Its first use opens a file before Python 3.13, and later none may be left.
+        codecs.lookup("utf-8-sig")
         return await _serve_until_signal(backend, routes, settings, site_kwargs)
     except SettingsError as e:
         print_refusal(e)
@@ -153,7 +160,13 @@ async def serve(
     spawned: _Calls = asyncio.Queue()
     async with (
         backend.run_with(settings, directory, spawned.put_nowait, _process_age_s()) as running,
-        listening(*_routes(backend, routes), settings, running.engine.public_url, site_kwargs) as sockets,
+        listening(
+            *_routes(backend, routes),
+            backend.direct_routes(routes) if settings.carrier == "direct" else {},
+            settings,
+            running.engine.public_url,
+            site_kwargs,
+        ) as sockets,
         anyio.create_task_group() as life,
     ):
         stop.on_immediate = running.abandon

@@ -7,7 +7,7 @@ lib/metrics.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ class WorkerStatus:
         return message
 
 
-@dataclass(frozen=True)
+@dataclass
 class FinishedRequest:
     """One finished request in `POST /delete_requests/`. Times are Unix seconds, 0.0 for never."""
 
@@ -75,7 +75,7 @@ class DeleteRequests:
         return {
             "worker_id": self.worker_id,
             "mtoken": self.mtoken,
-            "requests": [asdict(r) for r in self.requests],
+            "requests": [dict(vars(r)) for r in self.requests],
         }
 
 
@@ -96,12 +96,27 @@ class RouteRequest:
         return asdict(self)
 
 
+_FULL_KEYS = ("cost", "endpoint", "reqnum", "url")
+# The text with indent=4. json writes an indented text in Python, which costs several times as much.
+_FULL_TEXT = '{\n    "cost": %s,\n    "endpoint": %s,\n    "reqnum": %s,\n    "url": %s\n}'
+# How json writes the ordinary values. A float that is not finite is refused before.
+_WRITE: dict[type[Any], Callable[[Any], str]] = {
+    str: json.encoder.encode_basestring_ascii,
+    int: int.__repr__,
+    float: float.__repr__,
+}
+
+
 def full_signed_text(auth_data: Mapping[str, Any]) -> str:
     """The text that the engine signs in the `full` form (docs/protocol.md, "Signature").
 
     `auth_data` must hold the values as the client sent them.
     """
-    return json.dumps({key: auth_data[key] for key in ("cost", "endpoint", "reqnum", "url")}, indent=4)
+    values = [auth_data[key] for key in _FULL_KEYS]
+    try:
+        return _FULL_TEXT % tuple([_WRITE[type(value)](value) for value in values])
+    except KeyError:
+        return json.dumps(dict(zip(_FULL_KEYS, values, strict=True)), indent=4)
 
 
 def url_signed_text(url: str) -> str:

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import anyio
@@ -30,7 +30,7 @@ from lib.life.running_worker import RunningWorker
 from lib.life.stop import Stop
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
-from lib.runtime.settings import Settings
+from lib.runtime.settings import CarrierKind, Settings
 from lib.server import serve
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import READY_LINE, Setup, build
@@ -41,6 +41,8 @@ CONTAINER_ID = 4711
 MASTER_TOKEN = "master-token"
 # Workers report with a pause of about a second, for which most tests would wait. Worker processes do.
 REPORT_PAUSE_S = 0.02
+# Who carries requests in tests that don't choose: the suite runs once with each.
+CARRIER = cast(CarrierKind, os.environ.get("CARRIER", "direct"))
 
 
 @lru_cache(maxsize=1)
@@ -295,7 +297,12 @@ async def with_worker_task(
     async with engine_and_model_server(tmp_path, scheme) as system:
         system.backend, routes = make(system.model.url, setup)
         everything = replace(
-            Settings(container_id=CONTAINER_ID, public_url=system.url, report_addrs=(system.engine_url,)),
+            Settings(
+                container_id=CONTAINER_ID,
+                public_url=system.url,
+                report_addrs=(system.engine_url,),
+                carrier=CARRIER,
+            ),
             worker_port=int(system.url.rsplit(":", 1)[1]),
             worker_http_port=int(system.loopback_url.rsplit(":", 1)[1]),
             **{"master_token": MASTER_TOKEN, "max_report_pause_s": REPORT_PAUSE_S, **settings},

@@ -6,7 +6,7 @@ the serverless engine, open.py serves workers without authentication.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -15,13 +15,16 @@ from lib.data_types import AuthData
 from lib.request.sessions import Session
 
 
-@dataclass(frozen=True)
+@dataclass
 class Admission:
     """An authenticated request.
 
     `auth` is the value of `request["auth_data"]`; `raw_auth` is the same JSON object as it was received.
     `payload` is None if the body is the payload and has not been read. `session_id` is the id of the session
     that the request belongs to, or None; `session` is that session, or None if it has ended.
+    `payload_text` is the JSON text of `payload` as it was received, for a consumer that forwards the payload
+    unchanged. It is None where another JSON parser could read it differently, or where that is not certain.
+    It keeps the whole body in memory.
     """
 
     auth: AuthData
@@ -29,6 +32,7 @@ class Admission:
     payload: dict[str, Any] | None
     session_id: str | None = None
     session: Session | None = None
+    payload_text: memoryview | bytes | bytearray | None = field(default=None, compare=False, repr=False)
 
 
 class Authenticator(Protocol):

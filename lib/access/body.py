@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
 from aiohttp import web
 
-from lib.errors import BodyStalled, BodyTooLarge, ClientGone, CodingNotUnderstood, Invalid, Unavailable
+from lib.errors import (
+    BodyStalled,
+    BodyTooLarge,
+    ClientGone,
+    CodingNotUnderstood,
+    Invalid,
+    Unavailable,
+    WorkerError,
+)
+from lib.request.incoming import DirectRequest, IncomingRequest
 
 # Limit of the memory that all unverified bodies hold together (docs/protocol.md, "Bodies").
 UNVERIFIED_BYTES = 256 * 1024 * 1024
@@ -52,27 +62,43 @@ class BodyReader:
     ) -> None:
         self._max_bytes = max_bytes
         self._stall_s = stall_s
-        self._free_bytes = unverified_bytes
+        self._budget = _Budget(unverified_bytes)
         self._setting = setting
 
-    @asynccontextmanager
-    async def read(self, request: web.Request) -> AsyncGenerator[bytearray, None]:
-        """The body in memory; it counts as unverified until the block ends.
+    def read(
+        self, request: IncomingRequest, arrived: bytes | None = None
+    ) -> AbstractAsyncContextManager[bytes | bytearray]:
+        """The body in memory; it counts as unverified until the block ends. `arrived` is what `arrived` gave.
 
         Raises what `parts` raises, and `Unavailable` (503) if unverified bodies hold too much memory.
         """
-        body = bytearray()
-        try:
-            async for part in self.parts(request):
-                self._free_bytes -= len(part)
-                body += part
-                if self._free_bytes < 0:
-                    raise Unavailable("busy", "too many request bodies at once", RETRY_AFTER_S)
-            yield body  # not a copy, which the budget would not count
-        finally:
-            self._free_bytes += len(body)
+        return _UnverifiedBody(self, request, arrived, self._budget)
 
-    def _check_headers(self, request: web.Request) -> None:
+    def arrived(self, request: IncomingRequest) -> bytes | None:
+        """The body, if it has arrived as a whole and is not compressed; otherwise None.
+
+        Raises what `parts` raises.
+        """
+        content = request.content
+        if not content.is_eof():
+            return None
+        if isinstance(request, DirectRequest):
+            is_coded = "content-encoding" in request.header_values
+        else:
+            is_coded = "Content-Encoding" in request.headers
+        if is_coded:
+            return None
+        if (request.content_length or 0) > self._max_bytes:
+            raise self._too_large()
+        try:
+            body = content.read_nowait()
+        except (OSError, web.RequestPayloadError) as e:
+            raise self._failure(e) from e
+        if len(body) > self._max_bytes:
+            raise self._too_large()
+        return body
+
+    def _check_headers(self, request: IncomingRequest) -> None:
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
         coding = content_coding(request)
@@ -81,7 +107,7 @@ class BodyReader:
                 f"request bodies in {coding!r} are not supported: send identity or gzip"
             )
 
-    async def parts(self, request: web.Request) -> AsyncGenerator[bytes, None]:
+    async def parts(self, request: IncomingRequest) -> AsyncGenerator[bytes, None]:
         """Yield the body in parts, decompressed. The size limit applies to both sizes.
 
         Raises `BodyTooLarge` (413), `BodyStalled` (408), `CodingNotUnderstood` (415), `Invalid` (422: the
@@ -101,12 +127,9 @@ class BodyReader:
         if decompressor is not None and not decompressor.eof:
             raise Invalid({"body": "the compressed data is incomplete"})
 
-    async def _received(self, request: web.Request) -> AsyncGenerator[bytes, None]:
+    async def _received(self, request: IncomingRequest) -> AsyncGenerator[bytes, None]:
         content = request.content
         try:
-            if content.is_eof():  # it arrived together with the headers
-                yield content.read_nowait()
-                return
             deadline = anyio.current_time() + self._stall_s * WHOLE_BODY_FACTOR
             while True:
                 with anyio.fail_after(min(self._stall_s, deadline - anyio.current_time())):
@@ -114,15 +137,75 @@ class BodyReader:
                 if not part:
                     return
                 yield part
-        except TimeoutError as e:
-            raise BodyStalled(f"the body made no progress for {self._stall_s:g} s, or took too long") from e
-        except web.RequestPayloadError as e:
-            raise Invalid({"body": f"incomplete: {e}"}) from e
-        except OSError as e:  # the connection was reset, or its host is unreachable
-            raise ClientGone from e
+        except (OSError, web.RequestPayloadError) as e:
+            raise self._failure(e) from e
+
+    def _failure(self, error: Exception) -> WorkerError | ClientGone:
+        """The error to raise for `error`, which ended the receiving of a body."""
+        if isinstance(error, TimeoutError):
+            return BodyStalled(f"the body made no progress for {self._stall_s:g} s, or took too long")
+        if isinstance(error, web.RequestPayloadError):
+            return Invalid({"body": f"incomplete: {error}"})
+        return ClientGone()  # the connection was reset, or its host is unreachable
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is larger than {self._max_bytes} bytes ({self._setting})")
+
+
+@dataclass
+class _Budget:
+    """The number of bytes that unverified bodies may still take; negative while one is being refused."""
+
+    free_bytes: int
+
+
+class _UnverifiedBody:
+    """The body of `request` in memory, as an async context manager; it takes from `budget` inside it.
+
+    A class, as a generator for each request costs more than the rest of the reading.
+    """
+
+    __slots__ = ("_arrived", "_budget", "_reader", "_request", "_size_bytes")
+
+    def __init__(
+        self, reader: BodyReader, request: IncomingRequest, arrived: bytes | None, budget: _Budget
+    ) -> None:
+        self._reader = reader
+        self._arrived = arrived
+        self._request = request
+        self._budget = budget
+        self._size_bytes = 0
+
+    async def __aenter__(self) -> bytes | bytearray:
+        """Read the body."""
+        try:
+            whole = self._arrived
+            if whole is None:
+                whole = self._reader.arrived(self._request)
+            if whole is not None:
+                self._take(len(whole))
+                return whole
+            body = bytearray()
+            async for part in self._reader.parts(self._request):
+                self._take(len(part))
+                body += part
+        except BaseException:
+            self._give_back()
+            raise
+        return body  # not a copy, which the budget would not count
+
+    async def __aexit__(self, *raised: object) -> None:
+        """Return what the body took from the budget."""
+        self._give_back()
+
+    def _take(self, size_bytes: int) -> None:
+        self._size_bytes += size_bytes
+        self._budget.free_bytes -= size_bytes
+        if self._budget.free_bytes < 0:
+            raise Unavailable("busy", "too many request bodies at once", RETRY_AFTER_S)
+
+    def _give_back(self) -> None:
+        self._budget.free_bytes += self._size_bytes
 
 
 def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:
@@ -140,6 +223,6 @@ def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:
             return
 
 
-def content_coding(request: web.Request) -> str:
+def content_coding(request: IncomingRequest) -> str:
     """The `Content-Encoding` of the request's body in lower case; "" if it has none."""
     return request.headers.get("Content-Encoding", "").strip().lower()

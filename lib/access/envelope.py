@@ -10,13 +10,17 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, cast
+
+import msgspec
 
 from lib.access.authenticator import Admission
 from lib.data_types import AuthData
 from lib.errors import Invalid
 from lib.fields.json_fields import JsonDataException
+from lib.request.incoming import DirectRequest, IncomingRequest
+from lib.request.sessions import Session
 
 # In larger bodies `auth_data` must come first, and is verified before the rest is parsed: deeply nested empty
 # containers take a hundred times their size once parsed.
@@ -29,56 +33,156 @@ BEARER_PREFIX = "vast."
 EMPTY = "empty: send JSON, or authenticate by a header"
 _FIRST_KEY = re.compile(r'\s*\{\s*"auth_data"\s*:\s*')
 _DECODER = json.JSONDecoder()
+_STRICT_DECODER = msgspec.json.Decoder()
+_REFUSED_BY_MSGSPEC = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class SealedEnvelope:
-    """An envelope not yet verified: only `auth_data` may be read."""
+    """An envelope not yet verified: only `auth_data` may be read.
+
+    `auth_data` is read of a body of at most 1 MiB after all of it was parsed, of a larger one before.
+    """
+
+    __slots__ = ("_body", "_whole", "auth", "parsed", "raw_auth", "session_id")
 
     def __init__(self, body: bytes | bytearray) -> None:
         self._body = body
-        self._whole: dict[str, Any] | None = None
-        if len(body) > PARSED_WHOLE_BYTES:
-            self.raw_auth = _leading_auth_data(body)
+        self._whole: JsonObject | None = None
+        self.parsed = len(body) <= PARSED_WHOLE_BYTES  # the whole envelope, and not only `auth_data`
+        # The id of the session that the request names; None also while only `auth_data` is parsed.
+        self.session_id: str | None = None
+        if self.parsed:
+            self._whole = JsonObject(body)
+            content = self._whole.content
+            _check_shape(content)
+            self.raw_auth: dict[str, Any] = content["auth_data"]
+            self.session_id = content.get("session_id")
         else:
-            self._whole = object_in(body)
-            _check_shape(self._whole)
-            self.raw_auth: dict[str, Any] = self._whole["auth_data"]
+            self.raw_auth = _leading_auth_data(body)
         self.auth = auth_data(self.raw_auth)
 
-    @property
-    def parsed(self) -> bool:
-        """Whether the whole envelope is parsed; bodies up to 1 MiB are parsed immediately."""
-        return self._whole is not None
-
-    @property
-    def session_id(self) -> str | None:
-        """The id of the session that the request names; None also while only `auth_data` is parsed."""
-        return None if self._whole is None else self._whole.get("session_id")
-
-    def parse(self) -> dict[str, Any]:
-        """Return the whole envelope as JSON. Call it for a large body only after verifying `auth_data`."""
+    def parse(self) -> JsonObject:
+        """Return the whole envelope. Call it for a large body only after verifying `auth_data`."""
         if self._whole is None:
-            whole = object_in(self._body)
-            _check_shape(whole)
-            if whole["auth_data"] != self.raw_auth:
+            whole = JsonObject(self._body)
+            _check_shape(whole.content)
+            if whole.content["auth_data"] != self.raw_auth:
                 raise Invalid({"auth_data": "given twice"})
-            self._whole = whole
+            self._whole, self.parsed = whole, True
+            self.session_id = whole.content.get("session_id")
         return self._whole
 
-    def open(self) -> Admission:
-        """Return the parts of the envelope. Call it only after verifying the signature."""
-        whole = self.parse()
-        return Admission(self.auth, self.raw_auth, whole["payload"], whole.get("session_id"))
+    def open(self, session: Session | None = None) -> Admission:
+        """Return the parts of the envelope. Call it only after verifying the signature.
+
+        `session` is the one named by `session_id`, if it is already found.
+        """
+        whole = self._whole or self.parse()
+        session_id, payload = whole.content.get("session_id"), whole.content["payload"]
+        return Admission(self.auth, self.raw_auth, payload, session_id, session, whole.payload_text())
 
 
-def header_admission(headers: Mapping[str, str]) -> Admission | None:
+class JsonObject:
+    """A JSON object in a request's body: `content`, and the text that it was parsed from.
+
+    The text is parsed by msgspec, which is stricter than Python's json module, and then by json what msgspec
+    refuses: clients of this protocol have always been free to send NaN or half of a surrogate pair. Both make
+    the same of what both accept. Raises `Invalid` (422).
+    """
+
+    __slots__ = ("_body", "_is_strict", "content")
+
+    def __init__(self, body: bytes | bytearray) -> None:
+        self._body = body
+        try:
+            value = _STRICT_DECODER.decode(body)
+            self._is_strict = True
+        except _REFUSED_BY_MSGSPEC:
+            value = _by_json(body)
+            self._is_strict = False
+        if not isinstance(value, dict):
+            raise Invalid({"body": "must be a JSON object"})
+        self.content = cast("dict[str, Any]", value)
+
+    def text(self) -> bytes | bytearray | None:
+        """The text, if every JSON parser reads `content` in it; None if it might not, or that is uncertain.
+
+        Parsers differ in NaN, numbers that no double holds, half surrogate pairs and byte order marks, which
+        msgspec refuses, and in which value they take of a key that is given twice. Numbers with more digits
+        than a double are no reason for None: an integer keeps them all when json writes it, and a fraction is
+        rounded to the same double by whoever uses doubles.
+        """
+        return self._body if self._is_strict and _has_each_key_once(self._body, self.content) else None
+
+    def payload_text(self) -> memoryview | None:
+        """The part of `text` that is the value of "payload"."""
+        try:
+            if not self._is_strict or not _has_each_key_once(self._body, self.content):
+                return None
+            return memoryview(_PAYLOAD_DECODER.decode(self._body).payload)
+        except _REFUSED_BY_MSGSPEC:  # nested one level too deeply for this decoder
+            return None
+
+
+class _WithPayload(msgspec.Struct):
+    payload: msgspec.Raw
+
+
+_PAYLOAD_DECODER = msgspec.json.Decoder(_WithPayload)
+
+
+def _has_each_key_once(body: bytes | bytearray, content: dict[str, Any]) -> bool:
+    """Whether no object in `body`, parsed as `content`, has a key twice; False also where that is uncertain.
+
+    A key that is given twice is twice in the text, but once in `content`, which then has fewer strings.
+    """
+    try:
+        return _quotes_of_strings(body) == 2 * _strings_in((content,))
+    except RecursionError:
+        return False
+
+
+def _strings_in(values: Iterable[Any]) -> int:
+    """Count the strings among JSON values and in them, keys included."""
+    count = 0
+    for value in values:
+        kind = cast("type[object]", type(value))
+        if kind is str:
+            count += 1
+        elif kind is dict:
+            count += len(value) + _strings_in(value.values())
+        elif kind is list:
+            count += _strings_in(value)
+    return count
+
+
+def _quotes_of_strings(text: bytes | bytearray) -> int | None:
+    """Count the quotes around strings in the JSON `text`; None if they can't be told from those inside."""
+    quotes = text.count(b'"')
+    if b"\\" in text:
+        if b'\\\\"' in text:  # an escaped backslash may come before the end of a string
+            return None
+        quotes -= text.count(b'\\"')
+    return quotes
+
+
+def header_admission(request: IncomingRequest) -> Admission | None:
     """Read `auth_data` from the headers; None if no header carries it. The payload is not read.
 
     The headers are `X-Vast-Auth: <base64url of auth_data>` and `Authorization: Bearer vast.<the same>`. Other
     bearer tokens are ignored (docs/protocol.md, "Header authentication"). Raises `Invalid` (422).
     """
-    scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
-    tokens = {_unpadded(headers["X-Vast-Auth"])} if "X-Vast-Auth" in headers else set[str]()
+    if isinstance(request, DirectRequest):
+        own, authorization = (
+            request.header_values.get("x-vast-auth"),
+            request.header_values.get("authorization", ""),
+        )
+    else:
+        own, authorization = request.headers.get("X-Vast-Auth"), request.headers.get("Authorization", "")
+    if own is None and BEARER_PREFIX not in authorization:
+        return None
+    tokens = set[str]() if own is None else {_unpadded(own)}
+    scheme, _, bearer = authorization.strip().partition(" ")
     if scheme.lower() == "bearer" and bearer.strip().startswith(BEARER_PREFIX):
         tokens.add(_unpadded(bearer.strip()[len(BEARER_PREFIX) :]))
     if not tokens:
@@ -106,27 +210,33 @@ def _decoded(token: str) -> dict[str, Any]:
 
 def object_in(body: bytes | bytearray) -> dict[str, Any]:
     """Parse `body` as a JSON object. Raises `Invalid` (422)."""
+    return JsonObject(body).content
+
+
+def _by_json(body: bytes | bytearray) -> Any:
+    """Parse `body` by the json module, whose words clients get for what is wrong. Raises `Invalid` (422)."""
     try:
-        value = json.loads(body.decode("utf-8-sig"))
+        return json.loads(body.decode("utf-8-sig"))
     except RecursionError as e:
         raise Invalid({"body": "nested too deeply"}) from e
     except ValueError as e:  # not UTF-8, not JSON, or a number with thousands of digits
         raise Invalid({"body": f"not JSON: {e}" if body else EMPTY}) from e
-    if not isinstance(value, dict):
-        raise Invalid({"body": "must be a JSON object"})
-    return cast("dict[str, Any]", value)
 
 
 def _check_shape(whole: dict[str, Any]) -> None:
+    has_parts = isinstance(whole.get("auth_data"), dict) and isinstance(whole.get("payload"), dict)
+    session_id = whole.get("session_id")
+    has_session_id = session_id is None or isinstance(session_id, str)
+    if has_parts and has_session_id:
+        return
     problems = {
         name: "must be an object" if name in whole else "field missing"
         for name in ("auth_data", "payload")
         if not isinstance(whole.get(name), dict)
     }
-    if not isinstance(whole.get("session_id"), (str, type(None))):
+    if not has_session_id:
         problems["session_id"] = "must be a string or null"
-    if problems:
-        raise Invalid(problems)
+    raise Invalid(problems)
 
 
 def _leading_auth_data(body: bytes | bytearray) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from aiohttp import web
-
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
-from lib.access.envelope import auth_data, object_in
+from lib.access.envelope import JsonObject, auth_data
 from lib.access.payload import is_json, small_object
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import Invalid
+from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
 
 
@@ -35,7 +34,7 @@ class OpenAccess:
     def use_key(self, pem: str) -> None:
         """Do nothing: there are no signatures."""
 
-    async def admit(self, request: web.Request) -> Admission:
+    async def admit(self, request: IncomingRequest) -> Admission:
         """Read a JSON body, as a payload or an envelope; leave any other body unread.
 
         Raises `Invalid` (422) for JSON that is not an object or an envelope with wrong fields, and what
@@ -44,9 +43,10 @@ class OpenAccess:
         if not request.body_exists or not is_json(request.content_type):
             return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None)
         async with self.bodies.read(request) as body:
-            content = object_in(body)
+            whole = JsonObject(body)
+        content = whole.content
         if not _is_envelope(content):
-            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), content)
+            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), content, payload_text=whole.text())
         raw_auth = content.get("auth_data")
         if raw_auth is None:
             raw_auth = dict(UNSIGNED_AUTH_DATA)
@@ -55,9 +55,9 @@ class OpenAccess:
             raise Invalid({"session_id": "must be a string or null"})
         session = None if session_id is None else self.sessions.find_by_id(session_id)
         auth = replace(auth_data(raw_auth), request_idx=None)  # completions have no recipient
-        return Admission(auth, raw_auth, content["payload"], session_id, session)
+        return Admission(auth, raw_auth, content["payload"], session_id, session, whole.payload_text())
 
-    async def session_in(self, request: web.Request) -> Session | None:
+    async def session_in(self, request: IncomingRequest) -> Session | None:
         """The session named in a body `{"session_id": …}`; None if it is unknown or has ended.
 
         Raises `Invalid` (422), `BodyTooLarge` (413), and what `BodyReader.read` raises.

@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
-from aiohttp import web
 
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
@@ -19,6 +18,7 @@ from lib.access.envelope import PARSED_WHOLE_BYTES, object_in
 from lib.access.spool import spooled
 from lib.errors import BodyTooLarge, Draining, MediaTypeRefused
 from lib.fields.json_fields import Parameters
+from lib.request.incoming import IncomingRequest
 from lib.uploads import Upload
 
 
@@ -29,8 +29,9 @@ class PayloadReader:
         self._bodies = bodies
         self._uploads = uploads
         self._receiving: set[anyio.CancelScope] = set()
+        self._is_stopped = False
 
-    async def read_json(self, request: web.Request, admission: Admission) -> dict[str, Any]:
+    async def read_json(self, request: IncomingRequest, admission: Admission) -> dict[str, Any]:
         """Read the payload as JSON, or the URL's parameters for a request without a body.
 
         Raises what `BodyReader.read` raises, `Invalid` (422), and `MediaTypeRefused` (415) for a body that is
@@ -47,13 +48,15 @@ class PayloadReader:
 
     @asynccontextmanager
     async def receive(
-        self, request: web.Request, admission: Admission, accepts_uploads: bool
+        self, request: IncomingRequest, admission: Admission, accepts_uploads: bool
     ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
         """The payload as `read_json` returns it, or an upload, which is on disk until the block ends.
 
         Raises `Draining` (503) if the worker is stopped before the whole body has arrived, what `read_json`
         raises, and what `spooled` raises.
         """
+        if self._is_stopped:
+            raise Draining()
         received: dict[str, Any] | Upload | None = None
         async with AsyncExitStack() as stack:
             with anyio.CancelScope() as scope:
@@ -70,11 +73,12 @@ class PayloadReader:
             yield received
 
     def stop(self) -> None:
-        """Cancel the bodies that are still being received: the worker is stopping."""
+        """Cancel the bodies that are still being received, and receive no more: the worker is stopping."""
+        self._is_stopped = True
         for scope in self._receiving:
             scope.cancel()
 
-    async def _spool(self, request: web.Request, stack: AsyncExitStack) -> Upload:
+    async def _spool(self, request: IncomingRequest, stack: AsyncExitStack) -> Upload:
         parts = self._uploads.parts(request)
         path, size_bytes = await stack.enter_async_context(spooled(parts))
         query = {name: request.query.getall(name) for name in request.query}
@@ -82,7 +86,7 @@ class PayloadReader:
         return Upload(path, content_type, size_bytes, query)
 
 
-def is_upload(request: web.Request, admission: Admission) -> bool:
+def is_upload(request: IncomingRequest, admission: Admission) -> bool:
     """Whether the body is an upload: it is the payload, and its media type is not JSON."""
     return admission.payload is None and request.body_exists and not is_json(request.content_type)
 
@@ -92,14 +96,14 @@ def is_json(media_type: str) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
 
 
-def _parameters(request: web.Request) -> Parameters:
+def _parameters(request: IncomingRequest) -> Parameters:
     """The parameters of the query and of the path; a repeated name has a list of its values."""
     query = {name: request.query.getall(name) for name in request.query}
     texts = {name: values if len(values) > 1 else values[0] for name, values in query.items()}
     return Parameters({**texts, **request.match_info})
 
 
-async def small_object(bodies: BodyReader, request: web.Request) -> dict[str, Any]:
+async def small_object(bodies: BodyReader, request: IncomingRequest) -> dict[str, Any]:
     """The JSON object in a body of at most 1 MiB, before the request is authenticated.
 
     Raises `BodyTooLarge` (413), `Invalid` (422), and what `BodyReader.read` raises.

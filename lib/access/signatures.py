@@ -47,8 +47,8 @@ class ReplayWindow:
     def accept(self, reqnum: int, message: bytes) -> bool:
         """Whether `message` is new and inside the window; remember it if so."""
         if self._highest is None or reqnum > self._highest:
+            self._forget_until(reqnum)
             self._highest = reqnum
-            self._forget_before(reqnum - WINDOW)
         elif reqnum < self._highest - WINDOW:
             return False
         seen = self._seen.setdefault(reqnum, set())
@@ -60,10 +60,15 @@ class ReplayWindow:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def _forget_before(self, floor: int) -> None:
-        # The keys are in order of arrival, so all are compared: at most WINDOW + 1.
-        for reqnum in [n for n in self._seen if n < floor]:
-            del self._seen[reqnum]
+    def _forget_until(self, reqnum: int) -> None:
+        """Forget what is outside the window whose highest is `reqnum`."""
+        floor, old_floor = reqnum - WINDOW, (self._highest or 0) - WINDOW
+        if floor - old_floor <= WINDOW:
+            for number in range(old_floor, floor):
+                self._seen.pop(number, None)
+        else:
+            for number in [n for n in self._seen if n < floor]:
+                del self._seen[number]
 
 
 class BadSignature(Unauthorized):
@@ -84,7 +89,8 @@ class Signatures:
         self._pem = ""
         self._key: RSAPublicKey | None = None
         self._replay = ReplayWindow()
-        self._verified: OrderedDict[tuple[str, str], None] = OrderedDict()
+        # Verified signatures of the `url` form with their URL; True if it is this worker's.
+        self._verified: OrderedDict[tuple[str, str], bool] = OrderedDict()
 
     @property
     def has_key(self) -> bool:
@@ -115,28 +121,35 @@ class Signatures:
         `BadSignature` (401) if the signature is invalid, `Unauthorized` (401) for another worker's URL or a
         replay.
         """
-        message = self._verified_message(raw)
-        if self._checks_url and _address(raw["url"]) != self._address:
+        message: bytes | None = None
+        verified = (raw["url"], raw["signature"])
+        is_ours = self._verified.get(verified)
+        if is_ours is None:
+            message = self._verified_message(raw)
+            is_ours = not self._checks_url or _address(raw["url"]) == self._address
+            if message is None:
+                self._remember(verified, is_ours)
+        else:
+            self._verified.move_to_end(verified)
+        if not is_ours:
             raise Unauthorized("the signature is for another worker's URL")
         if once and message is not None and not self._replay.accept(reqnum, message):
             raise Unauthorized("replay: this signature was used before, or is too old")
 
     def _verified_message(self, raw: Mapping[str, Any]) -> bytes | None:
         """Verify `raw`; return the digest that identifies a `full` message, or None for the `url` form."""
-        signature: str = raw["signature"]
-        remembered = (raw["url"], signature)
-        if self._scheme != "full" and remembered in self._verified:
-            self._verified.move_to_end(remembered)
-            return None
-        signed = self._signed_digest(signature)
-        if self._scheme != "url" and signed == (digest := sha256(full_signed_text(raw).encode()).digest()):
-            return digest
-        if self._scheme != "full" and signed == sha256(url_signed_text(raw["url"]).encode()).digest():
-            self._verified[remembered] = None
-            if len(self._verified) > REMEMBERED_SIGNATURES:
-                self._verified.popitem(last=False)
-            return None
+        signed = self._signed_digest(raw["signature"])
+        if signed is not None:
+            if self._scheme != "url" and signed == sha256(full_signed_text(raw).encode()).digest():
+                return signed
+            if self._scheme != "full" and signed == sha256(url_signed_text(raw["url"]).encode()).digest():
+                return None
         raise BadSignature("the signature is invalid")
+
+    def _remember(self, verified: tuple[str, str], is_ours: bool) -> None:
+        self._verified[verified] = is_ours
+        if len(self._verified) > REMEMBERED_SIGNATURES:
+            self._verified.popitem(last=False)
 
     def _signed_digest(self, signature: str) -> bytes | None:
         """Return the SHA-256 digest that `signature` signs; None if it is no signature of the key.

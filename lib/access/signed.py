@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
-
-from aiohttp import web
 
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
@@ -19,10 +16,10 @@ from lib.access.envelope import SealedEnvelope, header_admission
 from lib.access.payload import small_object
 from lib.access.signatures import BadSignature, Signatures
 from lib.errors import Invalid, Unavailable
+from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
 
 RETRY_WITHOUT_KEY_S = 5.0
-_Signed = TypeVar("_Signed", Admission, SealedEnvelope)
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class SignedRequests:
         if self.signatures is not None:
             self.signatures.use_key(pem)
 
-    async def admit(self, request: web.Request) -> Admission:
+    async def admit(self, request: IncomingRequest) -> Admission:
         """Authenticate `request` by its signature, or by the session that it belongs to.
 
         With header authentication the body stays unread. Raises `Unavailable` (503) without a public key,
@@ -59,13 +56,20 @@ class SignedRequests:
             raise Unavailable(
                 "no public key", "the engine's public key has not been received yet", RETRY_WITHOUT_KEY_S
             )
-        in_headers = header_admission(request.headers)
+        in_headers = header_admission(request)
         if in_headers is not None:
-            return await self._verify_or_refetch(partial(self._if_signed, in_headers))
-        async with self.bodies.read(request) as body:
-            return await self._verify_or_refetch(partial(self._open_envelope, body))
+            return self._open_headers(in_headers) or await self._retry(
+                partial(self._open_headers, in_headers)
+            )
+        arrived = self.bodies.arrived(request)
+        if arrived is not None and (admission := self._open_envelope(arrived)) is not None:
+            return admission
+        async with self.bodies.read(request, arrived) as body:
+            if arrived is None and (admission := self._open_envelope(body)) is not None:
+                return admission
+            return await self._retry(partial(self._open_envelope, body))
 
-    async def session_in(self, request: web.Request) -> Session | None:
+    async def session_in(self, request: IncomingRequest) -> Session | None:
         """The session named in a body `{"session_id", "session_auth"}`; None if it is unknown or has ended.
 
         Raises `Invalid` (422), `BodyTooLarge` (413), and `Unauthorized` (401) if `session_auth` is not that
@@ -81,14 +85,11 @@ class SignedRequests:
             raise Invalid(problems)
         return self.sessions.find(fields["session_id"], fields["session_auth"])
 
-    async def _verify_or_refetch(self, verify: Callable[[], Admission | None]) -> Admission:
-        """Return the result of `verify`, called again if the key was rotated. Raises `BadSignature` (401)."""
+    async def _retry(self, verify: Callable[[], Admission | None]) -> Admission:
+        """Return the result of `verify`, called once the key was rotated. Raises `BadSignature` (401)."""
         key = self._public_key
-        admission = verify()
-        if admission is None:
-            await self.refetch_key()
-            if self._public_key != key:
-                admission = verify()
+        await self.refetch_key()
+        admission = verify() if self._public_key != key else None
         if admission is None:
             raise BadSignature("the signature is invalid")
         return admission
@@ -97,29 +98,30 @@ class SignedRequests:
     def _public_key(self) -> str:
         return "" if self.signatures is None else self.signatures.public_key
 
-    def _open_envelope(self, body: bytearray) -> Admission | None:
+    def _open_headers(self, admission: Admission) -> Admission | None:
+        """Verify `auth_data` of the headers; None if its signature is invalid."""
+        return admission if self._is_signed(admission, once=True) else None
+
+    def _open_envelope(self, body: bytes | bytearray) -> Admission | None:
         """Verify an envelope; None if its signature is invalid. Nothing that was parsed is kept then."""
         sealed = SealedEnvelope(body)
         if not sealed.parsed and self.sessions.remembers(sealed.raw_auth):
             sealed.parse()
-        if sealed.session_id is None:
-            if not self._if_signed(sealed):
-                return None
-            opened = sealed.open()
-        else:
-            session = self.sessions.find(sealed.session_id, sealed.raw_auth)
-            if session is None and not self._if_signed(sealed, once=False):
-                return None
-            opened = sealed.open()
-        if opened.session_id is None:
+        session_id = sealed.session_id
+        session = None if session_id is None else self.sessions.find(session_id, sealed.raw_auth)
+        if session is None and not self._is_signed(sealed, once=session_id is None):
+            return None
+        opened = sealed.open(session)
+        if opened.session_id is None or session_id is not None:
             return opened
+        # A large body, with the `auth_data` of no session that is known: the id was read only now.
         return replace(opened, session=self.sessions.find(opened.session_id, opened.raw_auth))
 
-    def _if_signed(self, message: _Signed, once: bool = True) -> _Signed | None:
-        """Return `message` if its signature is valid, or else None. Raises `Unauthorized` for a replay."""
+    def _is_signed(self, message: Admission | SealedEnvelope, once: bool) -> bool:
+        """Whether the signature of `message` is valid. Raises `Unauthorized` for a replay."""
         try:
             if self.signatures is not None:
                 self.signatures.check(message.raw_auth, message.auth.reqnum, once=once)
         except BadSignature:
-            return None
-        return message
+            return False
+        return True

@@ -105,8 +105,15 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         return DeclaredPayload
 
     @property
-    def accepts_compressed_answers(self) -> bool:
-        return self.response_generator is None
+    def passes_answers_on(self) -> bool:
+        return self.function is None and self.response_generator is None
+
+    @property
+    def sends_json(self) -> bool:
+        own: Any = self.payload_class
+        form = getattr(own, "generate_payload_multipart", None)
+        has_form = form is not None and form is not cast(Any, ApiPayload).generate_payload_multipart
+        return not has_form and not hasattr(own, "generate_payload_upload")
 
     @property
     def accepts_uploads(self) -> bool:

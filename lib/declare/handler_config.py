@@ -39,7 +39,7 @@ _REPLACED_BY_CLASS = (
 # Fields that every handler has under the same name.
 _HANDLER_FIELDS = (
     *("allow_parallel_requests", "max_queue_time", "max_concurrency", "benchmark_concurrency"),
-    *("on_disconnect", "keepalive_s"),
+    *("on_disconnect", "keepalive_s", "idempotent"),
 )
 # A handler's fields for its benchmark, with their names in `BenchmarkConfig`.
 _BENCHMARK_FIELDS = {
@@ -89,7 +89,8 @@ class HandlerConfig(DeclaredConfig):
     """A route of the worker: the same path on the model server, or a `remote_function` in its place.
 
     `max_queue_time` is in seconds, None for no limit; `keepalive_s` is in seconds between two newlines, None
-    for none. With `handler_class`, only the fields that are given override the class's own.
+    for none. `idempotent`: a request may be sent to the model server a second time if its connection broke
+    before any answer. With `handler_class`, only the fields that are given override the class's own.
     """
 
     route: str
@@ -110,6 +111,7 @@ class HandlerConfig(DeclaredConfig):
     benchmark_concurrency: int | None = field(default=None, kw_only=True)
     on_disconnect: OnDisconnect = field(default="cancel", kw_only=True)
     keepalive_s: float | None = field(default=None, kw_only=True)
+    idempotent: bool = field(default=False, kw_only=True)
 
     def problems(self) -> list[str]:
         return [

@@ -32,6 +32,7 @@ from lib.metrics import Ledger, WorkloadCounter
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
+from lib.model.direct import DirectCalls
 from lib.model.readiness import Readiness, ReadySignal
 from lib.model.relay import drain
 from lib.model.watch import HealthWatch, LogRule, LogWatch
@@ -59,6 +60,7 @@ class RunningWorker:
     authenticator: Authenticator
     payloads: PayloadReader
     server: ModelServer
+    direct: DirectCalls
     readiness: Readiness
     lanes: Lanes
     sessions: Sessions
@@ -125,9 +127,8 @@ async def open_worker(
 ) -> AsyncGenerator[RunningWorker, None]:
     """Assemble a worker, with its connections open until the block ends.
 
-    `directory` holds the saved benchmark; `process_age_s` is the number of seconds since the process started.
-    No task runs yet: the caller starts `RunningWorker.tasks`. Raises `SettingsError` with all problems of
-    `config`.
+    `directory` holds the saved benchmark; `process_age_s` is the process's age in seconds. No task runs yet:
+    the caller starts `RunningWorker.tasks`. Raises `SettingsError` with all problems of `config`.
     """
     if problems := config.problems():
         raise SettingsError(problems)
@@ -135,13 +136,13 @@ async def open_worker(
         settings = replace(settings, unsecured=config.unsecured)
     async with (
         ModelServer(config.url, settings.model_timeout_s) as server,
+        DirectCalls(clock, settings.model_timeout_s) as direct,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
         sessions = Sessions(config.max_sessions, clock)
-        bodies = BodyReader(settings.max_json_bytes, settings.request_body_timeout_s)
-        uploads = BodyReader(
-            settings.max_request_bytes, settings.request_body_timeout_s, setting="MAX_REQUEST_BYTES"
-        )
+        stall_s = settings.request_body_timeout_s
+        bodies = BodyReader(settings.max_json_bytes, stall_s)
+        uploads = BodyReader(settings.max_request_bytes, stall_s, setting="MAX_REQUEST_BYTES")
         readiness = Readiness(config.ready_signals, False, clock, process_age_s)
         listeners = list(ledger.listeners)
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
@@ -157,6 +158,7 @@ async def open_worker(
                 authenticator=authenticator,
                 payloads=PayloadReader(bodies, uploads),
                 server=server,
+                direct=direct,
                 readiness=readiness,
                 lanes=lanes,
                 sessions=sessions,

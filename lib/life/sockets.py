@@ -11,23 +11,24 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import psutil
 from aiohttp import web
 
 from lib.errors import SettingsError, refusals_as_json
+from lib.front.front import Front
 from lib.request.exchange import on_response_prepare
+from lib.request.incoming import Serve
+from lib.runtime.clock import SystemClock
 from lib.runtime.settings import LOOPBACK_HOSTS, Settings
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
-# Seconds that open connections have for their last bytes, once no request is in flight.
-CLOSE_LIMIT_S = 2.0
 # Proxies and address translators drop a connection that was silent for a minute.
 TCP_KEEP_ALIVE_S = 30
 # The option for the seconds of silence before the first probe: on Linux, and on macOS.
@@ -46,61 +47,85 @@ class PortTaken(Exception):
 class Sockets:
     """The servers of both ports."""
 
-    def __init__(self, *runners: web.AppRunner) -> None:
-        self._runners = runners
+    def __init__(self, *fronts: Front) -> None:
+        self._fronts = fronts
+        self._servers: list[asyncio.Server] = []
+
+    async def listen(self, front: Front, options: Mapping[str, Any]) -> None:
+        """Serve `front` on the socket that `options`, those of `loop.create_server`, describe."""
+        await front.open()
+        server = await asyncio.get_running_loop().create_server(front, **options)
+        self._servers.append(server)
+        for listening_socket in server.sockets:
+            # On a duplicate, since uvloop's own objects accept no options. Accepted sockets inherit them.
+            with socket.socket(fileno=os.dup(listening_socket.fileno())) as duplicate:
+                keep_alive(duplicate)
+                limit_silence(duplicate, front.stall_limit_s)
 
     def abort(self) -> None:
         """Abort every connection, and with it the request on it."""
-        for runner in self._runners:
-            for connection in runner.server.connections if runner.server else ():
-                if connection.transport is not None:
-                    connection.transport.abort()
+        for front in self._fronts:
+            front.abort()
 
     async def close(self) -> None:
         """Stop listening; open connections have `CLOSE_LIMIT_S` for their last bytes."""
         with anyio.CancelScope(shield=True):
-            for runner in self._runners:
-                await runner.cleanup()
+            for server in self._servers:
+                server.close()
+            for front in self._fronts:
+                await front.close()
 
 
 @asynccontextmanager
 async def listening(
     public: Sequence[web.AbstractRouteDef],
     loopback: Sequence[web.AbstractRouteDef],
+    direct: Mapping[str, Serve],
     settings: Settings,
     public_url: str,
     site_kwargs: dict[str, Any],
 ) -> AsyncGenerator[Sockets, None]:
     """Serve both ports inside the block: the routes `public` on one, `loopback` on the other.
 
-    `site_kwargs` go to the `aiohttp.web.TCPSite` of the public port. Raises `PortTaken`, in no exception
-    group, and `SettingsError`.
+    `direct` has the functions that serve POST requests of the public port, by their path; aiohttp's server
+    carries all others. `site_kwargs` are the arguments of `aiohttp.web.TCPSite` for the public port. Raises
+    `PortTaken`, in no exception group, and `SettingsError`.
     """
-    runners = [_runner(public, settings), _runner(loopback, settings)]
-    options: dict[str, Any] = {"port": settings.worker_port, "backlog": BACKLOG, **site_kwargs}
-    if settings.worker_host is not None:
-        if "host" in site_kwargs and site_kwargs["host"] != settings.worker_host:
-            log.warning("WORKER_HOST=%s replaces the host %s", settings.worker_host, site_kwargs["host"])
-        options["host"] = settings.worker_host
+    clock, limit_s = SystemClock(), settings.client_stall_timeout_s
+    fronts = (
+        Front(_app(public, settings), direct, clock, limit_s),
+        Front(_app(loopback, settings), {}, clock, limit_s),
+    )
+    options = _socket_options(settings, site_kwargs)
     _warn_of_addresses(settings)
-    sockets = Sockets(*runners)
+    sockets = Sockets(*fronts)
     try:
-        await _listen(runners[0], options, "WORKER_HOST", "WORKER_PORT")
+        await _listen(sockets, fronts[0], options, "WORKER_HOST", "WORKER_PORT")
         loopback_options = {"host": settings.worker_http_host, "port": settings.worker_http_port}
-        await _listen(runners[1], loopback_options, "WORKER_HTTP_HOST", "WORKER_HTTP_PORT")
+        await _listen(sockets, fronts[1], loopback_options, "WORKER_HTTP_HOST", "WORKER_HTTP_PORT")
         log.info("listening on port %d, public URL %s", settings.worker_port, public_url)
         yield sockets
     finally:
         await sockets.close()
 
 
-def _runner(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.AppRunner:
+def _socket_options(settings: Settings, site_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `loop.create_server` for the public port."""
+    given = {"ssl" if name == "ssl_context" else name: value for name, value in site_kwargs.items()}
+    given.pop("shutdown_timeout", None)
+    options: dict[str, Any] = {"host": None, "port": settings.worker_port, "backlog": BACKLOG, **given}
+    if settings.worker_host is not None:
+        if "host" in given and given["host"] != settings.worker_host:
+            log.warning("WORKER_HOST=%s replaces the host %s", settings.worker_host, given["host"])
+        options["host"] = settings.worker_host
+    return options
+
+
+def _app(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.Application:
     app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
     app.on_response_prepare.append(on_response_prepare)
     app.add_routes(routes)
-    return web.AppRunner(
-        app, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=CLOSE_LIMIT_S
-    )
+    return app
 
 
 def _warn_of_addresses(settings: Settings) -> None:
@@ -118,31 +143,19 @@ def _warn_of_addresses(settings: Settings) -> None:
 
 
 async def _listen(
-    runner: web.AppRunner, options: dict[str, Any], host_variable: str, port_variable: str
+    sockets: Sockets, front: Front, options: dict[str, Any], host_variable: str, port_variable: str
 ) -> None:
     """Listen on `options["port"]`; the variables are those that set the address and the port.
 
     Raises `PortTaken`, and `SettingsError` for an address that can't be bound.
     """
-    await runner.setup()
     try:
-        await _KeptAliveSite(runner, **options).start()
+        await sockets.listen(front, options)
     except OSError as e:
         if e.errno != errno.EADDRINUSE:
             address = f"{options.get('host') or 'all addresses'}, port {options['port']}"
             raise SettingsError([f"{host_variable}: cannot listen on {address}: {e.strerror or e}"]) from e
         raise PortTaken(options["port"], port_variable) from e
-
-
-class _KeptAliveSite(web.TCPSite):
-    """A site whose connections send TCP keep-alive probes, which also detect a vanished client."""
-
-    async def start(self) -> None:
-        await super().start()
-        for listening_socket in cast(asyncio.Server, self._server).sockets:
-            # On a duplicate, since uvloop's own objects accept no options. Accepted sockets inherit them.
-            with socket.socket(fileno=os.dup(listening_socket.fileno())) as duplicate:
-                keep_alive(duplicate)
 
 
 def keep_alive(connection: socket.socket, constants: Any = socket) -> None:
@@ -155,6 +168,15 @@ def keep_alive(connection: socket.socket, constants: Any = socket) -> None:
     for name in (idle, "TCP_KEEPINTVL"):
         if name is not None and hasattr(constants, name):
             connection.setsockopt(constants.IPPROTO_TCP, getattr(constants, name), TCP_KEEP_ALIVE_S)
+
+
+def limit_silence(connection: socket.socket, limit_s: float, constants: Any = socket) -> None:
+    """Have TCP drop `connection` once bytes have waited for `limit_s` seconds and none was taken (RFC 5482).
+
+    Without it, a client that vanishes without a word holds its connection for a quarter of an hour.
+    """
+    if hasattr(constants, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(constants.IPPROTO_TCP, constants.TCP_USER_TIMEOUT, int(limit_s * 1000))
 
 
 def _holder(port: int) -> str:

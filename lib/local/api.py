@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from lib.errors import BodyTooLarge, WorkerError, error_response
+from lib.errors import BodyTooLarge, WorkerError, error_answer
 from lib.local.authority import MAX_REQUEST_BYTES
 from lib.local.engine import LocalEngine
 from lib.local.faults import FaultKind
@@ -246,9 +246,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except WorkerError as e:
-        return error_response(e)
+        return error_answer(e).response()
     except web.HTTPNotFound:
-        return error_response(NotFound(f"no route at {request.path}"))
+        return error_answer(NotFound(f"no route at {request.path}")).response()
     except web.HTTPMethodNotAllowed as e:
         allowed = ", ".join(sorted(e.allowed_methods))
         error = f"{request.path} accepts {allowed}, not {request.method}"

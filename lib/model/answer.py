@@ -1,12 +1,19 @@
-"""ModelAnswer: the part of an answer's interface that `pass_on` needs.
+"""ModelAnswer: the part of an answer's interface that `pass_on` needs; AnswerScanner: what judges an answer.
 
-Owns this protocol. `aiohttp.ClientResponse` has all of it, and so has the answer of a Python function
-(lib/declare/functions.py). `pass_on` (relay.py) accepts any other class that has it.
+Owns both protocols, and the check of an answer's head. `aiohttp.ClientResponse` is a `ModelAnswer`, and so is
+the answer of a Python function (lib/declare/functions.py). `pass_on` (relay.py) accepts any other class that
+is one.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+# Control characters but the tab. RFC 9110, section 5.5: they have no place in a field's value.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class Chunks(Protocol):
@@ -55,3 +62,32 @@ class ModelAnswer(Protocol):
     def content(self) -> Chunks:
         """The body."""
         ...
+
+
+class AnswerScanner(Protocol):
+    """Judges an answer by its content while it is passed on (`EndpointHandler.scan_answer`)."""
+
+    def add(self, chunk: bytes) -> None:
+        """Read the next part of a streamed body; the parts may end anywhere."""
+        ...
+
+    def outcome(self, status: int) -> str | None:
+        """Return "served" or "errored" for the whole answer, or None for what follows from `status`."""
+        ...
+
+
+def answer_fault(reason: str | None, headers: CIMultiDict[str] | CIMultiDictProxy[str]) -> str | None:
+    """The reason why no client may be sent an answer with this head, or None.
+
+    It may have no control characters, and no transfer coding but chunked: another one would have to be
+    undone. The text has none of the model server's bytes.
+    """
+    if _CONTROL.search(reason or ""):
+        return "its reason phrase has a control character"
+    for name, value in headers.items():
+        if _CONTROL.search(value) or _CONTROL.search(name):
+            return "a header has a control character"
+    codings = ",".join(headers.getall("Transfer-Encoding", ()))
+    if codings and codings.strip().lower() != "chunked":
+        return "its transfer coding is not just chunked"
+    return None

@@ -6,6 +6,7 @@ messages.py; the connections are in connection.py.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -17,8 +18,11 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import StrOrURL
 
+from lib.errors import ClientGone, response_from
 from lib.model.connection import ModelServer
 from lib.model.messages import LARGE_BODY_BYTES, fill_path, make_form, placeholders, with_query
+from lib.model.relay import broken_answer, drain
+from lib.request.exchange import Exchange
 from lib.uploads import Upload
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # the default limit of one WebSocket message
@@ -31,9 +35,10 @@ PendingAnswer = AbstractAsyncContextManager[aiohttp.ClientResponse]
 class ModelCaller:
     """Calls the model server for one request, with headers that the request's client sent.
 
-    `client_request` is the client's request, None in the benchmark; `method` is its method. Every call is an
-    async context manager that yields the model server's answer; leaving it before the answer's end closes the
-    connection. Calls raise `ModelUnreachable` (502) and `ModelTimedOut` (504).
+    `client_request` is the client's request, None in the benchmark; `method` is its method. `idempotent` is
+    the handler's. Every call is an async context manager that yields the model server's answer; leaving it
+    before the answer's end closes the connection. Calls raise `ModelUnreachable` (502) and `ModelTimedOut`
+    (504).
     """
 
     def __init__(
@@ -42,10 +47,13 @@ class ModelCaller:
         headers: Mapping[str, str],
         client_request: web.Request | None = None,
         method: str = "POST",
+        *,
+        idempotent: bool = False,
     ) -> None:
         self.server = server
         self.headers = headers
         self.client_request = client_request
+        self.idempotent = idempotent
         self.method = method if client_request is None else client_request.method
 
     @property
@@ -57,7 +65,7 @@ class ModelCaller:
         """Return a caller that forwards only the client's headers in `names`, which are case-insensitive."""
         wanted = {name.lower() for name in names}
         headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}
-        return ModelCaller(self.server, headers, self.client_request, self.method)
+        return ModelCaller(self.server, headers, self.client_request, self.method, idempotent=self.idempotent)
 
     def send(self, endpoint: str | None, message: Any) -> PendingAnswer:
         """Send `message` by the client's method: in the query of a GET, HEAD or DELETE, else as JSON.
@@ -108,10 +116,12 @@ class ModelCaller:
     ) -> PendingAnswer:
         """Send `method` to `endpoint`, a path on the model server or an absolute URL.
 
-        `make_body` is called for each attempt: a request is sent once more if a reused connection was already
-        closed. Redirects are passed on, not followed.
+        `make_body` is called for each attempt: a request is sent once more if the model server can't have
+        executed it, or if the handler is `idempotent` and no byte of an answer came. Redirects are passed on,
+        not followed.
         """
-        return self.server.request(method, endpoint, {**self.headers, **(headers or {})}, make_body)
+        sent = {**self.headers, **(headers or {})}
+        return self.server.request(method, endpoint, sent, make_body, self.idempotent)
 
     async def websocket(
         self, url: StrOrURL, max_message_bytes: int = MAX_MESSAGE_BYTES
@@ -147,3 +157,31 @@ def _make_json(message: Any) -> tuple[Callable[[], Any], dict[str, str]]:
     if len(body) > LARGE_BODY_BYTES:
         return lambda: io.BytesIO(body), headers
     return lambda: body, headers
+
+
+async def ask(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
+    """Call the model by the handler's `call_model`, and make the client's answer from its answer.
+
+    The call is closed when the client leaves, unless the handler lets it finish. Raises `ClientGone`, what
+    `broken_answer` returns, and what the handler's code raises.
+    """
+    handler, request = exchange.lane.handler, exchange.request
+    caller = ModelCaller(server, exchange.forwarded_headers(), request, idempotent=handler.idempotent)
+    try:
+        async with handler.call_model(caller, exchange.payload) as answer:
+            if isinstance(answer, web.StreamResponse):
+                return answer
+            try:
+                make = handler.generate_client_response
+                return response_from(make, await make(request, answer))
+            except (ClientGone, ConnectionError) as e:
+                if not exchange.client_left:
+                    raise
+                if not exchange.finishes:
+                    raise ClientGone from e
+                await drain(answer)
+                return web.Response(status=answer.status)  # nobody reads it; the status counts
+    except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
+        if isinstance(e, ConnectionError) and exchange.client_left:
+            raise ClientGone from e
+        raise broken_answer(e, exchange.answer_out) from e

@@ -1,8 +1,9 @@
 """The connection to the model server: two HTTP clients, one pooled and one not.
 
-Owns the clients, the URL of a path on the model server, and the resending of a request whose reused
-connection was already closed. Owns the errors that failures become: `ModelUnreachable` (502), `ModelTimedOut`
-(504) and `AnswerCut`. Calls by handlers are in caller.py; passing answers on is in relay.py.
+Owns the clients, the URL of a path on the model server, and the rule of which requests are sent again. Owns
+the errors that failures become: `ModelUnreachable` (502), `ModelTimedOut` (504) and `AnswerCut`. The state of
+a single connection is in checked_connector.py; calls by handlers are in caller.py; passing answers on is in
+relay.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from types import SimpleNamespace, TracebackType
+from functools import partial
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +22,8 @@ from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
 from lib.errors import AnswerCut, ModelTimedOut, ModelUnreachable, describe_error
+from lib.model.answer import answer_fault
+from lib.model.checked_connector import CheckedConnector, FaultyAnswer, Unanswered
 
 # Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
 # connection that the server is just closing.
@@ -42,10 +46,8 @@ class ModelServer:
         self._unpooled: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> ModelServer:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
-        self._pooled = self._client(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S), [trace])
-        self._unpooled = self._client(aiohttp.TCPConnector(limit=0, force_close=True))
+        self._pooled = self._client(CheckedConnector(keepalive_timeout=KEEP_ALIVE_S))
+        self._unpooled = self._client(CheckedConnector(force_close=True))
         return self
 
     async def __aexit__(
@@ -70,12 +72,7 @@ class ModelServer:
 
         Raises `ValueError` for None.
         """
-        if target is None:
-            raise ValueError("the handler's endpoint is None")
-        text = str(target)
-        if urlsplit(text).scheme in ("http", "https", "ws", "wss"):
-            return URL(text)
-        return URL(f"{self.url}/{text.lstrip('/')}")
+        return resolved(self.url, target)
 
     @asynccontextmanager
     async def request(
@@ -84,28 +81,34 @@ class ModelServer:
         endpoint: str | None,
         headers: Mapping[str, str],
         make_body: Callable[[], Any] | None = None,
+        idempotent: bool = False,
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         """The answer to `method` at `endpoint`; leaving the block before its end closes the connection.
 
-        The request is sent once more, on a new connection, if a reused one was closed before any byte of an
-        answer came. `make_body` makes the body for each attempt. Redirects are not followed. Raises
-        `ModelUnreachable` (502) and `ModelTimedOut` (504).
+        The request is sent once more, on a new connection, if the server cannot have executed it: a reused
+        connection ended before the server had taken a byte of it. With `idempotent`, it is sent once more
+        whenever its connection ended before any byte of an answer came. `make_body` makes the body for each
+        attempt. Redirects are not followed. Raises `ModelUnreachable` (502), also for an answer that can't be
+        passed on, and `ModelTimedOut` (504).
         """
-        url = self.resolve(endpoint)
-        reuse = SimpleNamespace(happened=False)
+        send = partial(_send, method, self.resolve(endpoint), headers, make_body)
+        began_s = asyncio.get_running_loop().time()
         try:
-            response = await _send(self.pooled, method, url, headers, make_body, reuse)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as e:
-            if not (reuse.happened and _no_answer_begun(e)):
-                raise model_failure(e) from e
             try:
-                response = await _send(self.unpooled, method, url, headers, make_body)
-            except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as again:
-                raise model_failure(again) from again
+                response = await send(self.pooled)
+            except _Failed as e:
+                if not isinstance(e.error, Unanswered) or not (e.error.untaken or idempotent):
+                    raise
+                response = await send(self.unpooled, self._limits(began_s))
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
             raise model_failure(e) from e
-        async with response:
+        try:
+            if fault := answer_fault(response.reason, response.headers):
+                raise _unusable(fault)
             yield response
+        finally:
+            # aiohttp's own exit would wait for the rest of an upload, which the server may never read.
+            response.close()
 
     async def websocket(self, url: StrOrURL, max_message_bytes: int) -> aiohttp.ClientWebSocketResponse[bool]:
         """Open a WebSocket. Raises `ModelUnreachable` (502) and `ModelTimedOut` (504)."""
@@ -125,17 +128,22 @@ class ModelServer:
         writer.close()
         return True
 
-    def _client(
-        self, connector: aiohttp.TCPConnector, traces: list[aiohttp.TraceConfig] | None = None
-    ) -> aiohttp.ClientSession:
+    def _client(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+            timeout=self._limits(),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_ADDED_BY_AIOHTTP,
-            trace_configs=traces,
         )
+
+    def _limits(self, began_s: float | None = None) -> aiohttp.ClientTimeout:
+        """The limits of a call, or of the rest of one that began at `began_s` (the event loop's clock)."""
+        total_s = self.timeout_s
+        if total_s is not None and began_s is not None:
+            # aiohttp takes 0 for no limit.
+            total_s = max(total_s - (asyncio.get_running_loop().time() - began_s), 0.001)
+        return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S)
 
 
 class ModelSession:
@@ -179,13 +187,31 @@ class ModelSession:
         return self._server.pooled.ws_connect(self._server.resolve(url), **kwargs)
 
 
+def resolved(server_url: str, target: StrOrURL | None) -> URL:
+    """The URL of `target`: a path below `server_url`, or an absolute URL. Raises `ValueError` for None."""
+    if target is None:
+        raise ValueError("the handler's endpoint is None")
+    text = str(target)
+    if urlsplit(text).scheme in ("http", "https", "ws", "wss"):
+        return URL(text)
+    return URL(f"{server_url}/{text.lstrip('/')}")
+
+
+class _Failed(aiohttp.ClientError):
+    """Carries the `error` of an attempt past aiohttp's own resending."""
+
+    def __init__(self, error: aiohttp.ClientError) -> None:
+        super().__init__()
+        self.error = error
+
+
 async def _send(
-    http: aiohttp.ClientSession,
     method: str,
     url: URL,
     headers: Mapping[str, str],
     make_body: Callable[[], Any] | None,
-    reuse: SimpleNamespace | None = None,
+    http: aiohttp.ClientSession,
+    limits: aiohttp.ClientTimeout | None = None,
 ) -> aiohttp.ClientResponse:
     return await http.request(
         method,
@@ -193,23 +219,17 @@ async def _send(
         data=make_body() if make_body else None,
         headers=headers,
         allow_redirects=False,
-        trace_request_ctx=reuse,
+        middlewares=(_once,),
+        **({"timeout": limits} if limits else {}),
     )
 
 
-async def _note_reuse(
-    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
-) -> None:
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx.happened = True
-
-
-def _no_answer_begun(error: aiohttp.ClientError) -> bool:
-    """Whether the connection broke before any byte of an answer.
-
-    The message of aiohttp's `ServerDisconnectedError` is a text, or the answer's parsed head if there is one.
-    """
-    return not isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(error.message, str)
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Send `request` once: aiohttp would send a GET again that may have been executed."""
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as e:
+        raise _Failed(e) from e
 
 
 def model_failure(
@@ -220,17 +240,27 @@ def model_failure(
     Returns `ModelTimedOut` (504) for a timeout, except one of connecting. For other exceptions it returns
     `AnswerCut` if `answer_begun`, that is, while the answer's body is read; else `ModelUnreachable` (502).
     """
+    if isinstance(error, _Failed):
+        error = error.error
     is_timeout = isinstance(error, (TimeoutError, asyncio.TimeoutError))
     if is_timeout and not isinstance(error, aiohttp.ConnectionTimeoutError):
         return ModelTimedOut("the model server took too long")
     if answer_begun:
         return answer_cut(error)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return _unusable("it is not valid HTTP")  # the error's own text has the server's bytes in it
+    if isinstance(error, FaultyAnswer):
+        return _unusable(describe_error(error))
     return ModelUnreachable(f"the model server could not be reached: {describe_error(error)}")
 
 
 def answer_cut(error: BaseException) -> AnswerCut:
     """The error of an answer that broke off with `error`."""
     return AnswerCut(f"the model server's answer broke off: {describe_error(error)}")
+
+
+def _unusable(fault: str) -> ModelUnreachable:
+    return ModelUnreachable(f"the model server's answer can't be used: {fault}")
 
 
 def _opened(http: aiohttp.ClientSession | None) -> aiohttp.ClientSession:

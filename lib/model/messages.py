@@ -42,6 +42,18 @@ def fill_path(endpoint: str, values: Mapping[str, Any]) -> str:
     return _PLACEHOLDER.sub(lambda found: quote(texts[found[1]], safe=""), endpoint)
 
 
+def filled_endpoint(endpoint: str, message: Any) -> tuple[str, Any]:
+    """Return `endpoint` with its placeholders filled in from `message`, and the message without them.
+
+    Raises `Invalid` (422), as `fill_path` does.
+    """
+    names = placeholders(endpoint)
+    fields = cast("dict[str, Any]", message) if isinstance(message, dict) else {}
+    filled = fill_path(endpoint, fields)
+    rest = {name: value for name, value in fields.items() if name not in names}
+    return filled, rest if isinstance(message, dict) else message
+
+
 def with_query(target: str | None, fields: Mapping[str, Any]) -> str | None:
     """Add `fields` to the query of `target`: lists as repeated fields, objects as JSON, None left out."""
     pairs: list[tuple[str, str]] = []

@@ -8,16 +8,16 @@ lib/request/verdict.py. The local engine passes a worker's answer on in the same
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from lib.errors import AnswerCut, ClientGone, ModelUnreachable
+from lib.errors import ClientGone, ModelUnreachable
 from lib.model.answer import ModelAnswer
 from lib.model.connection import answer_cut, model_failure
+from lib.model.inflate import Inflater
 from lib.request.exchange import Exchange
 
 # RFC 9110, section 7.6.1: these headers concern one connection, not the message.
@@ -36,8 +36,9 @@ HOP_BY_HOP = frozenset(
 )
 # An answer of a known length up to this is returned whole; a longer one is streamed.
 WHOLE_BYTES = 256 * 1024
-_ZLIB_AUTO = 47  # the `wbits` that accept both gzip and zlib headers
-_NO_BODY = frozenset({204, 304})
+# Errors after a heartbeat's newlines are read whole, to become JSON. Longer ones are cut.
+ERROR_TEXT_BYTES = 64 * 1024
+NO_BODY = frozenset({204, 304})
 
 
 async def pass_on(
@@ -59,16 +60,21 @@ async def pass_on(
         headers.popall("Content-Encoding")
         headers.popall("Content-Length", None)
     chunks = _decoded(answer) if decodes else _chunks(answer)
+    if _is_late_error(request, answer):
+        return await _whole(answer, headers, chunks, ERROR_TEXT_BYTES)
     if _is_returned_whole(request, answer, decodes):
-        return await _whole(answer, headers, chunks)
+        return await _whole(answer, headers, chunks, WHOLE_BYTES)
     return await _streamed(request, answer, headers, chunks, on_chunk)
 
 
-def _is_returned_whole(request: web.Request, answer: ModelAnswer, decodes: bool) -> bool:
-    """Whether to read the answer to its end before writing: a short one, or an error after newlines."""
+def _is_late_error(request: web.Request, answer: ModelAnswer) -> bool:
+    """Whether the answer is an error after a heartbeat's newlines, which goes into a body of status 200."""
     exchange = Exchange.of(request)
-    if exchange is not None and exchange.heartbeat_out and answer.status >= 400:
-        return True
+    return exchange is not None and exchange.heartbeat_out and answer.status >= 400
+
+
+def _is_returned_whole(request: web.Request, answer: ModelAnswer, decodes: bool) -> bool:
+    """Whether to read the answer to its end before writing: a short one."""
     if decodes or request.method == "HEAD" or is_streamed(answer):
         return False
     length = answer.content_length
@@ -76,11 +82,17 @@ def _is_returned_whole(request: web.Request, answer: ModelAnswer, decodes: bool)
 
 
 async def _whole(
-    answer: ModelAnswer, headers: CIMultiDict[str], chunks: AsyncIterator[bytes]
+    answer: ModelAnswer, headers: CIMultiDict[str], chunks: AsyncIterator[bytes], limit_bytes: int
 ) -> web.Response:
-    body = b"".join([chunk async for chunk in chunks])
+    """The answer with its whole body; of a longer one than `limit_bytes`, the rest is not read."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > limit_bytes:
+            break
+    del body[limit_bytes:]
     headers.popall("Content-Length", None)  # aiohttp sets it by the body
-    return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
+    return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=bytes(body))
 
 
 async def _streamed(
@@ -163,15 +175,13 @@ async def _chunks(answer: ModelAnswer) -> AsyncIterator[bytes]:
 
 
 async def _decoded(answer: ModelAnswer) -> AsyncIterator[bytes]:
-    decoder = zlib.decompressobj(_ZLIB_AUTO)
-    try:
-        async for chunk in _chunks(answer):
-            while chunk:
-                yield decoder.decompress(chunk, WHOLE_BYTES)
-                chunk = decoder.unconsumed_tail
-        yield decoder.flush()
-    except zlib.error as e:
-        raise AnswerCut(f"the model server's answer is not {answer.headers['Content-Encoding']}: {e}") from e
+    """The decompressed body. Raises `AnswerCut` if the compressed data is not whole."""
+    inflater = Inflater(answer.headers["Content-Encoding"])
+    async for chunk in _chunks(answer):
+        while chunk:
+            plain, chunk = inflater.step(chunk)
+            yield plain
+    yield inflater.end()
 
 
 def _needs_decoding(request: web.Request, answer: ModelAnswer) -> bool:
@@ -180,7 +190,7 @@ def _needs_decoding(request: web.Request, answer: ModelAnswer) -> bool:
     Raises `ModelUnreachable` (502) for a coding that can't be undone here.
     """
     coding = answer.headers.get("Content-Encoding", "identity").strip().lower().removeprefix("x-")
-    if coding in ("", "identity") or answer.status in _NO_BODY or request.method == "HEAD":
+    if coding in ("", "identity") or answer.status in NO_BODY or request.method == "HEAD":
         return False
     accepted = accepts_coding(",".join(request.headers.getall("Accept-Encoding", [])), coding)
     exchange = Exchange.of(request)

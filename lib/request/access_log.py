@@ -18,12 +18,14 @@ class AccessLog(Observer):
     """Logs each request at its end: id, method, path, status, outcome, workload and durations in seconds."""
 
     def ended(self, exchange: Exchange) -> None:
+        if not log.isEnabledFor(logging.INFO):  # else each request would gather what nobody reads
+            return
         outcome = exchange.outcome
         log.info(
             "%s %s %s %d %s workload=%g queue_s=%.3f total_s=%.3f",
             exchange.id,
-            exchange.request.method,
-            exchange.request.path,
+            exchange.method,
+            exchange.path,
             exchange.status,
             outcome.name.lower() if outcome is not None else "refused",
             exchange.workload,

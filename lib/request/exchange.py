@@ -7,29 +7,35 @@ It does not decide the order of the steps (lib/backend.py) or the rules of the v
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from lib.errors import (
     AnswerCut,
     ClientGone,
+    PlainAnswer,
     Unavailable,
     WorkerError,
     aborted,
-    error_response,
-    internal_error_response,
+    error_answer,
+    internal_error_answer,
 )
 from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
+from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest
 from lib.request.lanes import Lane
 from lib.request.sessions import Session
-from lib.request.verdict import Ending, Phase, Reply, Verdict, conclude
+from lib.request.verbatim import Text, Verbatim
+from lib.request.verdict import ABORTED_STATUS, Ending, Phase, Reply, Verdict, conclude, conclude_answer
 from lib.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -38,7 +44,13 @@ Step = Callable[["Exchange"], None]
 
 _FORWARDED_PLAIN = ("Accept", "X-Request-Id")
 _FORWARDED = (*_FORWARDED_PLAIN, "Accept-Encoding")
+_FORWARDED_LOWER = tuple((name.lower(), name) for name in _FORWARDED)
+_FORWARDED_LOWER_PLAIN = tuple((name.lower(), name) for name in _FORWARDED_PLAIN)
 _REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}")
+_OF_FRAMING = frozenset({"connection", "content-length", "date", "transfer-encoding"})
+# A new id is unique, and needs no more: a random one for each request costs a system call.
+_PROCESS_ID = secrets.token_hex(4)
+_numbers = itertools.count(1)
 _OUTCOMES = {"served": Outcome.SERVED, "errored": Outcome.ERRORED}
 
 
@@ -53,25 +65,52 @@ class Steps:
     ended: tuple[Step, ...] = ()
 
 
+class Admitted(Protocol):
+    """The part of an `Admission` (lib/access/authenticator.py) that is read here."""
+
+    payload_text: Text | None
+
+
+class Relayed(NamedTuple):
+    """An answer that was passed on byte by byte: all of it is written."""
+
+    status: int
+
+
+Answer = web.StreamResponse | Relayed | PlainAnswer
+
+
 class Exchange:
     """One request and its state, for observers to read.
 
-    `request` is aiohttp's; author code reads `request["auth_data"]` and `request["payload"]`, and may set
-    `request["outcome"]` to "served" or "errored". `lane` has the route's `handler`. `id` is the client's
-    `X-Request-Id` or a new one. `payload` is what the handler has made of the body, None before. `session` is
-    the session that the request is in, or None. `verdict` is None before the end. `began_s`, `started_s`
-    (None before the slot) and `ended_s` are monotonic seconds of the worker's clock.
+    `request` is aiohttp's, and `incoming` the same or, where this worker has parsed it, a `DirectRequest`.
+    Author code reads `request["auth_data"]` and `request["payload"]`, and may set `request["outcome"]` to
+    "served" or "errored". `method` and `path` are the request's. `is_direct`: this worker has
+    parsed it, and passes the answer on byte by byte. `lane` has the route's `handler`. `id` is
+    the client's `X-Request-Id` or a new one. `payload` is what the handler has made of the body, None before;
+    `verbatim` the text of the body's payload, if it can be forwarded as it came.
+    `session` is the session that the request is in, or None. `verdict` is None before the end. `began_s`,
+    `started_s` (None before the slot) and `ended_s` are monotonic seconds of the worker's clock.
     """
 
     def __init__(
         self,
-        request: web.Request,
+        request: IncomingRequest,
         lane: Lane,
         clock: Clock,
         steps: Steps,
         phase: Callable[[], Phase] = Phase,
     ) -> None:
-        self.request = self._received_request = _without_api_key(request)
+        self.incoming: IncomingRequest
+        self.is_direct = isinstance(request, DirectRequest)
+        if isinstance(request, DirectRequest):
+            self.incoming = request
+        else:
+            self.incoming = _without_api_key(request)
+            self.incoming[_KEY] = self
+        self._received_request = self.incoming
+        self.method = request.method
+        self.path = request.path
         self.lane = lane
         self.id = _request_id(request)
         self.began_s = clock.monotonic()
@@ -79,21 +118,22 @@ class Exchange:
         self.ended_s: float | None = None
         self.session: Session | None = None
         self.payload: Any = None
+        self.verbatim: Verbatim | None = None
         self.verdict: Verdict | None = None
         handler = lane.handler
         self.finishes = handler.on_disconnect == "finish"
-        has_heartbeat = bool(handler.keepalive_s) and request.method != "HEAD"  # its answer has no body
-        self.heartbeat = Heartbeat(self.request, handler.keepalive_s or 0.0, clock) if has_heartbeat else None
+        self.heartbeat: Heartbeat | None = None
+        if handler.keepalive_s and request.method != "HEAD":  # its answer has no body
+            self.heartbeat = Heartbeat(self.request, handler.keepalive_s, clock)
         self._entry: Entry | None = None
         self._clock = clock
         self._steps = steps
         self._phase = phase
         self._answer_status = 0
-        self._written: web.StreamResponse | None = None
+        self._written: Answer | None = None
         self._is_streamed = False
         self._head_s: float | None = None
         self._chunk_s: float | None = None
-        self.request[_KEY] = self
 
     @staticmethod
     def of(request: web.Request) -> Exchange | None:
@@ -101,6 +141,22 @@ class Exchange:
         return request.get(_KEY)
 
     # Facts
+
+    @property
+    def request(self) -> web.Request:
+        """The request as aiohttp's; a middleware may replace it."""
+        incoming = self.incoming
+        return incoming.as_aiohttp() if isinstance(incoming, DirectRequest) else incoming
+
+    @request.setter
+    def request(self, request: web.Request) -> None:
+        self.incoming = request
+
+    @property
+    def client(self) -> ClientConnection:
+        """The client's connection, for a request that this worker has parsed."""
+        assert isinstance(self.incoming, DirectRequest)
+        return self.incoming.connection
 
     @property
     def entry(self) -> Entry:
@@ -116,7 +172,7 @@ class Exchange:
     @property
     def client_left(self) -> bool:
         """Whether the client's connection is closed or closing."""
-        transport = self.request.transport
+        transport = self.incoming.transport
         return transport is None or transport.is_closing()
 
     @property
@@ -128,7 +184,14 @@ class Exchange:
     def answer_out(self) -> bool:
         """Whether an answer has begun, beyond newlines of the heartbeat: no other answer may follow."""
         is_waiting = self.heartbeat is not None and self.heartbeat.waiting
-        return self.request.writer.output_size > 0 and not is_waiting
+        return self._output_size > 0 and not is_waiting
+
+    @property
+    def _output_size(self) -> int:
+        incoming = self.incoming
+        if isinstance(incoming, DirectRequest):
+            return incoming.connection.output_size
+        return incoming.writer.output_size
 
     @property
     def outcome(self) -> Outcome | None:
@@ -160,15 +223,22 @@ class Exchange:
         """Seconds from the request's arrival to its end, or to now."""
         return self._ended_or_now_s - self.began_s
 
+    def forwarded_fields(self) -> bytes:
+        """The same as `forwarded_headers` of an answer that is passed on unchanged, as lines of a head."""
+        assert isinstance(self.incoming, DirectRequest)
+        values = self.incoming.header_values
+        names = _FORWARDED_LOWER if self.lane.accepts_compressed_answers else _FORWARDED_LOWER_PLAIN
+        lines = [f"{name}: {values[key]}\r\n" for key, name in names if key in values]
+        return "".join(lines).encode("utf-8", "surrogateescape")
+
     def forwarded_headers(self) -> dict[str, str]:
         """The client's header fields that the model server receives (docs/protocol.md, "Forwarded request").
 
         `Accept-Encoding` is left out if a compressed answer could not be passed on unchanged: with a
         heartbeat, or if author code reads the answer.
         """
-        handler, headers = self.lane.handler, self.request.headers
-        may_be_compressed = handler.accepts_compressed_answers and handler.keepalive_s is None
-        names = _FORWARDED if may_be_compressed else _FORWARDED_PLAIN
+        headers = self.incoming.headers
+        names = _FORWARDED if self.lane.accepts_compressed_answers else _FORWARDED_PLAIN
         return {name: ", ".join(headers.getall(name)) for name in names if name in headers}
 
     # Steps
@@ -176,14 +246,22 @@ class Exchange:
     def admit(self, auth: object, entry: Entry, session: Session | None) -> None:
         """Note that the request is authenticated, and belongs to `session` if that is not None."""
         self._entry, self.session = entry, session
-        self.request["auth_data"] = auth
+        self.incoming["auth_data"] = auth
         if self._steps.admitted:
             _notify(self._steps.admitted, self)
 
+    def keep_text(self, admission: Admitted, received: Any) -> None:
+        """Take the JSON text of the payload, as `received`, from `admission`, if it can be forwarded."""
+        if admission.payload_text is not None and self.is_direct:
+            with suppress(RecursionError):  # nested too deeply to be compared
+                self.verbatim = Verbatim(admission.payload_text, received)
+        admission.payload_text = None  # it holds the whole body
+
     def receive(self, received: Any, payload: Any, workload: float) -> None:
         """Note the payload, as `received` and as the handler has read it, and its workload."""
-        self.request["payload"], self.payload = received, payload
-        self.entry.set_workload(workload)
+        self.incoming["payload"], self.payload = received, payload
+        assert self._entry is not None
+        self._entry.set_workload(workload)
 
     def accept(self) -> None:
         """Count the request as load; a second call, by a middleware that tries again, does nothing.
@@ -192,9 +270,10 @@ class Exchange:
         """
         if self.verdict is not None:
             raise RuntimeError("the request has ended: a middleware must await its handler before it answers")
-        if self.entry.accepted:
+        assert self._entry is not None
+        if self._entry.accepted:
             return
-        self.entry.accept()
+        self._entry.accept()
         if self._steps.accepted:
             _notify(self._steps.accepted, self)
 
@@ -202,7 +281,8 @@ class Exchange:
         """Note that the request has its slot: the model is called next. Only the first slot counts."""
         if self.started_s is not None:
             return
-        self.entry.start()
+        assert self._entry is not None
+        self._entry.start()
         self.started_s = self._clock.monotonic()
         if self._steps.started:
             _notify(self._steps.started, self)
@@ -215,7 +295,7 @@ class Exchange:
         """Note that `response` is about to send its headers. Raises `RuntimeError` for a second answer."""
         if self.heartbeat is not None:
             self.heartbeat.check(response)
-        if self.request.writer.output_size > 0:
+        if self._output_size > 0:
             raise RuntimeError("an answer to this request has already begun")
         if self.heartbeat is not None and self.heartbeat.is_stream(response):
             return  # only its newlines follow for now
@@ -230,12 +310,26 @@ class Exchange:
             self._chunk_s = self._clock.monotonic()
             self._first_byte()
 
-    async def write(self, response: web.StreamResponse) -> web.StreamResponse:
+    def note_relayed_head(self) -> None:
+        """Note that the head of an answer that is passed on byte by byte is about to be written."""
+        self._head_s = self._clock.monotonic()
+        if not self._is_streamed:
+            self._first_byte()
+
+    async def write(self, response: web.StreamResponse | Relayed) -> Answer:
         """Write the rest of `response`; return the answer that was sent, which may be the heartbeat's.
 
         Raises `ClientGone` if the client left, except for handlers with `on_disconnect="finish"`.
         """
         self._answer_status = response.status
+        if isinstance(response, Relayed):
+            self._written = response
+            return response
+        if self.is_direct:  # author code has raised it
+            if self._output_size > 0:
+                raise RuntimeError("an answer to this request has already begun")
+            self._written = _plain(response)
+            return self._written
         try:
             if not (self.finishes and self.client_left):
                 if self.heartbeat is not None and self.heartbeat.waiting:
@@ -255,24 +349,33 @@ class Exchange:
             if isinstance(error, Exception):
                 log.error("request %s: an error after its answer", self.id, exc_info=error)
         else:
-            phase = self._phase()
-            ending = Ending(
-                error=error,
-                status=self._answer_status,
-                requested=self._requested_outcome(),
-                client_left=self.client_left,
-                finishes=self.finishes,
-                started=self.started_s is not None,
-                heartbeat_out=self.heartbeat_out,
-                answer_out=self.answer_out,
-                cut=phase.cut,
-                draining=phase.draining,
-            )
-            self.verdict = conclude(self._entry, ending)
-            self._log_error(error)
+            if error is None:
+                heartbeat_out = self.heartbeat is not None and self.heartbeat.begun
+                requested, cut = self._requested_outcome(), self._phase().cut
+                self.verdict = conclude_answer(
+                    self._entry, self._answer_status, requested, heartbeat_out, cut
+                )
+            else:
+                self.verdict = conclude(self._entry, self._ending(error))
+                self._log_error(error)
         return self.verdict
 
-    async def reply(self, verdict: Verdict, error: BaseException) -> web.StreamResponse:
+    def _ending(self, error: BaseException) -> Ending:
+        phase = self._phase()
+        return Ending(
+            error=error,
+            status=self._answer_status,
+            requested=self._requested_outcome(),
+            client_left=self.client_left,
+            finishes=self.finishes,
+            started=self.started_s is not None,
+            heartbeat_out=self.heartbeat_out,
+            answer_out=self.answer_out,
+            cut=phase.cut,
+            draining=phase.draining,
+        )
+
+    async def reply(self, verdict: Verdict, error: BaseException) -> Answer:
         """Return the reply to a request that `error` has ended, as `verdict` says.
 
         Returns the answer that `write` returned, if the error came after it. Raises `error` if it cancels
@@ -286,17 +389,16 @@ class Exchange:
         if self._written is not None:
             return self._written
         if verdict.reply in (Reply.ABORT, Reply.NONE):
-            return aborted(self.request)
-        if isinstance(error, WorkerError):
-            response = error_response(error)
-        else:
-            response = internal_error_response(self.id)
+            return self._abort()
+        answer = error_answer(error) if isinstance(error, WorkerError) else internal_error_answer(self.id)
+        if self.is_direct:
+            return answer
         if verdict.reply is Reply.ERROR:
-            return response
+            return answer.response()
         try:
-            return await self._finish_heartbeat(response)
+            return await self._finish_heartbeat(answer.response())
         except ConnectionError:
-            return aborted(self.request)
+            return self._abort()
 
     def end(self) -> None:
         """Note that the request has ended."""
@@ -304,8 +406,11 @@ class Exchange:
         if self._steps.ended:
             _notify(self._steps.ended, self)
         # Break the reference cycles, so that all are freed without the garbage collector.
-        self.request.pop(_KEY, None)
-        self._received_request.pop(_KEY, None)
+        for request in (self.incoming, self._received_request):
+            if isinstance(request, DirectRequest):  # to ask for aiohttp's class would cost ten times as much
+                request.forget_aiohttp()
+            else:
+                request.pop(_KEY, None)
 
     async def notify_client_left(self) -> None:
         """Call the handler's `on_client_disconnect`; log what it raises."""
@@ -321,8 +426,18 @@ class Exchange:
 
     def _requested_outcome(self) -> Outcome | None:
         """The outcome that author code asked for, on the request or on what a middleware replaced it by."""
-        requested = self.request.get("outcome") or self._received_request.get("outcome")
+        requested = self.incoming.get("outcome")
+        if requested is None and self._received_request is not self.incoming:
+            requested = self._received_request.get("outcome")
         return _OUTCOMES.get(requested) if isinstance(requested, str) else None
+
+    def _abort(self) -> web.Response:
+        """Abort the client's connection; return an answer, which is not sent."""
+        if not isinstance(self.incoming, DirectRequest):
+            return aborted(self.incoming)
+        if self.incoming.transport is not None:
+            self.incoming.transport.abort()
+        return web.Response(status=ABORTED_STATUS)
 
     def _first_byte(self) -> None:
         if self._steps.first_byte:
@@ -332,9 +447,9 @@ class Exchange:
     def _ended_or_now_s(self) -> float:
         return self._clock.monotonic() if self.ended_s is None else self.ended_s
 
-    def _log_error(self, error: BaseException | None) -> None:
+    def _log_error(self, error: BaseException) -> None:
         assert self.verdict is not None
-        if error is None or self.verdict.reply is Reply.NONE or isinstance(error, ClientGone):
+        if self.verdict.reply is Reply.NONE or isinstance(error, ClientGone):
             return
         if self.verdict.outcome is Outcome.CANCELLED:
             log.warning("request %s: raised after its client had left: %r", self.id, error)
@@ -379,7 +494,21 @@ def _without_api_key(request: web.Request) -> web.Request:
     return request.clone(rel_url=request.rel_url.without_query_params("api_key"))
 
 
-def _request_id(request: web.Request) -> str:
+def _plain(response: web.StreamResponse) -> PlainAnswer:
+    """The same as `response`. Raises `TypeError` for one with a body that is not in memory."""
+    body = response.body if isinstance(response, web.Response) else response
+    if not isinstance(body, (bytes, bytearray, type(None))):
+        raise TypeError("an answer that is raised must have its body in memory")
+    headers = CIMultiDict((n, v) for n, v in response.headers.items() if n.lower() not in _OF_FRAMING)
+    for cookie in response.cookies.values():
+        headers.add("Set-Cookie", cookie.output(header="").strip())
+    return PlainAnswer(response.status, headers, bytes(body or b""), response.reason)
+
+
+def _request_id(request: IncomingRequest) -> str:
     """The client's `X-Request-Id` if it is safe in a log line, otherwise a new id."""
-    own = request.headers.get("X-Request-Id", "")
-    return own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(8)
+    if isinstance(request, DirectRequest):
+        own = request.header_values.get("x-request-id", "")
+    else:
+        own = request.headers.get("X-Request-Id", "")
+    return own if own and _REQUEST_ID.fullmatch(own) else f"{_PROCESS_ID}{next(_numbers):08x}"

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.typedefs import Handler as AiohttpHandler
 
 from lib.errors import Invalid, TooBusy
 from lib.fields.json_fields import JsonDataException
 from lib.metrics import WorkloadCounter
 from lib.request.handler import Handler
+from lib.request.incoming import Serve
 from lib.runtime.clock import Clock
 from lib.uploads import Upload
 
@@ -34,6 +38,27 @@ class Lane:
         self.queue = queue
         self.max_wait_s = max_wait_s
         self.count_workload = WorkloadCounter(type(handler).__name__).count
+        self._slot = queue.slot(max_wait_s)  # it has no state of its own
+
+    @cached_property
+    def accepts_compressed_answers(self) -> bool:
+        """Whether the model server may compress its answers to the handler's requests."""
+        return self.handler.accepts_compressed_answers and self.handler.keepalive_s is None
+
+    @property
+    def obstacle(self) -> str | None:
+        """The reason why its requests can't be carried without aiohttp; None if they can.
+
+        They can if no author code sees the call or the answer. A scanner does, but it gets bytes.
+        """
+        handler = self.handler
+        if not handler.passes_answers_on:
+            return "the handler calls the model or makes the answer itself"
+        if not handler.sends_json:
+            return "the payload may be sent as a form or an upload"
+        if handler.keepalive_s:
+            return "keepalive_s is set"
+        return None if handler.on_disconnect == "cancel" else "on_disconnect is 'finish'"
 
     def read_payload(
         self,
@@ -70,7 +95,7 @@ class Lane:
 
     def slot(self) -> Slot:
         """Return a slot at the model server for an `async with` (see `SlotQueue.slot`)."""
-        return self.queue.slot(self.max_wait_s)
+        return self._slot
 
 
 class Lanes:
@@ -141,6 +166,42 @@ class Lanes:
 
     def _queue(self, limit: int | None) -> SlotQueue:
         return SlotQueue(limit, self._clock, self._seconds_to_drain)
+
+
+def direct_routes(
+    served: Mapping[AiohttpHandler, Lane], routes: Sequence[web.AbstractRouteDef]
+) -> dict[str, Serve]:
+    """The functions that serve POST requests without aiohttp, by path.
+
+    `served` has the lanes of the handlers that routes name.
+    """
+    first: dict[str, web.RouteDef] = {}  # of two routes, aiohttp takes the first
+    for route in routes:
+        if isinstance(route, web.RouteDef) and route.method in ("POST", "*"):
+            first.setdefault(route.path, route)
+    return {
+        path: cast(Serve, route.handler)
+        for path, route in first.items()
+        if route_obstacle(route, served.get(cast(AiohttpHandler, route.handler))) is None
+    }
+
+
+def route_obstacle(route: web.RouteDef, lane: Lane | None) -> str | None:
+    """The reason why requests for `route` can't be carried without aiohttp; None if they can.
+
+    `lane` is its handler's lane, None for a function that no backend has made a handler of.
+    """
+    if lane is None:
+        return "the function is a plain aiohttp handler"
+    if route.method not in ("POST", "*"):
+        return "the method is not POST"
+    return "the path has parameters" if "{" in route.path else lane.obstacle
+
+
+def lane_of(serve: object) -> Lane | None:
+    """The lane of what `Backend.create_handler` has made; None for any other function."""
+    bound = cast("partial[Any]", serve).args if isinstance(serve, partial) else ()
+    return next((argument for argument in bound if isinstance(argument, Lane)), None)
 
 
 class SlotQueue:

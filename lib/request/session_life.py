@@ -59,7 +59,7 @@ class SessionLife:
         request_idx: int | None,
         workload: float,
         read_payload: Callable[[], Awaitable[dict[str, Any]]],
-        check_ready: Callable[[], None],
+        check_ready: Callable[[], object],
     ) -> Session:
         """Open a session for an authenticated client, with the terms in the result of `read_payload`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from lib.errors import CLIENT_CLOSED_REQUEST, AnswerCut, ClientGone, Refused, WorkerError
 from lib.metrics import Entry, Outcome
@@ -33,8 +34,7 @@ class Reply(Enum):
     ABORT = "abort"  # close the connection, so that no client takes a part of an answer for the whole
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ending:
+class Ending(NamedTuple):
     """The facts about a request that has ended.
 
     `error` is the exception that ended it; if it is None, `status` is that of the answer. `requested` is the
@@ -55,8 +55,7 @@ class Ending:
     draining: bool = False
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The `outcome` of a request, the `reply` to its client, and the `status` for the log.
 
     `is_unexpected`: the error is not one of lib/errors.py, so its traceback is logged.
@@ -72,9 +71,7 @@ def judge(ending: Ending) -> Verdict:
     """Decide the verdict on a request (docs/protocol.md, "Outcomes")."""
     error = ending.error
     if error is None:
-        # After a heartbeat the client has read status 200, whatever the answer's is.
-        status = 200 if ending.heartbeat_out else ending.status
-        return Verdict(_outcome_of_answer(ending), Reply.NONE, status)
+        return judge_answer(ending.status, ending.requested, ending.heartbeat_out, ending.cut)
     if _ends_the_task(error, ending):
         outcome = Outcome.ERRORED if ending.cut else _outcome_of_error(error)
         return Verdict(outcome, Reply.NONE, CLIENT_CLOSED_REQUEST)
@@ -95,6 +92,28 @@ def judge(ending: Ending) -> Verdict:
     return Verdict(outcome, Reply.ERROR, status, is_unexpected)
 
 
+def judge_answer(status: int, requested: Outcome | None, heartbeat_out: bool, cut: bool) -> Verdict:
+    """Decide the verdict on a request whose answer was written whole; the arguments are those of `Ending`."""
+    if cut:  # its connection was aborted meanwhile
+        outcome = Outcome.ERRORED
+    elif requested is not None:
+        outcome = requested
+    else:
+        # After a heartbeat the client has read status 200, whatever the model answered.
+        outcome = Outcome.SERVED if status < (400 if heartbeat_out else 500) else Outcome.ERRORED
+    return Verdict(outcome, Reply.NONE, 200 if heartbeat_out else status)
+
+
+def conclude_answer(
+    entry: Entry | None, status: int, requested: Outcome | None, heartbeat_out: bool, cut: bool
+) -> Verdict:
+    """Do the same as `conclude` for a request whose answer was written whole, as nearly all are."""
+    verdict = judge_answer(status, requested, heartbeat_out, cut)
+    if entry is not None:
+        entry.set_outcome(verdict.outcome)
+    return verdict
+
+
 def conclude(entry: Entry | None, ending: Ending) -> Verdict:
     """Judge `ending` and give `entry` its outcome; None for a request that was never admitted."""
     verdict = judge(ending)
@@ -108,16 +127,6 @@ def _outcome_of_error(error: BaseException) -> Outcome:
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
         return Outcome.CANCELLED
     return Outcome.REJECTED if isinstance(error, Refused) else Outcome.ERRORED
-
-
-def _outcome_of_answer(ending: Ending) -> Outcome:
-    if ending.cut:  # its connection was aborted meanwhile
-        return Outcome.ERRORED
-    if ending.requested is not None:
-        return ending.requested
-    # After a heartbeat the client has read status 200, whatever the model answered.
-    limit = 400 if ending.heartbeat_out else 500
-    return Outcome.SERVED if ending.status < limit else Outcome.ERRORED
 
 
 def _ends_the_task(error: BaseException, ending: Ending) -> bool:

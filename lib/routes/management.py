@@ -144,7 +144,7 @@ def status_of(backend: Backend) -> dict[str, Any]:
         },
         "load": {"current": ledger.cur_load, "served": ledger.served_load, "rejected": ledger.rejected_load},
         "queue": {"waiting": running.lanes.waiting, "working": running.lanes.working},
-        "slowest": [asdict(t) for t in backend.timings.slowest(SLOWEST_SHOWN)],
+        "slowest": [t.facts() for t in backend.timings.slowest(SLOWEST_SHOWN)],
         "reports": [asdict(d) for d in running.engine.deliveries],
     }
 

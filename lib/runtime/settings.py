@@ -19,6 +19,7 @@ from lib.runtime.urls import is_http_base_url
 
 T = TypeVar("T")
 AuthScheme = Literal["auto", "full", "url"]
+CarrierKind = Literal["direct", "aiohttp"]
 LogFormat = Literal["text", "json"]
 EngineKind = Literal["vast", "none"]
 
@@ -57,6 +58,8 @@ class Settings:
     max_json_bytes: int = 64 * MIB
     max_request_bytes: int = GIB
     request_body_timeout_s: float = 60.0
+    client_stall_timeout_s: float = 60.0
+    carrier: CarrierKind = "direct"
     model_timeout_s: float | None = None
     benchmark_time_limit_s: float = 300.0
     benchmark_dir: Path = Path()
@@ -102,6 +105,14 @@ class Settings:
             ),
             request_body_timeout_s=read.seconds(
                 "REQUEST_BODY_TIMEOUT_S", cls.request_body_timeout_s, "how long a body may stall, seconds"
+            ),
+            client_stall_timeout_s=read.seconds(
+                "CLIENT_STALL_TIMEOUT_S",
+                cls.client_stall_timeout_s,
+                "how long a client may read nothing, seconds",
+            ),
+            carrier=cast(
+                CarrierKind, read.choice("CARRIER", ("direct", "aiohttp"), "who carries requests and answers")
             ),
             model_timeout_s=read.value(
                 "MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds"

@@ -3,7 +3,7 @@
 Owns the order of the checks, and the checks of settings, declaration and model server. How the worker is
 intercepted before it serves is in lib/server.py (`inspected_by`); the checks of log rules are in
 lib/tools/log_replay.py, those of the benchmark in lib/tools/benchmark_check.py, those of the lifecycle and
-the handlers' `running` in lib/tools/context_check.py.
+the handlers' `running` in lib/tools/context_check.py, those of the routes' speed in lib/tools/route_check.py.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from lib.tools.benchmark_check import check_payload, send_one
 from lib.tools.context_check import contexts_entered
 from lib.tools.findings import Findings
 from lib.tools.log_replay import check_rules, replay
+from lib.tools.route_check import check_speed
 from lib.tools.worker_file import WorkerFailed, WorkerFile, run_file, settings_error_in
 
 # Variables that only an instance sets. If none of them is set, their absence is a note, not a problem.
@@ -136,6 +137,7 @@ class _Inspection:
         else:
             self._found.problem("worker", "it has no routes, so no client could call it")
         self._found.problems("worker", backend.config().problems())
+        check_speed(backend, routes, self._found)
 
     def _check_log(self, backend: Backend, up: bool) -> None:
         """Check the log rules, and replay a log with them: the one of `--log`, or the worker's own."""

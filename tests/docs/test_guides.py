@@ -137,9 +137,11 @@ async def test_custom_answers(guide: Path) -> None:
             {"text": "", "model": "my_model"},
         )
         assert (await answer(worker, "/generate", {"prompt": "fail"}))[0] == 500
-        lines = [line async for line in worker.lines("/generate_stream", {"prompt": "fail"})]
-        assert len(lines) == 5
-        await finished(worker, "Success", "Error", "Error", "Error")
+        assert await answer(worker, "/watched", {"prompt": "Hi"}) == (200, {"response": " ".join(WORDS)})
+        for prompt, count in (("Hi", 4), ("fail", 5)):
+            lines = worker.lines("/watched", {"prompt": prompt, "stream": True})
+            assert len([line async for line in lines]) == count
+        await finished(worker, "Success", "Error", "Error", "Success", "Success", "Error")
 
 
 async def test_python_functions(guide: Path) -> None:

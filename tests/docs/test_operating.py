@@ -25,8 +25,9 @@ from tests.system import with_worker_process, with_worker_task
 DOC = document("operating")
 INSTANCE = {"CONTAINER_ID": "1", "PUBLIC_IPADDR": "127.0.0.1", "VAST_TCP_PORT_3000": "3000"}
 VARIABLES = tables(DOC.section("## Environment"))
-# The router's, that of an unexpected exception, and that in the log for a client that has left.
-OTHER_STATUSES = {404, 405, 500, 499}
+# The router's, those for a head that is no request, that of an unexpected exception, and that in the log for
+# a client that has left.
+OTHER_STATUSES = {404, 405, 417, 431, 500, 501, 499}
 
 
 class RecordingEnviron(dict[str, str]):

@@ -15,6 +15,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.backend import Backend
+from lib.front.connection import MAX_HEAD_BYTES
+from lib.front.front import HEAD_LIMIT_S, IDLE_LIMIT_S, MAX_HEADS, MAX_WAITING
 from lib.metrics import Outcome
 from lib.routes.management import loopback_routes, public_routes
 from lib.routes.sessions import end_route, session_routes
@@ -189,6 +191,18 @@ def test_every_status() -> None:
     rows = table(DOC.section("## Answers"))
     documented = {int(status) for row in rows for status in re.findall(r"\d{3}", row[0])}
     assert documented == (own_statuses() | OTHER_STATUSES) - {CLIENT_CLOSED}
+
+
+def test_every_limit_on_connections() -> None:
+    documented = [row[1] for row in table(DOC.section("### Connections"))]
+    assert documented == [
+        f"{MAX_HEAD_BYTES // 1024} KiB",
+        f"{HEAD_LIMIT_S:g} s",
+        f"{IDLE_LIMIT_S:g} s",
+        str(MAX_WAITING),
+        str(MAX_HEADS),
+        "`CLIENT_STALL_TIMEOUT_S`",
+    ]
 
 
 def test_every_management_route() -> None:

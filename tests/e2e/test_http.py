@@ -348,7 +348,8 @@ async def test_an_author_sets_the_outcome_of_an_answer(tmp_path: Path) -> None:
 
 
 async def test_a_closed_pooled_connection_does_not_cause_a_502(tmp_path: Path) -> None:
-    async with with_worker_task(tmp_path) as system:
+    setup = Setup(health="/health", handler={"idempotent": True})
+    async with with_worker_task(tmp_path, setup) as system:
         for _ in range(6):
             assert (await system.call("/once"))[0] == 200
             assert (await system.call("/stale"))[0] == 200

@@ -396,3 +396,22 @@ def test_importing_and_constructing_touch_nothing() -> None:
         [sys.executable, "-c", AUDIT], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[] []\n", "")
+
+
+async def test_requests_import_nothing(tmp_path: Path) -> None:
+    """An import needs a free file descriptor, which a busy worker may lack."""
+    async with with_worker_process(tmp_path, env={"PYTHONPROFILEIMPORTTIME": "1"}) as system:
+        assert system.worker is not None
+        refused = {"auth_data": {**system.auth(), "signature": "wrong"}, "payload": {}}
+        statuses: list[int] = []
+        for body, headers in ((refused, {}), ("no envelope", {}), ({"workload": 1.0}, system.header())):
+            async with system.http.post(system.url + "/echo", json=body, headers=headers) as answer:
+                await answer.read()
+                statuses.append(answer.status)
+        for path in ("/echo", "/gzip_stream", "/error500", "/raising", "/missing", "/close"):
+            statuses.append((await system.call(path))[0])
+        assert statuses == [401, 422, 200, 200, 200, 500, 200, 404, 502]
+        await system.reported(served=5.0)
+        at_start, _, later = system.worker.output().partition("listening on port")
+    assert "import time:" in at_start
+    assert [line for line in later.splitlines() if line.startswith("import time:")] == []

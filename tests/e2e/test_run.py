@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,28 @@ IMPATIENT = """
 import os, sys
 from lib.tools.run_local import run_with_local_engine
 sys.exit(run_with_local_engine("hello_world", "hello_world", os.environ, interval_s=0.2))
+"""
+
+# Prints which package its event loop is of.
+LOOPED = """
+import asyncio
+from contextlib import asynccontextmanager
+
+from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
+
+@asynccontextmanager
+async def lifecycle():
+    print("runs on", type(asyncio.get_running_loop()).__module__, flush=True)
+    yield
+
+async def double(number: int):
+    return 2 * number
+
+benchmark = BenchmarkConfig(dataset=[{"number": 1}])
+double_handler = HandlerConfig("/double", remote_function=double, benchmark_config=benchmark)
+worker = Worker(WorkerConfig(lifecycle=lifecycle, handlers=[double_handler]))
+if __name__ == "__main__":
+    worker.run()
 """
 
 
@@ -154,6 +177,21 @@ async def test_in_local_mode_other_ports_replace_taken_ones_with_a_message(tmp_p
     assert f"(port {ports[0]} is taken)" in ended.output
     assert f"(port {ports[1]} is taken)" in ended.output
     assert f"my port is {ports[0]}\n" not in ended.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uvloop is installed on Linux only")
+@pytest.mark.parametrize("words", [("run", "worker.py", "--local"), ("check", "worker.py")])
+async def test_a_worker_runs_on_uvloop(words: tuple[str, ...], tmp_path: Path) -> None:
+    worker_in(tmp_path, LOOPED)
+    async with command(*words, cwd=tmp_path, errors_in_output=True) as running:
+        await running.until("runs on uvloop")
+
+
+async def test_without_uvloop_a_worker_runs_on_asyncio_s_own_loop(tmp_path: Path) -> None:
+    name = worker_in(tmp_path, f"import sys\nsys.modules['uvloop'] = None\n{LOOPED}")
+    async with command("run", name, "--local", cwd=tmp_path) as running:
+        await running.until("runs on asyncio.unix_events")
+        await running.until("The worker is ready.")
 
 
 async def test_an_invalid_port_is_refused(tmp_path: Path) -> None:

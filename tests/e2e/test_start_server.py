@@ -66,7 +66,7 @@ async def test_first_boot_installs_and_a_second_one_does_not(tmp_path: Path) -> 
         venv = instance.workspace / "pyworker-venv"
         assert calls.read_text().splitlines() == [
             f"venv -q --python >=3.10 {venv}",
-            f"pip install -q --python {venv}/bin/python -e {instance.script.parent}[speed]",
+            f"pip install -q --python {venv}/bin/python -e {instance.script.parent}",
         ]
         assert "installing into" in first.output
         assert "listening on port" in instance.log.read_text()

@@ -25,6 +25,7 @@ def test_a_handler_with_default_fields_has_no_problems() -> None:
         ({"benchmark_concurrency": -1}, "benchmark_concurrency is -1, less than 1"),
         ({"max_queue_time": math.inf}, "max_queue_time is inf, not a finite number of seconds ≥ 0"),
         ({"keepalive_s": -1.0}, "keepalive_s is -1.0, not a finite number of seconds ≥ 0"),
+        ({"idempotent": None}, "idempotent must be True or False, not None"),
         ({"on_disconnect": "stop"}, "on_disconnect must be one of 'cancel', 'finish', not 'stop'"),
     ],
 )

@@ -150,7 +150,7 @@ def problems_of(declare: Callable[[], Any]) -> list[str]:
             "benchmark_config=None, handler_class=None, payload_class=None, request_parser=None, "
             "response_generator=None, workload_calculator=None, is_remote_dispatch=False, "
             "remote_function=None, *, method='POST', max_concurrency=None, benchmark_concurrency=None, "
-            "on_disconnect='cancel', keepalive_s=None",
+            "on_disconnect='cancel', keepalive_s=None, idempotent=False",
         ),
         (BenchmarkConfig, "dataset=None, generator=None, runs=8, concurrency=10, do_warmup=True"),
         (LogActionConfig, "on_load=[], on_error=[], on_info=[]"),
@@ -215,11 +215,13 @@ def test_a_declared_handler() -> None:
     assert (handler.endpoint, handler.healthcheck_endpoint) == ("/a", None)
     assert (handler.allow_parallel_requests, handler.max_queue_time) == (False, 30.0)
     assert (handler.max_concurrency, handler.on_disconnect, handler.keepalive_s) == (None, "cancel", None)
+    assert handler.idempotent is False
     other = HandlerConfig(
-        "/b", None, True, None, max_concurrency=4, on_disconnect="finish", keepalive_s=5
+        "/b", None, True, None, max_concurrency=4, on_disconnect="finish", keepalive_s=5, idempotent=True
     ).build(None)
     assert (other.allow_parallel_requests, other.max_queue_time) == (True, None)
     assert (other.max_concurrency, other.on_disconnect, other.keepalive_s) == (4, "finish", 5)
+    assert other.idempotent is True
 
 
 def test_without_handlers_there_is_one_route_at_the_root() -> None:
@@ -398,6 +400,7 @@ def by_position(a: int, /) -> int:
             function(on_disconnect="stop"),
             "handler '/a': on_disconnect must be one of 'cancel', 'finish', not",
         ),
+        (function(idempotent="yes"), "handler '/a': idempotent must be True or False, not 'yes'"),
         (function(method="post"), "handler '/a': method must be one of 'POST', 'GET', 'PUT', 'PATCH', 'DEL"),
         (function(remote_function="f"), "handler '/a': remote_function must be a function or None, not 'f'"),
         (function(remote_function=type), "handler '/a': remote_function has no signature, so its"),

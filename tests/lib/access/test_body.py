@@ -179,6 +179,23 @@ async def test_an_incomplete_body(error: Exception, becomes: type[Exception]) ->
             await task
 
 
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [(web.RequestPayloadError("bad chunk"), Invalid), (ConnectionResetError("gone"), ClientGone)],
+)
+async def test_a_body_that_arrived_before_an_error(error: Exception, becomes: type[Exception]) -> None:
+    upload = IncomingRequest()
+    request = upload.arrive(b"{}")
+    upload.content.set_exception(error)
+    with pytest.raises(becomes):
+        await body_of(BodyReader(100, STALL_S), request)
+
+
+async def test_a_whole_body_without_an_announced_length_is_limited() -> None:
+    with pytest.raises(BodyTooLarge):
+        await body_of(BodyReader(100, STALL_S), IncomingRequest().arrive(b"x" * 101))
+
+
 async def test_unverified_bodies_share_a_limit() -> None:
     reader = BodyReader(100, STALL_S, unverified_bytes=150)
     async with reading(reader, IncomingRequest().arrive(b"x" * 90, whole=False)):

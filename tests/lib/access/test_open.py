@@ -57,6 +57,7 @@ async def admit(content: object, content_type: str = "application/json") -> Admi
 async def test_a_body_that_is_the_payload(payload: dict[str, Any]) -> None:
     admission = await admit(payload)
     assert admission == Admission(UNSIGNED, dict(UNSIGNED_AUTH_DATA), payload)
+    assert admission.payload_text == json.dumps(payload).encode()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,7 @@ async def test_a_body_that_is_an_envelope(
 ) -> None:
     admission = await admit({**envelope, "payload": PAYLOAD})
     assert (admission.payload, admission.raw_auth) == (PAYLOAD, raw_auth)
+    assert admission.payload_text == json.dumps(PAYLOAD).encode()
     assert (admission.session_id, admission.session) == (session_id, None)
     assert (admission.auth.cost, admission.auth.reqnum) == (raw_auth["cost"], raw_auth["reqnum"])
 

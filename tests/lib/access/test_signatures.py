@@ -148,6 +148,14 @@ def test_a_refused_message_does_not_move_the_window() -> None:
     check(made, signed(reqnum=5))
 
 
+@pytest.mark.parametrize("form", ["full", "url"])
+def test_a_signature_for_another_worker_is_refused_each_time(form: Scheme) -> None:
+    made = signatures()
+    for _ in range(2):
+        assert "another worker's URL" in refusal(made, signed(form, url="http://other.example:3000"))
+    check(made, signed(form))
+
+
 def test_a_remembered_url_signature_is_for_that_url_only() -> None:
     made, raw = signatures("url"), signed("url")
     check(made, raw)

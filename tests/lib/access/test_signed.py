@@ -43,6 +43,7 @@ async def test_only_an_envelope_that_is_not_parsed_yet_is_looked_up(padding: int
     async def admit(request: web.Request) -> web.Response:
         admission = await authenticator.admit(request)
         assert admission.session is session
+        assert admission.payload_text == json.dumps(message["payload"]).encode()
         return web.Response()
 
     app = web.Application()

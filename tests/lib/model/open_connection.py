@@ -21,9 +21,14 @@ class Connected:
         self.server = server
 
     async def post(
-        self, path: str, message: object = None, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        message: object = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool = False,
     ) -> tuple[int, bytes]:
-        async with ModelCaller(self.server, headers or {}).post_json(path, message) as answer:
+        caller = ModelCaller(self.server, headers or {}, idempotent=idempotent)
+        async with caller.post_json(path, message) as answer:
             return answer.status, await answer.read()
 
     async def form(self, fields: Mapping[str, Any]) -> email.message.Message:

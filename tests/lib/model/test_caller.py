@@ -188,7 +188,7 @@ async def test_a_whole_upload_is_sent_again(tmp_path: Path) -> None:
     upload = Upload(path, "audio/wav", 300_000, {})
     async with connection() as here:
         client = make_mocked_request("PUT", "/", match_info={"id": "a b"})
-        caller = ModelCaller(here.server, {"X-Request-Id": "r"}, client)
+        caller = ModelCaller(here.server, {"X-Request-Id": "r"}, client, idempotent=True)
         for _ in range(2):
             async with caller.send_upload("/{id}/stale", upload) as answer:
                 assert answer.status == 200

@@ -117,7 +117,7 @@ class ClientRequest:
         return lambda exchange: self.steps.append(name)
 
 
-def answer_of(response: web.StreamResponse) -> tuple[int, Any]:
+def answer_of(response: object) -> tuple[int, Any]:
     assert isinstance(response, web.Response)
     return response.status, json.loads(response.text or "null")
 

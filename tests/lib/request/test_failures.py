@@ -18,6 +18,7 @@ from lib.access.payload import PayloadReader
 from lib.backend import Backend
 from lib.data_types import JsonDataException
 from lib.model.readiness import State
+from lib.request.incoming import IncomingRequest
 from lib.uploads import Upload
 from tests.fakes.worker import Job, JobHandler, altered_worker
 from tests.system import System, with_worker_task
@@ -66,7 +67,7 @@ class FailingAtTheEnd(PayloadReader):
 
     @asynccontextmanager
     async def receive(
-        self, request: web.Request, admission: Admission, accepts_uploads: bool
+        self, request: IncomingRequest, admission: Admission, accepts_uploads: bool
     ) -> AsyncGenerator[dict[str, Any] | Upload, None]:
         async with super().receive(request, admission, accepts_uploads) as received:
             yield received

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from lib.backend import Backend, Exchange, Observer
+from lib.request.access_log import AccessLog
 from tests.fakes.worker import Setup, build
 from tests.system import System, with_worker_task
 
@@ -127,6 +128,12 @@ async def test_the_access_log_is_an_observer(tmp_path: Path, caplog: pytest.LogC
         await system.reported(served=3.0)
     (line,) = [r.getMessage() for r in caplog.records if r.name == "lib.access"]
     assert line.startswith("my-id POST /echo 200 served workload=3 queue_s=")
+
+
+def test_an_access_log_that_is_off_reads_nothing_of_the_request(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "lib.access")
+    nothing: Any = object()
+    AccessLog().ended(nothing)
 
 
 class Misspelt(Observer):

@@ -8,13 +8,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib.metrics import Outcome
 from lib.request.timings import BOUNDS_S, MAX_TIMINGS, Histogram, Timing, Timings
 from tests.manual_clock import ManualClock
 from tests.system import System, with_worker_task
 
 
-def timing(total_s: float, outcome: str = "served", first_byte_s: float | None = 0.1) -> Timing:
-    return Timing("id", "POST /x", 200, outcome, 1.0, 0.0, first_byte_s, total_s, 0.0)
+def timing(total_s: float, outcome: Outcome = Outcome.SERVED, first_byte_s: float | None = 0.1) -> Timing:
+    return Timing("id", "POST", "/x", 200, outcome, 1.0, 0.0, first_byte_s, total_s, 0.0)
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=50))
@@ -38,11 +39,11 @@ def test_the_slowest_are_found_among_the_latest() -> None:
 
 def test_rejected_requests_and_missing_first_bytes_are_in_no_histogram() -> None:
     timings = Timings(ManualClock())
-    timings.add(timing(0.001, outcome="rejected"))
-    timings.add(timing(2.0, outcome="cancelled", first_byte_s=None))
+    timings.add(timing(0.001, outcome=Outcome.REJECTED))
+    timings.add(timing(2.0, outcome=Outcome.CANCELLED, first_byte_s=None))
     assert sum(timings.total_s.counts) == 1
     assert sum(timings.first_byte_s.counts) == 0
-    assert [t.outcome for t in timings.slowest(9)] == ["cancelled", "rejected"]
+    assert [t.outcome for t in timings.slowest(9)] == [Outcome.CANCELLED, Outcome.REJECTED]
 
 
 async def slowest(system: System) -> list[dict[str, Any]]:

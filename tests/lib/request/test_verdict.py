@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import replace
 
 import pytest
 
@@ -129,7 +128,7 @@ def test_the_table(ending: Ending, verdict: Verdict) -> None:
 ERRORS = (None, Invalid({}), BUSY, UNREACHABLE, CUT, GONE, BUG, CANCELLED, KeyboardInterrupt())
 FLAGS = ("client_left", "finishes", "started", "heartbeat_out", "answer_out", "cut", "draining")
 ENDINGS = [
-    replace(Ending(error=error, status=200), **dict(zip(FLAGS, flags, strict=True)))
+    Ending(error=error, status=200)._replace(**dict(zip(FLAGS, flags, strict=True)))
     for error in ERRORS
     for flags in itertools.product((False, True), repeat=len(FLAGS))
 ]

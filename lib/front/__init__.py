@@ -1,0 +1,1 @@
+"""The way in: clients' connections, and who carries the requests on them."""

@@ -1,0 +1,258 @@
+"""The clients' connections of one port: how many there may be, how long they may take, and who carries them.
+
+Owns the limits on connections and heads (docs/protocol.md, "Connections"), and aiohttp's server behind them.
+What happens on one connection is in connection.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
+
+import anyio
+from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
+
+from lib.front.connection import MAX_HEAD_BYTES, FrontConnection, address_of
+from lib.http.deadlines import Deadlines
+from lib.http.heads import RequestHead
+from lib.http.outbox import Outbox
+from lib.request.incoming import Serve
+from lib.runtime.clock import Clock
+from lib.runtime.tcp import bytes_acked
+
+log = logging.getLogger(__name__)
+
+# Seconds from the first byte of a head to its end.
+HEAD_LIMIT_S = 10.0
+# Seconds that a connection without a request is kept.
+IDLE_LIMIT_S = 75.0
+# Seconds after which a request is looked at although its short body is not whole.
+BODY_AWAIT_S = 0.25
+# Seconds that a client has to send the rest of a body that nobody wants, or to read a refusal.
+LINGER_LIMIT_S = 10.0
+# The most connections on which no request is being served, and the most of them with a part of a head, which
+# has at most 32 KiB: 16 MiB together.
+MAX_WAITING = 4096
+MAX_HEADS = 512
+# Seconds that open connections have for their last bytes when the port is closed.
+CLOSE_LIMIT_S = 2.0
+# aiohttp's own limit of idleness, which can't be turned off, and must not end what is carried beside it.
+NEVER_S = 1e9
+# How often a client is looked at within the stall limit.
+STALL_LOOKS = 4
+
+
+class Front:
+    """Makes the protocol of each connection of one port.
+
+    `direct` has the functions for the requests that are carried here: POST requests, by their path. `app`
+    serves all others, with aiohttp's server. A client that takes none of the bytes that wait for it for
+    `stall_limit_s` seconds is dropped, after at most a quarter of that more. `max_waiting` and `max_heads`
+    limit the numbers of connections.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        direct: Mapping[str, Serve],
+        clock: Clock,
+        stall_limit_s: float,
+        max_waiting: int = MAX_WAITING,
+        max_heads: int = MAX_HEADS,
+    ) -> None:
+        self.is_closing = False
+        self.direct = direct
+        self.stall_limit_s = stall_limit_s
+        self._max_waiting = max_waiting
+        self._max_heads = max_heads
+        app.on_response_prepare.append(self._note_begun)
+        self.outbox = Outbox()
+        self._runner = web.AppRunner(
+            app,
+            access_log=cast(Any, self),
+            access_log_class=_HttpEnds,
+            handler_cancellation=True,
+            auto_decompress=False,
+            keepalive_timeout=NEVER_S,
+            # Heads were measured before: its own limits would be answered in plain text.
+            max_line_size=MAX_HEAD_BYTES,
+            max_field_size=MAX_HEAD_BYTES,
+            max_headers=MAX_HEAD_BYTES,
+            shutdown_timeout=CLOSE_LIMIT_S,
+        )
+        self._connections: set[FrontConnection] = set()
+        self._by_http: dict[object, FrontConnection] = {}
+        self._heads: Deadlines[FrontConnection] = Deadlines(clock, HEAD_LIMIT_S, _refuse_slow_head)
+        self._idle: Deadlines[FrontConnection] = Deadlines(clock, IDLE_LIMIT_S, FrontConnection.close_idle)
+        self.bodies: Deadlines[FrontConnection] = Deadlines(
+            clock, BODY_AWAIT_S, FrontConnection.start_awaited
+        )
+        self.lingering: Deadlines[FrontConnection] = Deadlines(
+            clock, LINGER_LIMIT_S, FrontConnection.close_idle
+        )
+        self.stalls: Deadlines[FrontConnection] = Deadlines(
+            clock, stall_limit_s / STALL_LOOKS, self._look_at_stalled
+        )
+
+        self._limits = (self._heads, self._idle, self.bodies, self.lingering, self.stalls)
+        self._lost = asyncio.Event()
+
+    def __call__(self) -> FrontConnection:
+        """Make the protocol of a new connection; for `loop.create_server`."""
+        return FrontConnection(self)
+
+    def carrier(self, head: RequestHead) -> Serve | None:
+        """The function that serves the request here; None if aiohttp's server has to."""
+        if head.method != "POST" or head.is_http10:
+            return None
+        serve = self.direct.get(head.target.partition("?")[0])
+        return None if serve is None or _has_upload(head) else serve
+
+    def new_http(self, connection: FrontConnection) -> Any:
+        """Make aiohttp's protocol for `connection`."""
+        protocol = cast(web.Server, self._runner.server)()
+        self._by_http[protocol] = connection
+        return protocol
+
+    def http_finished(self, protocol: object, response: web.StreamResponse) -> None:
+        """Note that aiohttp's `protocol` has written an answer whole."""
+        connection = self._by_http.get(protocol)
+        if connection is not None:
+            connection.http_finished(bool(response.keep_alive))
+
+    async def _note_begun(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Note that aiohttp's server is about to write the head of `response`."""
+        connection = self._by_http.get(request.protocol)
+        if connection is not None:
+            connection.http_begun(response.status)
+
+    # The connections
+
+    def add(self, connection: FrontConnection) -> None:
+        """Note a new connection; close others if there are too many."""
+        self._connections.add(connection)
+        self.note_idle(connection)
+
+    def remove(self, connection: FrontConnection) -> None:
+        """Note that `connection` is lost."""
+        self._connections.discard(connection)
+        self._lost.set()
+        for limits in self._limits:
+            limits.remove(connection)
+
+    def forget_http(self, protocol: object) -> None:
+        """Note that aiohttp's `protocol` is not used any more."""
+        self._by_http.pop(protocol, None)
+
+    def note_idle(self, connection: FrontConnection) -> None:
+        """Note that no request is being served on `connection`."""
+        self._idle.add(connection)
+        if len(self._idle) + len(self._heads) > self._max_waiting:
+            _end(self._idle, next(iter(self._idle)))
+
+    def note_head_begun(self, connection: FrontConnection) -> None:
+        """Note that a part of a head has arrived on `connection`; its time limit runs from the first part."""
+        self._idle.remove(connection)
+        self._heads.add(connection)
+        if len(self._heads) > self._max_heads:
+            _end_one(self._heads)
+
+    def note_head(self, connection: FrontConnection, is_late: bool) -> None:
+        """Note that a whole head has arrived on `connection`, `is_late` after `note_head_begun`."""
+        (self._heads if is_late else self._idle).remove(connection)
+
+    def note_stalled(self, connection: FrontConnection) -> None:
+        """Note that the client takes less than what is written to it."""
+        connection.taken_bytes, connection.looks = _taken_bytes(connection), 0
+        self.stalls.add(connection)
+
+    def abort(self) -> None:
+        """Abort every connection, and with it the request on it."""
+        for connection in list(self._connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    async def open(self) -> None:
+        """Get ready to serve."""
+        await self._runner.setup()
+
+    async def close(self) -> None:
+        """Close the connections; requests in progress have `CLOSE_LIMIT_S` for their last bytes."""
+        self.is_closing = True
+        for connection in list(self.bodies):
+            connection.start_awaited()
+        for connection in [*self._idle, *self._heads]:
+            connection.close_when_sent()
+        with anyio.move_on_after(CLOSE_LIMIT_S):
+            while self._connections:
+                self._lost.clear()
+                await self._lost.wait()
+        self.abort()
+        with anyio.move_on_after(CLOSE_LIMIT_S):
+            while self._connections:
+                self._lost.clear()
+                await self._lost.wait()
+        await self._runner.cleanup()
+        for limits in self._limits:
+            limits.close()
+
+    def _look_at_stalled(self, connection: FrontConnection) -> None:
+        """Drop a client that has taken nothing for the stall limit."""
+        taken_bytes = _taken_bytes(connection)
+        connection.looks = 0 if taken_bytes > connection.taken_bytes else connection.looks + 1
+        connection.taken_bytes = taken_bytes
+        if connection.looks < STALL_LOOKS:
+            self.stalls.add(connection)
+        elif connection.transport is not None:
+            log.warning("a client has taken no byte of its answer for too long: it is dropped")
+            connection.transport.abort()
+
+
+class _HttpEnds(AbstractAccessLogger):
+    """Tells a `Front`, given in place of a logger, of each answer that aiohttp's server has written."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        cast(Front, self.logger).http_finished(request.protocol, response)
+
+
+def _refuse_slow_head(connection: FrontConnection) -> None:
+    connection.refuse(408, f"the request's head took longer than {HEAD_LIMIT_S:g} s")
+
+
+def _end_one(waiting: Deadlines[FrontConnection]) -> None:
+    """Close the oldest of `waiting` that is from the address that has most of them."""
+    counts = Counter(address_of(connection.transport) for connection in waiting)
+    most = counts.most_common(1)[0][0]
+    _end(waiting, next(c for c in waiting if address_of(c.transport) == most))
+
+
+def _end(waiting: Deadlines[FrontConnection], connection: FrontConnection) -> None:
+    """Close `connection`, one of `waiting`, and don't count it until it is lost: many may come meanwhile."""
+    waiting.remove(connection)
+    connection.close_idle()
+
+
+def _taken_bytes(connection: FrontConnection) -> int:
+    """A number that grows whenever the client takes bytes.
+
+    What waits in this process is no measure: the answer may add to it, and the operating system takes of it
+    only when a large part of its own buffer is free.
+    """
+    transport = connection.transport
+    if transport is None:
+        return 0
+    acked = bytes_acked(transport.get_extra_info("socket").fileno())
+    return -transport.get_write_buffer_size() if acked is None else acked
+
+
+def _has_upload(head: RequestHead) -> bool:
+    """Whether the request has header authentication and a body that is not JSON, or none."""
+    values = head.values
+    if "x-vast-auth" not in values and "vast." not in values.get("authorization", ""):
+        return False
+    content_type = values.get("content-type", "").partition(";")[0].strip().lower()
+    return head.length == 0 or not (content_type == "application/json" or content_type.endswith("+json"))

@@ -1,0 +1,256 @@
+"""The client's request: aiohttp's, or that of the direct way in (lib/front).
+
+Owns `DirectRequest`, which has the part of `aiohttp.web.Request` that the worker's own code reads. It does
+not parse: lib/front does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
+
+from aiohttp import HttpVersion11, web
+from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.streams import EMPTY_PAYLOAD
+from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
+from yarl import URL
+
+# A body's unread bytes beyond which the connection is not read.
+BUFFERED_BYTES = 256 * 1024
+
+
+class Source(Protocol):
+    """Source of the bytes of an answer."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class ClientConnection(Protocol):
+    """The client's connection, as a request on it uses it."""
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The transport; None once the connection is lost."""
+        ...
+
+    @property
+    def output_size(self) -> int:
+        """The number of bytes of the answer to the current request that were written."""
+        ...
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection stays open after the answer."""
+        ...
+
+    @property
+    def is_write_paused(self) -> bool:
+        """Whether more is waiting to be sent than the connection should hold."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the answer; what is written after the client has left is dropped."""
+        ...
+
+    def follow(self, source: Source | None) -> None:
+        """Read `source` only as fast as the client takes what is written; None: follow no source."""
+        ...
+
+    async def drained(self) -> None:
+        """Return once little is waiting to be sent. Raises `ConnectionError` if the client left."""
+        ...
+
+
+class DirectBody:
+    """A request's body as it arrives, with the methods of `aiohttp.StreamReader` that are used.
+
+    `whole` is the body if it has arrived.
+    """
+
+    __slots__ = ("_connection", "_error", "_is_whole", "_parts", "_size_bytes", "_waiter")
+
+    def __init__(self, connection: ClientConnection, whole: bytes | None = None) -> None:
+        self._connection = connection
+        self._parts: list[bytes] = [whole] if whole else []
+        self._size_bytes = 0  # of what has arrived in parts
+        self._is_whole = whole is not None
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    # For its reader
+
+    def is_eof(self) -> bool:
+        """Whether the whole body has arrived."""
+        return self._is_whole
+
+    def read_nowait(self) -> bytes:
+        """Return what has arrived and was not read; b"" if there is nothing."""
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        if self._size_bytes > BUFFERED_BYTES and (transport := self._connection.transport) is not None:
+            transport.resume_reading()
+        self._size_bytes = 0
+        return data
+
+    async def readany(self) -> bytes:
+        """Return the next part as soon as there is one; b"" at the end.
+
+        Raises `aiohttp.web.RequestPayloadError` for a malformed body, and `ConnectionError` if the client
+        left.
+        """
+        while not self._parts:
+            if self._error is not None:
+                raise self._error
+            if self._is_whole:
+                return b""
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self.read_nowait()
+
+    # For the connection
+
+    def feed(self, data: bytes) -> None:
+        """Add the next part."""
+        self._parts.append(data)
+        self._size_bytes += len(data)
+        if self._size_bytes > BUFFERED_BYTES and (transport := self._connection.transport) is not None:
+            transport.pause_reading()
+        self._wake()
+
+    def end(self) -> None:
+        """Note that the whole body has arrived."""
+        self._is_whole = True
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Raise `error` in the reader, once it has read what has arrived."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class DirectRequest(dict[Any, Any]):
+    """A request of the direct way in. Its items are those that author code reads (`request["payload"]`).
+
+    `target` is the path and the query as they were received. `fields` are the header fields, `header_values`
+    their values by the names in lower case. `body` is the whole body, None if it has not arrived.
+    """
+
+    __slots__ = (
+        "_headers",
+        "_request",
+        "connection",
+        "content",
+        "content_length",
+        "fields",
+        "header_values",
+        "method",
+        "target",
+    )
+
+    match_info: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        connection: ClientConnection,
+        method: str,
+        target: str,
+        fields: Sequence[tuple[str, str]],
+        header_values: dict[str, str],
+        content_length: int | None,
+        body: bytes | None = None,
+    ) -> None:
+        self.connection = connection
+        self.method = method
+        self.target = target
+        self.fields = fields
+        self.header_values = header_values
+        self.content_length = content_length
+        self.content = DirectBody(connection, body)
+        self._headers: CIMultiDictProxy[str] | None = None
+        self._request: web.Request | None = None
+
+    @property
+    def body_exists(self) -> bool:
+        """Whether the request has a body, which may be empty."""
+        return self.content_length != 0
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The header fields."""
+        if self._headers is None:
+            self._headers = CIMultiDictProxy(CIMultiDict(self.fields))
+        return self._headers
+
+    @property
+    def path(self) -> str:
+        """The path, decoded."""
+        path = self.target.partition("?")[0]
+        return unquote(path) if "%" in path else path
+
+    @property
+    def query(self) -> MultiDictProxy[str]:
+        """The parameters in the query."""
+        if "?" not in self.target:
+            return MultiDictProxy(MultiDict[str]())
+        return MultiDictProxy(MultiDict(URL(self.target, encoded=True).query))
+
+    @property
+    def content_type(self) -> str:
+        """The media type in lower case, "application/octet-stream" without one."""
+        given = self.headers.get("Content-Type")
+        return "application/octet-stream" if given is None else given.partition(";")[0].strip().lower()
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The client's connection; None once it is lost."""
+        return self.connection.transport
+
+    def as_aiohttp(self) -> web.Request:
+        """The same request as aiohttp's, for author code that looks at it. It shares the items.
+
+        Its body can't be read, and `api_key` is not in its query.
+        """
+        if self._request is None:
+            url = URL(self.target, encoded=True)
+            message = RawRequestMessage(
+                method=self.method,
+                path=self.target,
+                version=HttpVersion11,
+                headers=self.headers,
+                raw_headers=tuple((n.encode(), v.encode(errors="surrogateescape")) for n, v in self.fields),
+                should_close=False,
+                compression=None,
+                upgrade=False,
+                chunked=self.content_length is None,
+                url=url.without_query_params("api_key") if "api_key" in url.query else url,
+            )
+            connection: Any = self.connection
+            loop = asyncio.get_running_loop()
+            task: Any = asyncio.current_task()
+            writer = StreamWriter(connection, loop)
+            request = web.Request(message, EMPTY_PAYLOAD, connection, writer, task, loop, state=self)
+            cast(Any, request)._match_info = {}
+            self._request = request
+        return self._request
+
+    def forget_aiohttp(self) -> None:
+        """Forget what `as_aiohttp` has made: the two keep each other alive."""
+        self._request = None
+
+
+IncomingRequest = web.Request | DirectRequest
+
+# Serves a request that this worker has parsed. A `lib.errors.PlainAnswer` that it returns is to be written.
+Serve = Callable[[DirectRequest], Awaitable[object]]

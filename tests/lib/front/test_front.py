@@ -1,0 +1,200 @@
+"""lib.front.front: the limits of all connections of a port together, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import tracemalloc
+from contextlib import AsyncExitStack
+
+import anyio
+
+from lib.front.connection import MAX_HEAD_BYTES, FrontConnection
+from lib.front.front import LINGER_LIMIT_S, MAX_HEADS
+from tests.event_loop import run_event_loop_turns, until
+from tests.fakes.front_server import front_server
+from tests.fakes.raw_client import RawClient, connected
+from tests.guard import GUARD_S
+from tests.lib.front.test_connection import both_carriers, chunked, post
+
+HALF = b"POST /direct/echo HTTP/1.1\r\n"
+
+
+async def from_address(stack: AsyncExitStack, port: int, address: str) -> RawClient:
+    """A client that connects from `address`, one of the loopback network's."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+    stack.callback(writer.transport.abort)
+    return RawClient(reader, writer)
+
+
+async def closed(clients: list[RawClient]) -> list[int]:
+    """The positions of the closed ones among `clients`."""
+    await run_event_loop_turns()
+    positions: list[int] = []
+    for position, client in enumerate(clients):
+        try:
+            with anyio.fail_after(0):
+                await client.exactly(1)
+        except asyncio.IncompleteReadError:
+            positions.append(position)
+        except TimeoutError:
+            pass
+    return positions
+
+
+# Numbers of connections
+
+
+async def test_the_connection_that_was_idle_longest_makes_room_for_a_new_one() -> None:
+    async with front_server(max_waiting=3) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server.url)) for _ in range(3)]
+        await clients[0].send(post("/direct/echo", b"a"))  # it is idle anew
+        await clients[0].answer()
+        clients.append(await stack.enter_async_context(connected(server.url)))
+        assert await closed(clients) == [1]
+        clients.append(await stack.enter_async_context(connected(server.url)))
+        assert await closed(clients) == [1, 2]
+
+
+async def test_many_connections_at_once_do_not_pass_the_limit() -> None:
+    async with front_server(max_waiting=3) as server, AsyncExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(40)]
+        for each in sockets:  # the event loop doesn't run meanwhile
+            each.connect(("127.0.0.1", server.port))
+        await run_event_loop_turns(100)
+        still_open = 0
+        for each in sockets:
+            each.setblocking(False)
+            try:
+                assert each.recv(1) == b""
+            except BlockingIOError:
+                still_open += 1
+        assert still_open == 3
+
+
+async def test_connections_with_half_a_head_stay_where_idle_ones_can_go() -> None:
+    async with front_server(max_waiting=3, max_heads=2) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server.url)) for _ in range(3)]
+        await clients[0].send(HALF)
+        await run_event_loop_turns()
+        clients.append(await stack.enter_async_context(connected(server.url)))
+        assert await closed(clients) == [1]
+
+
+async def test_the_address_with_most_half_heads_loses_its_oldest() -> None:
+    async with front_server(max_heads=4) as server, AsyncExitStack() as stack:
+        clients: list[RawClient] = []
+        for address in ("127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4", "127.0.0.5"):
+            clients.append(await from_address(stack, server.port, address))
+            await clients[-1].send(HALF)
+            await run_event_loop_turns()
+        assert await closed(clients) == [1]
+        for client in (clients[0], clients[4]):
+            await client.send(b"Host: w\r\nContent-Length: 0\r\n\r\n")
+            assert (await client.answer())[0].status == 200
+
+
+@both_carriers
+async def test_connections_with_a_request_are_not_counted(carrier: str) -> None:
+    async with front_server(max_waiting=2, max_heads=1) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server.url)) for _ in range(2)]
+        for client in clients:
+            await client.send(post(f"{carrier}/held", b"a"))
+        await server.until(lambda: len(server.begun) == 2)
+        clients += [await stack.enter_async_context(connected(server.url)) for _ in range(2)]
+        assert await closed(clients) == []
+        server.release()
+        assert [(await client.answer())[1] for client in clients[:2]] == [b"a", b"a"]
+        assert await closed(clients) == [2, 3]  # those that answered came back as idle ones
+
+
+# Memory
+
+
+async def test_half_heads_hold_little_memory() -> None:
+    async with front_server() as server, AsyncExitStack() as stack:
+        half = HALF + b"X: " + b"x" * 30_000
+        gc.collect()
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        before, _ = tracemalloc.get_traced_memory()
+        sockets = [stack.enter_context(socket.socket()) for _ in range(300)]
+        for each in sockets:
+            each.connect(("127.0.0.1", server.port))
+            each.sendall(half)
+            await run_event_loop_turns(4)
+        await run_event_loop_turns(50)
+        held, _ = tracemalloc.get_traced_memory()
+        assert held - before < 300 * (len(half) + 8 * 1024)
+        assert held - before > 300 * len(half)  # they have arrived
+    assert MAX_HEADS * MAX_HEAD_BYTES <= 16 * 2**20
+
+
+# The end
+
+
+async def test_closing_ends_idle_and_half_requests_at_once_and_lets_others_finish() -> None:
+    async with front_server() as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server.url)) for _ in range(5)]
+        idle, half, *busy, awaited = clients
+        await half.send(HALF)
+        for client, carrier in zip(busy, ("/direct", "/http"), strict=True):
+            await client.send(post(f"{carrier}/held", b"a") + post(f"{carrier}/echo", b"pipelined"))
+        await awaited.send(post("/direct/early", b"abc")[:-1])
+        await server.until(lambda: len(server.begun) == 2)
+        await run_event_loop_turns()
+        closing = asyncio.create_task(server.front.close())
+        assert await idle.rest() == b""
+        assert await half.rest() == b""
+        assert (await awaited.answer())[0].status == 413
+        server.release()
+        for client in busy:
+            assert (await client.answer())[1] == b"a"
+            assert await client.rest() == b""
+        await awaited.send(b"c")
+        await awaited.rest()
+        with anyio.fail_after(GUARD_S):
+            await closing
+        assert "/direct/echo" not in server.begun
+
+
+@both_carriers
+async def test_closing_aborts_requests_that_do_not_finish(carrier: str) -> None:
+    async with front_server() as server, connected(server.url) as client:
+        await client.send(post(f"{carrier}/held"))
+        await server.until(lambda: server.begun)
+        with anyio.fail_after(GUARD_S):
+            await server.front.close()
+        assert await client.rest() == b""
+        assert server.cancelled == [f"{carrier}/held"]
+
+
+@both_carriers
+async def test_nothing_is_left_after_closing(carrier: str) -> None:
+    tasks_before = asyncio.all_tasks()
+    async with front_server() as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server.url)) for _ in range(5)]
+        await clients[1].send(HALF)
+        await clients[2].send(post(f"{carrier}/held", b"a"))
+        await clients[3].send(post(f"{carrier}/early", b"a" * 100_000)[:-1])
+        await clients[4].send(chunked(f"{carrier}/echo", b"wrong"))
+        await run_event_loop_turns(50)
+        server.front.abort()
+        with anyio.fail_after(GUARD_S):
+            await server.front.close()
+        assert server.clock.pending == 0
+    await until(lambda: asyncio.all_tasks() == tasks_before)
+    gc.collect()
+    assert [o for o in gc.get_objects() if isinstance(o, FrontConnection)] == []
+
+
+async def test_a_refused_client_has_time_to_read() -> None:
+    """The rest of what it sends is read and dropped; it would reset the connection otherwise."""
+    async with front_server() as server, connected(server.url) as client:
+        await client.send(b"\x00\r\n\r\n" + b"x" * 2**20)
+        assert (await client.answer())[0].status == 400
+        await client.send(b"x" * 2**20)
+        assert await client.rest() == b""
+        await server.clock.wait_for_timer(LINGER_LIMIT_S)
+        server.clock.advance(LINGER_LIMIT_S)

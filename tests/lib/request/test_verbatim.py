@@ -1,0 +1,96 @@
+"""A payload's text is sent as it came exactly if the message is still what the text says."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.request.verbatim import Verbatim
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+KEYS = st.text(max_size=3)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3)
+)
+OBJECTS = st.dictionaries(KEYS, VALUES, max_size=4)
+
+
+def places(value: Any) -> list[Any]:
+    """All objects and lists in `value`, itself included."""
+    found = [value]
+    inner = cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
+    for item in list(inner):
+        if isinstance(item, (dict, list)):
+            found += places(item)
+    return found
+
+
+def written(value: Any) -> str:
+    """The JSON text, by which 1, 1.0 and true differ."""
+    return json.dumps(value, sort_keys=True)
+
+
+@given(content=OBJECTS, data=st.data())
+def test_no_change_in_place_is_missed(content: dict[str, Any], data: st.DataObject) -> None:
+    verbatim, before = Verbatim(b"", content), written(content)
+    place = data.draw(st.sampled_from(places(content)))
+    value = data.draw(VALUES)
+    if isinstance(place, dict):
+        cast("dict[str, Any]", place)[data.draw(KEYS)] = value
+    elif place and data.draw(st.booleans()):
+        place[data.draw(st.integers(0, len(place) - 1))] = value
+    else:
+        place.append(value)
+    if verbatim.says(content):
+        assert written(content) == before
+
+
+@given(content=OBJECTS)
+def test_an_unchanged_message_is_recognized(content: dict[str, Any]) -> None:
+    verbatim = Verbatim(b"", content)
+    assert verbatim.says(content)
+    assert verbatim.says(dict(content))
+    assert verbatim.says(dict(reversed(content.items())))  # the order of keys has no meaning in JSON
+
+
+class OwnDict(dict[str, Any]):
+    """A payload class that keeps the client's JSON, like those of ready-made workers."""
+
+
+def test_a_dict_of_the_author_s_own_class_is_recognized() -> None:
+    content = {"a": {"b": ["c"]}}
+    assert Verbatim(b"", content).says(OwnDict(content))
+
+
+LARGE = 1000
+CONTENT: dict[str, Any] = {"n": 1, "list": [LARGE, "a"], "object": {"deep": {"x": LARGE}}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {**CONTENT, "n": 1.0},
+        {**CONTENT, "n": True},
+        {**CONTENT, "new": None},
+        {"list": CONTENT["list"], "object": CONTENT["object"]},
+        {**CONTENT, "list": [*CONTENT["list"], 1]},
+        {**CONTENT, "list": tuple(CONTENT["list"])},
+        {**CONTENT, "object": []},
+        {**CONTENT, "object": {"deep": {"x": 2000}}},
+        None,
+        [CONTENT],
+    ],
+)
+def test_another_message_is_not_what_the_text_says(message: Any) -> None:
+    assert Verbatim(b"", CONTENT).says(CONTENT)
+    assert not Verbatim(b"", CONTENT).says(message)
+
+
+def test_what_is_copied_deeply_is_still_the_same() -> None:
+    content = {"text": "a", "object": {"numbers": [1, 2.5], "none": None}}
+    assert Verbatim(b"", content).says(copy.deepcopy(content))  # `dataclasses.asdict` copies like this
