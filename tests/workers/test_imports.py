@@ -1,4 +1,4 @@
-"""Importing a ready-made worker does nothing else, and needs only the core dependencies."""
+"""Importing a ready-made worker does nothing else, and needs only what a start needs."""
 
 from __future__ import annotations
 
@@ -47,6 +47,35 @@ assert not own, own
 assert not logging.getLogger().handlers
 """
 
+# A worker starts without these modules: what needs them is rare, or isn't part of a worker.
+NOT_AT_START = (
+    "boto3",  # uploads to S3
+    "lib.routes.prometheus",  # `/metrics`
+    "prometheus_client",
+    "pynvml",
+    "Crypto",  # the local engine
+    "lib.local",
+    "lib.tools",  # the command line
+    "matplotlib",
+    "rich",
+    "lib.client",  # clients and tests
+    "lib.test_utils",
+    "lib.testing",
+    "pytest",
+    "trio",  # what anyio can use and we do not
+    "multiprocessing",  # slow parts of the standard library
+    "http.server",
+    "unittest",
+    "xml",
+)
+# Prints which of the modules in the arguments but the first are imported with the first.
+IMPORTED_WITH = """
+import importlib, sys
+before = set(sys.modules)
+importlib.import_module(sys.argv[1])
+print(*(set(sys.modules) - before) & set(sys.argv[2:]))
+"""
+
 
 def core_distributions() -> set[str]:
     """The project's dependencies, and theirs."""
@@ -83,6 +112,18 @@ def test_importing_has_no_effects_and_needs_core_dependencies_only(worker: str, 
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", [*(f"workers.{worker}.server" for worker in WORKERS), "lib.worker"])
+def test_a_worker_starts_without_what_it_rarely_needs(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED_WITH, module, *NOT_AT_START],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 
 def test_installed_packages_named_lib_and_utils_are_not_imported(tmp_path: Path) -> None:

@@ -37,8 +37,9 @@ class GenerateHandler(EndpointHandler[InputData]):
     """One route of the worker. Only `endpoint` and `payload_cls` are required.
 
     The client gets the model server's answer unchanged, with status and headers, and as a stream if it is
-    one. To change the answer, define `generate_client_response`. To call the model server in another way than
-    by one POST, define `call_model`.
+    one. To judge the answer by its content, define `scan_answer`; to change it, `generate_client_response`.
+    To choose the path by the payload, define `endpoint_for`; to call the model server in another way than by
+    one POST, `call_model`.
     """
 
     health: str | None = MODEL_HEALTH

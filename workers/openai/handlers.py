@@ -1,7 +1,7 @@
 """The routes of the OpenAI worker: a handler for each, which calls the same path of the model server.
 
 Owns each route's payload class, and the default model name. Requests and their checks are in data_types.py,
-the benchmark in benchmark.py.
+the benchmark in benchmark.py, errors in streams in error_events.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from workers.openai.data_types import (
     ScoreRequest,
     SpeechRequest,
 )
+from workers.openai.error_events import ErrorScanner
 
 if TYPE_CHECKING:
     from lib.backend import ModelCaller
@@ -71,17 +72,24 @@ class OpenAIHandler(EndpointHandler[OpenAIRequest]):
         return {**request, "model": self.model_name}
 
 
-class CompletionsHandler(OpenAIHandler):
+class StreamingHandler(OpenAIHandler):
+    """A route that streams its answer on request. An error in the stream makes the request errored."""
+
+    def scan_answer(self) -> ErrorScanner:
+        return ErrorScanner()
+
+
+class CompletionsHandler(StreamingHandler):
     path = "/v1/completions"
     payload = CompletionRequest
 
 
-class ChatHandler(OpenAIHandler):
+class ChatHandler(StreamingHandler):
     path = "/v1/chat/completions"
     payload = ChatRequest
 
 
-class ResponsesHandler(OpenAIHandler):
+class ResponsesHandler(StreamingHandler):
     path = "/v1/responses"
     payload = ResponseRequest
 
@@ -142,12 +150,12 @@ class FileHandler(OpenAIHandler):
             raise Invalid({"payload": e.message}) from e
 
 
-class TranscriptionsHandler(FileHandler):
+class TranscriptionsHandler(StreamingHandler, FileHandler):
     path = "/v1/audio/transcriptions"
     payload = RecordingRequest
 
 
-class TranslationsHandler(FileHandler):
+class TranslationsHandler(StreamingHandler, FileHandler):
     path = "/v1/audio/translations"
     payload = RecordingRequest
 

@@ -9,19 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import aiohttp
-from aiohttp import web
-
-from lib.backend import pass_on
 from lib.data_types import EndpointHandler
 from workers.tgi.data_types import TgiRequest
-
-if TYPE_CHECKING:
-    from lib.backend import ModelCaller
 
 FAILED_GENERATION = 424
 # The `error_type` of errors that are not failures of TGI. Outside of streams it answers them with 422 and
@@ -50,18 +42,11 @@ class TgiHandler(EndpointHandler[TgiRequest]):
     def payload_cls(cls) -> type[TgiRequest]:
         return TgiRequest
 
-    def call_model(self, model: ModelCaller, payload: TgiRequest) -> AbstractAsyncContextManager[Any]:
-        endpoint = "/generate_stream" if payload.stream else self.endpoint
-        return model.post_json(endpoint, self.generate_payload_json(payload))
+    def endpoint_for(self, payload: TgiRequest) -> str:
+        return "/generate_stream" if payload.stream else self.endpoint
 
-    async def generate_client_response(
-        self, client_request: web.Request, model_response: aiohttp.ClientResponse
-    ) -> web.StreamResponse:
-        events = FailureScanner()
-        response = await pass_on(client_request, model_response, on_chunk=events.add)
-        if model_response.status == FAILED_GENERATION or events.end():
-            client_request["outcome"] = "errored"
-        return response
+    def scan_answer(self) -> FailureScanner:
+        return FailureScanner()
 
 
 @dataclass(kw_only=True)
@@ -74,24 +59,30 @@ class TgiStreamHandler(TgiHandler):
 
 
 class FailureScanner:
-    """Looks for errors of TGI in an answer that arrives in chunks, which may end anywhere in a line."""
+    """Looks for a failed generation in one answer of TGI."""
 
     def __init__(self) -> None:
         self._failed = False
-        self._line = bytearray()
+        self._line = bytearray()  # the last line, while its end is missing
 
     def add(self, chunk: bytes) -> None:
-        """Read the next chunk of the answer."""
+        """Read the next part of a streamed answer; it may end anywhere in a line."""
+        # TGI sends each event in a chunk of its own: nearly all consist of whole lines without an error.
+        # `find` takes half the time of `in`.
+        if chunk.find(b'"error"') >= 0 or self._line or not chunk.endswith(b"\n"):
+            self._read(chunk)
+
+    def outcome(self, status: int) -> str | None:
+        """Return "errored" for a failed generation, or None."""
+        self._read_line()
+        return "errored" if self._failed or status == FAILED_GENERATION else None
+
+    def _read(self, chunk: bytes) -> None:
         beginning, *more = chunk.split(b"\n")
         self._keep(beginning)
         for line in more:
             self._read_line()
             self._keep(line)
-
-    def end(self) -> bool:
-        """Whether the answer, which is complete, contains a failed generation."""
-        self._read_line()
-        return self._failed
 
     def _keep(self, part: bytes) -> None:
         self._line += part[: MAX_LINE_BYTES - len(self._line)]

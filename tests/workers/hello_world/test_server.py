@@ -27,6 +27,11 @@ def test_the_defaults_of_the_worker() -> None:
     assert (LogAction.ModelError, "Exception: corrupted model file") in backend.log_actions
 
 
+def test_both_routes_are_carried_without_aiohttp() -> None:
+    backend, routes = server.build({})
+    assert set(backend.direct_routes(routes)) == {"/generate", "/generate_stream"}
+
+
 def test_environment_variables_override_the_defaults() -> None:
     backend, _ = server.build(
         {

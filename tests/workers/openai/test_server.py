@@ -23,6 +23,7 @@ PATHS = [
     *("/v1/score", "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations"),
     *("/v1/images/generations", "/v1/images/edits", "/v1/models"),
 ]
+FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits")
 
 
 def paths(routes: Sequence[web.RouteDef], method: str) -> list[str]:
@@ -42,6 +43,13 @@ def test_the_defaults_of_the_worker(name: str) -> None:
     assert isinstance(benchmark, OpenAIBenchmarkHandler)
     assert (benchmark.endpoint, benchmark.healthcheck_endpoint) == ("/v1/completions", "/health")
     assert benchmark.ignore_eos == (name != "openai")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_routes_with_json_are_carried_without_aiohttp(name: str) -> None:
+    module: Any = importlib.import_module(f"workers.{name}.server")
+    backend, routes = module.build({})
+    assert set(backend.direct_routes(routes)) == set(PATHS) - {*FORMS, "/v1/models"}
 
 
 def test_any_server_is_ready_by_its_health_check() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.raw_client import connected
+from tests.system import GUARD_S
 from tests.workers.openai.fake_server import MODEL, SPEECH
 from tests.workers.worker_system import PERF, WorkerSystem, worker_system
 from workers.openai import client
@@ -106,18 +107,21 @@ async def check_invalid_files_are_refused(here: WorkerSystem) -> None:
     assert len(await here.received()) == before
 
 
-async def test_streams_are_passed_on_with_and_without_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("carrier", ["direct", "aiohttp"])
+async def test_streams_are_passed_on_with_and_without_done(tmp_path: Path, carrier: str) -> None:
     request = {"prompt": "Hello", "max_tokens": 3, "stream": True}
     event = b'data: {"object": "text_completion", "choices": [{"index": 0, "text": " word"}]}\n\n'
-    async with worker_system(tmp_path, "openai", options=["--no-done"]) as here:
+    async with worker_system(tmp_path, "openai", env={"CARRIER": carrier}, options=["--no-done"]) as here:
         async with here.post("/v1/completions", {"input": request}, 3.0) as answer:
             assert answer.content_type == "text/event-stream"
             assert await answer.read() == event * 3
         assert "model" not in await here.last_message()
         async with here.post("/v1/completions", {**request, "prompt": "break"}, 3.0) as answer:
             assert (await answer.read()).startswith(event + b'data: {"error"')
+        await here.system.engine.wait_for(lambda: len(here.system.engine.finished) == 2, GUARD_S)
+        assert [f.request.status for f in here.system.engine.finished] == ["Success", "Error"]
         # The benchmark is saved, so that it adds no workload.
-        await here.system.reported(6.0)
+        await here.system.reported(3.0)
         assert here.system.last_report.max_perf == PERF
 
 

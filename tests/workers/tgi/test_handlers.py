@@ -10,22 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.tgi.handlers import MAX_LINE_BYTES, FailureScanner
+from workers.tgi.data_types import TgiRequest
+from workers.tgi.handlers import MAX_LINE_BYTES, FailureScanner, TgiHandler, TgiStreamHandler
 
 FAILED = {"error": "CUDA out of memory", "error_type": "generation"}
 REFUSED = {"error": "`temperature` must be strictly positive", "error_type": "validation"}
-TOKEN = {"index": 1, "token": {"text": '{"error": "x"}\ndata:{"error"'}, "generated_text": None}
+TOKEN = {"index": 1, "token": {"text": " word"}, "generated_text": None}
+QUOTE = {"index": 1, "token": {"text": '{"error": "x"}\ndata:{"error"'}, "generated_text": None}
 
 
 def is_failed(*pieces: bytes) -> bool:
     events = FailureScanner()
     for piece in pieces:
         events.add(piece)
-    return events.end()
+    return events.outcome(200) == "errored"
 
 
 @given(
-    st.lists(st.sampled_from([FAILED, REFUSED, TOKEN]), max_size=4),
+    st.lists(st.sampled_from([FAILED, REFUSED, TOKEN, QUOTE]), max_size=4),
     st.sampled_from(["data:", "data: "]),
     st.sampled_from(["\n\n", "\r\n\r\n"]),
     st.booleans(),
@@ -63,4 +65,25 @@ def test_an_endless_line_is_not_kept_in_memory() -> None:
     for _ in range(40):
         events.add(b"x" * MAX_LINE_BYTES)
     events.add(b'\ndata:{"error":"a","error_type":"generation"}')
-    assert events.end()
+    assert events.outcome(200) == "errored"
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(200, None), (424, "errored"), (429, None), (500, None)])
+def test_an_answer_that_is_not_streamed_is_judged_by_its_status(status: int, outcome: str | None) -> None:
+    assert FailureScanner().outcome(status) == outcome
+
+
+@pytest.mark.parametrize(
+    ("handler", "stream", "endpoint"),
+    [
+        (TgiHandler(), False, "/generate"),
+        (TgiHandler(), True, "/generate_stream"),
+        (TgiStreamHandler(), False, "/generate_stream"),
+        (TgiStreamHandler(), True, "/generate_stream"),
+    ],
+)
+def test_the_client_may_ask_for_a_stream_on_either_route(
+    handler: TgiHandler, stream: bool, endpoint: str
+) -> None:
+    payload = TgiRequest.from_json_msg({"inputs": "x", "stream": stream})
+    assert handler.endpoint_for(payload) == endpoint

@@ -32,6 +32,11 @@ def test_the_defaults_of_the_worker() -> None:
     assert [text for action, text in rules if action is LogAction.Info] == ['"message":"Download']
 
 
+def test_both_routes_are_carried_without_aiohttp() -> None:
+    backend, routes = server.build({})
+    assert set(backend.direct_routes(routes)) == {"/generate", "/generate_stream"}
+
+
 def test_environment_variables_override_the_defaults() -> None:
     backend, _ = server.build(
         {
