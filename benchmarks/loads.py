@@ -13,6 +13,7 @@ from typing import Literal
 ROUTE = "/v1/completions"
 MIB = 1024 * 1024
 EVENT_GAP_MS = 10
+GPU_GAP_MS = 25
 CURVE_CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 
 # `url`: one signature for all requests. `full`: each request has a signature of its own. `refused`: each has
@@ -71,6 +72,19 @@ def _paced(streams: int, events: int) -> Load:
     )
 
 
+def _of_a_gpu(streams: int, events: int) -> Load:
+    """The streams of a fast GPU: at 512, about 20,000 events a second."""
+    title = f"{streams} paced streams, about {streams * 1000 // GPU_GAP_MS:,} events a second"
+    model = f"stream/{events}/{GPU_GAP_MS}"
+    return Load("gpu", "scale", title, streams, streams, 60.0, model=model, events=events)
+
+
+def _saturating(streams: int, events: int) -> Load:
+    title = f"{streams} streams of {events:,} events as fast as they go"
+    model = f"stream/{events}/0"
+    return Load("burst", "scale", title, streams, streams, 60.0, model=model, events=events)
+
+
 def _idle(name: str, streams: int) -> Load:
     title = f"{streams:,} idle streams"
     return Load(name, "idle", title, streams, streams, 60.0, kind="held", model="held", fresh=True)
@@ -99,6 +113,8 @@ FULL: tuple[Load, ...] = (
     *(_plain(1, form, 2000) for form in ("url", "full")),
     *(_plain(32, form, 5000) for form in ("url", "full")),
     _paced(256, 200),
+    _of_a_gpu(512, 200),
+    _saturating(64, 2000),
     _idle("idle", 1000),
     _idle("idle-few", 100),
     *_large(3),
@@ -109,6 +125,8 @@ QUICK: tuple[Load, ...] = (
     *(_plain(1, form, 20) for form in ("url", "full")),
     *(_plain(32, form, 64) for form in ("url", "full")),
     _paced(16, 20),
+    _of_a_gpu(16, 20),
+    _saturating(4, 50),
     _idle("idle", 50),
     _idle("idle-few", 20),
     *_large(1),

@@ -110,9 +110,15 @@ def _figures(load: Load, result: JobResult, usage: Usage | None) -> Iterator[tup
     if load.events:
         if usage:
             yield "cpu_us_per_event", usage.cpu_s / (result.answered * load.events) * 1e6
+            if load.group == "scale":
+                yield "cores", usage.cpu_s / result.elapsed_s
+        if load.group == "scale":
+            yield "events_per_s", result.answered * load.events / result.elapsed_s
         yield "completion_p50_s", result.p50_s
         return
     if usage:
         yield "cpu_us_per_request", usage.cpu_s / result.answered * 1e6
+    if load.concurrency > 1 and load.form != "refused":
+        yield "requests_per_s", result.answered / result.elapsed_s
     yield "p50_us", result.p50_s * 1e6
     yield "p99_us", result.p99_s * 1e6

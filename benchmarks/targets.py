@@ -49,6 +49,8 @@ def _of_requests(results: Results) -> Iterator[SpeedTarget]:
     yield SpeedTarget("paced", "CPU an event ÷ nginx's", 1.5, "1.5", value)
     value = results.ratio("paced", "completion_p50_s", "worker", "direct")
     yield SpeedTarget("paced", "p50 ÷ direct", 1.03, "1.03", value)
+    value = results.spread("gpu", "cores", "worker")
+    yield SpeedTarget("gpu", "cores in use", 0.5, "1/2", value)
 
 
 def _of_memory(results: Results) -> Iterator[SpeedTarget]:
