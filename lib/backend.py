@@ -109,7 +109,7 @@ class Backend:
         self.middlewares: list[Middleware] = []
         self.lanes = Lanes(self.clock, self._seconds_to_drain, allow_parallel_requests, max_wait_time)
         self._handlers: list[EndpointHandler[Any]] = []
-        self._served: dict[Handler, Lane] = {}
+        self.served: dict[Handler, Lane] = {}
         self._steps = Steps()
         self._running: RunningWorker | None = None
 
@@ -120,7 +120,7 @@ class Backend:
         self._handlers.append(handler)
         lane = self.lanes.add(handler)
         serve: Handler = partial(self._answer, lane)
-        self._served[serve] = lane
+        self.served[serve] = lane
         return serve
 
     def guard(
@@ -294,7 +294,7 @@ class Backend:
         """The functions that serve POST requests without aiohttp, by path: those of `routes` that can be."""
         if self.middlewares or self.authenticator is not None:  # an author's code takes aiohttp's requests
             return {}
-        return direct_routes(self._served, routes)
+        return direct_routes(self.served, routes)
 
     def check_state(self) -> RunningWorker:
         """Return `running`. Raises `NotReady` (503) while it is loading, benchmarking or draining."""

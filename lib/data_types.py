@@ -322,10 +322,7 @@ class EndpointHandler(ABC, Generic[P]):
     @property
     def sends_json(self) -> bool:
         """Whether a payload that came as JSON is sent as JSON: never as a form or an upload."""
-        payload_cls: Any = self.payload_cls()
-        form = getattr(payload_cls, "generate_payload_multipart", None)
-        has_form = form is not None and form is not cast(Any, ApiPayload).generate_payload_multipart
-        return not has_form and not hasattr(payload_cls, "generate_payload_upload")
+        return sends_json(self.payload_cls())
 
     def on_cut(self) -> None:
         """Called when the worker stops and cuts off the requests that did not finish in time.
@@ -398,6 +395,13 @@ class EndpointHandler(ABC, Generic[P]):
 
 
 _DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__
+
+
+def sends_json(payload_class: type[Any] | None) -> bool:
+    """Whether payloads of the class are sent as JSON only: it makes neither forms nor uploads of them."""
+    form = getattr(payload_class, "generate_payload_multipart", None)
+    has_form = form is not None and form is not cast(Any, ApiPayload).generate_payload_multipart
+    return not has_form and not hasattr(payload_class, "generate_payload_upload")
 
 
 def _no_body() -> None:

@@ -80,13 +80,7 @@ class BodyReader:
         Raises what `parts` raises.
         """
         content = request.content
-        if not content.is_eof():
-            return None
-        if isinstance(request, DirectRequest):
-            is_coded = "content-encoding" in request.header_values
-        else:
-            is_coded = "Content-Encoding" in request.headers
-        if is_coded:
+        if not content.is_eof() or content_coding(request):
             return None
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
@@ -225,4 +219,6 @@ def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:
 
 def content_coding(request: IncomingRequest) -> str:
     """The `Content-Encoding` of the request's body in lower case; "" if it has none."""
+    if isinstance(request, DirectRequest):
+        return request.header_values.get("content-encoding", "").strip().lower()
     return request.headers.get("Content-Encoding", "").strip().lower()

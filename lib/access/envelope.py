@@ -117,9 +117,7 @@ class JsonObject:
     def payload_text(self) -> memoryview | None:
         """The part of `text` that is the value of "payload"."""
         try:
-            if not self._is_strict or not _has_each_key_once(self._body, self.content):
-                return None
-            return memoryview(_PAYLOAD_DECODER.decode(self._body).payload)
+            return None if self.text() is None else memoryview(_PAYLOAD_DECODER.decode(self._body).payload)
         except _REFUSED_BY_MSGSPEC:  # nested one level too deeply for this decoder
             return None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import aiohttp
 from aiohttp import web
 
-from lib.data_types import UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler
+from lib.data_types import UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler, sends_json
 from lib.declare.functions import RemoteFunction
 from lib.errors import response_from
 from lib.fields.callables import call_problems
@@ -110,10 +110,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
 
     @property
     def sends_json(self) -> bool:
-        own: Any = self.payload_class
-        form = getattr(own, "generate_payload_multipart", None)
-        has_form = form is not None and form is not cast(Any, ApiPayload).generate_payload_multipart
-        return not has_form and not hasattr(own, "generate_payload_upload")
+        return sends_json(self.payload_class)
 
     @property
     def accepts_uploads(self) -> bool:

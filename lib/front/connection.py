@@ -410,11 +410,7 @@ class FrontConnection(asyncio.Protocol):
         finally:
             self._task = None  # it holds this connection by its frames, which would keep each other alive
             self._source = None
-        if (
-            isinstance(response, PlainAnswer)
-            and self.transport is not None
-            and not self.transport.is_closing()
-        ):
+        if isinstance(response, PlainAnswer):
             self._write_plain(response)
         self._finish()
 

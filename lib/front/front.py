@@ -187,18 +187,19 @@ class Front:
             connection.start_awaited()
         for connection in [*self._idle, *self._heads]:
             connection.close_when_sent()
-        with anyio.move_on_after(CLOSE_LIMIT_S):
-            while self._connections:
-                self._lost.clear()
-                await self._lost.wait()
+        await self._until_lost()
         self.abort()
-        with anyio.move_on_after(CLOSE_LIMIT_S):
-            while self._connections:
-                self._lost.clear()
-                await self._lost.wait()
+        await self._until_lost()
         await self._runner.cleanup()
         for limits in self._limits:
             limits.close()
+
+    async def _until_lost(self) -> None:
+        """Return once no connection is left, or after `CLOSE_LIMIT_S`."""
+        with anyio.move_on_after(CLOSE_LIMIT_S):
+            while self._connections:
+                self._lost.clear()
+                await self._lost.wait()
 
     def _look_at_stalled(self, connection: FrontConnection) -> None:
         """Drop a client that has taken nothing for the stall limit."""

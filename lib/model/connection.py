@@ -244,14 +244,24 @@ def model_failure(
         error = error.error
     is_timeout = isinstance(error, (TimeoutError, asyncio.TimeoutError))
     if is_timeout and not isinstance(error, aiohttp.ConnectionTimeoutError):
-        return ModelTimedOut("the model server took too long")
+        return timed_out()
     if answer_begun:
         return answer_cut(error)
     if isinstance(error, aiohttp.ClientResponseError):
         return _unusable("it is not valid HTTP")  # the error's own text has the server's bytes in it
     if isinstance(error, FaultyAnswer):
         return _unusable(describe_error(error))
-    return ModelUnreachable(f"the model server could not be reached: {describe_error(error)}")
+    return unreachable(describe_error(error))
+
+
+def timed_out() -> ModelTimedOut:
+    """The error of a call that has passed its time limit."""
+    return ModelTimedOut("the model server took too long")
+
+
+def unreachable(reason: str) -> ModelUnreachable:
+    """The error of a call without an answer, for `reason`."""
+    return ModelUnreachable(f"the model server could not be reached: {reason}")
 
 
 def answer_cut(error: BaseException) -> AnswerCut:

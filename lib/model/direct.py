@@ -17,12 +17,19 @@ from typing import Any, NamedTuple, Protocol
 
 import anyio
 
-from lib.errors import AnswerCut, ModelTimedOut, ModelUnreachable, describe_error
+from lib.errors import ModelUnreachable, describe_error
 from lib.http.chunked import BadChunk, ChunkScanner
 from lib.http.deadlines import Deadlines
 from lib.http.heads import HEAD_END, BadHead, ResponseHead, parse_response
 from lib.http.outbox import Outbox
-from lib.model.connection import CONNECT_TIMEOUT_S, KEEP_ALIVE_S, answer_cut, resolved
+from lib.model.connection import (
+    CONNECT_TIMEOUT_S,
+    KEEP_ALIVE_S,
+    answer_cut,
+    resolved,
+    timed_out,
+    unreachable,
+)
 from lib.request.verbatim import Text
 from lib.runtime.clock import Clock
 from lib.runtime.tcp import bytes_acked, closed_untaken, input_poll
@@ -199,12 +206,13 @@ class DirectCalls:
                     timed.connecting(scope)
                 await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=tls)
         except OSError as e:
-            raise ModelUnreachable(f"the model server could not be reached: {describe_error(e)}") from e
+            raise unreachable(describe_error(e)) from e
         if timed is not None and timed.is_late:
-            connection.close()
-            raise _too_late()
+            if not scope.cancelled_caught:
+                connection.abort()
+            raise timed_out()
         if scope.cancelled_caught:
-            raise ModelUnreachable("the model server could not be reached: connecting took too long")
+            raise unreachable("connecting took too long")
         self._open.add(connection)
         return connection
 
@@ -318,11 +326,6 @@ class ModelConnection(asyncio.Protocol):
         self._receiver = self._ended = None
         self.transport.abort()
 
-    def close(self) -> None:
-        """Close the connection, if it is open."""
-        if self._fd >= 0:
-            self.transport.abort()
-
     def cancel(self, ended: asyncio.Future[None]) -> None:
         """Close the connection, unless the call that `ended` belongs to has ended and others may be on it."""
         if self._ended is ended:
@@ -331,7 +334,7 @@ class ModelConnection(asyncio.Protocol):
     def fail_call(self, ended: asyncio.Future[None]) -> None:
         """End the call that `ended` belongs to, which has taken too long; do nothing if it has ended."""
         if self._ended is ended:
-            self.fail(_too_late())
+            self.fail(timed_out())
 
     def fail(self, error: Exception) -> None:
         """End the call on this connection with `error`, and close it."""
@@ -382,8 +385,7 @@ class ModelConnection(asyncio.Protocol):
         elif exc is None and self._left < 0:
             self._end()
         else:
-            reason = describe_error(exc) if exc is not None else "the connection was closed"
-            self.fail(AnswerCut(f"the model server's answer broke off: {reason}"))
+            self.fail(answer_cut(exc or ConnectionError("the connection was closed")))
 
     # The answer
 
@@ -463,8 +465,7 @@ class ModelConnection(asyncio.Protocol):
                 before = self._acked_extra + self._sent_before
                 if closed_untaken(before, bytes_acked(self._fd), exc):
                     return NotTaken()
-        reason = describe_error(exc) if exc is not None else "it closed the connection"
-        return ModelUnreachable(f"the model server could not be reached: {reason}")
+        return unreachable(describe_error(exc) if exc is not None else "it closed the connection")
 
 
 @lru_cache(maxsize=256)
@@ -481,7 +482,3 @@ def target_of(server_url: str, endpoint: str | None) -> PostTarget:
         secret = base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
         head += f"Authorization: Basic {secret}\r\n"
     return PostTarget(Origin(url.host, url.port, url.scheme == "https"), head.encode())
-
-
-def _too_late() -> ModelTimedOut:
-    return ModelTimedOut("the model server took too long")

@@ -16,13 +16,12 @@ from lib.model.connection import ModelServer
 from lib.model.direct import DirectCalls, Outgoing, target_of
 from lib.model.inflate import InflatingSource
 from lib.model.messages import filled_endpoint
-from lib.model.relay import HOP_BY_HOP, NO_BODY, WHOLE_BYTES, accepts_coding
+from lib.model.relay import HOP_BY_HOP, NO_BODY, WHOLE_BYTES, accepts_coding, is_stream_type
 from lib.request.exchange import Exchange, Relayed
 from lib.request.incoming import ClientConnection
 
 _JSON_FIELD = b"Content-Type: application/json\r\n"
 _DROPPED = frozenset(name.encode() for name in HOP_BY_HOP)
-_STREAMED = (b"application/x-ndjson", b"application/jsonl")
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -98,7 +97,7 @@ class DirectRelay:
                 text = coding.decode("latin-1")
                 self._inflating = InflatingSource(text, self._client, source, self._write_inflated)
         content_type = values.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        self._is_streamed = head.chunked or b"stream" in content_type or content_type in _STREAMED
+        self._is_streamed = head.chunked or is_stream_type(content_type.decode("latin-1"))
         if self._is_streamed or length is None or length > WHOLE_BYTES:
             self._notes_chunks = True
             self._exchange.stream()

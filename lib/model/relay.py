@@ -142,12 +142,13 @@ async def _begin(
 
 def is_streamed(answer: ModelAnswer) -> bool:
     """Whether the model server streams this answer (docs/protocol.md, "Passing the answer on")."""
-    kind = answer.content_type
-    return (
-        "stream" in kind
-        or kind in ("application/x-ndjson", "application/jsonl")
-        or "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
-    )
+    is_chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+    return is_chunked or is_stream_type(answer.content_type)
+
+
+def is_stream_type(media_type: str) -> bool:
+    """Whether answers of this media type are streamed, whatever their framing."""
+    return "stream" in media_type or media_type in ("application/x-ndjson", "application/jsonl")
 
 
 def end_to_end_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:

@@ -198,12 +198,6 @@ def route_obstacle(route: web.RouteDef, lane: Lane | None) -> str | None:
     return "the path has parameters" if "{" in route.path else lane.obstacle
 
 
-def lane_of(serve: object) -> Lane | None:
-    """The lane of what `Backend.create_handler` has made; None for any other function."""
-    bound = cast("partial[Any]", serve).args if isinstance(serve, partial) else ()
-    return next((argument for argument in bound if isinstance(argument, Lane)), None)
-
-
 class SlotQueue:
     """Slots for at most `limit` requests at once (None: no limit); others wait in the order of arrival.
 

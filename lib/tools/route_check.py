@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import cast
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from lib.backend import Backend
-from lib.request.lanes import lane_of, route_obstacle
+from lib.request.lanes import route_obstacle
 from lib.tools.findings import Findings
 
 ABOUT = "speed"
@@ -20,7 +22,8 @@ def check_speed(backend: Backend, routes: Sequence[web.AbstractRouteDef], found:
     slower: defaultdict[str, list[str]] = defaultdict(list)
     for route in routes:
         if isinstance(route, web.RouteDef):
-            obstacle = _worker_obstacle(backend) or route_obstacle(route, lane_of(route.handler))
+            lane = backend.served.get(cast(Handler, route.handler))
+            obstacle = _worker_obstacle(backend) or route_obstacle(route, lane)
             (fast if obstacle is None else slower[obstacle]).append(f"{route.method} {route.path}")
     if fast:
         found.note(ABOUT, f"fast routes: {', '.join(fast)}")

@@ -190,7 +190,7 @@ async def worker_for(
 
 @dataclass(frozen=True)
 class Got:
-    """What a client got: the answer's head and body; no head for a connection that closed before it.
+    """An answer as a client got it: head and body; no head for a connection that closed before it.
 
     `is_whole`: the answer came to its end.
     """
@@ -462,7 +462,7 @@ async def test_interim_answers_do_not_extend_the_time_limit(tmp_path: Path) -> N
 
 @dataclass(frozen=True)
 class Late:
-    """What happens to a connection after a whole answer: these bytes, then the end of the connection."""
+    """An event on a connection after a whole answer: these bytes, then the end of the connection."""
 
     data: bytes
     end: Literal["", "FIN", "RST"] = ""

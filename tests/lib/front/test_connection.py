@@ -531,7 +531,7 @@ async def test_frames_behind_the_request_for_a_websocket_are_read() -> None:
 async def test_an_upgrade_that_is_not_accepted_changes_nothing(
     carrier: str, protocol: bytes, body: bytes
 ) -> None:
-    """What follows is read as requests, one at a time, by the front."""
+    """The front reads the rest as requests, one at a time."""
     async with front_server() as server, connected(server.url) as client:
         first = post(f"{carrier}/held", body, *UPGRADE, b"Upgrade: " + protocol)
         await client.send(first + post("/direct/echo", b"1") + post("/http/echo", b"2"))
