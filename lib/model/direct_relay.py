@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 
-from lib.errors import ClientGone, ModelUnreachable
+from lib.errors import ClientGone
 from lib.http.heads import ResponseHead, date_field
 from lib.model.answer import AnswerScanner
 from lib.model.connection import ModelServer
 from lib.model.direct import DirectCalls, Outgoing, target_of
 from lib.model.inflate import InflatingSource
 from lib.model.messages import filled_endpoint
-from lib.model.relay import HOP_BY_HOP, NO_BODY, WHOLE_BYTES, accepts_coding, is_stream_type
+from lib.model.relay import HOP_BY_HOP, NO_BODY, WHOLE_BYTES, is_stream_type, must_undo
 from lib.request.exchange import Exchange, Relayed
 from lib.request.incoming import ClientConnection
 
@@ -173,17 +173,8 @@ class DirectRelay:
             self._client.write(b"%s%x\r\n%s\r\n" % (head, len(data), data))
 
     def _must_inflate(self, coding: str) -> bool:
-        """Whether the client doesn't accept `coding`. Raises `ModelUnreachable` if it can't be undone."""
-        coding = coding.removeprefix("x-")
-        if coding == "identity":
-            return False
-        if accepts_coding(",".join(self._exchange.incoming.headers.getall("Accept-Encoding", [])), coding):
-            return False
-        if coding not in ("gzip", "deflate"):
-            raise ModelUnreachable(
-                f"the model server's answer is {coding}-encoded, which the client doesn't accept"
-            )
-        return True
+        accepted = ",".join(self._exchange.incoming.headers.getall("Accept-Encoding", []))
+        return must_undo(coding, accepted)
 
 
 def _client_head(head: ResponseHead, dropped: frozenset[bytes], is_chunked: bool, keep_alive: bool) -> bytes:

@@ -190,12 +190,25 @@ def _needs_decoding(request: web.Request, answer: ModelAnswer) -> bool:
 
     Raises `ModelUnreachable` (502) for a coding that can't be undone here.
     """
-    coding = answer.headers.get("Content-Encoding", "identity").strip().lower().removeprefix("x-")
-    if coding in ("", "identity") or answer.status in NO_BODY or request.method == "HEAD":
+    if answer.status in NO_BODY or request.method == "HEAD":
         return False
-    accepted = accepts_coding(",".join(request.headers.getall("Accept-Encoding", [])), coding)
     exchange = Exchange.of(request)
-    if accepted and (exchange is None or exchange.heartbeat is None):
+    passes_on = exchange is None or exchange.heartbeat is None
+    accepted = ",".join(request.headers.getall("Accept-Encoding", []))
+    return must_undo(answer.headers.get("Content-Encoding", ""), accepted, passes_on)
+
+
+def must_undo(coding: str, accept_encoding: str, passes_on: bool = True) -> bool:
+    """Whether the `coding` of an answer must be undone for a client with `accept_encoding`.
+
+    It must be even for a client that accepts it, unless the answer `passes_on` unchanged. Raises
+    `ModelUnreachable` (502) for a coding that can't be undone here.
+    """
+    coding = coding.strip().lower().removeprefix("x-")
+    if coding in ("", "identity"):
+        return False
+    accepted = accepts_coding(accept_encoding, coding)
+    if accepted and passes_on:
         return False
     if coding not in ("gzip", "deflate"):
         obstacle = "a handler with keepalive_s can't pass on" if accepted else "the client doesn't accept"
