@@ -145,9 +145,10 @@ class Ledger:
 
     def acknowledge_finished(self, mark: int) -> None:
         """Note that all entries up to `mark` were delivered."""
-        while self._finished and self._delivered < mark:
+        count = min(max(0, mark - self._delivered), len(self._finished))
+        for _ in range(count):
             self._finished.popleft()
-            self._delivered += 1
+        self._delivered += count
 
     # Called by entries
 

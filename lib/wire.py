@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import msgspec
+
 PROTOCOL_VERSION = "1.1.0"
 
 RequestStatus = Literal["Success", "Error", "Cancelled", "Rejected"]
@@ -49,9 +51,16 @@ class WorkerStatus:
         message["working_request_idxs"] = list(self.working_request_idxs)
         return message
 
+    def encoded(self) -> bytes:
+        """The message as JSON text."""
+        return json.dumps(self.to_json()).encode()
 
-@dataclass
-class FinishedRequest:
+    def summary(self) -> dict[str, Any]:
+        """The message's fields without the worker's secret token, for logs and lists."""
+        return {name: value for name, value in self.to_json().items() if name != "mtoken"}
+
+
+class FinishedRequest(msgspec.Struct, gc=False):
     """One finished request in `POST /delete_requests/`. Times are Unix seconds, 0.0 for never."""
 
     request_idx: int
@@ -70,13 +79,15 @@ class DeleteRequests:
     mtoken: str
     requests: tuple[FinishedRequest, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """The message as JSON, with the names of the protocol."""
-        return {
-            "worker_id": self.worker_id,
-            "mtoken": self.mtoken,
-            "requests": [dict(vars(r)) for r in self.requests],
-        }
+    def encoded(self) -> bytes:
+        """The message as JSON text."""
+        sender = json.dumps({"worker_id": self.worker_id, "mtoken": self.mtoken})
+        # Entries may come by the thousand: msgspec takes a tenth of json's time for them.
+        return b'%s, "requests": %s}' % (sender[:-1].encode(), msgspec.json.encode(self.requests))
+
+    def summary(self) -> dict[str, Any]:
+        """The message's fields without the worker's secret token, and with the number of requests only."""
+        return {"worker_id": self.worker_id, "requests": len(self.requests)}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 from anyio.to_thread import run_sync as in_thread
@@ -188,7 +186,7 @@ class Reporter:
         disk = await in_thread(self._disk.read)
         snapshot = self._ledger.snapshot()
         report = self._build(snapshot, disk.used_gib, disk.grown_gib)
-        if not await self._status.deliver(report.to_json()):
+        if not await self._status.deliver(report):
             return False
         self._ledger.acknowledge(snapshot)
         self._disk.acknowledge(disk)
@@ -206,7 +204,7 @@ class Reporter:
             if not requests:
                 break
             message = DeleteRequests(self._identity.container_id, self._identity.master_token, requests)
-            if self._completions.addrs and not await self._completions.deliver(message.to_json()):
+            if self._completions.addrs and not await self._completions.deliver(message):
                 return False
             self._ledger.acknowledge_finished(mark)
         return True
@@ -244,13 +242,12 @@ class _MessageSender:
         self._clock = clock
         self._failing = False
 
-    async def deliver(self, message: dict[str, Any]) -> bool:
+    async def deliver(self, message: WorkerStatus | DeleteRequests) -> bool:
         """Send `message` to each address until one answers 2xx; return whether one did."""
+        text, summary = message.encoded(), message.summary()
         for addr in tuple(self.addrs):
-            answer, delivered = await self._post(addr, message)
-            self.attempts.append(
-                Delivery(self._clock.wall(), self.path, addr, _summary(message), answer, delivered)
-            )
+            answer, delivered = await self._post(addr, text)
+            self.attempts.append(Delivery(self._clock.wall(), self.path, addr, summary, answer, delivered))
             if delivered:
                 self.delivered += 1
                 self._log_change(False, f"{addr}{self.path} accepts reports again")
@@ -261,14 +258,12 @@ class _MessageSender:
             self.addrs.append(addr)
         return False
 
-    async def _post(self, addr: str, message: dict[str, Any]) -> tuple[str, bool]:
+    async def _post(self, addr: str, text: bytes) -> tuple[str, bool]:
         with time_limit(self._clock, DELIVERY_TIMEOUT_S):
             try:
                 async with self._http.post(
                     f"{addr}{self.path}",
-                    data=io.BytesIO(
-                        json.dumps(message).encode()
-                    ),  # a stream is sent in pieces: the message may be long
+                    data=io.BytesIO(text),  # a stream is sent in pieces: the message may be long
                     headers={"Content-Type": "application/json"},
                     timeout=_NO_TIMEOUT,
                     allow_redirects=False,  # followed as a GET, a redirect would look like an acknowledgement
@@ -283,9 +278,3 @@ class _MessageSender:
         if failing != self._failing:
             self._failing = failing
             log.log(logging.WARNING if failing else logging.INFO, "%s", line)
-
-
-def _summary(message: dict[str, Any]) -> dict[str, Any]:
-    """The message for `deliveries`: without the token, and with the number of requests in place of them."""
-    summary = {k: v for k, v in message.items() if k != "mtoken"}
-    return {**summary, "requests": len(message["requests"])} if "requests" in message else summary

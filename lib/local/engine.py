@@ -226,7 +226,7 @@ class LocalEngine:
             log.info("worker %d of %s: %s", worker.id, endpoint_name, worker.state)
             why = f": {message.error_msg}" if message.error_msg else ""
             self.note("info0", endpoint, f"worker {worker.id} is {worker.state}{why}")
-        self.note("debug", endpoint, f"report of worker {worker.id}: {json.dumps(_without_token(message))}")
+        self.note("debug", endpoint, f"report of worker {worker.id}: {json.dumps(message.summary())}")
         self.wake()
 
     def take_finished(self, message: DeleteRequests) -> None:
@@ -412,11 +412,6 @@ class LocalEngine:
     def _is_working_on(self, worker_id: int, request_idx: int) -> bool:
         last = self.worker(worker_id).last
         return last is not None and request_idx in last.working_request_idxs
-
-
-def _without_token(message: WorkerStatus) -> dict[str, Any]:
-    """The report's fields without the worker's secret token, for the log."""
-    return {name: value for name, value in message.to_json().items() if name != "mtoken"}
 
 
 def _bytes(text: str) -> bytes:

@@ -179,7 +179,7 @@ async def test_every_field_of_the_reports(tmp_path: Path) -> None:
         (version,) = [row[2] for row in rows if row[0] == "`version`"]
         assert f'"{message["version"]}"' in version
         finished = DeleteRequests(4711, "", (system.engine.finished[0].request,))
-        assert has_shape_of(finished.to_json(), "delete_requests")
+        assert has_shape_of(json.loads(finished.encoded()), "delete_requests")
 
 
 def test_every_outcome() -> None:

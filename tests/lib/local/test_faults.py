@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,8 @@ from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 
 REPORT = replace(READY, new_load=5.0).to_json()
-COMPLETIONS = DeleteRequests(7, "", (FinishedRequest(1, True, "Success", 1.0, 2.0, 3.0),)).to_json()
+FINISHED = FinishedRequest(1, True, "Success", 1.0, 2.0, 3.0)
+COMPLETIONS = json.loads(DeleteRequests(7, "", (FINISHED,)).encoded())
 ROUTE = {"endpoint": "local", "api_key": "k", "cost": 1.0}
 
 # The path of each kind and the message sent to it; None for a GET.
