@@ -79,16 +79,18 @@ class BodyReader:
 
         Raises what `parts` raises.
         """
-        content = request.content
-        if not content.is_eof() or content_coding(request):
+        if content_coding(request):
+            return None
+        is_direct = isinstance(request, DirectRequest)
+        if not is_direct and not request.content.is_eof():
             return None
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
         try:
-            body = content.read_nowait()
+            body = request.arrived() if is_direct else request.content.read_nowait()
         except (OSError, web.RequestPayloadError) as e:
             raise self._failure(e) from e
-        if len(body) > self._max_bytes:
+        if body is not None and len(body) > self._max_bytes:
             raise self._too_large()
         return body
 

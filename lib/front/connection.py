@@ -330,14 +330,12 @@ class FrontConnection(asyncio.Protocol):
 
     def _begin_direct(self, serve: Serve, head: RequestHead, data: bytes, end: int) -> bytes:
         """Begin to serve a request here; return what follows its head, or its body if that is whole."""
-        method, target, fields, values, length = head[:5]
+        length = head.length
         if length is not None and len(data) - end >= length:
             self._left = 0
-            self._start(
-                serve, DirectRequest(self, method, target, fields, values, length, data[end : end + length])
-            )
+            self._start(serve, DirectRequest(self, head, data[end : end + length]))
             return data[end + length :]
-        request = DirectRequest(self, method, target, fields, values, length)
+        request = DirectRequest(self, head)
         self._body = request.content
         if head.expects_continue and self.transport is not None:
             self.flush()
@@ -564,7 +562,7 @@ class FrontConnection(asyncio.Protocol):
         if not self._keep_alive:
             lines.append("Connection: close\r\n")
         head = "".join(lines).encode("utf-8", "surrogateescape")
-        self.write(b"%s%s\r\n\r\n%s" % (head, date_field(), answer.body))
+        self.write(b"%s%s\r\n%s" % (head, date_field(), answer.body))
 
 
 if sys.version_info >= (3, 12):

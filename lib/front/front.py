@@ -70,7 +70,6 @@ class Front:
         self._max_waiting = max_waiting
         self._max_heads = max_heads
         app.on_response_prepare.append(self._note_begun)
-        self.outbox = Outbox()
         self._runner = web.AppRunner(
             app,
             access_log=cast(Any, self),
@@ -97,7 +96,7 @@ class Front:
         self.stalls: Deadlines[FrontConnection] = Deadlines(
             clock, stall_limit_s / STALL_LOOKS, self._look_at_stalled
         )
-
+        self.outbox = Outbox(self._connections, self._idle.items)
         self._limits = (self._heads, self._idle, self.bodies, self.lingering, self.stalls)
         self._lost = asyncio.Event()
 
@@ -151,14 +150,16 @@ class Front:
     def note_idle(self, connection: FrontConnection) -> None:
         """Note that no request is being served on `connection`."""
         self._idle.add(connection)
-        if len(self._idle) + len(self._heads) > self._max_waiting:
-            _end(self._idle, next(iter(self._idle)))
+        if len(self._connections) > self._max_waiting and (
+            len(self._idle.items) + len(self._heads.items) > self._max_waiting
+        ):
+            _end(self._idle, next(iter(self._idle.items)))
 
     def note_head_begun(self, connection: FrontConnection) -> None:
         """Note that a part of a head has arrived on `connection`; its time limit runs from the first part."""
         self._idle.remove(connection)
         self._heads.add(connection)
-        if len(self._heads) > self._max_heads:
+        if len(self._heads.items) > self._max_heads:
             _end_one(self._heads)
 
     def note_head(self, connection: FrontConnection, is_late: bool) -> None:
@@ -183,9 +184,9 @@ class Front:
     async def close(self) -> None:
         """Close the connections; requests in progress have `CLOSE_LIMIT_S` for their last bytes."""
         self.is_closing = True
-        for connection in list(self.bodies):
+        for connection in list(self.bodies.items):
             connection.start_awaited()
-        for connection in [*self._idle, *self._heads]:
+        for connection in [*self._idle.items, *self._heads.items]:
             connection.close_when_sent()
         await self._until_lost()
         self.abort()
@@ -226,9 +227,9 @@ def _refuse_slow_head(connection: FrontConnection) -> None:
 
 def _end_one(waiting: Deadlines[FrontConnection]) -> None:
     """Close the oldest of `waiting` that is from the address that has most of them."""
-    counts = Counter(address_of(connection.transport) for connection in waiting)
+    counts = Counter(address_of(connection.transport) for connection in waiting.items)
     most = counts.most_common(1)[0][0]
-    _end(waiting, next(c for c in waiting if address_of(c.transport) == most))
+    _end(waiting, next(c for c in waiting.items if address_of(c.transport) == most))
 
 
 def _end(waiting: Deadlines[FrontConnection], connection: FrontConnection) -> None:

@@ -5,7 +5,7 @@ Owns when each is due. A timer of its own for each request would cost more than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 from lib.runtime.clock import Clock, Timer
@@ -24,6 +24,7 @@ class Deadlines(Generic[T]):
         self._limit_s = limit_s
         self._on_due = on_due
         self._due_s: dict[T, float] = {}
+        self.items: Collection[T] = self._due_s.keys()  # in the order in which they are due
         self._timer: Timer | None = None
 
     def add(self, item: T) -> None:
@@ -36,16 +37,6 @@ class Deadlines(Generic[T]):
     def remove(self, item: T) -> None:
         """End the limit of `item`, if it has one."""
         self._due_s.pop(item, None)
-
-    def __contains__(self, item: T) -> bool:
-        return item in self._due_s
-
-    def __len__(self) -> int:
-        return len(self._due_s)
-
-    def __iter__(self) -> Iterator[T]:
-        """The items, the one that is due first coming first."""
-        return iter(self._due_s)
 
     def close(self) -> None:
         """Forget all items."""

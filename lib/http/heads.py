@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from email.utils import formatdate
-from typing import Any, NamedTuple
+from typing import Any
 
 import httptools
+import msgspec
 from yarl import URL
 
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /")
@@ -27,8 +29,6 @@ _SINGLETONS = frozenset(
     )
 )
 HEAD_END = b"\r\n\r\n"
-
-Fields = list[tuple[str, str]]
 
 
 class BadHead(ValueError):
@@ -58,16 +58,17 @@ class UnknownCoding(BadHead):
     status = 501
 
 
-class RequestHead(NamedTuple):
+class RequestHead(msgspec.Struct, gc=False):  # made for each request: in a quarter of a NamedTuple's time
     """The head of a request. `length` is that of the body in bytes, None if it is chunked.
 
-    `target` is the path with the query as it was received. `values` has the values of `fields` by the names
-    in lower case, those of a repeated name joined by ", ". `is_http10`: the request is in HTTP/1.0.
+    `target` is the path with the query as it was received. `lines` are the header fields as they came,
+    without their line ends; `values` their values by the names in lower case, those of a repeated name joined
+    by ", ". `is_http10`: the request is in HTTP/1.0.
     """
 
     method: str
     target: str
-    fields: Fields
+    lines: list[str]
     values: dict[str, str]
     length: int | None
     keep_alive: bool
@@ -75,17 +76,17 @@ class RequestHead(NamedTuple):
     is_http10: bool
 
 
-class ResponseHead(NamedTuple):
+class ResponseHead(msgspec.Struct, gc=False):
     """The head of an answer. `length` is that of its body in bytes; None if it is not known.
 
-    `lines` are the header fields as they came, without their line ends, with their names in lower case;
-    `values` the values by these names, those of a repeated name joined by ", ". `chunked`: the body is
-    chunked. If it is neither chunked nor of a known length, the connection's end ends it.
+    `fields` is the text of the header fields, each with its line end; `values` their values by the names in
+    lower case, those of a repeated name joined by ", ". `chunked`: the body is chunked. If it is neither
+    chunked nor of a known length, the connection's end ends it.
     """
 
     status: int
     reason: bytes
-    lines: list[tuple[bytes, bytes]]
+    fields: bytes
     values: dict[bytes, bytes]
     length: int | None
     chunked: bool
@@ -111,18 +112,12 @@ def parse_request(head: bytes) -> RequestHead:
     # httptools reads RTSP and HTTP/0.9 as well.
     if not (target.isascii() and (is_http11 or version == "HTTP/1.0")):
         raise BadHead("the request is not valid HTTP/1.1")
-    fields: Fields = []
     values: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
-        value = value.strip(" \t")
-        fields.append((name, value))
-        key = name.lower()
-        if key in values:
-            if key in _SINGLETONS:
-                raise BadHead("the request has two of a header field of which only one is allowed")
-            value = f"{values[key]}, {value}"
-        values[key] = value
+        values[name.lower()] = value.strip(" \t")
+    if len(values) < len(lines):
+        values = _joined(lines)
     if is_http11 and "host" not in values:
         raise BadHead("the request has no Host")
     if "sec-websocket-key1" in values:  # aiohttp doesn't read such requests
@@ -137,16 +132,36 @@ def parse_request(head: bytes) -> RequestHead:
         keep_alive = True
     else:
         keep_alive = is_http11 if connection is None else _keeps_alive(connection, is_http11)
+    length = values.get("content-length")
     return RequestHead(
         method,
         target,
-        fields,
+        lines,
         values,
-        _content_length(values.get("content-length", "0")) if coding is None else None,
+        None if coding is not None else 0 if length is None else _content_length(length),
         keep_alive,
         "expect" in values and is_http11 and _expects_continue(values["expect"]),
         not is_http11,
     )
+
+
+def fields_in(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """The names and values of the header fields in the `lines` of a request's head."""
+    parts = (line.partition(":") for line in lines)
+    return [(name, value.strip(" \t")) for name, _, value in parts]
+
+
+def _joined(lines: Sequence[str]) -> dict[str, str]:
+    """The values of header fields of which some have the same name. Raises `BadHead` if they may not."""
+    values: dict[str, str] = {}
+    for name, value in fields_in(lines):
+        key = name.lower()
+        if key in values:
+            if key in _SINGLETONS:
+                raise BadHead("the request has two of a header field of which only one is allowed")
+            value = f"{values[key]}, {value}"
+        values[key] = value
+    return values
 
 
 def _check_request(head: bytes) -> None:
@@ -190,8 +205,6 @@ def _expects_continue(expectation: str) -> bool:
 
 def parse_response(head: bytes) -> ResponseHead:
     """Parse an answer's head, up to and with the empty line. Raises `BadHead`."""
-    if _CONTROL.search(head):
-        raise BadHead("has a control character in its head")
     is_http11 = head.startswith(b"HTTP/1.1")
     if not (is_http11 or head.startswith(b"HTTP/1.0")):
         raise BadHead("is not valid HTTP/1.1")
@@ -205,20 +218,20 @@ def parse_response(head: bytes) -> ResponseHead:
         raise BadHead("switches protocols") from e
     except httptools.HttpParserError as e:
         raise BadHead("is not valid HTTP/1.1") from e
-    start, *texts = head[:-4].split(b"\r\n")
-    lines: list[tuple[bytes, bytes]] = []
+    start, *lines = head[:-4].split(b"\r\n")
+    if _CONTROL.search(start):
+        raise BadHead("has a control character in its head")
     values: dict[bytes, bytes] = {}
-    for line in texts:
+    for line in lines:
         name, _, value = line.partition(b":")
         key = name.lower()
         value = value.strip(b" \t")
         values[key] = b"%s, %s" % (values[key], value) if key in values else value
-        lines.append((key, line))
     length = values.get(b"content-length")
     coding = values.get(b"transfer-encoding")
     if coding is not None and coding.lower() != b"chunked":
         raise BadHead("has a transfer coding other than chunked")
-    length_bytes = None if length is None else _content_length(length.decode("latin-1"))
+    length_bytes = None if length is None else _content_length(length)
     chunked, connection = coding is not None, values.get(b"connection")
     # httptools has forgotten the fields of an answer without a body, whose end it has seen.
     keep_alive = is_http11 if not connection else _keeps_alive(connection.decode("latin-1"), is_http11)
@@ -227,8 +240,9 @@ def parse_response(head: bytes) -> ResponseHead:
         length_bytes, chunked = 0, False
     elif chunked == (length is not None):  # both framings, or none
         keep_alive = False
+    length_bytes = None if chunked else length_bytes
     return ResponseHead(
-        status, start[13:], lines, values, None if chunked else length_bytes, chunked, keep_alive
+        status, start[13:], head[len(start) + 2 : -2], values, length_bytes, chunked, keep_alive
     )
 
 
@@ -238,12 +252,11 @@ def _keeps_alive(connection: str, is_http11: bool) -> bool:
     return "close" not in options and (is_http11 or "keep-alive" in options)
 
 
-def _content_length(value: str) -> int:
+def _content_length(value: str | bytes) -> int:
     """The value of `Content-Length`. Raises `BadHead`."""
-    text = value.strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+    if not (value.isdigit() and value.isascii() and len(value) <= 18):
         raise BadHead("has an invalid Content-Length")
-    return int(text)
+    return int(value)
 
 
 class _Date:
@@ -254,8 +267,8 @@ class _Date:
 
 
 def date_field() -> bytes:
-    """The `Date` field of now, without a line end (RFC 9110, section 6.6.1)."""
+    """The `Date` field of now, with its line end (RFC 9110, section 6.6.1)."""
     second = int(time.time())
     if second != _Date.second:
-        _Date.second, _Date.field = second, f"Date: {formatdate(second, usegmt=True)}".encode()
+        _Date.second, _Date.field = second, f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
     return _Date.field

@@ -1,13 +1,15 @@
 """Writes that are made together, at the end of the event loop's turn.
 
 Owns the moment at which connections write. A write wakes the process that reads it, which costs more than the
-write itself: whoever reads from several connections is woken once for all that one turn has for it.
+write itself: whoever reads from several connections is woken once for all that one turn has for it. What the
+only busy connection has to write is written at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sized
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -22,15 +24,24 @@ class Writer(Protocol):
 
 
 class Outbox:
-    """Calls `flush` of each connection that was added, once, after all that has arrived was read."""
+    """Calls `flush` of each connection that was added, once, after all that has arrived was read.
 
-    __slots__ = ("_writers",)
+    `connections` are all that may be added, and `idle` those of them that are not in use. The only one in use
+    is flushed at once.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_connections", "_idle", "_writers")
+
+    def __init__(self, connections: Sized, idle: Sized) -> None:
+        self._connections = connections
+        self._idle = idle
         self._writers: list[Writer] = []
 
     def add(self, writer: Writer) -> None:
         """Have `writer` flushed. Call it when the writer begins to hold something."""
+        if len(self._connections) - len(self._idle) <= 1:
+            writer.flush()
+            return
         if not self._writers:
             asyncio.get_running_loop().call_soon(self._flush)
         self._writers.append(writer)

@@ -108,7 +108,7 @@ class DirectCalls:
         if timeout_s is not None:
             self._limits = Deadlines(clock, timeout_s, _TimedCall.end_late)
         self._tls: ssl.SSLContext | None = None
-        self.outbox = Outbox()
+        self.outbox = Outbox(self._open, self._expiry.items)
 
     def post(self, target: PostTarget, outgoing: Outgoing, receiver: Receiver) -> Awaitable[None]:
         """Send a request; the result can be awaited, and returns once `receiver` has got the whole answer.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import lru_cache
 
 from lib.errors import ClientGone
 from lib.http.heads import ResponseHead, date_field
@@ -47,10 +48,11 @@ async def relay(exchange: Exchange, server: ModelServer, calls: DirectCalls) -> 
     try:
         await calls.post(target, outgoing, answer)
         await answer.end()
-    except ConnectionError as e:
-        raise ClientGone from e
-    finally:
+    except BaseException as e:
         client.follow(None)
+        if isinstance(e, ConnectionError):
+            raise ClientGone from e
+        raise
     return Relayed(answer.status)
 
 
@@ -96,8 +98,7 @@ class DirectRelay:
                 length, is_chunked = None, False
                 text = coding.decode("latin-1")
                 self._inflating = InflatingSource(text, self._client, source, self._write_inflated)
-        content_type = values.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        self._is_streamed = head.chunked or is_stream_type(content_type.decode("latin-1"))
+        self._is_streamed = head.chunked or _is_stream(values.get(b"content-type", b""))
         if self._is_streamed or length is None or length > WHOLE_BYTES:
             self._notes_chunks = True
             self._exchange.stream()
@@ -177,6 +178,12 @@ class DirectRelay:
         return must_undo(coding, accepted)
 
 
+@lru_cache(maxsize=64)
+def _is_stream(content_type: bytes) -> bool:
+    """Whether answers with this `Content-Type` are streamed, whatever their framing."""
+    return is_stream_type(content_type.partition(b";")[0].strip().lower().decode("latin-1"))
+
+
 def _client_head(head: ResponseHead, dropped: frozenset[bytes], is_chunked: bool, keep_alive: bool) -> bytes:
     """The head of the client's answer: the lines of `head` but those `dropped`, and the body's framing."""
     connection = head.values.get(b"connection")
@@ -185,13 +192,16 @@ def _client_head(head: ResponseHead, dropped: frozenset[bytes], is_chunked: bool
         dropped = dropped | (named - {b"content-length"})  # without it, the body has no end
     if head.chunked or head.status == 204:
         dropped = dropped | {b"content-length"}
-    lines = [b"HTTP/1.1 %d %s" % (head.status, head.reason)]
-    lines += [line for name, line in head.lines if name not in dropped]
+    fields = head.fields
+    if not dropped.isdisjoint(head.values):
+        lines = fields.split(b"\r\n")
+        fields = b"\r\n".join(line for line in lines if line.partition(b":")[0].lower() not in dropped)
+    parts = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason), fields]
     if b"date" not in head.values:
-        lines.append(date_field())
+        parts.append(date_field())
     if is_chunked:
-        lines.append(b"Transfer-Encoding: chunked")
+        parts.append(b"Transfer-Encoding: chunked\r\n")
     if not keep_alive:
-        lines.append(b"Connection: close")
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+        parts.append(b"Connection: close\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)

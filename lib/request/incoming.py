@@ -7,7 +7,7 @@ not parse: lib/front does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
@@ -16,6 +16,8 @@ from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
+
+from lib.http.heads import RequestHead, fields_in
 
 # A body's unread bytes beyond which the connection is not read.
 BUFFERED_BYTES = 256 * 1024
@@ -143,18 +145,20 @@ class DirectBody:
 class DirectRequest(dict[Any, Any]):
     """A request of the direct way in. Its items are those that author code reads (`request["payload"]`).
 
-    `target` is the path and the query as they were received. `fields` are the header fields, `header_values`
-    their values by the names in lower case. `body` is the whole body, None if it has not arrived.
+    `target` is the path and the query as they were received. `lines` are the header fields as they came,
+    `header_values` their values by the names in lower case. `body` is the whole body, None if it has not
+    arrived.
     """
 
     __slots__ = (
+        "_content",
         "_headers",
         "_request",
+        "_whole",
         "connection",
-        "content",
         "content_length",
-        "fields",
         "header_values",
+        "lines",
         "method",
         "target",
     )
@@ -164,20 +168,17 @@ class DirectRequest(dict[Any, Any]):
     def __init__(
         self,
         connection: ClientConnection,
-        method: str,
-        target: str,
-        fields: Sequence[tuple[str, str]],
-        header_values: dict[str, str],
-        content_length: int | None,
+        head: RequestHead,
         body: bytes | None = None,
     ) -> None:
         self.connection = connection
-        self.method = method
-        self.target = target
-        self.fields = fields
-        self.header_values = header_values
-        self.content_length = content_length
-        self.content = DirectBody(connection, body)
+        self.method = head.method
+        self.target = head.target
+        self.lines = head.lines
+        self.header_values = head.values
+        self.content_length = head.length
+        self._whole = body  # until it is read
+        self._content: DirectBody | None = None
         self._headers: CIMultiDictProxy[str] | None = None
         self._request: web.Request | None = None
 
@@ -187,10 +188,25 @@ class DirectRequest(dict[Any, Any]):
         return self.content_length != 0
 
     @property
+    def content(self) -> DirectBody:
+        """The body as it arrives."""
+        if self._content is None:
+            self._content = DirectBody(self.connection, self._whole)
+            self._whole = None
+        return self._content
+
+    def arrived(self) -> bytes | None:
+        """The body, if it has arrived as a whole: it can be read once. None otherwise."""
+        if self._content is None and self._whole is not None:
+            whole, self._whole = self._whole, b""
+            return whole
+        return self.content.read_nowait() if self.content.is_eof() else None
+
+    @property
     def headers(self) -> CIMultiDictProxy[str]:
         """The header fields."""
         if self._headers is None:
-            self._headers = CIMultiDictProxy(CIMultiDict(self.fields))
+            self._headers = CIMultiDictProxy(CIMultiDict(fields_in(self.lines)))
         return self._headers
 
     @property
@@ -229,7 +245,9 @@ class DirectRequest(dict[Any, Any]):
                 path=self.target,
                 version=HttpVersion11,
                 headers=self.headers,
-                raw_headers=tuple((n.encode(), v.encode(errors="surrogateescape")) for n, v in self.fields),
+                raw_headers=tuple(
+                    (n.encode(), v.encode(errors="surrogateescape")) for n, v in fields_in(self.lines)
+                ),
                 should_close=False,
                 compression=None,
                 upgrade=False,

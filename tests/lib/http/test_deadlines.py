@@ -19,12 +19,12 @@ async def test_items_are_due_in_their_order_each_at_its_time() -> None:
     clock.advance(3.0)
     limits.add("b")
     limits.add("c")
-    assert (list(limits), len(limits), "b" in limits, "x" in limits) == (["a", "b", "c"], 3, True, False)
+    assert list(limits.items) == ["a", "b", "c"]
     clock.advance(6.9)
     assert due == []
     clock.advance(10.0)
     assert due == [("a", 10.0), ("b", 13.0), ("c", 13.0)]
-    assert len(limits) == 0
+    assert len(limits.items) == 0
 
 
 async def test_adding_again_begins_the_limit_anew() -> None:
@@ -34,7 +34,7 @@ async def test_adding_again_begins_the_limit_anew() -> None:
     limits.add("b")
     clock.advance(9.0)
     limits.add("a")
-    assert list(limits) == ["b", "a"]
+    assert list(limits.items) == ["b", "a"]
     clock.advance(20.0)
     assert due == [("b", 10.0), ("a", 19.0)]
 
@@ -92,7 +92,7 @@ async def test_nothing_is_due_after_close() -> None:
     limits, due = deadlines(clock)
     limits.add("a")
     limits.close()
-    assert (len(limits), clock.pending) == (0, 0)
+    assert (len(limits.items), clock.pending) == (0, 0)
     clock.advance(60.0)
     assert due == []
     limits.add("b")

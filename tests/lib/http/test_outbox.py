@@ -23,7 +23,7 @@ class NotingWriter:
 
 
 async def test_what_comes_together_is_written_at_the_end_of_the_turn() -> None:
-    outbox, flushed = Outbox(), list[str]()
+    outbox, flushed = Outbox(["a", "b", "c"], ["c"]), list[str]()
     for turn in (["a", "b"], ["c"]):
         flushed.clear()
         for name in turn:
@@ -33,8 +33,20 @@ async def test_what_comes_together_is_written_at_the_end_of_the_turn() -> None:
         assert flushed == turn
 
 
+async def test_the_only_busy_connection_writes_at_once() -> None:
+    connections, idle, flushed = ["a", "b", "c"], ["b", "c"], list[str]()
+    outbox = Outbox(connections, idle)
+    outbox.add(NotingWriter("a", flushed))
+    assert flushed == ["a"]
+    idle.remove("b")
+    outbox.add(NotingWriter("b", flushed))
+    assert flushed == ["a"]
+    await run_event_loop_turns()
+    assert flushed == ["a", "b"]
+
+
 async def test_a_write_that_fails_is_logged_and_the_others_are_made(caplog: pytest.LogCaptureFixture) -> None:
-    outbox, flushed = Outbox(), list[str]()
+    outbox, flushed = Outbox(["failing", "last"], []), list[str]()
     outbox.add(NotingWriter("failing", flushed, OSError("gone")))
     outbox.add(NotingWriter("last", flushed))
     await run_event_loop_turns()
