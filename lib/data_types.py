@@ -51,7 +51,6 @@ UNSIGNED_AUTH_DATA: Mapping[str, Any] = MappingProxyType(
 )
 # Integers of a request must be less than this: the engine's own are 64 bits wide.
 _INT64 = 2**63
-_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 @dataclass
@@ -72,8 +71,6 @@ class AuthData:
     @classmethod
     def from_json_msg(cls, json_msg: Mapping[str, Any]) -> Self:
         """Read `json_msg`; ignore unknown fields. Raises `JsonDataException` (422) naming each wrong one."""
-        if cls is AuthData and (ordinary := _ordinary(json_msg)) is not None:
-            return cls(*ordinary)
         message = {key: _cost(value) if key == "cost" else value for key, value in json_msg.items()}
         values: dict[str, Any] = {}
         problems: dict[str, Any] = {}
@@ -88,32 +85,6 @@ class AuthData:
             raise JsonDataException(problems)
         values["request_idx"] = values.get("request_idx") or None
         return cls(**values)
-
-
-def _ordinary(message: Mapping[str, Any]) -> tuple[str, float, str, int, str, int | None] | None:
-    """The fields of `message` if it is valid at first sight, as nearly all are, or else None.
-
-    Other checks cost ten times as much. None also for some valid messages, such as one with a cost in a
-    string or with an object in a field.
-    """
-    get = message.get
-    signature, cost, endpoint = get("signature"), get("cost"), get("endpoint")
-    reqnum, url, request_idx = get("reqnum"), get("url"), get("request_idx")
-    kinds = [*map(type, message.values())]
-    if (
-        type(signature) is str
-        and (type(cost) is float or type(cost) is int)
-        and 0 <= cost < _INT64
-        and type(endpoint) is str
-        and type(reqnum) is int
-        and -_INT64 <= reqnum < _INT64
-        and type(url) is str
-        and (request_idx is None or (type(request_idx) is int and 0 <= request_idx < _INT64))
-        and _PLAIN.issuperset(kinds)
-        and kinds.count(float) <= (type(cost) is float)  # any other one may not be finite
-    ):
-        return signature, float(cost), endpoint, reqnum, url, request_idx or None
-    return None
 
 
 def _cost(value: Any) -> Any:

@@ -23,8 +23,8 @@ class Admission:
     `payload` is None if the body is the payload and has not been read. `session_id` is the id of the session
     that the request belongs to, or None; `session` is that session, or None if it has ended.
     `payload_text` is the JSON text of `payload` as it was received, for a consumer that forwards the payload
-    unchanged. It is None where another JSON parser could read it differently, or where that is not certain.
-    It keeps the whole body in memory.
+    unchanged. It is None where another JSON parser could refuse it, or read a number or a string differently.
+    A key may be in it twice. It may keep the whole body in memory.
     """
 
     auth: AuthData

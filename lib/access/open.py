@@ -54,7 +54,9 @@ class OpenAccess:
         if not isinstance(session_id, (str, type(None))):
             raise Invalid({"session_id": "must be a string or null"})
         session = None if session_id is None else self.sessions.find_by_id(session_id)
-        auth = replace(auth_data(raw_auth), request_idx=None)  # completions have no recipient
+        auth = replace(
+            auth_data(raw_auth, whole.is_strict), request_idx=None
+        )  # completions have no recipient
         return Admission(auth, raw_auth, content["payload"], session_id, session, whole.payload_text())
 
     async def session_in(self, request: IncomingRequest) -> Session | None:

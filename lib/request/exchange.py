@@ -12,7 +12,6 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -35,7 +34,7 @@ from lib.request.incoming import ClientConnection, DirectRequest, IncomingReques
 from lib.request.lanes import Lane
 from lib.request.sessions import Session
 from lib.request.verbatim import Text, Verbatim
-from lib.request.verdict import ABORTED_STATUS, Ending, Phase, Reply, Verdict, conclude, conclude_answer
+from lib.request.verdict import ABORTED_STATUS, Ending, Phase, Reply, Verdict, conclude, judge_answer
 from lib.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -253,8 +252,7 @@ class Exchange:
     def keep_text(self, admission: Admitted, received: Any) -> None:
         """Take the JSON text of the payload, as `received`, from `admission`, if it can be forwarded."""
         if admission.payload_text is not None and self.is_direct:
-            with suppress(RecursionError):  # nested too deeply to be compared
-                self.verbatim = Verbatim(admission.payload_text, received)
+            self.verbatim = Verbatim.of(admission.payload_text, received)
         admission.payload_text = None  # it holds the whole body
 
     def receive(self, received: Any, payload: Any, workload: float) -> None:
@@ -313,8 +311,8 @@ class Exchange:
     def note_relayed_head(self) -> None:
         """Note that the head of an answer that is passed on byte by byte is about to be written."""
         self._head_s = self._clock.monotonic()
-        if not self._is_streamed:
-            self._first_byte()
+        if not self._is_streamed and self._steps.first_byte:
+            _notify(self._steps.first_byte, self)
 
     async def write(self, response: web.StreamResponse | Relayed) -> Answer:
         """Write the rest of `response`; return the answer that was sent, which may be the heartbeat's.
@@ -349,12 +347,12 @@ class Exchange:
             if isinstance(error, Exception):
                 log.error("request %s: an error after its answer", self.id, exc_info=error)
         else:
-            if error is None:
+            if error is None:  # as nearly always: without gathering all that an error may need
                 heartbeat_out = self.heartbeat is not None and self.heartbeat.begun
                 requested, cut = self._requested_outcome(), self._phase().cut
-                self.verdict = conclude_answer(
-                    self._entry, self._answer_status, requested, heartbeat_out, cut
-                )
+                self.verdict = judge_answer(self._answer_status, requested, heartbeat_out, cut)
+                if self._entry is not None:
+                    self._entry.set_outcome(self.verdict.outcome)
             else:
                 self.verdict = conclude(self._entry, self._ending(error))
                 self._log_error(error)
@@ -406,11 +404,11 @@ class Exchange:
         if self._steps.ended:
             _notify(self._steps.ended, self)
         # Break the reference cycles, so that all are freed without the garbage collector.
-        for request in (self.incoming, self._received_request):
-            if isinstance(request, DirectRequest):  # to ask for aiohttp's class would cost ten times as much
-                request.forget_aiohttp()
-            else:
-                request.pop(_KEY, None)
+        if isinstance(self._received_request, DirectRequest):
+            self._received_request.forget_aiohttp()
+        else:
+            self._received_request.pop(_KEY, None)
+            self.request.pop(_KEY, None)
 
     async def notify_client_left(self) -> None:
         """Call the handler's `on_client_disconnect`; log what it raises."""
@@ -511,4 +509,4 @@ def _request_id(request: IncomingRequest) -> str:
         own = request.header_values.get("x-request-id", "")
     else:
         own = request.headers.get("X-Request-Id", "")
-    return own if own and _REQUEST_ID.fullmatch(own) else f"{_PROCESS_ID}{next(_numbers):08x}"
+    return own if own and _REQUEST_ID.fullmatch(own) else f"{_PROCESS_ID}-{next(_numbers)}"

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from heapq import nlargest
 from typing import Any
+
+import msgspec
 
 from lib.metrics import Outcome
 from lib.request.exchange import Exchange
@@ -26,9 +27,7 @@ COUNTED_TOGETHER = 256
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
-# Not frozen: one is made for each request, and a frozen dataclass takes five times as long to make.
-@dataclass(slots=True)
-class Timing:
+class Timing(msgspec.Struct, gc=False):  # made for each request: in a quarter of a dataclass's time
     """One authenticated request that ended: durations in seconds, `ended_at` in Unix seconds.
 
     `first_byte_s` is None without an answer.
@@ -67,10 +66,11 @@ class Histogram:
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.sum_s = 0.0
 
-    def add(self, duration_s: float) -> None:
-        """Count one duration."""
-        self.counts[bisect_left(BOUNDS_S, duration_s)] += 1
-        self.sum_s += duration_s
+    def add(self, durations_s: Iterable[float]) -> None:
+        """Count durations."""
+        for duration_s in durations_s:
+            self.counts[bisect_left(BOUNDS_S, duration_s)] += 1
+            self.sum_s += duration_s
 
 
 class Timings(Observer):
@@ -133,12 +133,10 @@ class Timings(Observer):
     def _count(self) -> None:
         """Count what has ended since this was last called."""
         timings, self._uncounted = self._uncounted, []
-        for timing in timings:
-            if timing.outcome is not Outcome.REJECTED:
-                self._queue_s.add(timing.queue_s)
-                self._total_s.add(timing.total_s)
-                if timing.first_byte_s is not None:
-                    self._first_byte_s.add(timing.first_byte_s)
+        timings = [timing for timing in timings if timing.outcome is not Outcome.REJECTED]
+        self._queue_s.add(timing.queue_s for timing in timings)
+        self._total_s.add(timing.total_s for timing in timings)
+        self._first_byte_s.add(t.first_byte_s for t in timings if t.first_byte_s is not None)
 
     def slowest(self, count: int) -> Sequence[Timing]:
         """The slowest of the latest requests, the slowest first."""

@@ -104,16 +104,6 @@ def judge_answer(status: int, requested: Outcome | None, heartbeat_out: bool, cu
     return Verdict(outcome, Reply.NONE, 200 if heartbeat_out else status)
 
 
-def conclude_answer(
-    entry: Entry | None, status: int, requested: Outcome | None, heartbeat_out: bool, cut: bool
-) -> Verdict:
-    """Do the same as `conclude` for a request whose answer was written whole, as nearly all are."""
-    verdict = judge_answer(status, requested, heartbeat_out, cut)
-    if entry is not None:
-        entry.set_outcome(verdict.outcome)
-    return verdict
-
-
 def conclude(entry: Entry | None, ending: Ending) -> Verdict:
     """Judge `ending` and give `entry` its outcome; None for a request that was never admitted."""
     verdict = judge(ending)

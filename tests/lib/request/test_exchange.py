@@ -230,7 +230,7 @@ def test_the_id_is_that_of_the_client(own: str) -> None:
 def test_an_unsafe_or_missing_id_is_replaced(own: str | None) -> None:
     ids = {ClientRequest().send(headers={} if own is None else {"X-Request-Id": own}).id for _ in range(2)}
     assert len(ids) == 2
-    assert all(re.fullmatch(r"[0-9a-f]{16}", request_id) for request_id in ids)
+    assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9]+", request_id) for request_id in ids)
 
 
 def test_the_api_key_is_removed_from_the_query() -> None:

@@ -21,8 +21,8 @@ def timing(total_s: float, outcome: Outcome = Outcome.SERVED, first_byte_s: floa
 @given(st.lists(st.floats(0, 1e6), max_size=50))
 def test_a_histogram_counts_each_duration_once(durations: list[float]) -> None:
     histogram = Histogram()
-    for duration in durations:
-        histogram.add(duration)
+    histogram.add(durations[:10])
+    histogram.add(durations[10:])
     assert sum(histogram.counts) == len(durations)
     for i, bound in enumerate(BOUNDS_S):
         assert sum(histogram.counts[: i + 1]) == sum(d <= bound for d in durations)
