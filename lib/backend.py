@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -107,7 +107,7 @@ class Backend:
         self.timings = Timings(self.clock)
         self.observers: list[Observer] = [AccessLog(), self.timings]
         self.middlewares: list[Middleware] = []
-        self.lanes = Lanes(self.clock, self._seconds_to_drain, allow_parallel_requests, max_wait_time)
+        self.lanes = Lanes(self.clock, self._retry_after_s, allow_parallel_requests, max_wait_time)
         self._handlers: list[EndpointHandler[Any]] = []
         self.served: dict[Handler, Lane] = {}
         self._steps = Steps()
@@ -165,8 +165,8 @@ class Backend:
 
         Raises `WorkerError` (answered with its status), `ClientGone`, `AnswerCut`, or what author code did.
         """
-        # An author's authenticator gets aiohttp's requests only: see `direct_routes`.
-        admission = await self.running.authenticator.admit(cast(web.Request, exchange.incoming))
+        request: Any = exchange.incoming  # an author's authenticator gets aiohttp's only: `direct_routes`
+        admission = await self.running.authenticator.admit(request)
         self._open_entry(exchange, admission)
         if admission.payload is not None and exchange.session is None:
             return await self._handle(exchange, admission, admission.payload)
@@ -228,32 +228,21 @@ class Backend:
         """Return the model's answer; meanwhile send the handler's heartbeat, if it has one."""
         if request is not None:
             exchange.request = request  # a middleware may have replaced it
-        self._check_ready(exchange)
+        running = self._check_ready(exchange)
         exchange.accept()
-        if exchange.heartbeat is not None:
-            return await exchange.heartbeat.during(self._in_turn(exchange))
-        return await self._in_turn(exchange)
+        answer = _in_turn(exchange, running)
+        return await (answer if exchange.heartbeat is None else exchange.heartbeat.during(answer))
 
-    def _check_ready(self, exchange: Exchange) -> None:
-        """Refuse a request if the worker isn't ready, or if the expected wait is too long.
+    def _check_ready(self, exchange: Exchange) -> RunningWorker:
+        """Return `running`. Refuse a request if it isn't ready, or if the expected wait is too long.
 
         Raises `Unavailable` (503), `TooBusy` (429). A request does not wait for its own session's workload.
         """
-        running = self.check_state()
-        load = self.metrics.cur_load
+        running, load = self.check_state(), self.metrics.cur_load
         if exchange.session is not None:
             load -= running.session_life.workload_of(exchange.session)
         exchange.lane.check_wait(load, running.readiness.max_perf)
-
-    async def _in_turn(self, exchange: Exchange) -> Answer:
-        async with exchange.lane.slot():
-            exchange.start()
-            running = self.running
-            if exchange.is_direct:
-                return await relay(exchange, running.server, running.direct)
-            return await ask(exchange, running.server)
-
-    # Around the story
+        return running
 
     async def _answer(self, lane: Lane, request: IncomingRequest) -> Any:
         """Serve a request: in the server's task group if it has to finish even when its client leaves."""
@@ -342,9 +331,20 @@ class Backend:
             finally:
                 self._running = None
 
+    def _retry_after_s(self) -> float:
+        return self.metrics.cur_load / max(self.running.readiness.max_perf, 1e-9)
+
     def _phase(self) -> Phase:
         return Phase(draining=True) if self._running is None else self._running.phase
 
-    def _seconds_to_drain(self) -> float:
-        """Seconds until the workload in flight will be done, at the measured throughput."""
-        return self.metrics.cur_load / max(self.running.readiness.max_perf, 1e-9)
+
+async def _in_turn(exchange: Exchange, running: RunningWorker) -> Answer:
+    queue = exchange.lane.queue
+    if not queue.try_acquire():
+        await queue.wait(exchange.lane.max_wait_s)
+    try:
+        exchange.start()
+        server, direct = running.server, running.direct
+        return await (relay(exchange, server, direct) if exchange.is_direct else ask(exchange, server))
+    finally:
+        queue.release()

@@ -10,7 +10,6 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from types import TracebackType
 from typing import Any, cast
 
 from aiohttp import web
@@ -38,7 +37,6 @@ class Lane:
         self.queue = queue
         self.max_wait_s = max_wait_s
         self.count_workload = WorkloadCounter(type(handler).__name__).count
-        self._slot = queue.slot(max_wait_s)  # it has no state of its own
 
     @cached_property
     def accepts_compressed_answers(self) -> bool:
@@ -92,10 +90,6 @@ class Lane:
             raise TooBusy(
                 f"the wait would be {wait_s:.1f} s, more than {self.max_wait_s:g} s", wait_s - self.max_wait_s
             )
-
-    def slot(self) -> Slot:
-        """Return a slot at the model server for an `async with` (see `SlotQueue.slot`)."""
-        return self._slot
 
 
 class Lanes:
@@ -201,6 +195,8 @@ def route_obstacle(route: web.RouteDef, lane: Lane | None) -> str | None:
 class SlotQueue:
     """Slots for at most `limit` requests at once (None: no limit); others wait in the order of arrival.
 
+    Take one by `try_acquire` or, if none is free, by `wait`, and give it back by `release`.
+
     `retry_after` returns the seconds for the `Retry-After` of a 429.
     """
 
@@ -227,14 +223,6 @@ class SlotQueue:
         """The number of requests that hold a slot."""
         return self._working
 
-    def slot(self, max_wait_s: float | None = None) -> Slot:
-        """Return a slot for an `async with`, which waits at most `max_wait_s` for it and holds it inside.
-
-        Entering raises `TooBusy` (429) once `max_wait_s` has passed (immediately if it is 0; None is no
-        limit), or the error of `refuse_all`.
-        """
-        return Slot(self, max_wait_s)
-
     def refuse_all(self, error_factory: ErrorFactory) -> None:
         """Raise a new exception of `error_factory` in every wait, now and from now on."""
         self._refused_with = error_factory
@@ -242,8 +230,6 @@ class SlotQueue:
             waiter, _ = self._waiters.popitem(last=False)
             if not waiter.done():
                 waiter.set_result(error_factory)
-
-    # Called by `Slot`
 
     def try_acquire(self) -> bool:
         """Take a slot if one is free; return whether it was."""
@@ -262,7 +248,11 @@ class SlotQueue:
         self._working -= 1
 
     async def wait(self, max_wait_s: float | None) -> None:
-        """Wait for a slot and take it. Raises the errors that `slot` names."""
+        """Wait for a slot and take it, after `try_acquire` found none free.
+
+        Raises `TooBusy` (429) once `max_wait_s` seconds have passed (immediately if it is 0; None is no
+        limit), or the error of `refuse_all`.
+        """
         if self._refused_with is not None:
             raise self._refused_with()
         if max_wait_s is not None and max_wait_s <= 0:
@@ -292,22 +282,3 @@ class SlotQueue:
 
     def _too_busy(self, max_wait_s: float) -> TooBusy:
         return TooBusy(f"no slot came free within {max(0.0, max_wait_s):g} s", self._retry_after())
-
-
-class Slot:
-    """A slot of a `SlotQueue` for one `async with`; made by `SlotQueue.slot`."""
-
-    __slots__ = ("_max_wait_s", "_queue")
-
-    def __init__(self, queue: SlotQueue, max_wait_s: float | None) -> None:
-        self._queue = queue
-        self._max_wait_s = max_wait_s
-
-    async def __aenter__(self) -> None:
-        if not self._queue.try_acquire():
-            await self._queue.wait(self._max_wait_s)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._queue.release()

@@ -26,6 +26,7 @@ from lib.request.verdict import Phase
 from lib.runtime.settings import Settings
 from tests.fakes.plain_handler import PlainHandler
 from tests.manual_clock import ManualClock
+from tests.slots import holding
 
 VAST = Settings(container_id=1, public_url="http://127.0.0.1:3000")
 NONE = replace(VAST, engine="none")
@@ -98,10 +99,10 @@ async def test_a_drain_refuses_those_that_wait_and_ends_sessions(tmp_path: Path)
         lane = running.lanes.add(PlainHandler())
 
         async def wait() -> None:
-            async with lane.slot():
+            async with holding(lane.queue, lane.max_wait_s):
                 pass
 
-        async with lane.slot():
+        async with holding(lane.queue, lane.max_wait_s):
             waiting = asyncio.create_task(wait())
             await asyncio.sleep(0)
             running.drain()

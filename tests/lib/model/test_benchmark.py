@@ -17,6 +17,7 @@ from lib.request.lanes import SlotQueue
 from lib.runtime.clock import sleep
 from tests.event_loop import run_event_loop_turns
 from tests.manual_clock import ManualClock
+from tests.slots import holding
 
 # Durations are sums of powers of two, which are exact in floats.
 STEP_S = 0.125
@@ -57,7 +58,7 @@ class FakeModel:
             raise result
         if isinstance(result, str) or self.always_fails:
             return Attempt(False, self.workload, self.always_fails or str(result))
-        async with self.queue.slot():
+        async with holding(self.queue):
             await sleep(self.clock, result)
         return Attempt(True, self.workload, "200: fine")
 

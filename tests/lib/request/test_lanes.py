@@ -14,6 +14,7 @@ from lib.request.lanes import Lanes
 from lib.uploads import Upload
 from tests.fakes.plain_handler import PlainHandler
 from tests.manual_clock import ManualClock
+from tests.slots import holding
 
 
 class UploadSizeHandler(PlainHandler):
@@ -99,10 +100,10 @@ async def test_waiting_and_working_are_counted_once_for_a_shared_queue() -> None
     one, other = made.add(PlainHandler()), made.add(PlainHandler())
 
     async def wait() -> None:
-        async with other.slot():
+        async with holding(other.queue, other.max_wait_s):
             pass
 
-    async with one.slot():
+    async with holding(one.queue, one.max_wait_s):
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
         assert (made.waiting, made.working) == (1, 1)
@@ -115,10 +116,10 @@ async def test_refuse_all_refuses_present_and_later_waits() -> None:
     lane = made.add(PlainHandler())
 
     async def wait() -> None:
-        async with lane.slot():
+        async with holding(lane.queue, lane.max_wait_s):
             pass
 
-    async with lane.slot():
+    async with holding(lane.queue, lane.max_wait_s):
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
         made.refuse_all(Draining)
@@ -130,9 +131,9 @@ async def test_refuse_all_refuses_present_and_later_waits() -> None:
 
 async def test_a_wait_above_the_limit_is_refused_with_retry_after() -> None:
     lane = lanes(max_wait_s=0.0).add(PlainHandler())
-    async with lane.slot():
+    async with holding(lane.queue, lane.max_wait_s):
         with pytest.raises(TooBusy) as refused:
-            async with lane.slot():
+            async with holding(lane.queue, lane.max_wait_s):
                 pass
     assert refused.value.retry_after_s == 8
 

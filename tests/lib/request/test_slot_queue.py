@@ -14,6 +14,7 @@ from lib.errors import TooBusy
 from lib.request.lanes import SlotQueue
 from tests.event_loop import run_event_loop_turns
 from tests.manual_clock import ManualClock
+from tests.slots import holding
 
 
 class QueueClosed(Exception):
@@ -36,7 +37,7 @@ class QueueClient:
     async def visit(self) -> None:
         self.arrived_s = self.clock.monotonic()
         try:
-            async with self.queue.slot(self.max_wait_s):
+            async with holding(self.queue, self.max_wait_s):
                 self.inside = True
                 try:
                     await self.leave.wait()
@@ -90,14 +91,11 @@ class QueueScenario:
 def test_a_free_slot_is_taken_without_an_event_loop_or_a_timer() -> None:
     clock = ManualClock()
     queue = SlotQueue(1, clock)
-    slot = queue.slot(5.0)
-    with pytest.raises(StopIteration):  # a coroutine that ends at its first step
-        slot.__aenter__().send(None)
+    assert queue.try_acquire()
     assert (queue.working, queue.waiting, clock.pending) == (1, 0, 0)
-    with pytest.raises(StopIteration):
-        slot.__aexit__(None, None, None).send(None)
+    assert not queue.try_acquire()
+    queue.release()
     assert queue.working == 0
-    assert not hasattr(slot, "__dict__")
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -131,7 +129,7 @@ async def test_without_a_limit_no_client_waits() -> None:
 async def test_an_exception_in_the_block_gives_the_slot_back() -> None:
     queue = SlotQueue(1, ManualClock())
     with pytest.raises(KeyError):
-        async with queue.slot():
+        async with holding(queue):
             raise KeyError("author's")
     assert queue.working == 0
 
