@@ -60,7 +60,8 @@ class WorkerStatus:
         return {name: value for name, value in self.to_json().items() if name != "mtoken"}
 
 
-class FinishedRequest(msgspec.Struct, gc=False):
+@dataclass
+class FinishedRequest:
     """One finished request in `POST /delete_requests/`. Times are Unix seconds, 0.0 for never."""
 
     request_idx: int

@@ -97,7 +97,8 @@ def _parts(
 ) -> tuple[dict[str, Any], dict[str, Any], str | None, Text | None, bool]:
     """The `auth_data`, the payload, the id of the session and the payload's text in an envelope.
 
-    The last value is `JsonObject.is_strict`. Raises `Invalid` (422).
+    Of a payload that is given twice, the first is only skipped, and may hold what is not JSON. The last value
+    is `JsonObject.is_strict`. Raises `Invalid` (422).
     """
     try:
         envelope = _ENVELOPE_DECODER.decode(body)

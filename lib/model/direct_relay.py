@@ -152,6 +152,7 @@ class DirectRelay:
         """
         if self._inflating is not None:
             await self._inflating.end()
+            self._client.follow(None)
         if self._notes_chunks:
             self._exchange.note_chunk()  # the end is the first byte of an empty body
         if self._is_reframed:
@@ -194,8 +195,9 @@ def _client_head(head: ResponseHead, dropped: frozenset[bytes], is_chunked: bool
         dropped = dropped | {b"content-length"}
     fields = head.fields
     if not dropped.isdisjoint(head.values):
-        lines = fields.split(b"\r\n")
-        fields = b"\r\n".join(line for line in lines if line.partition(b":")[0].lower() not in dropped)
+        lines = fields[:-2].split(b"\r\n")
+        kept = [line for line in lines if line.partition(b":")[0].lower() not in dropped]
+        fields = b"".join([b"%s\r\n" % line for line in kept])
     parts = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason), fields]
     if b"date" not in head.values:
         parts.append(date_field())

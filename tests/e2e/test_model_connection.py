@@ -298,6 +298,23 @@ async def test_a_whole_answer_is_served(sent: bytes, body: bytes, tmp_path: Path
         assert model.executed == 1
 
 
+# What `Connection` may name: header fields, options, and empty elements (RFC 9110, section 5.6.1).
+@pytest.mark.parametrize("connection", [b"", b"close,", b",x", b" , keep-alive ,", b"x, x-b", b"close"])
+@pytest.mark.parametrize("date", [b"", b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"])
+async def test_a_head_keeps_its_other_fields_whatever_connection_names(
+    connection: bytes, date: bytes, tmp_path: Path
+) -> None:
+    extra = b"X-A: 1\r\nConnection: %s\r\n%sX-B: 2\r\nX-C: 3\r\n" % (connection, date)
+    async with worker_for(tmp_path, answering(whole(b"body", extra=extra))) as (system, _):
+        got = await ask(system)
+        assert (got.status, got.body, got.is_whole) == (200, b"body", True)
+        assert got.head is not None
+        kept = {name: value for name, value in got.head.headers.items() if name.startswith("x-")}
+        assert kept == {"x-a": "1", **({} if b"x-b" in connection else {"x-b": "2"}), "x-c": "3"}
+        assert got.head.names.count("date") == 1
+        assert "connection" not in got.head.headers
+
+
 async def test_chunks_win_over_a_length(tmp_path: Path) -> None:
     """Or the answer is refused, as RFC 9112, section 6.3, allows."""
     for framing in (b"Content-Length: 5\r\n" + CHUNKED, CHUNKED + b"Content-Length: 5\r\n"):

@@ -317,6 +317,7 @@ def test_a_payload_that_may_be_read_in_two_ways_has_no_text(payload: str) -> Non
         ('"payload": {"b": 1}', b'{"b": 1}'),
         ('"pay\\u006coad": {"b": 1}', b'{"b": 1}'),
         ('"x": {"a": 1, "a": 2}', b'{"a": 1}'),
+        ('"payload": {"b": "\\ud800"}', None),
         ('"x": "\\ud800"', None),
     ],
 )
