@@ -173,9 +173,10 @@ class EndpointHandler(ABC, Generic[P]):
     `allow_parallel_requests` (None: the backend's). `on_disconnect` says whether a request whose client has
     left is cancelled or finished. `keepalive_s` is in seconds between the newlines that keep a waiting
     client's connection open, None for none. `idempotent` says that the model server may execute a request
-    twice: then one whose connection broke before any answer is sent once more. `benchmark_runs` is in rounds,
-    `benchmark_words` the length of a prompt for handlers that use it; `benchmark_concurrency` None lets the
-    benchmark find the concurrency.
+    twice: then one whose connection broke before any answer is sent once more. `benchmark_concurrency`
+    requests are kept in flight in the benchmark, None for as many as give the highest throughput; other than
+    8, at least `benchmark_runs` times as many end. `benchmark_words` is the length of a prompt for handlers
+    that use it.
     """
 
     benchmark_runs: int = 8

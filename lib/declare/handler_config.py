@@ -56,8 +56,9 @@ _PATH_PARAMETER = re.compile(r"\{[A-Za-z_]\w*\}")
 class BenchmarkConfig(DeclaredConfig):
     """The benchmark's requests: payloads of `dataset` in turn, or what `generator` returns for each request.
 
-    `runs` rounds of `concurrency` simultaneous requests (None: found by the benchmark), after a warm-up
-    request if `do_warmup`. With neither dataset nor generator, payloads come from `for_test` of the payload
+    After a warm-up request, if `do_warmup`, `concurrency` requests are kept in flight until at least `runs`
+    times as many have ended. Without these two, the benchmark finds the best number in flight: the defaults
+    count as not given. With neither dataset nor generator, payloads come from `for_test` of the payload
     class, or from the handler class.
     """
 
@@ -134,7 +135,7 @@ class HandlerConfig(DeclaredConfig):
             return self._built_by_class(handler_class, benchmark)
         options = {name: self.valid(name) for name in _HANDLER_FIELDS}
         if benchmark is not None:
-            of_benchmark = benchmark.options(_BENCHMARK_FIELDS.values())
+            of_benchmark = benchmark.options(benchmark.given)
             options |= {k: v for k, v in of_benchmark.items() if k not in self.given}
         generator, function = self.valid("response_generator"), self.valid("remote_function")
         handler_type = DeclaredHandler if generator is None else AnsweringHandler

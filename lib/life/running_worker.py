@@ -30,6 +30,7 @@ from lib.life.author_context import AuthorContext, Context
 from lib.life.backend_config import BackendConfig
 from lib.metrics import Ledger, WorkloadCounter
 from lib.model.benchmark_keeper import BenchmarkKeeper
+from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.direct import DirectCalls
@@ -132,8 +133,7 @@ async def open_worker(
     """
     if problems := config.problems():
         raise SettingsError(problems)
-    if config.unsecured is not None:
-        settings = replace(settings, unsecured=config.unsecured)
+    settings = settings if config.unsecured is None else replace(settings, unsecured=config.unsecured)
     async with (
         ModelServer(config.url, settings.model_timeout_s) as server,
         DirectCalls(clock, settings.model_timeout_s) as direct,
@@ -149,6 +149,7 @@ async def open_worker(
         authenticator = config.authenticator or _authenticator(settings, bodies, sessions, engine)
         engine_tasks = _engine_tasks(engine, authenticator, readiness)
         readiness.on_change = engine.state_changed
+        keeper = _benchmark_keeper(config, server, readiness, ledger, settings, clock, directory)
         try:
             running = RunningWorker(
                 config=config,
@@ -167,7 +168,7 @@ async def open_worker(
                 ),
                 log_watch=_log_watch(config, server, readiness, clock),
                 health_watch=_health_watch(config, server, readiness, clock),
-                benchmark_keeper=_benchmark_keeper(config, server, readiness, settings, clock, directory),
+                benchmark_keeper=keeper,
                 lifecycle=_author_context(config.lifecycle, readiness, ReadySignal.LIFECYCLE),
                 handlers=_author_context(config.context_of_handlers, readiness, ReadySignal.HANDLERS),
                 spawn=spawn,
@@ -240,6 +241,7 @@ def _benchmark_keeper(
     config: BackendConfig,
     server: ModelServer,
     readiness: Readiness,
+    ledger: Ledger,
     settings: Settings,
     clock: Clock,
     directory: Path,
@@ -250,13 +252,13 @@ def _benchmark_keeper(
         readiness.set_max_perf(config.max_perf, reason)
         return None
     return BenchmarkKeeper(
-        handler,
-        server,
+        BenchmarkRequest(handler, server, WorkloadCounter(type(handler).__name__).count),
         readiness,
-        WorkloadCounter(type(handler).__name__).count,
+        ledger,
         config.benchmark_cap,
         settings.model_name,
         directory,
+        settings.benchmark_target_s,
         settings.benchmark_time_limit_s,
         clock,
     )

@@ -19,7 +19,7 @@ MODEL_MODULE = "workers.hello_world.model_server"
 WORKER_MODULE = "workers.hello_world.server"
 
 # The model server's speed is fixed, so a short benchmark measures it.
-BENCHMARK_LIMIT_S = 3
+BENCHMARK_TARGET_S = 3
 
 # Variables with these prefixes configure a worker. They are not inherited: they may belong to another worker.
 _INSTANCE_VARIABLES = (
@@ -84,7 +84,7 @@ async def hello_world(
             **instance_variables(engine_url, port, loopback_port, worker_id),
             "MODEL_SERVER_URL": model_url,
             "MODEL_LOG": str(model_log),
-            "BENCHMARK_TIME_LIMIT_S": str(BENCHMARK_LIMIT_S),
+            "BENCHMARK_TARGET_S": str(BENCHMARK_TARGET_S),
             "DRAIN_TIMEOUT_S": str(drain_s),
             **(variables or {}),
         }

@@ -1,94 +1,85 @@
-"""The times at which the benchmark runs, and its requests (docs/writing-a-worker.md, "The benchmark").
+"""The times at which the benchmark runs (docs/writing-a-worker.md, "The benchmark").
 
-Owns the decision to measure, to try again or to use a saved result, and the sending of one request. The
-rounds are in benchmark.py, the file with the result is in benchmark_store.py.
+Owns the decision to measure, to try again, to use a saved result, and to measure anew while there is no
+traffic. How it is measured is in benchmark.py, what one request is in benchmark_request.py, the file with the
+result in benchmark_store.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+import platform
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-import aiohttp
 import anyio
-from aiohttp import web
 from anyio.to_thread import run_sync as in_thread
 
-from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_error, result_or_error
+from lib.errors import result_or_error
+from lib.metrics import Ledger
 from lib.model import benchmark_store
-from lib.model.benchmark import Attempt, BenchmarkFailed, measure
-from lib.model.benchmark_store import BenchmarkInputs, payload_shape
-from lib.model.caller import ModelCaller
-from lib.model.connection import ModelServer
-from lib.model.readiness import Cause, Readiness
-from lib.runtime.clock import Clock
+from lib.model.benchmark import BenchmarkFailed, Measurement, measure
+from lib.model.benchmark_request import BenchmarkRequest
+from lib.model.benchmark_store import BenchmarkInputs, Result, payload_shape
+from lib.model.readiness import Cause, Readiness, State
+from lib.runtime.clock import Clock, wait_for
 
 log = logging.getLogger(__name__)
 
 # Seconds until a failed benchmark is tried again; a new "loaded" line causes that immediately.
 RETRY_S = 60.0
-# The part of the model server's error message that is reported.
-MAX_MESSAGE_BYTES = 2000
-
-
-class Benchmarked(Protocol):
-    """A handler, as far as the benchmark calls it; `lib.data_types.EndpointHandler` describes each member."""
-
-    @property
-    def endpoint(self) -> str | None: ...
-
-    @property
-    def benchmark_name(self) -> str: ...
-
-    @property
-    def benchmark_method(self) -> str: ...
-
-    @property
-    def benchmark_runs(self) -> int: ...
-
-    @property
-    def benchmark_concurrency(self) -> int | None: ...
-
-    @property
-    def benchmark_warmup(self) -> bool: ...
-
-    def make_benchmark_payload(self) -> Any: ...
-
-    def generate_payload_json(self, payload: Any, /) -> Any: ...
-
-    def call_model(self, model: ModelCaller, payload: Any, /) -> AbstractAsyncContextManager[Any]: ...
+# The `benchmark_runs` of a handler whose author gave none.
+DEFAULT_RUNS = 8
+# Seconds without traffic after which a saved result is verified, and one that was cut is measured anew.
+IDLE_TO_VERIFY_S = 10.0
+IDLE_TO_MEASURE_S = 30.0
+# A saved result is verified for this long, and measured anew if it is off by more than this part.
+VERIFY_S = 2.0
+OFF_BY = 0.25
 
 
 @dataclass
 class BenchmarkKeeper:
-    """Sets the throughput of `readiness`: a saved result in `directory`, or a measurement with `handler`.
+    """Sets the throughput of `readiness`: a saved result in `directory`, or a measurement by `request`.
 
-    `time_limit_s` limits one measurement. `max_concurrency` None: no limit.
+    `target_s` is how long a measurement should take, `time_limit_s` how long it may. `max_concurrency` None:
+    no limit. `result` is the present one, None before.
     """
 
-    handler: Benchmarked
-    server: ModelServer
+    request: BenchmarkRequest
     readiness: Readiness
-    count_workload: Callable[[Any], float]
+    ledger: Ledger
     max_concurrency: int | None
     model_name: str
     directory: Path
+    target_s: float
     time_limit_s: float
     clock: Clock
+    result: Result | None = None
+    is_saved: bool = False
+    _traffic: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def keep(self) -> None:
-        """Measure once the model is loaded, and again after each failure, until it succeeds."""
+        """Measure once the model is loaded, and again after each failure, until it succeeds.
+
+        Then verify a saved result, and measure one anew that was cut, while there is no traffic.
+        """
         while not self.readiness.measured:
             await self.readiness.until(self._may_measure)
             async with anyio.create_task_group() as group:
                 group.start_soon(self._measure_until_it_succeeds)
                 await self.readiness.until(lambda: self.readiness.measured or not self._may_measure())
                 group.cancel_scope.cancel()
+        self.ledger.listeners.append(self._traffic.set)
+        if self.is_saved and self.result is not None and self.result.concurrency is not None:
+            await self._without_traffic(IDLE_TO_VERIFY_S, self._verify)
+        while self.result is not None and self.result.is_cut:
+            await self._without_traffic(IDLE_TO_MEASURE_S, self._measure_anew)
 
     def _may_measure(self) -> bool:
         """Whether the model is loaded, and there is no error but the benchmark's own."""
@@ -98,84 +89,147 @@ class BenchmarkKeeper:
     async def _measure_until_it_succeeds(self) -> None:
         while not self.readiness.measured:
             try:
-                await self._measure()
+                await self._use_or_measure()
             except BenchmarkFailed as e:
                 self.readiness.set_error(Cause.BENCHMARK, str(e))
                 await self.readiness.until(lambda: not self.readiness.has_error(Cause.BENCHMARK), RETRY_S)
 
-    async def _measure(self) -> None:
+    async def _use_or_measure(self) -> None:
         """Use a saved result, or measure and save the result. Raises `BenchmarkFailed`."""
         inputs = await self._inputs()
         saved = await in_thread(benchmark_store.load, self.directory, inputs)
-        if saved is not None:
-            self.readiness.set_max_perf(saved, f"saved benchmark: {saved:g} workload/s")
+        if saved is None:
+            await self._measure(inputs)
             return
-        measured = await measure(
-            self.attempt,
-            runs=self.handler.benchmark_runs,
+        self.result, self.is_saved = saved, True
+        self.readiness.set_max_perf(saved.perf, f"saved benchmark: {saved.perf:g} workload/s{saved.remark}")
+
+    async def _measure(self, inputs: BenchmarkInputs) -> None:
+        """Measure, and save the result. Raises `BenchmarkFailed`."""
+        handler = self.request.handler
+        runs = handler.benchmark_runs
+        measured = await self._measured(
+            runs=None if runs == DEFAULT_RUNS else max(1, runs),
             concurrency=inputs.concurrency,
+            target_s=self.target_s,
+            warm_up=handler.benchmark_warmup,
+        )
+        self.result, self.is_saved = self._result_of(measured), False
+        await in_thread(benchmark_store.save, self.directory, inputs, self.result)
+        text = f"benchmark: {measured.perf:g} workload/s{self.result.remark}"
+        self.readiness.set_max_perf(measured.perf, text)
+
+    async def _measured(
+        self,
+        runs: int | None,
+        concurrency: int | None,
+        target_s: float,
+        warm_up: bool,
+        workload_per_unit: float = 0.0,
+    ) -> Measurement:
+        return await measure(
+            self.request.send,
+            runs=runs,
+            concurrency=concurrency,
             max_concurrency=self.max_concurrency,
+            target_s=target_s,
             time_limit_s=self.time_limit_s,
             clock=self.clock,
-            warm_up=self.handler.benchmark_warmup,
+            warm_up=warm_up,
+            workload_per_unit=workload_per_unit,
         )
-        await in_thread(benchmark_store.save, self.directory, inputs, measured.perf)
-        self.readiness.set_max_perf(measured.perf, f"benchmark: {measured.perf:g} workload/s")
+
+    def _result_of(self, measured: Measurement) -> Result:
+        return Result(
+            perf=measured.perf,
+            concurrency=measured.concurrency,
+            spread=measured.spread,
+            duration_s=measured.duration_s,
+            measured_at=self.clock.wall(),
+            workload_per_unit=measured.workload_per_unit,
+            is_cut=measured.is_cut,
+            is_unsure=measured.is_unsure,
+            versions={"pyworker": _own_version(), "python": platform.python_version()},
+            served_model=getattr(self.request.handler, "served_model", None),
+        )
+
+    # Without traffic
+
+    async def _without_traffic(self, idle_s: float, function: Callable[[], Awaitable[None]]) -> None:
+        """Call `function` after `idle_s` seconds without a request; the next one cancels it.
+
+        Then it is called again after the next pause. It is not called while the worker isn't ready.
+        """
+        is_done = False
+        while not is_done:
+            await self._pause(idle_s)
+            async with anyio.create_task_group() as group:
+
+                async def call(scope: anyio.CancelScope = group.cancel_scope) -> None:
+                    nonlocal is_done
+                    try:
+                        await function()
+                    except BenchmarkFailed as e:
+                        log.warning("benchmark: the result is kept, since it could not be checked: %s", e)
+                    is_done = True
+                    scope.cancel()
+
+                group.start_soon(call)
+                await self._traffic.wait()
+                group.cancel_scope.cancel()
+
+    async def _pause(self, idle_s: float) -> None:
+        """Return after `idle_s` seconds in which the worker was ready and had no request."""
+        while True:
+            self._traffic.clear()
+            has_come = await wait_for(self.clock, self._traffic, idle_s)
+            if not has_come and not self.ledger.unfinished and self.readiness.state is State.READY:
+                return
+
+    async def _verify(self) -> None:
+        """Compare the saved result with a short measurement; measure anew if they differ much."""
+        saved = self.result
+        assert saved is not None
+        measured = await self._measured(
+            runs=None,
+            concurrency=saved.concurrency,
+            target_s=VERIFY_S,
+            warm_up=False,
+            workload_per_unit=saved.workload_per_unit,
+        )
+        if abs(measured.perf - saved.perf) <= OFF_BY * saved.perf:
+            log.info("benchmark: the saved result is confirmed by %g workload/s", measured.perf)
+            return
+        log.warning(
+            "benchmark: saved were %g workload/s, but now it is %g: measuring anew", saved.perf, measured.perf
+        )
+        await self._measure_anew()
+
+    async def _measure_anew(self) -> None:
+        await self._measure(await self._inputs())
 
     async def _inputs(self) -> BenchmarkInputs:
         """The inputs of the result. Raises `BenchmarkFailed` when the handler's payload can't be made."""
-        samples = [self._payload(), self._payload()]
-        messages = [
-            result_or_error(partial(self.handler.generate_payload_json, sample)) for sample in samples
-        ]
-        endpoint = result_or_error(lambda: self.handler.endpoint)  # after a payload, which may determine it
+        request = self.request
+        handler = request.handler
+        samples = [request.make_payload(), request.make_payload()]
+        messages = [result_or_error(partial(handler.generate_payload_json, sample)) for sample in samples]
+        endpoint = result_or_error(lambda: handler.endpoint)  # after a payload, which may determine it
         return BenchmarkInputs(
-            handler=self.handler.benchmark_name,
+            handler=handler.benchmark_name,
             endpoint=endpoint if isinstance(endpoint, str) else None,
-            concurrency=self.handler.benchmark_concurrency,
-            runs=self.handler.benchmark_runs,
-            model_url=self.server.url,
+            concurrency=handler.benchmark_concurrency,
+            runs=handler.benchmark_runs,
+            model_url=request.server.url,
             model_name=self.model_name,
             gpus=await in_thread(benchmark_store.gpus),
             payload_shape={
                 "shape": payload_shape(None if isinstance(messages[0], Exception) else messages[0]),
                 # None for random payloads of different sizes, which are identified by their shape only.
-                "workload": _same(self.count_workload(sample) for sample in samples),
+                "workload": _same(request.count_workload(sample) for sample in samples),
                 "model": _same(_model_in(message) for message in messages),
             },
         )
-
-    def _payload(self) -> Any:
-        payload = result_or_error(self.handler.make_benchmark_payload)
-        if isinstance(payload, Exception):
-            raise BenchmarkFailed(f"make_benchmark_payload raised {payload!r}") from payload
-        return payload
-
-    async def attempt(self) -> Attempt:
-        """Send one request of the benchmark. Raises `BenchmarkFailed` when its payload can't be made."""
-        payload = self._payload()
-        workload = self.count_workload(payload)
-        result = await async_result_or_error(self._call(payload))
-        if isinstance(result, Exception):
-            known = isinstance(result, (WorkerError, AnswerCut))
-            return Attempt(False, workload, describe_error(result) if known else repr(result))
-        status, text, source = result
-        ok = 200 <= status < 300
-        return Attempt(ok, workload, f"{status}: {text}" if ok else f"{source}{status}: {text}")
-
-    async def _call(self, payload: Any) -> tuple[int, str, str]:
-        """Send `payload` and read the answer to its last byte.
-
-        Returns its status, the beginning of its body, and "POST URL answered " as the beginning of a message,
-        or "" if it is not an answer of the model server.
-        """
-        caller = ModelCaller(self.server, {}, method=self.handler.benchmark_method)
-        async with self.handler.call_model(caller, payload) as answer:
-            if isinstance(answer, web.StreamResponse):
-                return answer.status, _text(answer), ""
-            by_server = isinstance(answer, aiohttp.ClientResponse)
-            source = f"{answer.method} {answer.url} answered " if by_server else ""
-            return answer.status, await _read(answer), source
 
 
 def _same(values: Iterable[Any]) -> Any:
@@ -190,14 +244,8 @@ def _model_in(message: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _text(answer: web.StreamResponse) -> str:
-    body = answer.body if isinstance(answer, web.Response) else None
-    return body[:MAX_MESSAGE_BYTES].decode(errors="replace") if isinstance(body, bytes) else ""
-
-
-async def _read(answer: aiohttp.ClientResponse) -> str:
-    beginning = bytearray()
-    while chunk := await answer.content.readany():
-        if len(beginning) < MAX_MESSAGE_BYTES:
-            beginning += chunk[:MAX_MESSAGE_BYTES]
-    return bytes(beginning[:MAX_MESSAGE_BYTES]).decode(errors="replace")
+def _own_version() -> str:
+    try:
+        return version("pyworker")
+    except PackageNotFoundError:
+        return "unknown"

@@ -15,9 +15,11 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,35 @@ class BenchmarkInputs:
         return _key(asdict(self))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A result: `perf` in workload/s, with `concurrency` requests in flight.
+
+    `spread` is the half of the 95 % interval of `perf`, as a part of it, `duration_s` that of the benchmark,
+    `measured_at` the Unix time of its end, `workload_per_unit` the workload of a unit of progress. None and
+    0.0 where that is not known, as in the number in an older file. `is_cut`: the time limit has ended the
+    benchmark. `is_unsure`: too little ended to be sure. `versions` names the software, `served_model` the
+    model that the server has named.
+    """
+
+    perf: float
+    concurrency: int | None = None
+    spread: float | None = None
+    duration_s: float | None = None
+    measured_at: float = 0.0
+    workload_per_unit: float = 0.0
+    is_cut: bool = False
+    is_unsure: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    served_model: str | None = None
+
+    @property
+    def remark(self) -> str:
+        """The remark to put beside its number in parentheses, or ""."""
+        words = [*(["cut by its time limit"] if self.is_cut else []), *(["unsure"] if self.is_unsure else [])]
+        return f" ({', '.join(words)})" if words else ""
+
+
 def _key(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
@@ -86,8 +117,8 @@ def _shape(value: Any, levels: int) -> Any:
     return "null" if value is None else type(value).__name__
 
 
-def load(directory: Path, inputs: BenchmarkInputs) -> float | None:
-    """The result in workload/s that is saved in `directory` for the same inputs, or None; raises nothing.
+def load(directory: Path, inputs: BenchmarkInputs) -> Result | None:
+    """The result that is saved in `directory` for the same inputs, or None; raises nothing.
 
     Without a saved result, the number in `.has_benchmark` is used, whatever the inputs. A file that can't be
     read is ignored with a warning.
@@ -100,12 +131,13 @@ def load(directory: Path, inputs: BenchmarkInputs) -> float | None:
         return None  # it exists but can't be read, which `_read` has logged
     old_path = directory / OLD_FILE_NAME
     old_text = _read(old_path)
-    return None if old_text is None else _bare_number(old_path, old_text)
+    perf = None if old_text is None else _bare_number(old_path, old_text)
+    return None if perf is None else Result(perf=perf)
 
 
-def save(directory: Path, inputs: BenchmarkInputs, perf: float) -> None:
-    """Save `perf`, in workload/s, for the next start, atomically. A failure is only logged as a warning."""
-    text = json.dumps({"perf": perf, "inputs": asdict(inputs)}, indent=2, sort_keys=True) + "\n"
+def save(directory: Path, inputs: BenchmarkInputs, result: Result) -> None:
+    """Save `result` for the next start, atomically. A failure is only logged as a warning."""
+    text = json.dumps({**asdict(result), "inputs": asdict(inputs)}, indent=2, sort_keys=True) + "\n"
     try:
         _replace(directory / FILE_NAME, text)
     except OSError as e:
@@ -150,9 +182,9 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _saved(path: Path, text: str, inputs: BenchmarkInputs) -> float | None:
+def _saved(path: Path, text: str, inputs: BenchmarkInputs) -> Result | None:
     try:
-        perf, old = _parse(text)
+        result, old = _parse(text)
         changed = [] if _key(old) == inputs.key() else _changed(old, asdict(inputs))
     except (ValueError, RecursionError):
         log.warning("%s is ignored: it holds no benchmark result", path)
@@ -160,17 +192,26 @@ def _saved(path: Path, text: str, inputs: BenchmarkInputs) -> float | None:
     if changed:
         log.info("benchmark: measuring again, since these inputs changed: %s", ", ".join(changed))
         return None
-    return perf
+    return result
 
 
-def _parse(text: str) -> tuple[float, dict[str, Any]]:
+def _parse(text: str) -> tuple[Result, dict[str, Any]]:
     """Return result and inputs of a saved file. Raises `ValueError`, or `RecursionError` for deep nesting."""
     message = json.loads(text)
     saved = cast("dict[str, Any]", message) if isinstance(message, dict) else {}
     perf, inputs = saved.get("perf"), saved.get("inputs")
     if not isinstance(inputs, dict) or not _is_result(perf):
         raise ValueError("not a benchmark result")
-    return float(cast(float, perf)), cast("dict[str, Any]", inputs)
+    known = {f.name: saved[f.name] for f in fields(Result) if f.name in saved}
+    return _checked({**known, "perf": float(cast(float, perf))}), cast("dict[str, Any]", inputs)
+
+
+def _checked(known: Mapping[str, Any]) -> Result:
+    """A result of what a file says; what is of a wrong type is left out."""
+    try:
+        return msgspec.convert(known, Result)
+    except msgspec.ValidationError:
+        return Result(perf=known["perf"])
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ messages.py; the connections are in connection.py.
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -64,8 +65,21 @@ class ModelCaller:
     def with_headers(self, *names: str) -> ModelCaller:
         """Return a caller that forwards only the client's headers in `names`, which are case-insensitive."""
         wanted = {name.lower() for name in names}
-        headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}
-        return ModelCaller(self.server, headers, self.client_request, self.method, idempotent=self.idempotent)
+        caller = copy.copy(self)
+        caller.headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}
+        return caller
+
+    def note_progress(self, units: float = 1.0) -> None:
+        """Note that a part of the request is done, in any unit, such as one for each event of a stream.
+
+        In the benchmark, throughput is known before the request ends. Elsewhere it does nothing.
+        """
+
+    def note_workload(self, workload: float) -> None:
+        """Note the workload that the request really took, in place of what its payload counts.
+
+        For the benchmark, whose answers may end early. Elsewhere it does nothing.
+        """
 
     def send(self, endpoint: str | None, message: Any) -> PendingAnswer:
         """Send `message` by the client's method: in the query of a GET, HEAD or DELETE, else as JSON.

@@ -20,6 +20,7 @@ from anyio.to_thread import run_sync as in_thread
 
 from lib.backend import Backend
 from lib.metrics import Outcome
+from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
 from lib.routes.gpu import Gpus
@@ -132,6 +133,7 @@ def status_of(backend: Backend) -> dict[str, Any]:
         "url": running.engine.public_url,
         "loadtime_s": running.readiness.loadtime_s,
         "max_perf": running.readiness.max_perf,
+        "benchmark": _benchmark_facts(running.benchmark_keeper),
         "timeline": [
             {"at": c.at, "state": c.state.value, "reason": c.reason} for c in running.readiness.timeline
         ],
@@ -147,6 +149,14 @@ def status_of(backend: Backend) -> dict[str, Any]:
         "slowest": [t.facts() for t in backend.timings.slowest(SLOWEST_SHOWN)],
         "reports": [asdict(d) for d in running.engine.deliveries],
     }
+
+
+def _benchmark_facts(keeper: BenchmarkKeeper | None) -> dict[str, Any] | None:
+    if keeper is None or keeper.result is None:
+        return None
+    facts = asdict(keeper.result)
+    del facts["workload_per_unit"]
+    return {**facts, "is_saved": keeper.is_saved}
 
 
 def _log_facts(watch: LogWatch | None) -> dict[str, Any] | None:

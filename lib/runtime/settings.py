@@ -61,6 +61,7 @@ class Settings:
     client_stall_timeout_s: float = 60.0
     carrier: CarrierKind = "direct"
     model_timeout_s: float | None = None
+    benchmark_target_s: float = 20.0
     benchmark_time_limit_s: float = 300.0
     benchmark_dir: Path = Path()
     drain_timeout_s: float = 30.0
@@ -81,6 +82,7 @@ class Settings:
         port, http_port = _ports(read)
         engine = cast(EngineKind, read.choice("ENGINE", ("vast", "none"), "the engine to use"))
         host, http_host = _bind_hosts(read, engine)
+        target_s, limit_s = _benchmark_times(read)
         settings = cls(
             engine=engine,
             container_id=_container_id(read, engine),
@@ -117,9 +119,8 @@ class Settings:
             model_timeout_s=read.value(
                 "MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds"
             ),
-            benchmark_time_limit_s=read.seconds(
-                "BENCHMARK_TIME_LIMIT_S", cls.benchmark_time_limit_s, "limit of the benchmark, seconds"
-            ),
+            benchmark_target_s=target_s,
+            benchmark_time_limit_s=limit_s,
             benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
             drain_timeout_s=read.seconds(
                 "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may go on after SIGTERM, seconds"
@@ -223,6 +224,15 @@ class EnvironmentReader:
 def _ports(read: EnvironmentReader) -> tuple[int, int]:
     port = read.port("WORKER_PORT", 3000, "the worker's public port")
     return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
+
+
+def _benchmark_times(read: EnvironmentReader) -> tuple[float, float]:
+    """The seconds that the benchmark should take, and those after which it is cut off."""
+    target, limit = Settings.benchmark_target_s, Settings.benchmark_time_limit_s
+    return (
+        read.seconds("BENCHMARK_TARGET_S", target, "how long the benchmark should take, seconds"),
+        read.seconds("BENCHMARK_TIME_LIMIT_S", limit, "limit of the benchmark, seconds"),
+    )
 
 
 def _bind_hosts(read: EnvironmentReader, engine: EngineKind) -> tuple[str | None, str]:

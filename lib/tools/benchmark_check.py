@@ -9,16 +9,15 @@ import json
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lib.data_types import UNSIGNED_AUTH_DATA, EndpointHandler, JsonDataException
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.errors import result_or_error
 from lib.metrics import DEFAULT_WORKLOAD, WorkloadCounter
-from lib.model.benchmark_keeper import BenchmarkKeeper
+from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.connection import ModelServer
-from lib.model.readiness import Readiness
+from lib.model.flow import send_alone
 from lib.runtime.clock import Clock, time_limit
 from lib.tools.findings import Findings
 from lib.tools.load_test import client_json
@@ -100,21 +99,10 @@ def _check_workload(payload: Any, found: Findings) -> None:
 
 async def send_one(handler: EndpointHandler[Any], server: ModelServer, clock: Clock, found: Findings) -> None:
     """Send one request as the benchmark does, and read the answer to its end."""
-    name = type(handler).__name__
-    rating = BenchmarkKeeper(
-        handler,
-        server,
-        Readiness((), False, clock),
-        WorkloadCounter(name).count,
-        max_concurrency=1,
-        model_name="",
-        directory=Path(),
-        time_limit_s=REQUEST_LIMIT_S,
-        clock=clock,
-    )
+    request = BenchmarkRequest(handler, server, WorkloadCounter(type(handler).__name__).count)
     began = clock.monotonic()
     with time_limit(clock, REQUEST_LIMIT_S):
-        attempted = await rating.attempt()
+        attempted = await send_alone(request.send, clock)
         took = f"after {clock.monotonic() - began:.3f} s"
         if attempted.ok:
             found.ok("request", f"answered {attempted.message.partition(':')[0]} {took}")

@@ -24,7 +24,8 @@ async def test_the_result_is_reported_with_ready(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, benchmarked()) as system:
         assert system.last_report.max_perf > 0
         assert system.totals.cur_perf == 0  # the benchmark is not a client's work
-        assert [r.json() for r in system.model.requests] == [{"workload": 10.0, "data": {"test": True}}] * 3
+        assert len(system.model.requests) >= 3  # the warm-up, and two at once
+        assert all(r.json() == {"workload": 10.0, "data": {"test": True}} for r in system.model.requests)
         saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
         assert saved["perf"] == system.last_report.max_perf
 

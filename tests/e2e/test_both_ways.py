@@ -122,7 +122,8 @@ async def test_the_benchmark_is_measured_and_saved(tmp_path: Path, declared: boo
     quick = {"benchmark_runs": 2, "benchmark_concurrency": 3}
     async with with_worker_task(tmp_path, worker_setup(declared, quick, benchmark="/echo")) as system:
         assert system.last_report.max_perf > 0
-        assert [r.json() for r in system.model.requests] == [{"workload": 10.0, "data": {"test": True}}] * 7
+        assert len(system.model.requests) >= 7  # the warm-up, and twice as many as are in flight
+        assert all(r.json() == {"workload": 10.0, "data": {"test": True}} for r in system.model.requests)
         saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
         assert (saved["inputs"]["runs"], saved["inputs"]["concurrency"]) == (2, 3)
 

@@ -248,7 +248,7 @@ async def test_a_function_is_benchmarked_like_any_handler(tmp_path: Path) -> Non
     handler = HandlerConfig("/model", None, True, benchmark_config=benchmark, remote_function=model)
     async with functions_worker(tmp_path, handler) as system:
         assert system.last_report.max_perf > 0
-        assert len(calls) == 6
+        assert len(calls) >= 6
         saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
         assert saved["inputs"]["handler"].startswith("/model tests.")
 

@@ -13,8 +13,9 @@ import anyio
 import pytest
 from aiohttp import web
 
-from lib.metrics import WorkloadCounter
+from lib.metrics import Ledger, WorkloadCounter
 from lib.model.benchmark_keeper import RETRY_S, BenchmarkKeeper
+from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.benchmark_store import FILE_NAME, OLD_FILE_NAME
 from lib.model.connection import ModelServer
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
@@ -23,8 +24,8 @@ from tests.fakes.worker import Job, JobHandler
 from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
 
-# The first payload of a round: two are made for their shape, and one for the warm-up.
-FIRST_OF_A_ROUND = 4
+# The first payload after the warm-up's: two more are made for their shape.
+FIRST_MEASURED = 4
 
 
 @dataclass
@@ -94,15 +95,15 @@ async def benchmarking(
         server = await stack.enter_async_context(ModelServer(model.url))
         readiness = Readiness([ReadySignal.LOG], False, clock)
         keeper = BenchmarkKeeper(
-            handler,
-            server,
+            BenchmarkRequest(handler, server, WorkloadCounter("Bench").count),
             readiness,
-            WorkloadCounter("Bench").count,
-            None,
-            model_name,
-            tmp_path,
-            300.0,
-            clock,
+            Ledger(clock),
+            max_concurrency=None,
+            model_name=model_name,
+            directory=tmp_path,
+            target_s=20.0,
+            time_limit_s=300.0,
+            clock=clock,
         )
         async with anyio.create_task_group() as tasks:
             if loaded:
@@ -122,7 +123,7 @@ async def test_nothing_is_measured_before_the_model_is_loaded(tmp_path: Path) ->
         assert here.model.requests == []
         here.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.until(State.READY)
-    assert len(here.model.requests) == 3  # the warm-up, and one round of two
+    assert len(here.model.requests) >= 3  # the warm-up, and two at once
 
 
 @pytest.mark.parametrize("path", ["/held", "/stream"])
@@ -130,7 +131,7 @@ async def test_a_request_is_timed_to_the_last_byte_of_its_answer(tmp_path: Path,
     handler = handler_for(path)
     async with benchmarking(tmp_path, handler) as here:
         here.model.release()
-        handler.at_payload[FIRST_OF_A_ROUND] = here.model.hold
+        handler.at_payload[FIRST_MEASURED] = here.model.hold
         await here.model.until(lambda: len(here.model.requests) == 3)
         await anyio.wait_all_tasks_blocked()  # the headers of a stream have arrived
         here.clock.advance(5.0)
@@ -171,7 +172,7 @@ async def test_without_any_success_the_error_has_the_model_servers_message(
 
 
 async def test_an_error_in_an_answer_that_the_handler_computes_has_a_message_too(tmp_path: Path) -> None:
-    async with benchmarking(tmp_path, LocalAnswers(1, benchmark_concurrency=1)) as here:
+    async with benchmarking(tmp_path, LocalAnswers(1, benchmark_concurrency=2)) as here:
         await here.until(State.ERRORED)
         assert "no such voice" in here.readiness.error_msg
 
@@ -214,13 +215,13 @@ async def test_an_error_ends_the_benchmark_which_runs_again_after_the_next_loade
         here.model.release()
         here.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.until(State.READY)
-    assert len(here.model.requests) == 4
+    assert len(here.model.requests) >= 4
 
 
-async def test_at_least_one_round_is_run(tmp_path: Path) -> None:
+async def test_at_least_as_many_end_as_are_in_flight(tmp_path: Path) -> None:
     async with benchmarking(tmp_path, handler_for("/echo", runs=0)) as here:
         await here.until(State.READY)
-    assert len(here.model.requests) == 3
+    assert len(here.model.requests) >= 3
 
 
 async def test_without_a_fixed_concurrency_the_best_is_searched_for(tmp_path: Path) -> None:
@@ -272,7 +273,7 @@ async def test_with_another_model_server_it_is_measured_again(tmp_path: Path) ->
     for _ in range(2):
         async with benchmarking(tmp_path, handler_for("/echo")) as here:
             await here.until(State.READY)
-        assert len(here.model.requests) == 3
+        assert len(here.model.requests) >= 3
 
 
 async def test_the_number_in_has_benchmark_is_used(tmp_path: Path) -> None:

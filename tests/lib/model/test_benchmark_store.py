@@ -18,6 +18,7 @@ from lib.model.benchmark_store import (
     MAX_SHAPE_DEPTH,
     OLD_FILE_NAME,
     BenchmarkInputs,
+    Result,
     gpus,
     load,
     payload_shape,
@@ -46,10 +47,10 @@ def names(directory: Path) -> list[str]:
 
 def test_a_saved_result_is_used_for_the_same_inputs(tmp_path: Path) -> None:
     assert load(tmp_path, INPUTS) is None
-    save(tmp_path, INPUTS, 12.5)
-    assert load(tmp_path, replace(INPUTS)) == 12.5
-    save(tmp_path, INPUTS, 13.5)
-    assert load(tmp_path, INPUTS) == 13.5
+    save(tmp_path, INPUTS, Result(perf=12.5))
+    assert load(tmp_path, replace(INPUTS)) == Result(perf=12.5)
+    save(tmp_path, INPUTS, Result(perf=13.5))
+    assert load(tmp_path, INPUTS) == Result(perf=13.5)
     assert names(tmp_path) == [FILE_NAME]
 
 
@@ -73,7 +74,7 @@ def test_a_result_of_other_inputs_is_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], name: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    save(tmp_path, INPUTS, 12.5)
+    save(tmp_path, INPUTS, Result(perf=12.5))
     changed = replace(INPUTS, **change)
     assert load(tmp_path, changed) is None
     assert caplog.messages == [f"benchmark: measuring again, since these inputs changed: {name}"]
@@ -84,7 +85,7 @@ def test_an_input_that_an_older_version_did_not_know_is_a_change(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    save(tmp_path, INPUTS, 12.5)
+    save(tmp_path, INPUTS, Result(perf=12.5))
     saved = json.loads((tmp_path / FILE_NAME).read_text())
     del saved["inputs"]["gpus"]
     saved["inputs"]["driver"] = "1.0"
@@ -133,9 +134,9 @@ def test_a_file_that_cannot_be_read_is_ignored_with_a_warning(
 @pytest.mark.parametrize(("text", "perf"), [("123.5", 123.5), (" 7\n", 7.0), ("1e3", 1000.0)])
 def test_a_bare_number_of_another_worker_is_used(tmp_path: Path, text: str, perf: float) -> None:
     write(tmp_path, text, OLD_FILE_NAME)
-    assert load(tmp_path, INPUTS) == perf
-    save(tmp_path, INPUTS, 12.5)
-    assert load(tmp_path, INPUTS) == 12.5
+    assert load(tmp_path, INPUTS) == Result(perf=perf)
+    save(tmp_path, INPUTS, Result(perf=12.5))
+    assert load(tmp_path, INPUTS) == Result(perf=12.5)
 
 
 @pytest.mark.parametrize("text", ["", "fast", "nan", "inf", "0", "-3", "1e999", b"\xff"])
@@ -150,21 +151,59 @@ def test_a_malformed_bare_number_is_ignored_with_a_warning(
 def test_a_directory_that_cannot_be_written_only_causes_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save(tmp_path / "absent", INPUTS, 12.5)
+    save(tmp_path / "absent", INPUTS, Result(perf=12.5))
     (tmp_path / FILE_NAME).mkdir()
-    save(tmp_path, INPUTS, 12.5)
+    save(tmp_path, INPUTS, Result(perf=12.5))
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert names(tmp_path) == [FILE_NAME], "a temporary file was left"
 
 
 def test_a_new_result_replaces_the_older_one_completely(tmp_path: Path) -> None:
-    save(tmp_path, INPUTS, 12.5)
+    save(tmp_path, INPUTS, Result(perf=12.5))
     before = tmp_path / "before"
     before.mkdir()
     os.link(tmp_path / FILE_NAME, before / FILE_NAME)
-    save(tmp_path, INPUTS, 13.5)
-    assert load(before, INPUTS) == 12.5
-    assert load(tmp_path, INPUTS) == 13.5
+    save(tmp_path, INPUTS, Result(perf=13.5))
+    assert load(before, INPUTS) == Result(perf=12.5)
+    assert load(tmp_path, INPUTS) == Result(perf=13.5)
+
+
+MEASURED = Result(
+    perf=12.5,
+    concurrency=64,
+    spread=0.02,
+    duration_s=9.5,
+    measured_at=1.7e9,
+    workload_per_unit=0.5,
+    is_cut=True,
+    is_unsure=True,
+    versions={"python": "3.13.0"},
+    served_model="tiny",
+)
+
+
+def test_all_of_a_result_is_saved(tmp_path: Path) -> None:
+    save(tmp_path, INPUTS, MEASURED)
+    assert load(tmp_path, INPUTS) == MEASURED
+    assert MEASURED.remark == " (cut by its time limit, unsure)"
+    assert Result(perf=1.0).remark == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("concurrency", "64"), ("is_cut", 1), ("versions", [])])
+def test_of_a_file_with_a_wrong_field_only_the_number_is_used(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    save(tmp_path, INPUTS, MEASURED)
+    saved = json.loads((tmp_path / FILE_NAME).read_text())
+    write(tmp_path, json.dumps({**saved, name: value}))
+    assert load(tmp_path, INPUTS) == Result(perf=12.5)
+
+
+def test_a_file_of_an_older_version_has_the_number_only(tmp_path: Path) -> None:
+    save(tmp_path, INPUTS, MEASURED)
+    saved = json.loads((tmp_path / FILE_NAME).read_text())
+    write(tmp_path, json.dumps({"perf": 12.5, "inputs": saved["inputs"]}))
+    assert load(tmp_path, INPUTS) == Result(perf=12.5)
 
 
 # The payload's shape

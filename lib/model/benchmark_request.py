@@ -1,0 +1,129 @@
+"""One request of the benchmark: its payload, the call of the model by the handler, and reading the answer.
+
+Owns what counts as success and as progress. When requests are sent is decided in benchmark.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import aiohttp
+from aiohttp import web
+
+from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_error, result_or_error
+from lib.model.benchmark import Attempt, BenchmarkFailed, FlowRequest
+from lib.model.caller import ModelCaller
+from lib.model.connection import ModelServer
+from lib.model.relay import is_stream_type, is_streamed
+
+# The part of the model server's error message that is reported.
+MAX_MESSAGE_BYTES = 2000
+
+
+class Benchmarked(Protocol):
+    """A handler, as far as the benchmark calls it; `lib.data_types.EndpointHandler` describes each member."""
+
+    @property
+    def endpoint(self) -> str | None: ...
+
+    @property
+    def benchmark_name(self) -> str: ...
+
+    @property
+    def benchmark_method(self) -> str: ...
+
+    @property
+    def benchmark_runs(self) -> int: ...
+
+    @property
+    def benchmark_concurrency(self) -> int | None: ...
+
+    @property
+    def benchmark_warmup(self) -> bool: ...
+
+    def make_benchmark_payload(self) -> Any: ...
+
+    def generate_payload_json(self, payload: Any, /) -> Any: ...
+
+    def call_model(self, model: ModelCaller, payload: Any, /) -> AbstractAsyncContextManager[Any]: ...
+
+
+class _BenchmarkCaller(ModelCaller):
+    """Passes on to `job` what the handler notes of its request."""
+
+    def __init__(self, server: ModelServer, method: str, job: FlowRequest, workload: float) -> None:
+        super().__init__(server, {}, method=method)
+        self.workload = workload
+        self._job = job
+
+    def note_progress(self, units: float = 1.0) -> None:
+        self._job.note(units)
+
+    def note_workload(self, workload: float) -> None:
+        self.workload = workload
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """Sends the requests of the benchmark of `handler`; `count_workload` counts those of its payloads."""
+
+    handler: Benchmarked
+    server: ModelServer
+    count_workload: Callable[[Any], float]
+
+    def make_payload(self) -> Any:
+        """Make a payload. Raises `BenchmarkFailed` when the handler can't."""
+        payload = result_or_error(self.handler.make_benchmark_payload)
+        if isinstance(payload, Exception):
+            raise BenchmarkFailed(f"make_benchmark_payload raised {payload!r}") from payload
+        return payload
+
+    async def send(self, job: FlowRequest) -> Attempt:
+        """Send one request and read its answer. Raises `BenchmarkFailed` when its payload can't be made."""
+        payload = self.make_payload()
+        workload = self.count_workload(payload)
+        caller = _BenchmarkCaller(self.server, self.handler.benchmark_method, job, workload)
+        result = await async_result_or_error(self._call(caller, payload, job))
+        if isinstance(result, Exception):
+            known = isinstance(result, (WorkerError, AnswerCut))
+            return Attempt(False, workload, describe_error(result) if known else repr(result))
+        status, text, source = result
+        ok = 200 <= status < 300
+        return Attempt(ok, caller.workload, f"{status}: {text}" if ok else f"{source}{status}: {text}")
+
+    async def _call(self, caller: ModelCaller, payload: Any, job: FlowRequest) -> tuple[int, str, str]:
+        """Send `payload` and read the answer to its last byte.
+
+        Returns its status, the beginning of its body, and "POST URL answered " as the beginning of a message,
+        or "" if it is not an answer of the model server.
+        """
+        async with self.handler.call_model(caller, payload) as answer:
+            if isinstance(answer, web.StreamResponse):
+                return answer.status, _text(answer), ""
+            by_server = isinstance(answer, aiohttp.ClientResponse)
+            source = f"{answer.method} {answer.url} answered " if by_server else ""
+            return answer.status, await _read(answer, job), source
+
+
+def _text(answer: web.StreamResponse) -> str:
+    body = answer.body if isinstance(answer, web.Response) else None
+    return body[:MAX_MESSAGE_BYTES].decode(errors="replace") if isinstance(body, bytes) else ""
+
+
+async def _read(answer: aiohttp.ClientResponse, job: FlowRequest) -> str:
+    """Read `answer` and return its beginning.
+
+    The progress of a stream of lines is their number, that of other streams their bytes.
+    """
+    beginning = bytearray()
+    is_progress = is_streamed(answer) and answer.status < 300
+    has_lines = is_progress and is_stream_type(answer.content_type)
+    while chunk := await answer.content.readany():
+        if is_progress and (units := chunk.count(b"\n") if has_lines else len(chunk)):
+            job.note(units)
+        if len(beginning) < MAX_MESSAGE_BYTES:
+            beginning += chunk[:MAX_MESSAGE_BYTES]
+    return bytes(beginning[:MAX_MESSAGE_BYTES]).decode(errors="replace")

@@ -1,0 +1,250 @@
+"""The throughput of a flow of requests, in workload/s, over the time in which it was steady.
+
+Owns the estimates: by the progress within requests where their answers stream, and by the requests that
+ended. Which numbers of requests are tried, and for how long, is decided in benchmark.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, pstdev, stdev
+
+from lib.model.flow import BIN_S, Flow, FlowRequest
+
+# A window of progress has this many parts, whose differences are its spread, and at least this length.
+PARTS = 5
+MIN_WINDOW_S = 1.0
+# A throughput is steady if it is known within this part of it.
+STEADY_WITHIN = 0.05
+# The shortest duration that a request can have, so that no throughput is infinite.
+MIN_DURATION_S = 1e-6
+# The relative standard deviation that is assumed of durations before there are two, and of the work itself
+# where durations are mostly waits.
+ASSUMED_DEVIATION = 0.3
+QUEUED_DEVIATION = 0.1
+# Requests that are worked on at once have about the same speed, in workload/s: it deviates by at most this.
+SAME_SPEED = 0.15
+SAME_WORKLOAD = 0.05
+# The part of the requests in flight that must have begun and ended at a level.
+GENERATION = 0.5
+# After this many times as many, those that are left wait as long as those that have ended.
+GENERATIONS = 2.5
+# The beginnings of fewer requests say nothing about that of one.
+MIN_RAMP = 3
+# With beginnings of this part of the requests in a window, it is like any other.
+MIXED_FROM = 0.3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A throughput in workload/s. `spread` is the half of its 95 % interval, as a part of it.
+
+    `places` is the number of requests that were worked on at once, as far as it is known; others waited.
+    `is_steady` is false while the throughput is not known well, or still changes.
+    """
+
+    throughput: float
+    spread: float
+    places: float
+    is_steady: bool
+
+
+def estimate(flow: Flow, level: int, since_s: float, shortest_s: float = MIN_WINDOW_S) -> Estimate | None:
+    """The throughput of `level` requests in flight since the monotonic time `since_s`; None without any.
+
+    Where answers stream, it is that of a window of at least `shortest_s`.
+    """
+    if flow.is_streaming and flow.workload_per_unit > 0:
+        full_s = since_s + ramp_of(flow, since_s).duration_s
+        return _of_progress(flow, full_s, shortest_s) or _of_requests(flow, level, since_s)
+    return _of_requests(flow, level, since_s)
+
+
+def optimistic(flow: Flow, since_s: float, skipped: int) -> float:
+    """The highest throughput that the requests since `since_s` can show, with more than `skipped` ended.
+
+    Where many wait for few places, the durations say nothing for long, but the ends do: of those that run at
+    once, the last to end is the one that shows how many they were.
+    """
+    highest = workload = 0.0
+    jobs = [job for job in flow.ended if job.ended_s >= since_s and not job.is_cold]
+    if not jobs or _deviation([job.workload for job in jobs]) > SAME_WORKLOAD:
+        return math.inf
+    for count, job in enumerate(jobs, start=1):
+        workload += job.workload * _part_since(job, since_s)
+        if count > skipped:
+            highest = max(highest, workload / max(job.ended_s - since_s, MIN_DURATION_S))
+    return highest
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The beginning of a level: `requests` more made their first progress within `duration_s` seconds."""
+
+    requests: int
+    duration_s: float
+
+
+def ramp_of(flow: Flow, since_s: float) -> Ramp:
+    """The beginning of the level since `since_s`, without the requests that waited for the end of others."""
+    began = [job for job in (*flow.ended, *flow.in_flight) if since_s <= job.began_s <= since_s + BIN_S]
+    until_s = min((job.ended_s for job in flow.ended if job.ended_s > since_s), default=math.inf)
+    first = [job.first_s - since_s for job in began if job.first_s is not None and job.first_s < until_s]
+    return Ramp(len(first), max(first, default=0.0))
+
+
+def prompt_s(ramps: Sequence[Ramp]) -> float:
+    """Seconds for which the beginning of one request holds up all others, by the beginnings of levels.
+
+    What a level's beginning takes whatever the number of requests, such as compiling, is not counted.
+    """
+    known = [ramp for ramp in ramps if ramp.requests >= MIN_RAMP]
+    pairs = [(a, b) for a, b in pairwise(known) if b.requests >= 2 * a.requests]
+    if not pairs:
+        return 0.0
+    shares = [ramp.duration_s / ramp.requests for ramp in known]
+    slopes = [(b.duration_s - a.duration_s) / (b.requests - a.requests) for a, b in pairs]
+    return max(0.0, min((*shares, slopes[-1])))
+
+
+def _of_progress(flow: Flow, since_s: float, shortest_s: float) -> Estimate | None:
+    """The throughput over the longest window up to now in which progress was even, or else over all."""
+    last = int((flow.clock.monotonic() - flow.began_s) / BIN_S)  # the interval that is not over
+    first = int((since_s - flow.began_s) / BIN_S) + 1
+    bins = flow.bins[first:last] + [0.0] * max(0, last - max(first, len(flow.bins)))
+    length, shortest = len(bins), round(shortest_s / BIN_S)
+    places = sum(job.first_s is not None for job in flow.in_flight)
+    prompts = _prompt_times(flow, first, last)
+    longest: Estimate | None = None
+    while length >= shortest:
+        size = length // PARTS
+        begin = len(bins) - size * PARTS
+        # With many beginnings in the window, they take their usual part of it.
+        is_mixed = _beginnings(flow, first + begin, last) >= MIXED_FROM * places
+        held_up = [0.0] * len(bins) if is_mixed else prompts
+        rates = [_rate(bins, held_up, begin + i * size, begin + (i + 1) * size) for i in range(PARTS)]
+        mean = fmean(rates)
+        if mean > 0:
+            trend = abs(fmean(rates[-2:]) - fmean(rates[:2])) / mean
+            spread = max(2 * stdev(rates) / PARTS**0.5 / mean, _granularity(bins[begin:]))
+            begin_s = flow.began_s + (first + begin) * BIN_S
+            is_steady = spread <= STEADY_WITHIN and trend <= STEADY_WITHIN and not _grew(flow, begin_s)
+            answering = 1.0 if is_mixed else _part_of_answers(flow, mean, places)
+            throughput = mean * flow.workload_per_unit * answering
+            current = Estimate(throughput, spread, places, is_steady)
+            if is_steady:
+                return current
+            longest = longest or current
+        length = int(length * 0.7)
+    return longest
+
+
+def _prompt_times(flow: Flow, first: int, last: int) -> list[float]:
+    """Seconds in each interval from `first` to `last` that went into the beginnings of requests."""
+    times = [0.0] * max(0, last - first)
+    if flow.prompt_s:
+        for job in (*flow.ended, *flow.in_flight):
+            if job.first_s is not None:
+                number = int((job.first_s - flow.began_s) / BIN_S) - first
+                if 0 <= number < len(times):
+                    times[number] += flow.prompt_s
+    return times
+
+
+def _beginnings(flow: Flow, first: int, last: int) -> int:
+    """The number of requests that made their first progress in the intervals from `first` to `last`."""
+    begin_s, end_s = flow.began_s + first * BIN_S, flow.began_s + last * BIN_S
+    jobs = (*flow.ended, *flow.in_flight)
+    return sum(job.first_s is not None and begin_s <= job.first_s < end_s for job in jobs)
+
+
+def _rate(bins: Sequence[float], prompts: Sequence[float], begin: int, end: int) -> float:
+    """The progress per second in a part of the intervals, without the time for the beginnings of requests."""
+    length_s = (end - begin) * BIN_S
+    return sum(bins[begin:end]) / max(length_s - sum(prompts[begin:end]), length_s / 4)
+
+
+def _part_of_answers(flow: Flow, rate: float, places: int) -> float:
+    """The part of the time in which answers go on, at `rate` in units/s: in the rest others begin."""
+    ended = [job.units for job in flow.ended]
+    answer_s = fmean(ended) * places / rate if ended else 0.0
+    return answer_s / (answer_s + places * flow.prompt_s) if answer_s > 0 else 1.0
+
+
+def _granularity(window: Sequence[float]) -> float:
+    """The part of the progress in `window` that one step of the server makes, where steps can be told."""
+    steps = sum(units > 0 for units in window)
+    return 1 / steps if steps < 0.8 * len(window) else 0.0
+
+
+def _grew(flow: Flow, begin_s: float) -> bool:
+    """Whether the number of requests in progress has grown since `begin_s`: the batch was still filling."""
+    begun = [*flow.ended, *flow.in_flight]
+    then = sum(j.first_s is not None and j.first_s <= begin_s < j.ended_s for j in begun)
+    now = sum(job.first_s is not None for job in flow.in_flight)
+    return now > then + max(1.0, 0.05 * then)
+
+
+def _of_requests(flow: Flow, level: int, since_s: float) -> Estimate | None:
+    """The throughput by the requests that ended since `since_s`; None before one has that began then."""
+    jobs = [job for job in flow.ended if job.ended_s >= since_s and not job.is_cold]
+    whole = [job for job in jobs if job.began_s >= since_s]
+    if not whole:
+        return None
+    for cold in (job for job in flow.ended if job.is_cold and job.ended_s > since_s):
+        # A warm-up that took as long as the next is no worse than that, and long jobs are few.
+        if level == 1 and abs(cold.duration_s - whole[0].duration_s) <= STEADY_WITHIN * whole[0].duration_s:
+            jobs, whole = [cold, *jobs], [cold, *whole]
+        else:
+            since_s = cold.ended_s
+    latest = whole[-max(level, 4, len(whole) // 2) :] if level > 1 else whole
+    speeds = [job.workload / max(job.duration_s, MIN_DURATION_S) for job in latest]
+    deviation = _deviation(speeds)
+    first_left = any(job.began_s <= since_s + BIN_S for job in flow.in_flight)
+    has_generation = not first_left and len(whole) >= GENERATION * level
+    is_same = deviation <= SAME_SPEED or len(whole) >= GENERATIONS * level
+    if has_generation and is_same:  # Little's law
+        durations = sum(max(job.duration_s, MIN_DURATION_S) for job in latest)
+        durations += sum(lost_s for at_s, lost_s in flow.idle if at_s >= latest[0].began_s)
+        throughput = level * sum(job.workload for job in latest) / durations
+        spread = 2 * (deviation if len(latest) > 1 else ASSUMED_DEVIATION) / len(latest) ** 0.5
+        return Estimate(throughput, spread, level, spread <= STEADY_WITHIN)
+    return _of_queue(flow, jobs, whole, level, since_s)
+
+
+def _of_queue(
+    flow: Flow, jobs: Sequence[FlowRequest], whole: Sequence[FlowRequest], level: int, since_s: float
+) -> Estimate:
+    """The throughput by the ends of `jobs`, most of which have waited for others.
+
+    `whole` are those that have begun since `since_s`. The others were half done then, if they didn't wait.
+    """
+    time_s = max(max(job.ended_s for job in jobs) - since_s, MIN_DURATION_S)
+    shares = sum(job.workload * _part_since(job, since_s) for job in jobs)
+    workload = fmean(job.workload for job in jobs)
+    if workload <= 0:
+        return Estimate(0.0, 1.0, level, False)
+    shortest_s = min(job.duration_s for job in jobs)
+    places = max(1.0, len(jobs) / time_s * shortest_s)
+    throughput = (shares if len(jobs) - len(whole) <= 1.2 * places else workload * len(jobs)) / time_s
+    is_queue = _deviation([job.workload for job in jobs]) <= SAME_WORKLOAD and len(jobs) > 2 * places
+    if is_queue and places < 0.8 * level:
+        spread = max(places, level / 4) / len(jobs) + 2 * QUEUED_DEVIATION / len(jobs) ** 0.5
+        return Estimate(throughput, spread, places, spread <= STEADY_WITHIN)
+    return Estimate(shares / time_s, 1.0, level, False)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The relative standard deviation of `values`."""
+    mean = fmean(values)
+    return pstdev(values) / mean if mean > 0 else 0.0
+
+
+def _part_since(job: FlowRequest, since_s: float) -> float:
+    """The part of the job's duration after `since_s`."""
+    if job.began_s >= since_s:
+        return 1.0
+    return (job.ended_s - since_s) / job.duration_s
