@@ -17,3 +17,8 @@ def test_the_number_of_words_is_as_requested(count: int) -> None:
 
 def test_each_call_returns_other_words() -> None:
     assert len({some_words(30) for _ in range(100)}) == 100
+
+
+def test_prompts_begin_differently() -> None:
+    """Servers keep the beginnings of prompts, in blocks of 16 tokens or more, and reuse them."""
+    assert len({some_words(8) for _ in range(2000)}) == 2000

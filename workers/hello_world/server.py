@@ -93,12 +93,13 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
     generate = GenerateHandler(health=settings.health, max_queue_time=settings.max_queue_time)
     generate_stream = GenerateStreamHandler(health=settings.health, max_queue_time=settings.max_queue_time)
 
-    # 3. The backend that they share. The benchmark measures the machine's throughput with one handler.
+    # 3. The backend that they share. The benchmark measures the machine's throughput with one handler: one
+    #    that streams, so that it sees the tokens as they are generated.
     backend = Backend(
         model_server_url=settings.server_url,
         model_log_file=settings.log,
         allow_parallel_requests=True,  # the model server handles several requests at the same time
-        benchmark_handler=generate,
+        benchmark_handler=generate_stream,
         log_actions=settings.log_actions,
     )
 

@@ -58,20 +58,20 @@ class ErrorScanner:
 
     def _read_line(self) -> None:
         if _MARK in self._line:
-            self._failed = self._failed or _is_error(bytes(self._line))
+            self._failed = self._failed or is_error(bytes(self._line))
         self._line.clear()
 
 
-def _is_error(line: bytes) -> bool:
+def is_error(line: bytes) -> bool:
     """Whether a line of a stream says that the generation failed."""
     name, _, value = line.partition(b":")
     value = value.strip()
     if name == b"data":
-        return _has_error(value)
+        return has_error(value)
     return (name == b"event" and value == b"error") or (name == b"error" and value.startswith(b"{"))
 
 
-def _has_error(data: bytes) -> bool:
+def has_error(data: bytes) -> bool:
     """Whether an event's data is an error; other events may have the field too, with null."""
     try:
         event: Any = json.loads(data)

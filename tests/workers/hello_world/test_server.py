@@ -27,6 +27,13 @@ def test_the_defaults_of_the_worker() -> None:
     assert (LogAction.ModelError, "Exception: corrupted model file") in backend.log_actions
 
 
+def test_the_benchmark_streams_and_leaves_the_counting_to_the_library() -> None:
+    handler = server.build({})[0].benchmark_handler
+
+    assert isinstance(handler, GenerateStreamHandler)
+    assert handler.passes_answers_on
+
+
 def test_both_routes_are_carried_without_aiohttp() -> None:
     backend, routes = server.build({})
     assert set(backend.direct_routes(routes)) == {"/generate", "/generate_stream"}

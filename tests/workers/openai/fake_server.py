@@ -29,13 +29,16 @@ class FakeOpenAI(FakeTextServer):
     """The server. With `ignore_eos`, answers continue after `eos_after` tokens.
 
     `strict`: fields that are not part of OpenAI's API are an error. `done`: streams end with `[DONE]`.
-    `usage`: answers contain the number of their tokens. `lacks`: routes that it doesn't have.
+    `usage`: answers contain the number of their tokens, streams on request. `streams`: whether it streams.
+    `lacks`: routes that it doesn't have. `refuses`: fields that are an error.
     """
 
     strict: bool = False
     done: bool = True
     usage: bool = True
+    streams: bool = True
     lacks: frozenset[str] = frozenset()
+    refuses: frozenset[str] = frozenset()
 
     def app(self) -> web.Application:
         app = super().app()
@@ -75,7 +78,7 @@ class FakeOpenAI(FakeTextServer):
     async def post(self, request: web.Request) -> web.StreamResponse:
         message: dict[str, Any] = await request.json()
         self._note(request, (await request.read()).decode())
-        if self.strict and (unknown := EXTRA_FIELDS & set(message)):
+        if unknown := set(message) & (self.refuses | (EXTRA_FIELDS if self.strict else set())):
             return _error(400, f"Unrecognized request argument: {', '.join(sorted(unknown))}")
         if message.get("model", MODEL) != MODEL:
             return _error(404, f"The model `{message['model']}` does not exist.")
@@ -100,8 +103,12 @@ class FakeOpenAI(FakeTextServer):
         if message["prompt"] == "fail":
             return _error(500, "CUDA out of memory")
         tokens = self._tokens(message)
-        if message.get("stream"):
-            return await self._stream(request, message["prompt"], tokens, "text_completion")
+        usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 1 + tokens}
+        if message.get("stream") and self.streams:
+            wanted = self.usage and message.get("stream_options", {}).get("include_usage")
+            return await self._stream(
+                request, message["prompt"], tokens, "text_completion", usage if wanted else None
+            )
         choice = {"index": 0, "text": " word" * tokens, "finish_reason": "length"}
         answer: dict[str, Any] = {
             "id": "cmpl-1",
@@ -110,7 +117,6 @@ class FakeOpenAI(FakeTextServer):
             "choices": [choice],
         }
         if self.usage:
-            usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 1 + tokens}
             answer["usage"] = usage
         return web.json_response(answer)
 
@@ -150,7 +156,14 @@ class FakeOpenAI(FakeTextServer):
     async def images(self, _request: web.Request, message: dict[str, Any]) -> web.Response:
         return web.json_response({"created": 1, "data": [{"b64_json": "AAAA"}]})
 
-    async def _stream(self, request: web.Request, prompt: str, tokens: int, kind: str) -> web.StreamResponse:
+    async def _stream(
+        self,
+        request: web.Request,
+        prompt: str,
+        tokens: int,
+        kind: str,
+        usage: Mapping[str, int] | None = None,
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         try:
             await response.prepare(request)
@@ -163,6 +176,8 @@ class FakeOpenAI(FakeTextServer):
                 if prompt == "hang":
                     await asyncio.Event().wait()
                 tokens -= 1
+            if usage is not None:
+                await _event(response, {"object": kind, "choices": [], "usage": usage})
             if self.done:
                 await response.write(b"data: [DONE]\n\n")
         except (asyncio.CancelledError, ConnectionError):

@@ -1,81 +1,126 @@
+"""The benchmark's requests to servers that differ in what they accept."""
+
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
-from aiohttp.test_utils import TestServer
+import pytest
 
-from lib.model.caller import ModelCaller
-from lib.model.connection import ModelServer
+from tests.workers.noted_answers import Outcome, caller_of, outcome_of
 from tests.workers.openai.fake_server import MODEL, FakeOpenAI
-from workers.openai.benchmark import MAX_ANSWERS, OpenAIBenchmarkHandler
+from workers.openai.benchmark import OpenAIBenchmarkHandler
+from workers.openai.data_types import CompletionRequest
 
 
-@asynccontextmanager
-async def answered(
-    server: FakeOpenAI, handler: OpenAIBenchmarkHandler
-) -> AsyncGenerator[tuple[int, Any, list[Any]], None]:
-    """Status and JSON of the answer to a benchmark's request, and the messages to the server."""
-    async with (
-        TestServer(server.app()) as listening,
-        ModelServer(str(listening.make_url("/"))) as model,
-        handler.call_model(ModelCaller(model, {}), handler.make_benchmark_payload()) as answer,
-    ):
-        assert isinstance(answer, web.Response)
-        assert isinstance(answer.body, bytes)
-        messages = [json.loads(note["body"]) for note in server.requests if note["body"]]
-        yield answer.status, json.loads(answer.body), messages
+@dataclass
+class Benchmark:
+    """Sends benchmark requests of `handler` to `server`."""
+
+    server: FakeOpenAI
+    handler: OpenAIBenchmarkHandler
+
+    async def send(self, payload: CompletionRequest | None = None) -> Outcome:
+        sent = payload or self.handler.make_benchmark_payload()
+        async with caller_of(self.server.app()) as caller:
+            return await outcome_of(self.handler.call_model(caller, sent), caller)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [json.loads(note["body"]) for note in self.server.requests if note["body"]]
 
 
-async def test_one_answer_suffices_with_ignore_eos() -> None:
+async def test_with_ignore_eos_all_tokens_are_generated() -> None:
     handler = OpenAIBenchmarkHandler(ignore_eos=True, model_name=MODEL)
-    async with answered(FakeOpenAI(eos_after=3), handler) as (status, answer, messages):
-        assert (status, answer["usage"]["completion_tokens"]) == (200, 500)
-        assert [(m["max_tokens"], m["ignore_eos"], m["model"]) for m in messages] == [(500, True, MODEL)]
+    bench = Benchmark(FakeOpenAI(eos_after=3), handler)
+    found = await bench.send()
+    assert (found.status, found.events, found.workloads) == (200, 500, [500.0])
+    (message,) = bench.messages
+    assert len(message.pop("prompt").split()) == 100
+    assert message == {
+        "max_tokens": 500,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "ignore_eos": True,
+        "model": MODEL,
+    }
 
 
-async def test_without_ignore_eos_missing_tokens_are_requested() -> None:
-    handler = OpenAIBenchmarkHandler(model_name=MODEL)
-    async with answered(FakeOpenAI(eos_after=240), handler) as (status, _, messages):
-        assert status == 200
-        assert [m["max_tokens"] for m in messages] == [500, 260, 20]
-        assert len({m["prompt"] for m in messages}) == 3
-
-
-async def test_answers_without_usage_count_as_complete() -> None:
-    handler = OpenAIBenchmarkHandler(model_name=MODEL)
-    async with answered(FakeOpenAI(eos_after=5, usage=False), handler) as (status, _, messages):
-        assert status == 200
-        assert [m["max_tokens"] for m in messages] == [500]
+@pytest.mark.parametrize("usage", [True, False])
+async def test_an_answer_that_ends_early_counts_what_was_generated(usage: bool) -> None:
+    bench = Benchmark(FakeOpenAI(eos_after=240, usage=usage), OpenAIBenchmarkHandler(model_name=MODEL))
+    found = await bench.send()
+    assert (found.status, found.events, found.workloads) == (200, 240, [240.0])
+    assert len(bench.messages) == 1
 
 
 async def test_a_model_that_generates_nothing_is_an_error() -> None:
-    async with answered(FakeOpenAI(eos_after=0), OpenAIBenchmarkHandler()) as (status, answer, messages):
-        assert len(messages) == MAX_ANSWERS
-        assert status == 502
-        assert answer == {"error": "50 answers have 0 of 500 tokens: the model stops too early"}
+    bench = Benchmark(FakeOpenAI(eos_after=0), OpenAIBenchmarkHandler())
+    found = await bench.send()
+    assert (found.status, found.workloads, len(bench.messages)) == (502, [], 1)
+    assert json.loads(found.text)["error"].startswith("the answer has no token: ")
 
 
-async def test_the_first_error_ends_the_benchmark_request() -> None:
-    handler = OpenAIBenchmarkHandler(model_name="other")
-    async with answered(FakeOpenAI(), handler) as (status, answer, messages):
-        assert (status, len(messages)) == (404, 1)
-        assert answer["error"]["message"] == "The model `other` does not exist."
+@pytest.mark.parametrize(
+    ("refused", "accepted"),
+    [
+        ({"stream_options"}, {"prompt", "max_tokens", "model", "stream"}),
+        ({"stream_options", "stream"}, {"prompt", "max_tokens", "model"}),
+    ],
+)
+async def test_fields_that_the_server_refuses_are_left_out_from_then_on(
+    refused: set[str], accepted: set[str]
+) -> None:
+    bench = Benchmark(FakeOpenAI(refuses=frozenset(refused)), OpenAIBenchmarkHandler(model_name=MODEL))
+    assert (await bench.send()).workloads == [500.0]
+    attempts = len(bench.messages)
+    assert attempts == 1 + len(refused)
+    assert (await bench.send()).workloads == [500.0]
+    assert len(bench.messages) == attempts + 1
+    assert set(bench.messages[-1]) == accepted
+
+
+async def test_a_request_that_is_refused_for_another_reason_forgets_nothing() -> None:
+    bench = Benchmark(FakeOpenAI(refuses=frozenset({"max_tokens"})), OpenAIBenchmarkHandler(model_name=MODEL))
+    found = await bench.send()
+    assert (found.status, found.workloads) == (400, [])
+    assert "Unrecognized request argument: max_tokens" in found.text
+    bench.server.refuses = frozenset()
+    assert (await bench.send()).status == 200
+    assert "stream_options" in bench.messages[-1]
+
+
+async def test_a_server_that_does_not_stream_is_measured_by_whole_answers() -> None:
+    bench = Benchmark(FakeOpenAI(eos_after=7, streams=False), OpenAIBenchmarkHandler(model_name=MODEL))
+    found = await bench.send()
+    assert (found.status, found.events, found.workloads) == (200, 0, [7.0])
+
+
+async def test_an_error_in_the_stream_is_a_failure() -> None:
+    bench = Benchmark(FakeOpenAI(), OpenAIBenchmarkHandler(model_name=MODEL))
+    payload = CompletionRequest({"prompt": "break", "max_tokens": 9, "stream": True})
+    found = await bench.send(payload)
+    assert (found.status, found.workloads) == (502, [])
+    assert json.loads(found.text)["error"]["message"] == "CUDA out of memory"
+
+
+async def test_an_unknown_model_is_asked_for_once() -> None:
+    bench = Benchmark(FakeOpenAI(), OpenAIBenchmarkHandler(model_name="other"))
+    found = await bench.send()
+    assert (found.status, len(bench.messages)) == (404, 1)
+    assert json.loads(found.text)["error"]["message"] == "The model `other` does not exist."
 
 
 async def test_the_default_model_is_the_servers_first() -> None:
-    server, handler = FakeOpenAI(), OpenAIBenchmarkHandler()
+    bench = Benchmark(FakeOpenAI(), OpenAIBenchmarkHandler())
     for _ in range(2):
-        async with answered(server, handler) as (_, _, messages):
-            assert {m["model"] for m in messages} == {MODEL}
-    assert [note["path"] for note in server.requests].count("/v1/models") == 1
+        await bench.send()
+    assert [message["model"] for message in bench.messages] == [MODEL, MODEL]
+    assert [note["path"] for note in bench.server.requests].count("/v1/models") == 1
 
 
 async def test_a_server_without_a_list_of_models_gets_no_model_name() -> None:
-    server = FakeOpenAI(lacks=frozenset({"/v1/models"}))
-    async with answered(server, OpenAIBenchmarkHandler()) as (status, _, messages):
-        assert status == 200
-        assert [set(m) for m in messages] == [{"prompt", "max_tokens"}]
+    bench = Benchmark(FakeOpenAI(lacks=frozenset({"/v1/models"})), OpenAIBenchmarkHandler())
+    assert (await bench.send()).status == 200
+    assert "model" not in bench.messages[0]

@@ -7,76 +7,87 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
-from lib.model.caller import ModelCaller
-from lib.model.connection import ModelServer
+from tests.workers.noted_answers import Outcome, PreparedAnswer, caller_of, outcome_of
+from tests.workers.tgi.fake_server import FakeTgi
 from workers.tgi.benchmark import TgiBenchmarkHandler
 from workers.tgi.data_types import TgiRequest
 
 
-class PreparedAnswers:
-    """Give the prepared answers in their order; `asked` are the received requests."""
-
-    def __init__(self, *answers: tuple[int, Any]) -> None:
-        self._answers = list(answers)
-        self.asked: list[dict[str, Any]] = []
-
-    async def generate(self, request: web.Request) -> web.Response:
-        self.asked.append(await request.json())
-        status, answer = self._answers.pop(0)
-        return web.Response(status=status, text=answer if isinstance(answer, str) else json.dumps(answer))
-
-    @property
-    def limits(self) -> Sequence[int]:
-        return [request["parameters"]["max_new_tokens"] for request in self.asked]
+def token(index: int, **fields: Any) -> bytes:
+    # A token's text may be empty.
+    message = {"index": index, "token": {"id": 7, "text": ""}, "generated_text": None, "details": None}
+    return b"data:" + json.dumps({**message, **fields}).encode() + b"\n\n"
 
 
-def generated(tokens: Any) -> tuple[int, Any]:
-    return 200, {
-        "generated_text": " a",
-        "details": {"finish_reason": "eos_token", "generated_tokens": tokens},
-    }
+def last(tokens: Any) -> bytes:
+    details = {"finish_reason": "eos_token", "generated_tokens": tokens}
+    return token(20, generated_text=" word" * 20, details=details)
 
 
-async def measured(answers: PreparedAnswers) -> tuple[int, bytes]:
-    """Status and body of the benchmark handler's answer to a request of 256 tokens."""
-    app = web.Application()
-    app.router.add_post("/generate", answers.generate)
-    async with TestServer(app) as tgi, ModelServer(str(tgi.make_url("/"))) as server:
-        payload = TgiRequest.of("Hello", max_new_tokens=256)
-        async with TgiBenchmarkHandler().call_model(ModelCaller(server, {}), payload) as answer:
-            assert isinstance(answer.body, bytes)
-            return answer.status, answer.body
+TOKENS = [token(index) for index in range(1, 20)]
 
 
-async def test_missing_tokens_are_requested_with_another_prompt() -> None:
-    answers = PreparedAnswers(generated(200), generated(1), generated(55))
-    assert (await measured(answers))[0] == 200
-    assert answers.limits == [256, 56, 55]
-    assert len({request["inputs"] for request in answers.asked}) == 3
-    assert all(request["parameters"]["details"] is True for request in answers.asked)
+async def outcome(parts: Sequence[bytes], status: int = 200) -> Outcome:
+    """The outcome of the benchmark's request, answered with `parts`."""
+    server, handler = PreparedAnswer(parts, status), TgiBenchmarkHandler()
+    async with caller_of(server.app()) as caller:
+        payload = handler.make_benchmark_payload()
+        found = await outcome_of(handler.call_model(caller, payload), caller)
+    assert server.asked == [
+        (
+            "/generate_stream",
+            {"inputs": payload["inputs"], "parameters": {"max_new_tokens": 256, "details": True}},
+        )
+    ]
+    return found
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("parts", "events", "tokens"),
     [
-        generated(256),
-        generated(0),
-        generated(-5),
-        generated("5"),
-        generated(None),
-        (200, []),
-        (200, "no JSON"),
+        ([*TOKENS, last(20)], 20, 20),
+        ([*TOKENS, last(33)], 20, 33),
+        ([*TOKENS, last(0)], 20, 20),
+        ([*TOKENS, last("5")], 20, 20),
+        ([*TOKENS, last(None)], 20, 20),
+        (TOKENS, 19, 19),
+        ([last(1)], 1, 1),
     ],
 )
-async def test_an_answer_without_a_token_count_counts_as_complete(answer: tuple[int, Any]) -> None:
-    answers = PreparedAnswers(answer)
-    assert (await measured(answers))[0] == 200
-    assert answers.limits == [256]
+async def test_the_tokens_of_a_stream(parts: list[bytes], events: int, tokens: int) -> None:
+    found = await outcome(parts)
+    assert (found.status, found.events, found.workloads) == (200, events, [tokens])
 
 
-async def test_an_error_ends_the_benchmark_request_and_is_returned() -> None:
-    error = {"error": "CUDA out of memory", "error_type": "generation"}
-    assert await measured(PreparedAnswers(generated(1), (424, error))) == (424, json.dumps(error).encode())
+async def test_an_answer_that_is_not_streamed() -> None:
+    answer = {"generated_text": " a" * 8, "details": {"generated_tokens": 8}}
+    assert (await outcome([json.dumps(answer).encode()])).workloads == [8.0]
+    assert (await outcome([b'{"generated_text": "four"}'])).workloads == [1.0]
+
+
+@pytest.mark.parametrize("parts", [[b" "], [b"no JSON"], [b'{"generated_text": ""}'], [b"data:{}\n\n"]])
+async def test_an_answer_without_a_token_is_a_failure(parts: list[bytes]) -> None:
+    found = await outcome(parts)
+    assert (found.status, found.workloads) == (502, [])
+    assert "the answer has no token: " in found.text
+
+
+@pytest.mark.parametrize("kind", ["generation", "overloaded", "validation"])
+async def test_an_error_in_the_stream_is_a_failure(kind: str) -> None:
+    error = json.dumps({"error": "CUDA out of memory", "error_type": kind})
+    found = await outcome([*TOKENS, f"data:{error}\n\n".encode()])
+    assert (found.status, found.text, found.workloads) == (502, error, [])
+
+
+async def test_the_status_and_body_of_an_error_are_passed_on() -> None:
+    error = json.dumps({"error": "CUDA out of memory", "error_type": "generation"})
+    found = await outcome([error.encode()], status=424)
+    assert (found.status, found.text, found.events, found.workloads) == (424, error, 0, [])
+
+
+async def test_an_answer_that_ends_early_counts_what_was_generated() -> None:
+    async with caller_of(FakeTgi(eos_after=100).app()) as caller:
+        payload = TgiRequest.of("Hello", max_new_tokens=256, details=True)
+        found = await outcome_of(TgiBenchmarkHandler().call_model(caller, payload), caller)
+    assert (found.status, found.events, found.workloads) == (200, 100, [100.0])

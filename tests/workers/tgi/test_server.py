@@ -23,7 +23,7 @@ def test_the_defaults_of_the_worker() -> None:
     ]
     assert backend.allow_parallel_requests
     assert isinstance(handler, TgiBenchmarkHandler)
-    assert (handler.endpoint, handler.healthcheck_endpoint) == ("/generate", "/health")
+    assert (handler.endpoint, handler.healthcheck_endpoint) == ("/generate_stream", "/health")
     rules = backend.log_actions
     assert [text for action, text in rules if action is LogAction.ModelError] == [
         "Error: WebserverFailed",
