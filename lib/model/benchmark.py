@@ -63,6 +63,10 @@ WARM_UP_PART = 0.4
 LOOK_S = 0.1
 # After this many failures without a success, the model counts as broken. A failed warm-up is one failure.
 BROKEN_AFTER = 2
+# So it does after this many failures one after the other, and this many seconds, since the last success.
+BROKEN_IN_A_ROW = 10
+BROKEN_AFTER_S = 10.0
+MAX_LATEST = 512
 # Seconds until the first answer, which a cold model may take long for: the time limit counts from then on.
 FIRST_ANSWER_LIMIT_S = 1800.0
 # The most requests at one level: more would only fill the memory.
@@ -209,7 +213,7 @@ class _Bench:
             tried = self._levels.get(level)
             if tried is not None and (tried.throughput < before * MIN_GAIN or tried.places < QUEUED * level):
                 break
-        while (level := self._between()) is not None:
+        while (level := self._between()) is not None and not self._is_broken:
             if self._left_s <= 0 or not await self._try(level):
                 self._is_open = True
                 return
@@ -255,10 +259,7 @@ class _Bench:
             if current is not None:
                 if current.is_steady or self._has_ended(MAX_JOBS):
                     break
-                if (
-                    known is not None
-                    and current.throughput * (1 - current.spread) > known.throughput * CLEAR_GAIN
-                ):
+                if known is not None and self._is_clear(current, known):
                     break
             if self._is_broken:
                 return False
@@ -408,8 +409,18 @@ class _Bench:
 
     @property
     def _is_broken(self) -> bool:
-        """Whether nothing has succeeded after `BROKEN_AFTER` failures: more requests would only add load."""
-        return not self._flow.ended and self._flow.failed >= BROKEN_AFTER
+        """Whether more requests would only add load.
+
+        Nothing has succeeded after `BROKEN_AFTER` failures, or no more since then, for longer than requests
+        took before.
+        """
+        flow = self._flow
+        if not flow.ended:
+            return flow.failed >= BROKEN_AFTER
+        longest_s = max(BROKEN_AFTER_S, 2 * max(job.duration_s for job in flow.ended[-MAX_LATEST:]))
+        return (
+            flow.failed_in_a_row >= BROKEN_IN_A_ROW and self._clock.monotonic() - flow.last_good_s > longest_s
+        )
 
     def _capped(self, concurrency: int) -> int:
         return max(1, concurrency if self._cap is None else min(concurrency, self._cap))
@@ -419,6 +430,8 @@ class _Bench:
     def measurement(self, cut_after_s: float | None) -> Measurement:
         """Return the result. Raises `BenchmarkFailed`."""
         flow, present = self._flow, max(1, self._flow.level)
+        if flow.ended and self._is_broken:
+            raise BenchmarkFailed(f"the model server has begun to fail: {flow.last_message}")
         if cut_after_s is not None:
             current = estimate(flow, present, self._level_s)
             if current is not None and (present not in self._levels or current.spread < 1):

@@ -5,12 +5,14 @@ Owns what counts as success and as progress. When requests are sent is decided i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
+import anyio
 from aiohttp import web
 
 from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_error, result_or_error
@@ -19,8 +21,12 @@ from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.relay import is_stream_type, is_streamed
 
+log = logging.getLogger(__name__)
+
 # The part of the model server's error message that is reported.
 MAX_MESSAGE_BYTES = 2000
+# Seconds that a handler may take to learn that the benchmark doesn't wait for an answer any more.
+LEAVE_LIMIT_S = 5.0
 
 
 class Benchmarked(Protocol):
@@ -49,6 +55,8 @@ class Benchmarked(Protocol):
     def generate_payload_json(self, payload: Any, /) -> Any: ...
 
     def call_model(self, model: ModelCaller, payload: Any, /) -> AbstractAsyncContextManager[Any]: ...
+
+    async def on_client_disconnect(self, payload: Any, /) -> None: ...
 
 
 class _BenchmarkCaller(ModelCaller):
@@ -86,13 +94,24 @@ class BenchmarkRequest:
         payload = self.make_payload()
         workload = self.count_workload(payload)
         caller = _BenchmarkCaller(self.server, self.handler.benchmark_method, job, workload)
-        result = await async_result_or_error(self._call(caller, payload, job))
+        try:
+            result = await async_result_or_error(self._call(caller, payload, job))
+        except anyio.get_cancelled_exc_class():
+            await self._leave(payload)
+            raise
         if isinstance(result, Exception):
             known = isinstance(result, (WorkerError, AnswerCut))
             return Attempt(False, workload, describe_error(result) if known else repr(result))
         status, text, source = result
         ok = 200 <= status < 300
         return Attempt(ok, caller.workload, f"{status}: {text}" if ok else f"{source}{status}: {text}")
+
+    async def _leave(self, payload: Any) -> None:
+        """Tell the handler that nobody waits for the answer any more, as when a client has left."""
+        with anyio.move_on_after(LEAVE_LIMIT_S, shield=True):
+            error = await async_result_or_error(self.handler.on_client_disconnect(payload))
+            if isinstance(error, Exception):
+                log.warning("benchmark: on_client_disconnect raised %r", error)
 
     async def _call(self, caller: ModelCaller, payload: Any, job: FlowRequest) -> tuple[int, str, str]:
         """Send `payload` and read the answer to its last byte.

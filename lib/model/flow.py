@@ -90,6 +90,8 @@ class Flow:
         self.failed = 0
         self.idle: list[tuple[float, float]] = []  # after each failure: the time, and the seconds lost by it
         self.last_message = ""
+        self.failed_in_a_row = 0
+        self.last_good_s = self.began_s  # of the last success or progress
         self.on_evidence: Callable[[], object] = _nothing
         self.unexpected: Exception | None = None
         self._send = send
@@ -130,6 +132,7 @@ class Flow:
             job.first_s = now_s
             self._note_evidence()
         job.units += units
+        self.last_good_s = now_s
         number = int((now_s - self.began_s) / BIN_S)
         if number >= len(self.bins):
             self.bins.extend([0.0] * (number + 1 - len(self.bins)))
@@ -166,8 +169,10 @@ class Flow:
             if math.isfinite(attempt.workload) and attempt.workload > 0:
                 job.workload = min(attempt.workload, MAX_WORKLOAD)
             self.ended.append(job)
+            self.failed_in_a_row, self.last_good_s = 0, job.ended_s
         else:
             self.failed += 1
+            self.failed_in_a_row += 1
             self.idle.append((job.ended_s, job.duration_s + FAILURE_PAUSE_S))
             self.last_message = attempt.message
         self._note_evidence()

@@ -48,6 +48,11 @@ class OpenAIBenchmarkHandler(CompletionsHandler):
     _served_model: str | None = field(default=None, init=False)
     _left_out: int = field(default=0, init=False)  # as many of `OPTIONAL`, since the server refuses them
 
+    @property
+    def served_model(self) -> str | None:
+        """The model that the server has named, for the saved result; None if it was not asked."""
+        return self._served_model or None
+
     def make_benchmark_payload(self) -> OpenAIRequest:
         request = {"prompt": some_words(self.benchmark_words), "max_tokens": TEST_TOKENS, **STREAM}
         return CompletionRequest({**request, "ignore_eos": True} if self.ignore_eos else request)
