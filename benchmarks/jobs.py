@@ -70,6 +70,7 @@ class LoadProcess:
 
     def __init__(self, child: ChildProcess) -> None:
         self._child = child
+        self.pid = child.process.pid
 
     async def prepare(self, job: LoadJob) -> None:
         """Have the requests made, and connections opened unless opening them is part of the measurement."""

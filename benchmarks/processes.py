@@ -11,12 +11,13 @@ import os
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import psutil
 
 ROOT = Path(__file__).parent.parent
 # Seconds that a process may take to print its port, and to end after SIGTERM.
@@ -101,6 +102,32 @@ async def _stop(process: Process) -> None:
         return
     process.kill()
     await process.wait()
+
+
+@contextmanager
+def kept_apart(pid: int) -> Generator[None, None, None]:
+    """Keep process `pid` on a processor of its own, and all others of the benchmarks off it, in the block.
+
+    Does nothing with a single processor, and on systems that don't let processes be bound.
+    """
+    processors = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+    children = psutil.Process().children(recursive=True)
+    if len(processors) < 2:
+        yield
+        return
+    for child in children:
+        _bind(child, processors[:1] if child.pid == pid else processors[1:])
+    try:
+        yield
+    finally:
+        for child in children:
+            _bind(child, processors)
+
+
+def _bind(process: psutil.Process, processors: Sequence[int]) -> None:
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, processors)
 
 
 def free_ports(count: int) -> list[int]:
