@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import anyio
 
-from lib.model.flow import Attempt, Flow, FlowRequest, Send, flowing
+from lib.model.flow import BIN_S, Attempt, Flow, FlowRequest, Send, flowing
 from lib.model.throughput import (
     MIN_DURATION_S,
     MIN_WINDOW_S,
+    PARTS,
     Estimate,
     Ramp,
     estimate,
@@ -51,6 +52,8 @@ PRECISION = 0.03
 RESULT_S = 6.0
 # The part of the target that it takes at most.
 RESULT_PART = 0.3
+# The part of the target that a level is looked at for, at least.
+WINDOW_PART = 0.05
 # A result that is known less well than this is unsure.
 UNSURE_FROM = 0.1
 # With this many requests that took about the same time, a result of long jobs is known.
@@ -152,6 +155,7 @@ class _Bench:
         self._began_s = clock.monotonic()
         self._target_s = target_s
         self._result_s = min(RESULT_S, RESULT_PART * target_s)
+        self._window_s = min(MIN_WINDOW_S, max(PARTS * BIN_S, WINDOW_PART * target_s))
         self._runs = runs
         self._cap = max_concurrency
         self._level_s = self._began_s  # since when the present level is kept
@@ -255,7 +259,7 @@ class _Bench:
         known = self._levels[best] if best is not None else None
         self._begin(level)
         while True:
-            current = estimate(self._flow, level, self._level_s)
+            current = estimate(self._flow, level, self._level_s, self._window_s)
             if current is not None:
                 if current.is_steady or self._has_ended(MAX_JOBS):
                     break
@@ -281,7 +285,7 @@ class _Bench:
         """Whether `current`, of a level above the best, is clearly more than the best, or clearly less."""
         least = current.throughput * (1 - current.spread)
         most = current.throughput * (1 + current.spread)
-        has_settled = self._at_level_s >= 2 * MIN_WINDOW_S and current.spread < 0.5
+        has_settled = self._at_level_s >= 2 * self._window_s and current.spread < 0.5
         is_less = has_settled and most < known.throughput / CLEAR_GAIN and self._flow.is_streaming
         return least > known.throughput * CLEAR_GAIN or is_less
 
@@ -317,7 +321,7 @@ class _Bench:
         """The estimate of the present level, over a window that is as long as the time allows."""
         self._note_ramp()
         shortest_s = min(self._result_s, 0.8 * self._at_level_s)
-        return estimate(self._flow, level, self._level_s, max(MIN_WINDOW_S, shortest_s))
+        return estimate(self._flow, level, self._level_s, max(self._window_s, shortest_s))
 
     def _is_known(self, level: int, current: Estimate) -> bool:
         """Whether what is known is enough once the target is over: long jobs are waited for."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import pytest
+
 from lib.model.benchmark import Attempt, FlowRequest, Measurement, Send, measure
 from tests.fakes.batching_model import LARGEST_BATCH, BatchingModel, JobModel
 from tests.virtual_time import VirtualClock, in_virtual_time
@@ -187,6 +189,7 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([HEADING, *(result.row() for result in results)])
 
 
+@pytest.mark.one_python
 def test_results_are_close_to_the_capacity_and_quick() -> None:
     results = [in_virtual_time(partial(result, number)) for number in range(SERVERS)]
     close = sum(r.is_close for r in results)
