@@ -86,6 +86,16 @@ async def wait_for_waiting(system: System, count: int) -> None:
                 status = await answer.json()
 
 
+async def wait_for_deliveries(system: System) -> None:
+    """Return once no report is on its way: a manual clock that moves meanwhile would end its delivery."""
+    delivered = -1
+    with anyio.fail_after(GUARD_S):
+        while delivered != system.totals.reports:
+            async with system.http.get(system.loopback_url + "/status") as answer:
+                reports = (await answer.json())["reports"]
+            delivered = sum(r["path"] == "/worker_status/" and r["delivered"] for r in reports)
+
+
 async def wait_until_idle(system: System) -> None:
     """Return once nothing is in flight, notices of ended sessions included."""
     assert system.backend is not None
@@ -619,6 +629,7 @@ async def test_a_request_inside_a_session_that_would_wait_too_long_is_refused(tm
             await system.model.until(lambda: system.model.working == 1)
             await second.post("/echo", inside(session))
             await wait_for_waiting(system, 1)
+            await wait_for_deliveries(system)
             clock.advance(30.0)
             head = await second.head()
             assert (head.status, int(head.headers["retry-after"]) >= 1) == (429, True)
