@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.data_types import EndpointHandler
+from workers.openai.line_scanner import LineScanner
 from workers.tgi.data_types import TgiRequest
 
 FAILED_GENERATION = 424
@@ -58,40 +59,19 @@ class TgiStreamHandler(TgiHandler):
         return "/generate_stream"
 
 
-class FailureScanner:
+class FailureScanner(LineScanner):
     """Looks for a failed generation in one answer of TGI."""
 
-    def __init__(self) -> None:
-        self._failed = False
-        self._line = bytearray()  # the last line, while its end is missing
+    mark = b'"error"'
+    max_line_bytes = MAX_LINE_BYTES
 
-    def add(self, chunk: bytes) -> None:
-        """Read the next part of a streamed answer; it may end anywhere in a line."""
-        # TGI sends each event in a chunk of its own: nearly all consist of whole lines without an error.
-        # `find` takes half the time of `in`.
-        if chunk.find(b'"error"') >= 0 or self._line or not chunk.endswith(b"\n"):
-            self._read(chunk)
+    def is_failure(self, line: bytes) -> bool:
+        found = _ERROR_EVENT.match(line)
+        return found is not None and _error_type(found[1]) not in CLIENT_ERRORS
 
     def outcome(self, status: int) -> str | None:
         """Return "errored" for a failed generation, or None."""
-        self._read_line()
-        return "errored" if self._failed or status == FAILED_GENERATION else None
-
-    def _read(self, chunk: bytes) -> None:
-        beginning, *more = chunk.split(b"\n")
-        self._keep(beginning)
-        for line in more:
-            self._read_line()
-            self._keep(line)
-
-    def _keep(self, part: bytes) -> None:
-        self._line += part[: MAX_LINE_BYTES - len(self._line)]
-
-    def _read_line(self) -> None:
-        found = _ERROR_EVENT.match(bytes(self._line))
-        self._line.clear()
-        if found and _error_type(found[1]) not in CLIENT_ERRORS:
-            self._failed = True
+        return "errored" if self.has_failed() or status == FAILED_GENERATION else None
 
 
 def _error_type(event: bytes) -> str:
