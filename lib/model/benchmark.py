@@ -1,8 +1,8 @@
 """Measuring the model server's throughput, in workload/s (docs/writing-a-worker.md, "The benchmark").
 
 Owns which numbers of requests in flight are tried, for how long, and the result. The flow of requests is in
-flow.py, what it shows in throughput.py. What one request is, and when to measure, is in benchmark_keeper.py;
-saving the result is in benchmark_store.py.
+flow.py, what it shows in throughput.py. What one request is, is in benchmark_request.py, when to measure in
+benchmark_keeper.py, and saving the result in benchmark_store.py.
 """
 
 from __future__ import annotations
@@ -267,8 +267,7 @@ class _Bench:
                     break
             if self._is_broken:
                 return False
-            if known is not None and best is not None and self._gains_nothing(best):
-                shown = self._optimistic(best)
+            if known is not None and best is not None and (shown := self._shown_by_ends(best)) is not None:
                 is_worse = shown < known.throughput / CLEAR_GAIN
                 current = Estimate(shown if is_worse else known.throughput, 1.0, known.places, False)
                 break
@@ -289,14 +288,12 @@ class _Bench:
         is_less = has_settled and most < known.throughput / CLEAR_GAIN and self._flow.is_streaming
         return least > known.throughput * CLEAR_GAIN or is_less
 
-    def _gains_nothing(self, best: int) -> bool:
-        """Whether the ends of requests show that no more run at once than at the level `best`."""
+    def _shown_by_ends(self, best: int) -> float | None:
+        """The most that this level can give, if the ends of requests show that `best` gives as much."""
         if self._flow.is_streaming or not self._has_ended(2 * best + 1):
-            return False
-        return self._optimistic(best) < self._levels[best].throughput * MIN_GAIN
-
-    def _optimistic(self, best: int) -> float:
-        return optimistic(self._flow, self._level_s, best)
+            return None
+        shown = optimistic(self._flow, self._level_s, best)
+        return shown if shown < self._levels[best].throughput * MIN_GAIN else None
 
     async def _settle(self, level: int) -> None:
         """Measure at `level` until the result is known well, or the time is over."""

@@ -117,15 +117,17 @@ def _of_progress(flow: Flow, since_s: float, shortest_s: float) -> Estimate | No
     bins = flow.bins[first:last] + [0.0] * max(0, last - max(first, len(flow.bins)))
     length, shortest = len(bins), round(shortest_s / BIN_S)
     places = sum(job.first_s is not None for job in flow.in_flight)
-    prompts = _prompt_times(flow, first, last)
+    beginnings = _beginnings(flow, first, last)
+    scale = flow.workload_per_unit
     longest: Estimate | None = None
     while length >= shortest:
         size = length // PARTS
         begin = len(bins) - size * PARTS
         # With many beginnings in the window, they take their usual part of it.
-        is_mixed = _beginnings(flow, first + begin, last) >= MIXED_FROM * places
-        held_up = [0.0] * len(bins) if is_mixed else prompts
-        rates = [_rate(bins, held_up, begin + i * size, begin + (i + 1) * size) for i in range(PARTS)]
+        is_mixed = sum(beginnings[begin:]) >= MIXED_FROM * places
+        each_s = 0.0 if is_mixed else flow.prompt_s
+        parts = [slice(begin + i * size, begin + (i + 1) * size) for i in range(PARTS)]
+        rates = [_rate(bins[part], sum(beginnings[part]) * each_s) for part in parts]
         mean = fmean(rates)
         if mean > 0:
             trend = abs(fmean(rates[-2:]) - fmean(rates[:2])) / mean
@@ -133,8 +135,7 @@ def _of_progress(flow: Flow, since_s: float, shortest_s: float) -> Estimate | No
             begin_s = flow.began_s + (first + begin) * BIN_S
             is_steady = spread <= STEADY_WITHIN and trend <= STEADY_WITHIN and not _grew(flow, begin_s)
             answering = 1.0 if is_mixed else _part_of_answers(flow, mean, places)
-            throughput = mean * flow.workload_per_unit * answering
-            current = Estimate(throughput, spread, places, is_steady)
+            current = Estimate(mean * scale * answering, spread, places, is_steady)
             if is_steady:
                 return current
             longest = longest or current
@@ -142,29 +143,21 @@ def _of_progress(flow: Flow, since_s: float, shortest_s: float) -> Estimate | No
     return longest
 
 
-def _prompt_times(flow: Flow, first: int, last: int) -> list[float]:
-    """Seconds in each interval from `first` to `last` that went into the beginnings of requests."""
-    times = [0.0] * max(0, last - first)
-    if flow.prompt_s:
-        for job in (*flow.ended, *flow.in_flight):
-            if job.first_s is not None:
-                number = int((job.first_s - flow.began_s) / BIN_S) - first
-                if 0 <= number < len(times):
-                    times[number] += flow.prompt_s
-    return times
+def _beginnings(flow: Flow, first: int, last: int) -> list[int]:
+    """The number of requests that made their first progress in each interval from `first` to `last`."""
+    counts = [0] * max(0, last - first)
+    for job in (*flow.ended, *flow.in_flight):
+        if job.first_s is not None:
+            number = int((job.first_s - flow.began_s) / BIN_S) - first
+            if 0 <= number < len(counts):
+                counts[number] += 1
+    return counts
 
 
-def _beginnings(flow: Flow, first: int, last: int) -> int:
-    """The number of requests that made their first progress in the intervals from `first` to `last`."""
-    begin_s, end_s = flow.began_s + first * BIN_S, flow.began_s + last * BIN_S
-    jobs = (*flow.ended, *flow.in_flight)
-    return sum(job.first_s is not None and begin_s <= job.first_s < end_s for job in jobs)
-
-
-def _rate(bins: Sequence[float], prompts: Sequence[float], begin: int, end: int) -> float:
-    """The progress per second in a part of the intervals, without the time for the beginnings of requests."""
-    length_s = (end - begin) * BIN_S
-    return sum(bins[begin:end]) / max(length_s - sum(prompts[begin:end]), length_s / 4)
+def _rate(bins: Sequence[float], held_up_s: float) -> float:
+    """The progress per second in `bins`, without the seconds in which beginnings held up the others."""
+    length_s = len(bins) * BIN_S
+    return sum(bins) / max(length_s - held_up_s, length_s / 4)
 
 
 def _part_of_answers(flow: Flow, rate: float, places: int) -> float:

@@ -183,7 +183,7 @@ class BatchingModel:
             now_s = until_s
 
     def _slowness(self, now_s: float) -> tuple[float, float]:
-        """How many times as long work takes at `now_s`, and until when."""
+        """The factor by which work takes longer at `now_s`, and the time until which it does."""
         throttled = now_s >= self.throttle_at_s
         factor = self.throttle_factor if throttled else 1.0
         until_s = float("inf") if throttled else self.throttle_at_s
