@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import anyio
 
 from lib.model.flow import BIN_S, Attempt, Flow, FlowRequest, Send, flowing
+from lib.model.knee import Point, best_between, expected_above
 from lib.model.throughput import (
     MIN_DURATION_S,
     MIN_WINDOW_S,
@@ -21,7 +24,6 @@ from lib.model.throughput import (
     Estimate,
     Ramp,
     estimate,
-    optimistic,
     prompt_s,
     ramp_of,
 )
@@ -36,13 +38,12 @@ log = logging.getLogger(__name__)
 STREAMED_LEVELS = (8, 64, 256)
 WHOLE_LEVELS = (4, 16, 64, 256)
 MIN_GAIN = 1.05
-# From one level to a higher one, throughput grows by at least this part of the root of what the number grows
-# by; where it grows less, a peak may be between them.
-LEAST_GAIN = 0.8
 # At a level with a smaller part of its requests worked on at once, the server queues what is more.
 QUEUED = 0.8
-# Levels next to each other by less than this factor are not refined further.
-REFINED_TO = 1.3
+# Levels nearer to each other than this part of them are the same.
+NEAR = 0.08
+# A server whose throughput is this part of the one before has slowed, for example because it is throttled.
+SLOWED = 0.85
 # A level that gains this much is not measured any better, unless it is the last.
 CLEAR_GAIN = 1.3
 # The level of jobs that take longer than the target.
@@ -56,12 +57,14 @@ RESULT_PART = 0.3
 WINDOW_PART = 0.05
 # A result that is known less well than this is unsure.
 UNSURE_FROM = 0.1
+# Where the author has given the level, one generation of requests that agree is enough.
+GIVEN_UNSURE_FROM = 0.2
 # With this many requests that took about the same time, a result of long jobs is known.
 AGREEING_JOBS = 2
 # The search goes on for at most this many times the target while levels still gain.
 OVERTIME = 2.0
-# The part of the target after which a warm-up that still streams is not waited for.
-WARM_UP_PART = 0.4
+# A result that is unsure is measured for up to this many times the target.
+RESULT_OVERTIME = 1.25
 # Seconds between two looks at the flow.
 LOOK_S = 0.1
 # After this many failures without a success, the model counts as broken. A failed warm-up is one failure.
@@ -160,9 +163,10 @@ class _Bench:
         self._cap = max_concurrency
         self._level_s = self._began_s  # since when the present level is kept
         self._levels: dict[int, Estimate] = {}
+        self._is_in_units = flow.workload_per_unit == 0  # of progress, before any request has ended
+        self._overtime = OVERTIME
         self._is_gaining = False  # the search has ended before it was over
         self._is_given = False  # the author has given the level
-        self._repeated: set[int] = set()  # the levels at which requests followed others that began there
         self._is_open = False  # there may be a better level between those that were tried
         self._ramps: list[Ramp] = []
         self._ramp = Ramp(0, 0.0)
@@ -174,12 +178,27 @@ class _Bench:
             await self._warm_up()
         self._is_given = concurrency is not None
         if concurrency is not None:
-            level = self._capped(concurrency)
-        else:
+            await self._settle(self._capped(concurrency))
+            return
+        while True:
             await self._search()
             level = self._level_of_result
-        if not (self._is_broken or self._is_gaining or self._is_found(level)):
+            if self._is_broken or self._is_gaining:
+                return
+            if self._is_found(level):
+                present = self._levels.get(self._flow.level)
+                if present is not None and present.throughput < SLOWED * self._levels[level].throughput:
+                    self._is_open = True  # because of the number in flight, or because it has slowed since
+                return
+            before = self._levels.get(level)
             await self._settle(level)
+            if before is None or self._levels[level].throughput > SLOWED * before.throughput:
+                return
+            if self._left_s <= 0:
+                self._is_open = True
+                return
+            self._forget_later(level, before.throughput)
+            self._overtime = RESULT_OVERTIME
 
     # The steps
 
@@ -190,8 +209,11 @@ class _Bench:
         flow.set_level(1, is_cold=True)
         while not flow.ended and not flow.failed:
             await flow.changed(LOOK_S)
-            if flow.is_streaming and self._elapsed_s >= WARM_UP_PART * self._target_s:
-                return  # it ends later
+            first_s = next((job.first_s for job in flow.in_flight if job.first_s is not None), math.inf)
+            if self._clock.monotonic() - first_s >= 2 * self._window_s:  # it streams, and ends later
+                self._note(1, estimate(flow, 1, first_s, self._window_s))
+                return
+        self._convert()
         if flow.ended:
             job = flow.ended[0]
             throughput = job.workload / max(job.duration_s, MIN_DURATION_S)
@@ -208,57 +230,69 @@ class _Bench:
             self._begin(min(LONG_JOBS_LEVEL, cap))
             return
         levels = STREAMED_LEVELS if self._flow.is_streaming or not self._flow.ended else WHOLE_LEVELS
-        for level in [*(level for level in levels if level < cap), cap]:
-            best = self._best_level
-            before = self._levels[best].throughput if best is not None else 0.0
+        tried = max(self._levels, default=0)
+        above = deque(level for level in (*levels, cap) if tried < level <= cap)
+        while not self._is_broken and (hope := self._hope(above)) is not None:
+            level = int(hope.concurrency)
+            if above and level == above[0]:
+                above.popleft()
+            elif self._left_s <= 0:
+                best = max(known.throughput for known in self._levels.values())
+                self._is_open = hope.throughput > (1 + UNSURE_FROM) * best
+                return
             if not await self._try(level):
                 self._is_gaining = True
                 return
             tried = self._levels.get(level)
-            if tried is not None and (tried.throughput < before * MIN_GAIN or tried.places < QUEUED * level):
-                break
-        while (level := self._between()) is not None and not self._is_broken:
-            if self._left_s <= 0 or not await self._try(level):
-                self._is_open = True
-                return
+            if tried is not None and tried.places < QUEUED * level:
+                above.clear()
 
-    def _between(self) -> int | None:
-        """A level between the best and a neighbour that is further from it than `REFINED_TO`, or None.
+    def _forget_later(self, level: int, before: float) -> None:
+        """Forget what was measured after `level`, which had the throughput `before`: the server has slowed.
 
-        Where no more requests are worked on at once above than at the best, the server queues what is more.
-        Where the best has gained little from the level below, there may be a peak between them.
+        What was measured earlier would have slowed as well.
         """
-        if not self._levels:
-            return None
-        highest = max(tried.throughput for tried in self._levels.values())
-        best = min(level for level, tried in self._levels.items() if tried.throughput * MIN_GAIN >= highest)
-        known = self._levels[best]
-        above = min((level for level in self._levels if level > best), default=None)
-        below = max((level for level in self._levels if level < best), default=None)
-        places = min(best, known.places) if self._flow.is_streaming else best
-        neighbours: list[int] = []
-        has_gained = True
-        is_worse = above is not None and self._levels[above].throughput < known.throughput / MIN_GAIN
-        if above is not None and (is_worse or self._levels[above].places > REFINED_TO * known.places):
-            neighbours.append(above)
-        if below is not None:
-            gain = known.throughput / max(self._levels[below].throughput, MIN_DURATION_S)
-            has_gained = gain > LEAST_GAIN * math.sqrt(places / self._levels[below].places)
-        if below is not None and (is_worse or not has_gained):
-            neighbours.append(below)
-        for neighbour in sorted(neighbours, key=lambda n: self._levels[n].throughput, reverse=True):
-            low, high = sorted((round(places), neighbour))
-            middle = round(math.sqrt(low * high))
-            if low and high / low > REFINED_TO and middle not in self._levels:
-                return middle
-        return None
+        known = self._levels
+        slowed = known[level].throughput / before
+        earlier = list(known)[: list(known).index(level)]
+        self._levels = {
+            tried: replace(known[tried], throughput=known[tried].throughput * slowed) for tried in earlier
+        }
+        self._levels[level] = known[level]
+
+    def _hope(self, above: Sequence[int]) -> Point | None:
+        """The level that can be hoped to gain the most: the first `above`, or one between; None without."""
+        points = self._points()
+        if not points or (above and len(points) < 2):
+            return Point(above[0], math.inf) if above else None
+        best = max(points, key=lambda point: point.throughput)
+        hopes: list[Point] = []
+        if above and best is points[-1]:
+            hopes.append(Point(above[0], expected_above(points, above[0])))
+        for number in range(1, len(points)):
+            hope = best_between(points[:number], points[number])
+            level = round(hope.concurrency)
+            if level not in self._levels and all(abs(level - p.concurrency) > NEAR * level for p in points):
+                hopes.append(Point(level, hope.throughput))
+        hope = max(hopes, key=lambda hope: hope.throughput, default=None)
+        return None if hope is None or hope.throughput < MIN_GAIN * best.throughput else hope
+
+    def _points(self) -> list[Point]:
+        """What is known of the throughput, in the order of the requests worked on at once."""
+        known = {
+            max(1.0, min(level, tried.places)): tried.throughput
+            for level, tried in sorted(self._levels.items())
+            if tried.throughput > 0
+        }
+        return [Point(places, known[places]) for places in sorted(known)]
 
     async def _try(self, level: int) -> bool:
         """Measure at `level`; return false if the time is over before anything is known."""
-        best = self._best_level
-        known = self._levels[best] if best is not None else None
         self._begin(level)
         while True:
+            self._convert()
+            best = self._best_level
+            known = self._levels[best] if best is not None else None
             current = estimate(self._flow, level, self._level_s, self._window_s)
             if current is not None:
                 if current.is_steady or self._has_ended(MAX_JOBS):
@@ -267,11 +301,7 @@ class _Bench:
                     break
             if self._is_broken:
                 return False
-            if known is not None and best is not None and (shown := self._shown_by_ends(best)) is not None:
-                is_worse = shown < known.throughput / CLEAR_GAIN
-                current = Estimate(shown if is_worse else known.throughput, 1.0, known.places, False)
-                break
-            if self._elapsed_s > OVERTIME * self._target_s:
+            if self._elapsed_s > self._overtime * self._target_s:
                 self._note(level, current)
                 return False
             if current is not None and self._left_s < 0 and current.spread < 2 * UNSURE_FROM:
@@ -286,19 +316,17 @@ class _Bench:
         most = current.throughput * (1 + current.spread)
         has_settled = self._at_level_s >= 2 * self._window_s and current.spread < 0.5
         is_less = has_settled and most < known.throughput / CLEAR_GAIN and self._flow.is_streaming
-        return least > known.throughput * CLEAR_GAIN or is_less
-
-    def _shown_by_ends(self, best: int) -> float | None:
-        """The most that this level can give, if the ends of requests show that `best` gives as much."""
-        if self._flow.is_streaming or not self._has_ended(2 * best + 1):
-            return None
-        shown = optimistic(self._flow, self._level_s, best)
-        return shown if shown < self._levels[best].throughput * MIN_GAIN else None
+        is_more = self._at_level_s >= self._window_s and least > known.throughput * CLEAR_GAIN
+        return is_more or is_less
 
     async def _settle(self, level: int) -> None:
         """Measure at `level` until the result is known well, or the time is over."""
         if level != self._flow.level:
             self._begin(level)
+        elif self._flow.is_streaming:  # without what has compiled since the level began
+            self._note_ramp()
+            self._ramps.append(self._ramp)
+            self._level_s = self._clock.monotonic() - self._window_s
         wanted = self._runs * level if self._runs is not None else 0
         while not self._is_broken:
             current = self._settled(level)
@@ -306,26 +334,38 @@ class _Bench:
                 has_ended = self._has_ended(max(1, wanted))
                 if has_ended and wanted:  # the author's choice
                     break
-                is_precise = current.spread <= PRECISION and self._at_level_s >= self._result_s
+                wanted_s = self._result_s if self._left_s > 0 else self._result_s / 2
+                is_precise = current.spread <= PRECISION and self._at_level_s >= wanted_s
                 is_over = self._left_s <= 0 and self._is_known(level, current)
                 if (has_ended or not wanted) and (is_precise or is_over or self._has_ended(MAX_JOBS)):
                     break
             await self._look()
         self._note(level, self._settled(level))
         self._result = level
+        if self._is_in_units and not self._is_broken:
+            await self._end_one()
+
+    async def _end_one(self) -> None:
+        """Let the first request end, without others: it shows the workload of a unit of progress."""
+        self._flow.set_level(1)
+        while not (self._flow.ended or self._is_broken):
+            await self._look()
+        self._convert()
 
     def _settled(self, level: int) -> Estimate | None:
         """The estimate of the present level, over a window that is as long as the time allows."""
+        self._convert()
         self._note_ramp()
         shortest_s = min(self._result_s, 0.8 * self._at_level_s)
         return estimate(self._flow, level, self._level_s, max(self._window_s, shortest_s))
 
     def _is_known(self, level: int, current: Estimate) -> bool:
         """Whether what is known is enough once the target is over: long jobs are waited for."""
-        if self._flow.is_streaming and self._flow.workload_per_unit > 0:
-            return self._at_level_s >= self._result_s
+        if self._flow.is_streaming and (self._is_in_units or self._flow.workload_per_unit > 0):
+            is_late = self._elapsed_s > RESULT_OVERTIME * self._target_s
+            return self._at_level_s >= self._result_s and (is_late or current.spread <= UNSURE_FROM)
         ended = [job for job in self._flow.ended if job.began_s >= self._level_s or level == 1]
-        if len(ended) < AGREEING_JOBS:
+        if len(ended) < AGREEING_JOBS or (current.spread >= 1 and level in self._levels):
             return False
         longest = max(job.duration_s for job in ended)
         if longest <= self._target_s:
@@ -360,16 +400,25 @@ class _Bench:
         ended = self._flow.ended
         return sum(job.began_s >= self._level_s for job in ended[-2 * count - 512 :]) >= count
 
+    def _convert(self) -> None:
+        """Change what is known of the levels to workload/s, once a request has shown that of a unit."""
+        if not (self._is_in_units and self._flow.ended):
+            return
+        self._is_in_units = False
+        unit = self._flow.workload_per_unit
+        self._levels = {
+            level: replace(known, throughput=unit * known.throughput) for level, known in self._levels.items()
+        }
+
     def _note(self, level: int, current: Estimate | None) -> None:
-        if current is None:
+        self._convert()
+        if current is None or (level in self._levels and current.spread >= 1):
             return
         self._levels[level] = current
-        later = sum(job.began_s > self._level_s + LOOK_S for job in self._flow.ended)
-        if level == 1 or self._flow.is_streaming or later >= current.places / 2:
-            self._repeated.add(level)
         log.info(
-            "benchmark: %.6g workload/s (± %.0f %%) with %d in flight, after %.0f s",
+            "benchmark: %.6g %s (± %.0f %%) with %d in flight, after %.0f s",
             current.throughput,
+            "events/s" if self._is_in_units else "workload/s",
             100 * current.spread,
             level,
             self._elapsed_s,
@@ -391,8 +440,7 @@ class _Bench:
     def _is_found(self, level: int) -> bool:
         """Whether whole requests have shown the result at `level`: each more would take long."""
         is_known = level in self._levels and self._levels[level].spread <= UNSURE_FROM
-        is_over = level in self._repeated or self._left_s <= 0
-        return is_known and is_over and self._runs is None and not self._flow.is_streaming
+        return is_known and self._left_s <= 0 and self._runs is None and not self._flow.is_streaming
 
     @property
     def _elapsed_s(self) -> float:
@@ -437,13 +485,16 @@ class _Bench:
             current = estimate(flow, present, self._level_s)
             if current is not None and (present not in self._levels or current.spread < 1):
                 self._levels[present] = current
+            self._convert()
+            if self._is_in_units:
+                self._levels = {}
         level = self._best_level if self._result not in self._levels else self._result
         if level is None or self._levels[level].throughput <= 0:
             raise BenchmarkFailed(self._failure_reason(cut_after_s))
         result = self._levels[level]
         as_good = [tried for tried, e in self._levels.items() if e.throughput * MIN_GAIN >= result.throughput]
         is_complete = not (self._is_gaining or self._is_open)
-        is_complete = is_complete and (level in self._repeated or self._is_given)
+        unsure_from = GIVEN_UNSURE_FROM if self._is_given else UNSURE_FROM
         if cut_after_s is not None:
             log.warning("benchmark: stopped by its time limit of %g s, with a result so far", cut_after_s)
         return Measurement(
@@ -456,7 +507,7 @@ class _Bench:
             last_message=flow.last_message,
             workload_per_unit=flow.workload_per_unit if flow.is_streaming else 0.0,
             is_cut=cut_after_s is not None,
-            is_unsure=not is_complete or result.spread > UNSURE_FROM,
+            is_unsure=not is_complete or result.spread > unsure_from,
         )
 
     def _failure_reason(self, cut_after_s: float | None) -> str:

@@ -7,9 +7,9 @@ ended. Which numbers of requests are tried, and for how long, is decided in benc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import fmean, pstdev, stdev
 
 from lib.model.flow import BIN_S, Flow, FlowRequest
@@ -21,19 +21,23 @@ MIN_WINDOW_S = 1.0
 STEADY_WITHIN = 0.05
 # The shortest duration that a request can have, so that no throughput is infinite.
 MIN_DURATION_S = 1e-6
-# The relative standard deviation that is assumed of durations before there are two, and of the work itself
-# where durations are mostly waits.
+# The relative standard deviation that is assumed of durations before there are two, and at least of the work
+# on a generation of requests: as many as are in flight, which may begin and end together.
 ASSUMED_DEVIATION = 0.3
-QUEUED_DEVIATION = 0.1
+LEAST_DEVIATION = 0.03
+# That of the first generation, which may have waited for something that compiled; a second shows it.
+ONCE_DEVIATION = 0.1
+MIN_GENERATIONS = 1.5
 # Requests that are worked on at once have about the same speed, in workload/s: it deviates by at most this.
 SAME_SPEED = 0.15
-SAME_WORKLOAD = 0.05
-# The part of the requests in flight that must have begun and ended at a level.
-GENERATION = 0.5
+# A request that has run for this part of its time before a level has run at that level.
+FRESH_PART = 0.1
 # After this many times as many, those that are left wait as long as those that have ended.
 GENERATIONS = 2.5
 # The beginnings of fewer requests say nothing about that of one.
 MIN_RAMP = 3
+# The latest ends that are looked at.
+MAX_ENDS = 256
 # With beginnings of this part of the requests in a window, it is like any other.
 MIXED_FROM = 0.3
 
@@ -55,29 +59,13 @@ class Estimate:
 def estimate(flow: Flow, level: int, since_s: float, shortest_s: float = MIN_WINDOW_S) -> Estimate | None:
     """The throughput of `level` requests in flight since the monotonic time `since_s`; None without any.
 
-    Where answers stream, it is that of a window of at least `shortest_s`.
+    Where answers stream, it is that of a window of at least `shortest_s`. Before any has ended, it is
+    in units of progress a second.
     """
-    if flow.is_streaming and flow.workload_per_unit > 0:
+    if flow.is_streaming and (flow.workload_per_unit > 0 or not flow.ended):
         full_s = since_s + ramp_of(flow, since_s).duration_s
         return _of_progress(flow, full_s, shortest_s) or _of_requests(flow, level, since_s)
     return _of_requests(flow, level, since_s)
-
-
-def optimistic(flow: Flow, since_s: float, skipped: int) -> float:
-    """The highest throughput that the requests since `since_s` can show, with more than `skipped` ended.
-
-    Where many wait for few places, the durations say nothing for long, but the ends do: of those that run at
-    once, the last to end is the one that shows how many they were.
-    """
-    highest = workload = 0.0
-    jobs = [job for job in flow.ended if job.ended_s >= since_s and not job.is_cold]
-    if not jobs or _deviation([job.workload for job in jobs]) > SAME_WORKLOAD:
-        return math.inf
-    for count, job in enumerate(jobs, start=1):
-        workload += job.workload * _part_since(job, since_s)
-        if count > skipped:
-            highest = max(highest, workload / max(job.ended_s - since_s, MIN_DURATION_S))
-    return highest
 
 
 @dataclass(frozen=True)
@@ -112,13 +100,15 @@ def prompt_s(ramps: Sequence[Ramp]) -> float:
 
 def _of_progress(flow: Flow, since_s: float, shortest_s: float) -> Estimate | None:
     """The throughput over the longest window up to now in which progress was even, or else over all."""
-    last = int((flow.clock.monotonic() - flow.began_s) / BIN_S)  # the interval that is not over
+    now_s = flow.clock.monotonic()
+    last = int((now_s - flow.began_s) / BIN_S)  # the interval that is not over
     first = int((since_s - flow.began_s) / BIN_S) + 1
     bins = flow.bins[first:last] + [0.0] * max(0, last - max(first, len(flow.bins)))
     length, shortest = len(bins), round(shortest_s / BIN_S)
-    places = sum(job.first_s is not None for job in flow.in_flight)
+    moments = [since_s + part * max(0.0, now_s - since_s) / PARTS for part in range(PARTS + 1)]
+    places = max(_in_progress(flow, at_s) for at_s in moments)  # at some, all of them may just have ended
     beginnings = _beginnings(flow, first, last)
-    scale = flow.workload_per_unit
+    scale = flow.workload_per_unit or 1.0
     longest: Estimate | None = None
     while length >= shortest:
         size = length // PARTS
@@ -175,16 +165,20 @@ def _granularity(window: Sequence[float]) -> float:
 
 def _grew(flow: Flow, begin_s: float) -> bool:
     """Whether the number of requests in progress has grown since `begin_s`: the batch was still filling."""
-    begun = [*flow.ended, *flow.in_flight]
-    then = sum(j.first_s is not None and j.first_s <= begin_s < j.ended_s for j in begun)
-    now = sum(job.first_s is not None for job in flow.in_flight)
+    then, now = _in_progress(flow, begin_s), _in_progress(flow, flow.clock.monotonic())
     return now > then + max(1.0, 0.05 * then)
+
+
+def _in_progress(flow: Flow, at_s: float) -> int:
+    """The number of requests that had made their first progress at the time `at_s`, and were not over."""
+    begun = (*flow.ended, *flow.in_flight)
+    return sum(job.first_s is not None and job.first_s <= at_s < job.ended_s for job in begun)
 
 
 def _of_requests(flow: Flow, level: int, since_s: float) -> Estimate | None:
     """The throughput by the requests that ended since `since_s`; None before one has that began then."""
     jobs = [job for job in flow.ended if job.ended_s >= since_s and not job.is_cold]
-    whole = [job for job in jobs if job.began_s >= since_s]
+    whole = [job for job in jobs if job.began_s >= since_s - FRESH_PART * job.duration_s]
     if not whole:
         return None
     for cold in (job for job in flow.ended if job.is_cold and job.ended_s > since_s):
@@ -197,47 +191,80 @@ def _of_requests(flow: Flow, level: int, since_s: float) -> Estimate | None:
     speeds = [job.workload / max(job.duration_s, MIN_DURATION_S) for job in latest]
     deviation = _deviation(speeds)
     first_left = any(job.began_s <= since_s + BIN_S for job in flow.in_flight)
-    has_generation = not first_left and len(whole) >= GENERATION * level
+    has_generation = not first_left and len(whole) >= level
     is_same = deviation <= SAME_SPEED or len(whole) >= GENERATIONS * level
-    if has_generation and is_same:  # Little's law
-        durations = sum(max(job.duration_s, MIN_DURATION_S) for job in latest)
-        durations += sum(lost_s for at_s, lost_s in flow.idle if at_s >= latest[0].began_s)
-        throughput = level * sum(job.workload for job in latest) / durations
-        spread = 2 * (deviation if len(latest) > 1 else ASSUMED_DEVIATION) / len(latest) ** 0.5
-        return Estimate(throughput, spread, level, spread <= STEADY_WITHIN)
-    return _of_queue(flow, jobs, whole, level, since_s)
+    of_ends = _of_ends(flow, jobs, whole, level, since_s)
+    if not (has_generation and is_same):
+        return of_ends
+    durations = sum(max(job.duration_s, MIN_DURATION_S) for job in latest)
+    durations += sum(lost_s for at_s, lost_s in flow.idle if at_s >= latest[0].began_s)
+    throughput = level * sum(job.workload for job in latest) / durations  # Little's law
+    generations = len(whole) / level
+    least = ONCE_DEVIATION if level > 1 and generations < MIN_GENERATIONS else LEAST_DEVIATION
+    own = (deviation if len(latest) > 1 else ASSUMED_DEVIATION) / math.sqrt(len(latest))
+    spread = 2 * max(own, least / math.sqrt(generations))
+    of_durations = Estimate(throughput, spread, level, spread <= STEADY_WITHIN)
+    return min(of_durations, of_ends, key=lambda known: known.spread)
 
 
-def _of_queue(
+def _of_ends(
     flow: Flow, jobs: Sequence[FlowRequest], whole: Sequence[FlowRequest], level: int, since_s: float
 ) -> Estimate:
-    """The throughput by the ends of `jobs`, most of which have waited for others.
+    """The throughput by the times at which `jobs` ended, most of which have waited for others.
 
-    `whole` are those that have begun since `since_s`. The others were half done then, if they didn't wait.
+    Where as many as there are places begin and end together, time and workload from the end of a request to
+    that of the k-th after it are the same for all where k is a multiple of the places. So k is the number
+    for which they differ the least.
     """
-    time_s = max(max(job.ended_s for job in jobs) - since_s, MIN_DURATION_S)
-    shares = sum(job.workload * _part_since(job, since_s) for job in jobs)
-    workload = fmean(job.workload for job in jobs)
-    if workload <= 0:
+    # Of the requests that didn't wait.
+    speed = max(job.workload / max(job.duration_s, MIN_DURATION_S) for job in whole)
+    if speed <= 0:
         return Estimate(0.0, 1.0, level, False)
-    shortest_s = min(job.duration_s for job in jobs)
-    places = max(1.0, len(jobs) / time_s * shortest_s)
-    throughput = (shares if len(jobs) - len(whole) <= 1.2 * places else workload * len(jobs)) / time_s
-    is_queue = _deviation([job.workload for job in jobs]) <= SAME_WORKLOAD and len(jobs) > 2 * places
-    if is_queue and places < 0.8 * level:
-        spread = max(places, level / 4) / len(jobs) + 2 * QUEUED_DEVIATION / len(jobs) ** 0.5
-        return Estimate(throughput, spread, places, spread <= STEADY_WITHIN)
-    return Estimate(shares / time_s, 1.0, level, False)
+    spread, throughput = math.inf, 0.0
+    longest_s = max(job.workload for job in flow.ended) / speed
+    if jobs[-1].ended_s - since_s >= 1.9 * longest_s:
+        ends = _ends(jobs, since_s)
+        for first in {0, len(ends) // 3, len(ends) // 2}:
+            spread, throughput = min([(spread, throughput), *_of_lags(ends[first:], longest_s)])
+    if not throughput:
+        time_s = max(jobs[-1].ended_s - since_s, MIN_DURATION_S)
+        return Estimate(sum(job.workload for job in whole) / time_s, 1.0, level, False)
+    places = min(float(level), max(1.0, throughput / speed))
+    return Estimate(throughput, spread, places, spread <= STEADY_WITHIN)
+
+
+def _ends(jobs: Sequence[FlowRequest], since_s: float) -> list[tuple[float, float]]:
+    """The time of each of the latest ends, and the workload that had ended by then.
+
+    The first is that of the level's beginning if the work on all of them began then.
+    """
+    latest = jobs[-MAX_ENDS:]
+    workloads = accumulate(job.workload for job in latest)
+    ends = [(job.ended_s, workload) for job, workload in zip(latest, workloads, strict=True)]
+    is_fresh = all(job.began_s >= since_s - FRESH_PART * job.duration_s for job in jobs[: len(latest)])
+    return [(since_s, 0.0), *ends] if is_fresh and len(latest) == len(jobs) else ends
+
+
+def _of_lags(ends: Sequence[tuple[float, float]], longest_s: float) -> Iterator[tuple[float, float]]:
+    """The spread and the throughput by requests that ended some number of requests apart, by that number.
+
+    There is none before `ends` are those of as long as a request takes.
+    """
+    if ends[-1][0] - ends[0][0] < longest_s:
+        return
+    for lag in range(1, (len(ends) - 1) // 2 + 1):
+        spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(ends, ends[lag:], strict=False)]
+        time_s, workload = sum(span[0] for span in spans), sum(span[1] for span in spans)
+        if time_s <= 0 or workload <= 0:
+            continue
+        throughput = workload / time_s
+        off = [span[1] - throughput * span[0] for span in spans]
+        deviation = math.sqrt(fmean(value * value for value in off)) / (workload / len(spans))
+        count = (len(ends) - 1) / lag
+        yield 2 * max(deviation, LEAST_DEVIATION) / math.sqrt(count), throughput
 
 
 def _deviation(values: Sequence[float]) -> float:
     """The relative standard deviation of `values`."""
     mean = fmean(values)
     return pstdev(values) / mean if mean > 0 else 0.0
-
-
-def _part_since(job: FlowRequest, since_s: float) -> float:
-    """The part of the job's duration after `since_s`."""
-    if job.began_s >= since_s:
-        return 1.0
-    return (job.ended_s - since_s) / job.duration_s

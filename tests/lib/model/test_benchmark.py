@@ -177,7 +177,24 @@ async def test_progress_within_requests_counts_before_they_end() -> None:
 async def test_a_long_warm_up_that_streams_is_not_waited_for() -> None:
     model = FakeModel(ManualClock(), service_s=16.0, events=64)
     await measured_with(model, runs=None, target_s=20.0)
-    assert model.sent_s[1] - model.sent_s[0] == near(0.4 * 20.0)
+    assert model.sent_s[1] - model.sent_s[0] == near(2.0 + 16 / 64)  # two seconds after its first event
+
+
+async def test_answers_that_take_longer_than_the_target_are_measured_by_their_progress() -> None:
+    """The number that is best is found in events/s; one that ends alone shows the workload of an event."""
+    model = FakeModel(ManualClock(), service_s=64.0, events=512, slots=16, workload=1000.0)
+    measured = await measured_with(model, runs=None, target_s=20.0)
+    assert measured.perf == near(16 * 1000.0 / 64.0)
+    assert measured.workload_per_unit == near(1000.0 / 512)
+    assert measured.duration_s < 64.0 + 1.0
+    assert measured.succeeded == 1
+    assert not measured.is_unsure
+
+
+async def test_answers_of_which_none_ends_within_the_limit_are_a_failure() -> None:
+    model = FakeModel(ManualClock(), service_s=4096.0, events=4096)
+    with pytest.raises(BenchmarkFailed, match="no request of the benchmark succeeded within 60 s"):
+        await measured_with(model, runs=None, target_s=20.0, time_limit_s=60.0)
 
 
 # Failures
@@ -322,5 +339,5 @@ async def test_progress_shows_in_the_log(caplog: pytest.LogCaptureFixture) -> No
     await measured_with(FakeModel(ManualClock(), service_s=2.0), concurrency=2, runs=3)
     assert caplog.messages == [
         "benchmark: warming up",
-        "benchmark: 10 workload/s (± 0 %) with 2 in flight, after 8 s",
+        "benchmark: 10 workload/s (± 3 %) with 2 in flight, after 8 s",
     ]
