@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.direct import DirectCalls
+from lib.model.health_override import HealthOverride
 from lib.model.readiness import Readiness, ReadySignal
 from lib.model.relay import drain
 from lib.model.watch import HealthWatch, LogRule, LogWatch
@@ -81,6 +82,8 @@ class RunningWorker:
             tasks |= {"model log": self.log_watch.follow, "loaded line": self.log_watch.confirm_loaded}
         if self.health_watch is not None:
             tasks["health check"] = self.health_watch.follow
+        if self.health_override is not None:
+            tasks["health override"] = self.health_override.follow
         if self.benchmark_keeper is not None:
             tasks["benchmark"] = self.benchmark_keeper.keep
         if self.handlers is not None:
@@ -88,6 +91,18 @@ class RunningWorker:
         if self.lifecycle is not None:
             tasks["lifecycle"] = self.lifecycle.keep
         return tasks
+
+    @cached_property
+    def health_override(self) -> HealthOverride | None:
+        """The override of the log, if a "loaded" line is waited for and the health check may replace it."""
+        log_watch, health_watch = self.log_watch, self.health_watch
+        if log_watch is None or health_watch is None or ReadySignal.LOG not in self.config.ready_signals:
+            return None
+        if not self.settings.health_overrides_log:
+            return None
+        request = None if self.benchmark_keeper is None else self.benchmark_keeper.request
+        limit_s = self.settings.benchmark_time_limit_s
+        return HealthOverride(log_watch, health_watch, self.readiness, request, limit_s, log_watch.clock)
 
     def drain(self) -> None:
         """Accept no more requests; refuse those that wait or are still being received with 503."""

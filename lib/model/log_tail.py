@@ -49,13 +49,14 @@ class LogTail:
     begins with the same bytes as before.
 
     `trouble` is the reason why the file can't be opened, or None. `behind` is set if the last poll did not
-    reach the end of the log: poll again immediately.
+    reach the end of the log: poll again immediately. `beginnings` counts files, and truncations of them.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.trouble: str | None = None
         self.behind = False
+        self.beginnings = 0
         # Oldest first; the last one is the file that the path last led to.
         self._files: list[_File] = []
         # A cancelled `follow` may close while its last poll still runs in a thread.
@@ -127,15 +128,18 @@ class LogTail:
                 self._files.append(self._files.pop(position))
                 return
         self._files.append(_File(fd, file_id))
+        self.beginnings += 1
 
     def _read(self, lines: list[str]) -> bool:
         """Read the files, oldest first; return whether all of them were read to their ends."""
         budget = POLL_BYTES
         for file in self._files:
+            truncations = file.truncations
             try:
                 budget -= file.read(budget, lines)
             except OSError as e:
                 self.trouble = f"can't be read: {e.strerror}"
+            self.beginnings += file.truncations - truncations
             if budget <= 0:
                 return False  # lines come in order: a newer file waits until the older one is read
         return True
@@ -173,6 +177,7 @@ class _File:
     def __init__(self, fd: int, file_id: _FileId) -> None:
         self.file_id = file_id
         self.polls_left = LINGER_POLLS
+        self.truncations = 0
         self._fd = fd
         self._offset = 0
         # The file's fingerprint: the first bytes read, their position, and the last bytes before the offset.
@@ -201,6 +206,7 @@ class _File:
             # Checked after the read, so that bytes of a truncated file are not taken for a continuation.
             if not self._is_as_read():
                 self._head = self._tail = b""
+                self.truncations += 1
                 continue
             if not chunk:
                 break

@@ -87,6 +87,7 @@ class Readiness:
         self._measured = False
         self._draining = False
         self._errors: dict[Cause, str] = {}
+        self._error_times: dict[Cause, float] = {}
         self._changed = anyio.Event()
         self.state = State.LOADING
         self._reported_error = ""
@@ -105,6 +106,11 @@ class Readiness:
         return not self._missing
 
     @property
+    def missing_signals(self) -> frozenset[ReadySignal]:
+        """The configured ready signals that have not come."""
+        return frozenset(self._missing)
+
+    @property
     def measured(self) -> bool:
         """Whether `max_perf` is known."""
         return self._measured
@@ -118,6 +124,10 @@ class Readiness:
     def has_error(self, cause: Cause) -> bool:
         """Whether there is an error of this `cause` now."""
         return cause in self._errors
+
+    def error_s(self, *causes: Cause) -> float:
+        """The monotonic time of the latest error of these `causes`, also of one that is cleared, or -inf."""
+        return max((self._error_times.get(cause, -math.inf) for cause in causes), default=-math.inf)
 
     def note_signal(self, signal: ReadySignal, reason: str) -> None:
         """Note that `signal` has come; a "loaded" line also clears errors of log, author and benchmark."""
@@ -143,6 +153,7 @@ class Readiness:
         """Set the error of `cause` to `message`, shortened to `MAX_ERROR_LENGTH` characters."""
         self._errors.pop(cause, None)
         self._errors[cause] = str(message).strip()[:MAX_ERROR_LENGTH] or "unknown error"
+        self._error_times[cause] = self._clock.monotonic()
         self._update(f"{cause.value}: {self._errors[cause]}")
 
     def clear_error(self, cause: Cause, reason: str) -> None:

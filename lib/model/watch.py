@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,9 @@ FAILURES_UNTIL_ERROR = 3
 # Statuses of a server that has no such check.
 NO_SUCH_CHECK = frozenset({404, 405, 501})
 CONNECT_INTERVAL_S = 0.1
+# The last lines of the log that are kept, and how much of each, in characters: they are shown in messages.
+KEPT_LINES = 3
+MAX_KEPT_LINE = 4000
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # `time_limit` is used instead, with the worker's clock
 
 
@@ -49,6 +54,7 @@ class LogWatch:
     """Follows the model server's log and passes the findings of its rules to `readiness`.
 
     A "loaded" line counts once the model server accepts a connection: it may be from an earlier start.
+    `began_s` is the monotonic time at which the file was last seen to begin anew, -inf if it has not.
     """
 
     path: Path
@@ -58,6 +64,9 @@ class LogWatch:
     clock: Clock
     lines: int = 0
     last_line: str = ""
+    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
+    began_s: float = -math.inf
+    _beginnings: int = 1
     _tail: LogTail | None = None
     _loaded_line: str | None = None
     _error_lines: int = 0
@@ -82,6 +91,9 @@ class LogWatch:
         """Match one line against the rules. If it means both loaded and an error, the error counts."""
         self.lines += 1
         self.last_line = line
+        self.last_lines.append(line[:MAX_KEPT_LINE])
+        if self._tail is not None and self._tail.beginnings > self._beginnings:
+            self._beginnings, self.began_s = self._tail.beginnings, self.clock.monotonic()
         found = [rule for rule in self.rules if rule.text in line]
         for rule in found:
             rule.matches += 1
@@ -118,7 +130,8 @@ class HealthWatch:
     """GETs `target` every 10 s, every 0.5 s while loading, and passes its findings to `readiness`.
 
     With `clears_all`, for workers without a rule for "loaded" lines, a success after failures also clears
-    the errors of log and author.
+    the errors of log and author. `well_since_s` is the monotonic time since which every check has answered
+    2xx; None if the last one has not.
     """
 
     def __init__(
@@ -132,6 +145,7 @@ class HealthWatch:
         self._failures = 0
         self.checks = 0
         self.last_problem = ""
+        self.well_since_s: float | None = None
 
     @property
     def url(self) -> str:
@@ -145,6 +159,7 @@ class HealthWatch:
             status, problem = await self.check()
             self.checks += 1
             self.last_problem = problem
+            self._note_well(not problem)
             if status in NO_SUCH_CHECK:
                 log.warning(
                     "the model server has no health check at %s (%d): not checked again", self._url, status
@@ -171,6 +186,12 @@ class HealthWatch:
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
                 return 0, f"health check failed: {describe_error(e)}"
         return 0, f"health check timed out after {HEALTH_TIMEOUT_S:g} s"
+
+    def _note_well(self, is_well: bool) -> None:
+        if not is_well:
+            self.well_since_s = None
+        elif self.well_since_s is None:
+            self.well_since_s = self._clock.monotonic()
 
     def _succeeded(self) -> None:
         self._readiness.clear_error(Cause.HEALTH, "health check answers again")

@@ -21,6 +21,7 @@ from anyio.to_thread import run_sync as in_thread
 from lib.backend import Backend
 from lib.metrics import Outcome
 from lib.model.benchmark_keeper import BenchmarkKeeper
+from lib.model.health_override import HealthOverride
 from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
 from lib.routes.gpu import Gpus
@@ -137,7 +138,7 @@ def status_of(backend: Backend) -> dict[str, Any]:
         "timeline": [
             {"at": c.at, "state": c.state.value, "reason": c.reason} for c in running.readiness.timeline
         ],
-        "log": _log_facts(running.log_watch),
+        "log": _log_facts(running.log_watch, running.health_override),
         "health": _health_facts(running.health_watch),
         "requests": {
             "received": ledger.received,
@@ -159,7 +160,7 @@ def _benchmark_facts(keeper: BenchmarkKeeper | None) -> dict[str, Any] | None:
     return {**facts, "is_saved": keeper.is_saved}
 
 
-def _log_facts(watch: LogWatch | None) -> dict[str, Any] | None:
+def _log_facts(watch: LogWatch | None, override: HealthOverride | None) -> dict[str, Any] | None:
     if watch is None:
         return None
     return {
@@ -168,6 +169,7 @@ def _log_facts(watch: LogWatch | None) -> dict[str, Any] | None:
         "awaiting_connection": watch.awaiting_connection,
         "lines": watch.lines,
         "last_line": watch.last_line,
+        "override_problem": "" if override is None else override.problem,
         "rules": [{**asdict(r), "action": r.action.name} for r in watch.rules],
     }
 

@@ -64,6 +64,7 @@ class Settings:
     benchmark_target_s: float = 20.0
     benchmark_time_limit_s: float = 300.0
     benchmark_dir: Path = Path()
+    health_overrides_log: bool = True
     drain_timeout_s: float = 30.0
     log_level: str = "INFO"
     log_format: LogFormat = "text"
@@ -116,12 +117,11 @@ class Settings:
             carrier=cast(
                 CarrierKind, read.choice("CARRIER", ("direct", "aiohttp"), "who carries requests and answers")
             ),
-            model_timeout_s=read.value(
-                "MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds"
-            ),
+            model_timeout_s=_model_timeout_s(read),
             benchmark_target_s=target_s,
             benchmark_time_limit_s=limit_s,
             benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
+            health_overrides_log=_health_overrides_log(read),
             drain_timeout_s=read.seconds(
                 "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may go on after SIGTERM, seconds"
             ),
@@ -224,6 +224,15 @@ class EnvironmentReader:
 def _ports(read: EnvironmentReader) -> tuple[int, int]:
     port = read.port("WORKER_PORT", 3000, "the worker's public port")
     return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
+
+
+def _model_timeout_s(read: EnvironmentReader) -> float | None:
+    return read.value("MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds")
+
+
+def _health_overrides_log(read: EnvironmentReader) -> bool:
+    purpose = "whether a model that works is loaded without a load line"
+    return read.boolean("HEALTH_OVERRIDES_LOG", True, purpose)
 
 
 def _benchmark_times(read: EnvironmentReader) -> tuple[float, float]:

@@ -92,7 +92,7 @@ def replay(path: Path, rules: Sequence[tuple[LogAction, str]], found: Findings) 
     for rule in matches:
         _report_rule(rule, loads, total, found)
     if not loads and any(action is LogAction.ModelLoaded for action, _ in rules):
-        found.problem("log", "no load rule matches: with this log the worker would never become ready")
+        found.problem("log", "no load rule matches: this log would never make the worker ready")
 
 
 def _report_rule(rule: RuleMatches, loads: Sequence[int], total: int, found: Findings) -> None:

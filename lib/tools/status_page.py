@@ -87,6 +87,8 @@ def _reasons(status: Status) -> Iterator[str]:
         else:
             yield f"last log line {_quoted(log['last_line'])}"
             yield f"no load rule has matched {log['lines']:,} lines yet"
+        if log["override_problem"]:
+            yield log["override_problem"]
     health = status["health"]
     if "health" in waits and health is not None and health["last_problem"] and server["reachable"]:
         yield f"{health['url']}: {health['last_problem']}"

@@ -93,7 +93,7 @@ async def test_a_ready_made_worker_is_checked_by_name_with_its_own_settings(tmp_
     assert found(checked.output, "problem", "log") == [
         "load rule 'infer server has started' matches no line, but differs only in case or spaces from "
         "line 2: Infer server has started",
-        "no load rule matches: with this log the worker would never become ready",
+        "no load rule matches: this log would never make the worker ready",
     ]
     env = {**INSTANCE, "CONTAINER_ID": "first", "MODEL_SERVER_URL": "here", "MAX_QUEUE_TIME": "soon"}
     checked = await done("check", "hello_world", cwd=tmp_path, env=env)

@@ -46,6 +46,21 @@ def test_a_file_is_read_from_its_beginning_once_it_exists(path: Path) -> None:
     assert tail.trouble is None
 
 
+def test_it_counts_how_often_the_log_begins(path: Path) -> None:
+    tail = LogTail(path)
+    counts: list[int] = []
+    for change in (lambda: None, lambda: append(path, b"one\n"), lambda: append(path, b"two\n")):
+        change()
+        tail.poll()
+        counts.append(tail.beginnings)
+    path.write_bytes(b"again\n")
+    assert tail.poll() == ["again"]
+    counts.append(tail.beginnings)
+    rotate(path)
+    tail.poll()
+    assert [*counts, tail.beginnings] == [0, 1, 1, 2, 3]
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_bytes_that_are_written_one_at_a_time_make_whole_lines(path: Path, end: bytes) -> None:
     tail = LogTail(path)

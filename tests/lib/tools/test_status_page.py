@@ -17,6 +17,7 @@ LOG = {
     "awaiting_connection": False,
     "lines": 1204,
     "last_line": "loading shard 3 of 8",
+    "override_problem": "",
     "rules": [
         {"action": "ModelLoaded", "text": "server is up", "matches": 0, "last_line": ""},
         {"action": "Info", "text": "loading", "matches": 3, "last_line": "loading shard 3 of 8"},
@@ -69,6 +70,11 @@ def status(**changed: Any) -> dict[str, Any]:
             {"log": {**LOG, "awaiting_connection": True}},
             "loading for 94 s; its log says that the model is loaded, "
             "but the model server accepts no connection",
+        ),
+        (
+            {"log": {**LOG, "override_problem": "the health check is well, but a request failed"}},
+            "loading for 94 s; last log line “loading shard 3 of 8”; no load rule has matched 1,204 lines "
+            "yet; the health check is well, but a request failed",
         ),
         (
             {

@@ -1,0 +1,26 @@
+"""Text from elsewhere, such as a model server's log lines and answers, made fit for a line of our own log."""
+
+from __future__ import annotations
+
+import re
+
+# Colours and cursor movements of terminals (ECMA-48: CSI sequences).
+_TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+# The value after a name that says that it is secret, in the forms of command lines, JSON and Python's repr.
+_NAMED_SECRET = re.compile(
+    r"""((?:api[-_]?key|(?<![a-z])token|password|passwd|secret|authorization)["']?\s*[=:\s]\s*["'\[]*(?:bearer\s+)?)"""
+    r"""[^\s"',;\]}]+""",
+    re.IGNORECASE,
+)
+# Secrets that are known by their form: tokens of Hugging Face, keys of OpenAI and of those who copy it.
+_SECRET = re.compile(r"\b(hf_|sk-)[A-Za-z0-9_-]{8,}|(?i:(\bbearer )\S+)")
+
+
+def excerpt(text: str, limit: int) -> str:
+    """Return `text` on one line: without secrets and control characters, and cut after `limit` characters."""
+    text = _TERMINAL.sub("", text[: 16 * limit])
+    text = _NAMED_SECRET.sub(r"\1***", text)
+    text = _SECRET.sub(lambda found: f"{found[1] or found[2]}***", text)
+    text = " ".join(text.split())
+    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.runtime.excerpt import excerpt
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain  text\r\n of two lines", "plain text of two lines"),
+        ("\x1b[2m12:00\x1b[0m \x1b[32m INFO\x1b[0m Connected", "12:00 INFO Connected"),
+        ("a\x07b\x1bc\u202ed", "a\ufffdb\ufffdc\ufffdd"),
+        ("--api-key abc --port 1", "--api-key *** --port 1"),
+        (
+            "non-default args: {'api_key': ['abc'], 'port': 1}",
+            "non-default args: {'api_key': ['***'], 'port': 1}",
+        ),
+        ('{"token": "abc", "max_tokens": 5}', '{"token": "***", "max_tokens": 5}'),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
+        ("HF_TOKEN=hf_0123456789", "HF_TOKEN=***"),
+        ("no access with hf_0123456789abc", "no access with hf_***"),
+        ("incorrect key sk-proj-0123456789", "incorrect key sk-***"),
+        ("12 tokens: 5 of 7", "12 tokens: 5 of 7"),
+    ],
+)
+def test_a_text_from_elsewhere(text: str, expected: str) -> None:
+    assert excerpt(text, 100) == expected
+
+
+@given(st.text(), st.integers(1, 50))
+def test_it_is_one_line_of_at_most_the_limit(text: str, limit: int) -> None:
+    shown = excerpt(text, limit)
+    assert len(shown) <= limit
+    assert shown.isprintable()
