@@ -1,7 +1,8 @@
 """The worker for llama.cpp, the OpenAI worker with llama.cpp's log lines: `python -m workers.llama.server`.
 
 llama-server accepts connections, and answers its health check with 503, before the model is loaded. It logs
-the load line below afterwards.
+a load line afterwards. Some older versions logged theirs before, so that their health check decides; the
+first had no health check, and listened only once the model was loaded.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
 
+# In the order of versions, the latest first: "llama_server: listening on http://…", "main: server is
+# listening on http://…", "llama server listening at http://…", "HTTP server listening".
+LOAD_LINES = (
+    "llama_server: listening on",
+    "server is listening on",
+    "llama server listening at",
+    "HTTP server listening",
+)
+
 LLAMA = server.ServerProfile(
     log="/var/log/portal/llama.log",
-    load_lines=("server is listening on",),
+    load_lines=LOAD_LINES,
     error_lines=("exiting due to model loading error",),
     ignore_eos=True,
 )

@@ -68,7 +68,7 @@ def test_each_server_has_its_log_and_its_lines() -> None:
     assert loaded == {
         "vllm": ["Application startup complete."],
         "sglang": ["The server is fired up and ready to roll!"],
-        "llama": ["server is listening on"],
+        "llama": list(llama.LOAD_LINES),
     }
     errors = [line for action, line in vllm.build({})[0].log_actions if action is LogAction.ModelError]
     assert errors == ["INFO exited: vllm", "RuntimeError: Engine"]

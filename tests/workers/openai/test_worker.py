@@ -208,7 +208,7 @@ async def test_the_example_client_runs_all_examples(tmp_path: Path) -> None:
     [
         ("vllm", "INFO:     Application startup complete."),
         ("sglang", "The server is fired up and ready to roll!"),
-        ("llama", "main: server is listening on http://127.0.0.1:8080 - starting the main loop"),
+        ("llama", "srv  llama_server: listening on http://127.0.0.1:8080"),
     ],
 )
 async def test_each_server_is_ready_by_its_log_line_and_measured(
