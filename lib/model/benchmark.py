@@ -29,7 +29,7 @@ from lib.model.throughput import (
 )
 from lib.runtime.clock import Clock
 
-__all__ = ["Attempt", "BenchmarkFailed", "FlowRequest", "Measurement", "Send", "measure"]
+__all__ = ["Attempt", "BenchmarkFailed", "FlowRequest", "Measurement", "Send", "TriedLevel", "measure"]
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +84,23 @@ class BenchmarkFailed(Exception):
 
 
 @dataclass(frozen=True)
+class TriedLevel:
+    """A number of requests in flight, and the throughput that it showed, in workload/s, with its `spread`."""
+
+    concurrency: int
+    perf: float
+    spread: float
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The result: `perf` in workload/s with `concurrency` requests in flight.
 
     `spread` is the half of the 95 % interval of `perf`, as a part of it; `duration_s` that of the benchmark.
     `succeeded` and `failed` count requests, the warm-up included. `last_message` is that of the last failure,
     or "". `workload_per_unit` is that of a unit of progress, 0.0 if answers don't stream. `is_cut`: the time
-    limit has ended the benchmark. `is_unsure`: too little ended to be sure.
+    limit has ended the benchmark. `is_unsure`: too little ended to be sure. `levels` are all that were tried,
+    the lowest first; that of one request is the warm-up.
     """
 
     perf: float
@@ -103,6 +113,7 @@ class Measurement:
     workload_per_unit: float = 0.0
     is_cut: bool = False
     is_unsure: bool = False
+    levels: tuple[TriedLevel, ...] = ()
 
 
 async def measure(
@@ -508,6 +519,7 @@ class _Bench:
             workload_per_unit=flow.workload_per_unit if flow.is_streaming else 0.0,
             is_cut=cut_after_s is not None,
             is_unsure=not is_complete or result.spread > unsure_from,
+            levels=tuple(TriedLevel(n, e.throughput, e.spread) for n, e in sorted(self._levels.items())),
         )
 
     def _failure_reason(self, cut_after_s: float | None) -> str:

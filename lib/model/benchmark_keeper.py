@@ -96,7 +96,7 @@ class BenchmarkKeeper:
 
     async def _use_or_measure(self) -> None:
         """Use a saved result, or measure and save the result. Raises `BenchmarkFailed`."""
-        inputs = await self._inputs()
+        inputs = await self.inputs()
         saved = await in_thread(benchmark_store.load, self.directory, inputs)
         if saved is None:
             await self._measure(inputs)
@@ -106,18 +106,22 @@ class BenchmarkKeeper:
 
     async def _measure(self, inputs: BenchmarkInputs) -> None:
         """Measure, and save the result. Raises `BenchmarkFailed`."""
+        measured = await self.measurement(inputs)
+        self.result, self.is_saved = self.result_of(measured), False
+        await in_thread(benchmark_store.save, self.directory, inputs, self.result)
+        text = f"benchmark: {measured.perf:g} workload/s{self.result.remark}"
+        self.readiness.set_max_perf(measured.perf, text)
+
+    async def measurement(self, inputs: BenchmarkInputs) -> Measurement:
+        """Measure, without an effect on the worker. Raises `BenchmarkFailed`."""
         handler = self.request.handler
         runs = handler.benchmark_runs
-        measured = await self._measured(
+        return await self._measured(
             runs=None if runs == DEFAULT_RUNS else max(1, runs),
             concurrency=inputs.concurrency,
             target_s=self.target_s,
             warm_up=handler.benchmark_warmup,
         )
-        self.result, self.is_saved = self._result_of(measured), False
-        await in_thread(benchmark_store.save, self.directory, inputs, self.result)
-        text = f"benchmark: {measured.perf:g} workload/s{self.result.remark}"
-        self.readiness.set_max_perf(measured.perf, text)
 
     async def _measured(
         self,
@@ -139,7 +143,8 @@ class BenchmarkKeeper:
             workload_per_unit=workload_per_unit,
         )
 
-    def _result_of(self, measured: Measurement) -> Result:
+    def result_of(self, measured: Measurement) -> Result:
+        """The result to save of a measurement that has just ended."""
         return Result(
             perf=measured.perf,
             concurrency=measured.concurrency,
@@ -206,9 +211,9 @@ class BenchmarkKeeper:
         await self._measure_anew()
 
     async def _measure_anew(self) -> None:
-        await self._measure(await self._inputs())
+        await self._measure(await self.inputs())
 
-    async def _inputs(self) -> BenchmarkInputs:
+    async def inputs(self) -> BenchmarkInputs:
         """The inputs of the result. Raises `BenchmarkFailed` when the handler's payload can't be made."""
         request = self.request
         handler = request.handler

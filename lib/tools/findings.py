@@ -58,6 +58,10 @@ class Findings:
         for text in texts:
             self.problem(about, text)
 
+    def texts(self, level: Level) -> list[str]:
+        """The texts of the findings of this level, each on one line."""
+        return [" ".join(f.text.split()) for f in self._found if f.level is level]
+
     @property
     def failed(self) -> bool:
         """Whether there is a problem among them."""

@@ -1,15 +1,13 @@
 """The checks of `pyworker check`, made when a worker's file has built its backend and routes.
 
 Owns the order of the checks, and the checks of settings, declaration and model server. How the worker is
-intercepted before it serves is in lib/server.py (`inspected_by`); the checks of log rules are in
+intercepted before it serves is in lib/tools/file_inspection.py; the checks of log rules are in
 lib/tools/log_replay.py, those of the benchmark in lib/tools/benchmark_check.py, those of the lifecycle and
 the handlers' `running` in lib/tools/context_check.py, those of the routes' speed in lib/tools/route_check.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,19 +18,19 @@ from aiohttp import web
 
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
-from lib.errors import SettingsError, refusals_collected
+from lib.errors import SettingsError
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness
 from lib.model.watch import NO_SUCH_CHECK, HealthWatch
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import Settings
-from lib.server import inspected_by
 from lib.tools.benchmark_check import check_payload, send_one
 from lib.tools.context_check import contexts_entered
+from lib.tools.file_inspection import NotServed, inspect_file
 from lib.tools.findings import Findings
 from lib.tools.log_replay import check_rules, replay
 from lib.tools.route_check import check_speed
-from lib.tools.worker_file import WorkerFailed, WorkerFile, run_file, settings_error_in
+from lib.tools.worker_file import WorkerFile
 
 # Variables that only an instance sets. If none of them is set, their absence is a note, not a problem.
 INSTANCE_VARIABLES = ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_TCP_PORT_")
@@ -46,28 +44,10 @@ def check_worker(file: WorkerFile, environ: Mapping[str, str], log: Path | None)
     """
     found = Findings(str(file))
     _check_settings(environ, found)
-    inspection = _Inspection(found, log)
     try:
-        with (
-            inspected_by(inspection.inspect),
-            refusals_collected(),
-            contextlib.redirect_stdout(sys.stderr),
-        ):
-            run_file(file)
-    except WorkerFailed as e:
-        found.problem("worker", e.brief)
-    except SystemExit as e:
-        refused = settings_error_in(e)
-        if refused is not None:
-            found.problems("worker", refused.problems)
-        elif not inspection.seen or e.code not in (None, 0):
-            found.problem("worker", f"it exited before it served, with status {e.code}")
-    if not inspection.seen and not found.failed:
-        found.problem(
-            "worker",
-            "it ended without serving: call start_server(backend, routes), or run() of a Worker, under "
-            'if __name__ == "__main__":',
-        )
+        inspect_file(file, _Inspection(found, log).inspect)
+    except NotServed as e:
+        found.problems("worker", e.problems)
     return found
 
 
@@ -87,17 +67,15 @@ def _check_settings(environ: Mapping[str, str], found: Findings) -> None:
 
 
 class _Inspection:
-    """The checks of one worker; `seen` is whether the file started one at all."""
+    """The checks of one worker."""
 
     def __init__(self, found: Findings, log: Path | None) -> None:
-        self.seen = False
         self._found = found
         self._log = log
         self._clock: Clock = SystemClock()
 
     async def inspect(self, backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> int:
-        """Run all checks; the callback of `inspected_by`. The exit status is 0, as nothing is served."""
-        self.seen = True
+        """Run all checks. The exit status is 0, as nothing is served."""
         self._check_declaration(backend, routes)
         handler, sendable = backend.benchmark_handler, False
         if handler is None:

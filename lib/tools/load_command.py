@@ -10,11 +10,8 @@ import argparse
 import asyncio
 import json
 import math
-import signal
 import sys
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from lib.runtime.clock import Clock
 from lib.runtime.exit_status import EXIT_FAILED
 from lib.runtime.file_limit import raise_file_limit
 from lib.tools.command import EXIT_INTERRUPTED
+from lib.tools.interrupts import on_ctrl_c
 from lib.tools.load_plot import CannotPlot, check_plot, save_plot
 from lib.tools.load_report import summary_json, summary_lines
 from lib.tools.load_screen import show_progress
@@ -151,26 +149,12 @@ async def _run(test: LoadTest) -> bool:
     """
     ended = False
     async with anyio.create_task_group() as group:
-        with _on_ctrl_c(group.cancel_scope.cancel):
+        with on_ctrl_c(group.cancel_scope.cancel):
             group.start_soon(show_progress, test, sys.stderr)
             await test.run()
             ended = True
             group.cancel_scope.cancel()
     return not ended
-
-
-@contextmanager
-def _on_ctrl_c(stop: Callable[[], object]) -> Generator[None, None, None]:
-    """Call `stop` on Ctrl-C, instead of raising `KeyboardInterrupt`; no effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
 
 
 def _add_if_free(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:

@@ -149,6 +149,7 @@ async def test_writing_a_worker(tmp_path: Path, env: dict[str, str]) -> None:
         "pyworker status": "1 served",
         "pytest": "2 passed",
         "pyworker check": "no problems",
+        "pyworker benchmark": "max_perf to report: ",
         "pyworker load-test": "100 of 100 requests",
     }.items():
         (output,) = [output for line, output in printed.items() if line.startswith(beginning)]

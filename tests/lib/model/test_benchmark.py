@@ -302,6 +302,14 @@ async def test_the_search_ends_at_the_maximum(most: int | None, tried: int) -> N
 # The time limit, and long jobs
 
 
+async def test_every_level_that_was_tried_is_told() -> None:
+    measured = await measured_with(FakeModel(ManualClock(), slots=16), runs=None)
+    tried = [level.concurrency for level in measured.levels]
+    assert tried == sorted(set(tried))
+    assert {1, 4, 16} <= set(tried)
+    assert measured.perf in [level.perf for level in measured.levels]
+
+
 async def test_the_time_limit_counts_from_the_first_answer() -> None:
     model = FakeModel(ManualClock(), service_s=8.0, results=results_of(400.0))
     measured = await measured_with(model, concurrency=2, runs=100, time_limit_s=60.0)
