@@ -325,7 +325,7 @@ class Backend:
         async with open_worker(
             self.config(), self.lanes, settings, self.metrics, self.clock, directory, spawn, process_age_s
         ) as running:
-            self._running, self._steps = running, steps_of(self.observers)
+            self._running, self._steps = running, steps_of((running.live_capacity, *self.observers))
             try:
                 yield running
             finally:

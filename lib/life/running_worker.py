@@ -35,6 +35,7 @@ from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.direct import DirectCalls
 from lib.model.health_override import HealthOverride
+from lib.model.live_capacity import CapacityMover, LiveCapacity
 from lib.model.readiness import Readiness, ReadySignal
 from lib.model.relay import drain
 from lib.model.watch import HealthWatch, LogRule, LogWatch
@@ -70,6 +71,7 @@ class RunningWorker:
     log_watch: LogWatch | None
     health_watch: HealthWatch | None
     benchmark_keeper: BenchmarkKeeper | None
+    live_capacity: LiveCapacity
     lifecycle: AuthorContext | None
     handlers: AuthorContext | None
     spawn: Spawn
@@ -86,6 +88,8 @@ class RunningWorker:
             tasks["health override"] = self.health_override.follow
         if self.benchmark_keeper is not None:
             tasks["benchmark"] = self.benchmark_keeper.keep
+        if self.settings.live_capacity:
+            tasks["live capacity"] = CapacityMover(self.live_capacity, self.readiness).keep
         if self.handlers is not None:
             tasks["handlers"] = self.handlers.keep
         if self.lifecycle is not None:
@@ -141,10 +145,9 @@ async def open_worker(
     spawn: Spawn,
     process_age_s: float = 0.0,
 ) -> AsyncGenerator[RunningWorker, None]:
-    """Assemble a worker, with its connections open until the block ends.
+    """Assemble a worker, with its connections open until the block ends; the caller starts its tasks.
 
-    `directory` holds the saved benchmark; `process_age_s` is the process's age in seconds. No task runs yet:
-    the caller starts `RunningWorker.tasks`. Raises `SettingsError` with all problems of `config`.
+    `directory` holds the saved benchmark. Raises `SettingsError` with all problems of `config`.
     """
     if problems := config.problems():
         raise SettingsError(problems)
@@ -184,6 +187,7 @@ async def open_worker(
                 log_watch=_log_watch(config, server, readiness, clock),
                 health_watch=_health_watch(config, server, readiness, clock),
                 benchmark_keeper=keeper,
+                live_capacity=LiveCapacity(readiness, partial(_best, keeper), lanes.is_waiting, clock),
                 lifecycle=_author_context(config.lifecycle, readiness, ReadySignal.LIFECYCLE),
                 handlers=_author_context(config.context_of_handlers, readiness, ReadySignal.HANDLERS),
                 spawn=spawn,
@@ -277,6 +281,11 @@ def _benchmark_keeper(
         settings.benchmark_time_limit_s,
         clock,
     )
+
+
+def _best(keeper: BenchmarkKeeper | None) -> int | None:
+    """The number of requests at once that the benchmark found best."""
+    return None if keeper is None or keeper.result is None else keeper.result.concurrency
 
 
 def _author_context(given: Context | None, readiness: Readiness, signal: ReadySignal) -> AuthorContext | None:

@@ -69,16 +69,16 @@ class Readiness:
     """Computes the state from ready signals, the benchmark's result, the public key, errors and draining.
 
     `signals` must all come before the model counts as loaded. `max_perf` is in workload/s, 0.0 until it is
-    known; `loadtime_s` is the time from the process's start to the first *ready*, 0.0 until then. `on_change`
-    is called after each change of the state or the error, with the current error message ("" for none) and
-    whether the state changed.
+    known; `benchmark_perf` is what it was set to, before it was moved. `loadtime_s` is the time from the
+    process's start to the first *ready*, 0.0 until then. `on_change` is called after each change of the state
+    or the error, with the current error message ("" for none) and whether the state changed.
     """
 
     def __init__(
         self, signals: Collection[ReadySignal], needs_key: bool, clock: Clock, process_age_s: float = 0.0
     ) -> None:
         self.on_change: Callable[[str, bool], None] = _nothing
-        self.max_perf = 0.0
+        self.max_perf = self.benchmark_perf = 0.0
         self.loadtime_s = 0.0
         self._clock = clock
         self._started = clock.monotonic() - process_age_s
@@ -144,10 +144,14 @@ class Readiness:
 
     def set_max_perf(self, max_perf: float, reason: str) -> None:
         """Set the throughput in workload/s: measured, saved, or given by the author."""
-        self.max_perf = max_perf
+        self.max_perf = self.benchmark_perf = max_perf
         self._measured = True
         self._errors.pop(Cause.BENCHMARK, None)
         self._update(reason)
+
+    def move_max_perf(self, max_perf: float) -> None:
+        """Move the throughput, until it is set the next time, to what requests show (live_capacity.py)."""
+        self.max_perf = max_perf
 
     def set_error(self, cause: Cause, message: str) -> None:
         """Set the error of `cause` to `message`, shortened to `MAX_ERROR_LENGTH` characters."""

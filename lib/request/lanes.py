@@ -113,12 +113,14 @@ class Lanes:
         self._max_wait_s = max_wait_s
         self._lanes: list[Lane] = []
         self._one_at_a_time = self._queue(1)
+        self._limited: tuple[SlotQueue, ...] = ()  # the only queues in which a request can wait
 
     def add(self, handler: Handler) -> Lane:
         """Add a lane for one route of `handler`."""
         limit = handler.max_queue_time
         lane = Lane(handler, self._queue_of(handler), self._max_wait_s if limit is None else limit)
         self._lanes.append(lane)
+        self._limited = tuple(queue for queue in self._queues() if queue.limit is not None)
         return lane
 
     def concurrency_of(self, handler: Handler) -> int | None:
@@ -131,6 +133,13 @@ class Lanes:
         """Refuse every request that waits, now and from now on (see `SlotQueue.refuse_all`)."""
         for queue in self._queues():
             queue.refuse_all(error_factory)
+
+    def is_waiting(self) -> bool:
+        """Whether a request waits for a slot. It is asked for each request."""
+        for queue in self._limited:  # noqa: SIM110 - any() takes three times as long
+            if queue.waiting:
+                return True
+        return False
 
     @property
     def waiting(self) -> int:
@@ -222,6 +231,11 @@ class SlotQueue:
     def working(self) -> int:
         """The number of requests that hold a slot."""
         return self._working
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all slots are taken."""
+        return self.limit is not None and self._working >= self.limit
 
     def refuse_all(self, error_factory: ErrorFactory) -> None:
         """Raise a new exception of `error_factory` in every wait, now and from now on."""

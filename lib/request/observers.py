@@ -56,7 +56,7 @@ def observer_problems(observers: Sequence[object]) -> Iterator[str]:
             yield f"{name} has none of the steps {', '.join(_STEPS)}{''.join(hints)}"
 
 
-def steps_of(observers: Sequence[Observer]) -> Steps:
+def steps_of(observers: Sequence[object]) -> Steps:
     """The methods of all observers by step; a step that no observer overrides has none."""
     return Steps(
         admitted=_functions(observers, "admitted"),

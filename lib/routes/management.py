@@ -22,6 +22,7 @@ from lib.backend import Backend
 from lib.metrics import Outcome
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.health_override import HealthOverride
+from lib.model.live_capacity import LiveCapacity
 from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
 from lib.routes.gpu import Gpus
@@ -135,6 +136,7 @@ def status_of(backend: Backend) -> dict[str, Any]:
         "loadtime_s": running.readiness.loadtime_s,
         "max_perf": running.readiness.max_perf,
         "benchmark": _benchmark_facts(running.benchmark_keeper),
+        "observed": _observed_facts(running.live_capacity),
         "timeline": [
             {"at": c.at, "state": c.state.value, "reason": c.reason} for c in running.readiness.timeline
         ],
@@ -158,6 +160,11 @@ def _benchmark_facts(keeper: BenchmarkKeeper | None) -> dict[str, Any] | None:
     facts = asdict(keeper.result)
     del facts["workload_per_unit"]
     return {**facts, "is_saved": keeper.is_saved}
+
+
+def _observed_facts(live: LiveCapacity) -> dict[str, Any] | None:
+    observation = live.observation
+    return None if observation is None else asdict(observation)
 
 
 def _log_facts(watch: LogWatch | None, override: HealthOverride | None) -> dict[str, Any] | None:

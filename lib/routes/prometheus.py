@@ -59,7 +59,7 @@ class _WorkerCollector(Collector):
         yield GaugeMetricFamily("pyworker_requests_working", "Requests that have a slot", value=lanes.working)
 
     def _workload(self) -> Iterator[Metric]:
-        ledger = self._backend.metrics
+        ledger, running = self._backend.metrics, self._backend.running
         yield CounterMetricFamily("pyworker_workload_served", "Workload served", value=ledger.served_load)
         yield CounterMetricFamily(
             "pyworker_workload_rejected", "Workload rejected", value=ledger.rejected_load
@@ -67,8 +67,15 @@ class _WorkerCollector(Collector):
         yield GaugeMetricFamily("pyworker_workload_in_flight", "Workload in flight", value=ledger.cur_load)
         yield GaugeMetricFamily(
             "pyworker_workload_per_second_max",
-            "Throughput by the benchmark, in workload/s; 0 until it is known",
-            value=self._backend.running.readiness.max_perf,
+            "Throughput that is reported as max_perf, in workload/s; 0 until it is known",
+            value=running.readiness.max_perf,
+        )
+        observation = running.live_capacity.observation
+        yield GaugeMetricFamily(
+            "pyworker_workload_per_second_observed",
+            "Throughput that requests have shown, in workload/s, over the last saturated minute; "
+            "0 without one in the last 10 minutes",
+            value=0.0 if observation is None else observation.workload_per_second,
         )
 
     def _state(self) -> Iterator[Metric]:

@@ -65,6 +65,7 @@ class Settings:
     benchmark_time_limit_s: float = 300.0
     benchmark_dir: Path = Path()
     health_overrides_log: bool = True
+    live_capacity: bool = False
     drain_timeout_s: float = 30.0
     log_level: str = "INFO"
     log_format: LogFormat = "text"
@@ -100,9 +101,7 @@ class Settings:
             unsecured=read.boolean("UNSECURED", False, "accept unsigned requests"),
             auth_scheme=_auth_scheme(read),
             auth_check_url=read.boolean("AUTH_CHECK_URL", True, "require this worker's URL in signatures"),
-            max_json_bytes=read.positive_int(
-                "MAX_JSON_BYTES", cls.max_json_bytes, "limit of a JSON body, bytes"
-            ),
+            max_json_bytes=read.positive_int("MAX_JSON_BYTES", cls.max_json_bytes, "JSON body limit, bytes"),
             max_request_bytes=read.positive_int(
                 "MAX_REQUEST_BYTES", cls.max_request_bytes, "limit of any other body, bytes"
             ),
@@ -122,6 +121,7 @@ class Settings:
             benchmark_time_limit_s=limit_s,
             benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
             health_overrides_log=_health_overrides_log(read),
+            live_capacity=read.boolean("LIVE_CAPACITY", False, "move max_perf to what requests show"),
             drain_timeout_s=read.seconds(
                 "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may go on after SIGTERM, seconds"
             ),

@@ -119,6 +119,8 @@ def show(status: Status, screen: Screen) -> None:
             "model server", f"{server['url']}, {_reach(server['reachable'])}{_health(status['health'])}"
         )
     screen.item("capacity", _capacity(status))
+    if (observed := status["observed"]) is not None:
+        screen.item("", _observed(observed, status["now"]))
     queue, requests = status["queue"], status["requests"]
     screen.item("queue", f"{queue['waiting']} waiting, {queue['working']} working")
     ends = ("served", "errored", "cancelled", "rejected")
@@ -136,6 +138,13 @@ def _capacity(status: Status) -> str:
     if not most:
         return f"not measured yet; {load:g} workload in flight"
     return f"{most:g} workload/s; {load:g} in flight, {load / most:.1f} s of work"
+
+
+def _observed(observed: Status, now: float) -> str:
+    shown = f"requests show {observed['workload_per_second']:.4g} workload/s"
+    ago = now - observed["at"]
+    when = "now" if ago < 1 else f"until {duration(ago)} ago"
+    return f"{shown}, over {duration(observed['saturated_s'])} of saturation, {when}"
 
 
 def _reach(reachable: bool | None) -> str:

@@ -111,6 +111,23 @@ async def test_waiting_and_working_are_counted_once_for_a_shared_queue() -> None
     assert (made.waiting, made.working) == (0, 0)
 
 
+async def test_a_request_waits_where_a_queue_is_full() -> None:
+    made = lanes()
+    made.add(PlainHandler(allow_parallel_requests=True))
+    one = made.add(PlainHandler()).queue
+    assert not one.is_full
+    assert one.try_acquire()
+    assert one.is_full
+    assert not made.is_waiting()
+    waiting = asyncio.ensure_future(one.wait(None))
+    await asyncio.sleep(0)
+    assert made.is_waiting()
+    one.release()
+    await waiting
+    assert one.is_full
+    assert not made.is_waiting()
+
+
 async def test_refuse_all_refuses_present_and_later_waits() -> None:
     made = lanes()
     lane = made.add(PlainHandler())

@@ -118,6 +118,7 @@ async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:
         "pyworker_workload_served_total 3.0",
         "pyworker_requests_in_flight 0.0",
         "pyworker_workload_per_second_max 100.0",
+        "pyworker_workload_per_second_observed 0.0",
     ):
         assert line in lines
 
