@@ -81,6 +81,8 @@ async def test_the_page_shows_a_worker_its_load_and_its_death() -> None:
             await expect(page.locator("#chart-load")).to_have_attribute("aria-label", re.compile(label))
         served = re.compile("Now: throughput 60.")  # twice 150 within 5 s
         await expect(page.locator("#chart-throughput")).to_have_attribute("aria-label", served)
+        per_minute = page.locator("#workers tbody td").nth(4)
+        await expect(per_minute).to_have_text("5")  # twice 150 within 60 s
         clock.advance(0.5)
         now = clock.wall()
         finished = FinishedRequest(3, True, "Success", now - 4, now - 2, now)

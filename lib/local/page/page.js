@@ -6,6 +6,8 @@ const POLL_MS = 1000;
 const SMOOTH_S = 5;
 // A worker without a report for this long is stopped; the same as SILENCE_S in lib/local/fleet.py.
 const SILENCE_S = 30;
+// What a worker serves is averaged over this many seconds: enough for some requests that take seconds.
+const SERVED_S = 60;
 const MAX_ERRORS = 20;
 const MAX_REQUESTS = 15;
 
@@ -96,6 +98,12 @@ function latency(times, q) {
     values.sort((a, b) => a - b);
     return values.length ? values[Math.min(values.length - 1, Math.floor(q * values.length))] : null;
   });
+}
+
+/** The workload per second that a worker has served in the last SERVED_S seconds: its capacity, if it is busy. */
+function served(worker) {
+  const recent = worker.samples.filter((s) => s.at > known.now - SERVED_S);
+  return recent.reduce((total, s) => total + s.cur_perf, 0) / SERVED_S;
 }
 
 const allSamples = () => [...known.workers.values()].flatMap((w) => w.samples);
@@ -271,6 +279,7 @@ function drawWorkers() {
     const numbers = [
       compact.format(worker.cur_load),
       worker.measured_perf > 0 ? compact.format(worker.measured_perf) : "–",
+      compact.format(served(worker)),
       queue_s,
       String(worker.reqs_working),
       String(worker.routed),
