@@ -289,7 +289,7 @@ class _Bench:
         return None if hope is None or hope.throughput < MIN_GAIN * best.throughput else hope
 
     def _points(self) -> list[Point]:
-        """What is known of the throughput, in the order of the requests worked on at once."""
+        """The known throughputs, in the order of the requests that were worked on at once."""
         known = {
             max(1.0, min(level, tried.places)): tried.throughput
             for level, tried in sorted(self._levels.items())
@@ -351,7 +351,9 @@ class _Bench:
                 if (has_ended or not wanted) and (is_precise or is_over or self._has_ended(MAX_JOBS)):
                     break
             await self._look()
-        self._note(level, self._settled(level))
+        settled = self._settled(level)
+        self._note(level, settled)
+        self._is_open |= settled is None or settled.spread >= 1  # what was seen before is not confirmed
         self._result = level
         if self._is_in_units and not self._is_broken:
             await self._end_one()
@@ -408,8 +410,8 @@ class _Bench:
 
     def _has_ended(self, count: int) -> bool:
         """Whether `count` requests that began at this level have ended."""
-        ended = self._flow.ended
-        return sum(job.began_s >= self._level_s for job in ended[-2 * count - 512 :]) >= count
+        ended = self._flow.ended_since(self._level_s)
+        return len(ended) >= count and sum(job.began_s >= self._level_s for job in ended) >= count
 
     def _convert(self) -> None:
         """Change what is known of the levels to workload/s, once a request has shown that of a unit."""

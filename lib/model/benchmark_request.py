@@ -5,6 +5,7 @@ Owns what counts as success and as progress. When requests are sent is decided i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -19,7 +20,7 @@ from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_e
 from lib.model.benchmark import Attempt, BenchmarkFailed, FlowRequest
 from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
-from lib.model.relay import is_stream_type, is_streamed
+from lib.model.relay import broken_answer, is_stream_type, is_streamed
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class BenchmarkRequest:
         except anyio.get_cancelled_exc_class():
             await self._leave(payload)
             raise
+        if isinstance(result, (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError)):
+            result = broken_answer(result, answer_out=False)
         if isinstance(result, Exception):
             known = isinstance(result, (WorkerError, AnswerCut))
             return Attempt(False, workload, describe_error(result) if known else repr(result))

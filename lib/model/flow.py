@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Flow:
         self.unexpected: Exception | None = None
         self._send = send
         self._group = group
+        self._workload = self._units = 0.0  # of the jobs that ended
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._has_evidence = False
         self._changed = asyncio.Event()
@@ -112,8 +114,11 @@ class Flow:
     @property
     def workload_per_unit(self) -> float:
         """The workload of a unit of progress, by the requests that ended; 0.0 if it isn't known."""
-        units = sum(job.units for job in self.ended)
-        return sum(job.workload for job in self.ended) / units if units > 0 else self._workload_per_unit
+        return self._workload / self._units if self._units > 0 else self._workload_per_unit
+
+    def ended_since(self, at_s: float) -> list[FlowRequest]:
+        """The jobs that have succeeded at the time `at_s` or later, in the order of their ends."""
+        return self.ended[bisect_left(self.ended, at_s, key=_end) :]
 
     def set_level(self, level: int, is_cold: bool = False) -> None:
         """Keep `level` requests in flight from now on; cancel those beyond. `is_cold` marks new ones."""
@@ -169,6 +174,8 @@ class Flow:
             if math.isfinite(attempt.workload) and attempt.workload > 0:
                 job.workload = min(attempt.workload, MAX_WORKLOAD)
             self.ended.append(job)
+            self._workload += job.workload
+            self._units += job.units
             self.failed_in_a_row, self.last_good_s = 0, job.ended_s
         else:
             self.failed += 1
@@ -209,6 +216,10 @@ async def flowing(send: Send, clock: Clock, workload_per_unit: float = 0.0) -> A
 async def send_alone(send: Send, clock: Clock) -> Attempt:
     """Send one request, without a flow. Raises what `send` raises."""
     return await send(FlowRequest(lambda job, units: None, clock.monotonic()))
+
+
+def _end(job: FlowRequest) -> float:
+    return job.ended_s
 
 
 def _nothing() -> None:

@@ -17,6 +17,8 @@ from lib.model.flow import BIN_S, Flow, FlowRequest
 # A window of progress has this many parts, whose differences are its spread, and at least this length.
 PARTS = 5
 MIN_WINDOW_S = 1.0
+# Parts that are equal by chance say no more than this, as a part of the throughput.
+LEAST_SPREAD = 0.01
 # A throughput is steady if it is known within this part of it.
 STEADY_WITHIN = 0.05
 # The shortest duration that a request can have, so that no throughput is infinite.
@@ -36,7 +38,8 @@ FRESH_PART = 0.1
 GENERATIONS = 2.5
 # The beginnings of fewer requests say nothing about that of one.
 MIN_RAMP = 3
-# The latest ends that are looked at.
+# The latest requests that are looked at, and of those the latest ends.
+MAX_LATEST = 2048
 MAX_ENDS = 256
 # With beginnings of this part of the requests in a window, it is like any other.
 MIXED_FROM = 0.3
@@ -78,8 +81,9 @@ class Ramp:
 
 def ramp_of(flow: Flow, since_s: float) -> Ramp:
     """The beginning of the level since `since_s`, without the requests that waited for the end of others."""
-    began = [job for job in (*flow.ended, *flow.in_flight) if since_s <= job.began_s <= since_s + BIN_S]
-    until_s = min((job.ended_s for job in flow.ended if job.ended_s > since_s), default=math.inf)
+    ended = flow.ended_since(since_s)
+    began = [job for job in (*ended, *flow.in_flight) if since_s <= job.began_s <= since_s + BIN_S]
+    until_s = min((job.ended_s for job in ended if job.ended_s > since_s), default=math.inf)
     first = [job.first_s - since_s for job in began if job.first_s is not None and job.first_s < until_s]
     return Ramp(len(first), max(first, default=0.0))
 
@@ -121,7 +125,7 @@ def _of_progress(flow: Flow, since_s: float, shortest_s: float) -> Estimate | No
         mean = fmean(rates)
         if mean > 0:
             trend = abs(fmean(rates[-2:]) - fmean(rates[:2])) / mean
-            spread = max(2 * stdev(rates) / PARTS**0.5 / mean, _granularity(bins[begin:]))
+            spread = max(2 * stdev(rates) / PARTS**0.5 / mean, _granularity(bins[begin:]), LEAST_SPREAD)
             begin_s = flow.began_s + (first + begin) * BIN_S
             is_steady = spread <= STEADY_WITHIN and trend <= STEADY_WITHIN and not _grew(flow, begin_s)
             answering = 1.0 if is_mixed else _part_of_answers(flow, mean, places)
@@ -136,7 +140,7 @@ def _of_progress(flow: Flow, since_s: float, shortest_s: float) -> Estimate | No
 def _beginnings(flow: Flow, first: int, last: int) -> list[int]:
     """The number of requests that made their first progress in each interval from `first` to `last`."""
     counts = [0] * max(0, last - first)
-    for job in (*flow.ended, *flow.in_flight):
+    for job in (*flow.ended_since(flow.began_s + first * BIN_S), *flow.in_flight):
         if job.first_s is not None:
             number = int((job.first_s - flow.began_s) / BIN_S) - first
             if 0 <= number < len(counts):
@@ -152,7 +156,7 @@ def _rate(bins: Sequence[float], held_up_s: float) -> float:
 
 def _part_of_answers(flow: Flow, rate: float, places: int) -> float:
     """The part of the time in which answers go on, at `rate` in units/s: in the rest others begin."""
-    ended = [job.units for job in flow.ended]
+    ended = [job.units for job in flow.ended[-MAX_LATEST:]]
     answer_s = fmean(ended) * places / rate if ended else 0.0
     return answer_s / (answer_s + places * flow.prompt_s) if answer_s > 0 else 1.0
 
@@ -171,17 +175,18 @@ def _grew(flow: Flow, begin_s: float) -> bool:
 
 def _in_progress(flow: Flow, at_s: float) -> int:
     """The number of requests that had made their first progress at the time `at_s`, and were not over."""
-    begun = (*flow.ended, *flow.in_flight)
+    begun = (*flow.ended_since(at_s), *flow.in_flight)
     return sum(job.first_s is not None and job.first_s <= at_s < job.ended_s for job in begun)
 
 
 def _of_requests(flow: Flow, level: int, since_s: float) -> Estimate | None:
     """The throughput by the requests that ended since `since_s`; None before one has that began then."""
-    jobs = [job for job in flow.ended if job.ended_s >= since_s and not job.is_cold]
+    latest_ended = flow.ended[-MAX_LATEST:]
+    jobs = [job for job in latest_ended if job.ended_s >= since_s and not job.is_cold]
     whole = [job for job in jobs if job.began_s >= since_s - FRESH_PART * job.duration_s]
     if not whole:
         return None
-    for cold in (job for job in flow.ended if job.is_cold and job.ended_s > since_s):
+    for cold in (job for job in latest_ended if job.is_cold and job.ended_s > since_s):
         # A warm-up that took as long as the next is no worse than that, and long jobs are few.
         if level == 1 and abs(cold.duration_s - whole[0].duration_s) <= STEADY_WITHIN * whole[0].duration_s:
             jobs, whole = [cold, *jobs], [cold, *whole]
@@ -221,7 +226,7 @@ def _of_ends(
     if speed <= 0:
         return Estimate(0.0, 1.0, level, False)
     spread, throughput = math.inf, 0.0
-    longest_s = max(job.workload for job in flow.ended) / speed
+    longest_s = max(job.workload for job in flow.ended[-MAX_LATEST:]) / speed
     if jobs[-1].ended_s - since_s >= 1.9 * longest_s:
         ends = _ends(jobs, since_s)
         for first in {0, len(ends) // 3, len(ends) // 2}:
