@@ -141,7 +141,6 @@ class KnownConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's has another base class
-        self.write_part = self._transport.write
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
@@ -163,7 +162,12 @@ class KnownConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Write an answer, or the end of one."""
         self.is_answered = True
-        self._transport.write(data)
+        self.write_part(data)
+
+    def write_part(self, data: bytes) -> None:
+        """Write a part of an answer, unless the client has just left."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
 
 @dataclass(eq=False, slots=True)

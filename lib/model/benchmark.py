@@ -447,7 +447,8 @@ class _Bench:
         best, present = self._best_level, self._flow.level
         if best is None or present not in self._levels:
             return max(1, present)
-        is_as_good = self._levels[present].throughput * MIN_GAIN >= self._levels[best].throughput
+        allowance = 1 + PRECISION if self._flow.is_streaming else MIN_GAIN
+        is_as_good = self._levels[present].throughput * allowance >= self._levels[best].throughput
         return present if is_as_good and not self._is_found(best) else best
 
     def _is_found(self, level: int) -> bool:

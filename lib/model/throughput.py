@@ -67,7 +67,11 @@ def estimate(flow: Flow, level: int, since_s: float, shortest_s: float = MIN_WIN
     """
     if flow.is_streaming and (flow.workload_per_unit > 0 or not flow.ended):
         full_s = since_s + ramp_of(flow, since_s).duration_s
-        return _of_progress(flow, full_s, shortest_s) or _of_requests(flow, level, since_s)
+        by_progress = _of_progress(flow, full_s, shortest_s)
+        if by_progress is not None and by_progress.is_steady:
+            return by_progress
+        both = [known for known in (by_progress, _of_requests(flow, level, since_s)) if known is not None]
+        return min(both, key=lambda known: known.spread, default=None)
     return _of_requests(flow, level, since_s)
 
 
@@ -162,8 +166,12 @@ def _part_of_answers(flow: Flow, rate: float, places: int) -> float:
 
 
 def _granularity(window: Sequence[float]) -> float:
-    """The part of the progress in `window` that one step of the server makes, where steps can be told."""
-    steps = sum(units > 0 for units in window)
+    """The part of the progress in `window` that one step of the server makes, where steps can be told.
+
+    Of steps of different sizes it is their mean, weighted by the progress: a server that holds back what it
+    has generated, and sends it together, says little.
+    """
+    steps = sum(window) ** 2 / sum(units * units for units in window)
     return 1 / steps if steps < 0.8 * len(window) else 0.0
 
 
