@@ -70,8 +70,10 @@ def estimate(flow: Flow, level: int, since_s: float, shortest_s: float = MIN_WIN
         by_progress = _of_progress(flow, full_s, shortest_s)
         if by_progress is not None and by_progress.is_steady:
             return by_progress
-        both = [known for known in (by_progress, _of_requests(flow, level, since_s)) if known is not None]
-        return min(both, key=lambda known: known.spread, default=None)
+        by_requests = _of_requests(flow, level, since_s)
+        return (
+            by_requests if by_requests is not None and by_requests.is_steady else by_progress or by_requests
+        )
     return _of_requests(flow, level, since_s)
 
 
