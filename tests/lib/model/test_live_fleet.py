@@ -20,6 +20,8 @@ from tests.fakes.batching_model import BatchingModel, JobModel
 from tests.fakes.fleet import FleetWorker, VirtualFleet
 from tests.virtual_time import VirtualClock, in_virtual_time
 
+pytestmark = pytest.mark.one_python
+
 WORKERS = 4
 BATCH = 16
 SPEED = 0.4
