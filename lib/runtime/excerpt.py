@@ -7,11 +7,26 @@ import re
 # Colours and cursor movements of terminals (ECMA-48: CSI sequences).
 _TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # The value after a name that says that it is secret, in the forms of command lines, JSON and Python's repr.
+# No two parts next to each other match the same characters, so that the time grows with the text's length.
 _NAMED_SECRET = re.compile(
-    r"""((?:api[-_]?key|(?<![a-z])token|password|passwd|secret|authorization)["']?\s*[=:\s]\s*["'\[]*(?:bearer\s+)?)"""
-    r"""[^\s"',;\]}]+""",
-    re.IGNORECASE,
+    r"""
+    (
+      (?: api[-_]?key | (?<![a-z])token | (?-i:Token) | password | passwd | passphrase | authorization
+        | (?:private|access)[-_]?key | secret(?:[-_]?(?:access[-_]?)?key)? )
+      \\?["']?                               # the end of a quoted name, perhaps in a text within JSON
+      (?: \s*[=:]\s* | \s+ )
+      (?: \[\s* )?
+      \\?["']?
+      (?: (?:bearer|basic|token)\s+ )?
+    )
+    (?: (?<=\[["'])[^\]]+(?=["'])           # all of a list
+      | (?<=")[^"\\]+ | (?<=')[^']+
+      | [^\s"',;\]}\\]+ )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
+# The name and password in a URL.
+_OF_URL = re.compile(r"""(?<=://)[^\s/?#"'<>]+(?=@)""")
 # Secrets that are known by their form: tokens of Hugging Face, keys of OpenAI and of those who copy it.
 _SECRET = re.compile(r"\b(hf_|sk-)[A-Za-z0-9_-]{8,}|(?i:(\bbearer )\S+)")
 
@@ -20,6 +35,7 @@ def excerpt(text: str, limit: int) -> str:
     """Return `text` on one line: without secrets and control characters, and cut after `limit` characters."""
     text = _TERMINAL.sub("", text[: 16 * limit])
     text = _NAMED_SECRET.sub(r"\1***", text)
+    text = _OF_URL.sub("***", text)
     text = _SECRET.sub(lambda found: f"{found[1] or found[2]}***", text)
     text = " ".join(text.split())
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,11 +25,27 @@ from lib.runtime.excerpt import excerpt
         ("HF_TOKEN=hf_0123456789", "HF_TOKEN=***"),
         ("no access with hf_0123456789abc", "no access with hf_***"),
         ("incorrect key sk-proj-0123456789", "incorrect key sk-***"),
+        ("api_key=['abc', 'def'], port=1", "api_key=['***'], port=1"),
+        (r'{"sent": "{\"api_key\": \"abc\"}"}', r'{"sent": "{\"api_key\": \"***\"}"}'),
+        ('password="a b", port=1', 'password="***", port=1'),
+        ("Authorization: Basic YTpi", "Authorization: Basic ***"),
+        ("AWS_SECRET_ACCESS_KEY=abc", "AWS_SECRET_ACCESS_KEY=***"),
+        ("accessToken: abc", "accessToken: ***"),
+        ("connecting to redis://user:abc@host:6379/0", "connecting to redis://***@host:6379/0"),
+        ("see https://host/a@b", "see https://host/a@b"),
         ("12 tokens: 5 of 7", "12 tokens: 5 of 7"),
     ],
 )
 def test_a_text_from_elsewhere(text: str, expected: str) -> None:
     assert excerpt(text, 100) == expected
+
+
+@pytest.mark.parametrize("text", ["token" + " " * 100_000, "secret:" + "\n" * 100_000, "://" + "a" * 100_000])
+def test_a_long_text_takes_no_time(text: str) -> None:
+    """A search that goes back and forth in the spaces of such a text would take minutes."""
+    began_s = time.process_time()
+    excerpt(text, len(text))
+    assert time.process_time() - began_s < 2.0
 
 
 @given(st.text(), st.integers(1, 50))
