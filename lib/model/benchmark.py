@@ -203,7 +203,7 @@ class _Bench:
                 return
             before = self._levels.get(level)
             await self._settle(level)
-            if before is None or self._levels[level].throughput > SLOWED * before.throughput:
+            if before is None or self._levels[level].throughput >= SLOWED * before.throughput:
                 return
             if self._left_s <= 0:
                 self._is_open = True

@@ -131,7 +131,8 @@ class Flow:
                 self._group.start_soon(self._keep_one, scope, is_cold)
 
     def note_progress(self, job: FlowRequest, units: float) -> None:
-        """Note `units` of progress of `job` now."""
+        """Note `units` of progress of `job` now; what is no amount counts as none."""
+        units = min(units, MAX_WORKLOAD) if units > 0 else 0.0
         now_s = self.clock.monotonic()
         if job.first_s is None:
             job.first_s = now_s

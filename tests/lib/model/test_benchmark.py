@@ -37,7 +37,7 @@ class FakeModel:
 
     `results` are those of the first requests, in their order: a duration, the message of a failure, or an
     exception. Requests after those take `service_s` and succeed. It notes `events` of progress within each,
-    at equal distances.
+    at equal distances, of `units` each.
     """
 
     clock: ManualClock
@@ -45,6 +45,7 @@ class FakeModel:
     service_s: float = 1.0
     workload: float = 10.0
     events: int = 0
+    units: float = 1.0
     always_fails: str = ""
     results: deque[float | str | Exception] = field(default_factory=deque["float | str | Exception"])
     sent_s: list[float] = field(default_factory=list[float])
@@ -75,7 +76,7 @@ class FakeModel:
         async with holding(self.queue):
             for _ in range(self.events):
                 await sleep(self.clock, result / self.events)
-                job.note()
+                job.note(self.units)
             if not self.events:
                 await sleep(self.clock, result)
         return Attempt(True, self.workload, "200: fine")
@@ -251,11 +252,19 @@ async def test_a_model_that_begins_to_fail_fails_the_benchmark() -> None:
 async def test_a_workload_of_zero_or_no_amount_is_reported(workload: float) -> None:
     with pytest.raises(BenchmarkFailed, match="the workload counted is 0"):
         await measured_with(FakeModel(ManualClock(), workload=workload), concurrency=2)
+    with pytest.raises(BenchmarkFailed, match="the workload counted is 0"):
+        await measured_with(FakeModel(ManualClock(), workload=workload))  # after a search
 
 
 async def test_no_throughput_is_infinite() -> None:
     model = FakeModel(ManualClock(), service_s=0.0, workload=1e308)
     assert math.isfinite((await measured_with(model, concurrency=20)).perf)
+
+
+@pytest.mark.parametrize("units", [0.0, -1.0, math.nan, math.inf, 1e300])
+async def test_progress_of_no_amount_does_not_end_the_benchmark(units: float) -> None:
+    model = FakeModel(ManualClock(), slots=2, events=8, units=units)
+    assert (await measured_with(model, concurrency=2, runs=4)).perf == near(20.0)
 
 
 @pytest.mark.parametrize("before", [[], [1.0], [1.0, 5.0, 5.0]])
