@@ -13,6 +13,8 @@ from dataclasses import dataclass
 HEIGHT = 12
 MIN_WIDTH = 30
 MAX_WIDTH = 80
+# The least width of the drawing itself: with labels of many digits the chart becomes wider than asked for.
+MIN_COLUMNS = 8
 # The least number of columns between two labels of the lower axis.
 _GAP = 2
 
@@ -43,7 +45,7 @@ def draw(points: Sequence[tuple[int, float]], best: int, width: int, encoding: s
     highest = max((value for _, value in points), default=0.0) or 1.0
     labels = {0: shown(highest), HEIGHT // 2: shown(highest / 2), HEIGHT: "0"}
     margin = max(map(len, labels.values()))
-    columns = min(max(width, MIN_WIDTH), MAX_WIDTH) - margin - 3
+    columns = max(MIN_COLUMNS, min(max(width, MIN_WIDTH), MAX_WIDTH) - margin - 3)
     at = _columns_of([number for number, _ in points], columns)
     rows = [[" "] * columns for _ in range(HEIGHT + 1)]
     for column, value in _between([(at[number], value) for number, value in points]):

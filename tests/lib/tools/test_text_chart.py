@@ -44,6 +44,11 @@ def test_little_is_drawn_too(points: list[tuple[int, float]]) -> None:
     assert "\n".join(lines).count("●") + "\n".join(lines).count("◆") == len(points)
 
 
+def test_values_of_many_digits_leave_room_for_the_drawing() -> None:
+    lines = draw([(1, 1e18), (256, 4e18)], 256, 20, "utf-8")
+    assert "\n".join(lines).count("●") + "\n".join(lines).count("◆") == 2
+
+
 @given(st.dictionaries(st.integers(1, 256), st.floats(0, 1e9), min_size=1), st.integers(0, 200), st.data())
 def test_it_fits_the_width(points: dict[int, float], width: int, data: st.DataObject) -> None:
     best = data.draw(st.sampled_from(sorted(points)))
