@@ -36,6 +36,9 @@ KILL_GRACE_S = 1.0
 
 MAX_SHAPE_DEPTH = 16
 
+# The end of the year 9999 in Unix seconds: no date is later.
+_LAST_DATE_S = 253_402_300_799
+
 
 @dataclass(frozen=True)
 class BenchmarkInputs:
@@ -207,11 +210,14 @@ def _parse(text: str) -> tuple[Result, dict[str, Any]]:
 
 
 def _checked(known: Mapping[str, Any]) -> Result:
-    """A result of what a file says; what is of a wrong type is left out."""
+    """A result of what a file says; only its number if anything else in it is of a wrong type or range."""
+    only_perf = Result(perf=known["perf"])
     try:
-        return msgspec.convert(known, Result)
+        result = msgspec.convert(known, Result)
     except msgspec.ValidationError:
-        return Result(perf=known["perf"])
+        return only_perf
+    is_possible = result.concurrency is None or result.concurrency >= 1
+    return result if is_possible and 0 <= result.measured_at <= _LAST_DATE_S else only_perf
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -189,7 +189,13 @@ def test_all_of_a_result_is_saved(tmp_path: Path) -> None:
     assert Result(perf=1.0).remark == ""
 
 
-@pytest.mark.parametrize(("name", "value"), [("concurrency", "64"), ("is_cut", 1), ("versions", [])])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("concurrency", "64"), ("is_cut", 1), ("versions", [])),
+        *(("concurrency", 0), ("measured_at", -1), ("measured_at", 1e300), ("measured_at", float("nan"))),
+    ],
+)
 def test_of_a_file_with_a_wrong_field_only_the_number_is_used(
     tmp_path: Path, name: str, value: object
 ) -> None:
