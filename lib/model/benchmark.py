@@ -423,11 +423,17 @@ class _Bench:
             level: replace(known, throughput=unit * known.throughput) for level, known in self._levels.items()
         }
 
+    def _places(self, level: int, current: Estimate) -> float:
+        """The number of requests worked on at once: each is no faster than with fewer of them."""
+        lower = [known for tried, known in self._levels.items() if tried < level and known.throughput > 0]
+        least = max((known.places / known.throughput for known in lower), default=0.0) * current.throughput
+        return min(float(level), max(current.places, least))
+
     def _note(self, level: int, current: Estimate | None) -> None:
         self._convert()
         if current is None or (level in self._levels and current.spread >= 1):
             return
-        self._levels[level] = current
+        self._levels[level] = replace(current, places=self._places(level, current))
         log.info(
             "benchmark: %.6g %s (± %.0f %%) with %d in flight, after %.0f s",
             current.throughput,

@@ -38,6 +38,7 @@ FRESH_PART = 0.1
 GENERATIONS = 2.5
 # The beginnings of fewer requests say nothing about that of one.
 MIN_RAMP = 3
+UPPER_QUARTILE = 0.75
 # The latest requests that are looked at, and of those the latest ends.
 MAX_LATEST = 2048
 MAX_ENDS = 256
@@ -231,8 +232,9 @@ def _of_ends(
     that of the k-th after it are the same for all where k is a multiple of the places. So k is the number
     for which they differ the least.
     """
-    # Of the requests that didn't wait.
-    speed = max(job.workload / max(job.duration_s, MIN_DURATION_S) for job in whole)
+    # Of the requests that didn't wait, but not of the few that may be faster than others.
+    speeds = sorted(job.workload / max(job.duration_s, MIN_DURATION_S) for job in whole)
+    speed = speeds[int(UPPER_QUARTILE * (len(speeds) - 1))]
     if speed <= 0:
         return Estimate(0.0, 1.0, level, False)
     spread, throughput = math.inf, 0.0
@@ -244,7 +246,8 @@ def _of_ends(
     if not throughput:
         time_s = max(jobs[-1].ended_s - since_s, MIN_DURATION_S)
         return Estimate(sum(job.workload for job in whole) / time_s, 1.0, level, False)
-    places = min(float(level), max(1.0, throughput / speed))
+    is_known = spread <= 2 * STEADY_WITHIN
+    places = min(float(level), max(1.0, throughput / speed)) if is_known else level
     return Estimate(throughput, spread, places, spread <= STEADY_WITHIN)
 
 
