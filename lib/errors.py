@@ -28,6 +28,7 @@ __all__ = [
     "CodingNotUnderstood",
     "Invalid",
     "MediaTypeRefused",
+    "ModelDown",
     "ModelTimedOut",
     "ModelUnreachable",
     "Refused",
@@ -205,6 +206,15 @@ class ModelUnreachable(WorkerError):
     """502: the model server could not be connected to, or closed the connection before answering."""
 
     status = 502
+
+
+class ModelDown(NotReady, ModelUnreachable):
+    """503: the model server at `address` takes no connections, so that this call was not tried."""
+
+    status = 503
+
+    def __init__(self, address: str) -> None:
+        super().__init__("errored", f"the model server at {address} is down: this request was not tried")
 
 
 class ModelTimedOut(WorkerError):

@@ -36,6 +36,7 @@ from lib.model.connection import ModelServer
 from lib.model.direct import DirectCalls
 from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import CapacityMover, LiveCapacity
+from lib.model.reach_watch import ReachWatch
 from lib.model.readiness import Readiness, ReadySignal
 from lib.model.relay import drain
 from lib.model.watch import HealthWatch, LogRule, LogWatch
@@ -84,6 +85,8 @@ class RunningWorker:
             tasks |= {"model log": self.log_watch.follow, "loaded line": self.log_watch.confirm_loaded}
         if self.health_watch is not None:
             tasks["health check"] = self.health_watch.follow
+        if self.config.url:
+            tasks["model connection"] = self.reach_watch.follow
         if self.health_override is not None:
             tasks["health override"] = self.health_override.follow
         if self.benchmark_keeper is not None:
@@ -107,6 +110,11 @@ class RunningWorker:
         request = None if self.benchmark_keeper is None else self.benchmark_keeper.request
         limit_s = self.settings.benchmark_time_limit_s
         return HealthOverride(log_watch, health_watch, self.readiness, request, limit_s, log_watch.clock)
+
+    @cached_property
+    def reach_watch(self) -> ReachWatch:
+        """The watch of the model server's address."""
+        return ReachWatch(self.server, self.readiness, self.health_watch, self.live_capacity.clock)
 
     def drain(self) -> None:
         """Accept no more requests; refuse those that wait or are still being received with 503."""
@@ -154,7 +162,7 @@ async def open_worker(
     settings = settings if config.unsecured is None else replace(settings, unsecured=config.unsecured)
     async with (
         ModelServer(config.url, settings.model_timeout_s) as server,
-        DirectCalls(clock, settings.model_timeout_s) as direct,
+        DirectCalls(clock, settings.model_timeout_s, server.reach) as direct,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
         sessions = Sessions(config.max_sessions, clock)

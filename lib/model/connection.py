@@ -9,8 +9,8 @@ relay.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ from yarl import URL
 from lib.errors import AnswerCut, ModelTimedOut, ModelUnreachable, describe_error
 from lib.model.answer import answer_fault
 from lib.model.checked_connector import CheckedConnector, FaultyAnswer, Unanswered
+from lib.model.reach import Reach
 
 # Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
 # connection that the server is just closing.
@@ -36,12 +37,14 @@ _ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "User-Agent")
 class ModelServer:
     """The model server at `url`. Use it in an `async with`, which opens and closes its HTTP clients.
 
-    `timeout_s` limits a whole call, None: no limit. The number of concurrent calls is not limited.
+    `timeout_s` limits a whole call, None: no limit. The number of concurrent calls is not limited. `reach` is
+    told which calls reach the server's address.
     """
 
     def __init__(self, url: str, timeout_s: float | None = None) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
+        self.reach = Reach(self.url)
         self._pooled: aiohttp.ClientSession | None = None
         self._unpooled: aiohttp.ClientSession | None = None
 
@@ -89,9 +92,30 @@ class ModelServer:
         connection ended before the server had taken a byte of it. With `idempotent`, it is sent once more
         whenever its connection ended before any byte of an answer came. `make_body` makes the body for each
         attempt. Redirects are not followed. Raises `ModelUnreachable` (502), also for an answer that can't be
-        passed on, and `ModelTimedOut` (504).
+        passed on, `ModelTimedOut` (504), and `ModelDown` (503) for one that was not tried.
         """
-        send = partial(_send, method, self.resolve(endpoint), headers, make_body)
+        url = self.resolve(endpoint)
+        send = partial(_send, method, url, headers, make_body)
+        if self.reach.is_down:
+            with self.reach.attempt(url.host, url.port):
+                response = await self._answer(url, send, idempotent)
+        else:
+            response = await self._answer(url, send, idempotent)
+        try:
+            if fault := answer_fault(response.reason, response.headers):
+                raise _unusable(fault)
+            yield response
+        except (AnswerCut, aiohttp.ClientPayloadError) as e:
+            self._note_failure(url, e)
+            raise
+        finally:
+            # aiohttp's own exit would wait for the rest of an upload, which the server may never read.
+            response.close()
+
+    async def _answer(
+        self, url: URL, send: Callable[..., Awaitable[aiohttp.ClientResponse]], idempotent: bool
+    ) -> aiohttp.ClientResponse:
+        """Send a request, once more if that is safe, and return its answer. Raises what `request` does."""
         began_s = asyncio.get_running_loop().time()
         try:
             try:
@@ -101,32 +125,45 @@ class ModelServer:
                     raise
                 response = await send(self.unpooled, self._limits(began_s))
         except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
+            self._note_failure(url, e)
             raise model_failure(e) from e
-        try:
-            if fault := answer_fault(response.reason, response.headers):
-                raise _unusable(fault)
-            yield response
-        finally:
-            # aiohttp's own exit would wait for the rest of an upload, which the server may never read.
-            response.close()
+        if self.reach.is_suspect:
+            self.reach.note_success(url.host, url.port)
+        return response
+
+    def _note_failure(self, url: URL, error: BaseException) -> None:
+        """Note a failed call in `reach`, with the error that has caused `error`."""
+        if isinstance(error, _Failed):
+            error = error.error
+        elif isinstance(error, AnswerCut):
+            error = aiohttp.ClientPayloadError()
+        self.reach.note_failure(url.host, url.port, error)
 
     async def websocket(self, url: StrOrURL, max_message_bytes: int) -> aiohttp.ClientWebSocketResponse[bool]:
-        """Open a WebSocket. Raises `ModelUnreachable` (502) and `ModelTimedOut` (504)."""
+        """Open a WebSocket. Raises `ModelUnreachable` (502), `ModelTimedOut` (504) and `ModelDown` (503)."""
+        target = self.resolve(url)
+        in_turn = self.reach.attempt(target.host, target.port) if self.reach.is_down else nullcontext()
         try:
-            return await self.pooled.ws_connect(self.resolve(url), max_msg_size=max_message_bytes)
+            with in_turn:
+                return await self.pooled.ws_connect(target, max_msg_size=max_message_bytes)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
+            self._note_failure(target, e)
             raise model_failure(e) from e
 
     async def accepts_connections(self, limit_s: float = 2.0) -> bool:
         """Whether the model server's address accepts a TCP connection within `limit_s` seconds."""
-        parts = URL(self.url)
         try:
             with anyio.fail_after(limit_s):
-                _, writer = await asyncio.open_connection(parts.host, parts.port)
+                await self.connect_once()
         except (OSError, TimeoutError, asyncio.TimeoutError):
             return False
-        writer.close()
         return True
+
+    async def connect_once(self) -> None:
+        """Open a TCP connection to the model server's address, and close it. Raises `OSError`."""
+        parts = URL(self.url)
+        _, writer = await asyncio.open_connection(parts.host, parts.port)
+        writer.close()
 
     def _client(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

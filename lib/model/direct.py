@@ -30,6 +30,7 @@ from lib.model.connection import (
     timed_out,
     unreachable,
 )
+from lib.model.reach import Reach
 from lib.request.verbatim import Text
 from lib.runtime.clock import Clock
 from lib.runtime.tcp import bytes_acked, closed_untaken, input_poll
@@ -97,10 +98,11 @@ class NotTaken(Exception):
 class DirectCalls:
     """Calls by POST to the model server and to other servers; use it in an `async with`.
 
-    A call may take `timeout_s` seconds, None: no limit.
+    A call may take `timeout_s` seconds, None: no limit. `reach` is told which calls reach their address.
     """
 
-    def __init__(self, clock: Clock, timeout_s: float | None = None) -> None:
+    def __init__(self, clock: Clock, timeout_s: float | None = None, reach: Reach | None = None) -> None:
+        self.reach = reach or Reach()
         self._idle: dict[Origin, list[ModelConnection]] = {}
         self._open: set[ModelConnection] = set()
         self._expiry: Deadlines[ModelConnection] = Deadlines(clock, KEEP_ALIVE_S, ModelConnection.abort)
@@ -115,8 +117,18 @@ class DirectCalls:
 
         It is sent once more, on a new connection, if a reused one turns out to have been closed before, or,
         if it is idempotent, whenever the connection ended before any byte of an answer came. A cancelled call
-        closes its connection. Raises `ModelUnreachable` (502), `ModelTimedOut` (504) and `AnswerCut`.
+        closes its connection. Raises `ModelUnreachable` (502), `ModelTimedOut` (504), `AnswerCut`, and
+        `ModelDown` (503) if it was not tried.
         """
+        if self.reach.is_down:
+            return self._post_in_turn(target, outgoing, receiver)
+        return self._post_now(target, outgoing, receiver)
+
+    async def _post_in_turn(self, target: PostTarget, outgoing: Outgoing, receiver: Receiver) -> None:
+        with self.reach.attempt(target.origin.host, target.origin.port):
+            await self._post_now(target, outgoing, receiver)
+
+    def _post_now(self, target: PostTarget, outgoing: Outgoing, receiver: Receiver) -> Awaitable[None]:
         if self._limits is None:
             return self._post(target, outgoing, receiver)
         return self._post_within(self._limits, target, outgoing, receiver)
@@ -206,6 +218,7 @@ class DirectCalls:
                     timed.connecting(scope)
                 await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=tls)
         except OSError as e:
+            self.reach.note_failure(origin.host, origin.port, e)
             raise unreachable(describe_error(e)) from e
         if timed is not None and timed.is_late:
             if not scope.cancelled_caught:
@@ -385,7 +398,9 @@ class ModelConnection(asyncio.Protocol):
         elif exc is None and self._left < 0:
             self._end()
         else:
-            self.fail(answer_cut(exc or ConnectionError("the connection was closed")))
+            error = exc or ConnectionError("the connection was closed")
+            self._calls.reach.note_failure(self.origin.host, self.origin.port, error)
+            self.fail(answer_cut(error))
 
     # The answer
 
@@ -414,6 +429,8 @@ class ModelConnection(asyncio.Protocol):
         else:
             self._left = -1 if head.length is None else head.length
         receiver.answer(head, self.transport)
+        if self._calls.reach.is_suspect:
+            self._calls.reach.note_success(self.origin.host, self.origin.port)
         if not self._left and self._chunks is None:
             self._keep_alive = self._keep_alive and not data
             self._end()
@@ -465,6 +482,7 @@ class ModelConnection(asyncio.Protocol):
                 before = self._acked_extra + self._sent_before
                 if closed_untaken(before, bytes_acked(self._fd), exc):
                     return NotTaken()
+        self._calls.reach.note_failure(self.origin.host, self.origin.port, exc)
         return unreachable(describe_error(exc) if exc is not None else "it closed the connection")
 
 

@@ -51,6 +51,7 @@ class Cause(str, Enum):
 
     LOG = "log"
     HEALTH = "health"
+    CONNECTION = "connection"
     BENCHMARK = "benchmark"
     AUTHOR = "author"
     WORKER = "worker"

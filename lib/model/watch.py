@@ -127,7 +127,7 @@ class LogWatch:
 
 
 class HealthWatch:
-    """GETs `target` every 10 s, every 0.5 s while loading, and passes its findings to `readiness`.
+    """GETs `target` every 10 s, every 0.5 s while loading or failed, and passes its findings to `readiness`.
 
     With `clears_all`, for workers without a rule for "loaded" lines, a success after failures also clears
     the errors of log and author. `well_since_s` is the monotonic time since which every check has answered
@@ -152,6 +152,16 @@ class HealthWatch:
         """The absolute URL of the check."""
         return str(self._url)
 
+    @property
+    def host(self) -> str | None:
+        """The host of the check's URL."""
+        return self._url.host
+
+    @property
+    def port(self) -> int | None:
+        """The port of the check's URL."""
+        return self._url.port
+
     async def follow(self) -> None:
         """Check until cancelled, or until the model server answers that it has no such check."""
         succeeded = False
@@ -169,20 +179,24 @@ class HealthWatch:
                 self._readiness.clear_error(Cause.HEALTH, "no such health check")
                 return
             if not problem:
-                self._succeeded()
+                self.note_success()
                 succeeded = True
             elif succeeded and self._readiness.measured:
                 self._failed(problem)
-            is_loaded = succeeded and self._readiness.loaded
+            is_loaded = succeeded and self._readiness.loaded and not self._readiness.has_error(Cause.HEALTH)
             await sleep(self._clock, HEALTH_INTERVAL_S if is_loaded else HEALTH_INTERVAL_LOADING_S)
+
+    async def ask(self) -> int:
+        """Return the status of one check, without a time limit. Raises aiohttp's errors and `OSError`."""
+        async with self._server.unpooled.get(self._url, timeout=_NO_TIMEOUT) as answer:
+            return answer.status
 
     async def check(self) -> tuple[int, str]:
         """Return the check's status, 0 without an answer, and what is wrong, "" if nothing is."""
         with time_limit(self._clock, HEALTH_TIMEOUT_S):
             try:
-                async with self._server.unpooled.get(self._url, timeout=_NO_TIMEOUT) as answer:
-                    good = 200 <= answer.status < 300
-                    return answer.status, "" if good else f"health check answered {answer.status}"
+                status = await self.ask()
+                return status, "" if 200 <= status < 300 else f"health check answered {status}"
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
                 return 0, f"health check failed: {describe_error(e)}"
         return 0, f"health check timed out after {HEALTH_TIMEOUT_S:g} s"
@@ -193,7 +207,13 @@ class HealthWatch:
         elif self.well_since_s is None:
             self.well_since_s = self._clock.monotonic()
 
-    def _succeeded(self) -> None:
+    def note_lost(self) -> None:
+        """Note that the server takes no connections, so that the next success is that of another start."""
+        self._note_well(False)
+        self._failures = max(self._failures, 1)
+
+    def note_success(self) -> None:
+        """Note that a check has succeeded: clear the errors that this shows to be over."""
         self._readiness.clear_error(Cause.HEALTH, "health check answers again")
         if self._clears_all and self._failures:
             for cause in (Cause.LOG, Cause.AUTHOR):

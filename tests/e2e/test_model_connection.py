@@ -13,11 +13,11 @@ import logging
 import socket
 import struct
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import anyio
 import pytest
@@ -99,12 +99,40 @@ class Peer:
 Script = Callable[[Peer], Awaitable[None]]
 
 
+class NotingReader(asyncio.StreamReader):
+    """Notes whether anything was received."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._is_empty = True
+        self._noted = asyncio.Event()
+
+    async def has_begun(self) -> bool:
+        """Whether anything is received; waits for the first byte, or for the end."""
+        await self._noted.wait()
+        return not self._is_empty
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        self._is_empty = False
+        self._noted.set()
+        super().feed_data(data)
+
+    def feed_eof(self) -> None:
+        self._noted.set()
+        super().feed_eof()
+
+    def set_exception(self, exc: Exception) -> None:
+        self._noted.set()
+        super().set_exception(exc)
+
+
 @dataclass
 class ScriptedModel:
     """A model server: the first connection is served by the first of `scripts`, and so on.
 
-    A connection is closed in order (FIN) when its script ends. `executed` counts the requests that were
-    received whole. `go` is for scripts that wait for the test; `done` is set when a script ends.
+    Connections on which nothing is sent don't count. One is closed in order (FIN) when its script ends.
+    `executed` counts the requests that were received whole. `go` is for scripts that wait for the test;
+    `done` is set when a script ends.
     """
 
     scripts: list[Script] = field(default_factory=list[Script])
@@ -116,6 +144,9 @@ class ScriptedModel:
     url: str = ""
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if isinstance(reader, NotingReader) and not await reader.has_begun():
+            writer.close()  # the worker has only looked whether somebody listens
+            return
         script = self.scripts[self.connections] if self.connections < len(self.scripts) else _unexpected
         self.connections += 1
         try:
@@ -137,7 +168,9 @@ async def _unexpected(peer: Peer) -> None:
 @asynccontextmanager
 async def scripted_model(*scripts: Script) -> AsyncGenerator[ScriptedModel, None]:
     model = ScriptedModel(list(scripts))
-    server = await asyncio.start_server(model.connected, "127.0.0.1", 0, limit=64 * 1024)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: asyncio.StreamReaderProtocol(NotingReader(64 * 1024), model.connected), "127.0.0.1", 0
+    )
     model.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield model
