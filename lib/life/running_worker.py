@@ -34,6 +34,7 @@ from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.direct import DirectCalls
+from lib.model.failure_probe import FailureProbe
 from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import CapacityMover, LiveCapacity
 from lib.model.reach_watch import ReachWatch
@@ -91,6 +92,8 @@ class RunningWorker:
             tasks["health override"] = self.health_override.follow
         if self.benchmark_keeper is not None:
             tasks["benchmark"] = self.benchmark_keeper.keep
+        if self.failure_probe is not None:
+            tasks["failure probe"] = self.failure_probe.follow
         if self.settings.live_capacity:
             tasks["live capacity"] = CapacityMover(self.live_capacity, self.readiness).keep
         if self.handlers is not None:
@@ -115,6 +118,15 @@ class RunningWorker:
     def reach_watch(self) -> ReachWatch:
         """The watch of the model server's address."""
         return ReachWatch(self.server, self.readiness, self.health_watch, self.live_capacity.clock)
+
+    @cached_property
+    def failure_probe(self) -> FailureProbe | None:
+        """The probe that decides when requests fail one after the other; None without a benchmark."""
+        keeper, limit_s = self.benchmark_keeper, self.settings.benchmark_time_limit_s
+        if keeper is None:
+            return None
+        clock = self.live_capacity.clock
+        return FailureProbe(self.server.failures, self.readiness, keeper.request, limit_s, clock)
 
     def drain(self) -> None:
         """Accept no more requests; refuse those that wait or are still being received with 503."""

@@ -20,7 +20,9 @@ from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_e
 from lib.model.benchmark import Attempt, BenchmarkFailed, FlowRequest
 from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
+from lib.model.flow import send_alone
 from lib.model.relay import broken_answer, is_stream_type, is_streamed
+from lib.runtime.clock import Clock, time_limit
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,16 @@ class BenchmarkRequest:
         status, text, source = result
         ok = 200 <= status < 300
         return Attempt(ok, caller.workload, f"{status}: {text}" if ok else f"{source}{status}: {text}")
+
+    async def failure(self, limit_s: float, clock: Clock) -> str | None:
+        """Send one request, outside a benchmark; return how it failed within `limit_s` seconds, or None.
+
+        Raises `BenchmarkFailed` when its payload can't be made.
+        """
+        with time_limit(clock, limit_s):
+            attempt = await send_alone(self.send, clock)
+            return None if attempt.ok else f"a benchmark request failed: {attempt.message}"
+        return f"a benchmark request had no answer within {limit_s:g} s"
 
     async def _leave(self, payload: Any) -> None:
         """Tell the handler that nobody waits for the answer any more, as when a client has left."""

@@ -179,15 +179,26 @@ async def ask(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
     The call is closed when the client leaves, unless the handler lets it finish. Raises `ClientGone`, what
     `broken_answer` returns, and what the handler's code raises.
     """
+    try:
+        return await _answer(exchange, server)
+    except BaseException as e:
+        server.failures.note_error(e)
+        raise
+
+
+async def _answer(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
     handler, request = exchange.lane.handler, exchange.request
     caller = ModelCaller(server, exchange.forwarded_headers(), request, idempotent=handler.idempotent)
     try:
         async with handler.call_model(caller, exchange.payload) as answer:
             if isinstance(answer, web.StreamResponse):
+                # Of the statuses that author code chooses, only 504 is clearly about the model server.
+                if answer.status == 504 or server.failures.count:
+                    server.failures.note_status(504 if answer.status == 504 else 0)
                 return answer
             try:
                 make = handler.generate_client_response
-                return response_from(make, await make(request, answer))
+                response = response_from(make, await make(request, answer))
             except (ClientGone, ConnectionError) as e:
                 if not exchange.client_left:
                     raise
@@ -195,6 +206,11 @@ async def ask(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
                     raise ClientGone from e
                 await drain(answer)
                 return web.Response(status=answer.status)  # nobody reads it; the status counts
+            # An author's `call_model` may yield an object of its own.
+            status = answer.status if isinstance(answer, aiohttp.ClientResponse) else 0
+            if status >= 500 or server.failures.count:
+                server.failures.note_status(status)
+            return response
     except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError) as e:
         if isinstance(e, ConnectionError) and exchange.client_left:
             raise ClientGone from e

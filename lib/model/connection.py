@@ -24,6 +24,7 @@ from yarl import URL
 from lib.errors import AnswerCut, ModelTimedOut, ModelUnreachable, describe_error
 from lib.model.answer import answer_fault
 from lib.model.checked_connector import CheckedConnector, FaultyAnswer, Unanswered
+from lib.model.failure_row import FailureRow
 from lib.model.reach import Reach
 
 # Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
@@ -38,13 +39,14 @@ class ModelServer:
     """The model server at `url`. Use it in an `async with`, which opens and closes its HTTP clients.
 
     `timeout_s` limits a whole call, None: no limit. The number of concurrent calls is not limited. `reach` is
-    told which calls reach the server's address.
+    told which calls reach the server's address, `failures` which clients' requests have failed there.
     """
 
     def __init__(self, url: str, timeout_s: float | None = None) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.reach = Reach(self.url)
+        self.failures = FailureRow()
         self._pooled: aiohttp.ClientSession | None = None
         self._unpooled: aiohttp.ClientSession | None = None
 

@@ -50,9 +50,12 @@ async def relay(exchange: Exchange, server: ModelServer, calls: DirectCalls) -> 
         await answer.end()
     except BaseException as e:
         client.follow(None)
+        server.failures.note_error(ClientGone() if isinstance(e, ConnectionError) else e)
         if isinstance(e, ConnectionError):
             raise ClientGone from e
         raise
+    if answer.status >= 500 or server.failures.count:
+        server.failures.note_status(answer.status)
     return Relayed(answer.status)
 
 

@@ -14,11 +14,10 @@ import anyio
 
 from lib.model.benchmark import BenchmarkFailed
 from lib.model.benchmark_request import BenchmarkRequest
-from lib.model.flow import send_alone
 from lib.model.log_rules import LogAction
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
 from lib.model.watch import HealthWatch, LogWatch
-from lib.runtime.clock import Clock, sleep, time_limit
+from lib.runtime.clock import Clock, sleep
 from lib.runtime.excerpt import excerpt
 
 log = logging.getLogger(__name__)
@@ -118,13 +117,10 @@ class HealthOverride:
 
     async def _failure_of(self, request: BenchmarkRequest) -> str | None:
         """Send a request; return how it failed, or None."""
-        with time_limit(self.clock, self.limit_s):
-            try:
-                attempted = await send_alone(request.send, self.clock)
-            except BenchmarkFailed as e:
-                return f"a benchmark request can't be made: {e}"
-            return None if attempted.ok else f"a benchmark request failed: {attempted.message}"
-        return f"a benchmark request had no answer within {self.limit_s:g} s"
+        try:
+            return await request.failure(self.limit_s, self.clock)
+        except BenchmarkFailed as e:
+            return f"a benchmark request can't be made: {e}"
 
     def _count_as_loaded(self) -> None:
         self.problem = ""

@@ -52,6 +52,7 @@ class Cause(str, Enum):
     LOG = "log"
     HEALTH = "health"
     CONNECTION = "connection"
+    PROBE = "probe"
     BENCHMARK = "benchmark"
     AUTHOR = "author"
     WORKER = "worker"
@@ -131,10 +132,10 @@ class Readiness:
         return max((self._error_times.get(cause, -math.inf) for cause in causes), default=-math.inf)
 
     def note_signal(self, signal: ReadySignal, reason: str) -> None:
-        """Note that `signal` has come; a "loaded" line also clears errors of log, author and benchmark."""
+        """Note that `signal` has come; a "loaded" line also clears the errors that a restart ends."""
         self._missing.discard(signal)
         if signal is ReadySignal.LOG:
-            for cause in (Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK):
+            for cause in (Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK, Cause.PROBE):
                 self._errors.pop(cause, None)
         self._update(reason)
 

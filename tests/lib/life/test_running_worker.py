@@ -77,7 +77,7 @@ async def test_an_author_s_word_on_unsecured_wins(tmp_path: Path) -> None:
 async def test_each_thing_to_watch_has_a_task(tmp_path: Path) -> None:
     backend = backend_of(ResourceHandler(), benchmark_handler=ResourceHandler(), lifecycle=AsyncExitStack())
     async with opened(tmp_path, backend) as running:
-        assert list(running.tasks()) == ["benchmark", "handlers", "lifecycle"]
+        assert list(running.tasks()) == ["benchmark", "failure probe", "handlers", "lifecycle"]
         assert running.readiness.missing == ("handlers", "lifecycle", "benchmark")
 
 

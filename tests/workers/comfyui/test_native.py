@@ -470,7 +470,7 @@ async def test_the_benchmark_is_measured_and_saved(tmp_path: Path) -> None:
     async with native_system(tmp_path, measured=False) as here:
         state = await here.model.state()
         graphs = [json.dumps(await graph_of(here, prompt_id)) for prompt_id in state["ran"]]
-        assert len(graphs) >= 4
+        assert len(graphs) >= 2
         assert len(set(graphs)) == len(graphs)  # equal ones would come from the cache
         assert here.last_report.max_perf > 0
         saved = json.loads((tmp_path / "worker" / ".pyworker_benchmark.json").read_text())

@@ -1,0 +1,52 @@
+"""Requests that have failed at the model server one after the other (docs/operating.md, "States").
+
+Owns which ends of requests count. What follows from a row of them is decided in failure_probe.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+
+from lib.errors import ClientGone, ModelTimedOut, Refused
+
+# Requests in a row that lead to a request of the worker's own.
+LENGTH = 5
+_TIMED_OUT = 504
+
+
+class FailureRow:
+    """Counts requests that ended in 504 or in a 5xx of the model server, up to any other end.
+
+    A client that leaves, and a request that was not tried, say nothing about the model server.
+    """
+
+    __slots__ = ("_is_full", "count", "last_status")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last_status = 0
+        self._is_full = anyio.Event()
+
+    def note_status(self, status: int) -> None:
+        """Note that a request ended with an answer of `status`: the model server's, or a 504."""
+        if status < 500:
+            self.count = 0
+            return
+        self.count += 1
+        self.last_status = status
+        if self.count >= LENGTH:
+            self._is_full.set()
+
+    def note_error(self, error: BaseException) -> None:
+        """Note that a request ended with `error`."""
+        if isinstance(error, ModelTimedOut):
+            self.note_status(_TIMED_OUT)
+        elif not isinstance(error, (ClientGone, Refused, asyncio.CancelledError)):
+            self.count = 0
+
+    async def full(self) -> None:
+        """Wait for `LENGTH` requests in a row that failed; then begin anew."""
+        await self._is_full.wait()
+        self.count, self._is_full = 0, anyio.Event()
