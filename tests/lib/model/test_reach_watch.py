@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import aiohttp
+import anyio
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
@@ -17,12 +19,17 @@ from lib.model.connection import ModelServer
 from lib.model.reach import Reach, reason_of
 from lib.model.reach_watch import ReachWatch
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
+from lib.model.watch import HealthWatch
+from lib.runtime.clock import Clock, sleep
+from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.manual_clock import ManualClock
+from tests.virtual_time import in_virtual_time
 
 HOST, PORT = "127.0.0.1", 18000
 REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed")
 RESET = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 BUSY = aiohttp.ConnectionTimeoutError()
+LOOKED_WITHIN_S = 0.6
 
 
 def watched(clock: ManualClock, *missing: ReadySignal) -> tuple[Reach, Readiness]:
@@ -151,3 +158,99 @@ def test_one_call_at_a_time_is_tried_while_it_is_down() -> None:
             pass
     with reach.attempt(HOST, PORT):
         pass  # allowed while the last was being tried
+
+
+@dataclass
+class Checked:
+    """A worker with the task that checks, and its model server; `fail` stands for its requests."""
+
+    model: MaliciousModel
+    server: ModelServer
+    readiness: Readiness
+    clock: Clock
+
+    async def fail(self, seconds: float = 0.0) -> None:
+        """Let a request fail, and then wait for some time."""
+        self.server.reach.note_failure(self.server.reach.host, self.server.reach.port, REFUSED)
+        await sleep(self.clock, seconds)
+
+    @property
+    def is_errored(self) -> bool:
+        return self.readiness.has_error(Cause.CONNECTION)
+
+
+def scenario(steps: Callable[[Checked], Awaitable[None]], health: str | None) -> None:
+    """Run `steps` in virtual time, with a health check at `health`, or with connections as checks."""
+
+    async def run(clock: Clock) -> None:
+        async with (
+            malicious_model() as model,
+            ModelServer(model.url) as server,
+            anyio.create_task_group() as tasks,
+        ):
+            readiness = Readiness((), False, clock)
+            readiness.set_max_perf(1.0, "given")
+            watch = HealthWatch(server, health, readiness, clock, clears_all=True) if health else None
+            tasks.start_soon(ReachWatch(server, readiness, watch, clock).follow)
+            await steps(Checked(model, server, readiness, clock))
+            tasks.cancel_scope.cancel()
+
+    in_virtual_time(run)
+
+
+both_checks = pytest.mark.parametrize("health", ["/health", None, "http://127.0.0.1:9/health"])
+
+
+@both_checks
+def test_one_failure_of_a_server_that_is_gone_is_enough_and_its_return_needs_no_request(
+    health: str | None,
+) -> None:
+    async def steps(here: Checked) -> None:
+        await here.model.stop()
+        await here.fail(0.4)
+        assert not here.is_errored
+        await sleep(here.clock, 0.4)
+        assert here.is_errored
+        await sleep(here.clock, 60.0)
+        assert here.is_errored
+        await here.model.start()
+        await sleep(here.clock, LOOKED_WITHIN_S)
+        assert here.readiness.state is State.READY
+
+    scenario(steps, health)
+
+
+@both_checks
+def test_a_server_that_breaks_single_connections_and_is_well_is_no_error(health: str | None) -> None:
+    async def steps(here: Checked) -> None:
+        for _ in range(50):
+            await here.fail(0.11)
+            assert not here.is_errored
+
+    scenario(steps, health)
+
+
+def test_a_server_that_is_back_but_not_well_yet_stays_an_error() -> None:
+    async def steps(here: Checked) -> None:
+        here.readiness.set_error(Cause.LOG, "CUDA error")
+        await here.model.stop()
+        await here.fail(1.0)
+        here.model.health_status = 503  # it loads its weights
+        await here.model.start()
+        await sleep(here.clock, 5.0)
+        assert here.is_errored
+        here.model.health_status = 200
+        await sleep(here.clock, LOOKED_WITHIN_S)
+        assert here.readiness.error_msg == ""  # as without a load rule: a restart ends the log's errors too
+
+    scenario(steps, "/health")
+
+
+def test_an_answer_of_any_status_shows_that_a_suspected_server_takes_connections() -> None:
+    async def steps(here: Checked) -> None:
+        here.model.health_status = 503
+        for _ in range(10):
+            await here.fail(0.6)
+            assert not here.is_errored
+
+    scenario(steps, "/health")
