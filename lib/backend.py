@@ -69,7 +69,8 @@ class Backend:
 
     The constructor only stores its arguments: no network, no file, no environment, no event loop.
     `max_perf`, used without a `benchmark_handler`, is in workload/s. `max_wait_time`, in seconds, is the
-    default of `max_queue_time`. `engine` and `authenticator` replace those that the environment chooses.
+    default of `max_queue_time`, `model_stall_timeout_s` that of `MODEL_STALL_TIMEOUT_S`. `engine` and
+    `authenticator` replace those that the environment chooses.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Backend:
         max_sessions: int | None = 10,
         lifecycle: Lifecycle | None = None,
         max_wait_time: float | None = None,
+        model_stall_timeout_s: float | None = None,
         unsecured: bool | None = None,
         clock: Clock | None = None,
         engine: Engine | None = None,
@@ -98,11 +100,10 @@ class Backend:
         self.max_perf = max_perf
         self.healthcheck_url = healthcheck_url
         self.max_sessions = max_sessions
-        self.lifecycle = lifecycle
-        self.unsecured = unsecured
+        self.model_stall_timeout_s = model_stall_timeout_s
+        self.lifecycle, self.unsecured = lifecycle, unsecured
         self.clock: Clock = clock or SystemClock()
-        self.engine = engine
-        self.authenticator = authenticator
+        self.engine, self.authenticator = engine, authenticator
         self.metrics = Ledger(self.clock)
         self.timings = Timings(self.clock)
         self.observers: list[Observer] = [AccessLog(), self.timings]
@@ -287,14 +288,12 @@ class Backend:
 
     def check_state(self) -> RunningWorker:
         """Return `running`. Raises `NotReady` (503) while it is loading, benchmarking or draining."""
-        running = self.running
-        if running.readiness.state in NOT_READY:
-            raise NotReady(running.readiness.state.value)
-        return running
+        if (state := self.running.readiness.state) in NOT_READY:
+            raise NotReady(state.value)
+        return self.running
 
     def config(self) -> BackendConfig:
         """The arguments that concern the model server and the worker's life."""
-        benchmark = self.benchmark_handler
         health_checks = (handler.healthcheck_endpoint for handler in self.handlers)
         return BackendConfig(
             url=self.model_server_url,
@@ -302,10 +301,11 @@ class Backend:
             log_actions=self.log_actions,
             healthcheck=self.healthcheck_url or next(filter(None, health_checks), None),
             lifecycle=self.lifecycle,
-            benchmark_handler=benchmark,
+            benchmark_handler=(benchmark := self.benchmark_handler),
             benchmark_cap=self.lanes.concurrency_of(benchmark) if benchmark else None,
             max_perf=self.max_perf,
             max_sessions=self.max_sessions,
+            model_stall_timeout_s=self.model_stall_timeout_s,
             unsecured=self.unsecured,
             handlers=self.handlers,
             observers=self.observers,

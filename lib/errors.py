@@ -224,7 +224,7 @@ class ModelTimedOut(WorkerError):
 
 
 class AnswerCut(Exception):
-    """The model server's answer is incomplete: the client's connection must be aborted."""
+    """The model server's answer is incomplete, or stalled: the client's connection must be aborted."""
 
 
 class ClientGone(Exception):

@@ -17,7 +17,7 @@ from aiohttp.typedefs import Middleware
 from lib.access.authenticator import Authenticator
 from lib.data_types import EndpointHandler, LogAction
 from lib.engine.engine import Engine
-from lib.fields.limits import below_minimum
+from lib.fields.limits import below_minimum, invalid_durations
 from lib.life.author_context import Context, context_of_handlers
 from lib.model.readiness import ReadySignal
 from lib.request.middlewares import middleware_problems
@@ -52,7 +52,8 @@ class BackendConfig:
 
     `url` is "" without a model server. `max_perf` is in workload/s, and used if there is no
     `benchmark_handler`. `benchmark_cap` is the highest concurrency of the benchmark, None for no limit.
-    `unsecured`, `engine` and `authenticator`, if not None, override the environment.
+    `model_stall_timeout_s` holds where the environment sets none. `unsecured`, `engine` and `authenticator`,
+    if not None, override the environment.
     """
 
     url: str
@@ -64,6 +65,7 @@ class BackendConfig:
     benchmark_cap: int | None
     max_perf: float
     max_sessions: int | None
+    model_stall_timeout_s: float | None = None
     unsecured: bool | None = None
     handlers: Sequence[EndpointHandler[Any]] = ()
     observers: Sequence[Observer] = ()
@@ -86,6 +88,7 @@ class BackendConfig:
         if self.url and not is_http_url(self.url):
             yield f"model_server_url {self.url!r} is not an http(s) URL"
         yield from below_minimum(self, 0, "max_sessions")
+        yield from invalid_durations(self, "model_stall_timeout_s")
         if self.log_actions and self.log_file is None:
             yield f"{names.log_rules} has lines to look for, but there is no model_log_file"
         for action in dict.fromkeys(action for action, text in self.log_actions if not text):

@@ -40,6 +40,7 @@ from lib.model.live_capacity import CapacityMover, LiveCapacity
 from lib.model.reach_watch import ReachWatch
 from lib.model.readiness import Readiness, ReadySignal
 from lib.model.relay import drain
+from lib.model.stall import StallWatch
 from lib.model.watch import HealthWatch, LogRule, LogWatch
 from lib.request.detached import Spawn
 from lib.request.lanes import Lanes
@@ -172,9 +173,10 @@ async def open_worker(
     if problems := config.problems():
         raise SettingsError(problems)
     settings = settings if config.unsecured is None else replace(settings, unsecured=config.unsecured)
+    stalls = StallWatch(clock, _stall_timeout_s(config, settings))
     async with (
-        ModelServer(config.url, settings.model_timeout_s) as server,
-        DirectCalls(clock, settings.model_timeout_s, server.reach) as direct,
+        ModelServer(config.url, settings.model_timeout_s, stalls) as server,
+        DirectCalls(clock, settings.model_timeout_s, server.reach, stalls) as direct,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
         sessions = Sessions(config.max_sessions, clock)
@@ -185,7 +187,6 @@ async def open_worker(
         listeners = list(ledger.listeners)
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
         authenticator = config.authenticator or _authenticator(settings, bodies, sessions, engine)
-        engine_tasks = _engine_tasks(engine, authenticator, readiness)
         readiness.on_change = engine.state_changed
         keeper = _benchmark_keeper(config, server, readiness, ledger, settings, clock, directory)
         try:
@@ -193,7 +194,7 @@ async def open_worker(
                 config=config,
                 settings=settings,
                 engine=engine,
-                engine_tasks=engine_tasks,
+                engine_tasks=_engine_tasks(engine, authenticator, readiness),
                 authenticator=authenticator,
                 payloads=PayloadReader(bodies, uploads),
                 server=server,
@@ -215,6 +216,12 @@ async def open_worker(
             yield running
         finally:
             ledger.listeners[:] = listeners  # without those of this engine
+
+
+def _stall_timeout_s(config: BackendConfig, settings: Settings) -> float | None:
+    """The limit of the environment, or else the author's; None for no limit."""
+    given_s = settings.model_stall_timeout_s
+    return (config.model_stall_timeout_s if given_s is None else given_s) or None
 
 
 def _engine(

@@ -18,6 +18,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
+from lib.model.stall import StallWatch
 from lib.runtime.tcp import bytes_acked, closed_untaken, unread_input
 
 # Servers send one or two interim answers (100, 102, 103). One that never stops would fill the memory.
@@ -44,18 +45,21 @@ class FaultyAnswer(aiohttp.ClientConnectionError):
 class CheckedConnector(aiohttp.TCPConnector):
     """A connector without a limit of connections, whose connections are `CheckedConnection`s."""
 
-    def __init__(self, *, keepalive_timeout: float | None = None, force_close: bool = False) -> None:
+    def __init__(
+        self, stalls: StallWatch | None, *, keepalive_timeout: float | None = None, force_close: bool = False
+    ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - aiohttp's types of sockets are partial
             limit=0, keepalive_timeout=keepalive_timeout, force_close=force_close
         )
-        self._factory = partial(CheckedConnection, loop=self._loop)
+        self._factory = partial(CheckedConnection, loop=self._loop, stalls=stalls)
 
 
 class CheckedConnection(ResponseHandler):
     """One connection to the model server, used for one request after another."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, stalls: StallWatch | None = None) -> None:
         super().__init__(loop)
+        self._stalls = stalls
         self._answer: StreamReader | None = None  # the body of the last request's answer, once it has a head
         self._answer_begun = False
         self._interim_answers = 0
@@ -65,6 +69,28 @@ class CheckedConnection(ResponseHandler):
     def is_connected(self) -> bool:
         """Whether a request can be sent: an idle connection must have neither ended nor received bytes."""
         return super().is_connected() and not (self._is_idle and unread_input(self._fd))
+
+    @property
+    def progress(self) -> tuple[StreamReader, int] | None:
+        """The body that is being read, and the bytes that have come of it; None while nobody waits for more.
+
+        None also before its first byte.
+        """
+        body = self._answer
+        if body is None or body.is_eof() or not body.total_bytes:
+            return None
+        is_awaited = body._waiter is not None  # pyright: ignore[reportPrivateUsage] - no other sign
+        return (body, body.total_bytes) if is_awaited else None
+
+    def break_off(self, reason: str) -> None:
+        """End the answer's body with an error, unless it has come to its end, and close the connection."""
+        self._break_off(reason, ConnectionError(reason))
+        self._close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._stalls is not None:
+            self._stalls.add(self)
 
     def set_response_params(self, **params: Any) -> None:
         """Begin a request; aiohttp calls this just before it writes one."""
@@ -105,6 +131,8 @@ class CheckedConnection(ResponseHandler):
         super().feed_data(data, size)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        if self._stalls is not None:
+            self._stalls.remove(self)
         if not self._answer_begun:
             self._untaken = closed_untaken(self._acked_before, self._bytes_acked(), exc)
         if exc is not None:

@@ -26,6 +26,7 @@ from lib.model.answer import answer_fault
 from lib.model.checked_connector import CheckedConnector, FaultyAnswer, Unanswered
 from lib.model.failure_row import FailureRow
 from lib.model.reach import Reach
+from lib.model.stall import StallWatch
 
 # Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
 # connection that the server is just closing.
@@ -38,21 +39,23 @@ _ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "User-Agent")
 class ModelServer:
     """The model server at `url`. Use it in an `async with`, which opens and closes its HTTP clients.
 
-    `timeout_s` limits a whole call, None: no limit. The number of concurrent calls is not limited. `reach` is
-    told which calls reach the server's address, `failures` which clients' requests have failed there.
+    `timeout_s` limits a whole call, None: no limit; `stalls` breaks off answers that stall. The number of
+    concurrent calls is not limited. `reach` is told which calls reach the server's address, `failures` which
+    clients' requests have failed there.
     """
 
-    def __init__(self, url: str, timeout_s: float | None = None) -> None:
+    def __init__(self, url: str, timeout_s: float | None = None, stalls: StallWatch | None = None) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.reach = Reach(self.url)
         self.failures = FailureRow()
+        self._stalls = stalls
         self._pooled: aiohttp.ClientSession | None = None
         self._unpooled: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> ModelServer:
-        self._pooled = self._client(CheckedConnector(keepalive_timeout=KEEP_ALIVE_S))
-        self._unpooled = self._client(CheckedConnector(force_close=True))
+        self._pooled = self._client(CheckedConnector(self._stalls, keepalive_timeout=KEEP_ALIVE_S))
+        self._unpooled = self._client(CheckedConnector(self._stalls, force_close=True))
         return self
 
     async def __aexit__(

@@ -31,6 +31,7 @@ from lib.model.connection import (
     unreachable,
 )
 from lib.model.reach import Reach
+from lib.model.stall import StallWatch
 from lib.request.verbatim import Text
 from lib.runtime.clock import Clock
 from lib.runtime.tcp import bytes_acked, closed_untaken, input_poll
@@ -98,10 +99,17 @@ class NotTaken(Exception):
 class DirectCalls:
     """Calls by POST to the model server and to other servers; use it in an `async with`.
 
-    A call may take `timeout_s` seconds, None: no limit. `reach` is told which calls reach their address.
+    A call may take `timeout_s` seconds, None: no limit. `reach` is told which calls reach their address;
+    `stalls` breaks off answers that stall.
     """
 
-    def __init__(self, clock: Clock, timeout_s: float | None = None, reach: Reach | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        timeout_s: float | None = None,
+        reach: Reach | None = None,
+        stalls: StallWatch | None = None,
+    ) -> None:
         self.reach = reach or Reach()
         self._idle: dict[Origin, list[ModelConnection]] = {}
         self._open: set[ModelConnection] = set()
@@ -110,6 +118,7 @@ class DirectCalls:
         if timeout_s is not None:
             self._limits = Deadlines(clock, timeout_s, _TimedCall.end_late)
         self._tls: ssl.SSLContext | None = None
+        self._stalls = stalls or StallWatch(clock)
         self.outbox = Outbox(self._open, self._expiry.items)
 
     def post(self, target: PostTarget, outgoing: Outgoing, receiver: Receiver) -> Awaitable[None]:
@@ -188,6 +197,7 @@ class DirectCalls:
     def forget(self, connection: ModelConnection) -> None:
         """Note that `connection` is closed."""
         self._open.discard(connection)
+        self._stalls.remove(connection)
         self._expiry.remove(connection)
         idle = self._idle.get(connection.origin, [])
         if connection in idle:
@@ -227,6 +237,7 @@ class DirectCalls:
         if scope.cancelled_caught:
             raise unreachable("connecting took too long")
         self._open.add(connection)
+        self._stalls.add(connection)
         return connection
 
 
@@ -268,6 +279,8 @@ class ModelConnection(asyncio.Protocol):
         "_is_reused",
         "_keep_alive",
         "_left",
+        "_moves",
+        "_moves_before",
         "_outgoing",
         "_poll",
         "_receiver",
@@ -289,6 +302,7 @@ class ModelConnection(asyncio.Protocol):
         self._head: bytes | None = None
         self._chunks: ChunkScanner | None = None
         self._left = 0  # bytes of the body to come; -1: until the connection ends
+        self._moves = self._moves_before = 0  # parts of bodies on this connection, and before the current one
         self._interim = 0
         self._held = b""  # the request, to be written at the end of the event loop's turn
         self._keep_alive = False
@@ -309,6 +323,7 @@ class ModelConnection(asyncio.Protocol):
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._receiver, self._ended, self._head = receiver, ended, b""
         self._chunks, self._left, self._interim = None, 0, 0
+        self._moves_before = self._moves
         self._is_reused, self._idempotent = is_reused, outgoing.idempotent and may_repeat
         self._sent_before = self._sent_bytes
         self._sent_bytes += len(head) + len(body)
@@ -348,6 +363,16 @@ class ModelConnection(asyncio.Protocol):
         """End the call that `ended` belongs to, which has taken too long; do nothing if it has ended."""
         if self._ended is ended:
             self.fail(timed_out())
+
+    @property
+    def progress(self) -> int | None:
+        """The parts of bodies so far; None where no body has begun, or while the client has enough of it."""
+        has_begun = self._receiver is not None and self._moves > self._moves_before
+        return self._moves if has_begun and self.transport.is_reading() else None
+
+    def break_off(self, reason: str) -> None:
+        """End the call on this connection, whose answer broke off for `reason`."""
+        self.fail(answer_cut(ConnectionError(reason)))
 
     def fail(self, error: Exception) -> None:
         """End the call on this connection with `error`, and close it."""
@@ -400,7 +425,7 @@ class ModelConnection(asyncio.Protocol):
         else:
             error = exc or ConnectionError("the connection was closed")
             self._calls.reach.note_failure(self.origin.host, self.origin.port, error)
-            self.fail(answer_cut(error))
+            self.break_off(describe_error(error))
 
     # The answer
 
@@ -452,6 +477,8 @@ class ModelConnection(asyncio.Protocol):
                 data = data[: self._left]
             self._left -= len(data)
             pieces, is_over = [data], not self._left
+        if pieces:
+            self._moves += 1
         receiver.body(data, pieces)
         if is_over:
             self._end()

@@ -61,6 +61,7 @@ class Settings:
     client_stall_timeout_s: float = 60.0
     carrier: CarrierKind = "direct"
     model_timeout_s: float | None = None
+    model_stall_timeout_s: float | None = None  # None: the worker's own default; 0: no limit
     benchmark_target_s: float = 20.0
     benchmark_time_limit_s: float = 300.0
     benchmark_dir: Path = Path()
@@ -117,6 +118,7 @@ class Settings:
                 CarrierKind, read.choice("CARRIER", ("direct", "aiohttp"), "who carries requests and answers")
             ),
             model_timeout_s=_model_timeout_s(read),
+            model_stall_timeout_s=_model_stall_timeout_s(read),
             benchmark_target_s=target_s,
             benchmark_time_limit_s=limit_s,
             benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
@@ -228,6 +230,11 @@ def _ports(read: EnvironmentReader) -> tuple[int, int]:
 
 def _model_timeout_s(read: EnvironmentReader) -> float | None:
     return read.value("MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds")
+
+
+def _model_stall_timeout_s(read: EnvironmentReader) -> float | None:
+    purpose = "how long nothing may come on an answer that has begun, seconds; 0: no limit"
+    return read.value("MODEL_STALL_TIMEOUT_S", _seconds_or_0, None, purpose)
 
 
 def _health_overrides_log(read: EnvironmentReader) -> bool:
@@ -352,6 +359,10 @@ def _seconds(raw: str) -> float:
     if not 0 < number < float("inf"):
         raise ValueError("is not a finite number of seconds above 0")
     return number
+
+
+def _seconds_or_0(raw: str) -> float:
+    return 0.0 if raw.strip() == "0" else _seconds(raw)
 
 
 def _host(raw: str) -> str:

@@ -42,7 +42,7 @@ from lib.tools.worker_file import WorkerFile
 # The variables that matter to a benchmark. Others are about the engine and the ports, which it does without.
 VARIABLES = (
     *("BENCHMARK_TARGET_S", "BENCHMARK_TIME_LIMIT_S", "BENCHMARK_DIR"),
-    *("MODEL_NAME", "MODEL_ID", "MODEL_TIMEOUT_S"),
+    *("MODEL_NAME", "MODEL_ID", "MODEL_TIMEOUT_S", "MODEL_STALL_TIMEOUT_S"),
 )
 MAX_MESSAGE = 400
 _BENCHMARK_LOGGER = "lib.model.benchmark"

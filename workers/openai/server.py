@@ -23,6 +23,8 @@ MODEL_HEALTH = "/health"
 # Seconds. The wait is estimated from the tokens that requests may generate. Most generate far fewer, so that
 # the estimate is a multiple of the real wait.
 MAX_QUEUE_TIME_S = 600.0
+# Seconds. Between the parts of a stream are a few tokens, which take a small part of it on a busy server too.
+MODEL_STALL_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ def build(environ: Mapping[str, str], profile: ServerProfile = ANY) -> tuple[Bac
             model_name=model_name, health=settings.health, ignore_eos=profile.ignore_eos
         ),
         log_actions=settings.log_actions,
+        model_stall_timeout_s=MODEL_STALL_TIMEOUT_S,
     )
     routes: list[web.RouteDef] = []
     for handler in handlers:

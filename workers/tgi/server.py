@@ -28,6 +28,8 @@ HEALTH = "/health"
 # Seconds. The wait is estimated from the tokens that requests may generate. Most generate far fewer, so that
 # the estimate is a multiple of the real wait.
 MAX_QUEUE_TIME_S = 600.0
+# Seconds. Between the parts of a stream are a few tokens, which take a small part of it on a busy server too.
+MODEL_STALL_TIMEOUT_S = 120.0
 
 
 def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
@@ -50,6 +52,7 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
         allow_parallel_requests=True,  # TGI batches concurrent requests
         benchmark_handler=TgiBenchmarkHandler(health=settings.health),
         log_actions=settings.log_actions,
+        model_stall_timeout_s=MODEL_STALL_TIMEOUT_S,
     )
     routes = [
         web.post("/generate", backend.create_handler(generate)),

@@ -168,3 +168,9 @@ class OlderHandler(PlainHandler):
 
     running: Any = 0
     problems: Any = ()
+
+
+@pytest.mark.parametrize("limit_s", [-1.0, float("inf")])
+def test_the_limit_of_stalls_is_a_number_of_seconds(limit_s: float) -> None:
+    problems = Backend(None, model_stall_timeout_s=limit_s).config().problems()
+    assert problems == [f"model_stall_timeout_s is {limit_s}, not a finite number of seconds ≥ 0"]

@@ -147,12 +147,24 @@ def test_the_two_ports_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["DRAIN_TIMEOUT_S", "MODEL_TIMEOUT_S", "BENCHMARK_TIME_LIMIT_S", "REQUEST_BODY_TIMEOUT_S"]
+    "name",
+    [
+        "DRAIN_TIMEOUT_S",
+        "MODEL_TIMEOUT_S",
+        "MODEL_STALL_TIMEOUT_S",
+        "BENCHMARK_TIME_LIMIT_S",
+        "REQUEST_BODY_TIMEOUT_S",
+    ],
 )
 @pytest.mark.parametrize("raw", ["-1", "inf", "soon", "1e999"])
 def test_durations_are_finite_and_positive(name: str, raw: str) -> None:
     (problem,) = problems({**REQUIRED, name: raw})
     assert problem.startswith(f"{name}: {raw!r} is not a ")
+
+
+@pytest.mark.parametrize(("raw", "limit_s"), [("", None), ("0", 0.0), ("0.5", 0.5), ("120", 120.0)])
+def test_the_limit_of_stalls_can_be_unset_or_none(raw: str, limit_s: float | None) -> None:
+    assert read(MODEL_STALL_TIMEOUT_S=raw).model_stall_timeout_s == limit_s
 
 
 def test_the_model_name_is_in_either_variable() -> None:

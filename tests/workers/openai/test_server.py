@@ -43,6 +43,7 @@ def test_the_defaults_of_the_worker(name: str) -> None:
     assert isinstance(benchmark, OpenAIBenchmarkHandler)
     assert (benchmark.endpoint, benchmark.healthcheck_endpoint) == ("/v1/completions", "/health")
     assert benchmark.ignore_eos == (name != "openai")
+    assert backend.model_stall_timeout_s == 120.0
 
 
 @pytest.mark.parametrize("name", NAMES)

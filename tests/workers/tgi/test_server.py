@@ -22,6 +22,7 @@ def test_the_defaults_of_the_worker() -> None:
         ("POST", "/generate_stream"),
     ]
     assert backend.allow_parallel_requests
+    assert backend.model_stall_timeout_s == 120.0
     assert isinstance(handler, TgiBenchmarkHandler)
     assert (handler.endpoint, handler.healthcheck_endpoint) == ("/generate_stream", "/health")
     rules = backend.log_actions
