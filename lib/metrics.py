@@ -64,6 +64,7 @@ class Snapshot:
 class Ledger:
     """Counts requests and their workload, in total and since the last acknowledged report.
 
+    `opened` is the number of authenticated requests, `received` that of those that were accepted as load.
     Each of `listeners` is called after every change that a report would show. At most `max_undelivered`
     finished requests are kept for delivery.
     """
@@ -71,6 +72,7 @@ class Ledger:
     def __init__(self, clock: Clock | None = None, max_undelivered: int = MAX_UNDELIVERED) -> None:
         self.clock: Clock = clock or SystemClock()
         self.listeners: list[Callable[[], object]] = []
+        self.opened = 0
         self.received = 0
         self.outcomes: Counter[Outcome] = Counter()
         self.accepted_load = 0.0
@@ -80,7 +82,7 @@ class Ledger:
         self.dropped_entries = 0
         self._in_flight: dict[int, Entry] = {}
         self._cur_load = 0.0
-        self._opened = 0
+        self._numbered = 0
         self._acknowledged_new = self._acknowledged_rejected = self._acknowledged_served = 0.0
         self._finished: deque[FinishedRequest] = deque()
         self._max_undelivered = max_undelivered
@@ -99,6 +101,11 @@ class Ledger:
         return len(self._in_flight)
 
     @property
+    def arriving(self) -> int:
+        """The number of requests that are neither in flight yet nor ended: `opened` less all others."""
+        return self.opened - self.in_flight - sum(self.outcomes.values())
+
+    @property
     def unfinished(self) -> int:
         """The number of open entries: also those that are not accepted yet, or not counted."""
         return self._open
@@ -114,9 +121,10 @@ class Ledger:
 
         An entry that is not `counted` is part of a session's entry: it adds no load and is not reported.
         """
-        self._opened += 1
+        self._numbered += 1
+        self.opened += counted
         self._open += 1
-        return Entry(self, self._opened, request_idx if counted else None, counted)
+        return Entry(self, self._numbered, request_idx if counted else None, counted)
 
     def snapshot(self) -> Snapshot:
         """The numbers of a report made now; changes nothing."""
@@ -162,8 +170,8 @@ class Ledger:
         self._cur_load += entry.workload
         self._notify()
 
-    def close(self, entry: Entry, outcome: Outcome) -> None:
-        """Count `entry` as ended with `outcome`."""
+    def close(self, entry: Entry, outcome: Outcome, without_work: bool = False) -> None:
+        """Count `entry` as ended with `outcome`; if it was served `without_work`, as no throughput."""
         self._in_flight.pop(entry.number, None)
         self._open -= 1
         if not self._open:
@@ -174,11 +182,11 @@ class Ledger:
             # Sums of floats drift: with nothing in flight the load is exactly 0.
             self._cur_load = self._cur_load - entry.workload if self._in_flight else 0.0
         self.outcomes[outcome] += 1
-        if outcome is Outcome.SERVED and entry.accepted:
-            self.served_load += entry.workload
-        elif outcome is Outcome.REJECTED:
+        if outcome is Outcome.REJECTED:
             self.rejected_load += entry.workload
-        if entry.accepted and outcome in (Outcome.CANCELLED, Outcome.REJECTED):
+        if entry.accepted and outcome is Outcome.SERVED and not without_work:
+            self.served_load += entry.workload
+        elif entry.accepted and outcome is not Outcome.ERRORED:
             self.withdrawn_load += entry.workload
         if entry.request_idx is not None:
             self._finish(entry.request_idx, entry, outcome)
@@ -240,11 +248,14 @@ class Entry:
         """Note that the work begins: the request has its slot."""
         self.work_started_at = self._ledger.clock.wall()
 
-    def set_outcome(self, outcome: Outcome) -> None:
-        """End the request with `outcome`. Further calls do nothing."""
+    def set_outcome(self, outcome: Outcome, without_work: bool = False) -> None:
+        """End the request with `outcome`. Further calls do nothing.
+
+        One that was served `without_work` adds no throughput: its workload is withdrawn.
+        """
         if self.outcome is None:
             self.outcome = outcome
-            self._ledger.close(self, outcome)
+            self._ledger.close(self, outcome, without_work)
 
 
 class WorkloadCounter:

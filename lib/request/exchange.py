@@ -350,9 +350,10 @@ class Exchange:
             if error is None:  # as nearly always: without gathering all that an error may need
                 heartbeat_out = self.heartbeat is not None and self.heartbeat.begun
                 requested, cut = self._requested_outcome(), self._phase().cut
-                self.verdict = judge_answer(self._answer_status, requested, heartbeat_out, cut)
+                started = self.started_s is not None
+                self.verdict = judge_answer(self._answer_status, requested, heartbeat_out, cut, started)
                 if self._entry is not None:
-                    self._entry.set_outcome(self.verdict.outcome)
+                    self._entry.set_outcome(self.verdict.outcome, self.verdict.without_work)
             else:
                 self.verdict = conclude(self._entry, self._ending(error))
                 self._log_error(error)

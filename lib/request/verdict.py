@@ -15,6 +15,10 @@ from lib.metrics import Entry, Outcome
 
 # The logged status of an answer that was aborted; its client sees a broken connection.
 ABORTED_STATUS = 502
+# The model server's statuses below 500 that say that it is broken: it refuses the worker (401, 403), it took
+# too long itself (408), or a generation has failed (424, TGI). It must not look idle and perfect.
+BROKEN_STATUSES = frozenset({401, 403, 408, 424})
+_TOO_MANY_REQUESTS = 429
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,22 @@ class Ending(NamedTuple):
 class Verdict(NamedTuple):
     """The `outcome` of a request, the `reply` to its client, and the `status` for the log.
 
-    `is_unexpected`: the error is not one of lib/errors.py, so its traceback is logged.
+    `is_unexpected`: the error is not one of lib/errors.py, so its traceback is logged. `without_work`: it was
+    served, and its workload was not done.
     """
 
     outcome: Outcome
     reply: Reply
     status: int
     is_unexpected: bool = False
+    without_work: bool = False
 
 
 def judge(ending: Ending) -> Verdict:
     """Decide the verdict on a request (docs/protocol.md, "Outcomes")."""
     error = ending.error
     if error is None:
-        return judge_answer(ending.status, ending.requested, ending.heartbeat_out, ending.cut)
+        return judge_answer(ending.status, ending.requested, ending.heartbeat_out, ending.cut, ending.started)
     if _ends_the_task(error, ending):
         outcome = Outcome.ERRORED if ending.cut else _outcome_of_error(error)
         return Verdict(outcome, Reply.NONE, CLIENT_CLOSED_REQUEST)
@@ -92,24 +98,41 @@ def judge(ending: Ending) -> Verdict:
     return Verdict(outcome, Reply.ERROR, status, is_unexpected)
 
 
-def judge_answer(status: int, requested: Outcome | None, heartbeat_out: bool, cut: bool) -> Verdict:
+def judge_answer(
+    status: int, requested: Outcome | None, heartbeat_out: bool, cut: bool, started: bool
+) -> Verdict:
     """Decide the verdict on a request whose answer was written whole; the arguments are those of `Ending`."""
+    without_work = False
     if cut:  # its connection was aborted meanwhile
         outcome = Outcome.ERRORED
     elif requested is not None:
         outcome = requested
+    elif status < 400:
+        outcome = Outcome.SERVED
+    elif heartbeat_out:  # the client has read status 200, whatever the model answered
+        outcome = Outcome.ERRORED
     else:
-        # After a heartbeat the client has read status 200, whatever the model answered.
-        outcome = Outcome.SERVED if status < (400 if heartbeat_out else 500) else Outcome.ERRORED
-    return Verdict(outcome, Reply.NONE, 200 if heartbeat_out else status)
+        outcome = _outcome_of_status(status, started)
+        without_work = outcome is Outcome.SERVED
+    return Verdict(outcome, Reply.NONE, 200 if heartbeat_out else status, without_work=without_work)
 
 
 def conclude(entry: Entry | None, ending: Ending) -> Verdict:
     """Judge `ending` and give `entry` its outcome; None for a request that was never admitted."""
     verdict = judge(ending)
     if entry is not None:
-        entry.set_outcome(verdict.outcome)
+        entry.set_outcome(verdict.outcome, verdict.without_work)
     return verdict
+
+
+def _outcome_of_status(status: int, started: bool) -> Outcome:
+    """The outcome of a request that was answered with `status`, 400 or higher.
+
+    Below 500 it depends on whether the request has `started`: else a middleware refused it, not the model.
+    """
+    if status >= 500 or (started and status in BROKEN_STATUSES):
+        return Outcome.ERRORED
+    return Outcome.REJECTED if started and status == _TOO_MANY_REQUESTS else Outcome.SERVED
 
 
 def _outcome_of_error(error: BaseException) -> Outcome:

@@ -143,7 +143,8 @@ def status_of(backend: Backend) -> dict[str, Any]:
         "log": _log_facts(running.log_watch, running.health_override),
         "health": _health_facts(running.health_watch),
         "requests": {
-            "received": ledger.received,
+            "received": ledger.opened,
+            "arriving": ledger.arriving,
             "in_flight": ledger.in_flight,
             **{o.name.lower(): ledger.outcomes[o] for o in Outcome},
         },

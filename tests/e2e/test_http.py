@@ -330,7 +330,8 @@ async def test_an_authors_http_exception_is_the_answer(tmp_path: Path) -> None:
             head, body = await client.answer()
             assert (head.status, body) == (409, b"not now")
             assert head.headers["set-cookie"].startswith("tried=1")
-        await system.reported(served=6.0)
+        await system.engine.wait_for(lambda: len(system.engine.finished) == 2)
+        assert [f.request.status for f in system.engine.finished] == ["Success", "Success"]
 
 
 @pytest.mark.filterwarnings("ignore:.*RequestKey")  # as `start_server` sets it up

@@ -431,3 +431,55 @@ async def test_no_mutilated_envelope_gives_another_status(fuzzed_system: System,
     if head.status == 401:
         assert outcomes(fuzzed_system) == before
     assert all(outcome in ("served", "errored") for outcome in outcomes(fuzzed_system))
+
+
+# The model server's own statuses
+
+
+# The outcome of a status of the model server, and whether its workload counts as done.
+MODEL_STATUSES = [
+    *((status, "served", True) for status in (200, 201, 307)),
+    *((status, "served", False) for status in (400, 404, 413, 422)),
+    *((status, "errored", False) for status in (401, 403, 408, 424, 500, 503)),
+    (429, "rejected", False),
+]
+
+
+@pytest.mark.parametrize("carrier", ["direct", "aiohttp"])
+@pytest.mark.parametrize(("status", "outcome", "has_work"), MODEL_STATUSES)
+async def test_a_status_of_the_model_servers_counts_as_what_it_says_of_the_worker(
+    tmp_path: Path, carrier: Any, status: int, outcome: str, has_work: bool
+) -> None:
+    async with with_worker_task(tmp_path, carrier=carrier) as system:
+        system.model.fail_status = status
+        assert (await signed(system, "/echo", workload=5.0)).status == status
+        assert outcomes(system) == {outcome: 1}
+        await system.engine.wait_for(lambda: system.last_report.num_requests_working == 0)
+        await system.engine.wait_for(lambda: system.totals.cur_perf == (5.0 if has_work else 0.0))
+        assert system.backend is not None
+        ledger = system.backend.metrics
+        is_withdrawn = outcome == "rejected" or (outcome == "served" and not has_work)
+        assert ledger.withdrawn_load == (5.0 if is_withdrawn else 0.0)
+        assert ledger.rejected_load == (5.0 if outcome == "rejected" else 0.0)
+        system.model.fail_status = None
+        assert (await signed(system, "/echo", workload=5.0)).status == 200  # nothing of it is left
+
+
+async def test_the_numbers_in_status_add_up(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        for status in (200, 404, 429, 500):
+            system.model.fail_status = status
+            assert (await signed(system, "/echo")).status == status
+        refused = {"auth_data": system.auth(), "payload": {"workload": "much"}}
+        assert (await post(system, "/echo", refused)).status == 422
+        async with system.http.get(system.loopback_url + "/status") as answer:
+            numbers = (await answer.json())["requests"]
+        assert numbers == {
+            "received": 5,
+            "arriving": 0,
+            "in_flight": 0,
+            "served": 2,
+            "errored": 2,
+            "cancelled": 0,
+            "rejected": 1,
+        }

@@ -42,6 +42,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.served = self.rejected = self.net = 0.0
         self.acknowledged_served = self.acknowledged_rejected = self.acknowledged_new = 0.0
         self.received = self.ended = 0
+        self.arriving: list[Entry] = []
         self.highest_acknowledged_net = 0.0
         self.net_in_report = 0.0
         self.finished: list[tuple[int, str]] = []
@@ -55,28 +56,54 @@ class LedgerMachine(RuleBasedStateMachine):
         self.received += 1
         self.net += workload
 
-    @rule(workload=WORKLOADS, idx=IDXS, outcome=st.sampled_from(Outcome))
-    def arrive_and_end_unaccepted(self, workload: int, idx: int | None, outcome: Outcome) -> None:
+    @rule(workload=WORKLOADS, idx=IDXS)
+    def begin_to_arrive(self, workload: int, idx: int | None) -> None:
+        self.arriving.append(self.ledger.open(idx))
+        self.arriving[-1].set_workload(workload)
+
+    @rule(outcome=st.sampled_from(Outcome))
+    def pass_within_a_session(self, outcome: Outcome) -> None:
+        entry = self.ledger.open(1, counted=False)
+        entry.accept()
+        entry.set_outcome(outcome)
+
+    @precondition(lambda self: self.arriving)
+    @rule()
+    def finish_arriving(self) -> None:
+        self.open.append(self.arriving.pop())
+        self.open[-1].accept()
+        self.received += 1
+        self.net += self.open[-1].workload
+
+    @rule(workload=WORKLOADS, idx=IDXS, outcome=st.sampled_from(Outcome), without_work=st.booleans())
+    def arrive_and_end_unaccepted(
+        self, workload: int, idx: int | None, outcome: Outcome, without_work: bool
+    ) -> None:
         entry = self.ledger.open(idx)
         entry.set_workload(workload)
-        entry.set_outcome(outcome)
+        entry.set_outcome(outcome, without_work)
         self.rejected += workload if outcome is Outcome.REJECTED else 0
         self.closed(entry, outcome)
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), outcome=st.sampled_from(Outcome), then=st.sampled_from([None, *Outcome]))
-    def leave(self, data: st.DataObject, outcome: Outcome, then: Outcome | None) -> None:
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from(Outcome),
+        without_work=st.booleans(),
+        then=st.sampled_from([None, *Outcome]),
+    )
+    def leave(self, data: st.DataObject, outcome: Outcome, without_work: bool, then: Outcome | None) -> None:
         entry = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         if data.draw(st.booleans()):
             entry.start()
-        entry.set_outcome(outcome)
+        entry.set_outcome(outcome, without_work)
         if then is not None:  # only the first counts
             entry.set_outcome(then)
-        if outcome is Outcome.SERVED:
+        if outcome is Outcome.SERVED and not without_work:
             self.served += entry.workload
         elif outcome is Outcome.REJECTED:
             self.rejected += entry.workload
-        if outcome in (Outcome.CANCELLED, Outcome.REJECTED):
+        if outcome in (Outcome.CANCELLED, Outcome.REJECTED) or (outcome is Outcome.SERVED and without_work):
             self.net -= entry.workload
         self.closed(entry, outcome)
 
@@ -143,6 +170,18 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def every_request_has_one_outcome(self) -> None:
         assert sum(self.ledger.outcomes.values()) == self.ended
+
+    @invariant()
+    def what_was_opened_is_arriving_in_flight_or_ended(self) -> None:
+        assert self.ledger.arriving == len(self.arriving)
+        assert self.ledger.opened == len(self.arriving) + len(self.open) + self.ended
+        assert self.ledger.unfinished == len(self.arriving) + len(self.open)
+
+    @invariant()
+    def all_accepted_work_is_accounted_for(self) -> None:
+        ledger = self.ledger
+        ended = ledger.accepted_load - ledger.cur_load
+        assert 0 <= ledger.served_load <= ended - ledger.withdrawn_load
 
     @invariant()
     def undelivered_entries_are_the_latest(self) -> None:

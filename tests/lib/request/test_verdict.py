@@ -44,9 +44,32 @@ def raised(outcome: Outcome) -> Verdict:
 TABLE: list[tuple[str, Ending, Verdict]] = [
     # An answer was passed on to its last byte.
     ("200", Ending(status=200), Verdict(SERVED, NONE, 200)),
-    ("the model's 404", Ending(status=404), Verdict(SERVED, NONE, 404)),
+    ("a middleware's 404", Ending(status=404), Verdict(SERVED, NONE, 404, without_work=True)),
+    ("a middleware's 401", Ending(status=401), Verdict(SERVED, NONE, 401, without_work=True)),
+    ("a middleware's 429", Ending(status=429), Verdict(SERVED, NONE, 429, without_work=True)),
+    ("the model's 302", Ending(status=302, started=True), Verdict(SERVED, NONE, 302)),
+    *(
+        (
+            f"the model's {status}",
+            Ending(status=status, started=True),
+            Verdict(SERVED, NONE, status, without_work=True),
+        )
+        for status in (400, 402, 404, 405, 407, 409, 413, 422, 423, 425, 428, 430, 431, 451, 499)
+    ),
+    *(
+        (f"the model's {status}", Ending(status=status, started=True), Verdict(ERRORED, NONE, status))
+        for status in (401, 403, 408, 424, 500, 503, 599)
+    ),
+    ("the model's 429", Ending(status=429, started=True), Verdict(REJECTED, NONE, 429)),
+    (
+        "an author says that a 404 is served",
+        Ending(status=404, started=True, requested=SERVED),
+        Verdict(SERVED, NONE, 404),
+    ),
+    ("the model's 404, cut", Ending(status=404, started=True, cut=True), Verdict(ERRORED, NONE, 404)),
     ("the model's 500", Ending(status=500), Verdict(ERRORED, NONE, 500)),
     ("200 after a heartbeat", Ending(status=200, heartbeat_out=True), Verdict(SERVED, NONE, 200)),
+    ("429 after a heartbeat", Ending(status=429, heartbeat_out=True), Verdict(ERRORED, NONE, 200)),
     ("404 after a heartbeat", Ending(status=404, heartbeat_out=True), Verdict(ERRORED, NONE, 200)),
     ("an author says errored", Ending(status=200, requested=ERRORED), Verdict(ERRORED, NONE, 200)),
     ("an author says served", Ending(status=500, requested=SERVED), Verdict(SERVED, NONE, 500)),

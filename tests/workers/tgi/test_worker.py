@@ -55,7 +55,9 @@ async def test_wrong_requests_are_refused_and_errors_passed_on(tmp_path: Path) -
         await here.system.engine.wait_for(lambda: len(here.system.engine.finished) == 6, GUARD_S)
         statuses = [f.request.status for f in here.system.engine.finished]
         # A failed generation counts as an error, in a status or in a stream; overload doesn't.
-        assert statuses == ["Error", "Error", "Success", "Error", "Success", "Error"]
+        assert statuses == ["Error", "Error", "Rejected", "Error", "Success", "Error"]
+        await here.system.reported()
+        assert here.system.totals.cur_perf == 0.0
 
 
 async def test_a_disconnected_client_ends_the_generation(tmp_path: Path) -> None:
