@@ -206,6 +206,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 @pytest.mark.one_python
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_results_are_close_to_the_capacity_and_quick(seed: int) -> None:
     results = [in_virtual_time(partial(result, seed, number)) for number in range(SERVERS)]
