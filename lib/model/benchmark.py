@@ -18,7 +18,6 @@ import anyio
 from lib.model.flow import BIN_S, Attempt, Flow, FlowRequest, Send, flowing
 from lib.model.knee import Point, best_between, expected_above
 from lib.model.throughput import (
-    MIN_DURATION_S,
     MIN_WINDOW_S,
     PARTS,
     Estimate,
@@ -26,6 +25,7 @@ from lib.model.throughput import (
     estimate,
     prompt_s,
     ramp_of,
+    speed_of,
 )
 from lib.runtime.clock import Clock
 
@@ -72,7 +72,8 @@ BROKEN_AFTER = 2
 # So it does after this many failures one after the other, and this many seconds, since the last success.
 BROKEN_IN_A_ROW = 10
 BROKEN_AFTER_S = 10.0
-MAX_LATEST = 512
+# The longest of this many of the latest requests shows how long one may take.
+LATEST_DURATIONS = 512
 # Seconds until the first answer, which a cold model may take long for: the time limit counts from then on.
 FIRST_ANSWER_LIMIT_S = 1800.0
 # The most requests at one level: more would only fill the memory.
@@ -226,9 +227,7 @@ class _Bench:
                 return
         self._convert()
         if flow.ended:
-            job = flow.ended[0]
-            throughput = job.workload / max(job.duration_s, MIN_DURATION_S)
-            self._levels[1] = Estimate(throughput, 1.0, 1.0, False)
+            self._levels[1] = Estimate(speed_of(flow.ended[0]), 1.0, 1.0, False)
         else:
             log.warning("benchmark: the warm-up failed: %s", flow.last_message)
 
@@ -241,8 +240,8 @@ class _Bench:
             self._begin(min(LONG_JOBS_LEVEL, cap))
             return
         levels = STREAMED_LEVELS if self._flow.is_streaming or not self._flow.ended else WHOLE_LEVELS
-        tried = max(self._levels, default=0)
-        above = deque(level for level in (*levels, cap) if tried < level <= cap)
+        highest = max(self._levels, default=0)
+        above = deque(level for level in (*levels, cap) if highest < level <= cap)
         while not self._is_broken and (hope := self._hope(above)) is not None:
             level = int(hope.concurrency)
             if above and level == above[0]:
@@ -486,7 +485,7 @@ class _Bench:
         flow = self._flow
         if not flow.ended:
             return flow.failed >= BROKEN_AFTER
-        longest_s = max(BROKEN_AFTER_S, 2 * max(job.duration_s for job in flow.ended[-MAX_LATEST:]))
+        longest_s = max(BROKEN_AFTER_S, 2 * max(job.duration_s for job in flow.ended[-LATEST_DURATIONS:]))
         return (
             flow.failed_in_a_row >= BROKEN_IN_A_ROW and self._clock.monotonic() - flow.last_good_s > longest_s
         )

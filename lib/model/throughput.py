@@ -78,6 +78,11 @@ def estimate(flow: Flow, level: int, since_s: float, shortest_s: float = MIN_WIN
     return _of_requests(flow, level, since_s)
 
 
+def speed_of(job: FlowRequest) -> float:
+    """The workload/s of a job that has ended, over all of its duration."""
+    return job.workload / max(job.duration_s, MIN_DURATION_S)
+
+
 @dataclass(frozen=True)
 class Ramp:
     """The beginning of a level: `requests` more made their first progress within `duration_s` seconds."""
@@ -192,20 +197,19 @@ def _in_progress(flow: Flow, at_s: float) -> int:
 
 def _of_requests(flow: Flow, level: int, since_s: float) -> Estimate | None:
     """The throughput by the requests that ended since `since_s`; None before one has that began then."""
-    latest_ended = flow.ended[-MAX_LATEST:]
-    jobs = [job for job in latest_ended if job.ended_s >= since_s and not job.is_cold]
-    whole = [job for job in jobs if job.began_s >= since_s - FRESH_PART * job.duration_s]
+    ended = flow.ended_since(since_s)[-MAX_LATEST:]
+    jobs = [job for job in ended if not job.is_cold]
+    whole = [job for job in jobs if _has_run_since(job, since_s)]
     if not whole:
         return None
-    for cold in (job for job in latest_ended if job.is_cold and job.ended_s > since_s):
+    for cold in (job for job in ended if job.is_cold and job.ended_s > since_s):
         # A warm-up that took as long as the next is no worse than that, and long jobs are few.
         if level == 1 and abs(cold.duration_s - whole[0].duration_s) <= STEADY_WITHIN * whole[0].duration_s:
             jobs, whole = [cold, *jobs], [cold, *whole]
         else:
             since_s = cold.ended_s
     latest = whole[-max(level, 4, len(whole) // 2) :] if level > 1 else whole
-    speeds = [job.workload / max(job.duration_s, MIN_DURATION_S) for job in latest]
-    deviation = _deviation(speeds)
+    deviation = _deviation([speed_of(job) for job in latest])
     first_left = any(job.began_s <= since_s + BIN_S for job in flow.in_flight)
     has_generation = not first_left and len(whole) >= level
     is_same = deviation <= SAME_SPEED or len(whole) >= GENERATIONS * level
@@ -233,7 +237,7 @@ def _of_ends(
     for which they differ the least.
     """
     # Of the requests that didn't wait, but not of the few that may be faster than others.
-    speeds = sorted(job.workload / max(job.duration_s, MIN_DURATION_S) for job in whole)
+    speeds = sorted(speed_of(job) for job in whole)
     speed = speeds[int(UPPER_QUARTILE * (len(speeds) - 1))]
     if speed <= 0:
         return Estimate(0.0, 1.0, level, False)
@@ -259,8 +263,8 @@ def _ends(jobs: Sequence[FlowRequest], since_s: float) -> list[tuple[float, floa
     latest = jobs[-MAX_ENDS:]
     workloads = accumulate(job.workload for job in latest)
     ends = [(job.ended_s, workload) for job, workload in zip(latest, workloads, strict=True)]
-    is_fresh = all(job.began_s >= since_s - FRESH_PART * job.duration_s for job in jobs[: len(latest)])
-    return [(since_s, 0.0), *ends] if is_fresh and len(latest) == len(jobs) else ends
+    is_fresh = len(latest) == len(jobs) and all(_has_run_since(job, since_s) for job in jobs)
+    return [(since_s, 0.0), *ends] if is_fresh else ends
 
 
 def _of_lags(ends: Sequence[tuple[float, float]], longest_s: float) -> Iterator[tuple[float, float]]:
@@ -280,6 +284,11 @@ def _of_lags(ends: Sequence[tuple[float, float]], longest_s: float) -> Iterator[
         deviation = math.sqrt(fmean(value * value for value in off)) / (workload / len(spans))
         count = (len(ends) - 1) / lag
         yield 2 * max(deviation, LEAST_DEVIATION) / math.sqrt(count), throughput
+
+
+def _has_run_since(job: FlowRequest, since_s: float) -> bool:
+    """Whether next to nothing of the job was done before `since_s`."""
+    return job.began_s >= since_s - FRESH_PART * job.duration_s
 
 
 def _deviation(values: Sequence[float]) -> float:
