@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import from_environment
@@ -61,6 +61,34 @@ class Snapshot:
     marks: tuple[float, float, float]
 
 
+@dataclass(frozen=True)
+class Balance:
+    """The ledger's sums of workload, and for each of three what the engine has acknowledged of it.
+
+    `told_new` is of `accepted` less `withdrawn`, and higher than that after a deficit.
+    """
+
+    accepted: float = 0.0
+    withdrawn: float = 0.0
+    rejected: float = 0.0
+    served: float = 0.0
+    told_new: float = 0.0
+    told_rejected: float = 0.0
+    told_served: float = 0.0
+
+
+class LedgerJournal(Protocol):
+    """Records each change of a ledger that reports depend on (lib/engine/journal.py)."""
+
+    def accepted(self, entry: Entry) -> None: ...
+
+    def ended(self, entry: Entry, outcome: Outcome, without_work: bool, at: float) -> None: ...
+
+    def acknowledged(self, told_new: float, told_rejected: float, told_served: float) -> None: ...
+
+    def delivered(self, count: int) -> None: ...
+
+
 class Ledger:
     """Counts requests and their workload, in total and since the last acknowledged report.
 
@@ -72,6 +100,7 @@ class Ledger:
     def __init__(self, clock: Clock | None = None, max_undelivered: int = MAX_UNDELIVERED) -> None:
         self.clock: Clock = clock or SystemClock()
         self.listeners: list[Callable[[], object]] = []
+        self.journal: LedgerJournal | None = None
         self.opened = 0
         self.received = 0
         self.outcomes: Counter[Outcome] = Counter()
@@ -144,7 +173,7 @@ class Ledger:
 
     def acknowledge(self, snapshot: Snapshot) -> None:
         """Note that the engine has acknowledged a report of `snapshot`: don't report its numbers again."""
-        self._acknowledged_new, self._acknowledged_rejected, self._acknowledged_served = snapshot.marks
+        self.mark_told(*snapshot.marks)
 
     def finished(self, limit: int = MAX_UNDELIVERED) -> tuple[tuple[FinishedRequest, ...], int]:
         """The oldest undelivered entries, at most `limit`, and the mark to acknowledge once delivered."""
@@ -157,6 +186,61 @@ class Ledger:
         for _ in range(count):
             self._finished.popleft()
         self._delivered += count
+        if self.journal is not None and count:
+            self.journal.delivered(count)
+
+    # For the journal
+
+    @property
+    def balance(self) -> Balance:
+        """The sums now."""
+        return Balance(
+            accepted=self.accepted_load,
+            withdrawn=self.withdrawn_load,
+            rejected=self.rejected_load,
+            served=self.served_load,
+            told_new=self._acknowledged_new,
+            told_rejected=self._acknowledged_rejected,
+            told_served=self._acknowledged_served,
+        )
+
+    @property
+    def accepted_entries(self) -> tuple[Entry, ...]:
+        """The entries in flight, oldest first."""
+        return tuple(self._in_flight.values())
+
+    def mark_told(self, new: float, rejected: float, served: float) -> None:
+        """Note how much of three sums the engine has acknowledged (`Balance`)."""
+        told = (new, rejected, served)
+        is_news = told != (self._acknowledged_new, self._acknowledged_rejected, self._acknowledged_served)
+        self._acknowledged_new, self._acknowledged_rejected, self._acknowledged_served = told
+        if self.journal is not None and is_news:
+            self.journal.acknowledged(new, rejected, served)
+
+    def restore(self, balance: Balance) -> None:
+        """Set the sums to `balance`: it has the load of the entries that were accepted before."""
+        self.accepted_load, self.withdrawn_load = balance.accepted, balance.withdrawn
+        self.rejected_load, self.served_load = balance.rejected, balance.served
+        self.mark_told(balance.told_new, balance.told_rejected, balance.told_served)
+
+    def restore_finished(self, request: FinishedRequest) -> None:
+        """Add an undelivered entry."""
+        self._finished.append(request)
+
+    def inherit(self, former: Ledger) -> None:
+        """Report, beside its own numbers, those of `former` that were not acknowledged; a deficit too.
+
+        Totals since the start stay those of this ledger.
+        """
+        theirs = former.balance
+        self.mark_told(
+            self._acknowledged_new + theirs.told_new - (theirs.accepted - theirs.withdrawn),
+            self._acknowledged_rejected + theirs.told_rejected - theirs.rejected,
+            self._acknowledged_served + theirs.told_served - theirs.served,
+        )
+        entries, _ = former.finished()
+        self._finished.extendleft(reversed(entries))
+        self._notify()
 
     # Called by entries
 
@@ -168,6 +252,8 @@ class Ledger:
         self.accepted_load += entry.workload
         self._in_flight[entry.number] = entry
         self._cur_load += entry.workload
+        if self.journal is not None:
+            self.journal.accepted(entry)
         self._notify()
 
     def close(self, entry: Entry, outcome: Outcome, without_work: bool = False) -> None:
@@ -188,15 +274,19 @@ class Ledger:
             self.served_load += entry.workload
         elif entry.accepted and outcome is not Outcome.ERRORED:
             self.withdrawn_load += entry.workload
-        if entry.request_idx is not None:
-            self._finish(entry.request_idx, entry, outcome)
+        if entry.request_idx is not None or self.journal is not None:
+            at = self.clock.wall()
+            if entry.request_idx is not None:
+                self._finish(entry.request_idx, entry, outcome, at)
+            if self.journal is not None:
+                self.journal.ended(entry, outcome, without_work, at)
         self._notify()
 
     def _notify(self) -> None:
         for listener in self.listeners:
             listener()
 
-    def _finish(self, request_idx: int, entry: Entry, outcome: Outcome) -> None:
+    def _finish(self, request_idx: int, entry: Entry, outcome: Outcome, at: float) -> None:
         if len(self._finished) >= self._max_undelivered:
             self._finished.popleft()
             self._delivered += 1
@@ -213,7 +303,7 @@ class Ledger:
                 outcome.status,
                 entry.entered_queue_at,
                 entry.work_started_at,
-                self.clock.wall() if entry.work_started_at else 0.0,
+                at if entry.work_started_at else 0.0,
             )
         )
 

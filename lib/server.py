@@ -33,6 +33,7 @@ from anyio.abc import TaskGroup
 from lib.backend import Backend
 from lib.errors import SettingsError, async_result_or_error, print_refusal
 from lib.front.front import CLOSE_LIMIT_S
+from lib.life.journaling import journaled
 from lib.life.running_worker import RunningWorker
 from lib.life.sockets import PortTaken, Sockets, listening
 from lib.life.stop import Stop
@@ -167,6 +168,7 @@ async def serve(
             running.engine.public_url,
             site_kwargs,
         ) as sockets,
+        journaled(running, backend.metrics, backend.clock),
         anyio.create_task_group() as life,
     ):
         stop.on_immediate = running.abandon

@@ -217,6 +217,7 @@ def environment(system: System, setup: Setup, extra: dict[str, str] | None = Non
         f"VAST_TCP_PORT_{port}": port,
         "REPORT_ADDR": system.engine_url,
         "MASTER_TOKEN": MASTER_TOKEN,
+        "WORKSPACE_DIR": str(system.model_log.parent),
         "TEST_MODEL_URL": system.model.url,
         "TEST_WORKER": json.dumps(asdict(setup)),
         **(extra or {}),
@@ -255,6 +256,17 @@ async def worker_process(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@asynccontextmanager
+async def restarted(system: System, tmp_path: Path, setup: Setup) -> AsyncGenerator[WorkerProcess, None]:
+    """Run a worker process in place of one that has ended, from the moment when it has reported as ready."""
+    before = system.totals.reports
+    async with worker_process(system, tmp_path, setup) as worker:
+        await system.engine.wait_for(
+            lambda: system.totals.reports > before and system.last_report.loadtime > 0, GUARD_S
+        )
+        yield worker
 
 
 @asynccontextmanager
@@ -305,6 +317,7 @@ async def with_worker_task(
             ),
             worker_port=int(system.url.rsplit(":", 1)[1]),
             worker_http_port=int(system.loopback_url.rsplit(":", 1)[1]),
+            workspace_dir=tmp_path,
             **{"master_token": MASTER_TOKEN, "max_report_pause_s": REPORT_PAUSE_S, **settings},
         )
         system.stop, listening = Stop(), anyio.Event()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -60,6 +60,12 @@ class ReplayWindow:
     def __len__(self) -> int:
         return len(self._seen)
 
+    def messages(self) -> Iterator[tuple[int, bytes]]:
+        """Each remembered message with its reqnum."""
+        for reqnum, messages in self._seen.items():
+            for message in messages:
+                yield reqnum, message
+
     def _forget_until(self, reqnum: int) -> None:
         """Forget what is outside the window whose highest is `reqnum`."""
         floor, old_floor = reqnum - WINDOW, (self._highest or 0) - WINDOW
@@ -73,6 +79,14 @@ class ReplayWindow:
 
 class BadSignature(Unauthorized):
     """401: the signature is invalid in every accepted form. The key may have been rotated."""
+
+
+class SignatureJournal(Protocol):
+    """Records the keys, and the signatures that were used (lib/engine/journal.py)."""
+
+    def key_changed(self, fingerprint: bytes) -> None: ...
+
+    def signature_used(self, reqnum: int, digest: bytes) -> None: ...
 
 
 class Signatures:
@@ -89,6 +103,8 @@ class Signatures:
         self._pem = ""
         self._key: RSAPublicKey | None = None
         self._replay = ReplayWindow()
+        self.fingerprint = b""  # of the key whose used signatures are remembered; b"" before there is one
+        self.journal: SignatureJournal | None = None
         # Verified signatures of the `url` form with their URL; True if it is this worker's.
         self._verified: OrderedDict[tuple[str, str], bool] = OrderedDict()
 
@@ -109,10 +125,24 @@ class Signatures:
         are no longer accepted anyway.
         """
         key = _public_key_in(pem)
-        if pem != self._pem:
-            self._pem, self._key = pem, key
+        self._pem, self._key = pem, key
+        fingerprint = _fingerprint(key)
+        if fingerprint != self.fingerprint:
+            self.fingerprint = fingerprint
             self._replay = ReplayWindow()
             self._verified.clear()
+            if self.journal is not None:
+                self.journal.key_changed(fingerprint)
+
+    def used(self) -> Iterable[tuple[int, bytes]]:
+        """The used signatures that are remembered, each as reqnum and digest."""
+        return self._replay.messages()
+
+    def recall(self, fingerprint: bytes, used: Iterable[tuple[int, bytes]]) -> None:
+        """Take over the used signatures of a worker that was killed; they count if its key comes again."""
+        self.fingerprint = fingerprint
+        for reqnum, digest in used:
+            self._replay.accept(reqnum, digest)
 
     def check(self, raw: Mapping[str, Any], reqnum: int, *, once: bool = True) -> None:
         """Check that the engine signed `raw` for this worker and, if `once`, that it was not used before.
@@ -133,8 +163,11 @@ class Signatures:
             self._verified.move_to_end(verified)
         if not is_ours:
             raise Unauthorized("the signature is for another worker's URL")
-        if once and message is not None and not self._replay.accept(reqnum, message):
-            raise Unauthorized("replay: this signature was used before, or is too old")
+        if once and message is not None:
+            if not self._replay.accept(reqnum, message):
+                raise Unauthorized("replay: this signature was used before, or is too old")
+            if self.journal is not None:
+                self.journal.signature_used(reqnum, message)
 
     def _verified_message(self, raw: Mapping[str, Any]) -> bytes | None:
         """Verify `raw`; return the digest that identifies a `full` message, or None for the `url` form."""
@@ -177,6 +210,12 @@ def _public_key_in(pem: str) -> RSAPublicKey:
     if not isinstance(key, RSAPublicKey):
         raise ValueError("not an RSA key")
     return key
+
+
+def _fingerprint(key: RSAPublicKey) -> bytes:
+    """The same for the same key, however its PEM text is written."""
+    numbers = key.public_numbers()
+    return sha256(b"%x %x" % (numbers.n, numbers.e)).digest()
 
 
 def _address(url: str) -> tuple[str, str, int | None] | None:

@@ -101,6 +101,8 @@ class RunningWorker:
             tasks["handlers"] = self.handlers.keep
         if self.lifecycle is not None:
             tasks["lifecycle"] = self.lifecycle.keep
+        if self.session_life.recalled:
+            tasks["recalled sessions"] = self._end_recalled_sessions
         return tasks
 
     @cached_property
@@ -128,6 +130,11 @@ class RunningWorker:
             return None
         clock = self.live_capacity.clock
         return FailureProbe(self.server.failures, self.readiness, keeper.request, limit_s, clock)
+
+    async def _end_recalled_sessions(self) -> None:
+        """Once the model is loaded, tell it of the sessions that were open when the worker was killed."""
+        await self.readiness.until(lambda: self.readiness.loaded)
+        self.session_life.end_recalled()
 
     def drain(self) -> None:
         """Accept no more requests; refuse those that wait or are still being received with 503."""

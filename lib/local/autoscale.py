@@ -200,14 +200,15 @@ def worker_file_launcher(target: str, engine_url: str, environ: Mapping[str, str
 
     @asynccontextmanager
     async def launch(worker_id: int) -> AsyncGenerator[Sequence[Child], None]:
+        folder = _folder(directory, worker_id)
         with free_port() as port, free_port() as loopback_port:
             variables = {
                 "BENCHMARK_DIR": str(directory),
                 **with_code_path(environ),
-                **instance_variables(engine_url, port, loopback_port, worker_id),
+                **instance_variables(engine_url, port, loopback_port, folder, worker_id),
                 "DRAIN_TIMEOUT_S": str(DRAIN_S),
             }
-            log = _folder(directory, worker_id) / "worker.log"
+            log = folder / "worker.log"
             command = ("lib.tools.cli", "run", target)
             async with python_module(
                 "worker", *command, environ=variables, log=log, end_limit_s=DRAIN_S + END_LIMIT_S

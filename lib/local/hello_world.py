@@ -81,7 +81,7 @@ async def hello_world(
         model_url = f"http://{LOOPBACK}:{model_port}"
         worker_environ = {
             **inherited,
-            **instance_variables(engine_url, port, loopback_port, worker_id),
+            **instance_variables(engine_url, port, loopback_port, directory, worker_id),
             "MODEL_SERVER_URL": model_url,
             "MODEL_LOG": str(model_log),
             "BENCHMARK_TARGET_S": str(BENCHMARK_TARGET_S),

@@ -7,6 +7,7 @@ Owns the choice of ports and the variables. Does not own the worker's process, w
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -58,14 +59,19 @@ async def local_instance(
         except CannotListen:
             engine_url = await stack.enter_async_context(serve_engine(engine, LOOPBACK))
         port, loopback_port = (stack.enter_context(free_port(wanted)) for wanted in ports)
-        variables = instance_variables(engine_url, port, loopback_port)
+        # The engine is new, and must not be told what another one was not.
+        workspace = stack.enter_context(tempfile.TemporaryDirectory(prefix="pyworker-workspace-"))
+        variables = instance_variables(engine_url, port, loopback_port, Path(workspace))
         yield LocalInstance(engine, engine_url, port, loopback_port, {**with_code_path(environ), **variables})
 
 
 def instance_variables(
-    engine_url: str, port: int, loopback_port: int, worker_id: int = WORKER_ID
+    engine_url: str, port: int, loopback_port: int, workspace: Path, worker_id: int = WORKER_ID
 ) -> dict[str, str]:
-    """The variables that an instance sets for its worker, with TLS off (docs/operating.md, "Environment")."""
+    """The variables that an instance sets for its worker, with TLS off (docs/operating.md, "Environment").
+
+    `workspace` is the folder of the worker's journal.
+    """
     return {
         "ENGINE": "vast",
         "CONTAINER_ID": str(worker_id),
@@ -75,6 +81,7 @@ def instance_variables(
         "WORKER_HTTP_PORT": str(loopback_port),
         "REPORT_ADDR": engine_url,
         "USE_SSL": "false",
+        "WORKSPACE_DIR": str(workspace),
     }
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from lib.errors import async_result_or_error
 from lib.metrics import Entry, Ledger
 from lib.request.detached import Spawn
-from lib.request.sessions import Session, SessionEnd, Sessions, SessionTerms
+from lib.request.sessions import DueEnd, Session, SessionEnd, Sessions, SessionTerms
 from lib.request.verdict import Ending, Phase, conclude
 from lib.runtime.clock import Clock, time_limit
 
@@ -26,6 +26,14 @@ ON_CLOSE_LIMIT_S = 10.0
 
 # Sends a JSON object by POST to a path on the model server, and reads the whole answer.
 Post = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+class SessionJournal(Protocol):
+    """Records what is due at the ends of sessions (lib/engine/journal.py)."""
+
+    def session_opened(self, end: DueEnd) -> None: ...
+
+    def session_ended(self, session_id: str) -> None: ...
 
 
 class SessionLife:
@@ -51,6 +59,8 @@ class SessionLife:
         self._spawn = spawn
         self._phase = phase
         self._entries: dict[str, Entry] = {}
+        self._due: dict[str, DueEnd] = {}
+        self.journal: SessionJournal | None = None
         sessions.on_end = self._ended
 
     async def open(
@@ -78,6 +88,9 @@ class SessionLife:
             ending = Ending(error=e, client_left=is_cancelled, cut=phase.cut, draining=phase.draining)
             conclude(entry, ending)
             raise
+        self._due[session.id] = end = DueEnd.of(session)
+        if self.journal is not None:
+            self.journal.session_opened(end)
         entry.accept()
         entry.start()
         self._entries[session.id] = entry
@@ -88,24 +101,57 @@ class SessionLife:
         entry = self._entries.get(session.id)
         return 0.0 if entry is None else entry.workload
 
+    def due_ends(self) -> Iterable[DueEnd]:
+        """Return what is still due at the ends of sessions that are open, or have just ended."""
+        return self._due.values()
+
+    def recall(self, ends: Iterable[DueEnd]) -> None:
+        """Take over what is due for sessions that were open when the worker was killed."""
+        for end in ends:
+            self.sessions.remember_ended(end.digest)
+            self._due[end.session_id] = end
+
+    @property
+    def recalled(self) -> Sequence[DueEnd]:
+        """The part of what `recall` has taken over that is still due."""
+        return [end for session_id, end in self._due.items() if session_id not in self._entries]
+
+    def end_recalled(self) -> None:
+        """Make the calls that `recall` has taken over."""
+        for end in self.recalled:
+            log.info("session %s… was open when the worker was killed", end.session_id[:6])
+            self._make_due_call(end)
+
     def _ended(self, session: Session, reason: SessionEnd) -> None:
         is_drained = reason is SessionEnd.DRAINED
         ending = Ending(error=asyncio.CancelledError(), draining=True) if is_drained else Ending(status=200)
         conclude(self._entries.pop(session.id), ending)
         log.info("session %s… %s", session.id[:6], reason.value)
-        if session.terms.on_close_route is not None:
-            call = self._ledger.open(counted=False)
-            call.accept()  # before the task runs, so that a drain waits for it
-            self._spawn(partial(self._post_on_close, session, session.terms.on_close_route, call))
+        self._make_due_call(self._due[session.id])
 
-    async def _post_on_close(self, session: Session, route: str, call: Entry) -> None:
-        """Call the `on_close_route` of `session` at the model server."""
-        message = {**(session.terms.on_close_payload or {}), "session_id": session.id}
+    def _make_due_call(self, end: DueEnd) -> None:
+        if end.route is None:
+            self._forget(end)
+            return
+        call = self._ledger.open(counted=False)
+        call.accept()  # before the task runs, so that a drain waits for it
+        self._spawn(partial(self._post_on_close, end, end.route, call))
+
+    async def _post_on_close(self, end: DueEnd, route: str, call: Entry) -> None:
+        """Call the model server as is due at a session's end."""
+        message = {**(end.payload or {}), "session_id": end.session_id}
         error: Exception | None = TimeoutError()  # replaced unless the time limit cuts the call
         try:
             with time_limit(self._clock, ON_CLOSE_LIMIT_S):
                 error = await async_result_or_error(self._post(route, message))
+            self._forget(end)
         finally:
             conclude(call, Ending(error=error, status=200))
         if error is not None:
-            log.warning("session %s…: POST %s at its end failed: %r", session.id[:6], route, error)
+            log.warning("session %s…: POST %s at its end failed: %r", end.session_id[:6], route, error)
+
+    def _forget(self, end: DueEnd) -> None:
+        """Note that nothing is due any more."""
+        self._due.pop(end.session_id, None)
+        if self.journal is not None:
+            self.journal.session_ended(end.session_id)

@@ -94,6 +94,25 @@ class Session:
         }
 
 
+@dataclass(frozen=True)
+class DueEnd:
+    """The call that is due at a session's end: `payload` to `route` on the model server, or none.
+
+    `digest` is that of the `auth_data` with which the session was opened.
+    """
+
+    session_id: str
+    digest: bytes
+    route: str | None
+    payload: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, session: Session) -> DueEnd:
+        """Make the one of `session`."""
+        terms = session.terms
+        return cls(session.id, session.digest, terms.on_close_route, terms.on_close_payload)
+
+
 class Sessions:
     """The open sessions, at most `max_sessions` (None or 0: no limit). Each end calls `on_end` once."""
 
@@ -135,6 +154,10 @@ class Sessions:
         self._auths[digest] += 1
         self._wake_at_expiry(session)
         return session
+
+    def remember_ended(self, digest: bytes) -> None:
+        """Remember an ended session by the digest of its `auth_data`."""
+        self._ended.append(digest)
 
     def find_by_id(self, session_id: str) -> Session | None:
         """The session with this id; None if it is unknown, has ended or has expired."""
@@ -179,7 +202,7 @@ class Sessions:
         self._auths[session.digest] -= 1
         if not self._auths[session.digest]:
             del self._auths[session.digest]
-        self._ended.append(session.digest)
+        self.remember_ended(session.digest)
         self.on_end(session, reason)
 
     def end_all(self, reason: SessionEnd) -> None:

@@ -65,6 +65,7 @@ class Settings:
     benchmark_target_s: float = 20.0
     benchmark_time_limit_s: float = 300.0
     benchmark_dir: Path = Path()
+    workspace_dir: Path = Path("/workspace")
     health_overrides_log: bool = True
     live_capacity: bool = False
     drain_timeout_s: float = 30.0
@@ -122,6 +123,7 @@ class Settings:
             benchmark_target_s=target_s,
             benchmark_time_limit_s=limit_s,
             benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
+            workspace_dir=Path(read.text("WORKSPACE_DIR", str(cls.workspace_dir))),
             health_overrides_log=_health_overrides_log(read),
             live_capacity=read.boolean("LIVE_CAPACITY", False, "move max_perf to what requests show"),
             drain_timeout_s=read.seconds(

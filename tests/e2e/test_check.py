@@ -12,7 +12,7 @@ from tests.fakes.command import ROOT, done
 from tests.system import engine_and_model_server
 
 AUTHORS = ROOT / "tests" / "authors"
-INSTANCE = instance_variables("http://127.0.0.1:1", 3000, 3001)
+INSTANCE = instance_variables("http://127.0.0.1:1", 3000, 3001, Path("/nowhere"))
 
 # A worker by classes; a test changes a part of it.
 CLASSIC = """

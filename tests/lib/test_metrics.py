@@ -33,9 +33,11 @@ class LedgerMachine(RuleBasedStateMachine):
     under way; each is acknowledged or lost after any other events.
     """
 
+    limit = LIMIT
+
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger(ManualClock(), LIMIT)
+        self.ledger = Ledger(ManualClock(), self.limit)
         self.open: list[Entry] = []
         self.report: Snapshot | None = None
         self.completions: tuple[tuple[FinishedRequest, ...], int] | None = None
@@ -187,7 +189,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def undelivered_entries_are_the_latest(self) -> None:
         entries, _ = self.ledger.finished()
         kept = [(e.request_idx, e.status) for e in entries]
-        assert len(kept) <= LIMIT
+        assert len(kept) <= self.limit
         assert kept == self.finished[len(self.finished) - len(kept) :]
         assert len(set(self.delivered)) <= len(self.finished)
         assert len(self.finished) - len(kept) <= len(self.delivered) + self.ledger.dropped_entries

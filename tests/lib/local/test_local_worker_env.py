@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lib.local.local_worker_env import instance_variables
@@ -18,7 +20,9 @@ from lib.runtime.settings import Settings
     ],
 )
 def test_a_worker_starts_with_the_local_engine(inherited: dict[str, str]) -> None:
-    settings = Settings.from_env({**inherited, **instance_variables("http://127.0.0.1:9", 3000, 3001)})
+    settings = Settings.from_env(
+        {**inherited, **instance_variables("http://127.0.0.1:9", 3000, 3001, Path("/w"))}
+    )
     assert settings.engine == "vast"
     assert (settings.worker_port, settings.worker_http_port) == (3000, 3001)
     assert "http://127.0.0.1:9" in str(settings.report_addrs)

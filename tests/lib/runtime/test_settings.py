@@ -36,9 +36,9 @@ def test_defaults_are_those_of_the_instance() -> None:
 
 
 def test_files_may_be_elsewhere() -> None:
-    settings = read(SSL_CERT="/c", SSL_KEY="/k", FORCE_UPDATE_FILE="/u")
+    settings = read(SSL_CERT="/c", SSL_KEY="/k", FORCE_UPDATE_FILE="/u", WORKSPACE_DIR="/w")
     assert (settings.ssl_cert, settings.ssl_key) == (Path("/c"), Path("/k"))
-    assert settings.force_update_file == Path("/u")
+    assert (settings.force_update_file, settings.workspace_dir) == (Path("/u"), Path("/w"))
 
 
 def test_all_missing_variables_are_named_with_their_purpose() -> None:

@@ -1,0 +1,342 @@
+"""What a killed worker had not reported, and must not forget, is there after its restart."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from lib.engine.journal import RETRY_S, Journal, JournalFile
+from lib.engine.journal_records import OLDEST_S, recall
+from lib.metrics import MAX_UNDELIVERED, Ledger, Outcome
+from lib.request.sessions import DueEnd
+from tests.lib.test_metrics import LedgerMachine, accepted
+from tests.manual_clock import ManualClock
+
+IDENTITY = b"this worker"
+NOW = 1e9  # Unix time
+SMALL_BYTES = 400  # a few changes: the file is written anew all the time
+
+
+class Sessions:
+    """Sessions whose ends are due."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, DueEnd] = {}
+
+    def due_ends(self) -> Iterable[DueEnd]:
+        return self.ends.values()
+
+
+class Used:
+    """Used signatures."""
+
+    def __init__(self) -> None:
+        self.fingerprint = b""
+        self.signatures: list[tuple[int, bytes]] = []
+
+    def used(self) -> Iterable[tuple[int, bytes]]:
+        return self.signatures
+
+
+class Life:
+    """One life of a worker with the journal at `path`, until `kill`."""
+
+    def __init__(self, path: Path, clock: ManualClock | None = None, max_bytes: int = SMALL_BYTES) -> None:
+        self.path, self.clock = path, clock or ManualClock(wall_s=NOW)
+        file = JournalFile(path, IDENTITY)
+        self.remembered = recall(file.read(), self.clock.wall())
+        self.ledger, self.sessions, self.signatures = Ledger(self.clock), Sessions(), Used()
+        self.ledger.inherit(self.remembered.ledger)
+        self.sessions.ends = dict(self.remembered.due_ends)
+        self.signatures.fingerprint = self.remembered.fingerprint
+        self.signatures.signatures = list(self.remembered.used)
+        self.journal = Journal(file, self.ledger, self.signatures, self.sessions, self.clock, max_bytes)
+        self.journal.begin()
+        self.ledger.journal = self.journal
+
+    def kill(self, torn: bytes = b"") -> None:
+        """End the life: the file stays as it is now, with a last record of which `torn` was written."""
+        written = self.path.read_bytes()
+        self.journal.close()
+        self.path.write_bytes(written + torn)
+
+
+class JournaledLedgerMachine(LedgerMachine):
+    """The same as `LedgerMachine` with a journal, where the worker may be killed after any event.
+
+    Requests in flight are then errored; reports in the air are lost, and totals since the start begin anew.
+    """
+
+    limit = MAX_UNDELIVERED
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.life = Life(self.folder / "journal")
+        self.ledger = self.life.ledger
+
+    def teardown(self) -> None:
+        self.life.kill()
+        shutil.rmtree(self.folder)
+
+    @rule(torn=st.binary(max_size=40))
+    def kill_and_restart(self, torn: bytes) -> None:
+        for entry in self.open:
+            if entry.request_idx is not None:
+                self.finished.append((entry.request_idx, Outcome.ERRORED.status))
+        self.life.kill(torn)
+        self.life = Life(self.folder / "journal")
+        self.ledger = self.life.ledger
+        self.open, self.arriving = [], []
+        self.report = self.completions = None
+        self.received = self.ended = 0
+
+
+TestJournaledLedger = JournaledLedgerMachine.TestCase
+TestJournaledLedger.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+def numbers(ledger: Ledger) -> tuple[float, float, float, list[tuple[int, str]]]:
+    """What a report of `ledger` says, and its undelivered entries."""
+    report = ledger.snapshot()
+    finished = [(f.request_idx, f.status) for f in ledger.finished()[0]]
+    return report.new_load, report.rej_load, report.cur_perf, finished
+
+
+@given(st.data())
+def test_a_file_cut_anywhere_says_what_was_true_at_some_moment(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        life = Life(Path(folder) / "journal", max_bytes=10**6)
+        states = [numbers(life.ledger)]
+        in_flight = [accepted(life.ledger, 1.0, 1)]
+        states.append((1.0, 0.0, 0.0, [(1, "Error")]))
+        for number in (2, 3, 4):
+            in_flight.append(accepted(life.ledger, 10.0**number, number))
+            states.append(_if_killed(life.ledger, [e.request_idx or 0 for e in in_flight]))
+            in_flight.pop(0).set_outcome(Outcome.SERVED)
+            states.append(_if_killed(life.ledger, [e.request_idx or 0 for e in in_flight]))
+        whole = life.path.read_bytes()
+        life.journal.close()
+        size_bytes = data.draw(st.integers(0, len(whole)))
+        event("cut" if size_bytes < len(whole) else "whole")
+        life.path.write_bytes(whole[:size_bytes])
+        assert numbers(Life(life.path).ledger) in states
+
+
+def _if_killed(ledger: Ledger, in_flight: list[int]) -> tuple[float, float, float, list[tuple[int, str]]]:
+    new, rejected, served, finished = numbers(ledger)
+    return new, rejected, served, [*finished, *((idx, "Error") for idx in in_flight)]
+
+
+@pytest.mark.parametrize("position", [-1, -5, 20])
+def test_a_damaged_record_ends_the_file(path: Path, position: int) -> None:
+    life = Life(path, max_bytes=10**6)
+    accepted(life.ledger, 5.0, 1).set_outcome(Outcome.SERVED)
+    life.kill()
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(content)
+    # Either the last record is lost, and the request was in flight; or all of them.
+    assert numbers(Life(path).ledger) in [(5.0, 0.0, 0.0, [(1, "Error")]), (0.0, 0.0, 0.0, [])]
+
+
+def test_records_that_contradict_each_other_are_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    life = Life(path, max_bytes=10**6)
+    entry = accepted(life.ledger, 5.0)
+    entry.set_outcome(Outcome.SERVED)
+    life.journal.ended(entry, Outcome.SERVED, False, NOW)  # a second end
+    accepted(life.ledger, 7.0)
+    life.kill()
+    with caplog.at_level(logging.WARNING):
+        assert numbers(Life(path).ledger) == (5.0, 0.0, 5.0, [])
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(("age_s", "is_told"), [(0.0, True), (OLDEST_S - 1, True), (OLDEST_S + 1, False)])
+@pytest.mark.parametrize("is_in_flight", [False, True])
+def test_what_is_older_than_an_hour_is_not_told(
+    path: Path, age_s: float, is_told: bool, is_in_flight: bool
+) -> None:
+    life = Life(path)
+    entry = accepted(life.ledger, 5.0, 1)
+    if not is_in_flight:
+        entry.set_outcome(Outcome.SERVED)
+    life.kill()
+    later = Life(path, ManualClock(wall_s=NOW + age_s))
+    new, _, _, finished = numbers(later.ledger)
+    assert (new, len(finished)) == ((5.0, 1) if is_told else (0.0, 0))
+
+
+def test_only_the_older_part_is_not_told(path: Path) -> None:
+    life = Life(path, max_bytes=10**6)
+    accepted(life.ledger, 5.0, 1).set_outcome(Outcome.SERVED)
+    still = accepted(life.ledger, 1.0, 2)
+    life.clock.advance(OLDEST_S)
+    accepted(life.ledger, 7.0, 3).set_outcome(Outcome.SERVED)
+    life.kill()
+    assert still.outcome is None
+    later = Life(path, ManualClock(wall_s=life.clock.wall() + 1))
+    assert numbers(later.ledger) == (7.0, 0.0, 7.0, [(3, "Success"), (2, "Error")])
+
+
+def test_a_clock_that_was_set_back_loses_nothing(path: Path) -> None:
+    life = Life(path)
+    accepted(life.ledger, 5.0, 1).set_outcome(Outcome.SERVED)
+    life.kill()
+    assert numbers(Life(path, ManualClock(wall_s=NOW - 10**6)).ledger) == (5.0, 0.0, 5.0, [(1, "Success")])
+
+
+def test_the_journal_of_another_worker_is_ignored(path: Path) -> None:
+    life = Life(path)
+    accepted(life.ledger, 5.0, 1).set_outcome(Outcome.SERVED)
+    life.kill()
+    assert JournalFile(path, b"another").read() == []
+    assert JournalFile(path, IDENTITY).read() != []
+
+
+def test_only_this_user_may_read_it(path: Path) -> None:
+    old_mask = os.umask(0)
+    try:
+        life = Life(path)
+    finally:
+        os.umask(old_mask)
+    assert path.stat().st_mode & 0o777 == 0o600
+    life.journal.close()
+
+
+def test_a_link_is_not_followed(path: Path, tmp_path: Path) -> None:
+    life = Life(tmp_path / "elsewhere")
+    life.journal.close()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"):
+        JournalFile(path, IDENTITY).read()
+    before = (tmp_path / "elsewhere").read_bytes()
+    JournalFile(path, IDENTITY).replace([b"new"])
+    assert (path.is_symlink(), (tmp_path / "elsewhere").read_bytes()) == (False, before)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_read(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
+    try:
+        assert JournalFile(path, IDENTITY).read() == []
+    except OSError as e:
+        assert isinstance(e, IsADirectoryError)  # noqa: PT017
+
+
+def test_the_file_is_bounded(path: Path) -> None:
+    life = Life(path, max_bytes=10_000)
+    for number in range(1, 2000):
+        accepted(life.ledger, 1.0, number).set_outcome(Outcome.SERVED)
+        life.ledger.acknowledge(life.ledger.snapshot())
+        life.ledger.acknowledge_finished(life.ledger.finished()[1])
+        assert path.stat().st_size <= 10_000 + 200
+    assert numbers(Life(path).ledger) == (0.0, 0.0, 0.0, [])
+
+
+def test_a_state_larger_than_the_limit_is_not_written_at_each_change(path: Path) -> None:
+    life = Life(path, max_bytes=1000)
+    inodes = {path.stat().st_ino}
+    for number in range(1, 2000):
+        accepted(life.ledger, 1.0, number)
+        inodes.add(path.stat().st_ino)
+    assert len(inodes) < 12
+
+
+class FullDisk(JournalFile):
+    """A journal whose disk is full while `is_full`."""
+
+    is_full = False
+
+    def append(self, record: bytes) -> None:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        super().append(record)
+
+    def replace(self, records: Iterable[bytes]) -> None:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        super().replace(records)
+
+
+def test_a_full_disk_is_told_once_and_tried_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock, file = ManualClock(wall_s=NOW), FullDisk(path, IDENTITY)
+    ledger = Ledger(clock)
+    journal = Journal(file, ledger, None, Sessions(), clock)
+    ledger.journal = journal
+    journal.begin()
+    with caplog.at_level(logging.INFO):
+        accepted(ledger, 1.0, 1)
+        file.is_full = True
+        accepted(ledger, 2.0, 2).set_outcome(Outcome.SERVED)
+        # The old records would say that the first request is in flight, and that no other was served.
+        assert path.read_bytes() == b""
+        clock.advance(RETRY_S)
+        accepted(ledger, 4.0, 3)
+        assert [r.levelname for r in caplog.records] == ["WARNING"]
+        file.is_full = False
+        accepted(ledger, 8.0, 4)
+        assert path.read_bytes() == b""
+        clock.advance(RETRY_S)
+        accepted(ledger, 16.0, 5).set_outcome(Outcome.SERVED)
+        assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+    journal.close()
+    remembered = recall(JournalFile(path, IDENTITY).read(), NOW)
+    finished = [(2, "Success"), (5, "Success"), (1, "Error"), (3, "Error"), (4, "Error")]
+    assert numbers(remembered.ledger) == (31.0, 0.0, 18.0, finished)
+
+
+def test_a_deficit_is_carried_over(path: Path) -> None:
+    life = Life(path)
+    entry = accepted(life.ledger, 10.0)
+    life.ledger.acknowledge(life.ledger.snapshot())
+    entry.set_outcome(Outcome.CANCELLED)
+    life.kill()
+    again = Life(path)
+    accepted(again.ledger, 4.0)
+    assert again.ledger.snapshot().new_load == 0.0
+    accepted(again.ledger, 8.0)
+    assert again.ledger.snapshot().new_load == 2.0
+
+
+def test_used_signatures_come_with_their_key(path: Path) -> None:
+    life = Life(path)
+    life.journal.key_changed(b"old")
+    life.journal.signature_used(1, b"a")
+    life.journal.key_changed(b"new")
+    life.journal.signature_used(2, b"b")
+    accepted(life.ledger).set_outcome(Outcome.SERVED)  # what is held is written with it
+    life.kill()
+    remembered = Life(path, max_bytes=10**6).remembered
+    assert (remembered.fingerprint, remembered.used) == (b"new", [(2, b"b")])
+
+
+def test_the_ends_of_open_sessions_are_due(path: Path) -> None:
+    life = Life(path)
+    ends = {name: DueEnd(name, b"digest", "/close", {"n": 1}) for name in ("open", "ended")}
+    for end in ends.values():
+        life.sessions.ends[end.session_id] = end
+        life.journal.session_opened(end)
+    del life.sessions.ends["ended"]
+    life.journal.session_ended("ended")
+    life.kill()
+    assert Life(path).remembered.due_ends == {"open": ends["open"]}
