@@ -47,7 +47,10 @@ class ReadySignal(str, Enum):
 
 
 class Cause(str, Enum):
-    """The source of an error. An error is cleared by its own source, or by a new "loaded" line."""
+    """The source of an error. An error is cleared by its own source, or by a new "loaded" line.
+
+    That of a GPU is not cleared: it lasts until the worker is restarted.
+    """
 
     LOG = "log"
     HEALTH = "health"
@@ -55,6 +58,7 @@ class Cause(str, Enum):
     PROBE = "probe"
     BENCHMARK = "benchmark"
     AUTHOR = "author"
+    GPU = "gpu"
     WORKER = "worker"
 
 
@@ -99,8 +103,9 @@ class Readiness:
 
     @property
     def error_msg(self) -> str:
-        """The current error, the latest if there are several; "" without one."""
-        return next(reversed(self._errors.values()), "")
+        """The current error, that of a GPU or else the latest if there are several; "" without one."""
+        # A broken GPU is the reason for the errors that follow it.
+        return self._errors.get(Cause.GPU) or next(reversed(self._errors.values()), "")
 
     @property
     def loaded(self) -> bool:

@@ -156,3 +156,22 @@ async def test_until_ends_when_the_condition_holds_or_after_its_time_limit() -> 
         here.note_signal(ReadySignal.LOG, "loaded")
     assert results == [False, True]
     assert clock.pending == 0
+
+
+def test_the_error_of_a_gpu_stays_and_comes_first() -> None:
+    here = ready()
+    here.set_error(Cause.LOG, "CUDA error")
+    changes = changes_of(here)
+    here.set_error(Cause.GPU, "GPU 0 is gone")
+    here.set_error(Cause.CONNECTION, "refused")
+    here.set_error(Cause.HEALTH, "no answer")
+    assert here.error_msg == "GPU 0 is gone"
+    for cause in set(Cause) - {Cause.GPU}:
+        here.clear_error(cause, "cleared")
+    here.note_signal(ReadySignal.LOG, "loaded")
+    here.note_signal(ReadySignal.HEALTH, "answered")
+    here.set_max_perf(7.0, "measured")
+    assert (here.state, here.error_msg) == (State.ERRORED, "GPU 0 is gone")
+    assert changes == [("GPU 0 is gone", False)]
+    here.drain()
+    assert here.state is State.DRAINING
