@@ -26,6 +26,9 @@ from lib.engine.engine import Capacity, Engine
 from lib.engine.none import NoEngine
 from lib.engine.vast import VastEngine
 from lib.errors import Draining, SettingsError
+from lib.gpu.health import GpuHealth
+from lib.gpu.nvml import is_installed
+from lib.gpu.watch import GpuWatch
 from lib.life.author_context import AuthorContext, Context
 from lib.life.backend_config import BackendConfig
 from lib.metrics import Ledger, WorkloadCounter
@@ -38,7 +41,7 @@ from lib.model.failure_probe import FailureProbe
 from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import CapacityMover, LiveCapacity
 from lib.model.reach_watch import ReachWatch
-from lib.model.readiness import Readiness, ReadySignal
+from lib.model.readiness import Cause, Readiness, ReadySignal
 from lib.model.relay import drain
 from lib.model.stall import StallWatch
 from lib.model.watch import HealthWatch, LogRule, LogWatch
@@ -103,6 +106,9 @@ class RunningWorker:
             tasks["lifecycle"] = self.lifecycle.keep
         if self.session_life.recalled:
             tasks["recalled sessions"] = self._end_recalled_sessions
+
+        if self.gpu_health is not None:
+            tasks["GPU health"] = GpuWatch(self.gpu_health, self.live_capacity.clock).follow
         return tasks
 
     @cached_property
@@ -116,6 +122,14 @@ class RunningWorker:
         request = None if self.benchmark_keeper is None else self.benchmark_keeper.request
         limit_s = self.settings.benchmark_time_limit_s
         return HealthOverride(log_watch, health_watch, self.readiness, request, limit_s, log_watch.clock)
+
+    @cached_property
+    def gpu_health(self) -> GpuHealth | None:
+        """The health of the GPUs; None without the extra `gpu`."""
+        if not is_installed():
+            return None
+        on_error = partial(self.readiness.set_error, Cause.GPU) if self.settings.gpu_health else _ignore
+        return GpuHealth(self.live_capacity.clock, on_error)
 
     @cached_property
     def reach_watch(self) -> ReachWatch:
@@ -327,6 +341,10 @@ def _author_context(given: Context | None, readiness: Readiness, signal: ReadySi
         return None
     note_entered = partial(readiness.note_signal, signal, f"{signal.value} entered")
     return AuthorContext(signal.value, given, note_entered)
+
+
+def _ignore(error_msg: str) -> None:
+    return None
 
 
 async def _post(server: ModelServer, route: str, message: dict[str, Any]) -> None:

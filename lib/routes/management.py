@@ -25,7 +25,6 @@ from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import LiveCapacity
 from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
-from lib.routes.gpu import Gpus
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def loopback_routes(backend: Backend, routes: Iterable[web.AbstractRouteDef]) ->
     named = [f"{r.method} {r.path}" for r in routes if isinstance(r, web.RouteDef)]
     return [
         *public_routes(backend),
-        web.get("/metrics", partial(_metrics, backend, Gpus())),
+        web.get("/metrics", partial(_metrics, backend)),
         web.get("/status", partial(_status, backend, named)),
     ]
 
@@ -99,9 +98,9 @@ def _token(request: web.Request) -> bytes:
     return (token.strip() if scheme.lower() == "bearer" else header).encode(errors="surrogateescape")
 
 
-async def _metrics(backend: Backend, gpus: Gpus, request: web.Request) -> web.Response:
+async def _metrics(backend: Backend, request: web.Request) -> web.Response:
     prometheus = await in_thread(_import_prometheus)
-    body = prometheus.exposition(backend, await in_thread(gpus.read))
+    body = prometheus.exposition(backend, backend.running.gpu_health)
     return web.Response(body=body, headers={"Content-Type": prometheus.CONTENT_TYPE_LATEST})
 
 
@@ -142,6 +141,7 @@ def status_of(backend: Backend) -> dict[str, Any]:
         ],
         "log": _log_facts(running.log_watch, running.health_override),
         "health": _health_facts(running.health_watch),
+        "gpu": None if running.gpu_health is None else running.gpu_health.facts(),
         "requests": {
             "received": ledger.opened,
             "arriving": ledger.arriving,

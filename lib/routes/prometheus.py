@@ -6,7 +6,7 @@ GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -14,25 +14,25 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from lib.backend import Backend
+from lib.gpu.health import GpuHealth
 from lib.metrics import Outcome
 from lib.model.readiness import State
 from lib.request.timings import BOUNDS_S, Histogram
-from lib.routes.gpu import Gpu
 
 __all__ = ["CONTENT_TYPE_LATEST", "exposition"]
 
 
-def exposition(backend: Backend, gpus: Sequence[Gpu] = ()) -> bytes:
-    """Return the body of `GET /metrics`."""
+def exposition(backend: Backend, gpu_health: GpuHealth | None = None) -> bytes:
+    """Return the body of `GET /metrics`, with metrics of GPUs if there are any."""
     registry = CollectorRegistry()
-    registry.register(_WorkerCollector(backend, gpus))
+    registry.register(_WorkerCollector(backend, gpu_health))
     return generate_latest(registry)
 
 
 class _WorkerCollector(Collector):
-    def __init__(self, backend: Backend, gpus: Sequence[Gpu]) -> None:
+    def __init__(self, backend: Backend, gpu_health: GpuHealth | None) -> None:
         self._backend = backend
-        self._gpus = gpus
+        self._gpu_health = gpu_health
 
     def collect(self) -> Iterator[Metric]:
         yield from self._requests()
@@ -40,7 +40,10 @@ class _WorkerCollector(Collector):
         yield from self._state()
         yield from self._times()
         yield from self._reports()
-        yield from _gpu_metrics(self._gpus)
+        if self._gpu_health is not None and self._gpu_health.gpus:
+            if not self._gpu_health.is_stale:
+                yield from _gpu_readings(self._gpu_health)
+            yield from _gpu_faults(self._gpu_health)
 
     def _requests(self) -> Iterator[Metric]:
         ledger = self._backend.metrics
@@ -128,9 +131,7 @@ def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
     return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=histogram.sum_s)
 
 
-def _gpu_metrics(gpus: Sequence[Gpu]) -> Iterator[Metric]:
-    if not gpus:
-        return
+def _gpu_readings(health: GpuHealth) -> Iterator[Metric]:
     names = ["gpu", "name"]
     utilization = GaugeMetricFamily(
         "pyworker_gpu_utilization_ratio",
@@ -139,10 +140,45 @@ def _gpu_metrics(gpus: Sequence[Gpu]) -> Iterator[Metric]:
     )
     used = GaugeMetricFamily("pyworker_gpu_memory_used_bytes", "Memory in use on the GPU", labels=names)
     total = GaugeMetricFamily("pyworker_gpu_memory_total_bytes", "Memory of the GPU", labels=names)
-    for gpu in gpus:
+    pending = GaugeMetricFamily(
+        "pyworker_gpu_remap_pending", "1 if failed memory waits for a reset of the GPU", labels=names
+    )
+    slow = GaugeMetricFamily(
+        "pyworker_gpu_slowdown", "1 while hardware or heat holds the GPU's clocks", labels=names
+    )
+    for gpu in health.gpus:
         labels = [str(gpu.index), gpu.name]
-        if gpu.utilization is not None:
-            utilization.add_metric(labels, gpu.utilization)
-        used.add_metric(labels, gpu.memory_used_bytes)
-        total.add_metric(labels, gpu.memory_total_bytes)
-    yield from (utilization, used, total)
+        for family, value in (
+            (utilization, gpu.utilization),
+            (used, gpu.memory_used_bytes),
+            (total, gpu.memory_total_bytes),
+            (pending, gpu.remap_pending),
+            (slow, None if gpu.clock_reasons is None else bool(health.history_of(gpu.index).slowdowns)),
+        ):
+            if value is not None:
+                family.add_metric(labels, float(value))
+    yield from (utilization, used, total, pending, slow)
+
+
+def _gpu_faults(health: GpuHealth) -> Iterator[Metric]:
+    names = ["gpu", "name"]
+    failed = GaugeMetricFamily(
+        "pyworker_gpu_failed", "1 if the GPU has an error that lasts until a restart", labels=names
+    )
+    ecc = CounterMetricFamily(
+        "pyworker_gpu_uncorrectable_ecc_errors", "Uncorrectable ECC errors since the start", labels=names
+    )
+    xids = CounterMetricFamily(
+        "pyworker_gpu_xid_events", "XID events, by their number", labels=[*names, "xid"]
+    )
+    # What names no GPU has the labels gpu="" and name="".
+    for index in (*(gpu.index for gpu in health.gpus), None):
+        history = health.history_of(index)
+        labels = ["" if index is None else str(index), health.name_of(index)]
+        if index is not None or health.has_error(None):
+            failed.add_metric(labels, float(health.has_error(index)))
+        if history.ecc_counter is not None:
+            ecc.add_metric(labels, history.ecc_errors)
+        for xid, count in history.xid_events.items():
+            xids.add_metric([*labels, str(xid)], count)
+    yield from (failed, ecc, xids)

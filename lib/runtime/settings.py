@@ -68,6 +68,7 @@ class Settings:
     workspace_dir: Path = Path("/workspace")
     health_overrides_log: bool = True
     live_capacity: bool = False
+    gpu_health: bool = True
     drain_timeout_s: float = 30.0
     log_level: str = "INFO"
     log_format: LogFormat = "text"
@@ -126,6 +127,7 @@ class Settings:
             workspace_dir=Path(read.text("WORKSPACE_DIR", str(cls.workspace_dir))),
             health_overrides_log=_health_overrides_log(read),
             live_capacity=read.boolean("LIVE_CAPACITY", False, "move max_perf to what requests show"),
+            gpu_health=read.boolean("GPU_HEALTH", True, "whether a broken GPU is an error of the worker"),
             drain_timeout_s=read.seconds(
                 "DRAIN_TIMEOUT_S", cls.drain_timeout_s, "how long requests may go on after SIGTERM, seconds"
             ),

@@ -14,6 +14,7 @@ from typing import Any, cast
 import aiohttp
 
 from lib.local.screen import Screen
+from lib.runtime.settings import GIB
 from lib.tools.one_line import shorten
 
 # The JSON of `/status`, or an object in it (docs/operating.md, "`/status`").
@@ -118,6 +119,7 @@ def show(status: Status, screen: Screen) -> None:
         screen.item(
             "model server", f"{server['url']}, {_reach(server['reachable'])}{_health(status['health'])}"
         )
+    _show_gpus(status.get("gpu"), status["now"], screen)
     screen.item("capacity", _capacity(status))
     if (observed := status["observed"]) is not None:
         screen.item("", _observed(observed, status["now"]))
@@ -131,6 +133,27 @@ def show(status: Status, screen: Screen) -> None:
     _show_log(status["log"], screen)
     _show_slowest(status["slowest"], screen)
     _show_reports(status, screen)
+
+
+def _show_gpus(gpu: Status | None, now: float, screen: Screen) -> None:
+    if gpu is None:
+        return
+    for each in gpu["gpus"]:
+        screen.item(f"GPU {each['index']}", _gpu_line(each))
+    for found in gpu["findings"]:
+        count = "" if found["count"] == 1 else f", {found['count']} times"
+        when = f"{duration(now - found['at'])} ago{count}{', over now' if found['is_over'] else ''}"
+        screen.item("", f"{found['severity']} {when}: {found['text']}")
+
+
+def _gpu_line(gpu: Status) -> str:
+    parts = [gpu["name"]]
+    if gpu["utilization"] is not None:
+        parts.append(f"{gpu['utilization']:.0%} busy")
+    if gpu["memory_used_bytes"] is not None:
+        used, total = (gpu[f"memory_{which}_bytes"] / GIB for which in ("used", "total"))
+        parts.append(f"{used:.1f} of {total:.1f} GiB")
+    return ", ".join([*parts, *gpu["slowdowns"]])
 
 
 def _capacity(status: Status) -> str:

@@ -13,12 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import lib.errors
 from lib import server
+from lib.gpu.xids import XIDS
 from lib.model.readiness import ReadySignal, State
 from lib.model_settings import ModelSettings
-from lib.routes.gpu import Gpu
 from lib.routes.prometheus import exposition
 from lib.runtime.settings import Settings
 from tests.docs.blocks import ROOT, codes, document, table, tables
+from tests.fakes.gpus import health_of_gpus
 from tests.fakes.worker import Setup
 from tests.system import with_worker_process, with_worker_task
 
@@ -89,6 +90,12 @@ def test_it_has_every_state_and_every_signal() -> None:
     assert names(signals) == [signal.value for signal in ReadySignal]
 
 
+def test_it_has_every_xid_with_its_words() -> None:
+    kinds, xids, _ = tables(DOC.section("## GPU health"))
+    assert len(kinds) == 8
+    assert xids == [[str(x), m.severity.value, m.words, m.advice] for x, m in XIDS.items()]
+
+
 def test_it_has_every_exit_status() -> None:
     documented = [int(row[0]) for row in table(DOC.section("## Stopping, and exit statuses"))]
     assert documented == [0, server.EXIT_FAILED, server.EXIT_SETTINGS, server.EXIT_PORT_TAKEN]
@@ -120,6 +127,8 @@ def texts() -> Iterator[str]:
     for heading in ("## When clients are refused", "## Errors reported to the engine"):
         for row in table(DOC.section(heading)):
             yield from codes(row[-2])
+    for row in tables(DOC.section("## GPU health"))[2]:
+        yield from codes(row[0])
     for row in table(DOC.section("## When a worker does not become ready")):
         yield from codes(row[0])
 
@@ -148,7 +157,7 @@ async def test_it_has_every_metric_and_its_labels(tmp_path: Path) -> None:
         await system.call("/echo")
         await system.reported(served=1.0)
         assert system.backend is not None
-        text = exposition(system.backend, [Gpu(0, "NVIDIA H200", 0.5, 1, 2)]).decode()
+        text = exposition(system.backend, health_of_gpus()).decode()
         actual: dict[str, set[str]] = {}
         for family in text_string_to_metric_families(text):
             name = f"{family.name}_total" if family.type == "counter" else family.name

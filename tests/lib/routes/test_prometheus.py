@@ -11,13 +11,16 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from lib.routes.gpu import Gpu
+from lib.backend import Backend
+from lib.gpu.health import STALE_S, GpuHealth
+from lib.gpu.nvml import Xid
 from lib.routes.prometheus import exposition
+from tests.fakes.gpus import health_of_gpus
+from tests.manual_clock import ManualClock
 from tests.system import with_worker_task
 
 ROOT = Path(__file__).parents[3]
 KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
-GPUS = [Gpu(0, "NVIDIA H200", 0.75, 1000, 2000), Gpu(1, 'a "slice"', None, 1, 2)]
 SUFFIXES = ("_total", "_bucket", "_count", "_sum")
 
 # Run in a process of its own: fails if prometheus_client is imported on the event loop's thread.
@@ -45,7 +48,7 @@ async def scraped(tmp_path: Path) -> str:
         await system.call("/error500", 4.0)
         await system.reported(served=3.0)
         assert system.backend is not None
-        return exposition(system.backend, GPUS).decode()
+        return exposition(system.backend, health_of_gpus()).decode()
 
 
 def samples_of(text: str) -> dict[str, list[Any]]:
@@ -80,6 +83,38 @@ async def test_metrics_of_times_reports_and_gpus(tmp_path: Path) -> None:
     assert delivered["/worker_status/"] >= 1
     assert [(s.labels["gpu"], s.value) for s in samples["pyworker_gpu_utilization_ratio"]] == [("0", 0.75)]
     assert [s.value for s in samples["pyworker_gpu_memory_used_bytes"]] == [1000.0, 1.0]
+
+
+def gpu_values(health: GpuHealth, backend: Backend) -> dict[str, dict[tuple[str, ...], float]]:
+    """The metrics of GPUs without their prefix, by their labels' values."""
+    samples = samples_of(exposition(backend, health).decode())
+    return {
+        name.removeprefix("pyworker_gpu_"): {tuple(s.labels.values()): s.value for s in found}
+        for name, found in samples.items()
+        if name.startswith("pyworker_gpu_")
+    }
+
+
+async def test_metrics_of_faults_of_gpus(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path) as system:
+        assert system.backend is not None
+        clock = ManualClock()
+        health = health_of_gpus(clock)
+        first, second = ("0", "NVIDIA H200"), ("1", 'a "slice"')
+        values = gpu_values(health, system.backend)
+        assert values["failed"] == {first: 0.0, second: 1.0}
+        assert values["slowdown"] == {first: 1.0}
+        assert values["remap_pending"] == {first: 1.0}
+        assert values["uncorrectable_ecc_errors_total"] == {first: 2.0}
+        assert values["xid_events_total"] == {(*first, "31"): 2.0, (*second, "79"): 1.0}
+
+        health.note_xid(Xid(79, None))
+        clock.jump(STALE_S + 1)
+        stale = gpu_values(health, system.backend)
+        assert set(stale) == {"failed", "uncorrectable_ecc_errors_total", "xid_events_total"}
+        assert stale["failed"] == {first: 0.0, second: 1.0, ("", ""): 1.0}
+        assert stale["xid_events_total"]["", "", "79"] == 1.0
+        assert not gpu_values(GpuHealth(clock, print), system.backend)
 
 
 async def test_the_manifests_are_yaml_and_use_existing_metrics(tmp_path: Path) -> None:

@@ -25,6 +25,26 @@ LOG = {
 }
 
 
+GPUS: dict[str, Any] = {
+    "at": 1090.0,
+    "gpus": [
+        {
+            "index": 0,
+            "name": "NVIDIA H100 80GB HBM3",
+            "utilization": 0.98,
+            "memory_used_bytes": 1429012480,
+            "memory_total_bytes": 85520809984,
+            "slowdowns": ["hardware thermal slowdown"],
+        },
+        {"index": 1, "name": "a slice", "utilization": None, "memory_used_bytes": None, "slowdowns": []},
+    ],
+    "findings": [
+        {"severity": "error", "at": 1000.0, "count": 1, "is_over": False, "text": "GPU 0 (H100): XID 79"},
+        {"severity": "warning", "at": 1050.0, "count": 3, "is_over": True, "text": "GPU 1 (slice): XID 31"},
+    ],
+}
+
+
 def status(**changed: Any) -> dict[str, Any]:
     """The `/status` of a worker that is loading, 94 s after its start, with `changed` fields."""
     return {
@@ -147,6 +167,7 @@ def test_the_page_shows_every_part_of_the_status() -> None:
             reports=[report, finished],
             slowest=[{**slow, **times}, cut],
             health={"url": "http://h/health", "checks": 1, "last_problem": "health check answered 503"},
+            gpu=GPUS,
         ),
         Screen(Console(file=output, highlight=False, width=200)),
     )
@@ -161,6 +182,10 @@ def test_the_page_shows_every_part_of_the_status() -> None:
         "/var/log/model.log, 1,204 lines",
         "“server is up”: no match yet",
         "“loading”: 3 matches, last “loading shard 3 of 8”",
+        "NVIDIA H100 80GB HBM3, 98% busy, 1.3 of 79.6 GiB, hardware thermal slowdown\n",
+        "a slice\n",
+        "error 94 s ago: GPU 0 (H100): XID 79\n",
+        "warning 44 s ago, 3 times, over now: GPU 1 (slice): XID 31\n",
         "0.250       0.500   12.125  200 served",
         "0.250           -   12.125  499 cancelled",
         "new_load=7 cur_load=1 cur_perf=6 max_perf=12 “CUDA error”",

@@ -1,0 +1,1 @@
+"""The machine's GPUs: what NVML reads of them, and their faults."""
