@@ -1,6 +1,6 @@
 """The journal: what a killed worker had not reported, or must not forget, for its next start.
 
-Owns the file, and when it is written (docs/operating.md, "Journal"). What is written is in journal_records.py.
+Owns the file, and when it is written (docs/operating.md, "Journal"). The records are in journal_records.py.
 There is no `fsync`: what a process has written survives its death by any signal, not that of the machine.
 """
 

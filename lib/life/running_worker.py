@@ -106,7 +106,6 @@ class RunningWorker:
             tasks["lifecycle"] = self.lifecycle.keep
         if self.session_life.recalled:
             tasks["recalled sessions"] = self._end_recalled_sessions
-
         if self.gpu_health is not None:
             tasks["GPU health"] = GpuWatch(self.gpu_health, self.live_capacity.clock).follow
         return tasks
