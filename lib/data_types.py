@@ -173,7 +173,9 @@ class EndpointHandler(ABC, Generic[P]):
     `allow_parallel_requests` (None: the backend's). `on_disconnect` says whether a request whose client has
     left is cancelled or finished. `keepalive_s` is in seconds between the newlines that keep a waiting
     client's connection open, None for none. `idempotent` says that the model server may execute a request
-    twice: then one whose connection broke before any answer is sent once more. `benchmark_concurrency`
+    twice: then one whose connection broke before any answer is sent once more. A payload with a workload of
+    more than `max_workload` is refused with 422; with None, more than 1,000 times the benchmark's payload and
+    than an hour of `max_perf` counts as the larger of these two. `benchmark_concurrency`
     requests are kept in flight in the benchmark, None for as many as give the highest throughput; other than
     8, at least `benchmark_runs` times as many end. `benchmark_words` is the length of a prompt for handlers
     that use it.
@@ -185,6 +187,7 @@ class EndpointHandler(ABC, Generic[P]):
     allow_parallel_requests: bool | None = None
     max_queue_time: float | None = None
     max_concurrency: int | None = None
+    max_workload: float | None = None
     benchmark_concurrency: int | None = None
     benchmark_warmup: bool = True
     on_disconnect: OnDisconnect = "cancel"
@@ -325,6 +328,7 @@ class EndpointHandler(ABC, Generic[P]):
         problems = [
             *below_minimum(self, 1, "max_concurrency", "benchmark_concurrency"),
             *invalid_durations(self, "max_queue_time", "keepalive_s"),
+            *below_minimum(self, 0, "max_workload"),
         ]
         typed = (("on_disconnect", OnDisconnect), ("idempotent", bool))
         mismatches = (PYTHON.mismatch(name, kind, getattr(self, name)) for name, kind in typed)

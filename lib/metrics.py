@@ -16,6 +16,7 @@ from enum import Enum
 from itertools import islice
 from typing import Any, Protocol
 
+from lib.errors import Invalid
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import from_environment
 from lib.wire import FinishedRequest, RequestStatus
@@ -30,6 +31,9 @@ MAX_UNDELIVERED = 10_000
 DEFAULT_WORKLOAD = 100.0
 # The highest workload of one request: sums stay finite, and precise enough for small workloads beside it.
 MAX_WORKLOAD = 1e12
+# The bounds of `WorkloadCap`.
+SAMPLES_AT_MOST = 1000.0
+SECONDS_AT_MOST = 3600.0
 
 
 class Outcome(Enum):
@@ -348,18 +352,55 @@ class Entry:
             self._ledger.close(self, outcome, without_work)
 
 
+class WorkloadCap:
+    """The highest workload that counts for one request, where the author gives no `max_workload`.
+
+    `limit` is the larger of 1,000 times the benchmark's payload and of an hour at `max_perf`: clients choose
+    what they ask for, and must not be able to make up a load for the engine. Without a benchmark, its payload
+    counts as 100.0.
+    """
+
+    def __init__(self) -> None:
+        self._sample: float | None = None
+        self._max_perf = 0.0
+        self._update()
+
+    def note_sample(self, workload: float) -> None:
+        """Note the workload of a payload of the benchmark; the largest counts."""
+        self._sample = max(workload, self._sample or 0.0)
+        self._update()
+
+    def note_max_perf(self, max_perf: float) -> None:
+        """Note the worker's throughput, in workload/s."""
+        self._max_perf = max_perf
+        self._update()
+
+    def _update(self) -> None:
+        sample = DEFAULT_WORKLOAD if self._sample is None else self._sample
+        self.limit = max(SAMPLES_AT_MOST * sample, SECONDS_AT_MOST * self._max_perf)
+
+
 class WorkloadCounter:
     """Counts the workload of one handler's payloads.
 
-    A result that is not a finite number ≥ 0, or an exception, counts as 100.0 and is logged once.
+    A result that is not a finite number ≥ 0, or an exception, counts as 100.0 and is logged once. More than
+    `max_workload` is refused. Without one, more than the limit of `cap`, if any, counts as that limit, and is
+    logged once.
     """
 
-    def __init__(self, handler_name: str) -> None:
+    def __init__(
+        self, handler_name: str, max_workload: float | None = None, cap: WorkloadCap | None = None
+    ) -> None:
         self._handler_name = handler_name
-        self._has_warned = False
+        self._max_workload = max_workload
+        self._cap = cap
+        self._has_warned = self._has_warned_of_cap = False
 
     def count(self, payload: Any) -> float:
-        """The workload of `payload` in the author's unit; 100.0 for a payload without `count_workload`."""
+        """The workload of `payload` in the author's unit; 100.0 for a payload without `count_workload`.
+
+        Raises `Invalid` (422) for more than `max_workload`.
+        """
         count = getattr(payload, "count_workload", None)
         if count is None:
             return DEFAULT_WORKLOAD
@@ -367,7 +408,9 @@ class WorkloadCounter:
             counted: Any = count()
             workload = float(counted) if isinstance(counted, (int, float)) else math.nan
             if 0 <= workload < math.inf and not isinstance(counted, bool):
-                return workload
+                return self._bounded(workload)
+        except Invalid:
+            raise
         except Exception as e:  # noqa: BLE001 - an author's code may raise anything
             counted = e
         if not self._has_warned:
@@ -376,6 +419,28 @@ class WorkloadCounter:
                 "%s: count_workload gave %r: counted as %g", self._handler_name, counted, DEFAULT_WORKLOAD
             )
         return DEFAULT_WORKLOAD
+
+    def _bounded(self, workload: float) -> float:
+        if self._max_workload is not None:
+            if workload > self._max_workload:
+                raise Invalid({"payload": too_much_work("its workload", workload, self._max_workload)})
+        elif self._cap is not None and workload > self._cap.limit:
+            if not self._has_warned_of_cap:
+                self._has_warned_of_cap = True
+                log.warning(
+                    "%s: a workload of %g counts as %g, the most without a max_workload: set the handler's "
+                    "max_workload to refuse such requests, or to count them whole",
+                    self._handler_name,
+                    workload,
+                    self._cap.limit,
+                )
+            return self._cap.limit
+        return workload
+
+
+def too_much_work(what: str, workload: float, limit: float) -> str:
+    """The message for a `workload` above `limit`, which `what` names."""
+    return f"{what} is {workload:g}, more than {limit:g}, the most that is accepted"
 
 
 def get_url() -> str:

@@ -38,7 +38,13 @@ _REPLACED_BY_CLASS = (
 )
 # Fields that every handler has under the same name.
 _HANDLER_FIELDS = (
-    *("allow_parallel_requests", "max_queue_time", "max_concurrency", "benchmark_concurrency"),
+    *(
+        "allow_parallel_requests",
+        "max_queue_time",
+        "max_concurrency",
+        "max_workload",
+        "benchmark_concurrency",
+    ),
     *("on_disconnect", "keepalive_s", "idempotent"),
 )
 # A handler's fields for its benchmark, with their names in `BenchmarkConfig`.
@@ -91,7 +97,9 @@ class HandlerConfig(DeclaredConfig):
 
     `max_queue_time` is in seconds, None for no limit; `keepalive_s` is in seconds between two newlines, None
     for none. `idempotent`: a request may be sent to the model server a second time if its connection broke
-    before any answer. With `handler_class`, only the fields that are given override the class's own.
+    before any answer. A request whose workload is more than `max_workload` is refused; with None, what counts
+    is limited (`EndpointHandler`). With `handler_class`, only the fields that are given override the class's
+    own.
     """
 
     route: str
@@ -109,6 +117,7 @@ class HandlerConfig(DeclaredConfig):
     # Not after a `KW_ONLY`: on Python 3.10 the type hints of a class that has one can't be read.
     method: Method = field(default="POST", kw_only=True)
     max_concurrency: int | None = field(default=None, kw_only=True)
+    max_workload: float | None = field(default=None, kw_only=True)
     benchmark_concurrency: int | None = field(default=None, kw_only=True)
     on_disconnect: OnDisconnect = field(default="cancel", kw_only=True)
     keepalive_s: float | None = field(default=None, kw_only=True)

@@ -31,7 +31,7 @@ from lib.gpu.nvml import is_installed
 from lib.gpu.watch import GpuWatch
 from lib.life.author_context import AuthorContext, Context
 from lib.life.backend_config import BackendConfig
-from lib.metrics import Ledger, WorkloadCounter
+from lib.metrics import Ledger, WorkloadCap, WorkloadCounter
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.caller import ModelCaller
@@ -208,7 +208,7 @@ async def open_worker(
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
         authenticator = config.authenticator or _authenticator(settings, bodies, sessions, engine)
         readiness.on_change = engine.state_changed
-        keeper = _benchmark_keeper(config, server, readiness, ledger, settings, clock, directory)
+        keeper = _benchmark_keeper(config, server, readiness, ledger, settings, clock, directory, lanes.cap)
         try:
             running = RunningWorker(
                 config=config,
@@ -311,14 +311,17 @@ def _benchmark_keeper(
     settings: Settings,
     clock: Clock,
     directory: Path,
+    cap: WorkloadCap,
 ) -> BenchmarkKeeper | None:
+    readiness.on_max_perf = cap.note_max_perf
     handler = config.benchmark_handler
     if handler is None:
         reason = f"no benchmark: max_perf is {config.max_perf:g} workload/s"
         readiness.set_max_perf(config.max_perf, reason)
         return None
+    name = type(handler).__name__
     return BenchmarkKeeper(
-        BenchmarkRequest(handler, server, WorkloadCounter(type(handler).__name__).count),
+        BenchmarkRequest(handler, server, partial(_count_sample, cap, WorkloadCounter(name).count)),
         readiness,
         ledger,
         config.benchmark_cap,
@@ -328,6 +331,13 @@ def _benchmark_keeper(
         settings.benchmark_time_limit_s,
         clock,
     )
+
+
+def _count_sample(cap: WorkloadCap, count: Callable[[Any], float], payload: Any) -> float:
+    """The workload of a payload of the benchmark, which no client has chosen."""
+    workload = count(payload)
+    cap.note_sample(workload)
+    return workload
 
 
 def _best(keeper: BenchmarkKeeper | None) -> int | None:

@@ -77,13 +77,15 @@ class Readiness:
     `signals` must all come before the model counts as loaded. `max_perf` is in workload/s, 0.0 until it is
     known; `benchmark_perf` is what it was set to, before it was moved. `loadtime_s` is the time from the
     process's start to the first *ready*, 0.0 until then. `on_change` is called after each change of the state
-    or the error, with the current error message ("" for none) and whether the state changed.
+    or the error, with the current error message ("" for none) and whether the state changed; `on_max_perf`
+    with each new throughput.
     """
 
     def __init__(
         self, signals: Collection[ReadySignal], needs_key: bool, clock: Clock, process_age_s: float = 0.0
     ) -> None:
         self.on_change: Callable[[str, bool], None] = _nothing
+        self.on_max_perf: Callable[[float], None] = _no_limit
         self.max_perf = self.benchmark_perf = 0.0
         self.loadtime_s = 0.0
         self._clock = clock
@@ -151,14 +153,16 @@ class Readiness:
 
     def set_max_perf(self, max_perf: float, reason: str) -> None:
         """Set the throughput in workload/s: measured, saved, or given by the author."""
-        self.max_perf = self.benchmark_perf = max_perf
+        self.benchmark_perf = max_perf
         self._measured = True
+        self.move_max_perf(max_perf)
         self._errors.pop(Cause.BENCHMARK, None)
         self._update(reason)
 
     def move_max_perf(self, max_perf: float) -> None:
         """Move the throughput, until it is set the next time, to what requests show (live_capacity.py)."""
         self.max_perf = max_perf
+        self.on_max_perf(max_perf)
 
     def set_error(self, cause: Cause, message: str) -> None:
         """Set the error of `cause` to `message`, shortened to `MAX_ERROR_LENGTH` characters."""
@@ -219,6 +223,10 @@ class Readiness:
         if not self._measured:
             return State.BENCHMARKING
         return State.LOADING if self.needs_key else State.READY
+
+
+def _no_limit(max_perf: float) -> None:
+    return None
 
 
 def _nothing(error_msg: str, state_changed: bool) -> None:

@@ -27,6 +27,9 @@ class Handler(Protocol):
     def max_queue_time(self) -> float | None: ...
 
     @property
+    def max_workload(self) -> float | None: ...
+
+    @property
     def on_disconnect(self) -> str: ...
 
     @property

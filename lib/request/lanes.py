@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler as AiohttpHandler
 
 from lib.errors import Invalid, TooBusy
 from lib.fields.json_fields import JsonDataException
-from lib.metrics import WorkloadCounter
+from lib.metrics import WorkloadCap, WorkloadCounter, too_much_work
 from lib.request.handler import Handler
 from lib.request.incoming import Serve
 from lib.runtime.clock import Clock
@@ -30,13 +30,18 @@ _WaitResult = ErrorFactory | None
 
 
 class Lane:
-    """One handler with its queue. Requests wait at most `max_wait_s` for a slot; None is no limit."""
+    """One handler with its queue. Requests wait at most `max_wait_s` for a slot; None is no limit.
 
-    def __init__(self, handler: Handler, queue: SlotQueue, max_wait_s: float | None) -> None:
+    `cap` limits the workload of a request if the handler has no `max_workload`.
+    """
+
+    def __init__(
+        self, handler: Handler, queue: SlotQueue, max_wait_s: float | None, cap: WorkloadCap | None = None
+    ) -> None:
         self.handler = handler
         self.queue = queue
         self.max_wait_s = max_wait_s
-        self.count_workload = WorkloadCounter(type(handler).__name__).count
+        self.count_workload = WorkloadCounter(type(handler).__name__, handler.max_workload, cap).count
 
     @cached_property
     def accepts_compressed_answers(self) -> bool:
@@ -112,16 +117,31 @@ class Lanes:
         self._is_parallel = is_parallel
         self._max_wait_s = max_wait_s
         self._lanes: list[Lane] = []
+        self.cap = WorkloadCap()
         self._one_at_a_time = self._queue(1)
         self._limited: tuple[SlotQueue, ...] = ()  # the only queues in which a request can wait
 
     def add(self, handler: Handler) -> Lane:
         """Add a lane for one route of `handler`."""
         limit = handler.max_queue_time
-        lane = Lane(handler, self._queue_of(handler), self._max_wait_s if limit is None else limit)
+        max_wait_s = self._max_wait_s if limit is None else limit
+        lane = Lane(handler, self._queue_of(handler), max_wait_s, self.cap)
         self._lanes.append(lane)
         self._limited = tuple(queue for queue in self._queues() if queue.limit is not None)
         return lane
+
+    def count_session(self, cost: float) -> float:
+        """The workload of a session whose client claims `cost`: at most the largest of one request.
+
+        Raises `Invalid` (422) if every handler has a `max_workload`, and `cost` is more than each.
+        """
+        limits = [lane.handler.max_workload for lane in self._lanes]
+        given = max((limit for limit in limits if limit is not None), default=0.0)
+        if None in limits or not limits:
+            return min(cost, max(given, self.cap.limit))
+        if cost > given:
+            raise Invalid({"auth_data": {"cost": too_much_work("it", cost, given)}})
+        return cost
 
     def concurrency_of(self, handler: Handler) -> int | None:
         """The highest number of requests of `handler` at the model server at once; None for no limit."""

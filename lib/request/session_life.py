@@ -67,19 +67,19 @@ class SessionLife:
         self,
         raw_auth: dict[str, Any],
         request_idx: int | None,
-        workload: float,
+        count_workload: Callable[[], float],
         read_payload: Callable[[], Awaitable[dict[str, Any]]],
         check_ready: Callable[[], object],
     ) -> Session:
         """Open a session for an authenticated client, with the terms in the result of `read_payload`.
 
-        Raises `Invalid` (422), `TooBusy` (429) if too many sessions are open, and what `read_payload` and
-        `check_ready` raise. The error also sets the request's outcome in the ledger.
+        Raises `Invalid` (422), `TooBusy` (429) if too many sessions are open, and what `count_workload`,
+        `read_payload` and `check_ready` raise. The error also sets the request's outcome in the ledger.
         """
         entry = self._ledger.open(request_idx)
         try:
             terms = SessionTerms.from_json(await read_payload())
-            entry.set_workload(workload)
+            entry.set_workload(count_workload())
             check_ready()
             session = self.sessions.create(raw_auth, terms)
         except BaseException as e:

@@ -38,7 +38,7 @@ async def _create(backend: Backend, request: web.Request) -> web.Response:
     session = await running.session_life.open(
         admission.raw_auth,
         admission.auth.request_idx,
-        admission.auth.cost,
+        partial(running.lanes.count_session, admission.auth.cost),
         partial(running.payloads.read_json, request, admission),
         backend.check_state,
     )

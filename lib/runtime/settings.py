@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -99,8 +99,6 @@ class Settings:
             master_token=read.text("MASTER_TOKEN", ""),
             use_ssl=(use_ssl := read.boolean("USE_SSL", False, "TLS on the public port")),
             public_url=_public_url(read, engine, host, port, use_ssl),
-            ssl_cert=Path(read.text("SSL_CERT", str(cls.ssl_cert))),
-            ssl_key=Path(read.text("SSL_KEY", str(cls.ssl_key))),
             unsecured=read.boolean("UNSECURED", False, "accept unsigned requests"),
             auth_scheme=_auth_scheme(read),
             auth_check_url=read.boolean("AUTH_CHECK_URL", True, "require this worker's URL in signatures"),
@@ -123,8 +121,6 @@ class Settings:
             model_stall_timeout_s=_model_stall_timeout_s(read),
             benchmark_target_s=target_s,
             benchmark_time_limit_s=limit_s,
-            benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
-            workspace_dir=Path(read.text("WORKSPACE_DIR", str(cls.workspace_dir))),
             health_overrides_log=_health_overrides_log(read),
             live_capacity=read.boolean("LIVE_CAPACITY", False, "move max_perf to what requests show"),
             gpu_health=read.boolean("GPU_HEALTH", True, "whether a broken GPU is an error of the worker"),
@@ -133,9 +129,9 @@ class Settings:
             ),
             log_level=_log_level(read),
             log_format=cast(LogFormat, read.choice("LOG_FORMAT", ("text", "json"), "format of log lines")),
-            force_update_file=Path(read.text("FORCE_UPDATE_FILE", str(cls.force_update_file))),
             model_name=read.text("MODEL_NAME", "") or read.text("MODEL_ID", ""),
         )
+        settings = _with_files(read, settings)
         _check_combinations(read, settings)
         read.finish()
         return settings
@@ -275,6 +271,18 @@ def _check_no_engine(read: EnvironmentReader) -> None:
             read.problem(name, "must be unset with ENGINE=none, where no signatures are checked")
     if read.text("UNSECURED", "") and not read.boolean("UNSECURED", True, "accept unsigned requests"):
         read.problem("UNSECURED", "can't be false with ENGINE=none, where no signatures are checked")
+
+
+def _with_files(read: EnvironmentReader, settings: Settings) -> Settings:
+    """The same settings, with the files and folders of the environment."""
+    return replace(
+        settings,
+        ssl_cert=Path(read.text("SSL_CERT", str(settings.ssl_cert))),
+        ssl_key=Path(read.text("SSL_KEY", str(settings.ssl_key))),
+        benchmark_dir=Path(read.text("BENCHMARK_DIR", "")),
+        workspace_dir=Path(read.text("WORKSPACE_DIR", str(settings.workspace_dir))),
+        force_update_file=Path(read.text("FORCE_UPDATE_FILE", str(settings.force_update_file))),
+    )
 
 
 def _check_combinations(read: EnvironmentReader, settings: Settings) -> None:

@@ -41,7 +41,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.open: list[Entry] = []
         self.report: Snapshot | None = None
         self.completions: tuple[tuple[FinishedRequest, ...], int] | None = None
-        self.served = self.rejected = self.net = 0.0
+        self.served = self.rejected = self.net = self.withdrawn = 0.0
         self.acknowledged_served = self.acknowledged_rejected = self.acknowledged_new = 0.0
         self.received = self.ended = 0
         self.arriving: list[Entry] = []
@@ -107,6 +107,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.rejected += entry.workload
         if outcome in (Outcome.CANCELLED, Outcome.REJECTED) or (outcome is Outcome.SERVED and without_work):
             self.net -= entry.workload
+            self.withdrawn += entry.workload
         self.closed(entry, outcome)
 
     def closed(self, entry: Entry, outcome: Outcome) -> None:
@@ -168,6 +169,13 @@ class LedgerMachine(RuleBasedStateMachine):
         # A negative new_load can't be reported: the deficit is carried over.
         assert self.acknowledged_new == self.highest_acknowledged_net
         assert self.acknowledged_new + snapshot.new_load == max(self.acknowledged_new, self.net)
+
+    @invariant()
+    def a_deficit_is_what_was_told_for_requests_withdrawn_since(self) -> None:
+        snapshot = self.ledger.snapshot()
+        deficit = self.acknowledged_new - self.net
+        assert deficit <= self.withdrawn
+        assert snapshot.new_load == max(0.0, -deficit)
 
     @invariant()
     def every_request_has_one_outcome(self) -> None:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lib.metrics import DEFAULT_WORKLOAD, WorkloadCounter
+from lib.errors import Invalid
+from lib.metrics import DEFAULT_WORKLOAD, WorkloadCap, WorkloadCounter
 
 
 @dataclass
@@ -55,4 +58,58 @@ def test_a_wrong_value_is_logged_once_for_each_handler(caplog: pytest.LogCapture
     assert [r.getMessage() for r in caplog.records] == [
         "One: count_workload gave nan: counted as 100",
         "Two: count_workload gave nan: counted as 100",
+    ]
+
+
+FINITE = st.floats(0, 1e300)
+
+
+@given(FINITE, FINITE)
+def test_more_than_max_workload_is_refused(workload: float, limit: float) -> None:
+    counter = WorkloadCounter("Handler", limit, WorkloadCap())
+    if workload <= limit:
+        assert counter.count(Payload(lambda: workload)) == workload
+        return
+    with pytest.raises(Invalid) as raised:
+        counter.count(Payload(lambda: workload))
+    assert raised.value.fields == {
+        "payload": f"its workload is {workload:g}, more than {limit:g}, the most that is accepted"
+    }
+
+
+@pytest.mark.parametrize(
+    ("samples", "max_perf", "limit"),
+    [
+        ([], 0.0, 100_000.0),
+        ([], 100.0, 360_000.0),
+        ([2.0], 0.0, 2000.0),
+        ([2.0, 3.0, 1.0], 0.0, 3000.0),
+        ([2.0], 1.0, 3600.0),
+        ([0.0], 0.0, 0.0),
+        ([1e300, 2e307], 1.0, math.inf),
+    ],
+)
+def test_the_cap_is_the_larger_of_1000_samples_and_an_hour(
+    samples: list[float], max_perf: float, limit: float
+) -> None:
+    cap = WorkloadCap()
+    cap.note_max_perf(max_perf)
+    for sample in samples:
+        cap.note_sample(sample)
+    assert cap.limit == limit
+    counter = WorkloadCounter("Handler", cap=cap)
+    for workload in (limit / 2, limit):
+        if workload < math.inf:
+            assert counter.count(Payload(lambda workload=workload: workload)) == workload
+    assert counter.count(Payload(lambda: 1e300)) == min(limit, 1e300)
+
+
+def test_a_capped_workload_is_logged_once_for_each_handler(caplog: pytest.LogCaptureFixture) -> None:
+    counter = WorkloadCounter("Handler", cap=WorkloadCap())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            counter.count(Payload(lambda: 1e9))
+    assert [r.getMessage() for r in caplog.records] == [
+        "Handler: a workload of 1e+09 counts as 100000, the most without a max_workload: set the handler's "
+        "max_workload to refuse such requests, or to count them whole"
     ]

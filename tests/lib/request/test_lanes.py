@@ -91,6 +91,34 @@ def test_the_wait_is_estimated_on_arrival(load: float, max_perf: float, is_refus
     assert refused.value.retry_after_s == 1
 
 
+@pytest.mark.parametrize(
+    ("limits", "cost", "counted"),
+    [
+        ([None], 50.0, 50.0),
+        ([None], 1e300, 3600.0),
+        ([None, 20.0], 1e300, 3600.0),
+        ([None, 5000.0], 1e300, 5000.0),
+        ([20.0, 30.0], 30.0, 30.0),
+        ([20.0, 30.0], 31.0, None),
+        ([], 1e300, 3600.0),
+    ],
+)
+def test_a_session_counts_at_most_as_the_largest_request(
+    limits: list[float | None], cost: float, counted: float | None
+) -> None:
+    made = lanes()
+    made.cap.note_sample(1.0)
+    made.cap.note_max_perf(1.0)
+    for limit in limits:
+        made.add(PlainHandler(max_workload=limit))
+    if counted is not None:
+        assert made.count_session(cost) == counted
+        return
+    with pytest.raises(Invalid) as raised:
+        made.count_session(cost)
+    assert raised.value.fields == {"auth_data": {"cost": "it is 31, more than 30, the most that is accepted"}}
+
+
 def test_a_lane_without_a_limit_takes_any_load() -> None:
     lanes().add(PlainHandler()).check_wait(1e12, 1.0)
 

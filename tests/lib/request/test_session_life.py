@@ -46,7 +46,7 @@ class WorkerSessions:
         async def read_payload() -> dict[str, Any]:
             return terms or {}
 
-        return await self.life.open(AUTH, 7, 5.0, read_payload, check_ready)
+        return await self.life.open(AUTH, 7, lambda: 5.0, read_payload, check_ready)
 
     @property
     def outcomes(self) -> dict[Outcome, int]:
@@ -118,7 +118,7 @@ async def test_a_client_that_leaves_while_its_body_is_received_is_cancelled() ->
         await asyncio.Event().wait()
         return {}
 
-    opening = asyncio.create_task(worker.life.open(AUTH, 7, 5.0, never, lambda: None))
+    opening = asyncio.create_task(worker.life.open(AUTH, 7, lambda: 5.0, never, lambda: None))
     await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
