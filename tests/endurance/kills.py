@@ -37,7 +37,7 @@ LOAD_S = 1.5
 # What a client was answered in these last seconds before a kill may not have been written down.
 UNSETTLED_S = 0.1
 # More than all that is withdrawn after it was told: with it, no deficit is left.
-LAST_WORKLOAD = 1e6
+LAST_WORKLOAD = 100_000.0
 
 
 @dataclass
