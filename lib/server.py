@@ -125,6 +125,10 @@ async def run_server(
     except PortTaken as e:
         log.error("%s", e)
         return EXIT_PORT_TAKEN
+    except Exception:
+        # Not left to the interpreter, which would wait for whoever reads standard error.
+        log.critical("the worker has failed", exc_info=True)
+        return EXIT_FAILED
 
 
 @contextmanager

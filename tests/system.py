@@ -73,6 +73,13 @@ class WorkerProcess:
     def output(self) -> str:
         return self.log.read_text()
 
+    async def final_output(self) -> str:
+        """Stop it, and return all that it has written: a running one may not have written its last lines."""
+        if self.process.returncode is None:
+            self.terminate()
+            await self.exit_status()
+        return self.output()
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
@@ -232,8 +239,12 @@ async def worker_process(
     env: dict[str, str] | None = None,
     name: str = "worker.log",
     module: str = "tests.fakes.worker",
+    errors: int | None = None,
 ) -> AsyncGenerator[WorkerProcess, None]:
-    """Run a worker process (`python -m module`) for the system's model server; end it with the block."""
+    """Run a worker process (`python -m module`) for the system's model server; end it with the block.
+
+    Its standard error goes to the file `errors`, by default to its log.
+    """
     log = tmp_path / name
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
@@ -243,7 +254,7 @@ async def worker_process(
             cwd=tmp_path,
             env=environment(system, setup, env),
             stdout=output,
-            stderr=output,
+            stderr=output if errors is None else errors,
         )
     worker = WorkerProcess(process, log)
     try:

@@ -25,6 +25,7 @@ from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import LiveCapacity
 from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
+from lib.runtime.logs import dropped_lines
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ def status_of(backend: Backend) -> dict[str, Any]:
         "queue": {"waiting": running.lanes.waiting, "working": running.lanes.working},
         "slowest": [t.facts() for t in backend.timings.slowest(SLOWEST_SHOWN)],
         "reports": [asdict(d) for d in running.engine.deliveries],
+        "log_lines_dropped": dropped_lines(),
     }
 
 

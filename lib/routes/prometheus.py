@@ -18,6 +18,7 @@ from lib.gpu.health import GpuHealth
 from lib.metrics import Outcome
 from lib.model.readiness import State
 from lib.request.timings import BOUNDS_S, Histogram
+from lib.runtime.logs import dropped_lines
 
 __all__ = ["CONTENT_TYPE_LATEST", "exposition"]
 
@@ -44,6 +45,11 @@ class _WorkerCollector(Collector):
             if not self._gpu_health.is_stale:
                 yield from _gpu_readings(self._gpu_health)
             yield from _gpu_faults(self._gpu_health)
+        yield CounterMetricFamily(
+            "pyworker_log_lines_dropped",
+            "Lines of the worker's log that were not written",
+            value=dropped_lines(),
+        )
 
     def _requests(self) -> Iterator[Metric]:
         ledger = self._backend.metrics

@@ -31,7 +31,7 @@ from lib.model.watch import NO_SUCH_CHECK, HealthWatch
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.excerpt import excerpt
 from lib.runtime.file_limit import raise_file_limit
-from lib.runtime.logs import configure_logging
+from lib.runtime.logs import TextFormatter, configure_logging
 from lib.runtime.settings import Settings
 from lib.tools.context_check import contexts_entered
 from lib.tools.file_inspection import NotServed, inspect_file
@@ -108,7 +108,7 @@ def _log_progress() -> None:
     """Log warnings as usual, and the benchmark's progress as plain lines, all to standard error."""
     configure_logging("WARNING", "text")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(TextFormatter("%(message)s"))
     logger = logging.getLogger(_BENCHMARK_LOGGER)
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

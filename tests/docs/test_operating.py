@@ -193,7 +193,7 @@ async def test_log_lines(tmp_path: Path, form: str) -> None:
         assert (await system.call("/echo", 7.0))[0] == 200
         await system.reported(served=7.0)
         assert system.worker is not None
-        lines = system.worker.output().splitlines()
+        lines = (await system.worker.final_output()).splitlines()
     if form == "text":
         assert masked(sample.strip()) in [masked(line) for line in lines]
         return

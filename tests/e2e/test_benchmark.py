@@ -42,7 +42,7 @@ async def test_a_restart_with_the_same_inputs_skips_the_benchmark(tmp_path: Path
             )
             assert system.last_report.max_perf == measured
             assert len(system.model.requests) == sent
-            assert "saved benchmark" in worker.output()
+            assert "saved benchmark" in await worker.final_output()
 
 
 async def test_a_result_saved_in_has_benchmark_is_used(tmp_path: Path) -> None:

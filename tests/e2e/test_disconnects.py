@@ -71,9 +71,10 @@ async def test_a_client_that_leaves_cancels_the_models_work(tmp_path: Path, way:
         assert all(f.request.success for f in system.engine.finished)
         assert (system.totals.cur_perf, system.last_report.cur_load) == (0.0, 0.0)
         assert system.worker is not None
-        lines = [line for line in system.worker.output().splitlines() if "lib.access" in line]
+        output = await system.worker.final_output()
+        lines = [line for line in output.splitlines() if "lib.access" in line]
         assert [" 499 cancelled " in line for line in lines] == [True] * 3
-        assert "Traceback" not in system.worker.output()
+        assert "Traceback" not in output
 
 
 async def test_other_requests_are_unaffected_by_a_client_that_leaves(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ async def test_with_on_disconnect_finish_a_job_is_finished_and_counts_as_served(
         assert system.model.cancelled == 0
         await assert_reported(system, "Success", "Success")
         assert system.worker is not None
-        assert "Traceback" not in system.worker.output()
+        assert "Traceback" not in await system.worker.final_output()
 
 
 async def test_a_job_that_fails_after_its_client_left_counts_as_errored(tmp_path: Path) -> None:

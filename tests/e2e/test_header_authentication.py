@@ -243,7 +243,7 @@ async def test_no_token_reaches_the_log(tmp_path: Path) -> None:
         await ask(system, {"Authorization": f"Bearer vast.{secrets[1]}"}, {"workload": "?"})
         await ask(system, {"X-Vast-Auth": secrets[2][5:]}, {"workload": 1.0})
         assert system.worker is not None
-        output = system.worker.output()
+        output = await system.worker.final_output()
         assert "/echo" in output
         assert not [secret for secret in secrets if secret[20:60] in output]
 

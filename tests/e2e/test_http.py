@@ -267,7 +267,7 @@ async def test_a_truncated_answer_never_looks_complete(tmp_path: Path) -> None:
         await assert_errored(system, len(CUT))
         assert (system.totals.cur_perf, system.last_report.cur_load) == (0.0, 0.0)
         assert system.worker is not None
-        assert "Traceback" not in system.worker.output()
+        assert "Traceback" not in await system.worker.final_output()
 
 
 async def test_a_reset_stream_is_cut_after_the_bytes_received(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -396,6 +398,29 @@ def test_importing_and_constructing_touch_nothing() -> None:
         [sys.executable, "-c", AUDIT], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[] []\n", "")
+
+
+async def test_a_worker_whose_log_nobody_reads_serves_and_stops(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"." * 4096)
+    os.set_blocking(writing, True)
+    async with (
+        engine_and_model_server(tmp_path) as system,
+        worker_process(system, tmp_path, HEALTHY, errors=writing) as worker,
+    ):
+        os.close(writing)
+        await system.ready()
+        for _ in range(3):
+            assert (await system.call("/echo"))[0] == 200
+            assert (await system.call("/error500"))[0] == 500
+        async with system.http.get(system.url + "/healthz") as answer:
+            assert answer.status == 200
+        worker.terminate()
+        assert await worker.exit_status() == 0
+    os.close(reading)
 
 
 async def test_requests_import_nothing(tmp_path: Path) -> None:

@@ -339,7 +339,7 @@ async def test_keys_tokens_and_payloads_are_neither_logged_nor_passed_on(tmp_pat
             system, system.envelope(data={"raise": "parser"}), "/raising?api_key=secret-query", **secrets
         )
         await post(system, unsigned(signature="secret-signature"))
-        output = system.worker.output()
+        output = await system.worker.final_output()
         assert "secret" not in output
         assert system.auth()["signature"][:20] not in output
         assert MASTER_TOKEN not in output

@@ -192,8 +192,9 @@ async def test_invalid_http_leaves_no_traceback_in_the_log(tmp_path: Path) -> No
                 assert (await client.head()).status == 400
         assert (await system.call("/echo"))[0] == 200
         assert system.worker is not None
-        assert "Traceback" not in system.worker.output()
-        assert "secret" not in system.worker.output()
+        output = await system.worker.final_output()
+        assert "Traceback" not in output
+        assert "secret" not in output
 
 
 # 429

@@ -278,7 +278,7 @@ async def test_a_full_disk_is_a_503(tmp_path: Path, spool: Path) -> None:
             assert (status, answer["state"], spooled_bodies(spool)) == (503, "no room", 0)
         assert (await send(system, b"x" * (2 * MIB)))[0] == 200
         await assert_finished(system, spool, "Rejected", "Rejected", "Success")
-        assert "Traceback" not in worker.output()
+        assert "Traceback" not in await worker.final_output()
 
 
 # The model server fails
@@ -378,7 +378,7 @@ async def test_a_drain_leaves_no_file(tmp_path: Path, spool: Path) -> None:
             worker.terminate()
             assert (await working.rest(), await worker.exit_status()) == (b"", 0)
         assert spooled_bodies(spool) == 0
-        assert "Traceback" not in worker.output()
+        assert "Traceback" not in await worker.final_output()
         assert system.last_report.cur_load == 0.0
 
 

@@ -202,7 +202,7 @@ async def main(count: int, seed: int) -> int:
             findings = await fuzz(system, count, seed)
             assert system.worker is not None
             is_alive, memory = system.worker.process.returncode is None, system.worker.memory_kib() // 1024
-            output = system.worker.output()
+            output = await system.worker.final_output()
     tracebacks = output.count("Traceback (most recent call last)")
     print(f"seed {seed}: {findings.done} streams in {time.monotonic() - began_s:.0f} s")
     print("answers:", dict(sorted(findings.statuses.items())))
