@@ -281,14 +281,18 @@ def returnable(raised: web.HTTPException) -> web.Response:
 
 
 def response_from(function: object, returned: object) -> web.StreamResponse:
-    """Return what an author's `function` has returned. Raises `TypeError` if that is not a response."""
+    """Return what an author's `function` has returned. Raises `TypeError` if that is not a response.
+
+    Its text names the type only: the log has it, and a model's answer may be in what was returned.
+    """
     if isinstance(returned, web.StreamResponse):
         return returned
     while isinstance(function, partial):
         function = cast(object, function.func)
     name = getattr(function, "__qualname__", type(function).__name__)
     hint = "is a `return` missing?" if returned is None else "return a web.Response"
-    raise TypeError(f"{name} returned {returned!r}, not a response: {hint}")
+    what = "None" if returned is None else f"an object of {type(returned).__name__}"
+    raise TypeError(f"{name} returned {what}, not a response: {hint}")
 
 
 def aborted(request: web.Request) -> web.Response:

@@ -383,9 +383,9 @@ class WorkloadCap:
 class WorkloadCounter:
     """Counts the workload of one handler's payloads.
 
-    A result that is not a finite number ≥ 0, or an exception, counts as 100.0 and is logged once. More than
-    `max_workload` is refused. Without one, more than the limit of `cap`, if any, counts as that limit, and is
-    logged once.
+    A result that is not a finite number ≥ 0, or an exception, counts as 100.0 and is logged once, by its
+    type only: parts of the payload may be in it. More than `max_workload` is refused. Without one, more than
+    the limit of `cap`, if any, counts as that limit, and is logged once.
     """
 
     def __init__(
@@ -407,17 +407,16 @@ class WorkloadCounter:
         try:
             counted: Any = count()
             workload = float(counted) if isinstance(counted, (int, float)) else math.nan
-            if 0 <= workload < math.inf and not isinstance(counted, bool):
-                return self._bounded(workload)
-        except Invalid:
-            raise
         except Exception as e:  # noqa: BLE001 - an author's code may raise anything
-            counted = e
+            return self._default(f"raised {type(e).__name__}")
+        if 0 <= workload < math.inf and not isinstance(counted, bool):
+            return self._bounded(workload)
+        return self._default(f"returned {type(counted).__name__}, not a finite number of 0 or more")
+
+    def _default(self, problem: str) -> float:
         if not self._has_warned:
             self._has_warned = True
-            log.warning(
-                "%s: count_workload gave %r: counted as %g", self._handler_name, counted, DEFAULT_WORKLOAD
-            )
+            log.warning("%s: count_workload %s: counted as %g", self._handler_name, problem, DEFAULT_WORKLOAD)
         return DEFAULT_WORKLOAD
 
     def _bounded(self, workload: float) -> float:

@@ -126,7 +126,7 @@ class BenchmarkRequest:
         with anyio.move_on_after(LEAVE_LIMIT_S, shield=True):
             error = await async_result_or_error(self.handler.on_client_disconnect(payload))
             if isinstance(error, Exception):
-                log.warning("benchmark: on_client_disconnect raised %r", error)
+                log.warning("benchmark: on_client_disconnect failed", exc_info=error)
 
     async def _call(self, caller: ModelCaller, payload: Any, job: FlowRequest) -> tuple[int, str, str]:
         """Send `payload` and read the answer to its last byte.

@@ -8,6 +8,7 @@ then sent again is decided in connection.py.
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from lib.model.stall import StallWatch
+from lib.runtime.excerpt import LOGGED_BYTES
 from lib.runtime.tcp import bytes_acked, closed_untaken, unread_input
+
+log = logging.getLogger(__name__)
 
 # Servers send one or two interim answers (100, 102, 103). One that never stops would fill the memory.
 MAX_INTERIM_ANSWERS = 32
@@ -111,6 +115,7 @@ class CheckedConnection(ResponseHandler):
                 return
         super().data_received(data)
         if isinstance(error := self.exception(), HttpProcessingError):
+            log.debug("the model server has sent invalid HTTP: %r", data[:LOGGED_BYTES])
             # aiohttp leaves a body waiting whose chunks are invalid. A failed upload does not end an answer.
             self._break_off("it is not valid HTTP", error)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import lru_cache, partial
@@ -34,7 +35,10 @@ from lib.model.reach import Reach
 from lib.model.stall import StallWatch
 from lib.request.verbatim import Text
 from lib.runtime.clock import Clock
+from lib.runtime.excerpt import LOGGED_BYTES
 from lib.runtime.tcp import bytes_acked, closed_untaken, input_poll
+
+log = logging.getLogger(__name__)
 
 # The largest head of an answer, and the most interim answers (1xx) before one.
 MAX_HEAD_BYTES = 64 * 1024
@@ -407,10 +411,12 @@ class ModelConnection(asyncio.Protocol):
                 receiver.flush()
             else:
                 self._read_body(receiver, data)
-        except BadHead as e:
-            self.fail(ModelUnreachable(f"the model server's answer {e}"))
-        except BadChunk as e:
-            self.fail(answer_cut(e))
+        except (BadHead, BadChunk) as e:
+            log.debug(
+                "the model server has sent invalid HTTP: %r", ((self._head or b"") + data)[:LOGGED_BYTES]
+            )
+            is_head = isinstance(e, BadHead)
+            self.fail(ModelUnreachable(f"the model server's answer {e}") if is_head else answer_cut(e))
         except Exception as e:  # noqa: BLE001 - an author's scanner may raise anything
             self.fail(e)
 

@@ -415,8 +415,8 @@ class Exchange:
         """Call the handler's `on_client_disconnect`; log what it raises."""
         try:
             await self.lane.handler.on_client_disconnect(self.payload)
-        except Exception as e:  # noqa: BLE001 - an author may raise anything
-            log.warning("request %s: on_client_disconnect raised %r", self.id, e)
+        except Exception as e:
+            log.warning("request %s: on_client_disconnect failed", self.id, exc_info=e)
 
     async def _finish_heartbeat(self, response: web.StreamResponse) -> web.StreamResponse:
         assert self.heartbeat is not None
@@ -451,7 +451,7 @@ class Exchange:
         if self.verdict.reply is Reply.NONE or isinstance(error, ClientGone):
             return
         if self.verdict.outcome is Outcome.CANCELLED:
-            log.warning("request %s: raised after its client had left: %r", self.id, error)
+            log.warning("request %s: raised %s after its client had left", self.id, type(error).__name__)
         elif isinstance(error, asyncio.CancelledError):
             log.error("request %s: the handler's own code was cancelled", self.id, exc_info=error)
         elif self.verdict.is_unexpected:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+# Bytes of an answer that breaks the rules of HTTP that are logged, at DEBUG only.
+LOGGED_BYTES = 200
 # Colours and cursor movements of terminals (ECMA-48: CSI sequences).
 _TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # The value after a name that says that it is secret, in the forms of command lines, JSON and Python's repr.

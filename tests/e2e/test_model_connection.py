@@ -457,14 +457,17 @@ async def test_an_answer_that_cannot_be_passed_on_is_a_502(
     sent: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with worker_for(tmp_path, answering(sent)) as (system, model):
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.DEBUG, "lib"):
             got = await ask(system, {"X-Request-Id": "mine"})
         assert (got.status, got.is_whole) == (502, True)
         assert got.head is not None
         assert set(got.head.names) <= {"content-type", "content-length", "date", "server", "connection"}
         assert list(json.loads(got.body)) == ["error"]
         assert SECRET not in got.body
-        lines = [r for r in caplog.records if "mine" in r.getMessage()]
+        assert all(SECRET.decode() not in r.getMessage() for r in caplog.records if r.levelno > logging.DEBUG)
+        sent_bytes = [r.getMessage() for r in caplog.records if "has sent invalid HTTP" in r.getMessage()]
+        assert all(text.isascii() and text.isprintable() and len(text) < 900 for text in sent_bytes)
+        lines = [r for r in caplog.records if "mine" in r.getMessage() and r.levelno > logging.INFO]
         assert [(r.levelname, r.exc_info) for r in lines] == [("WARNING", None)]
         assert SECRET.decode() not in lines[0].getMessage()
         assert lines[0].getMessage().isprintable()

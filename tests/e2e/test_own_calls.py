@@ -155,7 +155,7 @@ async def test_an_authors_exception_after_the_client_left_is_not_a_failure(
             client.leave()
             await system.engine.wait_for(lambda: system.engine.finished)
         assert system.engine.finished[0].request.status == "Cancelled"
-    assert "raised after its client had left: RuntimeError('clean-up bug')" in caplog.text
+    assert "raised RuntimeError after its client had left" in caplog.text
 
 
 @WAYS

@@ -50,15 +50,33 @@ def test_a_payload_that_raises_or_has_no_count_counts_as_the_default() -> None:
     assert WorkloadCounter("Handler").count({"prompt": "hi"}) == DEFAULT_WORKLOAD
 
 
-def test_a_wrong_value_is_logged_once_for_each_handler(caplog: pytest.LogCaptureFixture) -> None:
+def raises(error: Exception) -> Callable[[], float]:
+    def count() -> float:
+        raise error
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("count", "problem"),
+    [
+        (lambda: math.nan, "returned float, not a finite number of 0 or more"),
+        (lambda: -12345, "returned int, not a finite number of 0 or more"),
+        (lambda: "a secret", "returned str, not a finite number of 0 or more"),
+        (lambda: {"prompt": "a secret"}, "returned dict, not a finite number of 0 or more"),
+        (raises(ValueError("a secret")), "raised ValueError"),
+        (raises(KeyError("a secret")), "raised KeyError"),
+    ],
+)
+def test_a_wrong_result_is_logged_once_for_each_handler_by_its_type(
+    count: Callable[[], Any], problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         for counter in (WorkloadCounter("One"), WorkloadCounter("Two")):
             for _ in range(3):
-                counter.count(Payload(lambda: math.nan))
-    assert [r.getMessage() for r in caplog.records] == [
-        "One: count_workload gave nan: counted as 100",
-        "Two: count_workload gave nan: counted as 100",
-    ]
+                counter.count(Payload(count))
+    messages = [f"{name}: count_workload {problem}: counted as 100" for name in ("One", "Two")]
+    assert [(r.getMessage(), r.exc_info) for r in caplog.records] == [(m, None) for m in messages]
 
 
 FINITE = st.floats(0, 1e300)

@@ -215,7 +215,8 @@ def test_an_observer_that_fails_is_logged_and_the_others_are_called(caplog: pyte
 
 async def test_an_error_of_on_client_disconnect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     await ClientRequest(FailingDisconnectHandler()).admitted().notify_client_left()
-    assert "on_client_disconnect raised LookupError('a bug with payload')" in caplog.text
+    assert "on_client_disconnect failed" in caplog.text
+    assert "LookupError: a bug with payload" in caplog.text
 
 
 # The request
@@ -431,7 +432,7 @@ def test_an_error_after_the_client_left_is_a_warning(caplog: pytest.LogCaptureFi
     assert exchange.conclude(LookupError("bug")).outcome is Outcome.CANCELLED
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "raised after its client had left: LookupError('bug')" in caplog.text
+    assert "raised LookupError after its client had left" in caplog.text
 
 
 # Replies

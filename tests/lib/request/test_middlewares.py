@@ -215,7 +215,7 @@ async def wrong(request: web.Request, handler: Handler) -> Any:
     ("middleware", "message"),
     [
         (forgetful, "forgetful returned None, not a response: is a `return` missing?"),
-        (wrong, "wrong returned 200, not a response: return a web.Response"),
+        (wrong, "wrong returned an object of int, not a response: return a web.Response"),
         (partial(forgetful), "forgetful returned None"),
     ],
 )
