@@ -25,6 +25,7 @@ from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import LiveCapacity
 from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
+from lib.routes.headline import headline
 from lib.runtime.logs import dropped_lines
 
 log = logging.getLogger(__name__)
@@ -113,15 +114,18 @@ def _import_prometheus() -> ModuleType:
 
 
 async def _status(backend: Backend, routes: Sequence[str], request: web.Request) -> web.Response:
+    return web.json_response({**await _status_now(backend), "routes": list(routes)})
+
+
+async def readiness_line(backend: Backend) -> str:
+    """The worker's state, and what it waits for or what is wrong, as `pyworker status` shows it."""
+    return headline(await _status_now(backend))
+
+
+async def _status_now(backend: Backend) -> dict[str, Any]:
     server = backend.running.server
     reachable = await server.accepts_connections(REACH_LIMIT_S) if server.url else None
-    return web.json_response(
-        {
-            **status_of(backend),
-            "model_server": {"url": server.url, "reachable": reachable},
-            "routes": list(routes),
-        }
-    )
+    return {**status_of(backend), "model_server": {"url": server.url, "reachable": reachable}}
 
 
 def status_of(backend: Backend) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from lib.local.local_worker_env import WORKER_ID, LocalInstance, local_instance
 from lib.local.processes import attached, on_stop_signal
 from lib.local.screen import Screen
 from lib.local.serving import DEFAULT_PORT
+from lib.routes.headline import headline
 from lib.runtime.settings import ports_in
 from lib.tools.command import EXIT_SIGNAL
-from lib.tools.status_page import NoStatus, fetch, headline
+from lib.tools.status_page import NoStatus, fetch
 
 # Seconds between two lines about the state of a worker that is not ready.
 READINESS_INTERVAL_S = 15.0

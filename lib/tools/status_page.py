@@ -1,6 +1,7 @@
-"""A worker's `/status` as text: the state and its reason in one line, and the details as a page.
+"""A worker's `/status` as a page of text.
 
-Owns wording and layout. The content of `/status` is made in lib/routes/management.py.
+Owns wording and layout. The content of `/status` is made in lib/routes/management.py, and the line with the
+state and its reason in lib/routes/headline.py.
 """
 
 from __future__ import annotations
@@ -8,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import aiohttp
 
 from lib.local.screen import Screen
+from lib.routes.headline import Status, duration, headline
 from lib.runtime.settings import GIB
 from lib.tools.one_line import shorten
-
-# The JSON of `/status`, or an object in it (docs/operating.md, "`/status`").
-Status = Mapping[str, Any]
 
 TIMEOUT_S = 5.0
 # How many state changes and reports are shown, the last ones, and how much of a text, in characters.
@@ -58,54 +57,6 @@ async def fetch(url: str) -> dict[str, Any]:
             "worker's loopback port with --port."
         )
     return answered
-
-
-def headline(status: Status) -> str:
-    """The state, its duration, and what the worker waits for or what is wrong."""
-    since_s = status["now"] - status["timeline"][-1]["at"]
-    start = f"{status['state']} for {duration(since_s)}"
-    if status["state"] == "errored":
-        return f"{start}: {status['error_msg']}"
-    if status["state"] == "ready":
-        return f"{start}: {status['max_perf']:g} workload/s"
-    reasons = list(_reasons(status))
-    return f"{start}; {'; '.join(reasons)}" if reasons else start
-
-
-def _reasons(status: Status) -> Iterator[str]:
-    """The reasons why the worker isn't ready yet."""
-    waits, log = status["waiting_for"], status["log"]
-    server = status["model_server"]
-    if server["reachable"] is False:
-        yield f"nothing listens at {server['url']}: is the model server running?"
-    if "log" in waits and log is not None:
-        if log["trouble"]:
-            yield f"its log {log['file']} {log['trouble']}"
-        elif log["awaiting_connection"]:
-            yield "its log says that the model is loaded, but the model server accepts no connection"
-        elif not log["lines"]:
-            yield f"its log {log['file']} is empty"
-        else:
-            yield f"last log line {_quoted(log['last_line'])}"
-            yield f"no load rule has matched {log['lines']:,} lines yet"
-        if log["override_problem"]:
-            yield log["override_problem"]
-    health = status["health"]
-    if "health" in waits and health is not None and health["last_problem"] and server["reachable"]:
-        yield f"{health['url']}: {health['last_problem']}"
-    if "handlers" in waits:
-        yield "what its handlers run has not started yet (EndpointHandler.running)"
-    if "lifecycle" in waits:
-        yield "its lifecycle has not been entered yet"
-    if waits and waits[0] == "benchmark" and status["state"] == "benchmarking":
-        yield "the benchmark is running"
-    if waits == ["key"]:
-        yield f"the engine has not sent its public key: {_last_answer(status)}"
-
-
-def _last_answer(status: Status) -> str:
-    reports = status["reports"]
-    return f"{reports[-1]['addr']} answered {reports[-1]['answer']!r}" if reports else "no answer yet"
 
 
 def show(status: Status, screen: Screen) -> None:
@@ -238,16 +189,6 @@ def _summary(message: Status) -> str:
 
 def _section(screen: Screen, title: str, count: int = 0, shown: int = 0) -> None:
     screen.title(f"{title} (the last {shown} of {count})" if count > shown else title)
-
-
-def duration(seconds: float) -> str:
-    """Format `seconds`, for instance as 94 s, 12 min or 3 h 20 min."""
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _clock(at: float) -> str:

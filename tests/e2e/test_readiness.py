@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,22 @@ async def test_a_ready_line_written_before_the_worker_started_is_found(tmp_path:
     (tmp_path / "model.log").write_bytes(b"\xff\xfe\n" + f"{READY_LINE}\n".encode())
     async with with_worker_task(tmp_path, log_setup(tmp_path)) as system:
         assert system.last_report.loadtime > 0
+
+
+async def test_a_worker_logs_what_it_waits_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    setup = log_setup(tmp_path)
+    setup.backend = {"clock": clock}
+
+    def reasons() -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.getMessage().startswith("not ready: ")]
+
+    caplog.set_level(logging.INFO)
+    async with with_worker_task(tmp_path, setup, wait=False) as system:
+        await advance_until(clock, lambda: len(reasons()) == 2)
+        for text in reasons():
+            assert text.startswith("not ready: loading for ")
+            assert text.endswith(f"; its log {system.model_log} does not exist")
 
 
 async def test_a_ready_line_of_the_previous_boot_does_not_make_the_worker_ready(tmp_path: Path) -> None:

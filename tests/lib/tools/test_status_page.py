@@ -9,7 +9,8 @@ from aiohttp.test_utils import TestServer
 from rich.console import Console
 
 from lib.local.screen import Screen
-from lib.tools.status_page import NoStatus, duration, fetch, headline, show
+from lib.routes.headline import duration, headline
+from lib.tools.status_page import NoStatus, fetch, show
 
 LOG = {
     "file": "/var/log/model.log",
