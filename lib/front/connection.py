@@ -31,6 +31,7 @@ from lib.http.outbox import Outbox
 from lib.request.incoming import DirectBody, DirectRequest, Serve, Source
 
 log = logging.getLogger(__name__)
+access_log = logging.getLogger("lib.access")
 
 MAX_HEAD_BYTES = 32 * 1024
 # Bytes of further requests that are kept while one is served; the connection is not read beyond.
@@ -517,18 +518,20 @@ class FrontConnection(asyncio.Protocol):
             self._front.note_head(self, self._is_head_late)
         elif self._is_begun and not self._is_answered:  # the answer can't be written to its end
             self._abort()
-        elif self._is_http_turn:
-            self._leave_http()
+        elif self._is_http_turn and not self._is_answered:
+            self._fail_http_body(error)  # as above
+            return
         if not self._is_answered or not self._is_busy:
+            access_log.info("- - - %d refused: %s", error.status, error.message)
             self._write_plain(error_answer(error))
         self._end_writing()
 
-    def _leave_http(self) -> None:
-        """Cancel the current request at aiohttp's server, which finds that its client has left."""
-        http, self._http = self._http, None
-        self._front.forget_http(http)
-        http.transport = None  # it would close it
-        http.connection_lost(None)
+    def _fail_http_body(self, error: WorkerError) -> None:
+        """Have whoever reads the body of the current request at aiohttp's server get `error`."""
+        request = self._http._current_request  # None before its task runs
+        body = self._http._messages[-1][1] if request is None else request.content
+        body.set_exception(error)
+        body.feed_eof()  # else aiohttp would read on after the answer
 
     def _end_writing(self) -> None:
         """Close, once the client had time to read the answer: unread input would reset the connection."""

@@ -127,6 +127,8 @@ class Front:
         """Note that aiohttp's server is about to write the head of `response`."""
         connection = self._by_http.get(request.protocol)
         if connection is not None:
+            if not connection.keep_alive:
+                response.headers["Connection"] = "close"
             connection.http_begun(response.status)
 
     # The connections

@@ -111,7 +111,7 @@ class DirectRelay:
         self.status = head.status
         self._pending = _client_head(head, dropped, length is None, self._client.keep_alive)
         self._client.follow(source if self._inflating is None else self._inflating)
-        self._exchange.note_relayed_head()
+        self._exchange.note_relayed_head(head.status)
 
     def body(self, raw: bytes, pieces: list[bytes]) -> None:
         """Pass on a part of the body."""

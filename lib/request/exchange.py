@@ -297,6 +297,7 @@ class Exchange:
             raise RuntimeError("an answer to this request has already begun")
         if self.heartbeat is not None and self.heartbeat.is_stream(response):
             return  # only its newlines follow for now
+        self._answer_status = response.status
         is_first = self._head_s is None
         self._head_s = self._clock.monotonic()
         if is_first and not self._is_streamed:
@@ -308,8 +309,9 @@ class Exchange:
             self._chunk_s = self._clock.monotonic()
             self._first_byte()
 
-    def note_relayed_head(self) -> None:
+    def note_relayed_head(self, status: int) -> None:
         """Note that the head of an answer that is passed on byte by byte is about to be written."""
+        self._answer_status = status
         self._head_s = self._clock.monotonic()
         if not self._is_streamed and self._steps.first_byte:
             _notify(self._steps.first_byte, self)

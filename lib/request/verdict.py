@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lib.errors import CLIENT_CLOSED_REQUEST, AnswerCut, ClientGone, Refused, WorkerError
 from lib.metrics import Entry, Outcome
 
-# The logged status of an answer that was aborted; its client sees a broken connection.
+# The logged status of a request whose connection was aborted before an answer; its client sees no status.
 ABORTED_STATUS = 502
 # The model server's statuses below 500 that say that it is broken: it refuses the worker (401, 403), it took
 # too long itself (408), or a generation has failed (424, TGI). It must not look idle and perfect.
@@ -41,10 +41,10 @@ class Reply(Enum):
 class Ending(NamedTuple):
     """The facts about a request that has ended.
 
-    `error` is the exception that ended it; if it is None, `status` is that of the answer. `requested` is the
-    outcome that an author's handler set. `finishes`: the handler has `on_disconnect="finish"`. `started`: the
-    request had its slot. `heartbeat_out`: newlines of the heartbeat were sent. `answer_out`: an answer has
-    begun. `draining`: the worker is shutting down. `cut`: it is also cutting off the remaining requests.
+    `error` is the exception that ended it. `status` is that of the answer, if one has begun. `requested` is
+    the outcome that an author's handler set. `finishes`: the handler has `on_disconnect="finish"`. `started`:
+    the request had its slot. `heartbeat_out`: newlines of the heartbeat were sent. `answer_out`: an answer
+    has begun. `draining`: the worker is shutting down. `cut`: it is also cutting off the remaining requests.
     """
 
     error: BaseException | None = None
@@ -91,7 +91,7 @@ def judge(ending: Ending) -> Verdict:
         outcome = Outcome.ERRORED
     is_unexpected = not isinstance(error, (WorkerError, AnswerCut))
     if ending.answer_out or isinstance(error, AnswerCut):
-        return Verdict(outcome, Reply.ABORT, ABORTED_STATUS, is_unexpected)
+        return Verdict(outcome, Reply.ABORT, _sent_status(ending), is_unexpected)
     if ending.heartbeat_out:
         return Verdict(outcome, Reply.ERROR_IN_BODY, 200, is_unexpected)
     status = error.status if isinstance(error, WorkerError) else 500
@@ -140,6 +140,13 @@ def _outcome_of_error(error: BaseException) -> Outcome:
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
         return Outcome.CANCELLED
     return Outcome.REJECTED if isinstance(error, Refused) else Outcome.ERRORED
+
+
+def _sent_status(ending: Ending) -> int:
+    """The status that the client of an aborted connection has read."""
+    if ending.heartbeat_out:
+        return 200
+    return ending.status if ending.answer_out and ending.status else ABORTED_STATUS
 
 
 def _ends_the_task(error: BaseException, ending: Ending) -> bool:

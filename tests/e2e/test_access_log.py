@@ -1,0 +1,171 @@
+"""The line of the access log has the status that the client got, with both carriers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.runtime.logs import TextFormatter
+from lib.runtime.settings import CarrierKind
+from tests.event_loop import until
+from tests.fakes import varied_routes
+from tests.fakes.raw_client import RawClient, connected, request_bytes
+from tests.fakes.worker import Setup
+from tests.system import System, with_worker_task
+
+KEEPALIVE_S = 0.01
+
+
+@asynccontextmanager
+async def system_of(
+    tmp_path: Path, carrier: CarrierKind, **handler: Any
+) -> AsyncGenerator[tuple[System, RawClient], None]:
+    """A worker with the `carrier`, and a client that is connected to it."""
+    setup = Setup(health="/health", handler=handler)
+    async with with_worker_task(tmp_path, setup, carrier=carrier) as system, connected(system.url) as client:
+        yield system, client
+
+
+class Lines:
+    """The access log: the words of each line after the request's id."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "lib.access")
+        self._caplog = caplog
+
+    def all(self) -> list[list[str]]:
+        lines = [r.getMessage() for r in self._caplog.records if r.name == "lib.access"]
+        return [line.split()[1:] for line in lines]
+
+    async def only(self) -> list[str]:
+        """The one line, once it is there."""
+        await until(lambda: bool(self.all()))
+        (line,) = self.all()
+        return line[:4]
+
+
+both_carriers = pytest.mark.parametrize("carrier", ["direct", "aiohttp"])
+
+
+def signed(path: str, **data: Any) -> Callable[[System], bytes]:
+    return lambda system: request_bytes(path, json.dumps(system.envelope(data=data)).encode())
+
+
+REQUESTS: list[tuple[str, Callable[[System], bytes], list[str]]] = [
+    ("served", signed("/echo"), ["POST", "/echo", "200", "served"]),
+    ("of the author", signed("/raising", status=418), ["POST", "/raising", "418", "served"]),
+    ("a bug", signed("/raising", **{"raise": "response"}), ["POST", "/raising", "500", "errored"]),
+    ("of the model", signed("/error500"), ["POST", "/error500", "500", "errored"]),
+    ("unreachable", signed("/close"), ["POST", "/close", "502", "errored"]),
+    ("unsigned", lambda _: request_bytes("/echo", b"{}"), ["POST", "/echo", "422", "refused"]),
+    (
+        "a bad chunk",
+        lambda _: request_bytes("/echo", b"x\r\n", {"Transfer-Encoding": "chunked"}),
+        ["POST", "/echo", "400", "refused"],
+    ),
+    ("no HTTP", lambda _: b"no HTTP\r\n\r\n", ["-", "-", "400", "refused:"]),
+    ("a long head", lambda _: b"POST /" + b"x" * 40_000, ["-", "-", "431", "refused:"]),
+    (
+        "a coding",
+        lambda _: request_bytes("/echo", b"", {"Transfer-Encoding": "gzip, chunked"}),
+        ["-", "-", "501", "refused:"],
+    ),
+]
+
+
+@both_carriers
+@pytest.mark.parametrize(("request_", "expected"), [r[1:] for r in REQUESTS], ids=[r[0] for r in REQUESTS])
+async def test_it_is_that_of_the_answer(
+    tmp_path: Path,
+    carrier: CarrierKind,
+    request_: Callable[[System], bytes],
+    expected: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = Lines(caplog)
+    async with system_of(tmp_path, carrier) as (system, client):
+        await client.send(request_(system))
+        assert str((await client.head()).status) == expected[2]
+        assert await lines.only() == expected
+
+
+@both_carriers
+@pytest.mark.parametrize("path", ["/cut_stream", "/cut_large"])
+async def test_an_answer_that_breaks_off_has_the_status_of_its_head(
+    tmp_path: Path, carrier: CarrierKind, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = Lines(caplog)
+    async with system_of(tmp_path, carrier) as (system, client):
+        await client.post(path, system.envelope())
+        assert (await client.head()).status == 200
+        await client.rest()
+        assert await lines.only() == ["POST", path, "200", "errored"]
+
+
+@both_carriers
+async def test_an_error_after_the_heartbeat_has_the_status_200(
+    tmp_path: Path, carrier: CarrierKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = Lines(caplog)
+    async with system_of(tmp_path, carrier, keepalive_s=KEEPALIVE_S) as (system, client):
+        await client.post("/held", system.envelope())
+        assert (await client.head()).status == 200
+        await client.chunk()
+        await system.model.stop()
+        assert await lines.only() == ["POST", "/held", "200", "errored"]
+
+
+async def _leave_at_once(system: System, client: RawClient) -> None:
+    client.leave()
+
+
+async def _leave_after_the_answer(system: System, client: RawClient) -> None:
+    await client.answer()
+    client.leave()
+
+
+@both_carriers
+@pytest.mark.parametrize(
+    ("path", "leave", "status", "outcome"),
+    [("/held", _leave_at_once, "499", "cancelled"), ("/echo", _leave_after_the_answer, "200", "served")],
+)
+async def test_a_client_that_leaves(
+    tmp_path: Path,
+    carrier: CarrierKind,
+    path: str,
+    leave: Callable[[System, RawClient], Awaitable[None]],
+    status: str,
+    outcome: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = Lines(caplog)
+    async with system_of(tmp_path, carrier) as (system, client):
+        await client.post(path, system.envelope())
+        await system.model.until(lambda: len(system.model.requests) == 1)
+        await leave(system, client)
+        assert await lines.only() == ["POST", path, status, outcome]
+
+
+@both_carriers
+async def test_a_path_cannot_forge_a_line(
+    tmp_path: Path, carrier: CarrierKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = Lines(caplog)
+    forged = b"GET /items/x%0a2026-01-31%20INFO%20FORGED/echo HTTP/1.1\r\nHost: w\r\n\r\n"
+    make, setup = varied_routes.build, Setup(health="/health")
+    async with (
+        with_worker_task(tmp_path, setup, make=make, carrier=carrier) as system,
+        connected(system.url) as client,
+    ):
+        await client.send(forged)
+        assert (await client.head()).status in (401, 422)
+        await until(lines.all)
+    (record,) = [r for r in caplog.records if r.name == "lib.access"]
+    assert "\n2026-01-31 INFO FORGED" in record.getMessage()
+    assert r"/items/x\n2026-01-31 INFO FORGED/echo" in TextFormatter("%(message)s").format(record)
