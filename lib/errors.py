@@ -26,8 +26,10 @@ __all__ = [
     "BodyTooLarge",
     "ClientGone",
     "CodingNotUnderstood",
+    "ForeignOrigin",
     "Invalid",
     "MediaTypeRefused",
+    "Misdirected",
     "ModelDown",
     "ModelTimedOut",
     "ModelUnreachable",
@@ -122,6 +124,15 @@ class Unauthorized(WorkerError):
     status = 401
 
 
+class ForeignOrigin(WorkerError):
+    """403: a page of another origin has sent the request to a port that is for this machine."""
+
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("requests of other origins' pages are refused")
+
+
 class BodyStalled(WorkerError):
     """408: the body made no progress for `REQUEST_BODY_TIMEOUT_S`, or took ten times as long in total."""
 
@@ -153,6 +164,15 @@ class MediaTypeRefused(WorkerError):
     """415: the route takes JSON, and the body has another media type."""
 
     status = 415
+
+
+class Misdirected(WorkerError):
+    """421: the request's `Host` is none of this port's."""
+
+    status = 421
+
+    def __init__(self) -> None:
+        super().__init__("the request is for another host")
 
 
 class Refused(WorkerError):

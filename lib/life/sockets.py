@@ -18,12 +18,14 @@ from typing import Any
 import anyio
 import psutil
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from lib.errors import SettingsError, refusals_as_json
 from lib.front.front import Front
 from lib.request.exchange import on_response_prepare
 from lib.request.incoming import Serve
 from lib.runtime.clock import SystemClock
+from lib.runtime.hosts import HostGuard
 from lib.runtime.settings import LOOPBACK_HOSTS, Settings
 
 log = logging.getLogger(__name__)
@@ -92,9 +94,10 @@ async def listening(
     `PortTaken`, in no exception group, and `SettingsError`.
     """
     clock, limit_s = SystemClock(), settings.client_stall_timeout_s
+    guard = HostGuard(settings.worker_http_host, private_names=True)
     fronts = (
         Front(_app(public, settings), direct, clock, limit_s),
-        Front(_app(loopback, settings), {}, clock, limit_s),
+        Front(_app(loopback, settings, guard.middleware), {}, clock, limit_s),
     )
     options = _socket_options(settings, site_kwargs)
     _warn_of_addresses(settings)
@@ -121,8 +124,9 @@ def _socket_options(settings: Settings, site_kwargs: dict[str, Any]) -> dict[str
     return options
 
 
-def _app(routes: Sequence[web.AbstractRouteDef], settings: Settings) -> web.Application:
-    app = web.Application(client_max_size=settings.max_json_bytes, middlewares=[refusals_as_json])
+def _app(routes: Sequence[web.AbstractRouteDef], settings: Settings, *guards: Middleware) -> web.Application:
+    middlewares = [refusals_as_json, *guards]
+    app = web.Application(client_max_size=settings.max_json_bytes, middlewares=middlewares)
     app.on_response_prepare.append(on_response_prepare)
     app.add_routes(routes)
     return app

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from lib.errors import BodyTooLarge, WorkerError, error_answer
+from lib.access.payload import is_json
+from lib.errors import BodyTooLarge, MediaTypeRefused, WorkerError, error_answer
 from lib.local.authority import MAX_REQUEST_BYTES
 from lib.local.engine import LocalEngine
 from lib.local.faults import FaultKind
@@ -39,9 +40,12 @@ from lib.local.request_reading import (
     read_message,
 )
 from lib.runtime.clock import wait_for
+from lib.runtime.hosts import HostGuard
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+# The routes that take bodies of any media type.
+_ANY_MEDIA_TYPE = re.compile(r"/api/v0/sign_cert/$|^/openai/")
 # The page at `/` and every file that it loads.
 PAGE = Path(__file__).parent / "page"
 
@@ -55,15 +59,17 @@ class RequestedFault(WorkerError):
 
 
 class EngineApi:
-    """The HTTP API of one engine."""
+    """The HTTP API of one engine. `guard` decides for which hosts and from which pages it is asked."""
 
-    def __init__(self, engine: LocalEngine) -> None:
+    def __init__(self, engine: LocalEngine, guard: HostGuard | None = None) -> None:
         self._engine = engine
+        self._guard = guard or HostGuard("127.0.0.1")
         self._closing = asyncio.Event()
 
     def app(self) -> web.Application:
         """Return a new application; at its start it makes the engine's key if there is none yet."""
-        app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
+        middlewares = [errors_as_json, self._guard.middleware, takes_json_only]
+        app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
         groups = GroupsApi(self._engine)
         for prefix in ("", "/e/{endpoint}"):
             app.add_routes(
@@ -253,6 +259,22 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         allowed = ", ".join(sorted(e.allowed_methods))
         error = f"{request.path} accepts {allowed}, not {request.method}"
         return web.json_response({"error": error}, status=e.status, headers={"Allow": allowed})
+
+
+@web.middleware
+async def takes_json_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a body that is not said to be JSON: a page can send one here without being asked whether it may.
+
+    Requests for certificates and those that are forwarded to workers may have any body. Raises
+    `MediaTypeRefused` (415).
+    """
+    resource = request.match_info.route.resource
+    changes_state = request.method not in ("GET", "HEAD", "OPTIONS")
+    if resource is not None and changes_state and not _ANY_MEDIA_TYPE.search(resource.canonical):
+        has_body = request.body_exists or "Content-Type" in request.headers
+        if has_body and not is_json(request.content_type):
+            raise MediaTypeRefused("the body must be JSON: send it with Content-Type: application/json")
+    return await handler(request)
 
 
 async def _page(_: web.Request) -> web.StreamResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
 import anyio
@@ -17,6 +17,7 @@ from aiohttp import web
 from lib.local.api import EngineApi
 from lib.local.engine import DEFAULT_ENDPOINT, LocalEngine, first_reqnum_now
 from lib.local.signer import Scheme
+from lib.runtime.hosts import HostGuard
 
 DEFAULT_PORT = 8081
 # Connections waiting to be accepted; the system refuses more, so this allows for many clients at once.
@@ -36,11 +37,14 @@ class CannotListen(Exception):
 
 @asynccontextmanager
 async def serve_engine(
-    engine: LocalEngine, host: str = "127.0.0.1", port: int = 0
+    engine: LocalEngine, host: str = "127.0.0.1", port: int = 0, allowed_hosts: Collection[str] = ()
 ) -> AsyncGenerator[str, None]:
-    """Serve `engine` over HTTP and yield its base URL; port 0 takes a free one. Raises `CannotListen`."""
+    """Serve `engine` over HTTP and yield its base URL; port 0 takes a free one.
+
+    `allowed_hosts` are names by which it may be asked for besides its address. Raises `CannotListen`.
+    """
     runner = web.AppRunner(
-        EngineApi(engine).app(),
+        EngineApi(engine, HostGuard(host, allowed_hosts)).app(),
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=SHUTDOWN_LIMIT_S,
@@ -78,17 +82,18 @@ async def run_engine(
     scheme: Scheme = "full",
     api_key: str | None = None,
     endpoint: str = DEFAULT_ENDPOINT,
+    allowed_hosts: Collection[str] = (),
     write_line: Callable[[str], object] | None = None,
     while_serving: Callable[[LocalEngine, str], Awaitable[None]] | None = None,
 ) -> None:
     """Print one line with the address, and serve a local engine until cancelled.
 
     The line goes to `write_line`, by default to standard output. `while_serving` is awaited with the engine
-    and its URL; the engine stops when it returns. Raises `CannotListen`, whose text is to be printed and
-    whose `exit_status` is the exit status.
+    and its URL; the engine stops when it returns. `allowed_hosts` are those of `serve_engine`. Raises
+    `CannotListen`, whose text is to be printed and whose `exit_status` is the exit status.
     """
     engine = LocalEngine(scheme, api_key, endpoint, first_reqnum=first_reqnum_now())
-    async with serve_engine(engine, host, port) as url:
+    async with serve_engine(engine, host, port, allowed_hosts) as url:
         (write_line or print_line)(
             f"local engine on {url} (endpoint {endpoint}, scheme {scheme}): "
             "a stand-in for development, not a production scheduler"

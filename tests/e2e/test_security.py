@@ -96,6 +96,46 @@ async def test_the_management_token_requests_an_update(tmp_path: Path, given: st
     assert update.exists()
 
 
+# The loopback port, and web pages
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/ping", "/healthz", "/readyz"])
+async def test_the_loopback_port_is_for_this_machine(tmp_path: Path, path: str) -> None:
+    async with with_worker_task(tmp_path) as system:
+        own = system.loopback_url
+        for headers, status in (
+            ({}, 200),
+            ({"Host": "localhost:3001"}, 200),
+            ({"Origin": own}, 200),
+            ({"Host": "evil.example"}, 421),
+            ({"Host": "worker.internal:3001"}, 421),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+        ):
+            async with system.http.get(own + path, headers=headers) as answer:
+                assert answer.status == status, headers
+                if status != 200:
+                    assert list(await answer.json()) == ["error"]
+        if path in ("/ping", "/healthz"):  # clients have any name for the public port
+            async with system.http.get(system.url + path, headers={"Host": "evil.example"}) as answer:
+                assert answer.status == 200
+
+
+async def test_a_loopback_port_on_all_addresses_is_asked_for_by_address_or_private_name(
+    tmp_path: Path,
+) -> None:
+    async with with_worker_task(tmp_path, worker_http_host="0.0.0.0") as system:
+        for host, status in (
+            ("10.1.2.3:3001", 200),
+            ("[fd00::1]:3001", 200),
+            ("worker.default.svc.cluster.local:3001", 200),
+            ("worker:3001", 200),
+            ("evil.example", 421),
+        ):
+            async with system.http.get(system.loopback_url + "/metrics", headers={"Host": host}) as answer:
+                assert answer.status == status, host
+
+
 # Bodies
 
 

@@ -104,7 +104,7 @@ def request_bytes(
     path: str, body: bytes, headers: Mapping[str, str | bytes] | None = None, version: bytes = b"1.1"
 ) -> bytes:
     """A POST as bytes. Header values may be bytes that are no valid text."""
-    given = {"Host": "worker", "Content-Length": str(len(body)), **(headers or {})}
+    given = {"Host": "localhost", "Content-Length": str(len(body)), **(headers or {})}
     if "Transfer-Encoding" in given:
         del given["Content-Length"]
     lines = [

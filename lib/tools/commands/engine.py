@@ -37,6 +37,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        type=_host_name,
+        action="append",
+        default=argparse.SUPPRESS,
+        help="another name by which it may be asked for; may be given several times",
+    )
+    parser.add_argument(
         "--scheme",
         choices=("full", "url"),
         default="full",
@@ -113,6 +121,7 @@ async def _run(args: argparse.Namespace) -> int:
             scheme=args.scheme,
             api_key=getattr(args, "api_key", None),
             endpoint=args.endpoint,
+            allowed_hosts=getattr(args, "allow_host", ()),
             while_serving=while_serving,
         )
     return EXIT_SIGNAL + signals[0]
@@ -147,6 +156,16 @@ def _autoscaled(
             await Autoscaler(engine, args.endpoint, args.autoscale, launch, print_line).run()
 
         yield autoscale
+
+
+def _host_name(text: str) -> str:
+    """Parse the name of a host, without a port."""
+    from lib.runtime.hosts import parse_authority
+
+    authority = parse_authority(text)
+    if authority is None or authority.port is not None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a host, without a port")
+    return authority.host
 
 
 def _endpoint_name(text: str) -> str:

@@ -18,6 +18,7 @@ from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 from tests.system import engine_key
 
+JSON = {"Content-Type": "application/json"}
 KEY = {"Authorization": "Bearer any"}
 BAD_BODIES = {
     "half": b"{",
@@ -82,7 +83,7 @@ async def test_a_bad_body(method: str, path: str) -> None:
     async with served() as (engine, url, http):
         before = state(engine)
         for name, body in BAD_BODIES.items():
-            async with http.request(method, url + path, data=body) as answer:
+            async with http.request(method, url + path, data=body, headers=JSON) as answer:
                 error = await answer.json()
                 assert answer.status == 400, (name, error)
                 message = error.get("msg") or error["error"]
@@ -110,7 +111,9 @@ async def test_an_invalid_endpoint_name_in_the_path(method: str, path: str, name
     async with served() as (engine, url, http):
         before = state(engine)
         wrong = path.replace("/e/local/", f"/e/{name}/") + "?instance_id=1"
-        async with http.request(method, url + wrong, data=b'{"id": 1, "workergroup_id": 1}') as answer:
+        async with http.request(
+            method, url + wrong, data=b'{"id": 1, "workergroup_id": 1}', headers=JSON
+        ) as answer:
             error = await answer.json()
             assert answer.status == 400, error
             assert "the path's endpoint must be a name" in (error.get("msg") or error["error"])

@@ -36,7 +36,8 @@ class ServedEngine:
 
     async def post(self, path: str, body: object, **kwargs: Any) -> tuple[int, Any]:
         data = io.BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
-        async with self.http.post(self.url + path, data=data, **kwargs) as response:
+        headers = {"Content-Type": "application/json", **kwargs.pop("headers", {})}
+        async with self.http.post(self.url + path, data=data, headers=headers, **kwargs) as response:
             assert response.content_type == "application/json"
             return response.status, await response.json()
 
@@ -687,7 +688,10 @@ async def test_a_compressed_body_is_read_and_a_broken_one_refused(served: Served
 async def test_a_client_that_disconnects_within_its_body_changes_nothing(served: ServedEngine) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"POST /worker_status/ HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+    writer.write(
+        b"POST /worker_status/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 500\r\n\r\n{"
+    )
     await served.engine.wait_for(lambda: served.engine.requests_seen["reports"])
     writer.close()
     await writer.wait_closed()

@@ -39,7 +39,8 @@ class Console:
         self, method: str, path: str, body: object = None, *, key: str | None = "any", status: int = 200
     ) -> Any:
         """Send a request, check the answer's status, return its JSON; a `bytes` body is sent unchanged."""
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        authorization = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Content-Type": "application/json", **authorization}
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         async with self.http.request(method, self.url + path, data=data, headers=headers) as answer:
             result = await answer.json()

@@ -214,7 +214,7 @@ async def test_a_worker_gets_the_unchanged_request_and_a_signature(
 
 async def test_repeated_headers_are_kept_and_none_are_added(gateway: Gateway, worker: GatewayWorker) -> None:
     async with connected(gateway.url) as client:
-        headers = "Host: gateway\r\nAuthorization: Bearer sk-1\r\nX-Two: 1\r\nX-Two: 2"
+        headers = "Host: localhost\r\nAuthorization: Bearer sk-1\r\nX-Two: 1\r\nX-Two: 2"
         await client.send(f"GET /openai/local/v1/models HTTP/1.1\r\n{headers}\r\n\r\n".encode())
         assert (await client.answer())[0].status == 200
     (got,) = worker.received
@@ -745,7 +745,7 @@ async def test_a_worker_over_tls(tmp_path: Path) -> None:
 
 async def test_a_worker_with_a_certificate_for_another_name(tmp_path: Path) -> None:
     async with running_gateway(clock=SystemClock()) as gateway:
-        tls = tls_for(gateway.engine.authority, tmp_path, x509.DNSName("elsewhere"))
+        tls = tls_for(gateway.engine.authority, tmp_path, x509.DNSName("elsewhere.internal"))
         await expect_untrusted(gateway, tls)
 
 
