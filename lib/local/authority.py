@@ -6,9 +6,11 @@ route that receives requests (api.py). The root is for development only; each en
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -18,8 +20,19 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from lib.local.messages import BadMessage
 from lib.runtime.clock import Clock
+from lib.runtime.hosts import PRIVATE_DOMAINS
 
 NAME = "PyWorker local engine"
+# The addresses that it signs for, beside names in private domains. Its root certificate is good for no
+# others: who trusts it for development must not have to trust it for the rest of the world.
+NETWORKS = tuple(
+    ip_network(network)
+    for network in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 # Certificates are valid from this long before now, in seconds, because clocks differ.
 BACKDATED_S = 3600.0
 ROOT_LIFETIME_S = 10 * 365 * 86400.0
@@ -64,15 +77,17 @@ class Authority:
         """Return the PEM certificate for a PEM certificate request, with the alternative names it asks for.
 
         Raises `BadMessage` (400) if the request can't be parsed, isn't signed by its own key, has a key of
-        another kind than RSA of at least 2048 bits or an elliptic curve, or has no alternative name.
+        another kind than RSA of at least 2048 bits or an elliptic curve, has no alternative name, or one that
+        is neither in `NETWORKS` nor in a private domain. The subject is not taken over: some clients would
+        read a name from there.
         """
         request = _read(request_pem)
         key = request.public_key()
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         return _pem(
-            self._builder(request.subject, self.lifetime_s)
+            self._builder(x509.Name([]), self.lifetime_s)
             .public_key(key)
-            .add_extension(names.value, critical=False)
+            .add_extension(names.value, critical=True)  # without a subject (RFC 5280, section 4.2.1.6)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
@@ -101,6 +116,7 @@ class Authority:
             .public_key(key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
+            .add_extension(_constraints(), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .sign(self._key, SHA256())
         )
@@ -115,6 +131,21 @@ class Authority:
             .not_valid_before(now - timedelta(seconds=BACKDATED_S))
             .not_valid_after(now + timedelta(seconds=lifetime_s))
         )
+
+
+def _constraints() -> x509.NameConstraints:
+    names = [x509.DNSName(domain) for domain in PRIVATE_DOMAINS]
+    return x509.NameConstraints([*names, *(x509.IPAddress(network) for network in NETWORKS)], None)
+
+
+def _is_signed_for(name: x509.GeneralName) -> bool:
+    """Whether `name` is an address or a name that the authority signs for."""
+    if isinstance(name, x509.IPAddress):
+        address = name.value
+        is_one = isinstance(address, (IPv4Address, IPv6Address))
+        return is_one and any(address in network for network in NETWORKS)
+    domain = name.value.lower() if isinstance(name, x509.DNSName) else ""
+    return _HOST_NAME.fullmatch(domain) is not None and domain.rpartition(".")[2] in PRIVATE_DOMAINS
 
 
 def _read(request_pem: bytes) -> x509.CertificateSigningRequest:
@@ -132,6 +163,12 @@ def _read(request_pem: bytes) -> x509.CertificateSigningRequest:
         raise BadMessage(f"the RSA key has {key.key_size} bits; at least {MIN_RSA_BITS} are required")
     if not names:
         raise BadMessage("the certificate request has no subject alternative name: add one")
+    for name in names[0].value:
+        if not _is_signed_for(name):
+            raise BadMessage(
+                f"no certificate for {name.value!s}: this authority signs for loopback and private "
+                f"addresses, and for names in {', '.join(PRIVATE_DOMAINS)}"
+            )
     return request
 
 

@@ -411,7 +411,7 @@ async def test_a_certificate_is_kept_until_the_address_changes(tmp_path: Path) -
     async with with_instance(tmp_path, USE_SSL="true", BACKEND="quick") as instance:
         instance.add_worker("quick", "")
         engine = instance.system.engine
-        for address, signed in (("127.0.0.1", 1), ("127.0.0.1", 1), ("[::1]", 2), ("a.example", 3)):
+        for address, signed in (("127.0.0.1", 1), ("127.0.0.1", 1), ("[::1]", 2), ("a.internal", 3)):
             instance.env["PUBLIC_IPADDR"] = address
             assert (await instance.run())[0] == 0
             assert len(engine.certificates) == signed

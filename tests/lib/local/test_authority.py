@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta, timezone
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import aiohttp
@@ -14,17 +14,22 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import verification
 from cryptography.x509.oid import NameOID
 
 from lib.local.api import EngineApi
-from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S, MAX_REQUEST_BYTES
+from lib.local.authority import BACKDATED_S, DEFAULT_LIFETIME_S, MAX_REQUEST_BYTES, NETWORKS
 from lib.local.engine import LocalEngine
+from lib.runtime.hosts import PRIVATE_DOMAINS
 from tests.manual_clock import ManualClock
 from tests.system import engine_key
 
 SIGN = "/api/v0/sign_cert/"
 KEY = ec.generate_private_key(ec.SECP256R1())
-NAMES: Sequence[x509.GeneralName] = (x509.IPAddress(ip_address("10.0.0.1")), x509.DNSName("a.example"))
+NAMES: Sequence[x509.GeneralName] = (
+    x509.IPAddress(ip_address("10.0.0.1")),
+    x509.DNSName("worker.a.internal"),
+)
 
 Client = TestClient[Any, Any]
 
@@ -82,6 +87,96 @@ def tampered() -> bytes:
     at = der.index(original.signature)
     der = der[:at] + other.signature[: len(original.signature)].ljust(len(original.signature), b"\0")
     return x509.load_der_x509_csr(der).public_bytes(Encoding.PEM)
+
+
+def names(*names: x509.GeneralName) -> bytes:
+    return request_pem(names=[*NAMES, *names])
+
+
+FOREIGN: list[x509.GeneralName] = [
+    *(
+        x509.DNSName(name)
+        for name in (
+            *(
+                "google.com",
+                "*.google.com",
+                "localhost.google.com",
+                "internal.example",
+                "worker",
+                "*",
+                "",
+                ".",
+            ),
+            *(
+                "*.internal",
+                "google.com.",
+                "localhost.",
+                "notlocalhost",
+                "a..internal",
+                "google.com\0.internal",
+            ),
+        )
+    ),
+    *(
+        x509.IPAddress(ip_address(address))
+        for address in (
+            *("8.8.8.8", "172.32.0.1", "100.64.0.1", "0.0.0.0", "::", "2001:db8::1", "::ffff:127.0.0.1"),
+            "ff02::1",
+        )
+    ),
+    x509.IPAddress(ip_network("127.0.0.0/8")),
+    x509.RFC822Name("a@localhost"),
+    x509.UniformResourceIdentifier("https://localhost/"),
+    x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])),
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN, ids=str)
+async def test_it_signs_for_no_other_host(http: Client, engine: LocalEngine, name: x509.GeneralName) -> None:
+    answer = await http.post(SIGN + "?instance_id=1", data=names(name))
+    assert answer.status == 400
+    assert "no certificate for" in (await answer.json())["error"]
+    assert engine.certificates == []
+
+
+OWN: list[x509.GeneralName] = [
+    *(
+        x509.DNSName(name)
+        for name in ("localhost", "a.localhost", "Worker-1.local", "ip-10-0-0-1.ec2.internal")
+    ),
+    *(
+        x509.IPAddress(ip_address(address))
+        for address in (
+            *("127.0.0.1", "127.1.2.3", "10.1.2.3", "172.16.0.1", "172.31.0.1", "192.168.0.1", "169.254.1.1"),
+            *("::1", "fd00::1", "fe80::1"),
+        )
+    ),
+]
+
+
+async def test_a_client_that_trusts_the_root_accepts_every_name_that_is_signed(
+    http: Client, engine: LocalEngine
+) -> None:
+    answer = await http.post(SIGN + "?instance_id=1", data=request_pem(names=OWN))
+    pem = await text_of(answer, "application/octet-stream")
+    root = x509.load_pem_x509_certificate(engine.authority.root_pem.encode())
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    store = verification.Store([root])
+    at = datetime.fromtimestamp(engine.clock.wall(), timezone.utc)
+    for name in OWN:
+        if isinstance(name, (x509.DNSName, x509.IPAddress)):
+            verifier = verification.PolicyBuilder().store(store).time(at).build_server_verifier(name)
+            assert verifier.verify(certificate, [])
+    assert certificate.subject == x509.Name([])
+
+
+async def test_the_root_is_good_for_no_other_host(engine: LocalEngine) -> None:
+    root = x509.load_pem_x509_certificate(engine.authority.root_pem.encode())
+    constraints = root.extensions.get_extension_for_class(x509.NameConstraints)
+    assert constraints.critical
+    permitted = constraints.value.permitted_subtrees or []
+    assert {name.value for name in permitted if isinstance(name, x509.DNSName)} == set(PRIVATE_DOMAINS)
+    assert [name.value for name in permitted if isinstance(name, x509.IPAddress)] == list(NETWORKS)
 
 
 WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)
