@@ -6,6 +6,7 @@ not decide the outcome of a request: that is lib/request/verdict.py.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import socket
@@ -33,6 +34,7 @@ __all__ = [
     "ModelDown",
     "ModelTimedOut",
     "ModelUnreachable",
+    "NoFiles",
     "Refused",
     "SessionGone",
     "SettingsError",
@@ -50,6 +52,7 @@ T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # only logged: the client has left
 # `Retry-After` in seconds while the worker loads, runs its benchmark or stops.
 RETRY_NOT_READY_S = 10.0
+RETRY_WITHOUT_FILES_S = 1.0
 _JSON: Mapping[str, str] = {"Content-Type": "application/json; charset=utf-8"}
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: close() resets the connection
 
@@ -208,6 +211,13 @@ class Unavailable(Refused):
         return {"error": self.message, "state": self.state}
 
 
+class NoFiles(Unavailable):
+    """503: the worker can open no more files and connections (`ulimit -n`)."""
+
+    def __init__(self) -> None:
+        super().__init__("no files", "the worker has reached its limit on open files", RETRY_WITHOUT_FILES_S)
+
+
 class NotReady(Unavailable):
     """503: the worker takes no requests in its current `state`."""
 
@@ -249,6 +259,11 @@ class AnswerCut(Exception):
 
 class ClientGone(Exception):
     """The client has left: no answer can be sent."""
+
+
+def is_out_of_files(error: BaseException | None) -> bool:
+    """Whether `error` says that this process, or the system, can open no more files."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def describe_error(error: BaseException) -> str:
@@ -341,6 +356,10 @@ async def refusals_as_json(
             return error_answer(e).response()
         except ClientGone:
             return web.Response(status=CLIENT_CLOSED_REQUEST)
+        except OSError as e:
+            if is_out_of_files(e):
+                return error_answer(NoFiles()).response()
+            raise
     headers = {k: v for k, v in refusal.headers.items() if k == "Allow"}
     message = f"{request.method} {request.path}: {refusal.reason.lower()}"
     return web.json_response({"error": message}, status=refusal.status, headers=headers)

@@ -117,8 +117,9 @@ async def run_server(
         warnings.filterwarnings("ignore", message=".*RequestKey")  # `client_request["outcome"]` is our API
         raise_file_limit()
         gc.freeze()  # what is imported stays: the garbage collector need not look at it again and again
-        # The codec of envelopes. Its first use opens a file before Python 3.13, and later none may be left.
-        codecs.lookup("utf-8-sig")
+        # Those of envelopes and of host names. Their first use opens files, and later none may be left.
+        for codec in ("utf-8-sig", "idna"):
+            codecs.lookup(codec)
         return await _serve_until_signal(backend, routes, settings, site_kwargs)
     except SettingsError as e:
         print_refusal(e)

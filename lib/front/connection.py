@@ -488,6 +488,10 @@ class FrontConnection(asyncio.Protocol):
         error.status = status
         self._break(error)
 
+    def refuse_with(self, error: WorkerError) -> None:
+        """Answer a connection that has no request with `error`, and close."""
+        self._break(error)
+
     def close_idle(self) -> None:
         """Close the connection, which serves no request; what can't be sent is dropped."""
         self.flush()

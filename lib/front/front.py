@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
@@ -16,6 +18,7 @@ import anyio
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from lib.errors import NoFiles
 from lib.front.connection import MAX_HEAD_BYTES, FrontConnection, address_of
 from lib.http.deadlines import Deadlines
 from lib.http.heads import RequestHead
@@ -42,6 +45,10 @@ MAX_HEADS = 512
 CLOSE_LIMIT_S = 2.0
 # aiohttp's own limit of idleness, which can't be turned off, and must not end what is carried beside it.
 NEVER_S = 1e9
+# Connections that are kept open for a moment so that their clients can read why they are refused.
+MAX_REFUSED = 8
+# Seconds between two log lines about refused connections.
+REFUSAL_LOG_S = 60.0
 # How often a client is looked at within the stall limit.
 STALL_LOOKS = 4
 
@@ -52,7 +59,8 @@ class Front:
     `direct` has the functions for the requests that are carried here: POST requests, by their path. `app`
     serves all others, with aiohttp's server. A client that takes none of the bytes that wait for it for
     `stall_limit_s` seconds is dropped, after at most a quarter of that more. `max_waiting` and `max_heads`
-    limit the numbers of connections.
+    limit the numbers of connections. If there are more than `max_connections`, the one that has been idle for
+    longest is closed, or one with a part of a head. If all have requests, the new one is refused with 503.
     """
 
     def __init__(
@@ -63,12 +71,16 @@ class Front:
         stall_limit_s: float,
         max_waiting: int = MAX_WAITING,
         max_heads: int = MAX_HEADS,
+        max_connections: int = sys.maxsize,
     ) -> None:
         self.is_closing = False
         self.direct = direct
         self.stall_limit_s = stall_limit_s
         self._max_waiting = max_waiting
         self._max_heads = max_heads
+        self._max_connections = max_connections
+        self._refusal_logged_s = -math.inf
+        self._clock = clock
         app.on_response_prepare.append(self._note_begun)
         self._runner = web.AppRunner(
             app,
@@ -136,7 +148,29 @@ class Front:
     def add(self, connection: FrontConnection) -> None:
         """Note a new connection; close others if there are too many."""
         self._connections.add(connection)
+        oldest = next(iter(self._idle.items), None)
         self.note_idle(connection)
+        if len(self._connections) > self._max_connections:
+            if oldest is not None:
+                _end(self._idle, oldest)
+            elif self._heads.items:
+                _end_one(self._heads)
+            else:
+                self._refuse(connection)
+
+    def _refuse(self, connection: FrontConnection) -> None:
+        """Refuse a connection, since there are too many for the limit on open files."""
+        now_s = self._clock.monotonic()
+        if now_s - self._refusal_logged_s >= REFUSAL_LOG_S:
+            self._refusal_logged_s = now_s
+            log.warning(
+                "%d connections are in use, the most for the limit on open files (ulimit -n): others get 503",
+                self._max_connections,
+            )
+        if len(self._connections) > self._max_connections + MAX_REFUSED:
+            connection.close_idle()
+        else:
+            connection.refuse_with(NoFiles())
 
     def remove(self, connection: FrontConnection) -> None:
         """Note that `connection` is lost."""

@@ -25,6 +25,7 @@ from lib.front.front import Front
 from lib.request.exchange import on_response_prepare
 from lib.request.incoming import Serve
 from lib.runtime.clock import SystemClock
+from lib.runtime.file_limit import max_connections
 from lib.runtime.hosts import HostGuard
 from lib.runtime.settings import LOOPBACK_HOSTS, Settings
 
@@ -96,7 +97,7 @@ async def listening(
     clock, limit_s = SystemClock(), settings.client_stall_timeout_s
     guard = HostGuard(settings.worker_http_host, private_names=True)
     fronts = (
-        Front(_app(public, settings), direct, clock, limit_s),
+        Front(_app(public, settings), direct, clock, limit_s, max_connections=max_connections()),
         Front(_app(loopback, settings, guard.middleware), {}, clock, limit_s),
     )
     options = _socket_options(settings, site_kwargs)

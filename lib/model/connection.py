@@ -21,7 +21,7 @@ import anyio
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
-from lib.errors import AnswerCut, ModelTimedOut, ModelUnreachable, describe_error
+from lib.errors import AnswerCut, ModelTimedOut, ModelUnreachable, NoFiles, describe_error, is_out_of_files
 from lib.model.answer import answer_fault
 from lib.model.checked_connector import CheckedConnector, FaultyAnswer, Unanswered
 from lib.model.failure_row import FailureRow
@@ -276,11 +276,12 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
 
 def model_failure(
     error: BaseException, answer_begun: bool = False
-) -> ModelTimedOut | ModelUnreachable | AnswerCut:
+) -> ModelTimedOut | ModelUnreachable | NoFiles | AnswerCut:
     """The error to raise for an exception of an HTTP client that called the model server.
 
     Returns `ModelTimedOut` (504) for a timeout, except one of connecting. For other exceptions it returns
-    `AnswerCut` if `answer_begun`, that is, while the answer's body is read; else `ModelUnreachable` (502).
+    `AnswerCut` if `answer_begun`, that is, while the answer's body is read; else `ModelUnreachable` (502), or
+    `NoFiles` (503) if this process could not open a connection.
     """
     if isinstance(error, _Failed):
         error = error.error
@@ -289,6 +290,8 @@ def model_failure(
         return timed_out()
     if answer_begun:
         return answer_cut(error)
+    if is_out_of_files(error):
+        return NoFiles()
     if isinstance(error, aiohttp.ClientResponseError):
         return _unusable("it is not valid HTTP")  # the error's own text has the server's bytes in it
     if isinstance(error, FaultyAnswer):

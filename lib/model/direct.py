@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import anyio
 
-from lib.errors import ModelUnreachable, describe_error
+from lib.errors import ModelUnreachable, NoFiles, describe_error, is_out_of_files
 from lib.http.chunked import BadChunk, ChunkScanner
 from lib.http.deadlines import Deadlines
 from lib.http.heads import HEAD_END, BadHead, ResponseHead, parse_response
@@ -232,6 +232,8 @@ class DirectCalls:
                     timed.connecting(scope)
                 await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=tls)
         except OSError as e:
+            if is_out_of_files(e):
+                raise NoFiles from e
             self.reach.note_failure(origin.host, origin.port, e)
             raise unreachable(describe_error(e)) from e
         if timed is not None and timed.is_late:

@@ -21,12 +21,14 @@ from multidict import CIMultiDict
 from lib.errors import (
     AnswerCut,
     ClientGone,
+    NoFiles,
     PlainAnswer,
     Unavailable,
     WorkerError,
     aborted,
     error_answer,
     internal_error_answer,
+    is_out_of_files,
 )
 from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
@@ -357,6 +359,7 @@ class Exchange:
                 if self._entry is not None:
                     self._entry.set_outcome(self.verdict.outcome, self.verdict.without_work)
             else:
+                error = _known(error)
                 self.verdict = conclude(self._entry, self._ending(error))
                 self._log_error(error)
         return self.verdict
@@ -391,6 +394,7 @@ class Exchange:
             return self._written
         if verdict.reply in (Reply.ABORT, Reply.NONE):
             return self._abort()
+        error = _known(error)
         answer = error_answer(error) if isinstance(error, WorkerError) else internal_error_answer(self.id)
         if self.is_direct:
             return answer
@@ -460,7 +464,9 @@ class Exchange:
             log.error("request %s: unexpected error", self.id, exc_info=error)
         elif isinstance(error, AnswerCut):
             log.warning("request %s: %s", self.id, error)
-        elif isinstance(error, WorkerError) and error.status >= 500 and not isinstance(error, Unavailable):
+        elif isinstance(error, NoFiles) or (
+            isinstance(error, WorkerError) and error.status >= 500 and not isinstance(error, Unavailable)
+        ):
             log.warning("request %s: %d: %s", self.id, error.status, error.message)
 
 
@@ -486,6 +492,11 @@ def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
             function(exchange)
         except (Exception, asyncio.CancelledError):
             log.exception("request %s: an observer failed", exchange.id)
+
+
+def _known(error: BaseException) -> BaseException:
+    """Return `error`, or in place of one that says that no more files can be opened, that of the worker."""
+    return NoFiles() if is_out_of_files(error) else error
 
 
 def _without_api_key(request: web.Request) -> web.Request:

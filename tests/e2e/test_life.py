@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import ssl
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import anyio.lowlevel
 import pytest
 
 from lib.errors import SettingsError
+from lib.runtime.file_limit import MIN_CONNECTIONS
 from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
+from tests.fakes.raw_client import RawClient, connected
 from tests.fakes.worker import Setup
 from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
@@ -421,6 +424,61 @@ async def test_a_worker_whose_log_nobody_reads_serves_and_stops(tmp_path: Path) 
         worker.terminate()
         assert await worker.exit_status() == 0
     os.close(reading)
+
+
+async def test_a_worker_that_may_open_few_files_refuses_what_is_too_much_and_recovers(tmp_path: Path) -> None:
+    async with (
+        engine_and_model_server(tmp_path) as system,
+        worker_process(system, tmp_path, HEALTHY, module="tests.fakes.few_files") as worker,
+        contextlib.AsyncExitStack() as clients,
+    ):
+        await system.ready()
+        working: list[RawClient] = []
+        for _ in range(MIN_CONNECTIONS):
+            client = await clients.enter_async_context(connected(system.url))
+            await client.post("/held", system.envelope())
+            await system.model.until(lambda: system.model.working == len(working) + 1)
+            working.append(client)
+        for _ in range(20):
+            async with connected(system.url) as client:
+                await client.send(b"GET /healthz HTTP/1.1\r\nHost: w\r\n\r\n")
+                head, body = await client.answer()
+                assert (head.status, json.loads(body)["state"]) == (503, "no files")
+                assert head.headers["retry-after"] == "1"
+                await client.rest()
+        async with system.http.get(system.loopback_url + "/metrics") as answer:
+            assert answer.status == 200
+        system.model.release()
+        for client in working:
+            assert (await client.answer())[0].status == 200
+        for _ in range(20):  # an idle connection makes way for a new one
+            client = await clients.enter_async_context(connected(system.url))
+            await client.post("/echo", system.envelope())
+            assert (await client.answer())[0].status == 200
+        output = await worker.final_output()
+    assert output.count("8 connections are in use") == 1
+    assert "Traceback" not in output
+    assert system.last_report.error_msg == ""
+
+
+async def test_a_worker_that_has_run_out_of_files_says_so_and_recovers(tmp_path: Path) -> None:
+    async with with_worker_process(tmp_path) as system, connected(system.url) as client:
+        assert system.worker is not None
+        pid = system.worker.process.pid
+        await client.post("/close", system.envelope())  # no connection to the model server is left
+        assert (await client.answer())[0].status == 502
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limit[1]))
+        for path in ("/echo", "/raising"):
+            await client.post(path, system.envelope())
+            head, body = await client.answer()
+            assert (head.status, json.loads(body)["state"]) == (503, "no files")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        await client.post("/echo", system.envelope())
+        assert (await client.answer())[0].status == 200
+        output = await system.worker.final_output()
+    assert "503: the worker has reached its limit on open files" in output
+    assert "Traceback" not in output
 
 
 async def test_requests_import_nothing(tmp_path: Path) -> None:

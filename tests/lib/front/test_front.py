@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import socket
 import tracemalloc
 from contextlib import AsyncExitStack
 
 import anyio
+import pytest
 
 from lib.front.connection import MAX_HEAD_BYTES, FrontConnection
-from lib.front.front import LINGER_LIMIT_S, MAX_HEADS
+from lib.front.front import LINGER_LIMIT_S, MAX_HEADS, MAX_REFUSED
 from tests.event_loop import run_event_loop_turns, until
 from tests.fakes.front_server import front_server
 from tests.fakes.raw_client import RawClient, connected
@@ -55,6 +57,42 @@ async def test_the_connection_that_was_idle_longest_makes_room_for_a_new_one() -
         assert await closed(clients) == [1]
         clients.append(await stack.enter_async_context(connected(server.url)))
         assert await closed(clients) == [1, 2]
+
+
+@both_carriers
+async def test_beyond_the_limit_idle_connections_and_half_heads_make_room_and_requests_do_not(
+    carrier: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with front_server(max_connections=3) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server.url)) for _ in range(3)]
+        await clients[0].send(HALF)
+        await clients[1].send(post(f"{carrier}/held", b"a"))
+        await server.until(lambda: len(server.begun) == 1)
+        clients.append(await stack.enter_async_context(connected(server.url)))
+        assert await closed(clients) == [2]  # it was idle
+        await clients[3].send(post(f"{carrier}/held", b"b"))
+        await server.until(lambda: len(server.begun) == 2)
+        clients.append(await stack.enter_async_context(connected(server.url)))
+        assert await closed(clients) == [0, 2]  # it had half a head
+        await clients[4].send(post(f"{carrier}/held", b"c"))
+        await server.until(lambda: len(server.begun) == 3)
+
+        refused = [await stack.enter_async_context(connected(server.url)) for _ in range(MAX_REFUSED)]
+        for client in refused:
+            head, body = await client.answer()
+            assert (head.status, head.headers["retry-after"]) == (503, "1")
+            assert json.loads(body)["state"] == "no files"
+        more = await stack.enter_async_context(connected(server.url))
+        assert await more.rest() == b""  # one more would not be kept for a moment either
+        told = [r for r in caplog.records if r.levelname == "WARNING"]
+        assert [r.getMessage()[:24] for r in told] == ["3 connections are in use"]
+
+        server.release()
+        for client, body in ((clients[1], b"a"), (clients[3], b"b"), (clients[4], b"c")):
+            assert (await client.answer())[1] == body
+        clients.append(await stack.enter_async_context(connected(server.url)))
+        await clients[-1].send(post(f"{carrier}/echo", b"d"))
+        assert (await clients[-1].answer())[1] == b"d"
 
 
 async def test_many_connections_at_once_do_not_pass_the_limit() -> None:
