@@ -1,6 +1,6 @@
-"""Which hosts and origins may be asked for: a web page must reach no port that is for this machine only.
+"""Checks of the host and the origin of requests: web pages must reach no port that is for this machine only.
 
-Owns the checks of `Host` and `Origin`, and which names are private. A name of an attacker's may resolve to
+Owns what `Host` and `Origin` may be, and which names are private. A name of an attacker's may resolve to
 this machine (DNS rebinding), and any page may send requests here; a browser tells both by these fields.
 """
 
@@ -27,7 +27,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 PRIVATE_DOMAINS = ("localhost", "local", "internal")
 
 
-class Authority(NamedTuple):
+class HostPort(NamedTuple):
     """A host, in lower case and without brackets, and the port, None if it is not given."""
 
     host: str
@@ -38,12 +38,12 @@ class Authority(NamedTuple):
         return _DEFAULT_PORTS[scheme] if self.port is None else self.port
 
 
-def parse_authority(text: str) -> Authority | None:
+def parse_host_port(text: str) -> HostPort | None:
     """Return the host and the port in `text`, as in a `Host` field; None if it is malformed."""
     found = _AUTHORITY.fullmatch(text.lower())
     if found is None or (found[1] is not None and address_in(found[1]) is None):
         return None
-    return Authority(found[1] or found[2], None if found[3] is None else int(found[3]))
+    return HostPort(found[1] or found[2], None if found[3] is None else int(found[3]))
 
 
 def address_in(host: str) -> IPv4Address | IPv6Address | None:
@@ -89,7 +89,7 @@ class HostGuard:
             raise BadRequest("the request must have one Host")
         target = _TARGET.match(request.raw_path.lower())
         for host in (*hosts, *([target[1]] if target else [])):
-            authority = parse_authority(host)
+            authority = parse_host_port(host)
             if authority is None or not self.allows(authority.host):
                 raise Misdirected
         for origin in request.headers.getall("Origin", []):
@@ -115,12 +115,12 @@ class HostGuard:
     def _is_own(self, origin: str, host: str) -> bool:
         """Whether `origin` is an allowed one, or that of a page of this port, asked for as `host`."""
         found = _ORIGIN.fullmatch(origin.lower())
-        theirs = parse_authority(found[2]) if found else None
+        theirs = parse_host_port(found[2]) if found else None
         if found is None or theirs is None:
             return False
         if theirs.host in self._names:
             return True
-        ours, scheme = parse_authority(host), found[1]
+        ours, scheme = parse_host_port(host), found[1]
         if ours is None or ours.host != theirs.host:
             return False
         return ours.port_for(scheme) == theirs.port_for(scheme)

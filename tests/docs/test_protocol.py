@@ -20,6 +20,7 @@ from lib.front.front import HEAD_LIMIT_S, IDLE_LIMIT_S, MAX_HEADS, MAX_WAITING
 from lib.metrics import Outcome
 from lib.routes.management import loopback_routes, public_routes
 from lib.routes.sessions import end_route, session_routes
+from lib.runtime.file_limit import RESERVED_FILES
 from lib.wire import DeleteRequests, RouteRequest, full_signed_text, url_signed_text
 from lib.worker import HandlerConfig, Worker, WorkerConfig
 from tests.docs.blocks import codes, document, shape, table
@@ -201,6 +202,7 @@ def test_every_limit_on_connections() -> None:
         f"{IDLE_LIMIT_S:g} s",
         str(MAX_WAITING),
         str(MAX_HEADS),
+        f"half of the limit on open files (`ulimit -n`), less {RESERVED_FILES // 2}",
         "`CLIENT_STALL_TIMEOUT_S`",
     ]
 

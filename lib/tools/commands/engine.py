@@ -160,9 +160,9 @@ def _autoscaled(
 
 def _host_name(text: str) -> str:
     """Parse the name of a host, without a port."""
-    from lib.runtime.hosts import parse_authority
+    from lib.runtime.hosts import parse_host_port
 
-    authority = parse_authority(text)
+    authority = parse_host_port(text)
     if authority is None or authority.port is not None:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a host, without a port")
     return authority.host

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.errors import refusals_as_json
-from lib.runtime.hosts import HostGuard, parse_authority
+from lib.runtime.hosts import HostGuard, parse_host_port
 from tests.fakes.raw_client import connected
 
 OWN_NAME = socket.gethostname().lower()
@@ -35,7 +35,7 @@ MALFORMED = (
     ],
 )
 def test_authorities(text: str, expected: tuple[str, int | None] | None) -> None:
-    assert parse_authority(text) == expected
+    assert parse_host_port(text) == expected
 
 
 LOOPBACK = ("localhost", "a.localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")
