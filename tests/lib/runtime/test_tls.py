@@ -33,7 +33,7 @@ class Pair:
 
     def __init__(self, authority: Authority) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.DNSName("worker")])
+        names = x509.SubjectAlternativeName([x509.DNSName("worker.internal")])
         request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=False)
         self.key = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
         self.cert = authority.sign(request.sign(key, SHA256()).public_bytes(Encoding.PEM))
