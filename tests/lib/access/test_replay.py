@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from operator import add
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.access.signatures import WINDOW, ReplayWindow
 
-MESSAGES = st.tuples(st.integers(-300, 300) | st.integers(-(2**63), 2**63 - 1), st.sampled_from([b"a", b"b"]))
+FIRST = st.integers(-300, 300) | st.integers(-(2**62), 2**62)
+# From the highest reqnum so far: a few steps, about the size of the window or of two, or anywhere.
+DISTANCES = st.one_of(
+    st.integers(-3, 3),
+    st.builds(add, st.sampled_from([-WINDOW, WINDOW, 2 * WINDOW]), st.integers(-2, 2)),
+    st.integers(-3 * WINDOW, 3 * WINDOW),
+    st.integers(-(2**62), 2**62),
+)
 
 
 def test_a_message_is_accepted_once() -> None:
@@ -40,20 +49,26 @@ def test_a_refused_message_does_not_move_the_window() -> None:
     assert window.accept(900, b"a")
 
 
-@given(st.lists(MESSAGES, max_size=60))
-def test_any_message_is_accepted_once_unless_far_behind(messages: list[tuple[int, bytes]]) -> None:
-    window, accepted = ReplayWindow(), list[tuple[int, bytes]]()
-    for message in messages:
-        too_old = bool(accepted) and message[0] < max(n for n, _ in accepted) - WINDOW
-        assert window.accept(*message) is (message not in accepted and not too_old)
-        if message not in accepted and not too_old:
+@given(FIRST, st.lists(st.tuples(DISTANCES, st.sampled_from([b"a", b"b"])), max_size=40))
+def test_any_message_is_accepted_once_unless_far_behind(first: int, steps: list[tuple[int, bytes]]) -> None:
+    window, accepted, highest = ReplayWindow(), list[tuple[int, bytes]](), first
+    for distance, body in [(0, b"a"), *steps]:
+        message = (highest + distance, body)
+        is_new = distance >= -WINDOW and message not in accepted
+        assert window.accept(*message) is is_new
+        if is_new:
             accepted.append(message)
+            highest = max(highest, message[0])
+    assert not any(window.accept(*message) for message in accepted)
 
 
-@given(st.integers(-(2**62), 2**62), st.lists(st.integers(1, 3), max_size=400))
-def test_its_memory_is_limited(first: int, steps: list[int]) -> None:
-    window, reqnum = ReplayWindow(), first
-    for step in steps:
-        assert window.accept(reqnum, b"a")
-        reqnum += step
-    assert len(window) <= WINDOW + 1
+@given(FIRST, st.lists(st.tuples(DISTANCES, st.integers(1, 2 * WINDOW)), max_size=8))
+def test_it_remembers_no_reqnum_outside_the_window(first: int, runs: list[tuple[int, int]]) -> None:
+    window, accepted, highest = ReplayWindow(), {first}, first
+    assert window.accept(first, b"a")
+    for distance, count in runs:
+        for reqnum in range(highest + distance, highest + distance + count):
+            if window.accept(reqnum, b"a"):
+                accepted.add(reqnum)
+                highest = max(highest, reqnum)
+        assert len(window) == sum(reqnum >= highest - WINDOW for reqnum in accepted)
