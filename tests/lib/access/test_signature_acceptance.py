@@ -171,6 +171,7 @@ def test_what_is_not_base64_of_a_signature_is_invalid(signature: str) -> None:
         "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----\n",
         "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n"
         "-----END PUBLIC KEY-----\n",  # of Ed25519
+        "-----BEGIN PUBLIC KEY-----\nMAswBQYDKgMEAwIAAQ==\n-----END PUBLIC KEY-----\n",  # of no known kind
     ],
 )
 def test_a_text_without_an_rsa_key_is_a_value_error(pem: str) -> None:

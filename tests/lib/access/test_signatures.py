@@ -127,6 +127,15 @@ def test_a_full_message_is_accepted_once_with_any_other_fields() -> None:
     check(made, signed(cost=2.0))
 
 
+def test_a_message_may_be_used_again_where_once_is_not_required() -> None:
+    made, raw = signatures(), signed()
+    for _ in range(2):
+        made.check(raw, raw["reqnum"], once=False)
+    check(made, raw)  # what is checked without `once` isn't remembered either
+    made.check(raw, raw["reqnum"], once=False)
+    assert refusal(made, raw).startswith("replay")
+
+
 def test_a_reqnum_more_than_a_hundred_behind_is_refused() -> None:
     made = signatures()
     check(made, signed(reqnum=1000))
@@ -192,16 +201,36 @@ def test_a_text_without_a_key_is_refused_and_the_old_key_stays(text: str) -> Non
 
 def test_without_a_key_no_signature_is_valid() -> None:
     made = Signatures("auto", URL)
-    assert not made.has_key
+    assert (made.has_key, made.public_key) == (False, "")
     with pytest.raises(BadSignature):
         check(made, signed())
 
 
-@given(st.text(max_size=300) | st.binary(max_size=200).map(lambda b: base64.b64encode(b).decode()))
+def test_the_key_in_use_is_shown() -> None:
+    pem = Signer(engine_key()).public_key
+    made = Signatures("auto", URL)
+    made.use_key(pem)
+    assert (made.has_key, made.public_key) == (True, pem)
+
+
+@given(
+    st.text(max_size=300)
+    | st.binary(max_size=200).map(lambda b: base64.b64encode(b).decode())
+    | st.binary(min_size=128, max_size=128).map(lambda b: base64.b64encode(b).decode())
+)
 def test_no_other_text_is_a_valid_signature(text: str) -> None:
     raw = signed()
     if text != raw["signature"]:
         assert refusal(signatures(), {**raw, "signature": text}) == "the signature is invalid"
+
+
+@given(st.data(), st.text("!-_ \n\r\t=é\0", min_size=1, max_size=3))
+def test_a_signature_with_other_characters_in_it_is_invalid(data: st.DataObject, others: str) -> None:
+    raw = signed()
+    signature = raw["signature"]
+    position = data.draw(st.integers(0, len(signature)))
+    changed = signature[:position] + others + signature[position:]
+    assert refusal(signatures(), {**raw, "signature": changed}) == "the signature is invalid"
 
 
 TEXTS = st.text(max_size=20)
