@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lib.metrics import MAX_UNDELIVERED, MAX_WORKLOAD, Entry, Ledger, Outcome, Snapshot
 from lib.wire import FinishedRequest
+from tests.event_loop import run_event_loop_turns
 from tests.manual_clock import ManualClock
 
 LIMIT = 5
@@ -41,6 +43,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.open: list[Entry] = []
         self.report: Snapshot | None = None
         self.completions: tuple[tuple[FinishedRequest, ...], int] | None = None
+        self.sent: list[int] = []
         self.served = self.rejected = self.net = self.withdrawn = 0.0
         self.acknowledged_served = self.acknowledged_rejected = self.acknowledged_new = 0.0
         self.received = self.ended = 0
@@ -48,7 +51,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.highest_acknowledged_net = 0.0
         self.net_in_report = 0.0
         self.finished: list[tuple[int, str]] = []
-        self.delivered: list[tuple[int, str]] = []
+        self.undelivered: list[int] = []  # positions in `finished`
+        self.dropped = 0
 
     # Requests
 
@@ -98,9 +102,12 @@ class LedgerMachine(RuleBasedStateMachine):
         entry = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         if data.draw(st.booleans()):
             entry.start()
-        entry.set_outcome(outcome, without_work)
+        self.end(entry, outcome, without_work)
         if then is not None:  # only the first counts
             entry.set_outcome(then)
+
+    def end(self, entry: Entry, outcome: Outcome, without_work: bool = False) -> None:
+        entry.set_outcome(outcome, without_work)
         if outcome is Outcome.SERVED and not without_work:
             self.served += entry.workload
         elif outcome is Outcome.REJECTED:
@@ -114,7 +121,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert entry.outcome is outcome
         self.ended += 1
         if entry.request_idx is not None:
-            self.finished.append((entry.request_idx, outcome.status))
+            self.note_finished(entry.request_idx, outcome)
+
+    def note_finished(self, request_idx: int, outcome: Outcome) -> None:
+        self.undelivered.append(len(self.finished))
+        self.finished.append((request_idx, outcome.status))
+        if len(self.undelivered) > self.limit:
+            del self.undelivered[0]
+            self.dropped += 1
 
     # Reports
 
@@ -137,19 +151,50 @@ class LedgerMachine(RuleBasedStateMachine):
         self.acknowledged_new += report.new_load
         self.highest_acknowledged_net = max(self.highest_acknowledged_net, self.net_in_report)
 
+    # The steps above rarely come in such an order by themselves.
+
+    @precondition(lambda self: self.report is None)
+    @rule(
+        workload=WORKLOADS,
+        ends=st.lists(st.tuples(st.sampled_from(Outcome), st.booleans()), max_size=3),
+        acknowledged=st.booleans(),
+    )
+    def report_while_requests_end(
+        self, workload: int, ends: list[tuple[Outcome, bool]], acknowledged: bool
+    ) -> None:
+        self.arrive(workload, None)
+        self.send_report()
+        self.arrive(workload + 1, 1)
+        for outcome, without_work in ends:
+            if self.open:
+                self.end(self.open.pop(), outcome, without_work)
+        self.answer_report(acknowledged)
+
+    @precondition(lambda self: self.completions is None)
+    @rule(before=st.integers(1, LIMIT), during=st.integers(0, LIMIT + 2), acknowledged=st.booleans())
+    def deliver_while_requests_end(self, before: int, during: int, acknowledged: bool) -> None:
+        for number in range(before + during):
+            if number == before:
+                self.send_completions(LIMIT)
+            self.arrive_and_end_unaccepted(1, 100 + number, Outcome.REJECTED, False)
+        if self.completions is not None:
+            self.answer_completions(acknowledged)
+
     @precondition(lambda self: self.completions is None)
     @rule(limit=st.integers(1, LIMIT + 1))
     def send_completions(self, limit: int) -> None:
         self.completions = self.ledger.finished(limit)
+        self.sent = self.undelivered[:limit]
+        assert self.statuses(self.completions[0]) == [self.finished[position] for position in self.sent]
 
     @precondition(lambda self: self.completions is not None)
     @rule(acknowledged=st.booleans())
     def answer_completions(self, acknowledged: bool) -> None:
         assert self.completions is not None
-        (entries, mark), self.completions = self.completions, None
+        (_, mark), self.completions = self.completions, None
         if acknowledged:
             self.ledger.acknowledge_finished(mark)
-            self.delivered += [(e.request_idx, e.status) for e in entries]
+            self.undelivered = [position for position in self.undelivered if position not in self.sent]
 
     # Invariants
 
@@ -194,13 +239,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert 0 <= ledger.served_load <= ended - ledger.withdrawn_load
 
     @invariant()
-    def undelivered_entries_are_the_latest(self) -> None:
+    def what_is_neither_delivered_nor_dropped_is_kept(self) -> None:
         entries, _ = self.ledger.finished()
-        kept = [(e.request_idx, e.status) for e in entries]
-        assert len(kept) <= self.limit
-        assert kept == self.finished[len(self.finished) - len(kept) :]
-        assert len(set(self.delivered)) <= len(self.finished)
-        assert len(self.finished) - len(kept) <= len(self.delivered) + self.ledger.dropped_entries
+        assert self.statuses(entries) == [self.finished[position] for position in self.undelivered]
+        assert self.ledger.dropped_entries == self.dropped
+
+    @staticmethod
+    def statuses(entries: tuple[FinishedRequest, ...]) -> list[tuple[int, str]]:
+        return [(e.request_idx, e.status) for e in entries]
 
 
 TestLedger = LedgerMachine.TestCase
@@ -212,13 +258,48 @@ TestLedger.settings = settings(
 )
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_each_outcome_has_its_status_on_the_wire(outcome: Outcome) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "status", "success"),
+    [
+        (Outcome.SERVED, "Success", True),
+        (Outcome.ERRORED, "Error", False),
+        (Outcome.CANCELLED, "Cancelled", True),
+        (Outcome.REJECTED, "Rejected", False),
+    ],
+)
+def test_each_outcome_has_its_status_on_the_wire(outcome: Outcome, status: str, success: bool) -> None:
     ledger = Ledger(ManualClock())
     accepted(ledger, request_idx=1).set_outcome(outcome)
     assert dict(ledger.outcomes) == {outcome: 1}
     (finished,), _ = ledger.finished()
-    assert (finished.status, finished.success) == outcome.value
+    assert (finished.status, finished.success) == (status, success)
+
+
+def test_each_change_that_a_report_would_show_is_notified() -> None:
+    ledger, notes = Ledger(ManualClock()), list[int]()
+    ledger.listeners += [lambda: notes.append(1), lambda: notes.append(2)]
+    inside = ledger.open(counted=False)
+    inside.accept()
+    inside.set_outcome(Outcome.SERVED)
+    entry = ledger.open()
+    assert notes == []
+    entry.accept()
+    assert notes == [1, 2]
+    entry.set_outcome(Outcome.SERVED)
+    assert notes == [1, 2, 1, 2]
+
+
+def test_without_another_clock_times_are_those_of_the_system() -> None:
+    before = time.time()
+    entry = Ledger().open(1)
+    entry.accept()
+    assert before <= entry.entered_queue_at <= time.time()
+
+
+def test_a_request_whose_workload_is_not_known_yet_is_no_load() -> None:
+    ledger = Ledger(ManualClock())
+    ledger.open(1).accept()
+    assert (ledger.cur_load, ledger.accepted_load) == (0.0, 0.0)
 
 
 def test_only_the_first_outcome_counts() -> None:
@@ -286,7 +367,7 @@ def test_undelivered_requests_are_limited(caplog: pytest.LogCaptureFixture) -> N
     entries, _ = ledger.finished()
     assert [e.request_idx for e in entries] == list(range(2002, MAX_UNDELIVERED + 2002))
     assert ledger.dropped_entries == 2001
-    assert len(caplog.records) == 3  # the first, and each thousandth
+    assert [message.split()[0] for message in caplog.messages] == ["1", "1000", "2000"]
 
 
 def test_entries_dropped_during_a_delivery_are_not_removed_twice() -> None:
@@ -305,8 +386,12 @@ async def test_emptied_waits_for_the_last_request() -> None:
     ledger = Ledger(ManualClock())
     await ledger.emptied()
     entries = [accepted(ledger), accepted(ledger)]
-    waiting = asyncio.ensure_future(ledger.emptied())
-    for entry in entries:
-        assert not waiting.done()
-        entry.set_outcome(Outcome.SERVED)
-    await waiting
+    for _ in range(2):
+        waiting = asyncio.ensure_future(ledger.emptied())
+        for entry in entries:
+            await run_event_loop_turns()
+            assert not waiting.done()
+            entry.set_outcome(Outcome.SERVED)
+        await run_event_loop_turns()
+        assert waiting.done()
+        entries = [accepted(ledger)]  # it can be emptied again

@@ -92,7 +92,7 @@ class JournaledLedgerMachine(LedgerMachine):
     def kill_and_restart(self, torn: bytes) -> None:
         for entry in self.open:
             if entry.request_idx is not None:
-                self.finished.append((entry.request_idx, Outcome.ERRORED.status))
+                self.note_finished(entry.request_idx, Outcome.ERRORED)
         self.life.kill(torn)
         self.life = Life(self.folder / "journal")
         self.ledger = self.life.ledger
