@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from lib.data_types import JsonDataException
+from lib.data_types import ApiPayload, JsonDataException
 from lib.errors import Draining, Invalid, TooBusy
-from lib.request.lanes import Lanes
+from lib.request.lanes import Lane, Lanes, direct_routes, route_obstacle
 from lib.uploads import Upload
 from tests.fakes.plain_handler import PlainHandler
 from tests.manual_clock import ManualClock
@@ -27,6 +29,37 @@ class StrictHandler(PlainHandler):
         if "x" not in req_data["payload"]:
             raise JsonDataException({"payload": {"x": "missing parameter"}})
         return req_data
+
+
+class AnsweringHandler(PlainHandler):
+    async def generate_client_response(
+        self, client_request: web.Request, model_response: Any
+    ) -> web.StreamResponse:
+        return web.Response()
+
+
+class ScanningHandler(PlainHandler):
+    def scan_answer(self) -> Any:
+        return None
+
+
+class FormPayload(ApiPayload):
+    def generate_payload_multipart(self) -> Any:
+        return None
+
+
+class FormHandler(PlainHandler):
+    @classmethod
+    def payload_cls(cls) -> type[Any]:
+        return FormPayload
+
+
+async def one(_request: web.Request) -> web.StreamResponse:
+    return web.Response()
+
+
+async def other(_request: web.Request) -> web.StreamResponse:
+    return web.Response()
 
 
 def lanes(is_parallel: bool = False, max_wait_s: float | None = None, drain_s: float = 7.2) -> Lanes:
@@ -51,6 +84,11 @@ def test_the_concurrency_of_a_handler(
     made = lanes(is_parallel)
     handler = PlainHandler(**fields)
     assert made.concurrency_of(handler) == made.add(handler).queue.limit == expected
+
+
+def test_by_default_requests_are_sent_one_at_a_time_without_a_limit_on_waiting() -> None:
+    lane = Lanes(ManualClock(), lambda: 0.0).add(PlainHandler())
+    assert (lane.queue.limit, lane.max_wait_s) == (1, None)
 
 
 def test_handlers_that_are_not_parallel_share_a_queue() -> None:
@@ -196,3 +234,74 @@ def test_a_payload_is_read_from_its_envelope() -> None:
 def test_an_upload_is_read_as_one() -> None:
     upload = Upload(Path("/tmp/x"), "image/png", 5, {})
     assert lanes().add(UploadSizeHandler()).read_payload(upload, {}, None) == "5 bytes"
+
+
+def test_a_lane_counts_the_workload_of_its_payloads() -> None:
+    lane = lanes().add(PlainHandler())
+    assert lane.count_workload(SimpleNamespace(count_workload=lambda: 7)) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        (PlainHandler(), True),
+        (ScanningHandler(), False),
+        (PlainHandler(keepalive_s=1.0), False),
+        (ScanningHandler(keepalive_s=1.0), False),
+    ],
+)
+def test_answers_may_be_compressed_if_nothing_reads_or_precedes_them(
+    handler: PlainHandler, expected: bool
+) -> None:
+    assert lanes().add(handler).accepts_compressed_answers is expected
+
+
+# Which routes are served without aiohttp
+
+SLOWER: list[tuple[PlainHandler, str]] = [
+    (AnsweringHandler(), "the handler calls the model or makes the answer itself"),
+    (FormHandler(), "the payload may be sent as a form or an upload"),
+    (PlainHandler(keepalive_s=1.0), "keepalive_s is set"),
+    (PlainHandler(on_disconnect="finish"), "on_disconnect is 'finish'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("handler", "obstacle"), [(PlainHandler(), None), (ScanningHandler(), None), *SLOWER]
+)
+def test_a_handler_that_author_code_takes_part_in_is_served_by_aiohttp(
+    handler: PlainHandler, obstacle: str | None
+) -> None:
+    lane = lanes().add(handler)
+    assert lane.obstacle == obstacle
+    assert route_obstacle(web.post("/a", one), lane) == obstacle
+    assert direct_routes({one: lane}, [web.post("/a", one)]) == ({} if obstacle else {"/a": one})
+
+
+@pytest.mark.parametrize(
+    ("route", "obstacle"),
+    [
+        (web.post("/a", one), None),
+        (web.route("*", "/a", one), None),
+        (web.get("/a", one), "the method is not POST"),
+        (web.put("/a", one), "the method is not POST"),
+        (web.post("/a/{id}", one), "the path has parameters"),
+        (web.post("/a", other), "the function is a plain aiohttp handler"),
+    ],
+)
+def test_a_route_is_served_without_aiohttp_if_it_is_a_handlers_post(
+    route: web.RouteDef, obstacle: str | None
+) -> None:
+    served: dict[Any, Lane] = {one: lanes().add(PlainHandler())}
+    assert route_obstacle(route, served.get(route.handler)) == obstacle
+    assert direct_routes(served, [route]) == ({} if obstacle else {"/a": one})
+
+
+def test_of_two_routes_with_one_path_the_first_counts() -> None:
+    made = lanes()
+    served: dict[Any, Lane] = {one: made.add(PlainHandler()), other: made.add(PlainHandler())}
+    routes = [web.static("/files", "."), web.get("/a", other), web.post("/a", one), web.post("/a", other)]
+    assert direct_routes(served, [*routes, web.route("*", "/b", other), web.post("/b", one)]) == {
+        "/a": one,
+        "/b": other,
+    }
