@@ -19,7 +19,7 @@ from lib.errors import (
     TooBusy,
 )
 from lib.metrics import Ledger, Outcome
-from lib.request.verdict import Ending, Reply, Verdict, conclude, judge
+from lib.request.verdict import Ending, Phase, Reply, Verdict, conclude, judge
 from tests.manual_clock import ManualClock
 
 CANCELLED = asyncio.CancelledError()
@@ -64,6 +64,7 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
         (f"the model's {status}", Ending(status=status, started=True), Verdict(ERRORED, NONE, status))
         for status in (401, 403, 408, 424, 500, 503, 599)
     ),
+    ("the model's 399", Ending(status=399, started=True), Verdict(SERVED, NONE, 399)),
     ("the model's 429", Ending(status=429, started=True), Verdict(REJECTED, NONE, 429)),
     (
         "an author says that a 404 is served",
@@ -114,6 +115,7 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
     ("a bug after it left", Ending(error=BUG, client_left=True), Verdict(LEFT, ABORT, 499)),
     ("broken off after it left", Ending(error=CUT, client_left=True), Verdict(LEFT, ABORT, 499)),
     ("cancelled as it left", Ending(error=CANCELLED, client_left=True), raised(LEFT)),
+    ("cancelled as it left its work", Ending(error=CANCELLED, client_left=True, started=True), raised(LEFT)),
     (
         "cancelled as it left the queue, though its work would finish",
         Ending(error=CANCELLED, client_left=True, finishes=True),
@@ -141,6 +143,7 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
     # The worker stops.
     ("cancelled by the worker", Ending(error=CANCELLED, draining=True), raised(LEFT)),
     ("cut by the worker", Ending(error=CANCELLED, cut=True, draining=True), raised(ERRORED)),
+    ("cut without a drain", Ending(error=CANCELLED, cut=True), raised(ERRORED)),
     ("cut, and the client left", Ending(error=CANCELLED, cut=True, client_left=True), raised(ERRORED)),
     ("cut, found in writing", Ending(error=GONE, cut=True, client_left=True), Verdict(ERRORED, ABORT, 499)),
     ("a bug when all is cut", Ending(error=BUG, cut=True), unexpected(ERRORED, ERROR, 500)),
@@ -154,6 +157,10 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
 @pytest.mark.parametrize(("ending", "verdict"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
 def test_the_table(ending: Ending, verdict: Verdict) -> None:
     assert judge(ending) == verdict
+
+
+def test_a_worker_is_neither_draining_nor_cutting_off_until_it_says_so() -> None:
+    assert Phase() == Phase(draining=False, cut=False)
 
 
 ERRORS = (None, Invalid({}), BUSY, UNREACHABLE, CUT, GONE, BUG, CANCELLED, KeyboardInterrupt())
