@@ -229,8 +229,34 @@ JSON = st.recursive(
     max_leaves=10,
 )
 FIELDS = ["signature", "cost", "endpoint", "reqnum", "url", "request_idx", "other"]
-# Near misses: a good message with some of its fields replaced.
-MESSAGES = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4).map(lambda changes: {**AUTH, **changes})
+INT64 = st.integers(-(2**63) - 1, 2**63) | st.sampled_from([-(2**63) - 1, -(2**63), -1, 0, 2**63 - 1, 2**63])
+COSTS = st.floats(0) | st.integers(0) | st.sampled_from([-1, -0.0, 10**400, "1e400", "nan", " 2.50 "])
+
+
+def changed(near: dict[str, Any], far: dict[str, Any]) -> dict[str, Any]:
+    return {**AUTH, **near, **far}
+
+
+# Near misses: a good message with some of its fields changed, of which about half are good too.
+MESSAGES = st.builds(
+    changed,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "signature": st.text(max_size=8),
+            "cost": COSTS | COSTS.map(str),
+            "reqnum": INT64,
+            "url": st.text(max_size=8),
+            "request_idx": INT64 | st.none(),
+            "other": JSON,
+        },
+    ),
+    st.just(dict[str, Any]()) | st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=2),
+)
+ENVELOPES = st.fixed_dictionaries(
+    {"auth_data": MESSAGES, "payload": st.dictionaries(st.text(max_size=5), JSON, max_size=3) | JSON},
+    optional={"session_id": st.none() | st.text(max_size=3) | JSON, "other": JSON},
+)
 
 
 @given(MESSAGES | st.dictionaries(st.text(max_size=9), JSON, max_size=4))
@@ -253,7 +279,7 @@ def test_auth_data_is_read_exactly_or_refused(message: dict[str, Any]) -> None:
     assert auth.request_idx is None or 1 <= auth.request_idx < 2**63
 
 
-@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+@given(st.binary(max_size=200) | (JSON | ENVELOPES).map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_an_envelope_or_invalid(body: bytes) -> None:
     try:
         SealedEnvelope(body).open()
@@ -265,8 +291,9 @@ def test_any_body_is_an_envelope_or_invalid(body: bytes) -> None:
 def test_a_mutilated_envelope_is_an_envelope_or_invalid(data: st.DataObject) -> None:
     good = json.dumps({"auth_data": AUTH, "payload": {"a": [1, {"b": "ü"}]}}).encode()
     start = data.draw(st.integers(0, len(good)))
-    end = data.draw(st.integers(start, len(good)))
-    body = good[:start] + data.draw(st.binary(max_size=6)) + good[end:]
+    end = min(len(good), start + data.draw(st.sampled_from([0, 0, 0, 1, 2, len(good)])))
+    pieces = st.sampled_from([b" ", b"\n", b"0", b"a", b'"', b",", b"}", b"\\", b"\xc3"])
+    body = good[:start] + data.draw(pieces | st.binary(max_size=6)) + good[end:]
     try:
         SealedEnvelope(body).open()
     except Invalid as e:

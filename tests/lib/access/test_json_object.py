@@ -107,28 +107,36 @@ def forwarded_payload(body: bytes) -> bytes | None:
 
 # JSON as text, with all that a writer of JSON may do and some that it may not
 
-SPACES = st.sampled_from([""] * 12 + [" ", "\n", "\r\n\t ", "\x0b", "\xa0"])
+# What is not JSON is rare: a body consists of so many parts that it would be in nearly each of them.
+SPACES = st.sampled_from([""] * 280 + [" ", "\n", "\r\n\t "] * 20 + ["\x0b", "\xa0"])
 NUMBERS = st.one_of(
     st.integers().map(str),
     st.floats().map(json.dumps),
     st.sampled_from(["-0", "-0.0", "1e5", "1E+5", "1e400", "-1e400", "1e-400", "0e999", "1e999999999999"]),
     st.sampled_from(["18446744073709551615", "18446744073709551616", "-9223372036854775809", "1" * 400]),
-    st.sampled_from(["9" * 4300, "9" * 4301, "-" + "9" * 4300, "1" * 309 + ".5", "9007199254740993.0"]),
+    st.sampled_from(["9" * 4300, "-" + "9" * 4300, "1" * 309 + ".5", "9007199254740993.0"]),
     st.sampled_from(["123456789012345678901234567890.5", "2.2250738585072011e-308", "0." + "0" * 400 + "1"]),
-    st.sampled_from(["01", "1.", ".5", "+1", "-", "1_0", "0x1", "Infinity", "-Infinity", "NaN"]),
+    st.sampled_from(["Infinity", "-Infinity", "NaN"]),
 )
 STRINGS = st.one_of(
     st.text(max_size=5).map(json.dumps),
     st.text(st.characters(codec="utf-8"), max_size=5).map(lambda text: json.dumps(text, ensure_ascii=False)),
     st.sampled_from([r'"\ud800"', r'"\udc00\ud800"', r'"\ud83d\ude00"', r'"\u0000"', r'"\u0022:"']),
     st.sampled_from([r'"\":"', r'"{\"a\": 1}"', r'"\\"', r'"\\\":"', '":"', '":a"', '" :"', r'"a\u0022 :"']),
-    st.sampled_from(['"\t"', '"\x00"', '"\x7f"', r'"\/"', r'"\x"', r'"\u12"', '"']),
+    st.sampled_from(['"\x7f"', r'"\/"']),
 )
+NOT_JSON = st.sampled_from(
+    ["01", "1.", ".5", "+1", "-", "1_0", "0x1", "9" * 4301, "", "nul", "True"]
+) | st.sampled_from(['"\t"', '"\x00"', r'"\x"', r'"\u12"', '"'])
 KEYS = st.one_of(
     st.sampled_from(['"a"', '"b"', r'"\u0061"', r'"a\\"', r'"\""', r'"\":"', '":"', '""', '"é"', '"a" ']),
     STRINGS,
 )
-SCALARS = st.one_of(st.sampled_from(["true", "false", "null"]), NUMBERS, STRINGS)
+SCALARS = st.integers(0, 39).flatmap(
+    lambda number: (
+        NOT_JSON if number == 39 else st.sampled_from(["true", "false", "null"]) | NUMBERS | STRINGS
+    )
+)
 
 
 @st.composite

@@ -64,8 +64,16 @@ def test_a_coding_is_accepted_if_the_client_says_so(field: str, accepted: bool) 
     assert accepts_coding(field, "gzip") is accepted
 
 
+CODINGS = st.builds(
+    "{}{}".format,
+    st.sampled_from(["gzip", "GZip", "x-gzip", "br", "*", "identity", "", "gzipped"]),
+    st.sampled_from(["", ";q=0", ";q=0.5", " ; q=1", ";q=much", ";"]),
+)
+
+
 @given(
-    st.text(st.sampled_from("gzip*;q=,0. -") | st.characters(max_codepoint=255)),
+    st.lists(CODINGS, max_size=3).map(", ".join)
+    | st.text(st.sampled_from("gzip*;q=,0. -") | st.characters(max_codepoint=255)),
     st.sampled_from(["gzip", "br"]),
 )
 def test_only_a_header_that_names_the_coding_accepts_it(field: str, coding: str) -> None:

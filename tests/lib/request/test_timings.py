@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ def timing(total_s: float, outcome: Outcome = Outcome.SERVED, first_byte_s: floa
     return Timing("id", "POST", "/x", 200, outcome, 1.0, 0.0, first_byte_s, total_s, 0.0)
 
 
-@given(st.lists(st.floats(0, 1e6), max_size=50))
+# The durations on both sides of each bound too.
+DURATIONS = st.floats(0, 1e6) | st.sampled_from(
+    [value for bound in BOUNDS_S for value in (math.nextafter(bound, 0), bound, math.nextafter(bound, 1e9))]
+)
+
+
+@given(st.lists(DURATIONS, max_size=50))
 def test_a_histogram_counts_each_duration_once(durations: list[float]) -> None:
     histogram = Histogram()
     histogram.add(durations[:10])

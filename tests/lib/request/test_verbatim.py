@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from lib.request.verbatim import Verbatim
 
 CHARACTERS = st.characters(exclude_characters="\\")  # before a quote it makes a text uncertain
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(CHARACTERS, max_size=5)
+LEAVES = st.one_of(
+    st.sampled_from([None, True, False, 0, 1, 0.0, -0.0, 1.0, 2**53]),
+    st.integers() | st.floats(),
+    st.text(CHARACTERS, max_size=5),
+)
 KEYS = st.text(CHARACTERS, max_size=3)
 VALUES: st.SearchStrategy[Any] = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3)
@@ -42,17 +46,35 @@ def kept(content: dict[str, Any]) -> Verbatim:
     return verbatim
 
 
+def keys(place: Any) -> list[Any]:
+    return list(cast("dict[str, Any]", place)) if isinstance(place, dict) else list(range(len(place)))
+
+
+def lookalikes(value: Any) -> list[Any]:
+    """The values that Python takes for `value`, but JSON does not."""
+    if not isinstance(value, (bool, int, float)) or not -(2**53) <= value <= 2**53:
+        return []
+    others = (float(value), int(value), bool(value), -0.0, 0.0)
+    return [other for other in others if other == value and repr(other) != repr(value)]
+
+
 @given(content=OBJECTS, data=st.data())
 def test_no_change_in_place_is_missed(content: dict[str, Any], data: st.DataObject) -> None:
     verbatim, before = kept(content), written(content)
-    place = data.draw(st.sampled_from(places(content)))
-    value = data.draw(VALUES)
-    if isinstance(place, dict):
-        cast("dict[str, Any]", place)[data.draw(KEYS)] = value
-    elif place and data.draw(st.booleans()):
-        place[data.draw(st.integers(0, len(place) - 1))] = value
+    spots = [(place, key) for place in places(content) for key in keys(place)]
+    alike = [(place, key, other) for place, key in spots for other in lookalikes(place[key])]
+    kind = data.draw(st.sampled_from(["lookalike", "lookalike", "copy", "value", "member"]))
+    if kind == "lookalike" and alike:
+        place, key, place[key] = data.draw(st.sampled_from(alike))
+    elif kind != "member" and spots:
+        place, key = data.draw(st.sampled_from(spots))
+        place[key] = copy.deepcopy(place[key]) if kind == "copy" else data.draw(VALUES)
     else:
-        place.append(value)
+        place = data.draw(st.sampled_from(places(content)))
+        if isinstance(place, dict):
+            cast("dict[str, Any]", place)[data.draw(KEYS)] = data.draw(VALUES)
+        else:
+            place.append(data.draw(VALUES))
     if verbatim.says(content):
         assert written(content) == before
 

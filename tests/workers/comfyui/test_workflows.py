@@ -15,7 +15,12 @@ TEMPLATE = {
 }
 
 
-@given(st.text())
+@given(
+    st.text()
+    | st.lists(
+        st.sampled_from(["{{PROMPT}}", "{{", "}}", "SEED", "{{seed}}", "__RANDOM_INT__", '"', "\\", "a"])
+    ).map("".join)
+)
 @example('"}, "9": {"class_type": "Evil"}, "x": {"a": "')
 @example("line\nbreak \\ {{SEED}} {{PROMPT}} __RANDOM_INT__ ünïcödé 狐\ud800")
 def test_any_prompt_arrives_unchanged(prompt: str) -> None:

@@ -119,7 +119,28 @@ CLASSES = st.sampled_from(["KSampler", "KSamplerAdvanced", "SamplerCustom", "Emp
 NODES = st.fixed_dictionaries({"class_type": CLASSES, "inputs": st.dictionaries(NAMES, VALUES)})
 
 
-@given(st.dictionaries(st.sampled_from(["1", "2", "3"]), st.one_of(NODES, VALUES)))
+GRAPHS = st.dictionaries(st.sampled_from(["1", "2", "3"]), st.one_of(NODES, VALUES))
+# Graphs that have a work, at the bounds of their numbers or with a part replaced.
+SIZES = st.sampled_from([1, 8, 512, 768, 1024, 16384, 16385])
+
+
+def near_graph(steps: int, width: int, height: int, batch: int, others: dict[str, Any]) -> dict[str, Any]:
+    sampler = node("KSampler", steps=steps, latent_image=["2", 0])
+    size = node("EmptyLatentImage", width=width, height=height, batch_size=batch)
+    return {"1": sampler, "2": size, **others}
+
+
+NEAR_GRAPHS = st.builds(
+    near_graph,
+    st.integers(1, 200) | st.sampled_from([0, 10_000]),
+    SIZES,
+    st.sampled_from([64, 512, 1024]),
+    st.sampled_from([1, 1, 2, 4096, 0, 4097]),
+    st.just(dict[str, Any]()) | GRAPHS,
+)
+
+
+@given(GRAPHS | NEAR_GRAPHS)
 def test_any_graph_has_a_finite_work_or_none(graph: dict[str, Any]) -> None:
     work = graph_work(graph)
 

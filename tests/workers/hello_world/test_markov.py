@@ -46,7 +46,10 @@ def test_it_begins_a_sentence_if_no_word_is_known(prompt: str) -> None:
     assert {generate(TEXT, prompt, 1, seed)[0].strip() for seed in range(20)} == {"The"}
 
 
-@given(st.text(), st.integers())
+PROMPTS = st.lists(st.sampled_from([*FOLDED, "THE", "zebra", "!!!"]), max_size=6).map(" ".join)
+
+
+@given(st.text() | PROMPTS, st.integers())
 def test_every_three_generated_tokens_follow_each_other_in_the_text(prompt: str, seed: int) -> None:
     ring = FOLDED + FOLDED[:2]
     known = set(zip(ring, ring[1:], ring[2:], strict=False))

@@ -96,7 +96,9 @@ def test_invalid_base64_is_refused_when_decoded(text: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=300), st.sampled_from(["\n", "\r\n", " ", ""]))
+@given(
+    st.binary(max_size=300) | st.binary(min_size=58, max_size=300), st.sampled_from(["\n", "\r\n", " ", ""])
+)
 def test_any_content_is_decoded_with_or_without_white_space(content: bytes, between: str) -> None:
     encoded = base64.b64encode(content).decode()
     lines = between.join(encoded[i : i + 76] for i in range(0, len(encoded), 76))
@@ -124,8 +126,13 @@ def test_names_are_made_safe(name: str, safe: str) -> None:
     assert safe_basename(name) == safe
 
 
+NAMES = st.lists(
+    st.sampled_from(["a", ".", "..", " ", "/", "\\", '"', "\r\n", "ü", "x" * 60, ".mp3"]), max_size=8
+).map("".join)
+
+
 @settings(deadline=None)
-@given(st.text())
+@given(st.text() | NAMES)
 def test_any_name_is_made_safe(name: str) -> None:
     safe = safe_basename(name)
     assert not set(safe) & set('/\\"\r\n\0;:*?<>|')

@@ -68,7 +68,14 @@ def test_missing_inputs_and_wrong_parameters_are_named(parameters: Any) -> None:
     assert refused.value.message == {"inputs": "missing parameter", "parameters": "must be an object"}
 
 
-@given(json_values, json_values, json_values)
+@given(
+    st.text() | json_values,
+    st.fixed_dictionaries(
+        {}, optional={"max_new_tokens": st.integers(-1, MAX_TOKENS + 1) | json_values, "x": json_values}
+    )
+    | json_values,
+    st.booleans() | json_values,
+)
 def test_any_json_is_either_accepted_or_refused(inputs: Any, parameters: Any, stream: Any) -> None:
     message = {"inputs": inputs, "parameters": parameters, "stream": stream}
     wrong: dict[str, Any] = {}
