@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+from typing import Any, cast
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lib.model.readiness import MAX_ERROR_LENGTH, TIMELINE_LENGTH, Cause, Readiness, ReadySignal, State
 from tests.manual_clock import ManualClock
@@ -43,6 +47,42 @@ def test_ready_needs_every_signal_a_benchmark_and_the_key() -> None:
     assert here.max_perf == 5.0
 
 
+def test_what_is_missing_is_named() -> None:
+    here = readiness(ReadySignal.LOG, ReadySignal.HEALTH, needs_key=True)
+    assert (here.max_perf, here.benchmark_perf, here.measured) == (0.0, 0.0, False)
+    assert here.missing == ("health", "log", "benchmark", "key")
+    assert here.missing_signals == {ReadySignal.LOG, ReadySignal.HEALTH}
+    here.note_signal(ReadySignal.HEALTH, "answered")
+    assert here.missing == ("log", "benchmark", "key")
+    assert here.missing_signals == {ReadySignal.LOG}
+    here.set_max_perf(5.0, "measured")
+    assert (here.missing, here.measured) == (("log", "key"), True)
+    here.note_key()
+    here.note_signal(ReadySignal.LOG, "loaded")
+    assert here.missing == ()
+
+
+def test_a_moved_throughput_lasts_until_it_is_set() -> None:
+    here = ready()
+    here.move_max_perf(7.0)
+    assert (here.max_perf, here.benchmark_perf) == (7.0, 5.0)
+    here.set_max_perf(6.0, "measured")
+    assert (here.max_perf, here.benchmark_perf) == (6.0, 6.0)
+
+
+def test_errors_have_the_times_at_which_they_last_came() -> None:
+    clock = ManualClock()
+    here = ready(clock)
+    assert here.error_s() == here.error_s(Cause.LOG, Cause.HEALTH) == -math.inf
+    here.set_error(Cause.LOG, "CUDA error")
+    first_s = clock.monotonic()
+    clock.advance(1.0)
+    here.set_error(Cause.HEALTH, "timed out")
+    here.clear_error(Cause.LOG, "well again")
+    assert here.error_s(Cause.LOG) == first_s
+    assert here.error_s(Cause.LOG, Cause.HEALTH, Cause.AUTHOR) == first_s + 1.0
+
+
 def test_loadtime_counts_from_the_start_of_the_process_and_is_set_once() -> None:
     clock = ManualClock()
     here = Readiness([ReadySignal.LOG], False, clock, process_age_s=2.0)
@@ -58,7 +98,7 @@ def test_loadtime_counts_from_the_start_of_the_process_and_is_set_once() -> None
     assert here.loadtime_s == 9.0
 
 
-@pytest.mark.parametrize("cause", [Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK])
+@pytest.mark.parametrize("cause", [Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK, Cause.PROBE])
 def test_a_new_loaded_line_clears_these_errors(cause: Cause) -> None:
     here = ready()
     here.set_error(cause, "broken")
@@ -67,7 +107,7 @@ def test_a_new_loaded_line_clears_these_errors(cause: Cause) -> None:
     assert (here.state, here.error_msg) == (State.READY, "")
 
 
-@pytest.mark.parametrize("cause", [Cause.HEALTH, Cause.WORKER])
+@pytest.mark.parametrize("cause", [Cause.HEALTH, Cause.CONNECTION, Cause.WORKER])
 def test_a_new_loaded_line_does_not_clear_these_errors(cause: Cause) -> None:
     here = ready()
     here.set_error(cause, "broken")
@@ -173,5 +213,81 @@ def test_the_error_of_a_gpu_stays_and_comes_first() -> None:
     here.set_max_perf(7.0, "measured")
     assert (here.state, here.error_msg) == (State.ERRORED, "GPU 0 is gone")
     assert changes == [("GPU 0 is gone", False)]
+
+
+# Any sequence of events, compared with a state computed anew from all of them
+
+STEPS: st.SearchStrategy[tuple[str, Any]] = st.one_of(
+    st.tuples(st.just("signal"), st.sampled_from(ReadySignal)),
+    st.tuples(st.sampled_from(["key", "perf", "perf"]), st.just(None)),
+    st.tuples(st.just("set"), st.tuples(st.sampled_from(Cause), st.sampled_from("ab"))),
+    *[st.tuples(st.just("clear"), st.sampled_from([c for c in Cause if c is not Cause.GPU]))] * 2,
+)
+
+
+class ReadinessModel:
+    """Plain facts, from which the state and the error follow."""
+
+    def __init__(self, signals: set[ReadySignal], needs_key: bool) -> None:
+        self.missing, self.needs_key, self.measured = signals, needs_key, False
+        self.errors: list[tuple[Cause, str]] = []
+
+    def play(self, kind: str, what: Any) -> None:
+        ended: set[Cause] = set()
+        if kind == "signal":
+            self.missing = self.missing - {what}
+            if what == ReadySignal.LOG:
+                ended = {Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK, Cause.PROBE}
+        elif kind == "key":
+            self.needs_key = False
+        elif kind == "perf":
+            self.measured, ended = True, {Cause.BENCHMARK}
+        else:
+            ended = {what} if kind == "clear" else {what[0]}
+        self.errors = [error for error in self.errors if error[0] not in ended]
+        if kind == "set":
+            self.errors.append(cast("tuple[Cause, str]", what))
+
+    @property
+    def seen(self) -> tuple[State, str]:
+        if self.errors:
+            return State.ERRORED, dict(self.errors).get(Cause.GPU, self.errors[-1][1])
+        if self.missing or (self.measured and self.needs_key):
+            return State.LOADING, ""
+        return (State.READY if self.measured else State.BENCHMARKING), ""
+
+
+def play(here: Readiness, kind: str, what: Any) -> None:
+    if kind == "signal":
+        here.note_signal(what, "signal")
+    elif kind == "key":
+        here.note_key()
+    elif kind == "perf":
+        here.set_max_perf(1.0, "measured")
+    elif kind == "set":
+        here.set_error(*what)
+    else:
+        here.clear_error(what, "well again")
+
+
+@given(
+    st.sets(st.sampled_from(ReadySignal), min_size=1),
+    st.booleans(),
+    st.lists(STEPS, max_size=40) | st.lists(STEPS, min_size=12, max_size=40),
+)
+def test_the_state_follows_from_all_that_has_come(
+    signals: set[ReadySignal], needs_key: bool, steps: list[tuple[str, Any]]
+) -> None:
+    here, model = readiness(*signals, needs_key=needs_key), ReadinessModel(signals, needs_key)
+    changes, before = changes_of(here), (here.state, here.error_msg)
+    for kind, what in steps:
+        play(here, kind, what)
+        model.play(kind, what)
+        now = (here.state, here.error_msg)
+        assert now == model.seen
+        assert all(here.has_error(cause) == (cause in dict(model.errors)) for cause in Cause)
+        assert changes == ([] if now == before else [(now[1], now[0] is not before[0])])
+        changes.clear()
+        before = now
     here.drain()
     assert here.state is State.DRAINING
