@@ -18,8 +18,10 @@ from lib.model.failure_row import LENGTH, FailureRow
 from lib.model.readiness import ReadySignal, State
 from lib.runtime.clock import Clock, sleep
 from lib.runtime.settings import Settings
+from tests.event_loop import run_event_loop_turns
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import Setup, build
+from tests.guard import GUARD_S
 from tests.virtual_time import in_virtual_time
 
 NONE = Settings(container_id=1, public_url="http://127.0.0.1:3000", engine="none")
@@ -34,6 +36,7 @@ LATE = ModelTimedOut("the model server took too long")
         pytest.param([500, LATE, 502, LATE, 504], 5, id="both"),
         pytest.param([500, 500, 500, 500, 200], 0, id="a success"),
         pytest.param([500, 500, 404, 500], 1, id="a refusal of the model server's"),
+        pytest.param([500, 500, 499], 0, id="the highest status below 500"),
         pytest.param([500, ClientGone(), asyncio.CancelledError(), 500], 2, id="clients that leave"),
         pytest.param([500, ModelDown("m:1"), 500], 2, id="one that was not tried"),
         pytest.param([500, RuntimeError("author"), 500], 1, id="an author's exception"),
@@ -49,6 +52,24 @@ def test_ends_of_requests(ends: Sequence[int | BaseException], count: int) -> No
         else:
             row.note_error(end)
     assert row.count == count
+
+
+async def test_a_row_that_was_full_begins_anew() -> None:
+    row = FailureRow()
+    assert (row.count, row.last_status) == (0, 0)
+    for status in range(500, 500 + LENGTH):
+        row.note_status(status)
+    with anyio.fail_after(GUARD_S):
+        await row.full()
+    assert (row.count, row.last_status) == (0, 500 + LENGTH - 1)
+    for _ in range(LENGTH - 1):
+        row.note_status(503)
+    waiting = asyncio.ensure_future(row.full())
+    await run_event_loop_turns()
+    assert not waiting.done()
+    row.note_status(503)
+    await run_event_loop_turns()
+    assert waiting.done()
 
 
 @dataclass

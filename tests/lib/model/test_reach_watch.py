@@ -17,7 +17,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from lib.errors import ModelDown
 from lib.model.connection import ModelServer
 from lib.model.reach import Reach, reason_of
-from lib.model.reach_watch import ReachWatch
+from lib.model.reach_watch import CHECK_LIMIT_S, ReachWatch
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
 from lib.model.watch import HealthWatch
 from lib.runtime.clock import Clock, sleep
@@ -58,6 +58,11 @@ Ending = BaseException | str | None
             [(0, REFUSED), (0.3, "success"), (0.6, REFUSED), (1.1, RESET)],
             "it resets connections",
             id="a success before two",
+        ),
+        pytest.param(
+            [(0, REFUSED), (0.5, REFUSED), (1.0, RESET)],
+            "it refuses connections",
+            id="the first reason stays",
         ),
         pytest.param([(0, RESET), (0.5, None)], "it closes connections without an answer", id="closed"),
         pytest.param([(0, BUSY), (0.5, BUSY), (1.0, BUSY)], "", id="connecting took too long"),
@@ -105,6 +110,17 @@ def test_a_success_clears_no_other_error() -> None:
     reach.note_failure(HOST, PORT, REFUSED)
     readiness.set_error(Cause.LOG, "CUDA error")
     reach.note_success(HOST, PORT)
+    assert readiness.error_msg == "CUDA error"
+
+
+def test_a_later_failure_does_not_put_the_error_in_front_of_a_newer_one() -> None:
+    clock = ManualClock()
+    reach, readiness = watched(clock)
+    for _ in range(2):
+        reach.note_failure(HOST, PORT, REFUSED)
+        clock.jump(0.5)
+    readiness.set_error(Cause.LOG, "CUDA error")
+    reach.note_failure(HOST, PORT, REFUSED)
     assert readiness.error_msg == "CUDA error"
 
 
@@ -239,6 +255,11 @@ def test_a_server_that_is_back_but_not_well_yet_stays_an_error() -> None:
         await here.model.start()
         await sleep(here.clock, 5.0)
         assert here.is_errored
+        assert 9 <= here.model.health_checks <= 10
+        for _ in range(3):  # a call is let through after each check
+            with here.server.reach.attempt(here.server.reach.host, here.server.reach.port):
+                pass
+            await sleep(here.clock, LOOKED_WITHIN_S)
         here.model.health_status = 200
         await sleep(here.clock, LOOKED_WITHIN_S)
         assert here.readiness.error_msg == ""  # as without a load rule: a restart ends the log's errors too
@@ -252,5 +273,54 @@ def test_an_answer_of_any_status_shows_that_a_suspected_server_takes_connections
         for _ in range(10):
             await here.fail(0.6)
             assert not here.is_errored
+
+    scenario(steps, "/health")
+
+
+def test_a_suspected_server_is_checked_five_times_a_second() -> None:
+    async def steps(here: Checked) -> None:
+        for _ in range(20):
+            await here.fail(0.1)
+        assert 10 <= here.model.health_checks <= 11
+
+    scenario(steps, "/health")
+
+
+@pytest.mark.parametrize(
+    ("status", "ends"),
+    [(200, True), (299, True), (300, False), (404, True), (405, True), (501, True), (500, False)],
+)
+def test_an_error_ends_with_a_good_answer_or_one_of_a_server_without_a_check(status: int, ends: bool) -> None:
+    async def steps(here: Checked) -> None:
+        await here.model.stop()
+        await here.fail(1.0)
+        assert here.is_errored
+        here.model.health_status = status
+        await here.model.start()
+        await sleep(here.clock, LOOKED_WITHIN_S)
+        assert here.is_errored is not ends
+
+    scenario(steps, "/health")
+
+
+def test_a_server_that_is_not_well_clears_no_error_of_the_health_check() -> None:
+    async def steps(here: Checked) -> None:
+        here.readiness.set_error(Cause.HEALTH, "health check answered 503")
+        here.model.health_status = 503
+        await here.fail(1.0)
+        assert here.readiness.error_msg == "health check answered 503"
+
+    scenario(steps, "/health")
+
+
+def test_a_check_that_gets_no_answer_is_made_anew() -> None:
+    async def steps(here: Checked) -> None:
+        here.model.health_stalls = True
+        await here.fail(CHECK_LIMIT_S + 1.0)
+        assert here.model.health_checks == 2
+        assert (here.is_errored, here.server.reach.is_suspect) == (False, True)
+        here.model.health_stalls = False
+        await sleep(here.clock, CHECK_LIMIT_S)
+        assert not here.server.reach.is_suspect
 
     scenario(steps, "/health")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -195,6 +196,48 @@ async def test_the_file_is_followed_from_its_beginning(tmp_path: Path) -> None:
             here.clock.advance(POLL_INTERVAL_S)
             await here.until(State.READY)
             tasks.cancel_scope.cancel()
+
+
+async def test_a_log_that_begins_anew_is_noticed_with_its_next_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.log"
+    path.write_text("one\n")
+    async with monitored(ReadySignal.LOG) as here, watched(here, path) as watch:
+        assert (watch.trouble, watch.awaiting_connection) == (None, False)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch.follow)
+            await next_poll(here)
+            assert (watch.last_line, watch.began_s, watch.trouble) == ("one", -math.inf, None)
+            path.write_text("again\n")
+            await next_poll(here)
+            began_s = here.clock.monotonic()
+            await next_poll(here)
+            with path.open("a") as f:
+                f.write("more\n")
+            await next_poll(here)
+            assert (watch.last_line, watch.began_s) == ("more", began_s)
+            path.unlink()
+            await next_poll(here)
+            assert watch.trouble == "does not exist"
+            tasks.cancel_scope.cancel()
+
+
+async def next_poll(here: Monitored) -> None:
+    """Let the time of one poll pass; return after the poll."""
+    await here.clock.wait_for_timer(POLL_INTERVAL_S)
+    here.clock.advance(POLL_INTERVAL_S)
+    await here.clock.wait_for_timer(POLL_INTERVAL_S)
+
+
+async def test_a_loaded_line_awaits_a_connection(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
+        await here.model.stop()
+        watch.on_line(LOADED)
+        await here.clock.wait_for_timer(CONNECT_INTERVAL_S)
+        assert watch.awaiting_connection
+        await here.model.start()
+        here.clock.advance(CONNECT_INTERVAL_S)
+        await here.until(State.READY)
+        assert not watch.awaiting_connection
 
 
 async def test_a_wrong_path_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
