@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lib.model.log_tail import LINGER_POLLS, MAX_LINE_BYTES, POLL_BYTES, LogTail
+from lib.model.log_tail import LINES_PER_TURN, LINGER_POLLS, MAX_LINE_BYTES, POLL_BYTES, LogTail
 from tests.manual_clock import ManualClock
 
 
@@ -39,7 +39,9 @@ def rotate(path: Path) -> Path:
 def test_a_file_is_read_from_its_beginning_once_it_exists(path: Path) -> None:
     tail = LogTail(path)
     assert tail.poll() == []
-    assert tail.trouble == "does not exist"
+    assert (tail.trouble, tail.behind) == ("does not exist", False)
+    path.touch()
+    assert (tail.poll(), tail.trouble) == ([], None)
     append(path, b"one\ntwo\n")
     assert tail.poll() == ["one", "two"]
     assert tail.poll() == []
@@ -74,6 +76,19 @@ def test_bytes_that_are_written_one_at_a_time_make_whole_lines(path: Path, end: 
 def test_a_progress_bar_is_a_line_each_time_it_moves(path: Path) -> None:
     append(path, b"10%\r20%\r30%\ndone\r\n\r\n")
     assert LogTail(path).poll() == ["10%", "20%", "30%", "done", ""]
+
+
+def test_empty_lines_at_the_beginning_are_lines(path: Path) -> None:
+    append(path, b"\n\none\n")
+    assert LogTail(path).poll() == ["", "", "one"]
+
+
+def test_bytes_that_are_all_zero_are_skipped(path: Path) -> None:
+    tail = LogTail(path)
+    append(path, bytes(10))
+    assert tail.poll() == []
+    append(path, bytes(10) + b"one\n")
+    assert tail.poll() == ["one"]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +152,22 @@ def test_a_file_renamed_back_is_not_read_twice(path: Path) -> None:
     assert tail.poll() == ["three"]
 
 
+def test_a_file_renamed_back_and_rotated_again_is_read_as_long_as_any_other(path: Path) -> None:
+    append(path, b"one\n")
+    tail = LogTail(path)
+    assert tail.poll() == ["one"]
+    rotated = rotate(path)
+    for _ in range(LINGER_POLLS - 1):
+        assert tail.poll() == []
+    rotated.rename(path)
+    assert tail.poll() == []
+    rotate(path)
+    for _ in range(LINGER_POLLS - 1):
+        assert tail.poll() == []
+    append(rotated, b"two\n")
+    assert tail.poll() == ["two"]
+
+
 def test_a_deleted_file_is_read_further_and_so_is_the_next(path: Path) -> None:
     append(path, b"one\n")
     tail = LogTail(path)
@@ -183,6 +214,16 @@ def test_truncation_is_noticed_when_only_the_bytes_before_the_offset_differ(path
     assert tail.poll() == [(banner + b"new").decode(), "more"]
 
 
+def test_truncation_is_noticed_when_only_the_first_bytes_differ(path: Path) -> None:
+    same = b"=" * 3000 + b"\n"
+    append(path, b"old\n" + same)
+    tail = LogTail(path)
+    assert len(tail.poll()) == 2
+    os.truncate(path, 0)
+    append(path, b"new\n" + same + b"more\n")
+    assert tail.poll() == ["new", same.decode().strip(), "more"]
+
+
 def test_a_line_cut_by_truncation_continues_after_it(path: Path) -> None:
     append(path, b"one\nthe model is lo")
     tail = LogTail(path)
@@ -216,6 +257,34 @@ def test_a_long_line_without_an_end_is_returned_in_pieces_of_whole_characters(pa
     assert after == "next"
     assert "".join([*pieces, *rest]) == text
     assert all(len(piece.encode()) <= MAX_LINE_BYTES for piece in pieces + rest)
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_a_long_line_is_never_cut_within_a_character(path: Path, before: int) -> None:
+    line = "x" * before + "😀" * (MAX_LINE_BYTES // 4 + 10)
+    append(path, f"{line}\n".encode())
+    pieces = LogTail(path).poll()
+    assert "".join(pieces) == line
+    assert len(pieces) == 2
+
+
+def test_a_line_of_the_greatest_length_is_not_cut(path: Path) -> None:
+    append(path, b"x" * MAX_LINE_BYTES + b"\n" + b"y" * (MAX_LINE_BYTES + 1) + b"\n")
+    assert list(map(len, LogTail(path).poll())) == [MAX_LINE_BYTES, MAX_LINE_BYTES, 1]
+
+
+def test_a_long_line_that_is_no_utf_8_is_cut_at_about_the_limit(path: Path) -> None:
+    line = b"\x80" * (MAX_LINE_BYTES + 10)
+    append(path, line + b"\n")
+    first, rest = LogTail(path).poll()
+    assert first + rest == line.decode("latin-1")
+    assert MAX_LINE_BYTES - 3 <= len(first) <= MAX_LINE_BYTES
+
+
+def test_a_file_that_can_t_be_read_is_reported() -> None:
+    tail = LogTail(Path("/proc/self/mem"))  # its first page is never mapped
+    assert (tail.poll(), tail.trouble) == ([], "can't be read: Input/output error")
+    tail.close()
 
 
 def test_a_large_old_log_takes_several_polls(path: Path) -> None:
@@ -285,6 +354,17 @@ async def polls(clock: ManualClock, seconds: float) -> None:
         await clock.wait_for_timers()
 
 
+async def test_a_log_that_can_be_read_from_the_start_is_not_mentioned(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lib.model.log_tail")
+    append(path, b"")
+    clock = ManualClock()
+    async with following(LogTail(path), clock, []):
+        await polls(clock, 20)
+    assert caplog.messages == []
+
+
 async def test_follow_passes_lines_on_as_they_arrive_and_closes_when_cancelled(path: Path) -> None:
     clock, lines = ManualClock(), list[str]()
     async with following(LogTail(path), clock, lines):
@@ -306,6 +386,17 @@ async def test_follow_does_not_pause_before_the_end_of_the_log(path: Path) -> No
     async with following(LogTail(path), clock, lines):
         await clock.wait_for_timers()
         assert len(lines) == count
+
+
+async def test_other_tasks_run_between_the_lines_of_a_poll(path: Path) -> None:
+    count = 3 * LINES_PER_TURN
+    append(path, b"x\n" * count)
+    clock, lines, seen = ManualClock(), list[str](), set[int]()
+    async with following(LogTail(path), clock, lines):
+        while len(lines) < count:
+            await asyncio.sleep(0)
+            seen.add(len(lines))
+    assert {LINES_PER_TURN, 2 * LINES_PER_TURN} <= seen
 
 
 async def test_a_file_that_does_not_appear_causes_a_warning_now_and_then(
