@@ -66,6 +66,7 @@ class Dripping(web.StreamResponse):
 
 @dataclass
 class RunningKey:
+    http: aiohttp.ClientSession
     key: EngineKey
     use: Callable[[str], None]
     clock: ManualClock
@@ -95,7 +96,7 @@ async def running_key(*servers: KeyServer) -> AsyncGenerator[RunningKey, None]:
             key = EngineKey(http, [s.url for s in servers], clock)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(key.refetch_on_request, use)
-                yield RunningKey(key, use, clock, found)
+                yield RunningKey(http, key, use, clock, found)
                 tasks.cancel_scope.cancel()
         finally:
             for runner in runners:
@@ -106,6 +107,7 @@ async def running_key(*servers: KeyServer) -> AsyncGenerator[RunningKey, None]:
     "bad",
     [
         text("no", 500),
+        text(PEM.replace("abc", "of an error"), 500),
         text("<html>not a key</html>"),
         text(b"\xff\xfe"),
         text("-----BEGIN" + "x" * MAX_KEY_BYTES),
@@ -127,6 +129,38 @@ async def test_it_is_fetched_with_retries() -> None:
             assert server.requests == tries
             running.clock.advance(LAST_RETRY_S)
     assert running.found == [PEM]
+
+
+async def test_retries_have_growing_delays() -> None:
+    server = KeyServer([text("no", 503)])
+    async with running_key(server) as running, anyio.create_task_group() as tasks:
+        tasks.start_soon(running.key.fetch, running.use)
+        for tries, most_s in enumerate((0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0), start=1):
+            await running.clock.wait_for_timer(LAST_RETRY_S)
+            running.clock.advance(most_s / 2 - 0.01)
+            assert (server.requests, running.clock.pending) == (tries, 1)
+            running.clock.advance(most_s / 2 + 0.01)
+        tasks.cancel_scope.cancel()
+
+
+async def test_the_key_is_followed_through_a_rotation() -> None:
+    rotated = PEM.replace("abc", "def")
+    server = KeyServer([text("no", 503), text(PEM), text(rotated)])
+    async with running_key(server) as running, anyio.create_task_group() as tasks:
+        key = EngineKey(running.http, [server.url], running.clock)
+        tasks.start_soon(key.follow, running.use)
+        await running.clock.wait_for_timer(LAST_RETRY_S)
+        running.clock.advance(LAST_RETRY_S)
+        await key.refetch()
+        tasks.cancel_scope.cancel()
+    assert running.found == [PEM, rotated]
+
+
+async def test_a_key_of_the_greatest_size_is_accepted() -> None:
+    largest = PEM + " " * (MAX_KEY_BYTES - len(PEM))
+    async with running_key(KeyServer([text(largest)])) as running:
+        await running.key.fetch(running.use)
+    assert running.found == [largest]
 
 
 async def test_a_key_may_arrive_byte_by_byte() -> None:
