@@ -260,11 +260,11 @@ async def test_a_wrong_path_is_logged(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 @asynccontextmanager
-async def checked(here: Monitored, clears_all: bool = False) -> AsyncGenerator[None, None]:
+async def checked(here: Monitored, clears_all: bool = False) -> AsyncGenerator[HealthWatch, None]:
     watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch.follow)
-        yield
+        yield watch
         tasks.cancel_scope.cancel()
 
 
@@ -368,6 +368,62 @@ async def test_a_server_without_a_health_check_is_not_checked_again(
     assert [r.getMessage() for r in caplog.records if "no health check" in r.getMessage()] == [
         f"the model server has no health check at {here.model.url}/health ({status}): not checked again"
     ]
+
+
+async def test_the_findings_of_the_checks_are_kept() -> None:
+    async with monitored(ReadySignal.HEALTH) as here:
+        watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
+        assert (watch.url, watch.host, watch.port) == (
+            f"{here.model.url}/health",
+            "127.0.0.1",
+            here.server.reach.port,
+        )
+        assert (watch.checks, watch.last_problem, watch.well_since_s) == (0, "", None)
+    async with monitored(ReadySignal.HEALTH) as here, checked(here) as watch:
+        await here.until(State.READY)
+        await check_ended(here)
+        well_since_s = here.clock.monotonic()
+        assert (watch.checks, watch.last_problem, watch.well_since_s) == (1, "", well_since_s)
+        await next_check(here)
+        assert (watch.checks, watch.last_problem, watch.well_since_s) == (2, "", well_since_s)
+        here.model.health_status = 500
+        await next_check(here)
+        assert (watch.checks, watch.last_problem) == (3, "health check answered 500")
+        assert watch.well_since_s is None
+
+
+async def test_after_failures_checks_are_frequent_until_one_succeeds() -> None:
+    async with monitored(ReadySignal.HEALTH) as here, checked(here) as watch:
+        await here.until(State.READY)
+        await check_ended(here)
+        here.model.health_status = 500
+        for _ in range(FAILURES_UNTIL_ERROR):
+            await next_check(here)
+        assert here.readiness.has_error(Cause.HEALTH)
+        here.model.health_status = 300
+        for checks in (watch.checks + 1, watch.checks + 2):
+            here.clock.advance(HEALTH_INTERVAL_LOADING_S)
+            await here.model.until(lambda checks=checks: here.model.health_checks == checks)
+            await check_ended(here)
+        assert here.readiness.has_error(Cause.HEALTH)
+        here.model.health_status = 299
+        here.clock.advance(HEALTH_INTERVAL_LOADING_S)
+        await here.until(State.READY)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_success_clears_errors_of_the_log_only_after_a_loss(is_lost: bool) -> None:
+    async with monitored() as here:
+        watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=True)
+        for cause in (Cause.LOG, Cause.AUTHOR):
+            here.readiness.set_error(cause, "broken")
+        if is_lost:
+            watch.note_lost()
+        watch.note_success()
+        assert here.readiness.error_msg == ("" if is_lost else "broken")
+        here.readiness.set_error(Cause.AUTHOR, "broken again")
+        watch.note_success()
+        assert here.readiness.error_msg == "broken again"
 
 
 async def test_failed_checks_before_the_benchmark_ends_are_no_error() -> None:

@@ -67,6 +67,7 @@ async def test_a_session_is_load_from_its_creation_to_its_end() -> None:
     assert worker.life.workload_of(session) == 0.0
     (finished,), _ = worker.ledger.finished()
     assert (finished.request_idx, finished.status) == (7, "Success")
+    assert finished.work_started_at == finished.entered_queue_at == worker.clock.wall()
 
 
 async def test_an_expired_session_is_served() -> None:
