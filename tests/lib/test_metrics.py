@@ -382,6 +382,34 @@ def test_entries_dropped_during_a_delivery_are_not_removed_twice() -> None:
     assert [e.request_idx for e in entries] == [4, 5]
 
 
+def test_a_mark_that_is_acknowledged_again_removes_nothing() -> None:
+    ledger = Ledger(ManualClock())
+    for number in (1, 2, 3):
+        accepted(ledger, request_idx=number).set_outcome(Outcome.SERVED)
+    _, first = ledger.finished(1)
+    _, third = ledger.finished()
+    for mark in (third, third):
+        ledger.acknowledge_finished(mark)
+        assert ledger.finished()[0] == ()
+    for number in (4, 5, 6):
+        accepted(ledger, request_idx=number).set_outcome(Outcome.SERVED)
+    _, fourth = ledger.finished(1)
+    for mark in (third, first, fourth, fourth):
+        ledger.acknowledge_finished(mark)
+    assert [e.request_idx for e in ledger.finished()[0]] == [5, 6]
+
+
+def test_a_request_is_accepted_once_and_not_after_its_end() -> None:
+    ledger = Ledger(ManualClock())
+    entry = accepted(ledger, 5.0)
+    entry.accept()
+    assert (ledger.received, ledger.cur_load, ledger.in_flight) == (1, 5.0, 1)
+    refused = ledger.open()
+    refused.set_outcome(Outcome.REJECTED)
+    refused.accept()
+    assert (ledger.received, ledger.cur_load, ledger.in_flight) == (1, 5.0, 1)
+
+
 async def test_emptied_waits_for_the_last_request() -> None:
     ledger = Ledger(ManualClock())
     await ledger.emptied()
