@@ -11,7 +11,7 @@ import aiohttp
 import anyio
 from Crypto.PublicKey import RSA
 
-from lib.engine.reports import IDLE_INTERVAL_S, Capacity, Reporter, WorkerIdentity
+from lib.engine.reports import IDLE_INTERVAL_S, LAST_RETRY_S, Capacity, Reporter, WorkerIdentity
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.metrics import Entry, Ledger, Outcome
@@ -77,6 +77,13 @@ class ReportingWorker:
                 await self.clock.wait_for_timer(IDLE_INTERVAL_S)
                 await anyio.lowlevel.checkpoint()
         await self.idle()
+
+    async def completions_tried(self, count: int) -> None:
+        """Return once `count` deliveries of finished requests were tried, and the reporter waits to retry."""
+        with anyio.fail_after(GUARD_S):
+            while self.reporter.attempts["/delete_requests/"][1] < count:
+                await anyio.lowlevel.checkpoint()
+        await self.clock.wait_for_timer(LAST_RETRY_S)
 
     def delivered_loads(self, engine: int = 0) -> tuple[float, float, float]:
         """The sums of `new_load`, `rej_load` and `cur_perf` that an engine received."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator
@@ -26,6 +27,8 @@ from lib.engine.reports import (
 )
 from lib.local.faults import Fault
 from lib.metrics import MAX_UNDELIVERED, Outcome
+from tests.event_loop import run_event_loop_turns
+from tests.guard import GUARD_S
 from tests.lib.engine.reporting import WORKER_ID, reporting_worker
 from tests.manual_clock import ManualClock
 
@@ -205,6 +208,43 @@ async def test_errors_and_recoveries_are_reported_after_the_engine_was_down() ->
         assert [m.error_msg for m in worker.messages()] == ["", "CUDA error", "", "health check failed", ""]
 
 
+async def test_of_errors_in_a_row_the_first_and_the_latest_are_reported() -> None:
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(drop=True)
+        for error_msg in (
+            "first",
+            "second",
+            "third",
+            "",
+            "fourth",
+            "fifth",
+            "sixth",
+            "",
+            "seventh",
+            "eighth",
+        ):
+            worker.reporter.state_changed(error_msg)
+        await worker.tried(2)
+        worker.engine.faults.clear()
+        worker.clock.advance(LAST_RETRY_S)
+        await worker.reported(9)
+        reported = ["first", "third", "", "fourth", "sixth", "", "seventh", "eighth"]
+        assert [m.error_msg for m in worker.messages()[1:]] == reported
+
+
+async def test_after_an_event_s_report_the_next_comes_with_the_next_event() -> None:
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.serve(1.0)
+        worker.clock.advance(EVENT_INTERVAL_S)
+        await worker.reported(2)
+        for _ in range(3):
+            worker.clock.advance(EVENT_INTERVAL_S)
+            await worker.idle()
+        assert len(worker.messages()) == 2
+
+
 async def test_a_flood_of_errors_does_not_flood_the_engine() -> None:
     async with reporting_worker() as worker:
         await worker.reported(1)
@@ -218,6 +258,7 @@ async def test_a_flood_of_errors_does_not_flood_the_engine() -> None:
         assert len(worker.messages()) == 3
         worker.clock.advance(EVENT_INTERVAL_S)
         await worker.reported(4)
+        assert len(worker.messages()) == 4
         worker.clock.advance(EVENT_INTERVAL_S)
         await worker.reported(5)
         assert [m.error_msg for m in worker.messages()[1:]] == [
@@ -337,6 +378,28 @@ async def test_completions_are_sent_once_a_second_while_there_are_any() -> None:
         assert (first.worker_id, first.mtoken, first.request.status) == (WORKER_ID, "token", "Success")
 
 
+async def test_retries_of_completions_have_growing_delays() -> None:
+    async with reporting_worker(status=False, completions=True) as worker:
+        worker.engine.faults.completions = Fault(refuse=True)
+        worker.serve(request_idx=1)
+        for tries, most_s in enumerate((0.5, 1.0, 2.0, 4.0, 8.0, 8.0), start=1):
+            await worker.completions_tried(tries)
+            worker.clock.advance(most_s / 2 - 0.01)
+            assert (len(worker.reporter.deliveries), worker.clock.pending) == (tries, 1)
+            worker.clock.advance(most_s / 2 + 0.01)
+        await worker.completions_tried(7)
+
+
+async def test_without_completions_no_time_is_waited_for() -> None:
+    async with reporting_worker(status=False, completions=True) as worker:
+        worker.serve(request_idx=1)
+        with anyio.fail_after(GUARD_S):
+            while worker.reporter.attempts["/delete_requests/"] != (1, 0):
+                await anyio.lowlevel.checkpoint()
+        await run_event_loop_turns()
+        assert worker.clock.pending == 0
+
+
 async def test_retries_of_one_request_idx_are_entries_of_their_own() -> None:
     async with reporting_worker(status=False, completions=True) as worker:
         worker.refuse(request_idx=42)
@@ -401,6 +464,34 @@ async def test_the_last_report_includes_every_event() -> None:
         worker.serve(5.0, request_idx=1)
         assert await worker.reporter.finish(10.0)
         assert worker.delivered_loads() == (5.0, 0.0, 5.0)
+        assert [f.request.request_idx for f in worker.engine.finished] == [1]
+
+
+async def test_reporting_ends_with_the_last_reports() -> None:
+    async with reporting_worker(status=False) as worker:
+        running = [
+            asyncio.ensure_future(worker.reporter.report_status()),
+            asyncio.ensure_future(worker.reporter.report_completions()),
+        ]
+        assert await worker.reporter.finish(10.0)
+        with anyio.fail_after(GUARD_S):
+            await asyncio.gather(*running)
+
+
+async def test_the_last_completions_are_retried_after_delays() -> None:
+    async with reporting_worker(completions=True) as worker:
+        await worker.reported(1)
+        worker.engine.faults.completions = Fault(refuse=True)
+        worker.serve(request_idx=1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.reporter.finish, 60.0)
+            await worker.completions_tried(1)
+            worker.clock.advance(0.24)
+            await worker.completions_tried(1)
+            await run_event_loop_turns()
+            assert worker.engine.requests_seen["completions"] == 1
+            worker.engine.faults.clear()
+            worker.clock.advance(LAST_RETRY_S)
         assert [f.request.request_idx for f in worker.engine.finished] == [1]
 
 
