@@ -38,6 +38,7 @@ def rotate(path: Path) -> Path:
 
 def test_a_file_is_read_from_its_beginning_once_it_exists(path: Path) -> None:
     tail = LogTail(path)
+    assert (tail.trouble, tail.behind) == (None, False)
     assert tail.poll() == []
     assert (tail.trouble, tail.behind) == ("does not exist", False)
     path.touch()

@@ -98,6 +98,15 @@ def test_loadtime_counts_from_the_start_of_the_process_and_is_set_once() -> None
     assert here.loadtime_s == 9.0
 
 
+def test_loadtime_counts_from_its_own_start_without_an_age_of_the_process() -> None:
+    clock = ManualClock()
+    here = readiness(ReadySignal.LOG, clock=clock)
+    here.set_max_perf(5.0, "given")
+    clock.advance(3.0)
+    here.note_signal(ReadySignal.LOG, "loaded")
+    assert here.loadtime_s == 3.0
+
+
 @pytest.mark.parametrize("cause", [Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK, Cause.PROBE])
 def test_a_new_loaded_line_clears_these_errors(cause: Cause) -> None:
     here = ready()

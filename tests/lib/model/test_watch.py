@@ -43,6 +43,11 @@ class Monitored:
     readiness: Readiness
     clock: ManualClock
 
+    async def clock_passes(self, seconds: float) -> None:
+        """Let the time pass once a timer is set."""
+        await self.clock.wait_for_timer(seconds)
+        self.clock.advance(seconds)
+
     async def until(self, state: State) -> None:
         with anyio.fail_after(GUARD_S):
             await self.readiness.until(lambda: self.readiness.state is state)
@@ -361,6 +366,7 @@ async def test_a_server_without_a_health_check_is_not_checked_again(
 ) -> None:
     async with monitored(ReadySignal.HEALTH) as here:
         here.model.health_status = status
+        here.readiness.set_error(Cause.HEALTH, "health check timed out")
         watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
         await watch.follow()
         assert here.readiness.state is State.READY
@@ -390,6 +396,19 @@ async def test_the_findings_of_the_checks_are_kept() -> None:
         await next_check(here)
         assert (watch.checks, watch.last_problem) == (3, "health check answered 500")
         assert watch.well_since_s is None
+
+
+async def test_a_check_without_an_answer_has_no_status() -> None:
+    async with monitored() as here:
+        watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
+        assert await watch.check() == (200, "")
+        here.model.health_stalls = True
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(here.clock_passes, HEALTH_TIMEOUT_S)
+            assert await watch.check() == (0, "health check timed out after 10 s")
+        await here.model.stop()
+        status, problem = await watch.check()
+        assert (status, problem.startswith("health check failed: ")) == (0, True)
 
 
 async def test_after_failures_checks_are_frequent_until_one_succeeds() -> None:
@@ -424,6 +443,18 @@ async def test_a_success_clears_errors_of_the_log_only_after_a_loss(is_lost: boo
         here.readiness.set_error(Cause.AUTHOR, "broken again")
         watch.note_success()
         assert here.readiness.error_msg == "broken again"
+
+
+async def test_failed_checks_before_the_first_success_are_no_error() -> None:
+    async with monitored(ReadySignal.HEALTH) as here:
+        here.model.health_status = 503
+        async with checked(here) as watch:
+            await here.model.until(lambda: here.model.health_checks == 1)
+            await check_ended(here)
+            for _ in range(FAILURES_UNTIL_ERROR + 1):
+                await next_check(here)
+            assert watch.last_problem == "health check answered 503"
+            assert here.readiness.state is State.LOADING
 
 
 async def test_failed_checks_before_the_benchmark_ends_are_no_error() -> None:
