@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lib.errors import Invalid, TooBusy, Unauthorized
@@ -365,6 +365,9 @@ class SessionModel:
 @given(
     st.sampled_from([None, 0, 1, 3]),
     st.lists(STEPS, max_size=60) | st.lists(STEPS, min_size=30, max_size=60),
+)
+@example(  # ended in use, after its term was over and renewed
+    None, [("create", 0), ("enter", 0), ("wait", 4), ("enter", 0), ("end", 0), ("leave", 0)]
 )
 def test_any_sequence_matches_the_model(max_sessions: int | None, steps: list[tuple[str, int]]) -> None:
     """Each session ends once, at its time and never in use, and none is left at the end."""
