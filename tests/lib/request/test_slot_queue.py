@@ -195,6 +195,7 @@ async def test_a_cancelled_client_is_skipped() -> None:
     scenario.cancel(clients[1])
     clients[0].leave.set()
     await run_event_loop_turns()
+    assert scenario.tasks[1].cancelled()
     assert scenario.inside() == [clients[2]]
     await scenario.close()
 
