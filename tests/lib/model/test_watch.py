@@ -392,6 +392,8 @@ async def test_the_findings_of_the_checks_are_kept() -> None:
         assert (watch.checks, watch.last_problem, watch.well_since_s) == (1, "", well_since_s)
         await next_check(here)
         assert (watch.checks, watch.last_problem, watch.well_since_s) == (2, "", well_since_s)
+        watch.note_lost()
+        assert watch.well_since_s is None
         here.model.health_status = 500
         await next_check(here)
         assert (watch.checks, watch.last_problem) == (3, "health check answered 500")
