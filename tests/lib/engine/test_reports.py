@@ -100,6 +100,20 @@ async def test_a_change_of_state_during_a_delivery_is_reported_after_it() -> Non
         ]
 
 
+async def test_an_error_and_its_end_during_a_delivery_are_both_reported_after_it() -> None:
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(delay_s=1.0)
+        worker.reporter.state_changed("")
+        await worker.engine.wait_for(lambda: worker.engine.requests_seen["reports"] == 2)
+        worker.reporter.state_changed("CUDA error")
+        worker.reporter.state_changed("")
+        worker.engine.faults.clear()
+        await answer(worker.engine_clock)
+        await worker.reported(4)
+        assert [m.error_msg for m in worker.messages()] == ["", "", "CUDA error", ""]
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -438,6 +452,24 @@ async def test_ten_thousand_completions_are_sent_in_messages_of_limited_size() -
         delivered = [f.request.request_idx for f in worker.engine.finished]
         assert delivered == list(range(2, MAX_UNDELIVERED + 2))
         assert worker.engine.requests_seen["completions"] == MAX_UNDELIVERED / MAX_ENTRIES_PER_MESSAGE
+
+
+async def test_attempts_are_counted_and_recorded() -> None:
+    async with reporting_worker() as worker:
+        assert worker.reporter.attempts == {"/worker_status/": (0, 0), "/delete_requests/": (0, 0)}
+        worker.engine.faults.reports = Fault(refuse=True, times=2)
+        for tries in (1, 2):
+            await worker.tried(tries)
+            worker.clock.advance(LAST_RETRY_S)
+        at = worker.clock.wall()
+        await worker.tried(3)
+        worker.clock.advance(IDLE_INTERVAL_S)
+        await worker.tried(4)
+        assert worker.reporter.attempts == {"/worker_status/": (2, 2), "/delete_requests/": (0, 0)}
+        third = worker.reporter.deliveries[2]
+        assert (third.at, third.path, third.addr) == (at, "/worker_status/", worker.urls[0])
+        assert (third.answer, third.delivered) == ("200 OK", True)
+        assert [d.delivered for d in worker.reporter.deliveries] == [False, False, True, True]
 
 
 async def test_the_record_of_deliveries_is_short_and_without_secrets() -> None:
