@@ -188,13 +188,13 @@ def mutilated(draw: st.DrawFn) -> bytes:
     return body[:start] + draw(st.binary(max_size=4)) + body[end:]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.one_of(bodies(), mutilated(), st.binary(max_size=20), VALUES.map(str.encode)))
 def test_an_envelope_is_read_as_the_json_module_reads_it(body: bytes) -> None:
     assert result(envelope, bytearray(body)) == result(envelope_by_json, body)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.one_of(bodies(), objects(VALUES).map(str.encode)))
 def test_the_text_of_an_object_means_the_same_to_every_parser(body: bytes) -> None:
     try:
@@ -210,7 +210,7 @@ def test_the_text_of_an_object_means_the_same_to_every_parser(body: bytes) -> No
             assert exact(strictly(part)) == exact(whole.content["payload"])
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(bodies())
 def test_the_text_of_an_envelope_s_payload_means_the_same_to_every_parser(body: bytes) -> None:
     try:

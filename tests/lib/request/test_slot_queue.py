@@ -303,7 +303,7 @@ async def run_scenario(limit: int | None, batches: list[list[Op]], drain_at: int
     await scenario.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     limit=st.sampled_from([1, 2, 3, None]),
     batches=BATCHES,
