@@ -174,6 +174,32 @@ def test_a_remembered_url_signature_is_for_that_url_only() -> None:
     check(made, raw)
 
 
+class RecordedAuth(dict[str, Any]):
+    """An `auth_data` that shows whether its signed text was built: a remembered signature isn't verified."""
+
+    was_verified = False
+
+    def __getitem__(self, key: str) -> Any:
+        self.was_verified |= key == "cost"
+        return super().__getitem__(key)
+
+
+def is_verified(made: Signatures, number: int) -> bool:
+    raw = RecordedAuth(signed("url", url=f"{URL}/{number}"))
+    made.check(raw, 1)
+    return raw.was_verified
+
+
+def test_the_signatures_of_the_url_form_that_were_used_last_are_remembered() -> None:
+    made = signatures()
+    assert all(is_verified(made, number) for number in range(REMEMBERED_SIGNATURES))
+    assert not any(is_verified(made, number) for number in (*range(REMEMBERED_SIGNATURES), 0))
+    assert is_verified(made, REMEMBERED_SIGNATURES)  # it takes the place of number 1
+    assert not is_verified(made, 0)
+    assert is_verified(made, 1)
+    assert not is_verified(made, REMEMBERED_SIGNATURES)
+
+
 def test_another_key_invalidates_old_signatures() -> None:
     made = signatures()
     check(made, signed(reqnum=1000))

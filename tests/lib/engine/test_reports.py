@@ -121,6 +121,7 @@ async def test_an_error_and_its_end_during_a_delivery_are_both_reported_after_it
         Fault(refuse=True, times=3),
         Fault(status=500, times=3),
         Fault(status=404, times=3),
+        Fault(status=300, times=3),
     ],
 )
 async def test_numbers_that_were_not_acknowledged_are_reported_again(fault: Fault) -> None:
@@ -137,6 +138,16 @@ async def test_numbers_that_were_not_acknowledged_are_reported_again(fault: Faul
             worker.clock.advance(LAST_RETRY_S)
         await worker.reported(2)
         assert worker.delivered_loads() == (8.0, 7.0, 8.0)
+
+
+async def test_any_status_of_2xx_acknowledges() -> None:
+    async with reporting_worker() as worker:
+        worker.engine.faults.reports = Fault(status=299, times=1)
+        worker.serve(5.0)
+        await worker.tried(1)
+        worker.clock.advance(IDLE_INTERVAL_S)
+        assert (await worker.reported(1)).cur_perf == 0.0
+        assert [d.delivered for d in worker.reporter.deliveries] == [True, True]
 
 
 async def test_events_during_a_delivery_are_in_the_next_report() -> None:
@@ -342,7 +353,7 @@ async def redirecting(status: int) -> AsyncGenerator[tuple[str, list[str]], None
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
-        asked.append(f"{request.method} {request.path}")
+        asked.append(f"{request.method} {request.path} {request.content_type}")
         if request.method == "POST":
             return web.Response(status=status, headers={"Location": "/elsewhere/"})
         return web.Response()
@@ -371,7 +382,7 @@ async def test_a_redirect_acknowledges_nothing(status: int) -> None:
             tasks.start_soon(reporter.report_status)
             await worker.engine.wait_for(lambda: worker.delivered_loads()[2] == 5.0)
             tasks.cancel_scope.cancel()
-        assert asked == ["POST /worker_status/"]
+        assert asked == ["POST /worker_status/ application/json"]
 
 
 # Completions
