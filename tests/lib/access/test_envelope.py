@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.access.envelope import AUTH_DATA_BYTES, PARSED_WHOLE_BYTES, SealedEnvelope
+from lib.access.envelope import AUTH_DATA_BYTES, PARSED_WHOLE_BYTES, SealedEnvelope, object_in
 from lib.data_types import AuthData, JsonDataException
 from lib.errors import Invalid
 
@@ -101,6 +101,31 @@ def test_a_body_that_is_no_json_object_is_invalid(body: bytes, problem: str) -> 
 )
 def test_each_wrong_part_is_named(envelope: object, answer: object) -> None:
     assert wrong_with_json(envelope) == answer
+
+
+# Envelopes that are not ordinary: Python's json module reads them, msgspec refuses them
+
+
+@pytest.mark.parametrize("other", ['"x": 1', '"x": NaN', r'"x": "\ud800"', '"payload": {"a": NaN}'])
+@pytest.mark.parametrize(("sent", "read"), [('"abc"', "abc"), ("null", None)])
+def test_a_session_is_named_in_any_envelope(other: str, sent: str, read: str | None) -> None:
+    body = f'{{"auth_data": {json.dumps(AUTH)}, "payload": {{}}, "session_id": {sent}, {other}}}'
+    assert SealedEnvelope(body.encode()).open().session_id == read
+
+
+@pytest.mark.parametrize("session_id", [5, True, ["abc"], {}, 0, False])
+def test_a_session_id_that_is_no_string_is_named(session_id: object) -> None:
+    wrong = {"session_id": "must be a string or null"}
+    assert wrong_with_json({"auth_data": AUTH, "payload": {}, "session_id": session_id}) == wrong
+    assert wrong_with_json({"auth_data": AUTH, "session_id": session_id}) == {
+        "payload": "field missing",
+        **wrong,
+    }
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"a": NaN}'])
+def test_an_object_without_an_envelope_is_parsed(text: str) -> None:
+    assert repr(object_in(text.encode())) == repr(json.loads(text))
 
 
 # Large bodies: nothing but `auth_data` is parsed before its signature holds
@@ -213,7 +238,9 @@ def test_integers_have_64_bits(number: int) -> None:
 
 @pytest.mark.parametrize(("sent", "read"), [(0, None), (None, None), (1, 1), (2**63 - 1, 2**63 - 1)])
 def test_a_request_idx_of_0_is_none(sent: int | None, read: int | None) -> None:
-    assert AuthData.from_json_msg({**AUTH, "request_idx": sent}).request_idx == read
+    raw = {**AUTH, "request_idx": sent}
+    assert AuthData.from_json_msg(raw).request_idx == read
+    assert SealedEnvelope(json.dumps({"auth_data": raw, "payload": {}}).encode()).auth.request_idx == read
 
 
 def test_a_negative_request_idx_is_refused() -> None:
