@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from lib.access.signatures import WINDOW, ReplayWindow
 
-FIRST = st.integers(-300, 300) | st.integers(-(2**62), 2**62)
-# From the highest reqnum so far: a few steps, about the size of the window or of two, or anywhere.
+FIRST = st.integers(-300, 300) | st.sampled_from([-(2**62), 2**62])
+# From the highest reqnum so far: a few steps, about the size of the window or of two, or very far.
 DISTANCES = st.one_of(
     st.integers(-3, 3),
     st.builds(add, st.sampled_from([-WINDOW, WINDOW, 2 * WINDOW]), st.integers(-2, 2)),
     st.integers(-3 * WINDOW, 3 * WINDOW),
-    st.integers(-(2**62), 2**62),
+    st.sampled_from([-(2**40), 2**40]),
 )
 
 
