@@ -403,14 +403,21 @@ async def test_completions_are_sent_once_a_second_while_there_are_any() -> None:
         assert (first.worker_id, first.mtoken, first.request.status) == (WORKER_ID, "token", "Success")
 
 
-async def test_retries_of_completions_have_growing_delays() -> None:
+@pytest.mark.parametrize("has_succeeded", [False, True])
+async def test_retries_of_completions_have_growing_delays(has_succeeded: bool) -> None:
     async with reporting_worker(status=False, completions=True) as worker:
+        if has_succeeded:
+            worker.serve(request_idx=1)
+            await worker.engine.wait_for(lambda: len(worker.engine.finished) == 1)
         worker.engine.faults.completions = Fault(refuse=True)
-        worker.serve(request_idx=1)
+        worker.serve(request_idx=2)
+        if has_succeeded:
+            await worker.clock.wait_for_timer(COMPLETIONS_INTERVAL_S)
+            worker.clock.advance(COMPLETIONS_INTERVAL_S)
         for tries, most_s in enumerate((0.5, 1.0, 2.0, 4.0, 8.0, 8.0), start=1):
             await worker.completions_tried(tries)
             worker.clock.advance(most_s / 2 - 0.01)
-            assert (len(worker.reporter.deliveries), worker.clock.pending) == (tries, 1)
+            assert (len(worker.reporter.deliveries), worker.clock.pending) == (has_succeeded + tries, 1)
             worker.clock.advance(most_s / 2 + 0.01)
         await worker.completions_tried(7)
 
