@@ -316,7 +316,7 @@ def test_any_body_is_an_envelope_or_invalid(body: bytes) -> None:
 
 @given(st.data())
 def test_a_mutilated_envelope_is_an_envelope_or_invalid(data: st.DataObject) -> None:
-    good = json.dumps({"auth_data": AUTH, "payload": {"a": [1, {"b": "ü"}]}}).encode()
+    good = json.dumps({"auth_data": AUTH, "payload": {"a": [1, {"b": "ü"}]}}, indent=4).encode()
     start = data.draw(st.integers(0, len(good)))
     end = min(len(good), start + data.draw(st.sampled_from([0, 0, 0, 1, 2, len(good)])))
     pieces = st.sampled_from([b" ", b"\n", b"0", b"a", b'"', b",", b"}", b"\\", b"\xc3"])

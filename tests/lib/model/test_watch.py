@@ -22,6 +22,7 @@ from lib.model.watch import (
     HEALTH_INTERVAL_LOADING_S,
     HEALTH_INTERVAL_S,
     HEALTH_TIMEOUT_S,
+    MAX_KEPT_LINE,
     HealthWatch,
     LogRule,
     LogWatch,
@@ -178,6 +179,14 @@ async def test_several_rules_count_their_matches(tmp_path: Path, caplog: pytest.
         ]
         assert (watch.lines, watch.last_line) == (5, "weights loaded")
     assert "model: Downloading 2" in caplog.text
+
+
+async def test_the_last_lines_are_kept_and_shortened(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
+        for line in ("one", "two", "three", "x" * (MAX_KEPT_LINE + 1)):
+            watch.on_line(line)
+        assert list(watch.last_lines) == ["two", "three", "x" * MAX_KEPT_LINE]
+        assert watch.last_line == "x" * (MAX_KEPT_LINE + 1)
 
 
 async def test_without_a_model_server_a_loaded_line_counts_immediately(tmp_path: Path) -> None:
