@@ -282,11 +282,15 @@ def play(here: Readiness, kind: str, what: Any) -> None:
 @given(
     st.sets(st.sampled_from(ReadySignal), min_size=1),
     st.booleans(),
+    st.booleans(),
     st.lists(STEPS, max_size=40) | st.lists(STEPS, min_size=12, max_size=40),
 )
 def test_the_state_follows_from_all_that_has_come(
-    signals: set[ReadySignal], needs_key: bool, steps: list[tuple[str, Any]]
+    signals: set[ReadySignal], needs_key: bool, is_ready: bool, steps: list[tuple[str, Any]]
 ) -> None:
+    """`is_ready`: the events that make it ready come first."""
+    if is_ready:
+        steps = [("key", None), ("perf", None), *(("signal", signal) for signal in signals), *steps]
     here, model = readiness(*signals, needs_key=needs_key), ReadinessModel(signals, needs_key)
     changes, before = changes_of(here), (here.state, here.error_msg)
     for kind, what in steps:
