@@ -409,6 +409,23 @@ async def test_the_findings_of_the_checks_are_kept() -> None:
         assert watch.well_since_s is None
 
 
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [((ReadySignal.HEALTH, ReadySignal.LOG), 200), ((), 503)],
+    ids=["loading", "failed"],
+)
+async def test_checks_are_frequent_until_all_is_loaded_and_one_has_succeeded(
+    signals: Sequence[ReadySignal], status: int
+) -> None:
+    async with monitored(*signals) as here:
+        here.model.health_status = status
+        async with checked(here):
+            await here.model.until(lambda: here.model.health_checks == 1)
+            await check_ended(here)
+            here.clock.advance(HEALTH_INTERVAL_LOADING_S)
+            await here.model.until(lambda: here.model.health_checks == 2)
+
+
 async def test_a_check_without_an_answer_has_no_status() -> None:
     async with monitored() as here:
         watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)

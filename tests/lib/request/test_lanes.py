@@ -116,7 +116,8 @@ def test_a_handlers_own_limit_on_waiting_replaces_the_default(
 
 
 @pytest.mark.parametrize(
-    ("load", "max_perf", "is_refused"), [(100.0, 10.0, False), (101.0, 10.0, True), (1e9, 0.0, False)]
+    ("load", "max_perf", "is_refused"),
+    [(100.0, 10.0, False), (101.0, 10.0, True), (5.0, 0.5, False), (5.05, 0.5, True), (1e9, 0.0, False)],
 )
 def test_the_wait_is_estimated_on_arrival(load: float, max_perf: float, is_refused: bool) -> None:
     lane = lanes(max_wait_s=10.0).add(PlainHandler())
