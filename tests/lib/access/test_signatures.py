@@ -217,6 +217,60 @@ def test_the_same_key_again_changes_nothing() -> None:
     assert refusal(made, raw).startswith("replay")
 
 
+class RecordedJournal:
+    """Records what a journal would write."""
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self.used: list[tuple[int, bytes]] = []
+
+    def key_changed(self, fingerprint: bytes) -> None:
+        self.keys.append(fingerprint)
+
+    def signature_used(self, reqnum: int, digest: bytes) -> None:
+        self.used.append((reqnum, digest))
+
+
+def test_each_key_and_each_used_signature_is_recorded() -> None:
+    made = Signatures("auto", URL)
+    made.journal = journal = RecordedJournal()
+    for pem in (Signer(engine_key()).public_key, Signer(engine_key()).public_key + "\n"):
+        made.use_key(pem)
+        assert journal.keys == [made.fingerprint]
+    check(made, signed(reqnum=5))
+    check(made, signed(reqnum=6))
+    check(made, signed("url"))
+    made.check(signed(reqnum=7), 7, once=False)
+    refusal(made, signed(reqnum=5))
+    refusal(made, signed(reqnum=8, key=OTHER_KEY))
+    assert [reqnum for reqnum, _ in journal.used] == [5, 6]
+    assert sorted(journal.used) == sorted(made.used())
+    made.use_key(Signer(OTHER_KEY).public_key)
+    assert len(set(journal.keys)) == 2
+    assert list(made.used()) == []
+
+
+def test_what_a_killed_worker_had_used_is_refused_if_its_key_comes_again() -> None:
+    killed = signatures()
+    raw = signed(reqnum=1000)
+    check(killed, raw)
+    recalled = Signatures("auto", URL)
+    recalled.recall(killed.fingerprint, list(killed.used()))
+    recalled.use_key(Signer(engine_key()).public_key)
+    assert refusal(recalled, raw).startswith("replay")
+    assert refusal(recalled, signed(reqnum=899)).startswith("replay")
+    check(recalled, signed(reqnum=1001))
+
+
+def test_what_a_killed_worker_had_used_is_forgotten_with_another_key() -> None:
+    killed = signatures()
+    check(killed, signed(reqnum=1000))
+    recalled = Signatures("auto", URL)
+    recalled.recall(killed.fingerprint, list(killed.used()))
+    recalled.use_key(Signer(OTHER_KEY).public_key)
+    check(recalled, signed(reqnum=1, key=OTHER_KEY))
+
+
 @pytest.mark.parametrize("text", ["", "no key", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"])
 def test_a_text_without_a_key_is_refused_and_the_old_key_stays(text: str) -> None:
     made = signatures()

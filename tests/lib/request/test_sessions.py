@@ -264,7 +264,7 @@ def test_a_value_nested_too_deeply_equals_no_other(depth: int) -> None:
             recorded.sessions.create({**AUTH, "deep": deep}, TERMS)
         assert refused.value.fields == {"auth_data": "nested too deeply"}
         assert len(recorded.sessions) == recorded.clock.pending == 1
-        assert not same_json(deep, deep)
+        assert not any(same_json(*pair) for pair in ((deep, deep), (deep, 1), (1, deep)))
     while deep:  # taken apart by hand: not every Python does it without recursion
         deep = deep.pop()
 
