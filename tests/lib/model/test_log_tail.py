@@ -418,9 +418,12 @@ async def test_a_file_that_does_not_appear_causes_a_warning_now_and_then(
         await polls(clock, 1)
         assert caplog.messages[2:] == [f"model log {path} can be read now"]
         assert lines == ["one"]
+        await polls(clock, 2)
         os.unlink(path)
-        await polls(clock, 9)
+        await polls(clock, 10)
         assert len(caplog.messages) == 3
+        await polls(clock, 1)
+        assert caplog.messages[3:] == [f"model log {path} does not exist (for 10 s)"]
 
 
 async def test_a_path_that_is_a_fifo_causes_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
