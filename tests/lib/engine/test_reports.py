@@ -246,7 +246,7 @@ async def test_of_errors_in_a_row_the_first_and_the_latest_are_reported() -> Non
             "fifth",
             "sixth",
             "",
-            "seventh",
+            "first",
             "eighth",
         ):
             worker.reporter.state_changed(error_msg)
@@ -254,7 +254,7 @@ async def test_of_errors_in_a_row_the_first_and_the_latest_are_reported() -> Non
         worker.engine.faults.clear()
         worker.clock.advance(LAST_RETRY_S)
         await worker.reported(9)
-        reported = ["first", "third", "", "fourth", "sixth", "", "seventh", "eighth"]
+        reported = ["first", "third", "", "fourth", "sixth", "", "first", "eighth"]
         assert [m.error_msg for m in worker.messages()[1:]] == reported
 
 
