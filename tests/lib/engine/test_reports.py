@@ -207,17 +207,20 @@ async def test_a_withdrawal_of_a_reported_load_reduces_later_reports() -> None:
         assert (await worker.reported(3)).new_load == 3.0
 
 
-async def test_retries_have_growing_delays() -> None:
+@pytest.mark.parametrize("has_succeeded", [False, True])
+async def test_retries_have_growing_delays(has_succeeded: bool) -> None:
     async with reporting_worker() as worker:
-        await worker.reported(1)
+        if has_succeeded:
+            await worker.reported(1)
         worker.engine.faults.reports = Fault(refuse=True)
-        worker.clock.advance(IDLE_INTERVAL_S)
-        for tries, most_s in enumerate((0.5, 1.0, 2.0, 4.0, 8.0, 8.0), start=2):
+        if has_succeeded:
+            worker.clock.advance(IDLE_INTERVAL_S)
+        for tries, most_s in enumerate((0.5, 1.0, 2.0, 4.0, 8.0, 8.0), start=has_succeeded + 1):
             await worker.tried(tries)
             worker.clock.advance(most_s / 2 - 0.01)
             assert len(worker.reporter.deliveries) == tries
             worker.clock.advance(most_s / 2 + 0.01)
-        await worker.tried(8)
+        await worker.tried(has_succeeded + 7)
 
 
 async def test_errors_and_recoveries_are_reported_after_the_engine_was_down() -> None:
@@ -306,6 +309,7 @@ async def test_only_the_latest_errors_are_remembered_for_an_engine_that_is_down(
         worker.clock.advance(LAST_RETRY_S)
         await worker.reported(1 + reports.MAX_UNREPORTED_ERRORS)
         assert [m.error_msg for m in worker.messages()[-2:]] == ["error 99", ""]
+        assert len(worker.messages()) == 1 + reports.MAX_UNREPORTED_ERRORS
 
 
 # Several addresses
