@@ -1,0 +1,154 @@
+"""The scanner agrees with a parser about what it finds, however the text is cut, and builds nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.access.scanner import (
+    AUTH_DATA_BYTES,
+    MAX_DEPTH,
+    MAX_KEY_BYTES,
+    MAX_KEYS,
+    SLICE_BYTES,
+    EnvelopeScanner,
+    JsonMeter,
+)
+from lib.errors import BodyTooLarge, Invalid, WorkerError
+
+TEXTS = st.text(st.sampled_from('ab"\\[]{},: \n\u00e9'), max_size=8) | st.text(max_size=5)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=4)
+LAYOUTS = st.sampled_from([(None, True), (2, False), (0, True)])
+
+
+def cut(text: bytes, cuts: list[int]) -> list[bytes]:
+    """`text` in pieces, cut at `cuts` taken modulo its length."""
+    places = sorted({0, len(text), *(c % (len(text) + 1) for c in cuts)})
+    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+
+
+def scanned(*pieces: bytes) -> EnvelopeScanner:
+    scanner = EnvelopeScanner()
+    for piece in pieces:
+        scanner.feed(piece)
+    return scanner
+
+
+def depth_of(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
+
+
+def count_of(value: Any) -> int:
+    """The number of values in `value`, with itself."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(count_of, inner))
+
+
+@given(OBJECTS, OBJECTS, LAYOUTS, st.lists(st.integers(0, 10_000), max_size=8), st.data())
+def test_auth_data_is_found_wherever_it_stands(
+    auth: dict[str, Any], others: dict[str, Any], layout: tuple[int | None, bool], cuts: list[int], data: Any
+) -> None:
+    others = {name: value for name, value in others.items() if name != "auth_data"}
+    names = data.draw(st.permutations(["auth_data", *others]))
+    whole = {name: auth if name == "auth_data" else others[name] for name in names}
+    text = json.dumps(whole, indent=layout[0], ensure_ascii=layout[1]).encode("utf-8", "surrogatepass")
+    scanner = scanned(*cut(text, cuts))
+    assert scanner.auth_text is not None
+    found = json.loads(scanner.auth_text.decode("utf-8", "surrogatepass"))
+    assert json.dumps(found) == json.dumps(auth)
+    assert scanner.has_payload == ("payload" in others)
+
+
+@given(VALUES, st.lists(st.integers(0, 10_000), max_size=8), st.booleans())
+def test_depth_and_number_of_values_are_bounded_exactly(value: Any, cuts: list[int], is_ascii: bool) -> None:
+    text = json.dumps([value], ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
+    pieces, depth, count = cut(text, cuts), depth_of([value]), count_of([value])
+    meter = JsonMeter(2 * count, depth)
+    for piece in pieces:
+        meter.feed(piece)
+    assert meter.depth == 0
+    with pytest.raises(WorkerError):
+        meter = JsonMeter(2 * count, depth - 1)
+        for piece in pieces:
+            meter.feed(piece)
+    with pytest.raises(BodyTooLarge):
+        # Containers count as well as what is in them: at least half of the values are found.
+        meter = JsonMeter((count - 1) // 2 if count > 1 else 0, depth)
+        for piece in pieces:
+            meter.feed(piece)
+
+
+@given(OBJECTS, st.lists(st.integers(0, 10_000), min_size=1, max_size=4))
+def test_text_that_is_cut_off_has_no_error(auth: dict[str, Any], cuts: list[int]) -> None:
+    text = json.dumps({"x": auth, "auth_data": auth, "payload": auth}).encode()
+    for end in cuts:
+        scanned(text[: end % len(text)])
+
+
+@given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]",:\\ a1'), max_size=60).map(str.encode))
+def test_any_bytes_are_followed_or_refused(data: bytes) -> None:
+    try:
+        whole = scanned(data).auth_text
+    except WorkerError as e:
+        assert e.status in (413, 422)
+        return
+    assert scanned(*(data[i : i + 1] for i in range(len(data)))).auth_text == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"[1]", {"body": "must be a JSON object"}),
+        (b'"x"', {"body": "must be a JSON object"}),
+        (b'{"auth_data": 1}', {"auth_data": "must be an object"}),
+        (b'{"auth_data": "{}"}', {"auth_data": "must be an object"}),
+        (b'{"auth_data": {}, "auth_data": {}}', {"auth_data": "given twice"}),
+        (b'{"auth_data": {}, "auth\\u005fdata": {}}', {"auth_data": "given twice"}),
+        (b"{auth_data", {"body": "not JSON: a key is expected"}),
+        (b'{"a" 1', {"body": "not JSON: a colon is expected"}),
+        (b'{"a": ]', {"body": "not JSON: a value is expected"}),
+        (b'{"a": 1 "b"', {"body": "not JSON: a comma is expected"}),
+        (b"{} x", {"body": "not JSON: there is more behind the object"}),
+        (b'{"' + b"a" * MAX_KEY_BYTES, {"body": f"has a key of more than {MAX_KEY_BYTES} bytes"}),
+        (b'{"a":1' + b',"a":1' * MAX_KEYS, {"body": f"has more than {MAX_KEYS} keys"}),
+        (b'{"payload":' + b"[" * MAX_DEPTH, {"body": "nested too deeply"}),
+        (b'{"payload":' + b'{"a":' * MAX_DEPTH, {"body": "nested too deeply"}),
+        (
+            b'{"auth_data":{"a":"' + b"a" * AUTH_DATA_BYTES,
+            {"auth_data": f"is larger than {AUTH_DATA_BYTES} bytes"},
+        ),
+    ],
+)
+def test_what_is_no_envelope_is_refused(text: bytes, problem: dict[str, str]) -> None:
+    with pytest.raises(Invalid) as refused:
+        scanned(*(text[i : i + SLICE_BYTES] for i in range(0, len(text), SLICE_BYTES)))
+    assert refused.value.body() == problem
+
+
+def test_an_envelope_without_auth_data() -> None:
+    assert scanned(b'{"payload": {}}').missing().body() == {"auth_data": "field missing"}
+    assert scanned(b"{}").missing().body() == {"auth_data": "field missing", "payload": "field missing"}
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    text = b'\xef\xbb\xbf {"auth_data": {"a": 1}}'
+    assert scanned(text).auth_text == b'{"a": 1}'
+    assert scanned(*(text[i : i + 1] for i in range(len(text)))).auth_text == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("unit", [b"{},", b'"",', b"[1],", b'{"a":1},', b"0,"])
+def test_a_body_of_nothing_but_values_is_refused(unit: bytes) -> None:
+    scanner = EnvelopeScanner(JsonMeter(max_values=1000))
+    scanner.feed(b'{"payload":[')
+    with pytest.raises(BodyTooLarge, match="more than 1000 values"):
+        scanner.feed(unit * 1001)
