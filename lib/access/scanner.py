@@ -1,8 +1,8 @@
 """Facts about JSON that has not been parsed: its depth, its number of values, and the text of `auth_data`.
 
 Owns scanning bodies as they arrive, by regular expressions over pieces: it builds nothing, since a body of
-nothing but `{}` takes thirty times its size once parsed (docs/protocol.md, "Bodies"). It does not check that a
-body is JSON: the parser does.
+nothing but `{}` takes thirty times its size once parsed (docs/protocol.md, "Bodies"). It does not check
+that a body is JSON: the parser does.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _FIRST_WINDOW_BYTES = 256
 class JsonMeter:
     """Follows JSON text in pieces. `depth` is the number of open objects and arrays.
 
-    `max_values` and `max_depth` are the bounds. `feed` raises `Invalid` (422) for text nested more deeply, and
-    `BodyTooLarge` (413) for more values.
+    `max_values` and `max_depth` are the bounds. `feed` raises `Invalid` (422) for text nested more deeply,
+    and `BodyTooLarge` (413) for more values.
     """
 
     __slots__ = ("_is_escaped", "_is_in_string", "_max_depth", "_max_values", "_values", "depth")
