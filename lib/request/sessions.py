@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Generator
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
+from urllib.parse import quote, unquote
 
 from lib.errors import Invalid, TooBusy, Unauthorized
 from lib.runtime.clock import Clock, Timer
@@ -25,6 +27,14 @@ DEFAULT_LIFETIME_S = 60.0
 MAX_LIFETIME_S = 24 * 3600.0
 # Number of ended sessions whose `auth_data` is remembered, to distinguish late requests from replays.
 REMEMBERED_ENDED = 1000
+# What a session keeps, as JSON, until its end.
+MAX_CLOSE_PAYLOAD_BYTES = 64 * 1024
+MAX_AUTH_BYTES = 16 * 1024
+MAX_CLOSE_ROUTE_CHARS = 2048
+
+
+_ENCODED_DOT = re.compile("%2e", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class SessionEnd(Enum):
@@ -55,13 +65,16 @@ class SessionTerms:
             problems["lifetime"] = "must be a number"
         elif not 0 < lifetime <= MAX_LIFETIME_S:
             problems["lifetime"] = f"must be more than 0 and at most {MAX_LIFETIME_S:g} seconds"
-        if route is not None and not _is_path(route):
+        path = None if route is None else close_path(route)
+        if route is not None and path is None:
             problems["on_close_route"] = "must be a path on the model server"
         if close_payload is not None and not isinstance(close_payload, dict):
             problems["on_close_payload"] = "must be an object"
+        elif close_payload is not None and not _is_within(close_payload, MAX_CLOSE_PAYLOAD_BYTES):
+            problems["on_close_payload"] = f"must be at most {MAX_CLOSE_PAYLOAD_BYTES} bytes of JSON"
         if problems:
             raise Invalid({"payload": problems})
-        return cls(float(lifetime), route, cast("dict[str, Any] | None", close_payload))
+        return cls(float(lifetime), path, cast("dict[str, Any] | None", close_payload))
 
 
 @dataclass(eq=False)
@@ -131,7 +144,8 @@ class Sessions:
     def create(self, raw_auth: dict[str, Any], terms: SessionTerms) -> Session:
         """Create a session for a client that authenticated with `raw_auth`.
 
-        Raises `TooBusy` (429) if too many are open, `Invalid` (422) if `raw_auth` is nested too deeply.
+        Raises `TooBusy` (429) if too many are open, `Invalid` (422) if `raw_auth` is nested too deeply or
+        larger than a session keeps.
         """
         if len(self._sessions) >= self._max:
             soonest_s = min(s.expires_s for s in self._sessions.values())
@@ -140,6 +154,8 @@ class Sessions:
         digest = _digest(raw_auth)
         if digest is None:
             raise Invalid({"auth_data": "nested too deeply"})
+        if not _is_within(raw_auth, MAX_AUTH_BYTES):
+            raise Invalid({"auth_data": f"must be at most {MAX_AUTH_BYTES} bytes of JSON"})
         now_s, now = self._clock.monotonic(), self._clock.wall()
         session = Session(
             id=secrets.token_urlsafe(24),
@@ -255,6 +271,57 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _is_path(route: Any) -> bool:
-    """Whether `route` is an absolute path: as part of a URL it can't name another host."""
-    return isinstance(route, str) and route.startswith("/") and not route.startswith(("//", "/\\"))
+def _is_within(value: Any, limit_bytes: int) -> bool:
+    """Whether `value` as JSON has at most `limit_bytes`; False too if it is nested too deeply."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return len(text.encode("utf-8", "surrogatepass")) <= limit_bytes
+    except RecursionError:
+        return False
+
+
+def close_path(route: Any) -> str | None:
+    """The path, with its query, of an `on_close_route`, without "." and ".." segments and empty ones.
+
+    Control characters in it are percent-encoded.
+
+    None for what is no path below the model server's URL, also as a server may read it that decodes it once
+    more, or takes a backslash for a slash.
+    """
+    if not isinstance(route, str) or len(route) > MAX_CLOSE_ROUTE_CHARS or not route.startswith("/"):
+        return None
+    if route.startswith("//") or "#" in route:
+        return None
+    path, mark, query = _CONTROL.sub(_percent_encoded, route).partition("?")
+    segments = _segments_within(_ENCODED_DOT.sub(".", path))
+    # Some readers of URLs leave control characters out, and find ".." then.
+    if segments is None or _segments_within(_CONTROL.sub("", _fully_decoded("/".join(segments)))) is None:
+        return None
+    return f"/{'/'.join(segments)}{mark}{query}"
+
+
+def _percent_encoded(found: re.Match[str]) -> str:
+    return quote(found[0])
+
+
+def _segments_within(path: str) -> list[str] | None:
+    """The segments of `path`; None if ".." leads out of it, or for a backslash."""
+    if "\\" in path:
+        return None
+    segments: list[str] = []
+    given = path.split("/")
+    for segment in given:
+        if segment == "..":
+            if not segments:
+                return None
+            segments.pop()
+        elif segment not in ("", "."):
+            segments.append(segment)
+    return [*segments, ""] if segments and given[-1] in ("", ".", "..") else segments
+
+
+def _fully_decoded(path: str) -> str:
+    """`path` without percent-encoding, however often it was encoded."""
+    while (decoded := unquote(path)) != path:
+        path = decoded
+    return path

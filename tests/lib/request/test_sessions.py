@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import gc
 import json
+import posixpath
 import weakref
 from contextlib import ExitStack
 from typing import Any, cast
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lib.errors import Invalid, TooBusy, Unauthorized
-from lib.request.sessions import REMEMBERED_ENDED, Session, SessionEnd, Sessions, SessionTerms, same_json
+from lib.request.sessions import (
+    MAX_AUTH_BYTES,
+    MAX_CLOSE_PAYLOAD_BYTES,
+    MAX_CLOSE_ROUTE_CHARS,
+    REMEMBERED_ENDED,
+    Session,
+    SessionEnd,
+    Sessions,
+    SessionTerms,
+    close_path,
+    same_json,
+)
 from tests.manual_clock import ManualClock
 
 AUTH: dict[str, Any] = {"cost": 1.0, "reqnum": 1, "url": "http://w", "signature": "s"}
@@ -60,11 +73,74 @@ def test_a_wrong_lifetime_is_refused(lifetime: Any) -> None:
     assert list(refused.value.fields["payload"]) == ["lifetime"]
 
 
-@pytest.mark.parametrize("route", ["http://a/b", "//a/b", "/\\a", "a", "", 5, ["/a"]])
+@pytest.mark.parametrize(
+    "route",
+    [
+        *("http://a/b", "//a/b", "/\\a", "a", "", 5, ["/a"], "?a", "/a#b"),
+        *("/../x", "/..", "/a/../../x", "/./../x", "/%2e%2e/x", "/%2E./x", "/.%2e", "/a/%2e%2e/%2e%2e/x"),
+        *(
+            "/..%2fx",
+            "/a%2f..%2f..%2fx",
+            "/%252e%252e/x",
+            "/a\\..\\..\\x",
+            "/..%5cx",
+            "/.\n./x",
+            "/.%0a./x",
+            "/%2e%09%2e/x",
+        ),
+        "/" + "a" * MAX_CLOSE_ROUTE_CHARS,
+    ],
+)
 def test_a_route_that_is_no_path_is_refused(route: Any) -> None:
     with pytest.raises(Invalid) as refused:
         SessionTerms.from_json({"on_close_route": route, "on_close_payload": 5, "lifetime": 0})
     assert list(refused.value.fields["payload"]) == ["lifetime", "on_close_route", "on_close_payload"]
+
+
+@pytest.mark.parametrize(
+    ("route", "normalised"),
+    [
+        ("/", "/"),
+        ("/a/b?c=../..", "/a/b?c=../.."),
+        ("/a/", "/a/"),
+        ("/a/./b/../c", "/a/c"),
+        ("/a/%2e/b/%2E%2e/c", "/a/c"),
+        ("/a//b", "/a/b"),
+        ("/a/..", "/"),
+        ("/a/b/..", "/a/"),
+        ("/a%20b%23/c%2fd", "/a%20b%23/c%2fd"),
+        ("/\t//a?b\r\nc", "/%09/a?b%0D%0Ac"),
+    ],
+)
+def test_a_route_is_normalised(route: str, normalised: str) -> None:
+    assert SessionTerms.from_json({"on_close_route": route}).on_close_route == normalised
+
+
+@given(st.lists(st.sampled_from(["/", "..", ".", "a", "%2e", "%2f", "%5c", "%25", "\\", "?"]), max_size=12))
+def test_no_route_leads_out_of_the_base_path(parts: list[str]) -> None:
+    path = close_path("/" + "".join(parts))
+    if path is None:
+        return
+    assert close_path(path) == path
+    for decoded in (path, unquote(path), unquote(unquote(path))):
+        plain = posixpath.normpath("/base/v1" + decoded.partition("?")[0].replace("\\", "/"))
+        assert plain == "/base/v1" or plain.startswith("/base/v1/")
+
+
+def test_a_large_payload_for_the_end_is_refused() -> None:
+    largest = {"a": "x" * (MAX_CLOSE_PAYLOAD_BYTES - 8)}
+    assert SessionTerms.from_json({"on_close_payload": largest}).on_close_payload == largest
+    with pytest.raises(Invalid) as refused:
+        SessionTerms.from_json({"on_close_payload": {"a": "x" * (MAX_CLOSE_PAYLOAD_BYTES - 7)}})
+    assert refused.value.fields["payload"] == {"on_close_payload": "must be at most 65536 bytes of JSON"}
+
+
+def test_a_session_keeps_no_large_auth_data() -> None:
+    sessions = Sessions(None, ManualClock())
+    with pytest.raises(Invalid) as refused:
+        sessions.create({**AUTH, "x": "x" * MAX_AUTH_BYTES}, SessionTerms())
+    assert refused.value.fields == {"auth_data": "must be at most 16384 bytes of JSON"}
+    assert len(sessions) == 0
 
 
 # Life
