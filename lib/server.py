@@ -172,6 +172,7 @@ async def serve(
             backend.direct_routes(routes) if settings.carrier == "direct" else {},
             settings,
             running.engine.public_url,
+            running.strangers,
             site_kwargs,
         ) as sockets,
         journaled(running, backend.metrics, backend.clock),

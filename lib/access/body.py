@@ -1,14 +1,14 @@
 """Request bodies: limited in size, in time, and in the total memory held by unverified bodies.
 
-Owns reading and decompressing bodies. It does not parse them (envelope.py) or write them to disk (spool.py).
+Owns reading and decompressing bodies. It does not parse them (envelope.py), look for `auth_data` in them
+while they arrive (arriving.py) or write them to disk (spool.py).
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -23,10 +23,12 @@ from lib.errors import (
     Unavailable,
     WorkerError,
 )
-from lib.request.incoming import DirectRequest, IncomingRequest
+from lib.http.shares import STRANGERS_BYTES, Holder, Shares
+from lib.request.incoming import DirectRequest, IncomingRequest, connection_of
 
-# Limit of the memory that all unverified bodies hold together (docs/protocol.md, "Bodies").
-UNVERIFIED_BYTES = 256 * 1024 * 1024
+# Of a body that is not verified, the lowest speed, and the seconds of waiting for it after which it holds.
+FLOOR_BYTES_S = 16 * 1024
+FLOOR_AFTER_S = 10.0
 # A body that keeps arriving, but slowly, is refused after this many times the stall limit.
 WHOLE_BODY_FACTOR = 10
 RETRY_AFTER_S = 1.0
@@ -49,30 +51,34 @@ class _Decompressor(Protocol):
 class BodyReader:
     """Reads bodies of at most `max_bytes`; each may make no progress for `stall_s` seconds.
 
-    `setting` is the name of the variable that sets the limit, for messages. `unverified_bytes` limits the
-    memory of all bodies inside `read` together.
+    `setting` is the name of the variable that sets the limit, for messages. `memory` is the budget of what
+    unverified bodies hold in memory. Before it is verified, a body that needs more than `floor_after_s`
+    seconds must have `FLOOR_BYTES_S` in each of them on average.
     """
 
     def __init__(
         self,
         max_bytes: int,
         stall_s: float,
-        unverified_bytes: int = UNVERIFIED_BYTES,
+        memory: Shares | None = None,
         setting: str = "MAX_JSON_BYTES",
+        floor_after_s: float = FLOOR_AFTER_S,
     ) -> None:
+        self.memory = memory or Shares(STRANGERS_BYTES)
         self._max_bytes = max_bytes
         self._stall_s = stall_s
-        self._budget = _Budget(unverified_bytes)
         self._setting = setting
+        self._floor_after_s = floor_after_s
 
     def read(
-        self, request: IncomingRequest, arrived: bytes | None = None
+        self, request: IncomingRequest, arrived: bytes | None = None, is_verified: bool = False
     ) -> AbstractAsyncContextManager[bytes | bytearray]:
-        """The body in memory; it counts as unverified until the block ends. `arrived` is what `arrived` gave.
+        """The body in memory. `arrived` is what `arrived` gave.
 
-        Raises what `parts` raises, and `Unavailable` (503) if unverified bodies hold too much memory.
+        Unless the request `is_verified`, it counts as a stranger's until the block ends. Raises what `parts`
+        raises, and `Unavailable` (503) if strangers hold too much memory.
         """
-        return _UnverifiedBody(self, request, arrived, self._budget)
+        return _BodyInMemory(self, request, arrived, is_verified)
 
     def arrived(self, request: IncomingRequest) -> bytes | None:
         """The body, if it has arrived as a whole and is not compressed; otherwise None.
@@ -103,17 +109,20 @@ class BodyReader:
                 f"request bodies in {coding!r} are not supported: send identity or gzip"
             )
 
-    async def parts(self, request: IncomingRequest) -> AsyncGenerator[bytes, None]:
+    async def parts(
+        self, request: IncomingRequest, is_verified: Callable[[], bool] = lambda: True
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the body in parts, decompressed. The size limit applies to both sizes.
 
-        Raises `BodyTooLarge` (413), `BodyStalled` (408), `CodingNotUnderstood` (415), `Invalid` (422: the
-        body is incomplete or not in its content coding), and `ClientGone`.
+        While `is_verified` returns false, the body must not be slower than the floor. Raises `BodyTooLarge`
+        (413), `BodyStalled` (408), `CodingNotUnderstood` (415), `Invalid` (422: the body is incomplete or not
+        in its content coding), and `ClientGone`.
         """
         self._check_headers(request)
         is_plain = content_coding(request) in ("", "identity")
         decompressor = None if is_plain else zlib.decompressobj(_ZLIB_AUTO)
         sent_bytes = plain_bytes = 0
-        async for part in self._received(request):
+        async for part in self._received(request, is_verified):
             sent_bytes += len(part)
             for plain in _inflated(decompressor, part) if decompressor else (part,):
                 plain_bytes += len(plain)
@@ -123,23 +132,35 @@ class BodyReader:
         if decompressor is not None and not decompressor.eof:
             raise Invalid({"body": "the compressed data is incomplete"})
 
-    async def _received(self, request: IncomingRequest) -> AsyncGenerator[bytes, None]:
-        content = request.content
+    async def _received(
+        self, request: IncomingRequest, is_verified: Callable[[], bool]
+    ) -> AsyncGenerator[bytes, None]:
+        content, received_bytes, waited_s = request.content, 0, 0.0
         try:
             deadline = anyio.current_time() + self._stall_s * WHOLE_BODY_FACTOR
             while True:
-                with anyio.fail_after(min(self._stall_s, deadline - anyio.current_time())):
+                begun = anyio.current_time()
+                limit_s = min(self._stall_s, deadline - begun)
+                if not is_verified():  # the time that the worker takes itself doesn't count
+                    limit_s = min(limit_s, self._floor_limit_s(received_bytes) - waited_s)
+                with anyio.fail_after(limit_s):
                     part = await content.readany()
                 if not part:
                     return
+                received_bytes += len(part)
+                waited_s += anyio.current_time() - begun
                 yield part
         except (OSError, web.RequestPayloadError) as e:
             raise self._failure(e) from e
 
+    def _floor_limit_s(self, received_bytes: int) -> float:
+        """The seconds within which the next part of an unverified body must come, from its beginning."""
+        return max(self._floor_after_s, received_bytes / FLOOR_BYTES_S)
+
     def _failure(self, error: Exception) -> WorkerError | ClientGone:
         """The error to raise for `error`, which ended the receiving of a body."""
         if isinstance(error, TimeoutError):
-            return BodyStalled(f"the body made no progress for {self._stall_s:g} s, or took too long")
+            return BodyStalled(f"the body made no progress for {self._stall_s:g} s, or was too slow")
         if isinstance(error, web.RequestPayloadError):
             return Invalid({"body": f"incomplete: {error}"})
         return ClientGone()  # the connection was reset, or its host is unreachable
@@ -148,29 +169,54 @@ class BodyReader:
         return BodyTooLarge(f"the body is larger than {self._max_bytes} bytes ({self._setting})")
 
 
-@dataclass
-class _Budget:
-    """The number of bytes that unverified bodies may still take; negative while one is being refused."""
+class _Unconnected:
+    """The holder of a body whose connection is lost."""
 
-    free_bytes: int
+    group = ""
+    is_known = False
+
+    def evict(self) -> None:
+        """Do nothing: the body is dropped by its reader."""
 
 
-class _UnverifiedBody:
-    """The body of `request` in memory, as an async context manager; it takes from `budget` inside it.
+class MemoryShare:
+    """What the body of `request` holds of `memory`. `holder` is its connection."""
+
+    __slots__ = ("_memory", "_size_bytes", "holder")
+
+    def __init__(self, memory: Shares, request: IncomingRequest) -> None:
+        self._memory = memory
+        self.holder: Holder = connection_of(request) or _Unconnected()
+        self._size_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Count `size_bytes` more. Raises `Unavailable` (503) if the budget is used up and it gives way."""
+        self._size_bytes += size_bytes
+        if not self._memory.add(self.holder, size_bytes):
+            raise Unavailable("busy", "too many request bodies at once", RETRY_AFTER_S)
+
+    def give_back(self) -> None:
+        """Count nothing any more."""
+        self._memory.add(self.holder, -self._size_bytes)
+        self._size_bytes = 0
+
+
+class _BodyInMemory:
+    """The body of `request` in memory, as an async context manager.
 
     A class, as a generator for each request costs more than the rest of the reading.
     """
 
-    __slots__ = ("_arrived", "_budget", "_reader", "_request", "_size_bytes")
+    __slots__ = ("_arrived", "_is_verified", "_reader", "_request", "_share")
 
     def __init__(
-        self, reader: BodyReader, request: IncomingRequest, arrived: bytes | None, budget: _Budget
+        self, reader: BodyReader, request: IncomingRequest, arrived: bytes | None, is_verified: bool
     ) -> None:
         self._reader = reader
         self._arrived = arrived
         self._request = request
-        self._budget = budget
-        self._size_bytes = 0
+        self._is_verified = is_verified
+        self._share = None if is_verified else MemoryShare(reader.memory, request)
 
     async def __aenter__(self) -> bytes | bytearray:
         """Read the body."""
@@ -182,7 +228,7 @@ class _UnverifiedBody:
                 self._take(len(whole))
                 return whole
             body = bytearray()
-            async for part in self._reader.parts(self._request):
+            async for part in self._reader.parts(self._request, lambda: self._is_verified):
                 self._take(len(part))
                 body += part
         except BaseException:
@@ -195,13 +241,12 @@ class _UnverifiedBody:
         self._give_back()
 
     def _take(self, size_bytes: int) -> None:
-        self._size_bytes += size_bytes
-        self._budget.free_bytes -= size_bytes
-        if self._budget.free_bytes < 0:
-            raise Unavailable("busy", "too many request bodies at once", RETRY_AFTER_S)
+        if self._share is not None:
+            self._share.take(size_bytes)
 
     def _give_back(self) -> None:
-        self._budget.free_bytes += self._size_bytes
+        if self._share is not None:
+            self._share.give_back()
 
 
 def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:

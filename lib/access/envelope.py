@@ -7,14 +7,15 @@ names each wrong field.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-import re
 from typing import Annotated, Any, cast
 
 import msgspec
 
 from lib.access.authenticator import Admission
+from lib.access.scanner import MAX_VALUES, SLICE_BYTES, JsonMeter
 from lib.data_types import AuthData
 from lib.errors import Invalid
 from lib.fields.json_fields import JsonDataException
@@ -22,19 +23,15 @@ from lib.request.incoming import DirectRequest, IncomingRequest
 from lib.request.sessions import Session
 from lib.request.verbatim import Text
 
-# In larger bodies `auth_data` must come first, and is verified before the rest is parsed: deeply nested empty
+# Larger bodies are scanned, and their `auth_data` is verified, before the rest is parsed: deeply nested empty
 # containers take a hundred times their size once parsed.
-PARSED_WHOLE_BYTES = 1024 * 1024
-# `auth_data` must lie within this many first bytes of a large body.
-AUTH_DATA_BYTES = 64 * 1024
+PARSED_WHOLE_BYTES = 64 * 1024
 # A payload's text up to this is copied.
 COPIED_BYTES = 64 * 1024
 
 # The prefix of a bearer token that carries `auth_data`.
 BEARER_PREFIX = "vast."
 EMPTY = "empty: send JSON, or authenticate by a header"
-_FIRST_KEY = re.compile(r'\s*\{\s*"auth_data"\s*:\s*')
-_DECODER = json.JSONDecoder()
 _STRICT_DECODER = msgspec.json.Decoder()
 _REFUSED_BY_MSGSPEC = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -42,41 +39,36 @@ _REFUSED_BY_MSGSPEC = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 class SealedEnvelope:
     """An envelope not yet verified: only `auth_data` may be read.
 
-    `auth_data` is read of a body of at most 1 MiB after all of it was parsed, of a larger one before.
+    `text` is a small envelope, or the text of the `auth_data` of a large one; `parse` reads the rest of it.
     """
 
-    __slots__ = ("_body", "_payload", "_payload_text", "auth", "parsed", "raw_auth", "session_id")
+    __slots__ = ("_payload", "_payload_text", "auth", "raw_auth", "session_id")
 
     raw_auth: dict[str, Any]
 
-    def __init__(self, body: bytes | bytearray) -> None:
-        self._body = body
+    def __init__(self, text: bytes | bytearray, is_whole: bool = True) -> None:
         self._payload: dict[str, Any] = {}
         self._payload_text: Text | None = None
         # The id of the session that the request names; None also while only `auth_data` is parsed.
         self.session_id: str | None = None
-        self.parsed = len(body) <= PARSED_WHOLE_BYTES  # the whole envelope, and not only `auth_data`
-        is_strict = False
-        if self.parsed:
-            self.raw_auth, self._payload, self.session_id, self._payload_text, is_strict = _parts(body)
+        if is_whole:
+            self.raw_auth, self._payload, self.session_id, self._payload_text, is_strict = _parts(text)
         else:
-            self.raw_auth = _leading_auth_data(body)
+            auth = JsonObject(text)
+            self.raw_auth, is_strict = auth.content, auth.is_strict
         self.auth = auth_data(self.raw_auth, is_strict)
 
-    def parse(self) -> None:
-        """Parse the whole envelope. Call it for a large body only after verifying `auth_data`."""
-        raw_auth, self._payload, self.session_id, self._payload_text, _ = _parts(self._body)
+    def parse(self, body: bytes | bytearray) -> None:
+        """Parse the whole envelope in `body`. Call it only after verifying `auth_data`."""
+        raw_auth, self._payload, self.session_id, self._payload_text, _ = _parts(body)
         if raw_auth != self.raw_auth:
             raise Invalid({"auth_data": "given twice"})
-        self.parsed = True
 
     def open(self, session: Session | None = None) -> Admission:
         """Return the parts of the envelope. Call it only after verifying the signature.
 
         `session` is the one named by `session_id`, if it is already found.
         """
-        if not self.parsed:
-            self.parse()
         return Admission(
             self.auth, self.raw_auth, self._payload, self.session_id, session, self._payload_text
         )
@@ -213,6 +205,18 @@ def object_in(body: bytes | bytearray) -> dict[str, Any]:
     return JsonObject(body).content
 
 
+async def check_bounds(body: bytes | bytearray, max_values: int = MAX_VALUES) -> None:
+    """Check the depth and the number of values of a large body before it is parsed as a whole.
+
+    Other work has its turn meanwhile. Raises `Invalid` (422) and `BodyTooLarge` (413).
+    """
+    if len(body) > PARSED_WHOLE_BYTES:
+        meter = JsonMeter(max_values)
+        for start in range(0, len(body), SLICE_BYTES):
+            meter.feed(bytes(body[start : start + SLICE_BYTES]))
+            await asyncio.sleep(0)
+
+
 def _by_json(body: bytes | bytearray) -> Any:
     """Parse `body` by the json module, whose words clients get for what is wrong. Raises `Invalid` (422)."""
     try:
@@ -237,23 +241,6 @@ def _check_shape(whole: dict[str, Any]) -> None:
     if not has_session_id:
         problems["session_id"] = "must be a string or null"
     raise Invalid(problems)
-
-
-def _leading_auth_data(body: bytes | bytearray) -> dict[str, Any]:
-    text = body[:AUTH_DATA_BYTES].decode("utf-8-sig", errors="replace")
-    start = _FIRST_KEY.match(text)
-    try:
-        value: Any = _DECODER.raw_decode(text, start.end())[0] if start else None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Invalid(
-            {
-                "auth_data": "must be an object and the first key, within the first "
-                f"{AUTH_DATA_BYTES} bytes, if the body is larger than {PARSED_WHOLE_BYTES} bytes"
-            }
-        )
-    return cast("dict[str, Any]", value)
 
 
 class _OrdinaryAuth(msgspec.Struct, gc=False):

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
-from lib.access.envelope import JsonObject, auth_data
+from lib.access.envelope import JsonObject, auth_data, check_bounds
 from lib.access.payload import is_json, small_object
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import Invalid
@@ -42,7 +42,8 @@ class OpenAccess:
         """
         if not request.body_exists or not is_json(request.content_type):
             return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None)
-        async with self.bodies.read(request) as body:
+        async with self.bodies.read(request, is_verified=True) as body:
+            await check_bounds(body)
             whole = JsonObject(body)
         content = whole.content
         if not _is_envelope(content):

@@ -14,20 +14,25 @@ import anyio
 
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
-from lib.access.envelope import PARSED_WHOLE_BYTES, object_in
-from lib.access.spool import spooled
+from lib.access.envelope import check_bounds, object_in
+from lib.access.spool import SpoolRoom, spooled
 from lib.errors import BodyTooLarge, Draining, MediaTypeRefused
 from lib.fields.json_fields import Parameters
 from lib.request.incoming import IncomingRequest
 from lib.uploads import Upload
 
+# Limits of an object that is read before its sender is known.
+SMALL_OBJECT_BYTES = 1024 * 1024
+SMALL_OBJECT_VALUES = 25_000
+
 
 class PayloadReader:
-    """Reads payloads. `bodies` reads JSON, `uploads` bodies of any other media type."""
+    """Reads payloads. `bodies` reads JSON, `uploads` bodies of other media types, which take of `room`."""
 
-    def __init__(self, bodies: BodyReader, uploads: BodyReader) -> None:
+    def __init__(self, bodies: BodyReader, uploads: BodyReader, room: SpoolRoom) -> None:
         self._bodies = bodies
         self._uploads = uploads
+        self._room = room
         self._receiving: set[anyio.CancelScope] = set()
         self._is_stopped = False
 
@@ -43,7 +48,8 @@ class PayloadReader:
             return _parameters(request)
         if is_upload(request, admission):
             raise MediaTypeRefused(f"this route takes application/json, not {request.content_type}")
-        async with self._bodies.read(request) as body:
+        async with self._bodies.read(request, is_verified=True) as body:
+            await check_bounds(body)
             return object_in(body)
 
     @asynccontextmanager
@@ -80,7 +86,7 @@ class PayloadReader:
 
     async def _spool(self, request: IncomingRequest, stack: AsyncExitStack) -> Upload:
         parts = self._uploads.parts(request)
-        path, size_bytes = await stack.enter_async_context(spooled(parts))
+        path, size_bytes = await stack.enter_async_context(spooled(parts, self._room))
         query = {name: request.query.getall(name) for name in request.query}
         content_type = request.headers.get("Content-Type") or request.content_type
         return Upload(path, content_type, size_bytes, query)
@@ -109,6 +115,7 @@ async def small_object(bodies: BodyReader, request: IncomingRequest) -> dict[str
     Raises `BodyTooLarge` (413), `Invalid` (422), and what `BodyReader.read` raises.
     """
     async with bodies.read(request) as body:
-        if len(body) > PARSED_WHOLE_BYTES:
-            raise BodyTooLarge(f"the body is larger than {PARSED_WHOLE_BYTES} bytes")
+        if len(body) > SMALL_OBJECT_BYTES:
+            raise BodyTooLarge(f"the body is larger than {SMALL_OBJECT_BYTES} bytes")
+        await check_bounds(body, SMALL_OBJECT_VALUES)
         return object_in(body)

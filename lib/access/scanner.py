@@ -50,7 +50,7 @@ class JsonMeter:
 
     def __init__(self, max_values: int = MAX_VALUES, max_depth: int = MAX_DEPTH) -> None:
         self.depth = 0
-        self._values = 0
+        self._values: int = 0
         self._max_values = max_values
         self._max_depth = max_depth
         self._is_in_string = False
@@ -62,12 +62,15 @@ class JsonMeter:
         if start == len(data):
             return self.depth
         plain = self._without_strings(data[start:] if start else data)
+        brackets = plain.translate(None, _NO_BRACKETS)
+        lowest = self._follow(brackets) if brackets else self.depth
         self._values += plain.count(b",") + plain.count(b"[") + plain.count(b"{")
         if self._values > self._max_values:
             raise BodyTooLarge(f"the body has more than {self._max_values} values")
-        brackets = plain.translate(None, _NO_BRACKETS)
-        if not brackets:
-            return self.depth
+        return lowest
+
+    def _follow(self, brackets: bytes) -> int:
+        """Follow the depth through `brackets`; return the lowest."""
         depths = list(accumulate(map(_STEPS.__getitem__, brackets), initial=self.depth))
         self.depth = depths[-1]
         if max(depths) > self._max_depth:

@@ -7,17 +7,20 @@ does not verify signatures itself: that is signatures.py.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
+from lib.access.arriving import Arrivals
 from lib.access.authenticator import Admission
-from lib.access.body import BodyReader
-from lib.access.envelope import SealedEnvelope, header_admission
+from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, header_admission
 from lib.access.payload import small_object
 from lib.access.signatures import BadSignature, Signatures
 from lib.errors import Invalid, Unavailable
-from lib.request.incoming import IncomingRequest
+from lib.request.incoming import IncomingRequest, note_verified
 from lib.request.sessions import Session, Sessions
+
+T = TypeVar("T")
 
 RETRY_WITHOUT_KEY_S = 5.0
 
@@ -26,11 +29,11 @@ RETRY_WITHOUT_KEY_S = 5.0
 class SignedRequests:
     """The `Authenticator` for signed requests.
 
-    `signatures` is None if signatures are not checked (UNSECURED); envelopes are always checked. `bodies`
-    reads JSON. `refetch_key` fetches a rotated key, and is awaited once before a signature is refused.
+    `signatures` is None if signatures are not checked (UNSECURED); envelopes are always checked. `arrivals`
+    receives them. `refetch_key` fetches a rotated key, and is awaited once before a signature is refused.
     """
 
-    bodies: BodyReader
+    arrivals: Arrivals
     signatures: Signatures | None
     sessions: Sessions
     refetch_key: Callable[[], Awaitable[None]]
@@ -58,16 +61,17 @@ class SignedRequests:
             )
         in_headers = header_admission(request)
         if in_headers is not None:
-            return self._open_headers(in_headers) or await self._retry(
+            admission = self._open_headers(in_headers) or await self._retry(
                 partial(self._open_headers, in_headers)
             )
-        arrived = self.bodies.arrived(request)
-        if arrived is not None and (admission := self._open_envelope(arrived)) is not None:
-            return admission
-        async with self.bodies.read(request, arrived) as body:
-            if arrived is None and (admission := self._open_envelope(body)) is not None:
-                return admission
-            return await self._retry(partial(self._open_envelope, body))
+        else:
+            arrived = self.arrivals.bodies.arrived(request)
+            is_small = arrived is not None and len(arrived) <= PARSED_WHOLE_BYTES
+            admission = self._open_envelope(arrived) if arrived is not None and is_small else None
+            if admission is None:
+                admission = await self._receive(request, arrived)
+        note_verified(request)
+        return admission
 
     async def session_in(self, request: IncomingRequest) -> Session | None:
         """The session named in a body `{"session_id", "session_auth"}`; None if it is unknown or has ended.
@@ -75,7 +79,7 @@ class SignedRequests:
         Raises `Invalid` (422), `BodyTooLarge` (413), and `Unauthorized` (401) if `session_auth` is not that
         of the session.
         """
-        fields = await small_object(self.bodies, request)
+        fields = await small_object(self.arrivals.bodies, request)
         problems = {
             name: f"must be {what}" if name in fields else "missing parameter"
             for name, kind, what in (("session_id", str, "a string"), ("session_auth", dict, "an object"))
@@ -85,14 +89,35 @@ class SignedRequests:
             raise Invalid(problems)
         return self.sessions.find(fields["session_id"], fields["session_auth"])
 
-    async def _retry(self, verify: Callable[[], Admission | None]) -> Admission:
+    async def _receive(self, request: IncomingRequest, arrived: bytes | None) -> Admission:
+        """Authenticate an envelope that is large or has not arrived, or one whose signature was invalid."""
+        async with self.arrivals.of(request, arrived) as arriving:
+            auth_text = await arriving.find_auth_data()
+            if auth_text is None:
+                verify = partial(self._open_envelope, await arriving.whole())
+                return (verify() if arrived is None else None) or await self._retry(verify)
+            sealed = SealedEnvelope(auth_text, is_whole=False)
+            is_session = self.sessions.remembers(sealed.raw_auth)
+            if not is_session and not self._is_signed(sealed, once=True):
+                await self._retry(lambda: self._is_signed(sealed, once=True) or None)
+            note_verified(request)
+            await arriving.note_verified()
+            sealed.parse(await arriving.whole())
+        session_id = sealed.session_id
+        session = None if session_id is None else self.sessions.find(session_id, sealed.raw_auth)
+        once = session_id is None
+        if is_session and session is None and not self._is_signed(sealed, once=once):
+            await self._retry(lambda: self._is_signed(sealed, once=once) or None)
+        return sealed.open(session)
+
+    async def _retry(self, verify: Callable[[], T | None]) -> T:
         """Return the result of `verify`, called once the key was rotated. Raises `BadSignature` (401)."""
         key = self._public_key
         await self.refetch_key()
-        admission = verify() if self._public_key != key else None
-        if admission is None:
+        result = verify() if self._public_key != key else None
+        if result is None:
             raise BadSignature("the signature is invalid")
-        return admission
+        return result
 
     @property
     def _public_key(self) -> str:
@@ -103,19 +128,13 @@ class SignedRequests:
         return admission if self._is_signed(admission, once=True) else None
 
     def _open_envelope(self, body: bytes | bytearray) -> Admission | None:
-        """Verify an envelope; None if its signature is invalid. Nothing that was parsed is kept then."""
+        """Verify a small envelope; None if its signature is invalid. Nothing that was parsed is kept then."""
         sealed = SealedEnvelope(body)
-        if not sealed.parsed and self.sessions.remembers(sealed.raw_auth):
-            sealed.parse()
         session_id = sealed.session_id
         session = None if session_id is None else self.sessions.find(session_id, sealed.raw_auth)
         if session is None and not self._is_signed(sealed, once=session_id is None):
             return None
-        opened = sealed.open(session)
-        if opened.session_id is None or session_id is not None:
-            return opened
-        # A large body, with the `auth_data` of no session that is known: the id was read only now.
-        return replace(opened, session=self.sessions.find(opened.session_id, opened.raw_auth))
+        return sealed.open(session)
 
     def _is_signed(self, message: Admission | SealedEnvelope, once: bool) -> bool:
         """Whether the signature of `message` is valid. Raises `Unauthorized` for a replay."""

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
-from lib.errors import BadRequest, PlainAnswer, WorkerError, error_answer
+from lib.errors import BadRequest, PlainAnswer, Unavailable, WorkerError, error_answer
 from lib.http.chunked import BadChunk, ChunkScanner
 from lib.http.deadlines import Deadlines
 from lib.http.heads import (
@@ -28,7 +28,8 @@ from lib.http.heads import (
     parse_request,
 )
 from lib.http.outbox import Outbox
-from lib.request.incoming import DirectBody, DirectRequest, Serve, Source
+from lib.http.shares import Shares
+from lib.request.incoming import CountedConnection, DirectBody, DirectRequest, Serve, Source
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("lib.access")
@@ -41,6 +42,7 @@ MAX_PIPELINED_BYTES = 64 * 1024
 AWAITED_BYTES = 64 * 1024
 # Parts of an answer up to this are held until the end of the event loop's turn.
 HELD_BYTES = 16 * 1024
+RETRY_EVICTED_S = 1.0
 _PHRASES: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _EXPECT = re.compile(rb"\r\nexpect:[^\r]*", re.IGNORECASE)
@@ -51,6 +53,7 @@ class Port(Protocol):
 
     is_closing: bool
     outbox: Outbox
+    shares: Shares
     bodies: Deadlines[FrontConnection]
     lingering: Deadlines[FrontConnection]
     stalls: Deadlines[FrontConnection]
@@ -71,11 +74,17 @@ class Port(Protocol):
 
     def note_head(self, connection: FrontConnection, is_late: bool) -> None: ...
 
+    def note_forwarded(self, connection: FrontConnection, head: RequestHead) -> None: ...
+
     def note_stalled(self, connection: FrontConnection) -> None: ...
 
+    def note_lingering(self, connection: FrontConnection) -> None: ...
 
-class FrontConnection(asyncio.Protocol):
+
+class FrontConnection(CountedConnection):
     """One connection. `transport` is None once it is lost; `output_size` is that of the current answer.
+
+    `is_proxied`: it comes from a trusted proxy, so that each request on it may be another client's.
 
     `taken_bytes` and `looks` are the front's, for the stall limit: what the client had taken when it was last
     looked at, and how often it had taken nothing since the look before.
@@ -102,6 +111,7 @@ class FrontConnection(asyncio.Protocol):
         "_pending",
         "_source",
         "_task",
+        "is_proxied",
         "is_write_paused",
         "looks",
         "output_size",
@@ -112,7 +122,8 @@ class FrontConnection(asyncio.Protocol):
     def __init__(self, front: Port) -> None:
         self.transport: asyncio.Transport | None = None
         self.output_size = 0
-        self.is_write_paused = False
+        self.group = ""
+        self.is_known = self.is_proxied = self.is_write_paused = False
         self.taken_bytes = self.looks = 0
         self._front = front
         self._http: Any = None  # aiohttp's protocol, once a request was for it
@@ -212,6 +223,7 @@ class FrontConnection(asyncio.Protocol):
             self._http.resume_writing()
         if self._drain_waiter is not None and not self._drain_waiter.done():
             self._drain_waiter.set_result(None)
+        self._go_on()
 
     # For the answer
 
@@ -267,6 +279,9 @@ class FrontConnection(asyncio.Protocol):
                     self._hold(data)
                     asyncio.get_running_loop().call_soon(self._go_on)
                     return
+                elif self.is_write_paused:  # the client doesn't read its answers: it gets no more of them
+                    self._hold(data)
+                    return
                 else:
                     has_begun = True
                     data = self._take_head(data)
@@ -278,7 +293,7 @@ class FrontConnection(asyncio.Protocol):
     def _go_on(self) -> None:
         """Take what was held while others had their turn, unless that has happened meanwhile."""
         data = self._pending
-        if data and self.transport is not None and not self._is_busy:
+        if data and self.transport is not None and not self._is_busy and not self.is_write_paused:
             self._resume_reading()
             self._pending = b""
             self._advance(data)
@@ -316,6 +331,8 @@ class FrontConnection(asyncio.Protocol):
         self._is_busy = True
         self._is_begun = self._is_answered = False
         self.output_size = 0
+        if self.is_proxied:
+            self._front.note_forwarded(self, head)
         self._left, self._chunks = head.length or 0, ChunkScanner() if head.length is None else None
         serve = self._front.carrier(head)
         if serve is None:
@@ -338,6 +355,7 @@ class FrontConnection(asyncio.Protocol):
             return data[end + length :]
         request = DirectRequest(self, head)
         self._body = request.content
+        self._body.charge_to(self._front.shares)
         if head.expects_continue and self.transport is not None:
             self.flush()
             self.transport.write(_CONTINUE)
@@ -379,8 +397,9 @@ class FrontConnection(asyncio.Protocol):
                 self._http.data_received(piece)
         elif self._body is not None:
             self._is_read_paused = True  # by the body, if its reader is slow
+            body = self._body  # which is forgotten if the connection is evicted meanwhile
             for piece in pieces:
-                self._body.feed(piece)
+                body.feed(piece)
         if not self._left and self._chunks is None:
             self._end_body()
         return data[used:]
@@ -409,6 +428,7 @@ class FrontConnection(asyncio.Protocol):
         finally:
             self._task = None  # it holds this connection by its frames, which would keep each other alive
             self._source = None
+            request.end_charges()
         if isinstance(response, PlainAnswer):
             self._write_plain(response)
         self._finish()
@@ -451,7 +471,7 @@ class FrontConnection(asyncio.Protocol):
             self._body = None  # the rest is not wanted, but the client may read the answer only behind it
             if not self._is_http_turn:  # aiohttp reads it itself, and closes if it takes too long
                 self._resume_reading()
-                self._front.lingering.add(self)
+                self._front.note_lingering(self)
         else:
             self._next()
 
@@ -501,6 +521,22 @@ class FrontConnection(asyncio.Protocol):
             else:
                 self.transport.close()
 
+    def evict(self) -> None:
+        """Close the connection, after a 503 if a request has begun: strangers hold too much together."""
+        if self._is_busy:
+            message = "strangers hold too much memory or disk at once, and this address most of it"
+            self._break(Unavailable("busy", message, RETRY_EVICTED_S))
+        else:
+            self._front.note_head(self, self._is_head_late)
+            self._is_broken, self._is_head_late, self._pending = True, False, b""
+            self.close_idle()
+
+    def note_verified(self) -> None:
+        """Note that a request on the connection was verified: its client is known from now on."""
+        if not self.is_proxied:
+            self._front.shares.release(self)
+            self.is_known = True
+
     def close_when_sent(self) -> None:
         """Close the connection, which serves no request, once all is sent that was written."""
         self.flush()
@@ -513,6 +549,9 @@ class FrontConnection(asyncio.Protocol):
             return
         self._is_broken, self._keep_alive, self._pending = True, False, b""
         self._left, self._chunks = 0, None
+        if self._awaited is not None:
+            self._front.bodies.remove(self)
+            self._awaited = self._body = None
         if self._task is not None:  # its answer ends the connection
             if self._body is not None:
                 self._body.fail(error)
@@ -520,6 +559,7 @@ class FrontConnection(asyncio.Protocol):
             return
         if not self._is_busy:
             self._front.note_head(self, self._is_head_late)
+            self._is_head_late = False
         elif self._is_begun and not self._is_answered:  # the answer can't be written to its end
             self._abort()
         elif self._is_http_turn and not self._is_answered:
@@ -549,7 +589,7 @@ class FrontConnection(asyncio.Protocol):
                 transport.write_eof()
             except OSError:  # the client has reset the connection
                 transport.abort()
-            self._front.lingering.add(self)
+            self._front.note_lingering(self)
         else:
             transport.close()
 

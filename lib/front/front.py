@@ -23,7 +23,9 @@ from lib.front.connection import MAX_HEAD_BYTES, FrontConnection, address_of
 from lib.http.deadlines import Deadlines
 from lib.http.heads import RequestHead
 from lib.http.outbox import Outbox
+from lib.http.shares import STRANGERS_BYTES, Shares
 from lib.request.incoming import Serve
+from lib.runtime.addresses import Proxies, group_of
 from lib.runtime.clock import Clock
 from lib.runtime.tcp import bytes_acked
 
@@ -37,10 +39,15 @@ IDLE_LIMIT_S = 75.0
 BODY_AWAIT_S = 0.25
 # Seconds that a client has to send the rest of a body that nobody wants, or to read a refusal.
 LINGER_LIMIT_S = 10.0
-# The most connections on which no request is being served, and the most of them with a part of a head, which
-# has at most 32 KiB: 16 MiB together.
+# The most connections on which no request is being served, and the most of them with a part of a head.
 MAX_WAITING = 4096
 MAX_HEADS = 512
+# The most connections whose clients have yet to read a refusal.
+MAX_LINGERING = 512
+# What a connection counts with: more than the memory that was measured (benchmarks/strangers.py).
+CONNECTION_BYTES = 12 * 1024
+TLS_BYTES = 56 * 1024
+HTTP_BYTES = 32 * 1024  # more, once aiohttp's server had a request on it
 # Seconds that open connections have for their last bytes when the port is closed.
 CLOSE_LIMIT_S = 2.0
 # aiohttp's own limit of idleness, which can't be turned off, and must not end what is carried beside it.
@@ -59,8 +66,10 @@ class Front:
     `direct` has the functions for the requests that are carried here: POST requests, by their path. `app`
     serves all others, with aiohttp's server. A client that takes none of the bytes that wait for it for
     `stall_limit_s` seconds is dropped, after at most a quarter of that more. `max_waiting` and `max_heads`
-    limit the numbers of connections. If there are more than `max_connections`, the one that has been idle for
-    longest is closed, or one with a part of a head. If all have requests, the new one is refused with 503.
+    limit the numbers of connections, `shares` the memory of those of strangers. If there are more than
+    `max_connections`, the one that has been idle for longest is closed, or one with a part of a head. If all
+    have requests, the new one is refused with 503. Of requests that come from `proxies`, their
+    `X-Forwarded-For` names the client.
     """
 
     def __init__(
@@ -72,8 +81,12 @@ class Front:
         max_waiting: int = MAX_WAITING,
         max_heads: int = MAX_HEADS,
         max_connections: int = sys.maxsize,
+        shares: Shares | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         self.is_closing = False
+        self.shares = shares or Shares(STRANGERS_BYTES)
+        self._proxies = proxies or Proxies()
         self.direct = direct
         self.stall_limit_s = stall_limit_s
         self._max_waiting = max_waiting
@@ -127,6 +140,7 @@ class Front:
         """Make aiohttp's protocol for `connection`."""
         protocol = cast(web.Server, self._runner.server)()
         self._by_http[protocol] = connection
+        self._charge(connection, HTTP_BYTES)
         return protocol
 
     def http_finished(self, protocol: object, response: web.StreamResponse) -> None:
@@ -148,8 +162,11 @@ class Front:
     def add(self, connection: FrontConnection) -> None:
         """Note a new connection; close others if there are too many."""
         self._connections.add(connection)
+        address = address_of(connection.transport)
+        connection.is_proxied, connection.group = self._proxies.has(address), group_of(address)
         oldest = next(iter(self._idle.items), None)
         self.note_idle(connection)
+        self._charge(connection, CONNECTION_BYTES if connection.ssl_context is None else TLS_BYTES)
         if len(self._connections) > self._max_connections:
             if oldest is not None:
                 _end(self._idle, oldest)
@@ -175,6 +192,7 @@ class Front:
     def remove(self, connection: FrontConnection) -> None:
         """Note that `connection` is lost."""
         self._connections.discard(connection)
+        self.shares.release(connection)
         self._lost.set()
         for limits in self._limits:
             limits.remove(connection)
@@ -189,18 +207,41 @@ class Front:
         if len(self._connections) > self._max_waiting and (
             len(self._idle.items) + len(self._heads.items) > self._max_waiting
         ):
-            _end(self._idle, next(iter(self._idle.items)))
+            strangers = (c for c in self._idle.items if not c.is_known)
+            _end(self._idle, next(strangers, None) or next(iter(self._idle.items)))
+
+    def _charge(self, connection: FrontConnection, size_bytes: int) -> None:
+        """Count what a stranger's connection holds; a proxy's own connections are no stranger's."""
+        if not (connection.is_known or connection.is_proxied):
+            self.shares.add(connection, size_bytes)
 
     def note_head_begun(self, connection: FrontConnection) -> None:
         """Note that a part of a head has arrived on `connection`; its time limit runs from the first part."""
         self._idle.remove(connection)
         self._heads.add(connection)
+        self.shares.add(connection, MAX_HEAD_BYTES)
         if len(self._heads.items) > self._max_heads:
             _end_one(self._heads)
 
     def note_head(self, connection: FrontConnection, is_late: bool) -> None:
         """Note that a whole head has arrived on `connection`, `is_late` after `note_head_begun`."""
         (self._heads if is_late else self._idle).remove(connection)
+        if is_late:
+            self.shares.add(connection, -MAX_HEAD_BYTES)
+
+    def note_forwarded(self, connection: FrontConnection, head: RequestHead) -> None:
+        """Note for which client a proxy sends the request with this `head`."""
+        client = self._proxies.client_of(
+            address_of(connection.transport), head.values.get("x-forwarded-for", "")
+        )
+        self.shares.release(connection)
+        connection.group = group_of(client)
+
+    def note_lingering(self, connection: FrontConnection) -> None:
+        """Note that the client has to read a refusal, or to send the rest of a body that nobody wants."""
+        self.lingering.add(connection)
+        if len(self.lingering.items) > MAX_LINGERING:
+            _end_one(self.lingering)
 
     def note_stalled(self, connection: FrontConnection) -> None:
         """Note that the client takes less than what is written to it."""
@@ -262,10 +303,10 @@ def _refuse_slow_head(connection: FrontConnection) -> None:
 
 
 def _end_one(waiting: Deadlines[FrontConnection]) -> None:
-    """Close the oldest of `waiting` that is from the address that has most of them."""
-    counts = Counter(address_of(connection.transport) for connection in waiting.items)
-    most = counts.most_common(1)[0][0]
-    _end(waiting, next(c for c in waiting.items if address_of(c.transport) == most))
+    """Close the oldest of `waiting` that is from the address that has most of them; strangers come first."""
+    candidates = [c for c in waiting.items if not c.is_known] or list(waiting.items)
+    most = Counter(connection.group for connection in candidates).most_common(1)[0][0]
+    _end(waiting, next(c for c in candidates if c.group == most))
 
 
 def _end(waiting: Deadlines[FrontConnection], connection: FrontConnection) -> None:

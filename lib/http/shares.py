@@ -10,11 +10,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+# The most memory that strangers hold together: clients of whom no request was verified yet.
+STRANGERS_BYTES = 64 * 1024 * 1024
+
 
 class Holder(Hashable, Protocol):
     """A client that holds a part of a budget, usually by its connection.
 
-    `group` is its address (`lib.http.addresses.group_of`). `is_known` says that it gives way last.
+    `group` is its address (`lib.runtime.addresses.group_of`). `is_known` says that it gives way last.
     """
 
     group: str

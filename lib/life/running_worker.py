@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from anyio.to_thread import run_sync as in_thread
 
+from lib.access.arriving import Arrivals
 from lib.access.authenticator import Authenticator
 from lib.access.body import BodyReader
 from lib.access.open import OpenAccess
 from lib.access.payload import PayloadReader
 from lib.access.signatures import Signatures
 from lib.access.signed import SignedRequests
+from lib.access.spool import SpoolRoom, sweep
 from lib.engine.engine import Capacity, Engine
 from lib.engine.none import NoEngine
 from lib.engine.vast import VastEngine
@@ -29,6 +32,7 @@ from lib.errors import Draining, SettingsError
 from lib.gpu.health import GpuHealth
 from lib.gpu.nvml import is_installed
 from lib.gpu.watch import GpuWatch
+from lib.http.shares import STRANGERS_BYTES, Shares
 from lib.life.author_context import AuthorContext, Context
 from lib.life.backend_config import BackendConfig
 from lib.metrics import Ledger, WorkloadCap, WorkloadCounter
@@ -68,6 +72,7 @@ class RunningWorker:
     engine_tasks: Mapping[str, Callable[[], Awaitable[None]]]
     authenticator: Authenticator
     payloads: PayloadReader
+    strangers: Shares
     server: ModelServer
     direct: DirectCalls
     readiness: Readiness
@@ -201,12 +206,14 @@ async def open_worker(
     ):
         sessions = Sessions(config.max_sessions, clock)
         stall_s = settings.request_body_timeout_s
-        bodies = BodyReader(settings.max_json_bytes, stall_s)
+        strangers, room = Shares(STRANGERS_BYTES), SpoolRoom(settings.max_spool_bytes)
+        bodies = BodyReader(settings.max_json_bytes, stall_s, strangers)
         uploads = BodyReader(settings.max_request_bytes, stall_s, setting="MAX_REQUEST_BYTES")
+        await in_thread(sweep)
         readiness = Readiness(config.ready_signals, False, clock, process_age_s)
         listeners = list(ledger.listeners)
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
-        authenticator = config.authenticator or _authenticator(settings, bodies, sessions, engine)
+        authenticator = config.authenticator or _authenticator(settings, bodies, room, sessions, engine)
         readiness.on_change = engine.state_changed
         keeper = _benchmark_keeper(config, server, readiness, ledger, settings, clock, directory, lanes.cap)
         try:
@@ -216,7 +223,8 @@ async def open_worker(
                 engine=engine,
                 engine_tasks=_engine_tasks(engine, authenticator, readiness),
                 authenticator=authenticator,
-                payloads=PayloadReader(bodies, uploads),
+                payloads=PayloadReader(bodies, uploads, room),
+                strangers=strangers,
                 server=server,
                 direct=direct,
                 readiness=readiness,
@@ -274,7 +282,7 @@ def _engine_tasks(
 
 
 def _authenticator(
-    settings: Settings, bodies: BodyReader, sessions: Sessions, engine: Engine
+    settings: Settings, bodies: BodyReader, room: SpoolRoom, sessions: Sessions, engine: Engine
 ) -> Authenticator:
     if settings.engine == "none":
         return OpenAccess(bodies, sessions)
@@ -283,7 +291,7 @@ def _authenticator(
         log.warning("UNSECURED is on: requests are accepted without a signature, from anyone")
     else:
         signatures = Signatures(settings.auth_scheme, engine.public_url if settings.auth_check_url else None)
-    return SignedRequests(bodies, signatures, sessions, engine.refetch_key)
+    return SignedRequests(Arrivals(bodies, room), signatures, sessions, engine.refetch_key)
 
 
 def _log_watch(

@@ -22,8 +22,10 @@ from aiohttp.typedefs import Middleware
 
 from lib.errors import SettingsError, refusals_as_json
 from lib.front.front import Front
+from lib.http.shares import Shares
 from lib.request.exchange import on_response_prepare
 from lib.request.incoming import Serve
+from lib.runtime.addresses import Proxies
 from lib.runtime.clock import SystemClock
 from lib.runtime.file_limit import max_connections
 from lib.runtime.hosts import HostGuard
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 4096
 # Proxies and address translators drop a connection that was silent for a minute.
 TCP_KEEP_ALIVE_S = 30
+# The most that TCP_USER_TIMEOUT takes: 24 days.
+MAX_USER_TIMEOUT_MS = 2**31 - 1
 # The option for the seconds of silence before the first probe: on Linux, and on macOS.
 _TCP_IDLE_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPALIVE")
 
@@ -86,20 +90,26 @@ async def listening(
     direct: Mapping[str, Serve],
     settings: Settings,
     public_url: str,
+    strangers: Shares,
     site_kwargs: dict[str, Any],
 ) -> AsyncGenerator[Sockets, None]:
     """Serve both ports inside the block: the routes `public` on one, `loopback` on the other.
 
     `direct` has the functions that serve POST requests of the public port, by their path; aiohttp's server
-    carries all others. `site_kwargs` are the arguments of `aiohttp.web.TCPSite` for the public port. Raises
-    `PortTaken`, in no exception group, and `SettingsError`.
+    carries all others. `strangers` is the budget of the public port's memory. `site_kwargs` are the arguments
+    of `aiohttp.web.TCPSite` for the public port. Raises `PortTaken`, in no exception group, and
+    `SettingsError`.
     """
     clock, limit_s = SystemClock(), settings.client_stall_timeout_s
     guard = HostGuard(settings.worker_http_host, private_names=True)
-    fronts = (
-        Front(_app(public, settings), direct, clock, limit_s, max_connections=max_connections()),
-        Front(_app(loopback, settings, guard.middleware), {}, clock, limit_s),
+    proxies = Proxies(settings.trusted_proxies)
+    public_front = Front(
+        *(_app(public, settings), direct, clock, limit_s),
+        max_connections=max_connections(),
+        shares=strangers,
+        proxies=proxies,
     )
+    fronts = (public_front, Front(_app(loopback, settings, guard.middleware), {}, clock, limit_s))
     options = _socket_options(settings, site_kwargs)
     _warn_of_addresses(settings)
     sockets = Sockets(*fronts)
@@ -181,7 +191,8 @@ def limit_silence(connection: socket.socket, limit_s: float, constants: Any = so
     Without it, a client that vanishes without a word holds its connection for a quarter of an hour.
     """
     if hasattr(constants, "TCP_USER_TIMEOUT"):
-        connection.setsockopt(constants.IPPROTO_TCP, constants.TCP_USER_TIMEOUT, int(limit_s * 1000))
+        limit_ms = min(int(limit_s * 1000), MAX_USER_TIMEOUT_MS)
+        connection.setsockopt(constants.IPPROTO_TCP, constants.TCP_USER_TIMEOUT, limit_ms)
 
 
 def _holder(port: int) -> str:

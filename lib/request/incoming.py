@@ -18,9 +18,12 @@ from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
 from lib.http.heads import RequestHead, fields_in
+from lib.http.shares import Shares
 
 # A body's unread bytes beyond which the connection is not read.
 BUFFERED_BYTES = 256 * 1024
+# Memory of a request whose body is still arriving, besides the body: its head, its task and their buffers.
+REQUEST_BYTES = 48 * 1024
 
 
 class Source(Protocol):
@@ -31,8 +34,36 @@ class Source(Protocol):
     def resume_reading(self) -> None: ...
 
 
+class CountedConnection(asyncio.Protocol):
+    """A client's connection whose memory counts until its client is known: a `lib.http.shares.Holder`."""
+
+    __slots__ = ("group", "is_known")
+
+    group: str
+    is_known: bool
+
+    def evict(self) -> None:
+        """Close the connection, after a 503 if a request has begun."""
+        raise NotImplementedError
+
+    def note_verified(self) -> None:
+        """Note that a request on the connection was verified: its client is known from now on."""
+        raise NotImplementedError
+
+
 class ClientConnection(Protocol):
     """The client's connection, as a request on it uses it."""
+
+    group: str
+    is_known: bool
+
+    def evict(self) -> None:
+        """Close the connection, after a 503 if a request has begun."""
+        ...
+
+    def note_verified(self) -> None:
+        """Note that a request on the connection was verified: its client is known from now on."""
+        ...
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -73,13 +104,18 @@ class DirectBody:
     `whole` is the body if it has arrived.
     """
 
-    __slots__ = ("_connection", "_error", "_is_whole", "_parts", "_size_bytes", "_waiter")
+    __slots__ = (
+        *("_charged_bytes", "_connection", "_error", "_is_whole", "_parts", "_shares", "_size_bytes"),
+        "_waiter",
+    )
 
     def __init__(self, connection: ClientConnection, whole: bytes | None = None) -> None:
         self._connection = connection
         self._parts: list[bytes] = [whole] if whole else []
         self._size_bytes = 0  # of what has arrived in parts
         self._is_whole = whole is not None
+        self._shares: Shares | None = None
+        self._charged_bytes = 0
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -96,6 +132,8 @@ class DirectBody:
         parts.clear()
         if self._size_bytes > BUFFERED_BYTES and (transport := self._connection.transport) is not None:
             transport.resume_reading()
+        if self._shares is not None:
+            self._charge(-self._size_bytes)
         self._size_bytes = 0
         return data
 
@@ -119,10 +157,28 @@ class DirectBody:
 
     # For the connection
 
+    def charge_to(self, shares: Shares) -> None:
+        """Count what the request and its unread body hold in `shares`, until `end_charges`."""
+        self._shares = shares
+        self._charge(REQUEST_BYTES)
+
+    def end_charges(self) -> None:
+        """Count nothing any more: the request was verified, or has ended."""
+        if self._shares is not None:
+            self._charge(-self._charged_bytes)
+            self._shares = None
+
+    def _charge(self, size_bytes: int) -> None:
+        if self._shares is not None:
+            self._charged_bytes += size_bytes
+            self._shares.add(self._connection, size_bytes)
+
     def feed(self, data: bytes) -> None:
         """Add the next part."""
         self._parts.append(data)
         self._size_bytes += len(data)
+        if self._shares is not None:
+            self._charge(len(data))
         if self._size_bytes > BUFFERED_BYTES and (transport := self._connection.transport) is not None:
             transport.pause_reading()
         self._wake()
@@ -233,6 +289,11 @@ class DirectRequest(dict[Any, Any]):
         """The client's connection; None once it is lost."""
         return self.connection.transport
 
+    def end_charges(self) -> None:
+        """Count nothing that the request holds any more: it was verified, or has ended."""
+        if self._content is not None:
+            self._content.end_charges()
+
     def as_aiohttp(self) -> web.Request:
         """The same request as aiohttp's, for author code that looks at it. It shares the items.
 
@@ -269,6 +330,27 @@ class DirectRequest(dict[Any, Any]):
 
 
 IncomingRequest = web.Request | DirectRequest
+
+
+def connection_of(request: IncomingRequest) -> CountedConnection | ClientConnection | None:
+    """The connection that `request` has come on; None if it is lost."""
+    if isinstance(request, DirectRequest):
+        return request.connection
+    transport: Any = request.transport
+    protocol: object = None if transport is None else transport.get_protocol()
+    return protocol if isinstance(protocol, CountedConnection) else None
+
+
+def note_verified(request: IncomingRequest) -> None:
+    """Note that `request` was verified: what it holds isn't a stranger's."""
+    if isinstance(request, DirectRequest):
+        request.end_charges()
+        connection = request.connection
+    else:
+        connection = connection_of(request)
+    if connection is not None and not connection.is_known:
+        connection.note_verified()
+
 
 # Serves a request that this worker has parsed. A `lib.errors.PlainAnswer` that it returns is to be written.
 Serve = Callable[[DirectRequest], Awaitable[object]]

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 from lib.errors import SettingsError
+from lib.runtime.addresses import Network, networks_in
 from lib.runtime.urls import is_http_base_url
 
 T = TypeVar("T")
@@ -57,6 +58,8 @@ class Settings:
     auth_check_url: bool = True
     max_json_bytes: int = 64 * MIB
     max_request_bytes: int = GIB
+    max_spool_bytes: int = 4 * GIB
+    trusted_proxies: tuple[Network, ...] = ()
     request_body_timeout_s: float = 60.0
     client_stall_timeout_s: float = 60.0
     carrier: CarrierKind = "direct"
@@ -106,6 +109,10 @@ class Settings:
             max_request_bytes=read.positive_int(
                 "MAX_REQUEST_BYTES", cls.max_request_bytes, "limit of any other body, bytes"
             ),
+            max_spool_bytes=read.positive_int(
+                "MAX_SPOOL_BYTES", cls.max_spool_bytes, "limit of all bodies on disk together, bytes"
+            ),
+            trusted_proxies=_trusted_proxies(read),
             request_body_timeout_s=read.seconds(
                 "REQUEST_BODY_TIMEOUT_S", cls.request_body_timeout_s, "how long a body may stall, seconds"
             ),
@@ -226,6 +233,11 @@ class EnvironmentReader:
 def _ports(read: EnvironmentReader) -> tuple[int, int]:
     port = read.port("WORKER_PORT", 3000, "the worker's public port")
     return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
+
+
+def _trusted_proxies(read: EnvironmentReader) -> tuple[Network, ...]:
+    purpose = "the proxies whose X-Forwarded-For is believed: addresses or networks, comma-separated"
+    return read.value("TRUSTED_PROXIES", networks_in, (), purpose)
 
 
 def _model_timeout_s(read: EnvironmentReader) -> float | None:

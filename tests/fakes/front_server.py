@@ -51,7 +51,7 @@ class FrontServer:
         assert self._front is not None
         return self._front
 
-    async def open(self, stall_limit_s: float, **limits: int) -> Front:
+    async def open(self, stall_limit_s: float, **limits: Any) -> Front:
         """Make the front, and get it ready to serve."""
         self._front = Front(self.app(), self.direct(), self.clock, stall_limit_s, **limits)
         await self._front.open()
@@ -203,7 +203,7 @@ def _answer(request: DirectRequest, status: int, body: bytes) -> None:
 
 
 @asynccontextmanager
-async def front_server(stall_limit_s: float = 60.0, **limits: int) -> AsyncGenerator[FrontServer, None]:
+async def front_server(stall_limit_s: float = 60.0, **limits: Any) -> AsyncGenerator[FrontServer, None]:
     """Run a server; `limits` are arguments of `Front`. Errors that reach the event loop fail the test."""
     server = FrontServer()
     loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.access.body import INFLATED_BYTES, BodyReader
+from lib.access.body import FLOOR_BYTES_S, INFLATED_BYTES, BodyReader
 from lib.errors import (
     BodyStalled,
     BodyTooLarge,
@@ -24,7 +24,8 @@ from lib.errors import (
     Unavailable,
     WorkerError,
 )
-from tests.fakes.incoming_request import IncomingRequest
+from lib.http.shares import Shares
+from tests.fakes.incoming_request import Client, IncomingRequest
 
 STALL_S = 30.0
 
@@ -197,23 +198,53 @@ async def test_a_whole_body_without_an_announced_length_is_limited() -> None:
 
 
 async def test_unverified_bodies_share_a_limit() -> None:
-    reader = BodyReader(100, STALL_S, unverified_bytes=150)
-    async with reading(reader, IncomingRequest().arrive(b"x" * 90, whole=False)):
-        async with reader.read(IncomingRequest().arrive(b"x" * 60)):
+    reader, few, many = BodyReader(100, STALL_S, Shares(150)), Client("192.0.2.1"), Client("192.0.2.2")
+    async with reading(reader, IncomingRequest(client=few).arrive(b"x" * 70, whole=False)) as kept:
+        async with reader.read(IncomingRequest(client=many).arrive(b"x" * 80)):
             with pytest.raises(Unavailable) as refused:
-                await body_of(reader, IncomingRequest().arrive(b"x"))
+                await body_of(reader, IncomingRequest(client=Client(many.group)).arrive(b"x" * 81))
             assert refused.value.status == 503
             assert refused.value.body() == {"error": "too many request bodies at once", "state": "busy"}
             assert refused.value.headers() == {"Retry-After": "1"}
-        assert len(await body_of(reader, IncomingRequest().arrive(b"x" * 60))) == 60
-        with pytest.raises(Unavailable):  # what is refused is given back as well
-            await body_of(reader, IncomingRequest().arrive(b"x" * 61))
-        assert len(await body_of(reader, IncomingRequest().arrive(b"x" * 60))) == 60
+        assert many.evictions == 1
+        assert len(await body_of(reader, IncomingRequest(client=many).arrive(b"x" * 80))) == 80
+        assert not kept.done()
+    assert few.evictions == 0
     assert len(await body_of(reader, IncomingRequest().arrive(b"x" * 100))) == 100
 
 
+async def test_a_body_that_gives_way_ends_with_503() -> None:
+    reader, honest = BodyReader(200, STALL_S, Shares(150)), Client("192.0.2.1")
+    async with reading(reader, IncomingRequest().arrive(b"x" * 100, whole=False)) as evicted:
+        assert len(await body_of(reader, IncomingRequest(client=honest).arrive(b"x" * 60))) == 60
+        with pytest.raises(Unavailable):
+            await evicted
+
+
+async def test_a_verified_body_takes_nothing_of_the_limit() -> None:
+    reader = BodyReader(100, STALL_S, Shares(10))
+    async with reader.read(IncomingRequest().arrive(b"x" * 100), is_verified=True) as body:
+        assert len(body) == 100
+        assert reader.memory.held_bytes == 0
+
+
+@pytest.mark.parametrize(("sent_bytes", "is_slow"), [(FLOOR_BYTES_S // 20 - 1, True), (FLOOR_BYTES_S, False)])
+async def test_a_body_slower_than_the_floor_is_refused_before_it_is_verified(
+    sent_bytes: int, is_slow: bool
+) -> None:
+    reader = BodyReader(10**6, STALL_S, floor_after_s=0.05)
+    upload = IncomingRequest()
+    async with reading(reader, upload.arrive(b"x" * sent_bytes, whole=False)) as task:
+        if is_slow:
+            with pytest.raises(BodyStalled):
+                await task
+        else:
+            upload.content.feed_eof()
+            assert len(await task) == sent_bytes
+
+
 async def test_a_compressed_body_counts_with_its_decompressed_size() -> None:
-    reader = BodyReader(1000, STALL_S, unverified_bytes=500)
+    reader = BodyReader(1000, STALL_S, Shares(500))
     with pytest.raises(Unavailable):
         await body_of(reader, IncomingRequest("gzip").arrive(gzip.compress(bytes(501))))
     assert len(await body_of(reader, IncomingRequest("gzip").arrive(gzip.compress(bytes(500))))) == 500
@@ -228,7 +259,7 @@ def test_any_body_is_read_or_refused_and_releases_its_memory(
     parts: Sequence[bytes], coding: str | None, packs: bool
 ) -> None:
     async def example() -> None:
-        reader = BodyReader(100, STALL_S, unverified_bytes=120)
+        reader = BodyReader(100, STALL_S, Shares(120))
         sent, plain = list(parts), b"".join(parts)
         if packs and coding in ("gzip", "deflate"):
             packer = gzip.compress if coding == "gzip" else zlib.compress

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.access.envelope import AUTH_DATA_BYTES, PARSED_WHOLE_BYTES, SealedEnvelope, object_in
+from lib.access.envelope import SealedEnvelope, object_in
+from lib.access.scanner import MAX_DEPTH, EnvelopeScanner
 from lib.data_types import AuthData, JsonDataException
 from lib.errors import Invalid
 
 AUTH = {"signature": "s", "cost": 2.5, "endpoint": "e", "reqnum": 3, "url": "http://w:1"}
 MISSING = "missing parameter"
-# Larger than what is parsed before the signature holds.
-FILLING = "x" * PARSED_WHOLE_BYTES
 
 
-def wrong_with(body: bytes) -> dict[str, Any]:
+def large(body: bytes) -> SealedEnvelope:
+    """The envelope in `body`, read as a large one: `auth_data` is found by a scanner."""
+    scanner = EnvelopeScanner()
+    scanner.feed(body)
+    if scanner.auth_text is None:
+        raise scanner.missing()
+    sealed = SealedEnvelope(scanner.auth_text, is_whole=False)
+    sealed.parse(body)
+    return sealed
+
+
+def wrong_with(body: bytes, read: Callable[[bytes], SealedEnvelope] = SealedEnvelope) -> dict[str, Any]:
     with pytest.raises(Invalid) as refused:
-        SealedEnvelope(body).open()
+        read(body).open()
     assert refused.value.status == 422
     return dict(refused.value.fields)
 
@@ -51,11 +62,9 @@ def test_the_parts_of_an_envelope_are_unchanged() -> None:
 
 
 def test_a_byte_order_mark_is_ignored() -> None:
-    envelope = json.dumps({"auth_data": AUTH, "payload": {"a": FILLING}}).encode()
-    assert SealedEnvelope(b"\xef\xbb\xbf" + envelope).open().payload == {"a": FILLING}
-    assert SealedEnvelope(b"\xef\xbb\xbf" + envelope.replace(FILLING.encode(), b"")).open().payload == {
-        "a": ""
-    }
+    envelope = b"\xef\xbb\xbf" + json.dumps({"auth_data": AUTH, "payload": {"a": 1}}).encode()
+    for read in (SealedEnvelope, large):
+        assert read(envelope).open().payload == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -132,48 +141,32 @@ def test_an_object_without_an_envelope_is_parsed(text: str) -> None:
 
 
 def test_a_large_body_is_parsed_when_it_is_opened() -> None:
-    body = json.dumps({"auth_data": AUTH, "payload": {"a": FILLING}}, indent=2).encode()
-    sealed = SealedEnvelope(bytearray(body))
-    assert sealed.auth.reqnum == 3
-    assert sealed.open().payload == {"a": FILLING}
-
-
-def test_the_rest_of_a_large_body_is_not_parsed_before() -> None:
-    body = json.dumps({"auth_data": AUTH, "payload": {}}).encode()[:-1] + b"[" * PARSED_WHOLE_BYTES
-    sealed = SealedEnvelope(body)
-    with pytest.raises(Invalid):
-        sealed.open()
+    body = json.dumps({"payload": {"a": 1}, "auth_data": AUTH, "session_id": "s"}, indent=2).encode()
+    opened = large(body).open()
+    assert (opened.raw_auth, opened.payload, opened.session_id) == (AUTH, {"a": 1}, "s")
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "answer"),
     [
-        json.dumps({"payload": {"a": FILLING}, "auth_data": AUTH}).encode(),
-        json.dumps({"auth_data": {**AUTH, "x": FILLING}, "payload": {}}).encode(),
-        json.dumps({"auth_data": [FILLING], "payload": {}}).encode(),
-        b"[" * (PARSED_WHOLE_BYTES + 1),
-        b'{"auth_data": ' + b"[" * PARSED_WHOLE_BYTES,
-        b'{"auth_data": ' + b"1" * PARSED_WHOLE_BYTES,
-        b"\xff" * (PARSED_WHOLE_BYTES + 1),
+        (b"{}", {"auth_data": "field missing", "payload": "field missing"}),
+        (b'{"payload": {}}', {"auth_data": "field missing"}),
+        (b'{"auth_data": [], "payload": {}}', {"auth_data": "must be an object"}),
+        (b'{"auth_data": %s}' % json.dumps(AUTH).encode(), {"payload": "field missing"}),
+        (b'{"auth_data": ' + b"[" * MAX_DEPTH, {"auth_data": "must be an object"}),
+        (b'{"auth_data": {"a": ' + b"[" * MAX_DEPTH, {"body": "nested too deeply"}),
+        (b"\xff" * 10, {"body": "must be a JSON object"}),
     ],
 )
-def test_auth_data_comes_first_in_a_large_body(body: bytes) -> None:
-    problem = wrong_with(body)["auth_data"]
-    assert "the first key" in problem
-    assert str(AUTH_DATA_BYTES) in problem
+def test_wrong_parts_of_a_large_body_are_named(body: bytes, answer: object) -> None:
+    assert wrong_with(body, large) == answer
 
 
-def test_one_more_byte_makes_a_large_body() -> None:
-    envelope = {"payload": {"a": ""}, "auth_data": AUTH}
-    room = PARSED_WHOLE_BYTES - len(json.dumps(envelope))
-    whole = {**envelope, "payload": {"a": "x" * room}}
-    assert SealedEnvelope(json.dumps(whole).encode()).open().payload == whole["payload"]
-    assert "auth_data" in wrong_with_json({**envelope, "payload": {"a": "x" * (room + 1)}})
-
-
-def test_a_second_auth_data_is_refused() -> None:
-    twice = json.dumps({"auth_data": AUTH, "payload": {"a": FILLING}})[:-1] + ', "auth_data": {"cost": 0}}'
-    assert wrong_with(twice.encode()) == {"auth_data": "given twice"}
+@pytest.mark.parametrize("second", [{"cost": 0}, AUTH])
+def test_a_second_auth_data_is_refused(second: object) -> None:
+    once = json.dumps({"auth_data": AUTH, "payload": {}})
+    twice = f'{once[:-1]}, "auth_data": {json.dumps(second)}}}'.encode()
+    assert wrong_with(twice, large) == {"auth_data": "given twice"}
 
 
 # `auth_data`

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.access.envelope import COPIED_BYTES, PARSED_WHOLE_BYTES, JsonObject, SealedEnvelope, auth_data
+from lib.access.envelope import COPIED_BYTES, JsonObject, SealedEnvelope, auth_data
 from lib.data_types import AuthData
 from lib.errors import Invalid
 from lib.fields.json_fields import JsonDataException
@@ -238,21 +238,6 @@ def auth_fields(raw: dict[str, Any], is_strict: bool) -> Any:
         return exact(asdict(auth_data(raw, is_strict)))
     except Invalid as e:
         return exact(dict(e.fields))
-
-
-@pytest.mark.parametrize(
-    "rest",
-    [
-        '"payload": {"a": 1}',
-        '"payload": {"a": NaN, "b": "\\ud800"}',
-        '"payload": {"a": 1, "a": 2}, "x": 1e400',
-        '"payload": []',
-        '"payload": {"a": "\x00"}',
-    ],
-)
-def test_a_large_envelope_is_read_as_the_json_module_reads_it(rest: str) -> None:
-    body = f'{{"auth_data": {json.dumps(AUTH)}, {rest}{" " * PARSED_WHOLE_BYTES}}}'.encode()
-    assert result(envelope, bytearray(body)) == result(envelope_by_json, body)
 
 
 @pytest.mark.parametrize(

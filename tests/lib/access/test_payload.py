@@ -13,8 +13,15 @@ from aiohttp.test_utils import make_mocked_request
 
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
-from lib.access.envelope import PARSED_WHOLE_BYTES
-from lib.access.payload import PayloadReader, is_json, is_upload, small_object
+from lib.access.payload import (
+    SMALL_OBJECT_BYTES,
+    SMALL_OBJECT_VALUES,
+    PayloadReader,
+    is_json,
+    is_upload,
+    small_object,
+)
+from lib.access.spool import SpoolRoom
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import BodyTooLarge, Draining, Invalid, MediaTypeRefused
 from lib.fields.json_fields import Parameters
@@ -28,7 +35,9 @@ FORM = "multipart/form-data; boundary=b"
 
 
 def reader() -> PayloadReader:
-    return PayloadReader(BodyReader(JSON_BYTES, GUARD_S), BodyReader(UPLOAD_BYTES, GUARD_S))
+    return PayloadReader(
+        BodyReader(JSON_BYTES, GUARD_S), BodyReader(UPLOAD_BYTES, GUARD_S), SpoolRoom(UPLOAD_BYTES)
+    )
 
 
 def admission(payload: dict[str, Any] | None = None) -> Admission:
@@ -243,19 +252,25 @@ def padded(size: int) -> bytes:
     return b'{"x": 1' + b" " * (size - 8) + b"}"
 
 
-@pytest.mark.parametrize("size", [8, PARSED_WHOLE_BYTES])
+@pytest.mark.parametrize("size", [8, SMALL_OBJECT_BYTES])
 async def test_a_small_object_is_read_whatever_its_media_type(size: int) -> None:
     request = IncomingRequest(content_type="text/plain").arrive(padded(size))
-    assert await small_object(BodyReader(2 * PARSED_WHOLE_BYTES, GUARD_S), request) == {"x": 1}
+    assert await small_object(BodyReader(2 * SMALL_OBJECT_BYTES, GUARD_S), request) == {"x": 1}
 
 
 async def test_an_object_above_1_mib_is_a_413() -> None:
-    request = IncomingRequest().arrive(padded(PARSED_WHOLE_BYTES + 1))
+    request = IncomingRequest().arrive(padded(SMALL_OBJECT_BYTES + 1))
     with pytest.raises(BodyTooLarge, match="larger than 1048576 bytes"):
-        await small_object(BodyReader(2 * PARSED_WHOLE_BYTES, GUARD_S), request)
+        await small_object(BodyReader(2 * SMALL_OBJECT_BYTES, GUARD_S), request)
+
+
+async def test_an_object_of_many_values_is_a_413() -> None:
+    body = b'{"x": [%s0]}' % (b"{}," * SMALL_OBJECT_VALUES)
+    with pytest.raises(BodyTooLarge, match="more than 25000 values"):
+        await small_object(BodyReader(SMALL_OBJECT_BYTES, GUARD_S), IncomingRequest().arrive(body))
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null"])
 async def test_another_body_than_an_object_is_invalid(body: bytes) -> None:
     with pytest.raises(Invalid):
-        await small_object(BodyReader(PARSED_WHOLE_BYTES, GUARD_S), IncomingRequest().arrive(body))
+        await small_object(BodyReader(SMALL_OBJECT_BYTES, GUARD_S), IncomingRequest().arrive(body))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.access.spool import PIECE_BYTES, spooled
+from lib.access.spool import PIECE_BYTES, PREFIX, SWEPT_AFTER_S, SpoolRoom, StrangersFile, spooled, sweep
 from lib.errors import BodyTooLarge, Unavailable
+from tests.fakes.incoming_request import Client
 
 # Two and a half pieces to write.
 PARTS = [bytes([number]) * (PIECE_BYTES // 2) for number in range(5)]
+ROOM = SpoolRoom(2**30)
 # Turns of the event loop: more than a whole body takes to be written and deleted.
 TURNS = range(60)
 
@@ -58,7 +61,7 @@ async def arriving(parts: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 async def test_the_file_exists_inside_the_block(folder: Path) -> None:
-    async with spooled(arriving(PARTS)) as (path, size_bytes):
+    async with spooled(arriving(PARTS), ROOM) as (path, size_bytes):
         assert files_in(folder) == [path]
         assert path.read_bytes() == b"".join(PARTS)
         assert size_bytes == path.stat().st_size
@@ -70,7 +73,7 @@ async def test_the_file_exists_inside_the_block(folder: Path) -> None:
 @given(st.lists(st.binary(max_size=40) | st.integers(0, 2 * PIECE_BYTES).map(bytes), max_size=6))
 def test_any_parts_are_written_unchanged(folder: Path, parts: Sequence[bytes]) -> None:
     async def example() -> None:
-        async with spooled(arriving(parts)) as (path, size_bytes):
+        async with spooled(arriving(parts), ROOM) as (path, size_bytes):
             assert path.read_bytes() == b"".join(parts)
             assert size_bytes == sum(map(len, parts))
 
@@ -78,13 +81,78 @@ def test_any_parts_are_written_unchanged(folder: Path, parts: Sequence[bytes]) -
     assert_nothing_left(folder)
 
 
+async def test_uploads_share_a_limit_with_each_other_and_before_strangers(folder: Path) -> None:
+    room, stranger = SpoolRoom(10), Client()
+    file = StrangersFile(room, stranger)
+    await file.append(b"x" * 8)
+    async with spooled(arriving([b"a" * 4, b"b" * 4]), room):
+        assert stranger.evictions == 1
+        with pytest.raises(Unavailable) as refused:
+            async with spooled(arriving([b"c" * 3]), room):
+                pytest.fail("there is no room")
+        assert refused.value.body()["state"] == "no room"
+        assert "MAX_SPOOL_BYTES" in refused.value.message
+        with pytest.raises(Unavailable):
+            await file.append(b"x" * 8)
+    await file.close()
+    assert room.shares.held_bytes == 0
+
+
+async def test_what_a_stranger_sends_is_read_back_and_has_no_name(folder: Path) -> None:
+    file = StrangersFile(ROOM, Client())
+    for part in PARTS:
+        await file.append(part)
+    assert files_in(folder) == []
+    assert await file.read() == b"".join(PARTS)
+    await file.close()
+
+
+async def test_a_strangers_file_that_cannot_be_made_is_a_503(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "missing"))
+    file = StrangersFile(ROOM, Client())
+    with pytest.raises(Unavailable, match="can't be written to disk: No such file"):
+        await file.append(b"x")
+    await file.close()
+
+
+def aged(path: Path) -> Path:
+    """`path`, written to longer ago than a worker takes to lock a new file."""
+    past_s = time.time() - 2 * SWEPT_AFTER_S
+    os.utime(path, (past_s, past_s))
+    return path
+
+
+async def test_a_start_deletes_what_a_killed_worker_has_left(folder: Path, tmp_path: Path) -> None:
+    left, fresh, other = (folder / name for name in (f"{PREFIX}a", f"{PREFIX}b", "pyworker.txt"))
+    for path in (left, fresh, other):
+        path.write_bytes(b"x")
+    for path in (left, other):
+        aged(path)
+    target = tmp_path / "target"
+    target.write_bytes(b"x")
+    (folder / f"{PREFIX}link").symlink_to(aged(target))
+    os.utime(folder / f"{PREFIX}link", (0, 0), follow_symlinks=False)
+    async with spooled(arriving([b"a"]), ROOM) as (in_use, _):
+        aged(in_use)
+        assert sweep() == 1
+        assert not left.exists()
+        assert in_use.exists()
+    assert fresh.exists()
+    assert other.exists()
+    assert target.exists()
+    for path in files_in(folder):
+        path.unlink()
+
+
 async def test_two_bodies_have_different_files(folder: Path) -> None:
-    async with spooled(arriving([b"a"])) as (one, _), spooled(arriving([b"b"])) as (other, _):
+    async with spooled(arriving([b"a"]), ROOM) as (one, _), spooled(arriving([b"b"]), ROOM) as (other, _):
         assert (one.read_bytes(), other.read_bytes()) == (b"a", b"b")
 
 
 async def test_an_author_may_move_the_file_away(folder: Path, tmp_path: Path) -> None:
-    async with spooled(arriving([b"a"])) as (path, _):
+    async with spooled(arriving([b"a"]), ROOM) as (path, _):
         path.rename(tmp_path / "kept")
     assert (tmp_path / "kept").read_bytes() == b"a"
 
@@ -96,20 +164,20 @@ async def test_a_refused_body_leaves_no_file(folder: Path) -> None:
         raise BodyTooLarge("too much")
 
     with pytest.raises(BodyTooLarge):
-        async with spooled(too_much()):
+        async with spooled(too_much(), ROOM):
             pytest.fail("it was never whole")
 
 
 async def test_an_error_in_the_block_leaves_no_file(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="bug"):
-        async with spooled(arriving(PARTS)):
+        async with spooled(arriving(PARTS), ROOM):
             raise RuntimeError("bug")
 
 
 async def test_a_file_that_cannot_be_created_is_a_503(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "missing"))
     with pytest.raises(Unavailable) as refused:
-        async with spooled(arriving(PARTS)):
+        async with spooled(arriving(PARTS), ROOM):
             pytest.fail("there is no file")
     assert refused.value.body() == {
         "error": "the body can't be written to disk: No such file or directory",
@@ -121,12 +189,12 @@ async def test_a_file_that_cannot_be_created_is_a_503(folder: Path, monkeypatch:
 
 
 async def kept_for_ever() -> None:
-    async with spooled(arriving(PARTS)):
+    async with spooled(arriving(PARTS), ROOM):
         await asyncio.Event().wait()
 
 
 async def kept_for_a_moment() -> None:
-    async with spooled(arriving(PARTS)):
+    async with spooled(arriving(PARTS), ROOM):
         pass
 
 
@@ -170,7 +238,7 @@ async def test_a_body_cancelled_between_parts_leaves_no_file(folder: Path, arriv
             closed.set()
 
     async def keep() -> None:
-        async with spooled(stalling()):
+        async with spooled(stalling(), ROOM):
             pytest.fail("it was never whole")
 
     task = asyncio.create_task(keep())

@@ -15,6 +15,7 @@ from aiohttp import web
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
 from lib.access.payload import PayloadReader
+from lib.access.spool import SpoolRoom
 from lib.backend import Backend
 from lib.data_types import JsonDataException
 from lib.model.readiness import State
@@ -63,7 +64,7 @@ class FailingAtTheEnd(PayloadReader):
 
     def __init__(self) -> None:
         bodies = BodyReader(1000, 10.0)
-        super().__init__(bodies, bodies)
+        super().__init__(bodies, bodies, SpoolRoom(1000))
 
     @asynccontextmanager
     async def receive(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.http.addresses import Proxies, group_of, networks_in
+from lib.runtime.addresses import Proxies, group_of, networks_in
 
 
 @pytest.mark.parametrize(
