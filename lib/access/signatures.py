@@ -13,12 +13,12 @@ from hashlib import sha256
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from lib.errors import Unauthorized
+from lib.errors import Unauthorized, result_or_error
 from lib.runtime.settings import AuthScheme
 from lib.wire import full_signed_text, url_signed_text
 
@@ -34,6 +34,10 @@ _DIGEST_INFO_PREFIXES = (
 )
 _DIGEST_BYTES = 32
 _PADDING = PKCS1v15()
+# Shorter keys can be broken; a check with a longer one takes too long.
+MIN_KEY_BITS, MAX_KEY_BITS = 1024, 8192
+# Bytes of signatures that keys may make.
+_SIZES = range(MIN_KEY_BITS // 8, MAX_KEY_BITS // 8 + 1)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -78,7 +82,14 @@ class ReplayWindow:
 
 
 class BadSignature(Unauthorized):
-    """401: the signature is invalid in every accepted form. The key may have been rotated."""
+    """401: the signature is invalid in every accepted form.
+
+    `is_well_formed`: it may be one of another key. Then the engine's may have been rotated.
+    """
+
+    def __init__(self, message: str, is_well_formed: bool = True) -> None:
+        super().__init__(message)
+        self.is_well_formed = is_well_formed
 
 
 class SignatureJournal(Protocol):
@@ -122,11 +133,12 @@ class Signatures:
         """Verify with the key in `pem` from now on. Raises `ValueError` if it holds no key.
 
         A new key empties the replay window and the remembered signatures: messages that the old key signed
-        are no longer accepted anyway.
+        are no longer accepted anyway. The same key in other words, with other white space, is no new key.
         """
         key = _public_key_in(pem)
-        self._pem, self._key = pem, key
         fingerprint = _fingerprint(key)
+        if key != self._key:
+            self._pem, self._key = pem, key
         if fingerprint != self.fingerprint:
             self.fingerprint = fingerprint
             self._replay = ReplayWindow()
@@ -171,20 +183,21 @@ class Signatures:
 
     def _verified_message(self, raw: Mapping[str, Any]) -> bytes | None:
         """Verify `raw`; return the digest that identifies a `full` message, or None for the `url` form."""
-        signed = self._signed_digest(raw["signature"])
+        signature = _decoded(raw["signature"])
+        signed = None if signature is None else self._signed_digest(signature)
         if signed is not None:
             if self._scheme != "url" and signed == sha256(full_signed_text(raw).encode()).digest():
                 return signed
             if self._scheme != "full" and signed == sha256(url_signed_text(raw["url"]).encode()).digest():
                 return None
-        raise BadSignature("the signature is invalid")
+        raise BadSignature("the signature is invalid", signature is not None and len(signature) in _SIZES)
 
     def _remember(self, verified: tuple[str, str], is_ours: bool) -> None:
         self._verified[verified] = is_ours
         if len(self._verified) > REMEMBERED_SIGNATURES:
             self._verified.popitem(last=False)
 
-    def _signed_digest(self, signature: str) -> bytes | None:
+    def _signed_digest(self, signature: bytes) -> bytes | None:
         """Return the SHA-256 digest that `signature` signs; None if it is no signature of the key.
 
         One RSA operation serves both forms: their digests are compared with the recovered one.
@@ -192,23 +205,32 @@ class Signatures:
         if self._key is None:
             return None
         try:
-            digest_info = self._key.recover_data_from_signature(
-                base64.b64decode(signature, validate=True), _PADDING, None
-            )
-        except (ValueError, InvalidSignature):  # not base64 either
+            digest_info = self._key.recover_data_from_signature(signature, _PADDING, None)
+        except (ValueError, InvalidSignature):
             return None
         prefix, digest = digest_info[:-_DIGEST_BYTES], digest_info[-_DIGEST_BYTES:]
         return digest if prefix in _DIGEST_INFO_PREFIXES else None
 
 
-def _public_key_in(pem: str) -> RSAPublicKey:
-    """The RSA public key in `pem`. Raises `ValueError` if there is none."""
+def _decoded(signature: str) -> bytes | None:
     try:
-        key = load_pem_public_key(pem.encode())
-    except UnsupportedAlgorithm as e:
-        raise ValueError(str(e)) from e
+        return base64.b64decode(signature, validate=True)
+    except ValueError:
+        return None
+
+
+def _public_key_in(pem: str) -> RSAPublicKey:
+    """The RSA public key in `pem`. Raises `ValueError` if there is none that can be used."""
+    key = result_or_error(lambda: load_pem_public_key(pem.encode()))  # it raises more than it documents
+    if isinstance(key, Exception):
+        raise ValueError(f"not a public key: {key}") from key
     if not isinstance(key, RSAPublicKey):
         raise ValueError("not an RSA key")
+    if not MIN_KEY_BITS <= key.key_size <= MAX_KEY_BITS:
+        raise ValueError(f"an RSA key of {key.key_size} bits, not {MIN_KEY_BITS} to {MAX_KEY_BITS}")
+    numbers = key.public_numbers()
+    if numbers.e < 3 or not numbers.e & numbers.n & 1:
+        raise ValueError("no RSA key: its numbers must be odd, and its exponent more than 1")
     return key
 
 

@@ -15,6 +15,7 @@ from lib.access.arriving import Arrivals
 from lib.access.authenticator import Admission
 from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, header_admission
 from lib.access.payload import small_object
+from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
 from lib.errors import Invalid, Unavailable
 from lib.request.incoming import IncomingRequest, note_verified
@@ -30,13 +31,15 @@ class SignedRequests:
     """The `Authenticator` for signed requests.
 
     `signatures` is None if signatures are not checked (UNSECURED); envelopes are always checked. `arrivals`
-    receives them. `refetch_key` fetches a rotated key, and is awaited once before a signature is refused.
+    receives them. `refetch_key` fetches a rotated key, and is awaited once before a signature is refused that
+    may be one of another key. `refusals` counts those.
     """
 
     arrivals: Arrivals
     signatures: Signatures | None
     sessions: Sessions
     refetch_key: Callable[[], Awaitable[None]]
+    refusals: Refusals
 
     @property
     def needs_key(self) -> bool:
@@ -116,6 +119,7 @@ class SignedRequests:
         await self.refetch_key()
         result = verify() if self._public_key != key else None
         if result is None:
+            self.refusals.note()
             raise BadSignature("the signature is invalid")
         return result
 
@@ -137,10 +141,15 @@ class SignedRequests:
         return sealed.open(session)
 
     def _is_signed(self, message: Admission | SealedEnvelope, once: bool) -> bool:
-        """Whether the signature of `message` is valid. Raises `Unauthorized` for a replay."""
+        """Whether the signature of `message` is valid.
+
+        Raises `Unauthorized` for a replay, and `BadSignature` for what no key makes.
+        """
         try:
             if self.signatures is not None:
                 self.signatures.check(message.raw_auth, message.auth.reqnum, once=once)
-        except BadSignature:
+        except BadSignature as e:
+            if not e.is_well_formed:
+                raise
             return False
         return True

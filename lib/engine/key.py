@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import aiohttp
 
 from lib.runtime.backoff import Backoff
-from lib.runtime.clock import Clock, sleep, time_limit
+from lib.runtime.clock import Clock, Timer, sleep, time_limit
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 10.0
 # Shortest time between two fetches of a rotated key, however many signatures are invalid.
 REFETCH_INTERVAL_S = 60.0
+# Time after a fetch until the next one, if signatures were refused that could not have a fetch of their own.
+LOOK_AGAIN_S = 10.0
 # Limit of the time that a request with an invalid signature waits for the rotated key.
 REFETCH_LIMIT_S = 5.0
 MAX_KEY_BYTES = 64 * 1024
@@ -39,6 +41,7 @@ class EngineKey:
         self._addrs = addrs
         self._clock = clock
         self._last_refetch_s: float | None = None
+        self._timer: Timer | None = None  # of the next fetch that is due by time
         self._requested = asyncio.Event()
         self._refetched = asyncio.Event()
 
@@ -69,15 +72,26 @@ class EngineKey:
     async def refetch(self) -> None:
         """Have a rotated key fetched, unless the last fetch was less than a minute ago; wait at most 5 s.
 
-        Concurrent callers share one fetch.
+        Concurrent callers share one fetch. Callers that come too early don't wait, but one fetch follows for
+        all of them, `LOOK_AGAIN_S` after the last: a stranger's bad signature may have caused that.
         """
         if not self._requested.is_set():
             last_s = self._last_refetch_s
             if last_s is not None and self._clock.monotonic() - last_s < REFETCH_INTERVAL_S:
+                self._look_again(last_s + LOOK_AGAIN_S)
                 return
             self._requested.set()
         with time_limit(self._clock, REFETCH_LIMIT_S):
             await self._refetched.wait()
+
+    def _look_again(self, at_s: float) -> None:
+        """Have the key fetched at the time `at_s`, or at once if that is past."""
+        if self._timer is None:
+            self._timer = self._clock.call_later(max(0.0, at_s - self._clock.monotonic()), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._requested.set()
 
     async def _fetch_once(self, use: Callable[[str], None]) -> bool:
         for addr in self._addrs:

@@ -22,6 +22,7 @@ from lib.access.authenticator import Authenticator
 from lib.access.body import BodyReader
 from lib.access.open import OpenAccess
 from lib.access.payload import PayloadReader
+from lib.access.refusals import Refusals
 from lib.access.signatures import Signatures
 from lib.access.signed import SignedRequests
 from lib.access.spool import SpoolRoom, sweep
@@ -73,6 +74,7 @@ class RunningWorker:
     authenticator: Authenticator
     payloads: PayloadReader
     strangers: Shares
+    refusals: Refusals
     server: ModelServer
     direct: DirectCalls
     readiness: Readiness
@@ -207,13 +209,16 @@ async def open_worker(
         sessions = Sessions(config.max_sessions, clock)
         stall_s = settings.request_body_timeout_s
         strangers, room = Shares(STRANGERS_BYTES), SpoolRoom(settings.max_spool_bytes)
+        refusals = Refusals(clock)
         bodies = BodyReader(settings.max_json_bytes, stall_s, strangers)
         uploads = BodyReader(settings.max_request_bytes, stall_s, setting="MAX_REQUEST_BYTES")
         await in_thread(sweep)
         readiness = Readiness(config.ready_signals, False, clock, process_age_s)
         listeners = list(ledger.listeners)
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
-        authenticator = config.authenticator or _authenticator(settings, bodies, room, sessions, engine)
+        authenticator = config.authenticator or _authenticator(
+            settings, Arrivals(bodies, room), sessions, engine, refusals
+        )
         readiness.on_change = engine.state_changed
         keeper = _benchmark_keeper(config, server, readiness, ledger, settings, clock, directory, lanes.cap)
         try:
@@ -225,6 +230,7 @@ async def open_worker(
                 authenticator=authenticator,
                 payloads=PayloadReader(bodies, uploads, room),
                 strangers=strangers,
+                refusals=refusals,
                 server=server,
                 direct=direct,
                 readiness=readiness,
@@ -282,16 +288,16 @@ def _engine_tasks(
 
 
 def _authenticator(
-    settings: Settings, bodies: BodyReader, room: SpoolRoom, sessions: Sessions, engine: Engine
+    settings: Settings, arrivals: Arrivals, sessions: Sessions, engine: Engine, refusals: Refusals
 ) -> Authenticator:
     if settings.engine == "none":
-        return OpenAccess(bodies, sessions)
+        return OpenAccess(arrivals.bodies, sessions)
     signatures = None
     if settings.unsecured:
         log.warning("UNSECURED is on: requests are accepted without a signature, from anyone")
     else:
         signatures = Signatures(settings.auth_scheme, engine.public_url if settings.auth_check_url else None)
-    return SignedRequests(Arrivals(bodies, room), signatures, sessions, engine.refetch_key)
+    return SignedRequests(arrivals, signatures, sessions, engine.refetch_key, refusals)
 
 
 def _log_watch(

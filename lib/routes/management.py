@@ -155,6 +155,12 @@ def status_of(backend: Backend) -> dict[str, Any]:
         },
         "load": {"current": ledger.cur_load, "served": ledger.served_load, "rejected": ledger.rejected_load},
         "queue": {"waiting": running.lanes.waiting, "working": running.lanes.working},
+        "strangers": {
+            "refused_signatures": running.refusals.total,
+            "refused_signatures_last_minute": running.refusals.recent(),
+            "memory_bytes": running.strangers.held_bytes,
+            "evicted": running.strangers.evicted,
+        },
         "slowest": [t.facts() for t in backend.timings.slowest(SLOWEST_SHOWN)],
         "reports": [asdict(d) for d in running.engine.deliveries],
         "log_lines_dropped": dropped_lines(),

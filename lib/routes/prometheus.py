@@ -50,6 +50,7 @@ class _WorkerCollector(Collector):
             "Lines of the worker's log that were not written",
             value=dropped_lines(),
         )
+        yield from self._strangers()
 
     def _requests(self) -> Iterator[Metric]:
         ledger = self._backend.metrics
@@ -125,6 +126,24 @@ class _WorkerCollector(Collector):
             "pyworker_finished_requests_dropped",
             "Finished requests that were dropped before they were reported to the engine",
             value=self._backend.metrics.dropped_entries,
+        )
+
+    def _strangers(self) -> Iterator[Metric]:
+        running = self._backend.running
+        yield CounterMetricFamily(
+            "pyworker_refused_signatures",
+            "Signatures that were refused although they are well-formed",
+            value=running.refusals.total,
+        )
+        yield GaugeMetricFamily(
+            "pyworker_strangers_memory_bytes",
+            "Memory counted for clients of whom no request was verified yet",
+            value=running.strangers.held_bytes,
+        )
+        yield CounterMetricFamily(
+            "pyworker_strangers_evicted",
+            "Connections that were closed because such clients held too much together",
+            value=running.strangers.evicted,
         )
 
 

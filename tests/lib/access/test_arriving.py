@@ -20,6 +20,7 @@ from lib.access.body import BodyReader
 from lib.access.envelope import PARSED_WHOLE_BYTES
 from lib.access.open import OpenAccess
 from lib.access.payload import PayloadReader
+from lib.access.refusals import Refusals
 from lib.access.scanner import MAX_VALUES
 from lib.access.signatures import BadSignature, Signatures
 from lib.access.signed import SignedRequests
@@ -48,11 +49,12 @@ class Door:
 
     def __init__(self, memory_bytes: int = 64 * MIB, room_bytes: int = 64 * MIB) -> None:
         self.memory, self.room = Shares(memory_bytes), SpoolRoom(room_bytes)
-        self.sessions = Sessions(None, SystemClock())
+        clock = SystemClock()
+        self.sessions = Sessions(None, clock)
         signatures = Signatures("auto", URL)
         signatures.use_key(ENGINE.public_key)
         arrivals = Arrivals(BodyReader(64 * MIB, GUARD_S, self.memory), self.room)
-        self.signed = SignedRequests(arrivals, signatures, self.sessions, no_other_key)
+        self.signed = SignedRequests(arrivals, signatures, self.sessions, no_other_key, Refusals(clock))
 
     @asynccontextmanager
     async def admitting(self, incoming: IncomingRequest) -> AsyncGenerator[asyncio.Task[Admission], None]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import textwrap
 from typing import Any
 
 import pytest
 from Crypto.PublicKey import RSA
+from Crypto.Util.asn1 import DerBitString, DerNull, DerObjectId, DerSequence
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -213,8 +217,16 @@ def test_another_key_invalidates_old_signatures() -> None:
 def test_the_same_key_again_changes_nothing() -> None:
     made, raw = signatures(), signed()
     check(made, raw)
-    made.use_key(Signer(engine_key()).public_key)
-    assert refusal(made, raw).startswith("replay")
+    pem = Signer(engine_key()).public_key
+    lines = pem.strip().splitlines()
+    rewrapped = "\n".join([lines[0], *textwrap.wrap("".join(lines[1:-1]), 20), lines[-1]])
+    pkcs1 = serialization.load_pem_public_key(pem.encode()).public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.PKCS1
+    )
+    for same in (pem, pem + "\n", pem.replace("\n", "\r\n"), f"# key\n{pem}", rewrapped, pkcs1.decode()):
+        made.use_key(same)
+        assert made.public_key == pem
+        assert refusal(made, raw).startswith("replay")
 
 
 class RecordedJournal:
@@ -271,12 +283,70 @@ def test_what_a_killed_worker_had_used_is_forgotten_with_another_key() -> None:
     check(recalled, signed(reqnum=1, key=OTHER_KEY))
 
 
-@pytest.mark.parametrize("text", ["", "no key", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"])
+def pem_of(der: bytes) -> str:
+    text = base64.b64encode(der).decode()
+    return f"-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n"
+
+
+def rsa_der(modulus: int, exponent: int) -> bytes:
+    """An RSA public key, also one that no library would make."""
+    key = DerSequence([modulus, exponent]).encode()
+    algorithm = DerSequence([DerObjectId("1.2.840.113549.1.1.1"), DerNull()])
+    return DerSequence([algorithm, DerBitString(key)]).encode()
+
+
+def curve_pem() -> str:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    ).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "no key",
+            "ssh-rsa AAAA",
+            "ssh-rsa",
+            "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQ==",
+            "\ud800",
+            "\x00",
+        ),
+        *("-----BEGIN PUBLIC KEY-----", "-----BEGIN RSA PUBLIC KEY-----\nMAA=\n-----END RSA PUBLIC KEY-----"),
+        *(pem_of(b"\x00\x00\x00"), pem_of(b"\x30\x00"), pem_of(b"\x30\x80"), pem_of(b"\xff" * 300)),
+        pem_of(rsa_der((1 << 511) + 1, 65537)),
+        pem_of(rsa_der((1 << 16383) + 1, 65537)),
+        *(pem_of(rsa_der((1 << 2047) + 1, exponent)) for exponent in (0, 1, 2, 65536)),
+        *(pem_of(rsa_der(modulus, 65537)) for modulus in (0, 1, 2, -5, 1 << 2047)),
+        curve_pem(),
+    ],
+)
 def test_a_text_without_a_key_is_refused_and_the_old_key_stays(text: str) -> None:
     made = signatures()
     with pytest.raises(ValueError, match=r".*"):
         made.use_key(text)
     check(made, signed())
+
+
+@given(st.binary(max_size=80) | st.binary(max_size=40).map(lambda tail: rsa_der(3, 3)[:-5] + tail))
+def test_no_key_ends_in_another_error(der: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        signatures().use_key(pem_of(der))
+
+
+@pytest.mark.parametrize("signature", ["", "AAAA", "no base64!", base64.b64encode(bytes(2000)).decode()])
+def test_what_no_key_signs_is_not_well_formed(signature: str) -> None:
+    with pytest.raises(BadSignature) as refused:
+        check(signatures(), {**signed(), "signature": signature})
+    assert not refused.value.is_well_formed
+
+
+def test_a_signature_of_another_key_is_well_formed() -> None:
+    with pytest.raises(BadSignature) as refused:
+        check(signatures(), signed(key=OTHER_KEY))
+    assert refused.value.is_well_formed
 
 
 def test_without_a_key_no_signature_is_valid() -> None:

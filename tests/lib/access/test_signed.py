@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 from lib.access.arriving import Arrivals
 from lib.access.body import BodyReader
 from lib.access.envelope import PARSED_WHOLE_BYTES
+from lib.access.refusals import Refusals
 from lib.access.signed import SignedRequests
 from lib.access.spool import SpoolRoom
 from lib.request.sessions import Sessions, SessionTerms
@@ -40,7 +41,9 @@ async def test_only_an_envelope_that_is_not_parsed_yet_is_looked_up(padding: int
     sessions = CountingSessions(None, SystemClock())
     session = sessions.create(AUTH, SessionTerms())
     bodies = BodyReader(2 * PARSED_WHOLE_BYTES, 10.0)
-    authenticator = SignedRequests(Arrivals(bodies, SpoolRoom(2**30)), None, sessions, no_key)
+    authenticator = SignedRequests(
+        Arrivals(bodies, SpoolRoom(2**30)), None, sessions, no_key, Refusals(SystemClock())
+    )
 
     async def admit(request: web.Request) -> web.Response:
         admission = await authenticator.admit(request)

@@ -11,8 +11,16 @@ import anyio
 import pytest
 from aiohttp import web
 
-from lib.engine.key import LAST_RETRY_S, MAX_KEY_BYTES, REFETCH_INTERVAL_S, REFETCH_LIMIT_S, EngineKey
+from lib.engine.key import (
+    LAST_RETRY_S,
+    LOOK_AGAIN_S,
+    MAX_KEY_BYTES,
+    REFETCH_INTERVAL_S,
+    REFETCH_LIMIT_S,
+    EngineKey,
+)
 from lib.runtime.settings import STATUS_ONLY_ADDR, Settings
+from tests.event_loop import run_event_loop_turns
 from tests.manual_clock import ManualClock
 
 PEM = "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----\n"
@@ -183,6 +191,22 @@ async def test_a_rotated_key_is_fetched_once_a_minute_at_most() -> None:
             await running.key.refetch()
             assert server.requests == expected
             running.clock.advance(0.01)
+
+
+async def test_a_fetch_for_a_stranger_does_not_delay_the_next_by_a_minute() -> None:
+    server = KeyServer([text(PEM)])
+    async with running_key(server) as running:
+        await running.key.refetch()  # a stranger's, shortly before the rotation
+        assert server.requests == 1
+        for _ in range(100):
+            await running.key.refetch()
+        assert server.requests == 1
+        running.clock.advance(LOOK_AGAIN_S)
+        await server.requested.wait()
+        assert server.requests == 2
+        running.clock.advance(REFETCH_INTERVAL_S)  # without refused signatures, none is due
+        await run_event_loop_turns()
+        assert server.requests == 2
 
 
 async def test_a_request_waits_a_limited_time_for_a_rotated_key() -> None:
