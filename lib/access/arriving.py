@@ -6,44 +6,52 @@ does not verify signatures: that is signed.py.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 
 from lib.access.body import BodyReader, MemoryShare
 from lib.access.envelope import PARSED_WHOLE_BYTES
 from lib.access.scanner import SLICE_BYTES, EnvelopeScanner
 from lib.access.spool import SpoolRoom, StrangersFile
-from lib.request.incoming import IncomingRequest
+from lib.access.turns import Turns
+from lib.request.incoming import REQUEST_BYTES, IncomingRequest
 
 # What is kept in memory of a body that is not verified: the rest goes to disk.
-KEPT_BYTES = 256 * 1024
-
-
-class ScanTurns:
-    """Lets one body at a time be scanned, for one slice in each turn of the event loop.
-
-    Other work has its turn between two slices, however many bodies arrive at once.
-    """
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-
-    async def scan(self, scanner: EnvelopeScanner, data: bytes) -> None:
-        """Follow `data`. Raises what `EnvelopeScanner.feed` raises."""
-        for start in range(0, len(data), SLICE_BYTES):
-            async with self._lock:
-                scanner.feed(data[start : start + SLICE_BYTES])
-                await asyncio.sleep(0)
+KEPT_BYTES = 128 * 1024
 
 
 class Arrivals:
-    """Receives envelopes by `bodies`. What strangers send beyond `KEPT_BYTES` each takes of `room`."""
+    """Receives envelopes by `bodies`. What strangers send beyond `KEPT_BYTES` each takes of `room`.
+
+    `turns` are those of strangers.
+    """
 
     def __init__(self, bodies: BodyReader, room: SpoolRoom) -> None:
         self.bodies = bodies
         self.room = room
-        self.turns = ScanTurns()
-        self.verified_turns = ScanTurns()
+        self.turns = Turns()
+        self._verified_turns = Turns(1)
+
+    async def turn_of(self, request: IncomingRequest) -> None:
+        """Return once it is the turn of `request`, which is a stranger's. Raises `Unavailable` (503)."""
+        if self.turns.is_free:
+            await self.turns.wait()
+            return
+        share = MemoryShare(self.bodies.memory, request)
+        try:
+            share.take(min(request.content_length or 0, PARSED_WHOLE_BYTES) + REQUEST_BYTES)
+            await self.turns.wait()
+        finally:
+            share.give_back()
+
+    async def scan(self, scanner: EnvelopeScanner, data: bytes, is_verified: bool) -> None:
+        """Follow `data` by `scanner` in slices, between which other work has its turn.
+
+        Raises what `EnvelopeScanner.feed` raises.
+        """
+        turns = self._verified_turns if is_verified else self.turns
+        for start in range(0, len(data), SLICE_BYTES):
+            await turns.wait()
+            scanner.feed(data[start : start + SLICE_BYTES])
 
     def of(self, request: IncomingRequest, arrived: bytes | None) -> ArrivingEnvelope:
         """The envelope in the body of `request`. `arrived` is what `BodyReader.arrived` gave."""
@@ -87,10 +95,10 @@ class ArrivingEnvelope:
         async for part in self._parts:
             unscanned = part if self._is_large else b"%s%s" % (self._kept, part)
             self._is_large = self._is_large or len(unscanned) > PARSED_WHOLE_BYTES
+            self._share.take(len(part))
+            if self._is_large:
+                await self._arrivals.scan(self._scanner, unscanned, is_verified=False)
             await self._keep(part)
-            if not self._is_large:
-                continue
-            await self._scan(unscanned)
             if self._scanner.auth_text is not None:
                 return self._scanner.auth_text
         if self._is_large:
@@ -111,20 +119,15 @@ class ArrivingEnvelope:
         """Receive the rest; return the whole body."""
         async for part in self._parts:
             self._kept += part
-            await self._scan(part)
+            await self._arrivals.scan(self._scanner, part, is_verified=True)
         return self._kept
 
     async def _keep(self, part: bytes) -> None:
-        self._share.take(len(part))
         self._kept += part
         if len(self._kept) > KEPT_BYTES:
             kept, self._kept = bytes(self._kept), bytearray()
             await self._file.append(kept)
             self._share.give_back()
-
-    async def _scan(self, data: bytes) -> None:
-        turns = self._arrivals.verified_turns if self._is_verified else self._arrivals.turns
-        await turns.scan(self._scanner, data)
 
 
 async def _one(part: bytes) -> AsyncGenerator[bytes, None]:

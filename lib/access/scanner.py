@@ -53,8 +53,8 @@ class JsonMeter:
         self._values: int = 0
         self._max_values = max_values
         self._max_depth = max_depth
-        self._is_in_string = False
-        self._is_escaped = False  # the next byte follows a backslash in a string
+        self._is_in_string: bool = False
+        self._is_escaped: bool = False  # the next byte follows a backslash in a string
 
     def feed(self, data: bytes) -> int:
         """Follow the next piece; return the lowest depth in it."""

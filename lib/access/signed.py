@@ -18,7 +18,7 @@ from lib.access.payload import small_object
 from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
 from lib.errors import Invalid, Unavailable
-from lib.request.incoming import IncomingRequest, note_verified
+from lib.request.incoming import IncomingRequest, is_known, note_verified
 from lib.request.sessions import Session, Sessions
 
 T = TypeVar("T")
@@ -62,6 +62,8 @@ class SignedRequests:
             raise Unavailable(
                 "no public key", "the engine's public key has not been received yet", RETRY_WITHOUT_KEY_S
             )
+        if not is_known(request):
+            await self.arrivals.turn_of(request)
         in_headers = header_admission(request)
         if in_headers is not None:
             admission = self._open_headers(in_headers) or await self._retry(
@@ -70,8 +72,11 @@ class SignedRequests:
         else:
             arrived = self.arrivals.bodies.arrived(request)
             is_small = arrived is not None and len(arrived) <= PARSED_WHOLE_BYTES
-            admission = self._open_envelope(arrived) if arrived is not None and is_small else None
-            if admission is None:
+            if arrived is not None and is_small:
+                admission = self._open_envelope(arrived)
+                if admission is None:
+                    admission = await self._retry(partial(self._open_envelope, arrived))
+            else:
                 admission = await self._receive(request, arrived)
         note_verified(request)
         return admission
@@ -93,12 +98,12 @@ class SignedRequests:
         return self.sessions.find(fields["session_id"], fields["session_auth"])
 
     async def _receive(self, request: IncomingRequest, arrived: bytes | None) -> Admission:
-        """Authenticate an envelope that is large or has not arrived, or one whose signature was invalid."""
+        """Authenticate an envelope that is large, or that has not arrived."""
         async with self.arrivals.of(request, arrived) as arriving:
             auth_text = await arriving.find_auth_data()
             if auth_text is None:
                 verify = partial(self._open_envelope, await arriving.whole())
-                return (verify() if arrived is None else None) or await self._retry(verify)
+                return verify() or await self._retry(verify)
             sealed = SealedEnvelope(auth_text, is_whole=False)
             is_session = self.sessions.remembers(sealed.raw_auth)
             if not is_session and not self._is_signed(sealed, once=True):

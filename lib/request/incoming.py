@@ -22,6 +22,8 @@ from lib.http.shares import Shares
 
 # A body's unread bytes beyond which the connection is not read.
 BUFFERED_BYTES = 256 * 1024
+# The same for a body that is not verified.
+STRANGERS_BUFFERED_BYTES = 64 * 1024
 # Memory of a request whose body is still arriving, besides the body: its head, its task and their buffers.
 REQUEST_BYTES = 48 * 1024
 
@@ -105,8 +107,8 @@ class DirectBody:
     """
 
     __slots__ = (
-        *("_charged_bytes", "_connection", "_error", "_is_whole", "_parts", "_shares", "_size_bytes"),
-        "_waiter",
+        *("_charged_bytes", "_connection", "_error", "_is_paused", "_is_whole", "_parts", "_shares"),
+        *("_size_bytes", "_waiter"),
     )
 
     def __init__(self, connection: ClientConnection, whole: bytes | None = None) -> None:
@@ -114,6 +116,7 @@ class DirectBody:
         self._parts: list[bytes] = [whole] if whole else []
         self._size_bytes = 0  # of what has arrived in parts
         self._is_whole = whole is not None
+        self._is_paused = False  # the connection, until what has arrived is read
         self._shares: Shares | None = None
         self._charged_bytes = 0
         self._error: Exception | None = None
@@ -130,7 +133,8 @@ class DirectBody:
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        if self._size_bytes > BUFFERED_BYTES and (transport := self._connection.transport) is not None:
+        if self._is_paused and (transport := self._connection.transport) is not None:
+            self._is_paused = False
             transport.resume_reading()
         if self._shares is not None:
             self._charge(-self._size_bytes)
@@ -177,11 +181,13 @@ class DirectBody:
         """Add the next part."""
         self._parts.append(data)
         self._size_bytes += len(data)
-        if self._shares is not None:
-            self._charge(len(data))
-        if self._size_bytes > BUFFERED_BYTES and (transport := self._connection.transport) is not None:
+        limit_bytes = BUFFERED_BYTES if self._shares is None else STRANGERS_BUFFERED_BYTES
+        if self._size_bytes > limit_bytes and (transport := self._connection.transport) is not None:
+            self._is_paused = True
             transport.pause_reading()
         self._wake()
+        if self._shares is not None:
+            self._charge(len(data))
 
     def end(self) -> None:
         """Note that the whole body has arrived."""
@@ -339,6 +345,14 @@ def connection_of(request: IncomingRequest) -> CountedConnection | ClientConnect
     transport: Any = request.transport
     protocol: object = None if transport is None else transport.get_protocol()
     return protocol if isinstance(protocol, CountedConnection) else None
+
+
+def is_known(request: IncomingRequest) -> bool:
+    """Whether a request on the connection of `request` was verified before."""
+    if isinstance(request, DirectRequest):
+        return request.connection.is_known
+    connection = connection_of(request)
+    return connection is not None and connection.is_known
 
 
 def note_verified(request: IncomingRequest) -> None:
