@@ -16,7 +16,7 @@ from lib.access.turns import Turns
 from lib.request.incoming import REQUEST_BYTES, IncomingRequest
 
 # What is kept in memory of a body that is not verified: the rest goes to disk.
-KEPT_BYTES = 128 * 1024
+KEPT_BYTES = 64 * 1024
 
 
 class Arrivals:
@@ -99,6 +99,7 @@ class ArrivingEnvelope:
             if self._is_large:
                 await self._arrivals.scan(self._scanner, unscanned, is_verified=False)
             await self._keep(part)
+            part = unscanned = b""  # they may be large, and the wait for the next part long
             if self._scanner.auth_text is not None:
                 return self._scanner.auth_text
         if self._is_large:

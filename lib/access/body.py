@@ -129,6 +129,7 @@ class BodyReader:
                 if max(sent_bytes, plain_bytes) > self._max_bytes:
                     raise self._too_large()
                 yield plain
+            part = plain = b""
         if decompressor is not None and not decompressor.eof:
             raise Invalid({"body": "the compressed data is incomplete"})
 
@@ -150,6 +151,7 @@ class BodyReader:
                 received_bytes += len(part)
                 waited_s += anyio.current_time() - begun
                 yield part
+                part = b""  # it may be large, and the wait for the next one long
         except (OSError, web.RequestPayloadError) as e:
             raise self._failure(e) from e
 

@@ -524,6 +524,8 @@ class FrontConnection(CountedConnection):
     def evict(self) -> None:
         """Close the connection, after a 503 if a request has begun: strangers hold too much together."""
         if self._is_busy:
+            if self._body is not None:
+                self._body.drop()
             message = "strangers hold too much memory or disk at once, and this address most of it"
             self._break(Unavailable("busy", message, RETRY_EVICTED_S))
         else:

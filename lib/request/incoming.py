@@ -199,6 +199,12 @@ class DirectBody:
         self._error = error
         self._wake()
 
+    def drop(self) -> None:
+        """Forget what has arrived and was not read: the connection gives way to others."""
+        self._parts.clear()
+        self._size_bytes = 0
+        self.end_charges()
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
