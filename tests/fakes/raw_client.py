@@ -115,10 +115,16 @@ def request_bytes(
 
 
 @asynccontextmanager
-async def connected(url: str, limit: int = 2**20) -> AsyncGenerator[RawClient, None]:
-    """Connect to the server at `url`; about `limit` bytes of its answers are buffered unread."""
+async def connected(
+    url: str, limit: int = 2**20, local_address: str | None = None
+) -> AsyncGenerator[RawClient, None]:
+    """Connect to the server at `url`, from `local_address` if it is given.
+
+    About `limit` bytes of its answers are buffered unread.
+    """
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=limit)
+    local = None if local_address is None else (local_address, 0)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=limit, local_addr=local)
     try:
         yield RawClient(reader, writer)
     finally:
