@@ -29,7 +29,9 @@ import psutil
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from anyio.abc import TaskGroup
+from anyio.to_thread import run_sync as in_thread
 
+from lib.access.spool import sweep
 from lib.backend import Backend
 from lib.errors import SettingsError, async_result_or_error, print_refusal
 from lib.front.front import CLOSE_LIMIT_S
@@ -116,6 +118,7 @@ async def run_server(
         configure_logging(settings.log_level, settings.log_format)
         warnings.filterwarnings("ignore", message=".*RequestKey")  # `client_request["outcome"]` is our API
         raise_file_limit()
+        await in_thread(sweep)
         gc.freeze()  # what is imported stays: the garbage collector need not look at it again and again
         # Those of envelopes and of host names. Their first use opens files, and later none may be left.
         for codec in ("utf-8-sig", "idna"):

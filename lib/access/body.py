@@ -182,7 +182,7 @@ class _Unconnected:
 
 
 class MemoryShare:
-    """What the body of `request` holds of `memory`. `holder` is its connection."""
+    """The part of `memory` that the body of `request` holds. `holder` is its connection."""
 
     __slots__ = ("_memory", "_size_bytes", "holder")
 

@@ -79,7 +79,7 @@ async def spooled(
 
 
 class _Reserved:
-    """What an upload has of the `room` for files."""
+    """The part of the `room` for files that an upload has."""
 
     def __init__(self, room: Shares) -> None:
         self.size_bytes = 0

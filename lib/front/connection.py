@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 
 from lib.errors import BadRequest, PlainAnswer, Unavailable, WorkerError, error_answer
 from lib.http.chunked import BadChunk, ChunkScanner
+from lib.http.counted import CountedConnection
 from lib.http.deadlines import Deadlines
 from lib.http.heads import (
     HEAD_END,
@@ -29,7 +30,7 @@ from lib.http.heads import (
 )
 from lib.http.outbox import Outbox
 from lib.http.shares import Shares
-from lib.request.incoming import CountedConnection, DirectBody, DirectRequest, Serve, Source
+from lib.request.incoming import DirectBody, DirectRequest, Serve, Source
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("lib.access")

@@ -31,7 +31,7 @@ class Holder(Hashable, Protocol):
 
 @dataclass(eq=False)
 class _Account:
-    """What the holders of one address hold. `idle` hold only what they held first, `active` more."""
+    """The holders of one address. `idle` hold only what they held first, `active` more."""
 
     held_bytes: int = 0
     idle: dict[Holder, None] = field(default_factory=dict["Holder", None])

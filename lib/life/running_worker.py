@@ -12,10 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
-from anyio.to_thread import run_sync as in_thread
 
 from lib.access.arriving import Arrivals
 from lib.access.authenticator import Authenticator
@@ -25,7 +24,7 @@ from lib.access.payload import PayloadReader
 from lib.access.refusals import Refusals
 from lib.access.signatures import Signatures
 from lib.access.signed import SignedRequests
-from lib.access.spool import SpoolRoom, sweep
+from lib.access.spool import SpoolRoom
 from lib.engine.engine import Capacity, Engine
 from lib.engine.none import NoEngine
 from lib.engine.vast import VastEngine
@@ -207,18 +206,11 @@ async def open_worker(
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
         sessions = Sessions(config.max_sessions, clock)
-        stall_s = settings.request_body_timeout_s
-        strangers, room = Shares(STRANGERS_BYTES), SpoolRoom(settings.max_spool_bytes)
-        refusals = Refusals(clock)
-        bodies = BodyReader(settings.max_json_bytes, stall_s, strangers)
-        uploads = BodyReader(settings.max_request_bytes, stall_s, setting="MAX_REQUEST_BYTES")
-        await in_thread(sweep)
+        access = _access(settings, clock)
         readiness = Readiness(config.ready_signals, False, clock, process_age_s)
         listeners = list(ledger.listeners)
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
-        authenticator = config.authenticator or _authenticator(
-            settings, Arrivals(bodies, room), sessions, engine, refusals
-        )
+        authenticator = config.authenticator or _authenticator(settings, access, sessions, engine)
         readiness.on_change = engine.state_changed
         keeper = _benchmark_keeper(config, server, readiness, ledger, settings, clock, directory, lanes.cap)
         try:
@@ -228,9 +220,9 @@ async def open_worker(
                 engine=engine,
                 engine_tasks=_engine_tasks(engine, authenticator, readiness),
                 authenticator=authenticator,
-                payloads=PayloadReader(bodies, uploads, room),
-                strangers=strangers,
-                refusals=refusals,
+                payloads=access.payloads,
+                strangers=access.strangers,
+                refusals=access.refusals,
                 server=server,
                 direct=direct,
                 readiness=readiness,
@@ -250,6 +242,24 @@ async def open_worker(
             yield running
         finally:
             ledger.listeners[:] = listeners  # without those of this engine
+
+
+class _Access(NamedTuple):
+    """The parts that read requests' bodies, and the budgets of strangers."""
+
+    arrivals: Arrivals
+    payloads: PayloadReader
+    strangers: Shares
+    refusals: Refusals
+
+
+def _access(settings: Settings, clock: Clock) -> _Access:
+    strangers, room = Shares(STRANGERS_BYTES), SpoolRoom(settings.max_spool_bytes)
+    stall_s = settings.request_body_timeout_s
+    bodies = BodyReader(settings.max_json_bytes, stall_s, strangers)
+    uploads = BodyReader(settings.max_request_bytes, stall_s, setting="MAX_REQUEST_BYTES")
+    payloads = PayloadReader(bodies, uploads, room)
+    return _Access(Arrivals(bodies, room), payloads, strangers, Refusals(clock))
 
 
 def _stall_timeout_s(config: BackendConfig, settings: Settings) -> float | None:
@@ -287,17 +297,15 @@ def _engine_tasks(
         raise SettingsError([f"{type(authenticator).__name__} beside {type(engine).__name__}: {e}"]) from e
 
 
-def _authenticator(
-    settings: Settings, arrivals: Arrivals, sessions: Sessions, engine: Engine, refusals: Refusals
-) -> Authenticator:
+def _authenticator(settings: Settings, access: _Access, sessions: Sessions, engine: Engine) -> Authenticator:
     if settings.engine == "none":
-        return OpenAccess(arrivals.bodies, sessions)
+        return OpenAccess(access.arrivals.bodies, sessions)
     signatures = None
     if settings.unsecured:
         log.warning("UNSECURED is on: requests are accepted without a signature, from anyone")
     else:
         signatures = Signatures(settings.auth_scheme, engine.public_url if settings.auth_check_url else None)
-    return SignedRequests(arrivals, signatures, sessions, engine.refetch_key, refusals)
+    return SignedRequests(access.arrivals, signatures, sessions, engine.refetch_key, access.refusals)
 
 
 def _log_watch(

@@ -17,6 +17,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
+from lib.http.counted import CountedConnection, counted_on
 from lib.http.heads import RequestHead, fields_in
 from lib.http.shares import Shares
 
@@ -34,23 +35,6 @@ class Source(Protocol):
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...
-
-
-class CountedConnection(asyncio.Protocol):
-    """A client's connection whose memory counts until its client is known: a `lib.http.shares.Holder`."""
-
-    __slots__ = ("group", "is_known")
-
-    group: str
-    is_known: bool
-
-    def evict(self) -> None:
-        """Close the connection, after a 503 if a request has begun."""
-        raise NotImplementedError
-
-    def note_verified(self) -> None:
-        """Note that a request on the connection was verified: its client is known from now on."""
-        raise NotImplementedError
 
 
 class ClientConnection(Protocol):
@@ -348,28 +332,7 @@ def connection_of(request: IncomingRequest) -> CountedConnection | ClientConnect
     """The connection that `request` has come on; None if it is lost."""
     if isinstance(request, DirectRequest):
         return request.connection
-    transport: Any = request.transport
-    protocol: object = None if transport is None else transport.get_protocol()
-    return protocol if isinstance(protocol, CountedConnection) else None
-
-
-def is_known(request: IncomingRequest) -> bool:
-    """Whether a request on the connection of `request` was verified before."""
-    if isinstance(request, DirectRequest):
-        return request.connection.is_known
-    connection = connection_of(request)
-    return connection is not None and connection.is_known
-
-
-def note_verified(request: IncomingRequest) -> None:
-    """Note that `request` was verified: what it holds isn't a stranger's."""
-    if isinstance(request, DirectRequest):
-        request.end_charges()
-        connection = request.connection
-    else:
-        connection = connection_of(request)
-    if connection is not None and not connection.is_known:
-        connection.note_verified()
+    return counted_on(request.transport)
 
 
 # Serves a request that this worker has parsed. A `lib.errors.PlainAnswer` that it returns is to be written.

@@ -106,12 +106,8 @@ class Settings:
             auth_scheme=_auth_scheme(read),
             auth_check_url=read.boolean("AUTH_CHECK_URL", True, "require this worker's URL in signatures"),
             max_json_bytes=read.positive_int("MAX_JSON_BYTES", cls.max_json_bytes, "JSON body limit, bytes"),
-            max_request_bytes=read.positive_int(
-                "MAX_REQUEST_BYTES", cls.max_request_bytes, "limit of any other body, bytes"
-            ),
-            max_spool_bytes=read.positive_int(
-                "MAX_SPOOL_BYTES", cls.max_spool_bytes, "limit of all bodies on disk together, bytes"
-            ),
+            max_request_bytes=_max_request_bytes(read),
+            max_spool_bytes=_max_spool_bytes(read),
             trusted_proxies=_trusted_proxies(read),
             request_body_timeout_s=read.seconds(
                 "REQUEST_BODY_TIMEOUT_S", cls.request_body_timeout_s, "how long a body may stall, seconds"
@@ -233,6 +229,16 @@ class EnvironmentReader:
 def _ports(read: EnvironmentReader) -> tuple[int, int]:
     port = read.port("WORKER_PORT", 3000, "the worker's public port")
     return port, read.port("WORKER_HTTP_PORT", port + 1, "the worker's loopback port")
+
+
+def _max_request_bytes(read: EnvironmentReader) -> int:
+    default = Settings.max_request_bytes
+    return read.positive_int("MAX_REQUEST_BYTES", default, "limit of any other body, bytes")
+
+
+def _max_spool_bytes(read: EnvironmentReader) -> int:
+    default = Settings.max_spool_bytes
+    return read.positive_int("MAX_SPOOL_BYTES", default, "limit of all bodies on disk together, bytes")
 
 
 def _trusted_proxies(read: EnvironmentReader) -> tuple[Network, ...]:

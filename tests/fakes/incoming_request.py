@@ -10,7 +10,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from lib.errors import Unavailable
-from lib.request.incoming import CountedConnection
+from lib.http.counted import CountedConnection
 
 
 class Client(CountedConnection):

@@ -31,8 +31,16 @@ def test_defaults_are_those_of_the_instance() -> None:
     assert settings.report_addrs == (DEFAULT_REPORT_ADDR,)
     assert (settings.ssl_cert, settings.ssl_key) == (Path("/etc/instance.crt"), Path("/etc/instance.key"))
     assert (settings.max_json_bytes, settings.max_request_bytes) == (64 * 2**20, 2**30)
+    assert (settings.max_spool_bytes, settings.trusted_proxies) == (4 * 2**30, ())
     assert (settings.drain_timeout_s, settings.model_timeout_s) == (30.0, None)
     assert not settings.unsecured
+
+
+def test_trusted_proxies_are_addresses_and_networks() -> None:
+    read_proxies = read(TRUSTED_PROXIES="10.0.0.0/8, 192.0.2.1,2001:db8::/32").trusted_proxies
+    assert [str(network) for network in read_proxies] == ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"]
+    [problem] = problems({**REQUIRED, "TRUSTED_PROXIES": "10.0.0.0/8,proxy"})
+    assert "'proxy', which is neither an IP address nor a network" in problem
 
 
 def test_files_may_be_elsewhere() -> None:
