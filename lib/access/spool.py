@@ -12,7 +12,6 @@ import fcntl
 import logging
 import os
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import cached_property, partial
@@ -34,8 +33,8 @@ PIECE_BYTES = 1024 * 1024
 RETRY_WITHOUT_ROOM_S = 30.0
 # The names of uploads' files begin with it.
 PREFIX = "pyworker-body-"
-# A file younger than this many seconds is not swept: its worker may be about to lock it.
-SWEPT_AFTER_S = 60.0
+# Those of files that are not locked yet.
+NEW_PREFIX = "pyworker-new-"
 # Threads that write what strangers send: a slow disk must not hold up other work in threads.
 STRANGERS_THREADS = 4
 
@@ -147,8 +146,6 @@ def sweep() -> int:
     swept = 0
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
-            if time.time() - path.lstat().st_mtime < SWEPT_AFTER_S:
-                continue
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,12 +161,16 @@ def sweep() -> int:
 
 
 def _create(created: list[tuple[int, Path]]) -> None:
-    descriptor, path = tempfile.mkstemp(prefix=PREFIX)
-    created.append((descriptor, Path(path)))
+    descriptor, name = tempfile.mkstemp(prefix=NEW_PREFIX)
+    path = Path(name)
+    created.append((descriptor, path))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         log.debug("%s can't be locked: %s", path, e)  # then it can't be locked by `sweep` either
+    locked = path.with_name(path.name.replace(NEW_PREFIX, PREFIX, 1))
+    path.rename(locked)
+    created[0] = (descriptor, locked)
 
 
 def _create_unnamed(descriptors: list[int]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.access.spool import PIECE_BYTES, PREFIX, SWEPT_AFTER_S, SpoolRoom, StrangersFile, spooled, sweep
+from lib.access.spool import PIECE_BYTES, PREFIX, SpoolRoom, StrangersFile, spooled, sweep
 from lib.errors import BodyTooLarge, Unavailable
 from tests.fakes.incoming_request import Client
 
@@ -117,29 +116,15 @@ async def test_a_strangers_file_that_cannot_be_made_is_a_503(
     await file.close()
 
 
-def aged(path: Path) -> Path:
-    """`path`, written to longer ago than a worker takes to lock a new file."""
-    past_s = time.time() - 2 * SWEPT_AFTER_S
-    os.utime(path, (past_s, past_s))
-    return path
-
-
 async def test_a_start_deletes_what_a_killed_worker_has_left(folder: Path, tmp_path: Path) -> None:
-    left, fresh, other = (folder / name for name in (f"{PREFIX}a", f"{PREFIX}b", "pyworker.txt"))
-    for path in (left, fresh, other):
+    left, other, target = folder / f"{PREFIX}a", folder / "pyworker.txt", tmp_path / "target"
+    for path in (left, other, target):
         path.write_bytes(b"x")
-    for path in (left, other):
-        aged(path)
-    target = tmp_path / "target"
-    target.write_bytes(b"x")
-    (folder / f"{PREFIX}link").symlink_to(aged(target))
-    os.utime(folder / f"{PREFIX}link", (0, 0), follow_symlinks=False)
+    (folder / f"{PREFIX}link").symlink_to(target)
     async with spooled(arriving([b"a"]), ROOM) as (in_use, _):
-        aged(in_use)
         assert sweep() == 1
         assert not left.exists()
         assert in_use.exists()
-    assert fresh.exists()
     assert other.exists()
     assert target.exists()
     for path in files_in(folder):
