@@ -447,19 +447,15 @@ async def test_200_mib_are_passed_on_without_being_held_in_memory(tmp_path: Path
 async def test_a_start_deletes_the_uploads_of_a_killed_worker(tmp_path: Path, spool: Path) -> None:
     env, module = {"TMPDIR": str(spool)}, "tests.fakes.varied_routes"
     async with engine_and_model_server(tmp_path) as system:
-        async with (
-            worker_process(system, tmp_path, Setup(health="/health"), env, module=module) as worker,
-            connected(system.url) as client,
-        ):
+        async with worker_process(system, tmp_path, Setup(health="/health"), env, module=module) as worker:
             await system.ready()
-            await client.send(
-                upload_bytes(system, "/sound/held", b"x" * MIB, **{"Content-Type": "audio/wav"})
-            )
-            await system.model.until(lambda: system.model.requests)
-            assert len(os.listdir(spool)) == 1
-            worker.process.kill()
-            await worker.process.wait()
-            assert len(os.listdir(spool)) == 1
+            async with connected(system.url) as client:
+                await client.send(upload_bytes(system, "/sound/held", b"x" * MIB))
+                await system.model.until(lambda: system.model.working == 1)
+                assert spooled_bodies(spool) == 1
+                worker.process.kill()
+                await worker.process.wait()
+                assert spooled_bodies(spool) == 1
         async with worker_process(system, tmp_path, Setup(health="/health"), env, module=module) as worker:
             await until(lambda: "deleted 1 uploads" in worker.output())
-            assert os.listdir(spool) == []
+            assert spooled_bodies(spool) == 0

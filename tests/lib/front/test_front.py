@@ -13,7 +13,9 @@ import anyio
 import pytest
 
 from lib.front.connection import MAX_HEAD_BYTES, FrontConnection
-from lib.front.front import LINGER_LIMIT_S, MAX_HEADS, MAX_REFUSED
+from lib.front.front import CONNECTION_BYTES, LINGER_LIMIT_S, MAX_HEADS, MAX_REFUSED
+from lib.http.shares import Shares
+from lib.request.incoming import REQUEST_BYTES
 from tests.event_loop import run_event_loop_turns, until
 from tests.fakes.front_server import front_server
 from tests.fakes.raw_client import RawClient, connected
@@ -109,6 +111,77 @@ async def test_many_connections_at_once_do_not_pass_the_limit() -> None:
             except BlockingIOError:
                 still_open += 1
         assert still_open == 3
+
+
+async def test_strangers_of_one_address_make_room_for_others() -> None:
+    shares = Shares(4 * CONNECTION_BYTES)
+    async with front_server(shares=shares) as server, AsyncExitStack() as stack:
+        greedy = [await from_address(stack, server.port, "127.0.0.66") for _ in range(3)]
+        other = await from_address(stack, server.port, "127.0.0.7")
+        assert await closed([*greedy, other]) == []  # nobody is limited before the budget is used up
+        another = await from_address(stack, server.port, "127.0.0.8")
+        await until(lambda: shares.evicted == 1)
+        assert await closed([*greedy, other, another]) == [0]
+        for client in (other, another):
+            await client.send(post("/direct/echo", b"a"))
+            assert (await client.answer())[0].status == 200
+
+
+async def test_a_half_body_that_gives_way_is_a_503() -> None:
+    shares = Shares(REQUEST_BYTES + 4 * CONNECTION_BYTES)
+    async with front_server(shares=shares) as server, AsyncExitStack() as stack:
+        greedy = await from_address(stack, server.port, "127.0.0.66")
+        await greedy.send(post("/direct/echo", bytes(100_000))[:-1000])
+        await server.until(lambda: server.begun)
+        clients = [await from_address(stack, server.port, f"127.0.0.{n}") for n in range(2, 6)]
+        head, _ = await greedy.answer()
+        assert (head.status, head.headers["connection"]) == (503, "close")
+        assert shares.evicted == 1
+        assert await closed(clients) == []
+
+
+async def test_a_half_head_that_gives_way_is_closed() -> None:
+    shares = Shares(MAX_HEAD_BYTES + 2 * CONNECTION_BYTES)
+    async with front_server(shares=shares) as server, AsyncExitStack() as stack:
+        greedy = await from_address(stack, server.port, "127.0.0.66")
+        await greedy.send(HALF)
+        await until(lambda: shares.held_bytes > MAX_HEAD_BYTES)
+        clients = [await from_address(stack, server.port, f"127.0.0.{n}") for n in range(2, 4)]
+        assert await greedy.rest() == b""
+        assert await closed(clients) == []
+        assert shares.held_bytes == 2 * CONNECTION_BYTES
+
+
+async def test_all_that_a_request_holds_is_given_back() -> None:
+    shares = Shares(2**20)
+    async with front_server(shares=shares) as server, connected(server.url) as client:
+        for _ in range(2):
+            body = bytes(100_000)
+            await client.send(HALF)
+            await until(lambda: shares.held_bytes > MAX_HEAD_BYTES)
+            await client.send(post("/direct/echo", body)[len(HALF) :][:-1])
+            await client.send(body[-1:])
+            assert (await client.answer())[1] == body
+            await until(lambda: shares.held_bytes == CONNECTION_BYTES)
+    assert shares.held_bytes == 0
+
+
+@pytest.mark.parametrize("path", ["/direct/echo", "/http/echo"])
+async def test_a_client_that_reads_none_of_its_answers_gets_no_more_of_them(path: str) -> None:
+    """Requests are pipelined, and their answers are not read: they must not pile up in memory."""
+    async with front_server() as server, AsyncExitStack() as stack:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        stack.callback(writer.transport.abort)
+        request = post(path, bytes(16_000))
+        served = 0
+        for _ in range(3000):  # 48 MB
+            writer.write(request)
+            await run_event_loop_turns(20)
+            if writer.transport.get_write_buffer_size() > 2**20 and served == len(server.ended):
+                break
+            served = len(server.ended)
+        assert len(server.ended) < 2500
+        assert reader is not None
 
 
 async def test_connections_with_half_a_head_stay_where_idle_ones_can_go() -> None:
