@@ -344,9 +344,9 @@ def aborted(request: web.Request) -> web.Response:
 async def refusals_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Answer the router's 404 and 405, and every `WorkerError`, in JSON (docs/protocol.md, "Answers").
+    """Answer the router's 404 and 405, aiohttp's own errors and every `WorkerError` in JSON.
 
-    Other exceptions of an author's route are raised again.
+    See docs/protocol.md, "Answers". Other exceptions of an author's route are raised again.
     """
     refusal = request.match_info.http_exception
     if refusal is None:
@@ -360,9 +360,19 @@ async def refusals_as_json(
             if is_out_of_files(e):
                 return error_answer(NoFiles()).response()
             raise
+        except web.HTTPException as e:
+            if not _is_of_aiohttp(e):
+                raise
+            return web.json_response({"error": e.text}, status=e.status, reason=e.reason)
     headers = {k: v for k, v in refusal.headers.items() if k == "Allow"}
     message = f"{request.method} {request.path}: {refusal.reason.lower()}"
     return web.json_response({"error": message}, status=refusal.status, headers=headers)
+
+
+def _is_of_aiohttp(error: web.HTTPException) -> bool:
+    """Whether `error` is one that aiohttp has raised, or that says nothing more than its status."""
+    too_large = isinstance(error, web.HTTPRequestEntityTooLarge)
+    return too_large or (error.status >= 400 and error.text == f"{error.status}: {error.reason}")
 
 
 def result_or_error(call: Callable[[], T]) -> T | Exception:

@@ -484,8 +484,11 @@ class FrontConnection(CountedConnection):
         self._is_busy = self._is_http_turn = False
         if not self._keep_alive or self._front.is_closing:
             self._is_broken, self._pending = True, b""  # what follows is not looked at
-            self.flush()
-            transport.close()
+            if self._front.is_closing:
+                self.flush()
+                transport.close()
+            else:
+                self._end_writing()
             return
         self._front.note_idle(self)
         if transport.is_closing():  # there are too many

@@ -411,6 +411,20 @@ async def test_connection_close_and_http_1_0(carrier: str) -> None:
                 assert (await client.answer())[1] == b"a"
 
 
+async def test_bytes_behind_a_request_that_closes_do_not_reset_the_connection() -> None:
+    async with front_server() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        try:
+            writer.write(post("/direct/echo", b"a" * 50_000, b"Connection: close") + b"x" * 200_000)
+            await server.until(lambda: server.ended)
+            writer.write(b"x" * 200_000)
+            with anyio.fail_after(GUARD_S):
+                received = await reader.read()  # raises ConnectionResetError
+            assert received.endswith(b"a" * 50_000)
+        finally:
+            writer.transport.abort()
+
+
 @both_carriers
 async def test_nothing_is_served_behind_a_request_that_closes(carrier: str) -> None:
     async with front_server() as server, connected(server.url) as client:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from lib.life.sockets import TCP_KEEP_ALIVE_S, keep_alive
+from lib.life.sockets import TCP_KEEP_ALIVE_S, keep_alive, limit_silence
 
 COMMON = {"SOL_SOCKET": "socket", "SO_KEEPALIVE": "keepalive", "IPPROTO_TCP": "tcp"}
 ON = ("socket", "keepalive", 1)
@@ -38,3 +38,13 @@ def test_the_options_that_the_system_has_are_set(names: tuple[str, ...], expecte
     connection = Connection()
     keep_alive(cast("socket.socket", connection), SimpleNamespace(**COMMON, **{n: n for n in names}))
     assert connection.options == [ON, *(("tcp", name, TCP_KEEP_ALIVE_S) for name in expected)]
+
+
+@pytest.mark.parametrize(("limit_s", "limit_ms"), [(60.0, 60_000), (1e9, 2**31 - 1)])
+def test_any_limit_of_silence_can_be_set(limit_s: float, limit_ms: int) -> None:
+    connection = Connection()
+    names = SimpleNamespace(**COMMON, TCP_USER_TIMEOUT="TCP_USER_TIMEOUT")
+    limit_silence(cast("socket.socket", connection), limit_s, names)
+    assert connection.options == [("tcp", "TCP_USER_TIMEOUT", limit_ms)]
+    with socket.socket() as real:
+        limit_silence(real, limit_s)
