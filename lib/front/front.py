@@ -67,7 +67,7 @@ class Front:
     serves all others, with aiohttp's server. A client that takes none of the bytes that wait for it for
     `stall_limit_s` seconds is dropped, after at most a quarter of that more. `max_waiting` and `max_heads`
     limit the numbers of connections, `shares` the memory of those of strangers. If there are more than
-    `max_connections`, the one that has been idle for longest is closed, or one with a part of a head. If all
+    `max_connections`, a stranger's is closed, or else the one that has been idle for longest. If all others
     have requests, the new one is refused with 503. Of requests that come from `proxies`, their
     `X-Forwarded-For` names the client.
     """
@@ -164,16 +164,20 @@ class Front:
         self._connections.add(connection)
         address = address_of(connection.transport)
         connection.is_proxied, connection.group = self._proxies.has(address), group_of(address)
-        oldest = next(iter(self._idle.items), None)
+        is_over = len(self._connections) > self._max_connections and not self._make_room()
         self.note_idle(connection)
         self._charge(connection, CONNECTION_BYTES if connection.ssl_context is None else TLS_BYTES)
-        if len(self._connections) > self._max_connections:
-            if oldest is not None:
-                _end(self._idle, oldest)
-            elif self._heads.items:
-                _end_one(self._heads)
-            else:
-                self._refuse(connection)
+        if is_over:
+            self._refuse(connection)
+
+    def _make_room(self) -> bool:
+        """Close a stranger's connection, or else the one that has been idle for longest; False without one."""
+        if self.shares.evict_one():
+            return True
+        oldest = next(iter(self._idle.items), None)
+        if oldest is not None:
+            _end(self._idle, oldest)
+        return oldest is not None
 
     def _refuse(self, connection: FrontConnection) -> None:
         """Refuse a connection, since there are too many for the limit on open files."""

@@ -116,8 +116,8 @@ class Shares:
         self.held_bytes -= size_bytes
 
     def evict_one(self) -> bool:
-        """Let go of what one holder holds; return whether there was one."""
-        return self._evict() is not None
+        """Let go of what one stranger holds; return whether there was one."""
+        return bool(self._strangers) and self._evict() is not None
 
     def _make_room(self, holder: Holder | None) -> bool:
         """Evict holders until the budget is kept; return False if `holder` is one, or if it can't be kept."""

@@ -127,6 +127,13 @@ async def test_strangers_of_one_address_make_room_for_others() -> None:
             assert (await client.answer())[0].status == 200
 
 
+async def test_strangers_make_room_when_descriptors_become_few() -> None:
+    async with front_server(max_connections=3) as server, AsyncExitStack() as stack:
+        greedy = [await from_address(stack, server.port, "127.0.0.66") for _ in range(3)]
+        other = await from_address(stack, server.port, "127.0.0.7")
+        assert await closed([*greedy, other]) == [0]
+
+
 async def test_a_half_body_that_gives_way_is_a_503() -> None:
     shares = Shares(REQUEST_BYTES + 4 * CONNECTION_BYTES)
     async with front_server(shares=shares) as server, AsyncExitStack() as stack:
