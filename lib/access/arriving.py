@@ -124,11 +124,14 @@ class ArrivingEnvelope:
         return self._kept
 
     async def _keep(self, part: bytes) -> None:
-        self._kept += part
-        if len(self._kept) > KEPT_BYTES:
-            kept, self._kept = bytes(self._kept), bytearray()
-            await self._file.append(kept)
-            self._share.give_back()
+        if len(self._kept) + len(part) <= KEPT_BYTES:
+            self._kept += part
+            return
+        kept, self._kept = self._kept, bytearray()
+        for data in (kept, part):
+            if data:
+                await self._file.append(data)
+        self._share.give_back()
 
 
 async def _one(part: bytes) -> AsyncGenerator[bytes, None]:

@@ -111,7 +111,7 @@ class StrangersFile:
         self._descriptors: list[int] = []  # filled by the thread that creates the file
         self._threads = room.strangers_threads
 
-    async def append(self, data: bytes) -> None:
+    async def append(self, data: bytes | bytearray) -> None:
         """Write `data` at the end. Raises `Unavailable` (503) if it can't be, or if others need the room."""
         self.size_bytes += len(data)
         if not self._room.add(self._holder, len(data)):
@@ -210,7 +210,7 @@ async def _write(parts: AsyncGenerator[bytes, None], descriptor: int, reserved: 
     await _in_thread(partial(_write_all, descriptor, bytes(pending)))
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | bytearray) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

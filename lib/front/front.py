@@ -45,8 +45,8 @@ MAX_HEADS = 512
 # The most connections whose clients have yet to read a refusal.
 MAX_LINGERING = 512
 # What a connection counts with: more than the memory that was measured (tests/endurance/strangers.py).
-CONNECTION_BYTES = 12 * 1024
-TLS_BYTES = 56 * 1024
+CONNECTION_BYTES = 8 * 1024
+TLS_BYTES = 48 * 1024
 HTTP_BYTES = 32 * 1024  # more, once aiohttp's server had a request on it
 # Seconds that open connections have for their last bytes when the port is closed.
 CLOSE_LIMIT_S = 2.0

@@ -10,9 +10,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-# The most that strangers hold together: clients of whom no request was verified yet. The process grows by up
-# to twice as much: what gives way is freed a moment later, and the allocator keeps a part of it.
-STRANGERS_BYTES = 32 * 1024 * 1024
+# The most that strangers hold together: clients of whom no request was verified yet. The process grows by
+# twice as much (tests/endurance/strangers.py): the allocator keeps a part of what was freed.
+STRANGERS_BYTES = 24 * 1024 * 1024
 
 
 class Holder(Hashable, Protocol):
