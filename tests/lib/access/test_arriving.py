@@ -204,6 +204,7 @@ async def test_the_address_that_holds_most_gives_way(memory_bytes: int, room_byt
             assert (await door.signed.admit(honest.request)).raw_auth == raw
         assert honest.client.evictions == 0
         assert any(incoming.client.evictions for incoming in greedy)
+        await until(lambda: any(task.done() for task in tasks))
     finally:
         for task in tasks:
             task.cancel()
