@@ -171,7 +171,7 @@ class Front:
             self._refuse(connection)
 
     def _make_room(self) -> bool:
-        """Close a stranger's connection, or else the one that has been idle for longest; False without one."""
+        """Close a stranger's connection, or the one that has been idle for longest; False without either."""
         if self.shares.evict_one():
             return True
         oldest = next(iter(self._idle.items), None)
