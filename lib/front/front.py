@@ -67,9 +67,9 @@ class Front:
     serves all others, with aiohttp's server. A client that takes none of the bytes that wait for it for
     `stall_limit_s` seconds is dropped, after at most a quarter of that more. `max_waiting` and `max_heads`
     limit the numbers of connections, `shares` the memory of those of strangers. If there are more than
-    `max_connections`, a stranger's is closed, or else the one that has been idle for longest. If all others
-    have requests, the new one is refused with 503. Of requests that come from `proxies`, their
-    `X-Forwarded-For` names the client.
+    `max_connections`, the one that has been idle for longest is closed, or one with a part of a head, or a
+    stranger's. If all have verified requests, the new one is refused with 503. Of requests that come from
+    `proxies`, their `X-Forwarded-For` names the client.
     """
 
     def __init__(
@@ -166,18 +166,20 @@ class Front:
         connection.is_proxied, connection.group = self._proxies.has(address), group_of(address)
         is_over = len(self._connections) > self._max_connections and not self._make_room()
         self.note_idle(connection)
-        self._charge(connection, CONNECTION_BYTES if connection.ssl_context is None else TLS_BYTES)
         if is_over:
-            self._refuse(connection)
+            self._refuse(connection)  # it is not charged: it may read its refusal
+        else:
+            self._charge(connection, CONNECTION_BYTES if connection.ssl_context is None else TLS_BYTES)
 
     def _make_room(self) -> bool:
-        """Close a stranger's connection, or the one that has been idle for longest; False without either."""
-        if self.shares.evict_one():
-            return True
-        oldest = next(iter(self._idle.items), None)
-        if oldest is not None:
-            _end(self._idle, oldest)
-        return oldest is not None
+        """Close a connection: an idle one, one with half a head, or a stranger's; False without any."""
+        if self._idle.items:
+            _end(self._idle, next(iter(self._idle.items)))
+        elif self._heads.items:
+            _end_one(self._heads)
+        else:
+            return self.shares.evict_one()
+        return True
 
     def _refuse(self, connection: FrontConnection) -> None:
         """Refuse a connection, since there are too many for the limit on open files."""

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from lib.errors import WorkerError, refusals_as_json
 from lib.front.front import Front
+from lib.http.counted import counted_on
 from lib.request.incoming import DirectRequest
 from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
@@ -110,6 +111,7 @@ class FrontServer:
             _answer(request, 200, body)
 
     async def _held(self, request: DirectRequest) -> None:
+        request.connection.note_verified()
         await self._released.wait()
         await self._echo(request)
 
@@ -165,6 +167,9 @@ class FrontServer:
         return web.Response(body=await request.read())
 
     async def _http_held(self, request: web.Request) -> web.StreamResponse:
+        connection = counted_on(request.transport)
+        assert connection is not None
+        connection.note_verified()
         await self._released.wait()
         return await self._http_echo(request)
 
