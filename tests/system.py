@@ -225,6 +225,7 @@ def environment(system: System, setup: Setup, extra: dict[str, str] | None = Non
         "REPORT_ADDR": system.engine_url,
         "MASTER_TOKEN": MASTER_TOKEN,
         "WORKSPACE_DIR": str(system.model_log.parent),
+        "BENCHMARK_TARGET_S": "1",
         "TEST_MODEL_URL": system.model.url,
         "TEST_WORKER": json.dumps(asdict(setup)),
         **(extra or {}),
