@@ -257,6 +257,10 @@ class AnswerCut(Exception):
     """The model server's answer is incomplete, or stalled: the client's connection must be aborted."""
 
 
+class AnswerStalled(AnswerCut):
+    """The model server's answer has begun, and nothing came for `MODEL_STALL_TIMEOUT_S`."""
+
+
 class ClientGone(Exception):
     """The client has left: no answer can be sent."""
 

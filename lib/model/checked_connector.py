@@ -19,7 +19,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
-from lib.model.stall import StallWatch
+from lib.model.stall import Stall, StallWatch
 from lib.runtime.excerpt import LOGGED_BYTES
 from lib.runtime.tcp import bytes_acked, closed_untaken, unread_input
 
@@ -86,9 +86,9 @@ class CheckedConnection(ResponseHandler):
         is_awaited = body._waiter is not None  # pyright: ignore[reportPrivateUsage] - no other sign
         return (body, body.total_bytes) if is_awaited else None
 
-    def break_off(self, reason: str) -> None:
+    def stall(self, error: Stall) -> None:
         """End the answer's body with an error, unless it has come to its end, and close the connection."""
-        self._break_off(reason, ConnectionError(reason))
+        self._break_off(str(error), error)
         self._close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

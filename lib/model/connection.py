@@ -21,12 +21,20 @@ import anyio
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
-from lib.errors import AnswerCut, ModelTimedOut, ModelUnreachable, NoFiles, describe_error, is_out_of_files
+from lib.errors import (
+    AnswerCut,
+    AnswerStalled,
+    ModelTimedOut,
+    ModelUnreachable,
+    NoFiles,
+    describe_error,
+    is_out_of_files,
+)
 from lib.model.answer import answer_fault
 from lib.model.checked_connector import CheckedConnector, FaultyAnswer, Unanswered
 from lib.model.failure_row import FailureRow
 from lib.model.reach import Reach
-from lib.model.stall import StallWatch
+from lib.model.stall import Stall, StallWatch
 
 # Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
 # connection that the server is just closing.
@@ -310,8 +318,10 @@ def unreachable(reason: str) -> ModelUnreachable:
 
 
 def answer_cut(error: BaseException) -> AnswerCut:
-    """The error of an answer that broke off with `error`."""
-    return AnswerCut(f"the model server's answer broke off: {describe_error(error)}")
+    """The error of an answer that broke off with `error`: `AnswerStalled` if that is a stall."""
+    has_stalled = isinstance(error, Stall) or isinstance(error.__cause__, Stall)
+    kind = AnswerStalled if has_stalled else AnswerCut
+    return kind(f"the model server's answer broke off: {describe_error(error)}")
 
 
 def _unusable(fault: str) -> ModelUnreachable:

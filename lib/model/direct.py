@@ -32,7 +32,7 @@ from lib.model.connection import (
     unreachable,
 )
 from lib.model.reach import Reach
-from lib.model.stall import StallWatch
+from lib.model.stall import Stall, StallWatch
 from lib.request.verbatim import Text
 from lib.runtime.clock import Clock
 from lib.runtime.excerpt import LOGGED_BYTES
@@ -376,9 +376,9 @@ class ModelConnection(asyncio.Protocol):
         has_begun = self._receiver is not None and self._moves > self._moves_before
         return self._moves if has_begun and self.transport.is_reading() else None
 
-    def break_off(self, reason: str) -> None:
-        """End the call on this connection, whose answer broke off for `reason`."""
-        self.fail(answer_cut(ConnectionError(reason)))
+    def stall(self, error: Stall) -> None:
+        """End the call on this connection, whose answer has stalled."""
+        self.fail(answer_cut(error))
 
     def fail(self, error: Exception) -> None:
         """End the call on this connection with `error`, and close it."""
@@ -433,7 +433,7 @@ class ModelConnection(asyncio.Protocol):
         else:
             error = exc or ConnectionError("the connection was closed")
             self._calls.reach.note_failure(self.origin.host, self.origin.port, error)
-            self.break_off(describe_error(error))
+            self.fail(answer_cut(error))
 
     # The answer
 

@@ -40,9 +40,7 @@ class FailureProbe:
             await self.row.full()
             if self.readiness.state is State.DRAINING:
                 continue
-            row = (
-                f"{LENGTH} requests in a row failed at the model server, the last with {self.row.last_status}"
-            )
+            row = f"{LENGTH} requests in a row failed at the model server, the last with {self.row.last}"
             while await self._is_error(row):
                 await sleep(self.clock, RETRY_S)
                 if not self.readiness.has_error(Cause.PROBE):

@@ -16,6 +16,10 @@ from lib.runtime.clock import Clock, Timer
 LOOKS = 20
 
 
+class Stall(ConnectionError):
+    """Nothing came on an answer for the limit."""
+
+
 class Watched(Protocol):
     """One connection to the model server."""
 
@@ -27,8 +31,8 @@ class Watched(Protocol):
         """
         ...
 
-    def break_off(self, reason: str) -> None:
-        """End the answer, which has stalled, as one that broke off for `reason`."""
+    def stall(self, error: Stall) -> None:
+        """End the answer, which has stalled, as one that broke off with `error`."""
         ...
 
 
@@ -66,4 +70,4 @@ class StallWatch:
             count = count + 1 if progress is not None and progress == before else 0
             self._seen[connection] = progress, count
             if count == LOOKS:
-                connection.break_off(f"nothing came for {limit_s:g} s (MODEL_STALL_TIMEOUT_S)")
+                connection.stall(Stall(f"nothing came for {limit_s:g} s (MODEL_STALL_TIMEOUT_S)"))

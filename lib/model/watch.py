@@ -192,12 +192,16 @@ class HealthWatch:
             return answer.status
 
     async def check(self) -> tuple[int, str]:
-        """Return the check's status, 0 without an answer, and what is wrong, "" if nothing is."""
+        """Return the check's status, 0 without an answer, and what is wrong, "" if nothing is.
+
+        A connection that fails is told to the server's `reach`, as one of a request is.
+        """
         with time_limit(self._clock, HEALTH_TIMEOUT_S):
             try:
                 status = await self.ask()
                 return status, "" if 200 <= status < 300 else f"health check answered {status}"
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
+                self._server.reach.note_failure(self.host, self.port, e)
                 return 0, f"health check failed: {describe_error(e)}"
         return 0, f"health check timed out after {HEALTH_TIMEOUT_S:g} s"
 

@@ -128,6 +128,11 @@ class Stage:
         assert self.system.backend is not None
         return self.system.backend.metrics.served_load
 
+    @property
+    def failures_in_a_row(self) -> int:
+        assert self.system.running is not None
+        return self.system.running.server.failures.count
+
     async def pass_time(self, seconds: float) -> None:
         await run_event_loop_turns()
         self.clock.advance(seconds)
@@ -229,6 +234,7 @@ async def test_an_answer_that_has_begun_and_stops_is_broken_off(
                 return
             assert await here.ended() == {Outcome.ERRORED: 1}
             assert here.cur_perf == 0.0
+            assert here.failures_in_a_row == 1
             with anyio.fail_after(GUARD_S):
                 await here.model.left.wait()
             got = await here.client.rest()

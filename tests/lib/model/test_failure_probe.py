@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from lib.errors import AnswerCut, ClientGone, ModelDown, ModelTimedOut, ModelUnreachable
+from lib.errors import AnswerCut, AnswerStalled, ClientGone, ModelDown, ModelTimedOut, ModelUnreachable
 from lib.life.running_worker import RunningWorker
 from lib.model.failure_probe import RETRY_S
 from lib.model.failure_row import LENGTH, FailureRow
@@ -34,6 +34,7 @@ LATE = ModelTimedOut("the model server took too long")
         pytest.param([503] * 5, 5, id="five answers"),
         pytest.param([LATE] * 5, 5, id="five that took too long"),
         pytest.param([500, LATE, 502, LATE, 504], 5, id="both"),
+        pytest.param([AnswerStalled("stalled"), 500, LATE, AnswerStalled("stalled")], 4, id="stalls too"),
         pytest.param([500, 500, 500, 500, 200], 0, id="a success"),
         pytest.param([500, 500, 404, 500], 1, id="a refusal of the model server's"),
         pytest.param([500, 500, 499], 0, id="the highest status below 500"),
@@ -56,12 +57,12 @@ def test_ends_of_requests(ends: Sequence[int | BaseException], count: int) -> No
 
 async def test_a_row_that_was_full_begins_anew() -> None:
     row = FailureRow()
-    assert (row.count, row.last_status) == (0, 0)
+    assert (row.count, row.last) == (0, "")
     for status in range(500, 500 + LENGTH):
         row.note_status(status)
     with anyio.fail_after(GUARD_S):
         await row.full()
-    assert (row.count, row.last_status) == (0, 500 + LENGTH - 1)
+    assert (row.count, row.last) == (0, str(500 + LENGTH - 1))
     for _ in range(LENGTH - 1):
         row.note_status(503)
     waiting = asyncio.ensure_future(row.full())

@@ -19,7 +19,7 @@ from lib.model.connection import ModelServer
 from lib.model.reach import Reach, reason_of
 from lib.model.reach_watch import CHECK_LIMIT_S, ReachWatch
 from lib.model.readiness import Cause, Readiness, ReadySignal, State
-from lib.model.watch import HealthWatch
+from lib.model.watch import HEALTH_INTERVAL_S, HealthWatch
 from lib.runtime.clock import Clock, sleep
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.manual_clock import ManualClock
@@ -184,6 +184,7 @@ class Checked:
     server: ModelServer
     readiness: Readiness
     clock: Clock
+    watch: HealthWatch | None
 
     async def fail(self, seconds: float = 0.0) -> None:
         """Let a request fail, and then wait for some time."""
@@ -208,7 +209,7 @@ def scenario(steps: Callable[[Checked], Awaitable[None]], health: str | None) ->
             readiness.set_max_perf(1.0, "given")
             watch = HealthWatch(server, health, readiness, clock, clears_all=True) if health else None
             tasks.start_soon(ReachWatch(server, readiness, watch, clock).follow)
-            await steps(Checked(model, server, readiness, clock))
+            await steps(Checked(model, server, readiness, clock, watch))
             tasks.cancel_scope.cancel()
 
     in_virtual_time(run)
@@ -234,6 +235,25 @@ def test_one_failure_of_a_server_that_is_gone_is_enough_and_its_return_needs_no_
         assert here.readiness.state is State.READY
 
     scenario(steps, health)
+
+
+def test_without_a_request_the_health_check_is_what_fails_first() -> None:
+    async def steps(here: Checked) -> None:
+        assert here.watch is not None
+        async with anyio.create_task_group() as group:
+            group.start_soon(here.watch.follow)
+            await sleep(here.clock, 1.0)
+            await here.model.stop()
+            await sleep(
+                here.clock, HEALTH_INTERVAL_S + 1.0
+            )  # three failed checks take more than twice as long
+            assert here.is_errored
+            await here.model.start()
+            await sleep(here.clock, LOOKED_WITHIN_S)
+            assert here.readiness.state is State.READY
+            group.cancel_scope.cancel()
+
+    scenario(steps, "/health")
 
 
 @both_checks

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from lib.model.stall import LOOKS, StallWatch
+from lib.model.stall import LOOKS, Stall, StallWatch
 from tests.manual_clock import ManualClock
 
 LIMIT_S = 120.0
@@ -22,10 +22,10 @@ class NotingConnection:
         self.reason = ""
         self._clock = clock
 
-    def break_off(self, reason: str) -> None:
+    def stall(self, error: Stall) -> None:
         self.progress = None
         self.broken_s.append(self._clock.monotonic())
-        self.reason = reason
+        self.reason = str(error)
 
 
 def watched(clock: ManualClock, limit_s: float | None = LIMIT_S) -> tuple[StallWatch, NotingConnection]:
