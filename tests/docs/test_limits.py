@@ -1,0 +1,82 @@
+"""Checks the limits and pauses that the documents name against the constants of the code."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lib.access import body, envelope, scanner, signatures
+from lib.engine import journal, journal_records, key, reports
+from lib.http import shares
+from lib.metrics import MAX_UNDELIVERED, SAMPLES_AT_MOST, SECONDS_AT_MOST
+from lib.model import (
+    benchmark_keeper,
+    failure_probe,
+    failure_row,
+    health_override,
+    reach_watch,
+    watch,
+)
+from lib.request import sessions
+from tests.docs.blocks import document
+
+MIB = 1024 * 1024
+WORDS = {3: "three", 5: "five"}
+UNITS = {1.0: "second", 60.0: "minute", 3600.0: "hour"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a health check that has answered 2xx for {} s without a failure", health_override.WELL_FOR_S),
+        ("the next request follows {} s later", health_override.RETRY_S),
+        ("after {} failures in a row, 10 s apart", WORDS.get(watch.FAILURES_UNTIL_ERROR)),
+        ("after three failures in a row, {} s apart", watch.HEALTH_INTERVAL_S),
+        ("with the next success; it is checked every {} s", watch.HEALTH_INTERVAL_LOADING_S),
+        ("two such failures at least {} s apart", reach_watch.APART_S),
+        ("a check at once and then every {} s", reach_watch.SUSPECT_INTERVAL_S),
+        ("or check that succeeds; it is checked every {} s", reach_watch.DOWN_INTERVAL_S),
+        ("after {} in a row and nothing else", WORDS.get(failure_row.LENGTH)),
+        ("the request of the benchmark, repeated every {} s,", failure_probe.RETRY_S),
+        ("a successful benchmark; it is repeated every {} s", benchmark_keeper.RETRY_S),
+        ("What ended more than an {} before the start", UNITS.get(journal_records.OLDEST_S)),
+        ("A file of more than {} MiB is written anew", journal.MAX_BYTES / MIB),
+        ("tries again every {} s; requests are served", journal.RETRY_S),
+    ],
+)
+def test_limits_in_operating(text: str, value: float | str | None) -> None:
+    assert_documented("operating", text, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("In an envelope larger than {} KiB, `auth_data` is", envelope.PARSED_WHOLE_BYTES / 1024),
+        ("keys of the envelope, of which there are at most {}. It", scanner.MAX_KEYS),
+        ("It has at most {} KiB.", scanner.AUTH_DATA_BYTES / 1024),
+        ("has at most {} values (else 413)", scanner.MAX_VALUES),
+        ("and is nested at most {} levels deep", scanner.MAX_DEPTH),
+        ("has come more slowly than {} KiB/s on average", body.FLOOR_BYTES_S / 1024),
+        ("once the worker has waited {} s for it", body.FLOOR_AFTER_S),
+        ("Strangers share {} MiB for", shares.STRANGERS_BYTES / MIB),
+        ("`on_close_payload` has at most {} KiB", sessions.MAX_CLOSE_PAYLOAD_BYTES / 1024),
+        ("and `auth_data` {} KiB", sessions.MAX_AUTH_BYTES / 1024),
+        ("a `reqnum` more than {} behind the highest accepted one", signatures.WINDOW),
+        ("a request that waits for it at most once a {}, and", UNITS.get(key.REFETCH_INTERVAL_S)),
+        ("while signatures are refused every {} s", key.LOOK_AGAIN_S),
+        ("requests that have ended, once a {} while", UNITS.get(reports.COMPLETIONS_INTERVAL_S)),
+        ("At most {} entries wait for delivery", MAX_UNDELIVERED),
+        ("at most the larger of {} times the benchmark's payload", SAMPLES_AT_MOST),
+        ("and of an {} at `max_perf`", UNITS.get(SECONDS_AT_MOST)),
+    ],
+)
+def test_limits_in_protocol(text: str, value: float | str | None) -> None:
+    assert_documented("protocol", text, value)
+
+
+def assert_documented(name: str, text: str, value: float | str | None) -> None:
+    """The document has `text` with `value` in place of the braces."""
+    prose = re.sub(r"\s+", " ", document(name).prose)
+    shown = f"{value:,.12g}" if isinstance(value, (int, float)) else str(value)
+    assert text.format(shown) in prose
