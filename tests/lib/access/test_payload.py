@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,30 @@ async def test_a_received_payload_is_not_given_up(folder: Path) -> None:
         assert isinstance(upload, Upload)
         contents.append(upload.path.read_bytes())
     assert contents == [b"1"]
+
+
+@pytest.mark.parametrize("content_type", [FORM, "application/json"])
+async def test_after_the_stop_nothing_is_received(folder: Path, content_type: str) -> None:
+    payloads = reader()
+    payloads.stop()
+    incoming = IncomingRequest(content_type=content_type)
+    with pytest.raises(Draining):
+        async with payloads.receive(incoming.arrive(b"{}"), admission(), True):
+            pytest.fail("it was received")
+    assert files_in(folder) == []
+
+
+async def test_nothing_of_a_received_payload_is_kept() -> None:
+    def scopes() -> int:
+        gc.collect()
+        return sum(isinstance(thing, anyio.CancelScope) for thing in gc.get_objects())
+
+    payloads, before = reader(), scopes()
+    for _ in range(10):
+        request = IncomingRequest(content_type="application/json").arrive(b"{}")
+        async with payloads.receive(request, admission(), True):
+            pass
+    assert scopes() < before + 10
 
 
 async def test_a_cancelled_request_is_no_draining(folder: Path) -> None:
