@@ -72,13 +72,13 @@ class Balance:
     `told_new` is of `accepted` less `withdrawn`, and higher than that after a deficit.
     """
 
-    accepted: float = 0.0
-    withdrawn: float = 0.0
-    rejected: float = 0.0
-    served: float = 0.0
-    told_new: float = 0.0
-    told_rejected: float = 0.0
-    told_served: float = 0.0
+    accepted: float
+    withdrawn: float
+    rejected: float
+    served: float
+    told_new: float
+    told_rejected: float
+    told_served: float
 
 
 class LedgerJournal(Protocol):
