@@ -133,8 +133,7 @@ class SessionLife:
         if end.route is None:
             self._forget(end)
             return
-        call = self._ledger.open(counted=False)
-        call.accept()  # before the task runs, so that a drain waits for it
+        call = self._ledger.open(counted=False)  # before the task runs, so that a drain waits for it
         self._spawn(partial(self._post_on_close, end, end.route, call))
 
     async def _post_on_close(self, end: DueEnd, route: str, call: Entry) -> None:
