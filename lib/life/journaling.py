@@ -53,7 +53,9 @@ async def journaled(running: RunningWorker, ledger: Ledger, clock: Clock) -> Asy
     try:
         yield
     finally:
-        ledger.journal = None
+        ledger.journal = sessions.journal = None
+        if signatures is not None:
+            signatures.journal = None
         journal.close()
 
 
