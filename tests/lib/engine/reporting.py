@@ -11,7 +11,14 @@ import aiohttp
 import anyio
 from Crypto.PublicKey import RSA
 
-from lib.engine.reports import IDLE_INTERVAL_S, LAST_RETRY_S, Capacity, Reporter, WorkerIdentity
+from lib.engine.reports import (
+    COMPLETIONS_INTERVAL_S,
+    IDLE_INTERVAL_S,
+    LAST_RETRY_S,
+    Capacity,
+    Reporter,
+    WorkerIdentity,
+)
 from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.metrics import Entry, Ledger, Outcome
@@ -93,7 +100,12 @@ class ReportingWorker:
 
 @asynccontextmanager
 async def reporting_worker(
-    engines: int = 1, *, key_addrs: slice = slice(None), status: bool = True, completions: bool = False
+    engines: int = 1,
+    *,
+    key_addrs: slice = slice(None),
+    status: bool = True,
+    completions: bool = False,
+    max_pause_s: float = COMPLETIONS_INTERVAL_S,
 ) -> AsyncGenerator[ReportingWorker, None]:
     """A reporter to a number of engines, of which those in `key_addrs` receive finished requests.
 
@@ -116,6 +128,7 @@ async def reporting_worker(
             ledger,
             lambda: worker.capacity,
             clock,
+            max_pause_s,
         )
         worker = ReportingWorker(served, urls, clock, ledger, reporter, engine_clock)
         async with anyio.create_task_group() as tasks:

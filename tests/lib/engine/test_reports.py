@@ -7,9 +7,11 @@ import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import aiohttp
 import anyio
+import psutil
 import pytest
 from aiohttp import web
 
@@ -27,6 +29,7 @@ from lib.engine.reports import (
 )
 from lib.local.faults import Fault
 from lib.metrics import MAX_UNDELIVERED, Outcome
+from lib.runtime.settings import GIB
 from tests.event_loop import run_event_loop_turns
 from tests.guard import GUARD_S
 from tests.lib.engine.reporting import WORKER_ID, reporting_worker
@@ -40,6 +43,26 @@ async def test_the_first_report_is_immediate_and_has_the_identity() -> None:
     assert (report.version, report.error_msg, report.loadtime) == ("1.1.0", "", 0.0)
     assert report.disk_usage > 0
     assert report.additional_disk_usage == 0
+
+
+async def test_growth_of_disk_use_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([3, 5, 5, 9])
+
+    def disk_usage(path: str) -> SimpleNamespace:
+        return SimpleNamespace(used=next(used) * GIB)
+
+    monkeypatch.setattr(psutil, "disk_usage", disk_usage)
+    async with reporting_worker() as worker:
+        await worker.reported(1)
+        worker.engine.faults.reports = Fault(refuse=True, times=1)
+        worker.clock.advance(IDLE_INTERVAL_S)
+        await worker.tried(2)
+        worker.clock.advance(IDLE_INTERVAL_S)
+        await worker.reported(2)
+        worker.clock.advance(IDLE_INTERVAL_S)
+        await worker.reported(3)
+        sizes = [(m.disk_usage, m.additional_disk_usage) for m in worker.messages()]
+        assert sizes == [(3.0, 0.0), (5.0, 2.0), (9.0, 4.0)]
 
 
 async def test_reports_are_less_than_ten_seconds_apart() -> None:
@@ -62,6 +85,24 @@ async def test_events_within_a_second_are_reported_together() -> None:
         report = await worker.reported(2)
         assert (report.new_load, report.cur_load, report.cur_perf) == (5.0, 3.0, 2.0)
         assert (report.num_requests_working, report.num_requests_received) == (1, 2)
+
+
+async def test_shorter_pauses_may_be_asked_for() -> None:
+    """Between reports, and between messages of finished requests."""
+    async with reporting_worker(max_pause_s=0.1) as worker:
+        await worker.reported(1)
+        worker.serve(2.0)
+        await worker.clock.wait_for_timer(0.1)
+        assert len(worker.messages()) == 1
+        worker.clock.advance(0.1)
+        await worker.reported(2)
+    async with reporting_worker(status=False, completions=True, max_pause_s=0.1) as worker:
+        worker.serve(request_idx=1)
+        await worker.engine.wait_for(lambda: len(worker.engine.finished) == 1)
+        worker.serve(request_idx=2)
+        await worker.clock.wait_for_timer(0.1)
+        worker.clock.advance(0.1)
+        await worker.engine.wait_for(lambda: len(worker.engine.finished) == 2)
 
 
 async def test_an_event_after_a_quiet_time_is_reported_at_once() -> None:
@@ -601,6 +642,14 @@ async def test_an_error_at_the_very_end_is_reported() -> None:
         worker.reporter.state_changed("lifecycle failed")
         assert await worker.reporter.finish(10.0)
         assert worker.messages()[-1].error_msg == "lifecycle failed"
+
+
+async def test_the_last_report_of_an_idle_worker_is_immediate() -> None:
+    async with reporting_worker(completions=True) as worker:
+        await worker.reported(1)
+        with anyio.fail_after(GUARD_S):
+            assert await worker.reporter.finish(10.0)
+        assert len(worker.messages()) == 2
 
 
 # The log

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from Crypto.PublicKey import RSA
 
+from lib.access.authenticator import Authenticator
+from lib.access.body import BodyReader
+from lib.access.open import OpenAccess
 from lib.access.signatures import Signatures
 from lib.access.signed import SignedRequests
 from lib.backend import Backend
@@ -20,7 +24,7 @@ from lib.life.journaling import journaled
 from lib.life.running_worker import RunningWorker
 from lib.local.signer import Signer
 from lib.metrics import Ledger, Outcome
-from lib.request.sessions import Session
+from lib.request.sessions import Session, Sessions
 from lib.runtime.settings import Settings
 from tests.fakes.plain_handler import PlainHandler
 from tests.lib.test_metrics import accepted
@@ -29,6 +33,7 @@ from tests.system import engine_key
 
 URL = "http://127.0.0.1:3000"
 SIGNER = Signer(engine_key())
+OPEN = OpenAccess(BodyReader(1000, 1.0), Sessions(None, ManualClock()))
 NAME = "pyworker-journal-1-3000"
 
 
@@ -54,9 +59,14 @@ class Opened:
 
 
 @asynccontextmanager
-async def worker(folder: Path, **settings: Any) -> AsyncGenerator[Opened, None]:
+async def worker(
+    folder: Path, authenticator: Authenticator | None = None, **settings: Any
+) -> AsyncGenerator[Opened, None]:
     """A worker with its journal in `folder`. It reports nothing, so that its end is that of a killed one."""
-    backend, spawned = Backend(None, clock=ManualClock()), list[Callable[[], Awaitable[None]]]()
+    backend, spawned = (
+        Backend(None, clock=ManualClock(), authenticator=authenticator),
+        list[Callable[[], Awaitable[None]]](),
+    )
     backend.create_handler(PlainHandler())
     own = replace(Settings(container_id=1, public_url=URL, workspace_dir=folder), **settings)
     async with (
@@ -75,12 +85,14 @@ def signed(reqnum: int) -> dict[str, Any]:
     return {**raw, "signature": SIGNER.sign(raw, "full")}
 
 
-@pytest.mark.parametrize("unsecured", [False, True])
-async def test_the_next_worker_reports_what_was_not_reported(tmp_path: Path, unsecured: bool) -> None:
-    async with worker(tmp_path, unsecured=unsecured) as first:
+@pytest.mark.parametrize("settings", [{}, {"unsecured": True}, {"authenticator": OPEN}])
+async def test_the_next_worker_reports_what_was_not_reported(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    async with worker(tmp_path, **settings) as first:
         accepted(first.ledger, 3.0, 1).set_outcome(Outcome.SERVED)
         accepted(first.ledger, 4.0, 2)
-    async with worker(tmp_path, unsecured=unsecured) as second:
+    async with worker(tmp_path, **settings) as second:
         report = second.ledger.snapshot()
         assert (report.new_load, report.cur_perf, report.working) == (7.0, 3.0, 0)
         assert [(f.request_idx, f.status) for f in second.ledger.finished()[0]] == [
@@ -89,7 +101,7 @@ async def test_the_next_worker_reports_what_was_not_reported(tmp_path: Path, uns
         ]
         second.ledger.acknowledge(report)
         second.ledger.acknowledge_finished(2)
-    async with worker(tmp_path, unsecured=unsecured) as third:
+    async with worker(tmp_path, **settings) as third:
         assert (third.ledger.snapshot().new_load, third.ledger.finished()[0]) == (0.0, ())
 
 
@@ -183,5 +195,5 @@ async def test_changes_after_its_end_are_not_written(tmp_path: Path) -> None:
     entry.set_outcome(Outcome.SERVED)
     ledger.acknowledge(ledger.snapshot())
     signatures.check(signed(1), 1)
-    signatures.use_key(Signer(engine_key()).public_key)
+    signatures.use_key(Signer(RSA.generate(1024)).public_key)
     assert (tmp_path / NAME).read_bytes() == written

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -161,5 +162,45 @@ def test_a_loaded_line_ends_the_error(tmp_path: Path) -> None:
         here.running.readiness.note_signal(ReadySignal.LOG, "loaded")
         await here.wait(3 * RETRY_S)
         assert (here.error, len(here.model.requests)) == ("", 1)
+
+    scenario(tmp_path, steps)
+
+
+def test_a_request_that_cannot_be_made_changes_nothing(tmp_path: Path) -> None:
+    async def steps(here: Ready) -> None:
+        probe = here.running.failure_probe
+        assert probe is not None
+        handler = probe.request.handler
+        made = handler.make_benchmark_payload
+        handler.make_benchmark_payload = _raise  # type: ignore[method-assign]
+        await here.fail(LENGTH)
+        assert (here.error, here.model.requests) == ("", [])
+        await here.wait(RETRY_S)
+        handler.make_benchmark_payload = made  # type: ignore[method-assign]
+        here.model.fail_status = 503
+        await here.fail(LENGTH)
+        error = here.error
+        assert error
+        handler.make_benchmark_payload = _raise  # type: ignore[method-assign]
+        await here.wait(3 * RETRY_S)
+        assert (here.error, len(here.model.requests)) == (error, 1)
+        handler.make_benchmark_payload = made  # type: ignore[method-assign]
+        here.model.fail_status = None
+        await here.wait(RETRY_S)
+        assert (here.error, len(here.model.requests)) == ("", 2)
+
+    scenario(tmp_path, steps)
+
+
+def _raise() -> Any:
+    raise ValueError("no prompts")
+
+
+def test_a_worker_that_drains_tries_no_request(tmp_path: Path) -> None:
+    async def steps(here: Ready) -> None:
+        here.running.drain()
+        for _ in range(2):  # also a second row is waited for
+            await here.fail(LENGTH)
+            assert (here.model.requests, here.running.server.failures.count) == ([], 0)
 
     scenario(tmp_path, steps)
