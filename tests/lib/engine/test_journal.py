@@ -171,7 +171,7 @@ def test_records_that_contradict_each_other_are_told(path: Path, caplog: pytest.
     assert "is damaged" in caplog.text
 
 
-@pytest.mark.parametrize(("age_s", "is_told"), [(0.0, True), (OLDEST_S - 1, True), (OLDEST_S + 1, False)])
+@pytest.mark.parametrize(("age_s", "is_told"), [(0.0, True), (OLDEST_S, True), (OLDEST_S + 1, False)])
 @pytest.mark.parametrize("is_in_flight", [False, True])
 def test_what_is_older_than_an_hour_is_not_told(
     path: Path, age_s: float, is_told: bool, is_in_flight: bool
@@ -186,7 +186,8 @@ def test_what_is_older_than_an_hour_is_not_told(
     assert (new, len(finished)) == ((5.0, 1) if is_told else (0.0, 0))
 
 
-def test_only_the_older_part_is_not_told(path: Path) -> None:
+@pytest.mark.parametrize("age_s", [1.0, OLDEST_S])
+def test_only_the_older_part_is_not_told(path: Path, age_s: float) -> None:
     life = Life(path, max_bytes=10**6)
     accepted(life.ledger, 5.0, 1).set_outcome(Outcome.SERVED)
     still = accepted(life.ledger, 1.0, 2)
@@ -194,8 +195,33 @@ def test_only_the_older_part_is_not_told(path: Path) -> None:
     accepted(life.ledger, 7.0, 3).set_outcome(Outcome.SERVED)
     life.kill()
     assert still.outcome is None
-    later = Life(path, ManualClock(wall_s=life.clock.wall() + 1))
+    later = Life(path, ManualClock(wall_s=life.clock.wall() + age_s))
     assert numbers(later.ledger) == (7.0, 0.0, 7.0, [(3, "Success"), (2, "Error")])
+
+
+def test_what_is_an_hour_old_is_told_with_what_is_younger(path: Path) -> None:
+    life = Life(path, max_bytes=10**6)
+    accepted(life.ledger, 5.0, 1).set_outcome(Outcome.SERVED)
+    life.clock.advance(OLDEST_S / 2)
+    accepted(life.ledger, 7.0, 2).set_outcome(Outcome.SERVED)
+    life.kill()
+    later = Life(path, ManualClock(wall_s=NOW + OLDEST_S))
+    assert numbers(later.ledger) == (12.0, 0.0, 12.0, [(1, "Success"), (2, "Success")])
+
+
+def test_finished_requests_keep_their_times(path: Path) -> None:
+    life = Life(path, max_bytes=10**6)
+    entry = accepted(life.ledger, 5.0, 1)
+    for step in (entry.start, lambda: entry.set_outcome(Outcome.SERVED)):
+        life.clock.advance(1.0)
+        step()
+    told = life.ledger.finished()[0]
+    assert (told[0].work_started_at, told[0].work_completed_at) == (NOW + 1, NOW + 2)
+    life.kill()
+    for _ in range(2):  # from the record of its end, and from the one of what still counts
+        life = Life(path, ManualClock(wall_s=NOW + 9))
+        assert life.ledger.finished()[0] == told
+        life.kill()
 
 
 def test_a_clock_that_was_set_back_loses_nothing(path: Path) -> None:
@@ -243,6 +269,78 @@ def test_what_is_no_file_is_not_read(path: Path, make: Callable[[Path], None]) -
         assert isinstance(e, IsADirectoryError)  # noqa: PT017
 
 
+def test_a_pipe_is_not_read_though_it_has_records(path: Path) -> None:
+    JournalFile(path, IDENTITY).replace([b"record"])
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(descriptor, content)
+        assert JournalFile(path, IDENTITY).read() == []
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_another_user_s_file_is_not_read(path: Path) -> None:
+    JournalFile(path, IDENTITY).replace([b"record"])
+    os.chown(path, 12345, -1)
+    assert JournalFile(path, IDENTITY).read() == []
+
+
+def open_files(path: Path) -> int:
+    """The number of this process's descriptors of the file at `path`, and of those that were there before."""
+    links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).startswith(str(path)) for link in links if link.is_symlink())
+
+
+def test_one_file_is_open_between_replace_and_the_end(path: Path) -> None:
+    file = JournalFile(path, IDENTITY)
+    assert (file.size_bytes, open_files(path)) == (0, 0)
+    for _ in range(3):
+        file.replace([b"record"])
+        assert (file.size_bytes, open_files(path)) == (path.stat().st_size, 1)
+    file.append(b"another")
+    assert file.size_bytes == path.stat().st_size
+    file.close()
+    assert open_files(path) == 0
+    file.replace([])
+    file.discard()
+    assert (file.size_bytes, path.stat().st_size, open_files(path)) == (0, 0, 0)
+    file.close()
+
+
+def test_what_is_held_is_written_with_the_next_record_and_at_the_end(path: Path) -> None:
+    file = JournalFile(path, IDENTITY)
+    file.replace([b"1"])
+    file.hold(b"dropped")
+    file.replace([b"1"])
+    file.hold(b"2")
+    assert JournalFile(path, IDENTITY).read() == [b"1"]
+    file.append(b"3")
+    file.append(b"4")
+    file.hold(b"5")
+    file.close()
+    assert JournalFile(path, IDENTITY).read() == [b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        JournalFile(path, IDENTITY).replace([b"record"])
+    assert (list(path.parent.iterdir()), open_files(path)) == ([path], 0)
+
+
+def test_a_new_file_that_a_killed_worker_left_is_replaced(path: Path) -> None:
+    path.with_name("journal.new").write_bytes(b"unfinished")
+    file = JournalFile(path, IDENTITY)
+    file.replace([b"record"])
+    file.close()
+    assert list(path.parent.iterdir()) == [path]
+    assert JournalFile(path, IDENTITY).read() == [b"record"]
+
+
 def test_the_file_is_bounded(path: Path) -> None:
     life = Life(path, max_bytes=10_000)
     for number in range(1, 2000):
@@ -253,19 +351,33 @@ def test_the_file_is_bounded(path: Path) -> None:
     assert numbers(Life(path).ledger) == (0.0, 0.0, 0.0, [])
 
 
+class CountingFile(JournalFile):
+    """Counts how often it was written anew."""
+
+    replaced = 0
+
+    def replace(self, records: Iterable[bytes]) -> None:
+        self.replaced += 1
+        super().replace(records)
+
+
 def test_a_state_larger_than_the_limit_is_not_written_at_each_change(path: Path) -> None:
-    life = Life(path, max_bytes=1000)
-    inodes = {path.stat().st_ino}
-    for number in range(1, 2000):
-        accepted(life.ledger, 1.0, number)
-        inodes.add(path.stat().st_ino)
-    assert len(inodes) < 12
+    clock, file = ManualClock(wall_s=NOW), CountingFile(path, IDENTITY)
+    ledger = Ledger(clock)
+    journal = Journal(file, ledger, None, Sessions(), clock, max_bytes=1000)
+    journal.begin()
+    ledger.journal = journal
+    for _ in range(2000):
+        accepted(ledger)
+    assert 2 < file.replaced < 12
+    journal.close()
 
 
 class FullDisk(JournalFile):
-    """A journal whose disk is full while `is_full`."""
+    """A journal whose disk is full while `is_full`. `tries` counts how often it was to be written anew."""
 
     is_full = False
+    tries = 0
 
     def append(self, record: bytes) -> None:
         if self.is_full:
@@ -273,9 +385,24 @@ class FullDisk(JournalFile):
         super().append(record)
 
     def replace(self, records: Iterable[bytes]) -> None:
+        self.tries += 1
         if self.is_full:
             raise OSError(28, "No space left on device")
         super().replace(records)
+
+    def close(self) -> None:
+        super().close()
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_at_the_end_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock, file = ManualClock(wall_s=NOW), FullDisk(path, IDENTITY)
+    journal = Journal(file, Ledger(clock), None, Sessions(), clock)
+    journal.begin()
+    file.is_full = True
+    journal.close()
+    assert f"the journal {path} can't be written: No space left on device" in caplog.text
 
 
 def test_a_full_disk_is_told_once_and_tried_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -290,8 +417,10 @@ def test_a_full_disk_is_told_once_and_tried_again(path: Path, caplog: pytest.Log
         accepted(ledger, 2.0, 2).set_outcome(Outcome.SERVED)
         # The old records would say that the first request is in flight, and that no other was served.
         assert path.read_bytes() == b""
+        assert file.tries == 1
         clock.advance(RETRY_S)
         accepted(ledger, 4.0, 3)
+        assert file.tries == 2
         assert [r.levelname for r in caplog.records] == ["WARNING"]
         file.is_full = False
         accepted(ledger, 8.0, 4)
@@ -328,6 +457,14 @@ def test_used_signatures_come_with_their_key(path: Path) -> None:
     life.kill()
     remembered = Life(path, max_bytes=10**6).remembered
     assert (remembered.fingerprint, remembered.used) == (b"new", [(2, b"b")])
+
+
+def test_what_is_held_is_written_at_the_end(path: Path) -> None:
+    life = Life(path)
+    life.journal.key_changed(b"key")
+    life.journal.signature_used(1, b"a")
+    life.journal.close()
+    assert Life(path).remembered.used == [(1, b"a")]
 
 
 def test_the_ends_of_open_sessions_are_due(path: Path) -> None:
