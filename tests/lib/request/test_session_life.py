@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from lib.errors import Invalid, ModelUnreachable, NotReady, TooBusy
 from lib.metrics import Ledger, Outcome
 from lib.request.session_life import ON_CLOSE_LIMIT_S, SessionLife
-from lib.request.sessions import SessionEnd, Sessions
+from lib.request.sessions import DueEnd, SessionEnd, Sessions, SessionTerms
 from tests.manual_clock import ManualClock
 
 AUTH = {"cost": 5}
@@ -160,3 +161,93 @@ async def test_a_failed_call_at_the_end_is_only_logged(caplog: pytest.LogCapture
     await asyncio.gather(*worker.tasks)
     assert (worker.ledger.unfinished, worker.outcomes) == (0, {Outcome.SERVED: 1})
     assert "POST /bye at its end failed" in caplog.text
+
+
+# The journal
+
+
+class NotedSessions:
+    """A journal that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str | DueEnd] = []
+
+    def session_opened(self, end: DueEnd) -> None:
+        self.notes.append(end)
+
+    def session_ended(self, session_id: str) -> None:
+        self.notes.append(session_id)
+
+
+async def test_the_journal_has_each_session_until_nothing_is_due() -> None:
+    worker = WorkerSessions()
+    worker.life.journal = journal = NotedSessions()
+    worker.answered.clear()
+    plain = await worker.open()
+    closing = await worker.open({"on_close_route": "/bye", "on_close_payload": {"a": 1}})
+    due = [
+        DueEnd(plain.id, plain.digest, None, None),
+        DueEnd(closing.id, plain.digest, "/bye", {"a": 1}),
+    ]
+    assert (journal.notes, list(worker.life.due_ends()), worker.life.recalled) == (due, due, [])
+    worker.life.sessions.end_all(SessionEnd.ENDED)
+    await asyncio.sleep(0)
+    assert journal.notes == [*due, plain.id]
+    worker.answered.set()
+    await asyncio.gather(*worker.tasks)
+    assert journal.notes == [*due, plain.id, closing.id]
+    assert list(worker.life.due_ends()) == []
+
+
+async def test_a_session_whose_call_is_cancelled_is_still_due() -> None:
+    worker = WorkerSessions()
+    worker.answered.clear()
+    session = await worker.open({"on_close_route": "/bye"})
+    worker.life.sessions.end(session)
+    await asyncio.sleep(0)
+    (call,) = worker.tasks
+    call.cancel()
+    await asyncio.wait({call})
+    assert [end.session_id for end in worker.life.due_ends()] == [session.id]
+    assert worker.ledger.unfinished == 0
+
+
+async def test_what_is_due_for_sessions_of_a_killed_worker_is_done_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    killed = WorkerSessions()
+    await killed.open()
+    closing = await killed.open({"on_close_route": "/bye", "on_close_payload": {"a": 1}})
+    ends = list(killed.life.due_ends())
+    worker = WorkerSessions()
+    worker.life.journal = journal = NotedSessions()
+    worker.answered.clear()
+    worker.life.recall(ends)
+    own = await worker.open({"on_close_route": "/own"})
+    assert (worker.life.recalled, worker.posted) == (ends, [])
+    assert worker.life.sessions.remembers(AUTH)
+    assert worker.life.sessions.find_by_id(closing.id) is None
+    with caplog.at_level(logging.INFO):
+        worker.life.end_recalled()
+    assert caplog.text.count("was open when the worker was killed") == 2
+    await asyncio.sleep(0)
+    assert worker.posted == [("/bye", {"a": 1, "session_id": closing.id})]
+    assert (worker.ledger.in_flight, worker.ledger.unfinished) == (1, 2)  # a drain waits for the call
+    assert worker.life.recalled == ends[1:]
+    worker.answered.set()
+    await asyncio.gather(*worker.tasks)
+    assert journal.notes[1:] == [end.session_id for end in ends]
+    assert (worker.life.recalled, worker.ledger.unfinished) == ([], 1)
+    assert [end.session_id for end in worker.life.due_ends()] == [own.id]
+
+
+async def test_an_ended_session_of_a_killed_worker_is_remembered() -> None:
+    worker = WorkerSessions()
+    assert not worker.life.sessions.remembers(AUTH)
+    worker.life.recall([DueEnd("killed", _digest_of(AUTH), None, None)])
+    assert worker.life.sessions.remembers(AUTH)
+    assert not worker.life.sessions.remembers({"cost": 6})
+
+
+def _digest_of(auth: dict[str, Any]) -> bytes:
+    return Sessions(None, ManualClock()).create(auth, SessionTerms()).digest
