@@ -122,6 +122,13 @@ def test_the_cap_is_the_larger_of_1000_samples_and_an_hour(
     assert counter.count(Payload(lambda: 1e300)) == min(limit, 1e300)
 
 
+def test_before_the_benchmark_has_ended_only_its_payloads_count() -> None:
+    cap = WorkloadCap()
+    assert cap.limit == 100_000.0
+    cap.note_sample(2.0)
+    assert cap.limit == 2000.0
+
+
 def test_a_capped_workload_is_logged_once_for_each_handler(caplog: pytest.LogCaptureFixture) -> None:
     counter = WorkloadCounter("Handler", cap=WorkloadCap())
     with caplog.at_level(logging.WARNING):

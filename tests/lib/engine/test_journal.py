@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -323,6 +324,21 @@ def test_what_is_held_is_written_with_the_next_record_and_at_the_end(path: Path)
     file.hold(b"5")
     file.close()
     assert JournalFile(path, IDENTITY).read() == [b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_a_record_that_is_written_only_in_part_is_an_error(path: Path) -> None:
+    file = JournalFile(path, IDENTITY)
+    file.replace([b"whole"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.size_bytes + 20, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            file.append(bytes(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.stat().st_size == file.size_bytes + 20
+    assert JournalFile(path, IDENTITY).read() == [b"whole"]
+    file.close()
 
 
 def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(path: Path) -> None:

@@ -158,6 +158,13 @@ def test_a_session_counts_at_most_as_the_largest_request(
     assert raised.value.fields == {"auth_data": {"cost": "it is 31, more than 30, the most that is accepted"}}
 
 
+def test_a_session_counts_nothing_where_no_request_does() -> None:
+    made = lanes()
+    made.add(PlainHandler())
+    made.cap.note_sample(0.0)
+    assert made.count_session(50.0) == 0.0
+
+
 def test_a_lane_without_a_limit_takes_any_load() -> None:
     lanes().add(PlainHandler()).check_wait(1e12, 1.0)
 
