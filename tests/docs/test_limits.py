@@ -15,6 +15,7 @@ from lib.model import (
     failure_probe,
     failure_row,
     health_override,
+    log_tail,
     reach_watch,
     watch,
 )
@@ -29,6 +30,8 @@ UNITS = {1.0: "second", 60.0: "minute", 3600.0: "hour"}
 @pytest.mark.parametrize(
     ("text", "value"),
     [
+        ("is read for {} s more", log_tail.LINGER_POLLS * log_tail.POLL_INTERVAL_S),
+        ("A line of more than {} MiB counts as several", log_tail.MAX_LINE_BYTES / MIB),
         ("a health check that has answered 2xx for {} s without a failure", health_override.WELL_FOR_S),
         ("the next request follows {} s later", health_override.RETRY_S),
         ("after {} failures in a row, 10 s apart", WORDS.get(watch.FAILURES_UNTIL_ERROR)),
