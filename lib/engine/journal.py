@@ -114,7 +114,6 @@ class JournalFile:
     def discard(self) -> None:
         """Empty the file, as it says what is no longer true. It is not written to until `replace`."""
         descriptor, self._descriptor = self._descriptor, None
-        self._held.clear()
         self.size_bytes = 0
         if descriptor is not None:
             try:
@@ -129,7 +128,6 @@ class JournalFile:
             try:
                 _write(descriptor, b"".join(self._held))
             finally:
-                self._held.clear()
                 os.close(descriptor)
 
 

@@ -309,7 +309,17 @@ def test_one_file_is_open_between_replace_and_the_end(path: Path) -> None:
     file.replace([])
     file.discard()
     assert (file.size_bytes, path.stat().st_size, open_files(path)) == (0, 0, 0)
+
+
+def test_what_is_held_when_the_file_is_emptied_is_dropped(path: Path) -> None:
+    file = JournalFile(path, IDENTITY)
+    file.replace([b"1"])
+    file.hold(b"dropped")
+    file.discard()
+    file.replace([b"1"])
+    file.append(b"2")
     file.close()
+    assert JournalFile(path, IDENTITY).read() == [b"1", b"2"]
 
 
 def test_what_is_held_is_written_with_the_next_record_and_at_the_end(path: Path) -> None:
