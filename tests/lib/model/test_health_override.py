@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from lib.routes.management import status_of
 from lib.runtime.clock import Clock, sleep
 from lib.runtime.settings import Settings
 from tests.fakes.model_server import MaliciousModel, malicious_model
+from tests.fakes.plain_handler import PlainHandler
 from tests.fakes.worker import ERROR_LINE, READY_LINE, Setup, build
+from tests.system import PortLease
 from tests.virtual_time import in_virtual_time
 
 NONE = Settings(container_id=1, public_url="http://127.0.0.1:3000", engine="none")
@@ -57,22 +59,37 @@ class Loading:
 
 @asynccontextmanager
 async def loading(
-    tmp_path: Path, clock: Clock, settings: Settings = NONE, **setup: Any
+    tmp_path: Path,
+    clock: Clock,
+    settings: Settings = NONE,
+    handler: PlainHandler | None = None,
+    is_elsewhere: bool = False,
+    **setup: Any,
 ) -> AsyncGenerator[Loading, None]:
-    """Run the tasks of a worker with a load rule, a health check and, by default, a benchmark."""
+    """Run the tasks of a worker with a load rule, a health check and, by default, a benchmark.
+
+    It also has `handler`. With `is_elsewhere`, the health check is that of another server than the model's,
+    which takes no connections.
+    """
     log = tmp_path / "model.log"
     with_log: dict[str, Any] = {"log": str(log), "health": "/health", "benchmark": "/echo", **setup}
-    async with malicious_model() as model:
-        backend, _ = build(model.url, Setup(**with_log, backend={"clock": clock}))
-        async with (
-            backend.run_with(settings, tmp_path, spawn=lambda call: None) as running,
-            anyio.create_task_group() as group,
-        ):
-            for name, task in running.tasks().items():
-                if name != "benchmark":
-                    group.start_soon(_run, task)
-            yield Loading(model, running, clock, log, lambda: status_of(backend))
-            group.cancel_scope.cancel()
+    with closing(PortLease()) as closed:
+        async with malicious_model() as model:
+            url = model.url
+            if is_elsewhere:
+                url, with_log["health"] = f"http://127.0.0.1:{closed.port}", f"{model.url}/health"
+            backend, _ = build(url, Setup(**with_log, backend={"clock": clock}))
+            if handler is not None:
+                backend.create_handler(handler)
+            async with (
+                backend.run_with(settings, tmp_path, spawn=lambda call: None) as running,
+                anyio.create_task_group() as group,
+            ):
+                for name, task in running.tasks().items():
+                    if name != "benchmark":
+                        group.start_soon(_run, task)
+                yield Loading(model, running, clock, log, lambda: status_of(backend))
+                group.cancel_scope.cancel()
 
 
 async def _run(task: Callable[[], Awaitable[None]]) -> None:
@@ -80,12 +97,12 @@ async def _run(task: Callable[[], Awaitable[None]]) -> None:
 
 
 def scenario(
-    tmp_path: Path, steps: Callable[[Loading], Awaitable[None]], settings: Settings = NONE, **setup: Any
+    tmp_path: Path, steps: Callable[[Loading], Awaitable[None]], settings: Settings = NONE, **options: Any
 ) -> None:
-    """Run `steps` with a worker that loads."""
+    """Run `steps` with a worker that loads; `options` are those of `loading`."""
 
     async def run(clock: Clock) -> None:
-        async with loading(tmp_path, clock, settings, **setup) as here:
+        async with loading(tmp_path, clock, settings, **options) as here:
             await steps(here)
 
     in_virtual_time(run)
@@ -295,3 +312,48 @@ def test_without_a_health_check_or_with_the_setting_off_only_a_line_counts(
     with caplog.at_level(logging.INFO):
         scenario(tmp_path, steps, settings, **setup)
     assert "benchmark request" not in caplog.text
+
+
+def test_a_worker_that_drains_tries_no_request(tmp_path: Path) -> None:
+    async def steps(here: Loading) -> None:
+        here.running.drain()
+        await here.wait(2 * WELL_FOR_S)
+        assert (here.model.requests, here.problem) == ([], "")
+
+    scenario(tmp_path, steps)
+
+
+class WaitingHandler(PlainHandler):
+    """Needs something that is there once `entered` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = anyio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        await self.entered.wait()
+        yield
+
+
+def test_nothing_is_tried_while_more_than_a_line_is_missing(tmp_path: Path) -> None:
+    async def steps(here: Loading) -> None:
+        await here.wait(2 * WELL_FOR_S)
+        assert (here.model.requests, here.problem) == ([], "")
+        handler.entered.set()
+        await here.wait(MARGIN_S)
+        assert len(here.model.requests) == 1
+        assert here.state is State.BENCHMARKING
+
+    handler = WaitingHandler()
+    scenario(tmp_path, steps, handler=handler)
+
+
+def test_nothing_is_tried_after_a_loaded_line_whose_server_takes_no_connections(tmp_path: Path) -> None:
+    async def steps(here: Loading) -> None:
+        here.write(f"{READY_LINE}\n")
+        await here.wait(2 * WELL_FOR_S)
+        assert here.facts()["log"]["awaiting_connection"]
+        assert (here.state, here.problem) == (State.LOADING, "")
+
+    scenario(tmp_path, steps, is_elsewhere=True)
