@@ -132,6 +132,8 @@ def test_before_the_benchmark_has_ended_only_its_payloads_count() -> None:
 def test_a_capped_workload_is_logged_once_for_each_handler(caplog: pytest.LogCaptureFixture) -> None:
     counter = WorkloadCounter("Handler", cap=WorkloadCap())
     with caplog.at_level(logging.WARNING):
+        counter.count(Payload(lambda: 1e5))  # the limit itself
+        assert caplog.records == []
         for _ in range(3):
             counter.count(Payload(lambda: 1e9))
     assert [r.getMessage() for r in caplog.records] == [
