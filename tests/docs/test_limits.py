@@ -9,7 +9,7 @@ import pytest
 from lib.access import body, envelope, scanner, signatures
 from lib.engine import journal, journal_records, key, reports
 from lib.http import shares
-from lib.metrics import MAX_UNDELIVERED, SAMPLES_AT_MOST, SECONDS_AT_MOST
+from lib.metrics import MAX_UNDELIVERED, MAX_WORKLOAD, SAMPLES_AT_MOST, SECONDS_AT_MOST
 from lib.model import (
     benchmark_keeper,
     failure_probe,
@@ -76,6 +76,7 @@ def test_limits_in_operating(text: str, value: float | str | None) -> None:
         ("it is sent again, with newer numbers, after at most {} s", reports.LAST_RETRY_S),
         ("requests that have ended, once a {} while", UNITS.get(reports.COMPLETIONS_INTERVAL_S)),
         ("At most {} entries wait for delivery", MAX_UNDELIVERED),
+        ("Workload is a number from 0 to {}, in the", MAX_WORKLOAD),
         ("at most the larger of {} times the benchmark's payload", SAMPLES_AT_MOST),
         ("and of an {} at `max_perf`", UNITS.get(SECONDS_AT_MOST)),
     ],
@@ -87,5 +88,5 @@ def test_limits_in_protocol(text: str, value: float | str | None) -> None:
 def assert_documented(name: str, text: str, value: float | str | None) -> None:
     """The document has `text` with `value` in place of the braces."""
     prose = re.sub(r"\s+", " ", document(name).prose)
-    shown = f"{value:,.12g}" if isinstance(value, (int, float)) else str(value)
+    shown = f"{value:,.15g}" if isinstance(value, (int, float)) else str(value)
     assert text.format(shown) in prose
