@@ -108,9 +108,19 @@ def scenario(
     in_virtual_time(run)
 
 
-@pytest.mark.parametrize("lines", [["loading\n", "llama_server: listening on http://[::]:1\n"], []])
+@pytest.mark.parametrize(
+    ("lines", "described"),
+    [
+        (
+            ["loading\n", "llama_server: listening on http://[::]:1\n"],
+            "model.log: loading | llama_server: listening on http://[::]:1",
+        ),
+        ([""], "model.log is empty"),
+        ([], "model.log does not exist"),
+    ],
+)
 def test_a_model_that_works_is_loaded_though_no_rule_matches(
-    tmp_path: Path, lines: list[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, lines: list[str], described: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def steps(here: Loading) -> None:
         for line in lines:
@@ -128,8 +138,7 @@ def test_a_model_that_works_is_loaded_though_no_rule_matches(
     assert not (tmp_path / FILE_NAME).exists()
     (warning,) = [r.getMessage() for r in caplog.records if "counts as loaded" in r.getMessage()]
     assert f"no load rule has matched ({READY_LINE!r})" in warning
-    last = "loading | llama_server: listening on http://[::]:1" if lines else "model.log does not exist"
-    assert last in warning
+    assert described in warning
     assert "MODEL_LOAD_LOG_MSG" in warning
 
 
