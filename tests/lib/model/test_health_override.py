@@ -180,6 +180,20 @@ def test_a_health_check_that_is_well_too_early_leads_to_loading_until_a_request_
     assert WARN_EVERY_S == 60.0
 
 
+def test_another_reason_is_logged_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def steps(here: Loading) -> None:
+        here.model.fail_status = 503
+        await here.wait(WELL_FOR_S + MARGIN_S)
+        here.model.fail_status = 500
+        await here.wait(RETRY_S + MARGIN_S)
+        assert len(here.model.requests) == 2
+
+    scenario(tmp_path, steps)
+    warnings = [r.getMessage() for r in caplog.records if "a benchmark request failed" in r.getMessage()]
+    assert ["answered 503" in w for w in warnings] == [True, False]
+    assert ["answered 500" in w for w in warnings] == [False, True]
+
+
 def test_a_health_check_that_fails_starts_the_time_again(tmp_path: Path) -> None:
     async def steps(here: Loading) -> None:
         await here.wait(WELL_FOR_S - 1)
