@@ -208,6 +208,18 @@ def test_a_health_check_that_fails_starts_the_time_again(tmp_path: Path) -> None
     scenario(tmp_path, steps)
 
 
+def test_the_problem_ends_when_the_health_check_fails(tmp_path: Path) -> None:
+    async def steps(here: Loading) -> None:
+        here.model.fail_status = 503
+        await here.wait(WELL_FOR_S + MARGIN_S)
+        assert here.problem
+        here.model.health_status = 503
+        await here.wait(MARGIN_S)
+        assert here.problem == ""
+
+    scenario(tmp_path, steps)
+
+
 def test_a_log_that_begins_anew_starts_the_time_again(tmp_path: Path) -> None:
     async def steps(here: Loading) -> None:
         here.write("loading, of the first start\n")
