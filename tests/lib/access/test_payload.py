@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
+from lib.access.envelope import PARSED_WHOLE_BYTES
 from lib.access.payload import (
     SMALL_OBJECT_BYTES,
     SMALL_OBJECT_VALUES,
@@ -22,10 +24,12 @@ from lib.access.payload import (
     is_upload,
     small_object,
 )
+from lib.access.scanner import MAX_DEPTH
 from lib.access.spool import SpoolRoom
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import BodyTooLarge, Draining, Invalid, MediaTypeRefused
 from lib.fields.json_fields import Parameters
+from lib.http.shares import Shares
 from lib.uploads import Upload
 from tests.event_loop import until
 from tests.fakes.incoming_request import IncomingRequest
@@ -75,6 +79,24 @@ async def test_the_limit_of_json_bodies_holds() -> None:
     request = IncomingRequest(content_type="application/json").arrive(body)
     with pytest.raises(BodyTooLarge):
         await reader().read_json(request, admission())
+
+
+async def test_json_that_is_nested_too_deeply_is_found_before_it_is_parsed() -> None:
+    payloads = PayloadReader(BodyReader(10**6, GUARD_S), BodyReader(1, GUARD_S), SpoolRoom(1))
+    for depth, holds in ((MAX_DEPTH - 1, True), (MAX_DEPTH, False)):
+        padding = b" " * PARSED_WHOLE_BYTES
+        body = b'{"x": %s1%s}%s' % (b"[" * depth, b"]" * depth, padding)
+        request = IncomingRequest(content_type="application/json").arrive(body)
+        with nullcontext() if holds else pytest.raises(Invalid):
+            assert "x" in await payloads.read_json(request, admission())
+
+
+async def test_a_payload_is_no_stranger_s() -> None:
+    bodies = BodyReader(JSON_BYTES, GUARD_S, Shares(1))
+    payloads = PayloadReader(bodies, bodies, SpoolRoom(1))
+    incoming = IncomingRequest(content_type="application/json")
+    assert await payloads.read_json(incoming.arrive(b'{"x": 1}'), admission()) == {"x": 1}
+    assert incoming.client.evictions == 0
 
 
 async def test_a_body_that_is_no_object_is_invalid() -> None:

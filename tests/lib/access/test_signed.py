@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,11 +23,13 @@ from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
 from lib.access.signed import SignedRequests
 from lib.access.spool import SpoolRoom
+from lib.access.turns import AT_ONCE
 from lib.errors import Invalid, Unauthorized, Unavailable
 from lib.local.signer import Signer
 from lib.request.sessions import Sessions, SessionTerms
 from lib.runtime.clock import SystemClock
-from tests.fakes.incoming_request import IncomingRequest
+from tests.event_loop import until
+from tests.fakes.incoming_request import Client, IncomingRequest
 from tests.guard import GUARD_S
 from tests.system import engine_key
 
@@ -196,6 +199,38 @@ async def test_unsecured_no_signature_is_checked(sent: Any) -> None:
         assert (await authenticator.admit(sent(AUTH))).auth.reqnum == 1
 
 
+async def test_a_client_is_known_as_soon_as_its_signature_is_verified() -> None:
+    access = Access()
+    body = json.dumps({"auth_data": signed(), "payload": LARGE}).encode()
+    incoming = IncomingRequest(length=len(body))
+    request = incoming.arrive(body[: len(body) // 2], whole=False)
+    admitting = asyncio.ensure_future(access.admit(request))
+    await until(lambda: incoming.client.is_known)
+    assert not admitting.done()
+    incoming.arrive(body[len(body) // 2 :])
+    assert (await admitting).payload == LARGE
+
+
+def is_done_at_once(work: Coroutine[Any, Any, object]) -> bool:
+    """Whether `work` ends without waiting for anything. It is broken off otherwise."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return True
+    work.close()
+    return False
+
+
+async def test_strangers_wait_for_their_turn_and_clients_that_are_known_do_not() -> None:
+    access = Access()
+    body = json.dumps({"auth_data": signed(), "payload": {}}).encode()
+    stranger, known = IncomingRequest(), IncomingRequest(client=Client(is_known=True))
+    for _ in range(AT_ONCE):
+        await access.authenticator.arrivals.turns.wait()
+    assert not is_done_at_once(access.admit(stranger.arrive(body)))
+    assert is_done_at_once(access.admit(known.arrive(body)))
+
+
 # Sessions
 
 
@@ -220,6 +255,19 @@ async def test_inside_a_session_no_signature_is_checked(payload: dict[str, Any])
     for _ in range(2):
         admission = await access.admit(inside(auth, session.id, payload))
         assert (admission.session, admission.session_id) == (None, session.id)
+
+
+@both_sizes
+async def test_the_auth_data_of_an_ended_session_must_be_signed(payload: dict[str, Any]) -> None:
+    access = Access()
+    session = access.sessions.create(auth := signed(NEXT_KEY), SessionTerms())
+    access.sessions.end(session)
+    for access.rotated in (None, OTHER_KEY):
+        with pytest.raises(BadSignature):
+            await access.admit(inside(auth, session.id, payload))
+    access.rotated = NEXT_KEY
+    admission = await access.admit(inside(auth, session.id, payload))
+    assert (admission.session, admission.session_id) == (None, session.id)
 
 
 @both_sizes
