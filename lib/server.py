@@ -45,6 +45,7 @@ from lib.routes.management import loopback_routes, public_routes, readiness_line
 from lib.routes.sessions import end_route, session_routes
 from lib.runtime.exit_status import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
 from lib.runtime.file_limit import raise_file_limit
+from lib.runtime.large_blocks import map_large_blocks
 from lib.runtime.logs import configure_logging
 from lib.runtime.settings import Settings, from_environment
 from lib.runtime.tls import Certificate
@@ -118,6 +119,8 @@ async def run_server(
         configure_logging(settings.log_level, settings.log_format)
         warnings.filterwarnings("ignore", message=".*RequestKey")  # `client_request["outcome"]` is our API
         raise_file_limit()
+        if settings.use_ssl:
+            map_large_blocks()
         await in_thread(sweep)
         gc.freeze()  # what is imported stays: the garbage collector need not look at it again and again
         # Those of envelopes and of host names. Their first use opens files, and later none may be left.

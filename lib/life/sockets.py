@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from aiohttp.typedefs import Middleware
 
 from lib.errors import SettingsError, refusals_as_json
 from lib.front.front import Front
+from lib.front.tls_gate import TlsPort
 from lib.http.shares import Shares
 from lib.request.exchange import on_response_prepare
 from lib.request.incoming import Serve
@@ -57,11 +58,18 @@ class Sockets:
     def __init__(self, *fronts: Front) -> None:
         self._fronts = fronts
         self._servers: list[asyncio.Server] = []
+        self._tls_ports: list[TlsPort] = []
 
     async def listen(self, front: Front, options: Mapping[str, Any]) -> None:
         """Serve `front` on the socket that `options`, those of `loop.create_server`, describe."""
         await front.open()
-        server = await asyncio.get_running_loop().create_server(front, **options)
+        options = dict(options)
+        context = options.pop("ssl", None)
+        make_protocol: Callable[[], asyncio.BaseProtocol] = front
+        if context is not None:
+            make_protocol = tls_port = TlsPort(front, context, SystemClock())
+            self._tls_ports.append(tls_port)
+        server = await asyncio.get_running_loop().create_server(make_protocol, **options)
         self._servers.append(server)
         for listening_socket in server.sockets:
             # On a duplicate, since uvloop's own objects accept no options. Accepted sockets inherit them.
@@ -79,6 +87,8 @@ class Sockets:
         with anyio.CancelScope(shield=True):
             for server in self._servers:
                 server.close()
+            for port in self._tls_ports:
+                port.close()
             for front in self._fronts:
                 await front.close()
 

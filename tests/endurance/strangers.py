@@ -88,6 +88,12 @@ async def open_half_head(port: int, number: int) -> socket.socket:
     return connection
 
 
+async def open_half_handshake(port: int, number: int) -> socket.socket:
+    connection = stranger(port, number)
+    connection.sendall(b"\x16")
+    return connection
+
+
 async def open_tls(port: int, number: int) -> ssl.SSLSocket:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -102,7 +108,9 @@ async def measure_memory(folder: Path) -> None:
     for name, count, open_one, env in (
         ("a plain connection that sends nothing", 1000, open_silent, {}),
         ("half a head of 30 KiB", 500, open_half_head, {}),
-        ("a TLS connection that sends nothing", 500, open_tls, {"USE_SSL": "true"}),
+        ("a connection to a TLS port that sends nothing", 500, open_silent, {"USE_SSL": "true"}),
+        ("the first byte of a handshake", 200, open_half_handshake, {"USE_SSL": "true"}),
+        ("a TLS connection that sends nothing after its handshake", 500, open_tls, {"USE_SSL": "true"}),
     ):
         env = {**env, "SSL_CERT": cert, "SSL_KEY": key}
         async with (
