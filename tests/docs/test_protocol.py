@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestServer
 from lib.backend import Backend
 from lib.front.connection import MAX_HEAD_BYTES
 from lib.front.front import HEAD_LIMIT_S, IDLE_LIMIT_S, MAX_HEADS, MAX_WAITING
+from lib.front.tls_gate import MAX_HANDSHAKES, MAX_SILENT
 from lib.metrics import Outcome
 from lib.routes.management import loopback_routes, public_routes
 from lib.routes.sessions import end_route, session_routes
@@ -202,6 +203,9 @@ def test_every_limit_on_connections() -> None:
         f"{IDLE_LIMIT_S:g} s",
         str(MAX_WAITING),
         str(MAX_HEADS),
+        f"{HEAD_LIMIT_S:g} s",
+        str(MAX_SILENT),
+        str(MAX_HANDSHAKES),
         f"half of the limit on open files (`ulimit -n`), less {RESERVED_FILES // 2}",
         "`CLIENT_STALL_TIMEOUT_S`",
     ]
