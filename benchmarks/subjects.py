@@ -189,6 +189,7 @@ class WorkerSubject(ProcessSubject):
             "MODEL_SERVER_URL": f"http://127.0.0.1:{around.model_port}",
             "MODEL_PORT": str(around.model_port),
             "MODEL_LOG": str(around.model_log),
+            "WORKSPACE_DIR": str(folder),  # of the journal
             "LOG_LEVEL": "WARNING",
         }
         return python(self.module), env
