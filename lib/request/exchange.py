@@ -476,11 +476,14 @@ _KEY = web.RequestKey("pyworker.exchange", Exchange)
 async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Note the headers of every answer; a signal for the application's `on_response_prepare`.
 
-    Raises `RuntimeError` for a second answer.
+    Raises `RuntimeError` for a second answer, and `ConnectionResetError` for one to a closed connection:
+    aiohttp expects an answer also for a request whose answer was cut, and doesn't log this error.
     """
     exchange = Exchange.of(request)
     if exchange is not None:
         exchange.note_head(response)
+    elif request.transport is None or request.transport.is_closing():
+        raise ConnectionResetError("the client's connection is closed")
     elif request.writer.output_size > 0:
         raise RuntimeError("an answer to this request has already begun")
 

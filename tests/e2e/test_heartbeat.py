@@ -18,6 +18,7 @@ from aiohttp import web
 
 from lib.backend import Backend
 from lib.worker import HandlerConfig, Worker, WorkerConfig
+from tests.event_loop import run_event_loop_turns
 from tests.fakes import varied_routes
 from tests.fakes.raw_client import RawClient, connected, request_bytes
 from tests.fakes.worker import JobHandler, Setup
@@ -551,6 +552,24 @@ async def test_a_client_that_leaves_between_newlines_cancels_the_job(tmp_path: P
                 await scenario.author.informed.wait()
         assert scenario.author.left == [{"job": 1}]
         await scenario.stop_and_check("Success", "Cancelled")
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_client_that_leaves_as_its_answer_begins_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, turns: int
+) -> None:
+    """However many turns of the event loop are between the two."""
+    setup = Setup(health="/health", handler={"keepalive_s": 3600.0})
+    async with with_worker_task(tmp_path, setup) as system:
+        for path in ("/held", "/stream", "/flood"):
+            async with connected(system.url) as client:
+                await client.post(path, system.envelope())
+                await run_event_loop_turns(turns * 3)
+                client.leave()
+                await run_event_loop_turns(turns)
+                system.model.release()
+        await system.engine.wait_for(lambda: system.last_report.num_requests_working == 0)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_client_that_leaves_between_newlines_is_removed_from_the_queue(tmp_path: Path) -> None:
