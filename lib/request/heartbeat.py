@@ -43,7 +43,8 @@ class Heartbeat:
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work`, writing newlines meanwhile; return its result or raise its exception.
 
-        Forwards every cancellation to `work`, and returns only after `work` has ended.
+        Forwards every cancellation to `work`, and returns only after `work` has ended. A later cancellation
+        has no effect: `work` may have written the whole answer, and its client leaves as it has read it.
         """
         task = asyncio.ensure_future(work)
         cancelled: asyncio.CancelledError | None = None
@@ -53,8 +54,9 @@ class Heartbeat:
                 if not task.done() and cancelled is None:
                     await self._newline()
             except asyncio.CancelledError as e:
-                cancelled = e
-                task.cancel()
+                if not task.done():
+                    cancelled = e
+                    task.cancel()
         try:
             if cancelled is not None and (task.cancelled() or task.exception() is None):
                 raise cancelled

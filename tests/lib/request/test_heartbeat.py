@@ -151,6 +151,18 @@ async def test_a_cancel_is_never_swallowed_and_no_failure_is_lost(ends: str) -> 
         await during
 
 
+async def test_a_client_that_leaves_once_the_work_is_done_gets_its_result() -> None:
+    """It leaves as it has read the last byte, before the task that waits for the work runs again."""
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    await client.clock.wait_for_timers()
+    client.work_may_end.set()
+    await asyncio.sleep(0)  # the turn in which the work ends
+    assert not during.done()
+    during.cancel()
+    assert await during == "done"
+
+
 async def test_a_content_type_that_newlines_corrupt_is_an_error() -> None:
     client = WaitingClient()
     during = asyncio.create_task(client.heartbeat.during(client.work()))
