@@ -11,7 +11,6 @@ engine could know it. Only such a difference is allowed, and it is counted.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import sys
 import tempfile
@@ -19,11 +18,11 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import aiohttp
 import anyio
 
+from tests.endurance.sums import Sums, explanations, sums_of
 from tests.fakes.worker import Setup
 from tests.guard import GUARD_S
 from tests.system import System, engine_and_model_server, restarted
@@ -58,14 +57,6 @@ class KillsResult:
     statuses: Counter[str] = field(default_factory=Counter[str])
     kills: int = 0
     told_twice: int = 0
-
-
-class Sums(NamedTuple):
-    """What the engine was told, or should be."""
-
-    new_load: float
-    rej_load: float
-    cur_perf: float
 
 
 async def kill_at_random_points(system: System, folder: Path, kills: int, seed: int) -> KillsResult:
@@ -117,7 +108,7 @@ class _Run:
                     clients.start_soon(self._client)
                 await asyncio.sleep(self._rng.uniform(0.0, LOAD_S))
                 last = self._system.last_report
-                self._unsure.append(Sums(last.new_load, last.rej_load, last.cur_perf))
+                self._unsure.append(sums_of([last]))
                 unsettled_since_s = anyio.current_time() - UNSETTLED_S
                 worker.process.kill()
                 await worker.process.wait()
@@ -153,21 +144,9 @@ class _Run:
                 await self.send(self._rng.choice(list(STATUSES)), float(self._rng.randint(1, 1000)))
 
     def _explanations(self, has_deficit: bool) -> list[tuple[Sums, ...]]:
-        """The sets of last reports that explain the sums if each was told twice; an empty set, as a rule.
-
-        With a deficit, what was told as new load may be more than is right.
-        """
-        totals, right = self._system.totals, self._right_sums()
-        return [
-            twice
-            for count in range(len(self._unsure) + 1)
-            for twice in itertools.combinations(self._unsure, count)
-            for more in [
-                [sum(column) for column in zip(*self._told_twice, *twice, Sums(0, 0, 0), strict=True)]
-            ]
-            if (totals.rej_load, totals.cur_perf) == (right.rej_load + more[1], right.cur_perf + more[2])
-            and (has_deficit or totals.new_load == right.new_load + more[0])
-        ]
+        """The sets of last reports that explain the sums if each was told twice; an empty set, as a rule."""
+        right = sums_of([self._right_sums(), *self._told_twice])
+        return explanations(sums_of([self._system.totals]), right, self._unsure, has_deficit=has_deficit)
 
     def _right_sums(self) -> Sums:
         new = rejected = served = 0.0

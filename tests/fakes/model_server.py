@@ -267,6 +267,36 @@ class MaliciousModel:
         await _whole(writer, 422, b'{"detail": "no such parameter"}')
         return True
 
+    async def _do_error401(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        await _whole(writer, 401, b'{"error": "no key"}')
+        return True
+
+    async def _do_error429(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        await _whole(writer, 429, b'{"error": "busy"}')
+        return True
+
+    async def _do_garbage(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        """Bytes that are not HTTP."""
+        await _write(writer, b"\x00\x01 not HTTP\r\n\r\n")
+        return False
+
+    async def _do_interim(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        """Interim answers without an end, and no other."""
+        while True:
+            await _write(writer, b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 100)
+
+    async def _do_control(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        """An answer with a control character in a header."""
+        await _whole(writer, 200, b"{}", extra=b"X-Model: a\x01b\r\n")
+        return True
+
+    async def _do_unasked(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        """An answer, and a second one for which nobody has asked."""
+        one = b'{"asked": true}'
+        two = b'{"asked": false}'
+        await _write(writer, _head(200, one) + one + _head(200, two) + two)
+        return True
+
     async def _do_hop(self, request: Received, writer: asyncio.StreamWriter) -> bool:
         """Hop-by-hop headers, one of them named by `Connection`."""
         extra = b"Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nX-End: 1\r\n"
