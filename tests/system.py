@@ -289,12 +289,13 @@ async def with_worker_process(
     *,
     scheme: Any = "full",
     wait: bool = True,
+    module: str = "tests.fakes.worker",
 ) -> AsyncGenerator[System, None]:
     """Run a system with a worker process. Yields it once the worker is ready, or without waiting for that."""
     setup = setup or Setup(health="/health")
     async with (
         engine_and_model_server(tmp_path, scheme) as system,
-        worker_process(system, tmp_path, setup, env) as worker,
+        worker_process(system, tmp_path, setup, env, module=module) as worker,
     ):
         system.worker = worker
         if wait:
