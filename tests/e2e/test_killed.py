@@ -86,22 +86,24 @@ async def test_a_used_signature_stays_used(tmp_path: Path) -> None:
 
 async def test_the_model_server_is_told_of_the_ends_of_open_sessions(tmp_path: Path) -> None:
     async with with_worker_process(tmp_path, SETUP) as system:
-        terms = {"on_close_route": "/echo", "on_close_payload": {"n": 1}}
+        terms = {"on_close_route": "/accepted", "on_close_payload": {"n": 1}}
         body = {"auth_data": (auth := system.auth(50.0)), "payload": terms}
         async with system.http.post(system.url + "/session/create", json=body) as answer:
             session_id = (await answer.json())["session_id"]
         await killed(system.worker)
         async with restarted(system, tmp_path, SETUP) as second:
-            await received(system, "/echo")
-            assert calls(system, "/echo") == [{"n": 1, "session_id": session_id}]
+            await received(system, "/accepted")
+            assert calls(system, "/accepted") == [{"n": 1, "session_id": session_id}]
             await system.engine.wait_for(lambda: statuses(system) == ["Error"], GUARD_S)
             inside = {**system.envelope(), "auth_data": auth, "session_id": session_id}
             async with system.http.post(system.url + "/echo", json=inside) as answer:
                 assert answer.status == 410
+            for _ in range(2):  # by then, it has also read the model server's answer to that call
+                assert (await system.call("/echo"))[0] == 200
             await killed(second)
         # It was told once.
         async with restarted(system, tmp_path, SETUP):
-            assert len(calls(system, "/echo")) == 1
+            assert len(calls(system, "/accepted")) == 1
 
 
 async def test_a_second_worker_on_the_port_leaves_the_journal_alone(tmp_path: Path) -> None:
