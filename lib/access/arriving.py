@@ -13,10 +13,12 @@ from lib.access.envelope import PARSED_WHOLE_BYTES
 from lib.access.scanner import SLICE_BYTES, EnvelopeScanner
 from lib.access.spool import SpoolRoom, StrangersFile
 from lib.access.turns import Turns
-from lib.request.incoming import REQUEST_BYTES, IncomingRequest
+from lib.request.incoming import DirectRequest, IncomingRequest
 
 # What is kept in memory of a body that is not verified: the rest goes to disk.
 KEPT_BYTES = 64 * 1024
+# Memory of a whole request that waits for its turn, besides its body: its head and its task.
+WAITING_BYTES = 16 * 1024
 
 
 class Arrivals:
@@ -38,7 +40,9 @@ class Arrivals:
             return
         share = MemoryShare(self.bodies.memory, request)
         try:
-            share.take(min(request.content_length or 0, PARSED_WHOLE_BYTES) + REQUEST_BYTES)
+            # aiohttp's own objects were counted with the connection.
+            own_bytes = WAITING_BYTES if isinstance(request, DirectRequest) else 0
+            share.take(min(request.content_length or 0, PARSED_WHOLE_BYTES) + own_bytes)
             await self.turns.wait()
         finally:
             share.give_back()

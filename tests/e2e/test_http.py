@@ -386,8 +386,8 @@ async def test_parallel_requests_are_not_limited_and_do_not_delay_health_checks(
     tmp_path: Path,
 ) -> None:
     async with with_manual_clock(tmp_path) as (system, clock):
-        calls = [asyncio.create_task(system.call("/held")) for _ in range(320)]
-        await system.model.until(lambda: system.model.working == 320)
+        calls = [asyncio.create_task(system.call("/held")) for _ in range(500)]
+        await system.model.until(lambda: system.model.working == 500)
         checks = system.model.health_checks
         await clock.wait_for_timer(10.0)
         clock.advance(10.0)
