@@ -125,6 +125,8 @@ class CheckedConnection(ResponseHandler):
         if self._answer is not None:
             self.force_close()
             return
+        if self._interim_answers > MAX_INTERIM_ANSWERS:
+            return  # the answer has failed already
         if 100 <= message.code < 200 and message.code != _SWITCHING_PROTOCOLS:
             self._interim_answers += 1
             if self._interim_answers > MAX_INTERIM_ANSWERS:

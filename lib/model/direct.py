@@ -23,6 +23,7 @@ from lib.http.chunked import BadChunk, ChunkScanner
 from lib.http.deadlines import Deadlines
 from lib.http.heads import HEAD_END, BadHead, ResponseHead, parse_response
 from lib.http.outbox import Outbox
+from lib.model.checked_connector import MAX_INTERIM_ANSWERS
 from lib.model.connection import (
     CONNECT_TIMEOUT_S,
     KEEP_ALIVE_S,
@@ -40,9 +41,8 @@ from lib.runtime.tcp import bytes_acked, closed_untaken, input_poll
 
 log = logging.getLogger(__name__)
 
-# The largest head of an answer, and the most interim answers (1xx) before one.
+# The largest head of an answer.
 MAX_HEAD_BYTES = 64 * 1024
-MAX_INTERIM = 16
 # A body up to this is written together with its head.
 ONE_SEGMENT_BYTES = 64 * 1024
 
@@ -453,7 +453,7 @@ class ModelConnection(asyncio.Protocol):
             if head.status >= 200:
                 break
             self._interim += 1
-            if head.status == 101 or self._interim > MAX_INTERIM:
+            if head.status == 101 or self._interim > MAX_INTERIM_ANSWERS:
                 raise BadHead("has too many interim answers, or switches protocols")
         self._head = None
         self._keep_alive = head.keep_alive

@@ -24,6 +24,7 @@ import pytest
 from aiohttp import web
 
 from lib.backend import Backend
+from lib.model.checked_connector import MAX_INTERIM_ANSWERS
 from lib.runtime.settings import CarrierKind
 from tests.fakes import varied_routes
 from tests.fakes.raw_client import Head, RawClient, connected, request_bytes
@@ -495,6 +496,16 @@ async def test_interim_answers_that_never_end_are_a_502(status: bytes, tmp_path:
             await model.done.wait()
         assert system.worker.peak_memory_kib() - before < 16 * 1024
         await assert_outcomes(system, "Error")
+
+
+@pytest.mark.parametrize("carrier", ["direct", "aiohttp"])
+@pytest.mark.parametrize(("count", "status"), [(MAX_INTERIM_ANSWERS, 200), (MAX_INTERIM_ANSWERS + 1, 502)])
+async def test_the_number_of_interim_answers_is_limited(
+    carrier: CarrierKind, count: int, status: int, tmp_path: Path
+) -> None:
+    script = answering(HINT * count + whole(b"final"))
+    async with worker_for(tmp_path, script, carrier=carrier) as (system, _):
+        assert (await ask(system)).status == status
 
 
 async def test_interim_answers_do_not_extend_the_time_limit(tmp_path: Path) -> None:
