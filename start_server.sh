@@ -249,11 +249,12 @@ worker_status() {
   printf '"url": %s}' "$(json_text "$(public_url)")"
 }
 
-# json_text TEXT: a JSON string; without a python3, other characters than plain ASCII are replaced.
+# json_text TEXT: a JSON string; without a python3, other characters than plain ASCII are replaced. The text, which
+# may be a token, goes through a pipe too.
 json_text() {
-  python3 -ISc '
-import json, os, sys
-print(json.dumps(os.fsencode(sys.argv[1]).decode(errors="replace")), end="")' "$1" 2>/dev/null ||
+  printf '%s' "$1" | python3 -ISc '
+import json, sys
+print(json.dumps(sys.stdin.buffer.read().decode(errors="replace")), end="")' 2>/dev/null ||
     printf '"%s"' "$(printf '%s' "$1" | LC_ALL=C tr -c ' -~' ' ' | tr '"\134' "'/")"
 }
 

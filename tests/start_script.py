@@ -76,6 +76,13 @@ if [[ $* == +%s ]]; then echo $(($({date} +%s) + $(<{ahead}))); else exec {date}
 """
 
 
+# A command that notes its arguments before it does its work.
+RECORDED = """#!{bash}
+echo "{command} $*" >>{calls}
+exec {command} "$@"
+"""
+
+
 @dataclass
 class Instance:
     """An instance under `root`: a checkout of the project, its commands, its workspace.
@@ -147,6 +154,16 @@ class Instance:
         (self.bin / "chmod").symlink_to(shutil.which("chmod") or "")
         calls = self.root / "uv_calls"
         self.env |= {"PYWORKER_VENV": "", "TEST_UV_CALLS": str(calls), "TEST_PYTHON": sys.executable}
+        return calls
+
+    def record_arguments(self) -> Path:
+        """Have every command note its arguments; return the file that has them, a call a line."""
+        calls = self.root / "arguments"
+        for command in self.bin.iterdir():
+            found = command.resolve()
+            command.unlink()
+            command.write_text(RECORDED.format(bash=shutil.which("bash"), calls=calls, command=found))
+            command.chmod(0o755)
         return calls
 
     def use_own_date(self) -> Callable[[float], object]:

@@ -192,6 +192,16 @@ async def test_a_missing_command_is_named(tmp_path: Path, command: str) -> None:
             assert f"- {command} is missing" in instance.system.last_report.error_msg
 
 
+async def test_no_token_is_a_commands_argument(tmp_path: Path) -> None:
+    """Every user of the machine can read them."""
+    async with with_instance(tmp_path, BACKEND="fka", USE_SSL="true", MASTER_TOKEN="a-secret") as instance:
+        calls = instance.record_arguments()
+        status, _ = await instance.run()
+        assert (status, instance.system.last_report.mtoken) == (EXIT_SETTINGS, "a-secret")
+        assert "/worker_status/" in calls.read_text()
+        assert "a-secret" not in calls.read_text()
+
+
 async def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "workspace").write_text("a file")
     async with with_instance(tmp_path) as instance:
