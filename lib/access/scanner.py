@@ -247,8 +247,10 @@ class EnvelopeScanner:
     def _take_more(self, data: bytes, position: int) -> int:
         """Take the rest of a number or a literal, which may have arrived in parts."""
         found = _SCALAR.match(data, position)
-        self._next = self._take_comma
-        return found.end() if found else position
+        end = found.end() if found else position
+        if end < len(data):
+            self._next = self._take_comma
+        return end
 
     def _take_inside(self, data: bytes, position: int) -> int:
         """Take a part of an object or an array."""

@@ -75,6 +75,12 @@ def test_auth_data_is_found_wherever_it_stands(
     assert scanner.has_payload == ("payload" in others)
 
 
+@pytest.mark.parametrize("scalar", [b"12345.5e+16", b"null", b"false"])
+def test_a_scalar_may_arrive_byte_by_byte(scalar: bytes) -> None:
+    text = b'{"a": %s, "auth_data": {"b": 1}, "c": %s}' % (scalar, scalar)
+    assert scanned(*(bytes([byte]) for byte in text)).auth_text == b'{"b": 1}'
+
+
 @given(VALUES, st.lists(st.integers(0, 10_000), max_size=8), st.booleans())
 def test_depth_and_number_of_values_are_bounded_exactly(value: Any, cuts: list[int], is_ascii: bool) -> None:
     text = json.dumps([value], ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
