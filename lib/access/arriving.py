@@ -65,7 +65,7 @@ class Arrivals:
 class ArrivingEnvelope:
     """One envelope, as an async context manager, inside which it is received.
 
-    Call `find_auth_data`, verify it, call `note_verified`, and then `whole`.
+    Call `find_auth_data`, verify it, call `note_verified`, and then `whole`; or only `unverified`.
     """
 
     def __init__(self, arrivals: Arrivals, request: IncomingRequest, arrived: bytes | None) -> None:
@@ -119,6 +119,18 @@ class ArrivingEnvelope:
             received += self._kept
             self._kept = received
         self._share.give_back()
+
+    async def unverified(self) -> bytearray:
+        """Receive the whole body, which nothing in it verifies; return it.
+
+        Raises `Unavailable` (503) if strangers hold too much, and what `BodyReader.parts` raises.
+        """
+        async for part in self._parts:
+            self._share.take(len(part))
+            await self._keep(part)
+            part = b""  # it may be large, and the wait for the next part long
+        await self.note_verified()
+        return self._kept
 
     async def whole(self) -> bytearray:
         """Receive the rest; return the whole body."""

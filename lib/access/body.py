@@ -24,7 +24,8 @@ from lib.errors import (
     WorkerError,
 )
 from lib.http.shares import STRANGERS_BYTES, Holder, Shares
-from lib.request.incoming import DirectRequest, IncomingRequest, connection_of
+from lib.request.exchange import connection_of
+from lib.request.incoming import DirectRequest, IncomingRequest
 
 # Of a body that is not verified, the lowest speed, and the seconds of waiting for it after which it holds.
 FLOOR_BYTES_S = 16 * 1024

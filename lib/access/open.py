@@ -1,7 +1,7 @@
 """Requests without authentication, for a worker that has no serverless engine (`ENGINE=none`).
 
 Owns how a request without a signature is read (docs/kubernetes.md). It does not restrict who can reach the
-worker: that is up to the network.
+worker: that is up to the network. Whoever has sent a whole request is a client, and no stranger any more.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from lib.access.arriving import Arrivals
 from lib.access.authenticator import Admission
-from lib.access.body import BodyReader
 from lib.access.envelope import JsonObject, auth_data, check_bounds
 from lib.access.payload import is_json, small_object
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
@@ -27,7 +27,7 @@ class OpenAccess:
     object as "auth_data", or no "auth_data" and a "session_id". A session is found by its id alone.
     """
 
-    bodies: BodyReader
+    arrivals: Arrivals
     sessions: Sessions
     needs_key = False
 
@@ -38,13 +38,13 @@ class OpenAccess:
         """Read a JSON body, as a payload or an envelope; leave any other body unread.
 
         Raises `Invalid` (422) for JSON that is not an object or an envelope with wrong fields, and what
-        `BodyReader.read` raises.
+        `ArrivingEnvelope.unverified` raises.
         """
         if not request.body_exists or not is_json(request.content_type):
             return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None)
-        async with self.bodies.read(request, is_verified=True) as body:
-            await check_bounds(body)
-            whole = JsonObject(body)
+        body = await self._receive(request)
+        await check_bounds(body)
+        whole = JsonObject(body)
         content = whole.content
         if not _is_envelope(content):
             return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), content, payload_text=whole.text())
@@ -65,10 +65,17 @@ class OpenAccess:
 
         Raises `Invalid` (422), `BodyTooLarge` (413), and what `BodyReader.read` raises.
         """
-        session_id = (await small_object(self.bodies, request)).get("session_id")
+        session_id = (await small_object(self.arrivals.bodies, request)).get("session_id")
         if not isinstance(session_id, str):
             raise Invalid({"session_id": "missing parameter" if session_id is None else "must be a string"})
         return self.sessions.find_by_id(session_id)
+
+    async def _receive(self, request: IncomingRequest) -> bytes | bytearray:
+        arrived = self.arrivals.bodies.arrived(request)
+        if arrived is not None:
+            return arrived
+        async with self.arrivals.of(request, None) as arriving:
+            return await arriving.unverified()
 
 
 _UNSIGNED = AuthData.from_json_msg(UNSIGNED_AUTH_DATA)

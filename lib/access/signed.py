@@ -18,8 +18,8 @@ from lib.access.payload import small_object
 from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
 from lib.errors import Invalid, Unavailable
-from lib.http.counted import CountedConnection, counted_on
-from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest
+from lib.request.exchange import connection_of, note_verified
+from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class SignedRequests:
             raise Unavailable(
                 "no public key", "the engine's public key has not been received yet", RETRY_WITHOUT_KEY_S
             )
-        connection = _connection_of(request)
+        connection = connection_of(request)
         if connection is None or not connection.is_known:
             await self.arrivals.turn_of(request)
         in_headers = header_admission(request)
@@ -80,7 +80,6 @@ class SignedRequests:
                     admission = await self._retry(partial(self._open_envelope, arrived))
             else:
                 admission = await self._receive(request, arrived)
-        _note_verified(request)
         return admission
 
     async def session_in(self, request: IncomingRequest) -> Session | None:
@@ -110,7 +109,7 @@ class SignedRequests:
             is_session = self.sessions.remembers(sealed.raw_auth)
             if not is_session and not self._is_signed(sealed, once=True):
                 await self._retry(lambda: self._is_signed(sealed, once=True) or None)
-            _note_verified(request)
+            note_verified(request)
             await arriving.note_verified()
             sealed.parse(await arriving.whole())
         session_id = sealed.session_id
@@ -160,16 +159,3 @@ class SignedRequests:
                 raise
             return False
         return True
-
-
-def _connection_of(request: IncomingRequest) -> CountedConnection | ClientConnection | None:
-    return request.connection if isinstance(request, DirectRequest) else counted_on(request.transport)
-
-
-def _note_verified(request: IncomingRequest) -> None:
-    """Note that `request` was verified: what it holds isn't a stranger's."""
-    if isinstance(request, DirectRequest):
-        request.end_charges()
-    connection = _connection_of(request)
-    if connection is not None and not connection.is_known:
-        connection.note_verified()

@@ -299,7 +299,7 @@ def _engine_tasks(
 
 def _authenticator(settings: Settings, access: _Access, sessions: Sessions, engine: Engine) -> Authenticator:
     if settings.engine == "none":
-        return OpenAccess(access.arrivals.bodies, sessions)
+        return OpenAccess(access.arrivals, sessions)
     signatures = None
     if settings.unsecured:
         log.warning("UNSECURED is on: requests are accepted without a signature, from anyone")

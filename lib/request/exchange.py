@@ -30,6 +30,7 @@ from lib.errors import (
     internal_error_answer,
     is_out_of_files,
 )
+from lib.http.counted import CountedConnection, counted_on
 from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
 from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest
@@ -246,6 +247,7 @@ class Exchange:
 
     def admit(self, auth: object, entry: Entry, session: Session | None) -> None:
         """Note that the request is authenticated, and belongs to `session` if that is not None."""
+        note_verified(self.incoming)
         self._entry, self.session = entry, session
         self.incoming["auth_data"] = auth
         if self._steps.admitted:
@@ -486,6 +488,22 @@ async def on_response_prepare(request: web.Request, response: web.StreamResponse
         raise ConnectionResetError("the client's connection is closed")
     elif request.writer.output_size > 0:
         raise RuntimeError("an answer to this request has already begun")
+
+
+def connection_of(request: IncomingRequest) -> CountedConnection | ClientConnection | None:
+    """The connection that `request` has come on; None if it is lost."""
+    if isinstance(request, DirectRequest):
+        return request.connection
+    return counted_on(request.transport)
+
+
+def note_verified(request: IncomingRequest) -> None:
+    """Note that `request` was admitted: its client, and what it holds, is no stranger's any more."""
+    if isinstance(request, DirectRequest):
+        request.end_charges()
+    connection = connection_of(request)
+    if connection is not None and not connection.is_known:
+        connection.note_verified()
 
 
 def _notify(functions: Sequence[Step], exchange: Exchange) -> None:

@@ -17,7 +17,6 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
-from lib.http.counted import CountedConnection, counted_on
 from lib.http.heads import RequestHead, fields_in
 from lib.http.shares import Shares
 
@@ -326,13 +325,6 @@ class DirectRequest(dict[Any, Any]):
 
 
 IncomingRequest = web.Request | DirectRequest
-
-
-def connection_of(request: IncomingRequest) -> CountedConnection | ClientConnection | None:
-    """The connection that `request` has come on; None if it is lost."""
-    if isinstance(request, DirectRequest):
-        return request.connection
-    return counted_on(request.transport)
 
 
 # Serves a request that this worker has parsed. A `lib.errors.PlainAnswer` that it returns is to be written.

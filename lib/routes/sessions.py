@@ -12,6 +12,7 @@ from aiohttp import web
 
 from lib.backend import Backend
 from lib.errors import Invalid, SessionGone
+from lib.request.exchange import note_verified
 from lib.request.sessions import Session
 
 
@@ -33,6 +34,7 @@ def end_route(backend: Backend) -> web.RouteDef:
 async def _create(backend: Backend, request: web.Request) -> web.Response:
     running = backend.running
     admission = await running.authenticator.admit(request)
+    note_verified(request)
     if admission.session_id is not None:  # a repeated signature, valid inside a session, must not open one
         raise Invalid({"session_id": "must not be given: a session can't be opened inside another"})
     session = await running.session_life.open(

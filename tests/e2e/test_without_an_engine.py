@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ import anyio
 import pytest
 
 from tests.fakes.model_server import MaliciousModel, malicious_model
+from tests.fakes.raw_client import RawClient, connected, request_bytes
 from tests.fakes.worker import Setup
 from tests.guard import GUARD_S
 from tests.system import ROOT, PortLease, WorkerProcess
@@ -189,6 +191,54 @@ async def test_a_session_is_identified_by_its_id_alone(tmp_path: Path) -> None:
         assert (await worker.post("/echo", {"payload": job, **named}))[0] == 410
         assert await worker.post("/session/health", named) == (200, {"ok": False})
         assert (await worker.post("/session/get", {}))[0] == 422
+
+
+@pytest.mark.parametrize("carrier", ["direct", "aiohttp"])
+async def test_clients_whose_requests_are_served_are_no_strangers(tmp_path: Path, carrier: str) -> None:
+    """They need not make room for others."""
+    async with worker_process(tmp_path, env={"CARRIER": carrier}) as worker:
+        await worker.ready()
+
+        async def strangers_bytes() -> int:
+            async with worker.http.get(worker.loopback_url + "/status") as answer:
+                return (await answer.json())["strangers"]["memory_bytes"]
+
+        job: dict[str, Any] = {"workload": 1.0, "data": {}}
+        before = await strangers_bytes()  # of the connection that asks for the state
+        async with anyio.create_task_group() as requests:
+            for _ in range(5):
+                requests.start_soon(worker.post, "/held", job)
+            await worker.model.until(lambda: worker.model.working == 5)
+            assert await strangers_bytes() <= before
+            worker.model.release()
+
+
+async def test_bodies_that_trickle_make_room_for_others(tmp_path: Path) -> None:
+    mib = 1024 * 1024
+    env = {"MAX_SPOOL_BYTES": str(16 * mib), "MAX_REQUEST_BYTES": str(8 * mib)}
+    async with worker_process(tmp_path, env=env) as worker, contextlib.AsyncExitStack() as clients:
+        await worker.ready()
+        fields = {"Content-Type": "application/json", "Content-Length": str(60 * mib)}
+        begin = request_bytes("/echo", b'{"x": "' + b"y" * 8 * mib, fields)
+        answers: list[int] = []
+        is_refused = anyio.Event()
+
+        async def wait(client: RawClient) -> None:
+            answers.append((await client.head()).status)
+            is_refused.set()
+
+        async with anyio.create_task_group() as waits:
+            for number in range(4):
+                address = f"127.0.0.{2 + number}"
+                client = await clients.enter_async_context(connected(worker.url, local_address=address))
+                waits.start_soon(client.send, begin)
+                waits.start_soon(wait, client)
+            with anyio.fail_after(GUARD_S):
+                await is_refused.wait()
+            job = {"workload": 1.0, "data": {"x": "y" * (mib - 100)}}
+            assert (await worker.post("/echo", job))[0] == 200
+            assert set(answers) == {503}
+            waits.cancel_scope.cancel()
 
 
 async def test_the_default_address_is_loopback(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ async def test_a_payload_without_an_envelope_is_bounded_as_well() -> None:
     with pytest.raises(BodyTooLarge):
         await payloads.read_json(IncomingRequest(content_type="application/json").arrive(body), admission)
     with pytest.raises(BodyTooLarge):
-        await OpenAccess(reader, sessions).admit(
+        await OpenAccess(Arrivals(reader, SpoolRoom(MIB)), sessions).admit(
             IncomingRequest(content_type="application/json").arrive(body)
         )
 

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
+from lib.access.arriving import KEPT_BYTES, Arrivals
 from lib.access.authenticator import Admission
 from lib.access.body import BodyReader
 from lib.access.open import OpenAccess
+from lib.access.spool import SpoolRoom
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
-from lib.errors import Invalid
+from lib.errors import BodyStalled, Invalid, Unavailable
+from lib.http.shares import Shares
 from lib.request.sessions import Sessions, SessionTerms
-from tests.fakes.incoming_request import IncomingRequest
+from tests.event_loop import run_event_loop_turns, until
+from tests.fakes.incoming_request import Client, IncomingRequest
+from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
 
 AUTH = {"signature": "s", "cost": 2.5, "endpoint": "e", "reqnum": 3, "url": "http://w:1", "request_idx": 4}
 UNSIGNED = AuthData.from_json_msg(UNSIGNED_AUTH_DATA)
 PAYLOAD = {"prompt": "hello"}
+MIB = 1024 * 1024
 
 
 def access() -> OpenAccess:
-    return OpenAccess(BodyReader(1024, 1.0), Sessions(None, ManualClock()))
+    return OpenAccess(Arrivals(BodyReader(1024, 1.0), SpoolRoom(MIB)), Sessions(None, ManualClock()))
 
 
 def request(body: bytes, content_type: str = "application/json") -> web.Request:
@@ -141,3 +150,59 @@ def test_no_key_is_needed() -> None:
     authenticator = access()
     authenticator.use_key("any text")
     assert not authenticator.needs_key
+
+
+# Bodies that are arriving
+
+
+@asynccontextmanager
+async def admitting(
+    memory: Shares, room: SpoolRoom, incoming: IncomingRequest, floor_after_s: float = GUARD_S
+) -> AsyncGenerator[asyncio.Task[Admission], None]:
+    """Admit in a task inside the block."""
+    bodies = BodyReader(64 * MIB, GUARD_S, memory, floor_after_s=floor_after_s)
+    door = OpenAccess(Arrivals(bodies, room), Sessions(None, ManualClock()))
+    task = asyncio.create_task(door.admit(incoming.request))
+    try:
+        with anyio.fail_after(GUARD_S):
+            yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("size", [10, KEPT_BYTES, 3 * MIB])
+async def test_a_body_that_arrives_in_parts_is_the_payload(size: int) -> None:
+    payload = {"x": "y" * size}
+    incoming = IncomingRequest(content_type="application/json")
+    async with admitting(Shares(64 * MIB), SpoolRoom(64 * MIB), incoming) as task:
+        body = json.dumps(payload).encode()
+        for part in (body[:9], body[9:-5], body[-5:]):
+            incoming.arrive(part, whole=False)
+            await run_event_loop_turns()
+        incoming.content.feed_eof()
+        assert (await task).payload == payload
+
+
+async def test_bodies_that_are_arriving_share_memory_and_disk_as_those_of_strangers() -> None:
+    memory, room = Shares(MIB), SpoolRoom(4 * MIB)
+    honest = IncomingRequest(content_type="application/json", client=Client("192.0.2.1"))
+    greedy = IncomingRequest(content_type="application/json", client=Client("192.0.2.66"))
+    async with admitting(memory, room, honest) as one, admitting(memory, room, greedy) as other:
+        for incoming in (honest, greedy):
+            incoming.arrive(b'{"x": "' + b"y" * 2 * KEPT_BYTES, whole=False)
+        await until(lambda: room.shares.held_bytes >= 4 * KEPT_BYTES and not memory.held_bytes)
+        greedy.arrive(b"y" * 4 * MIB, whole=False)
+        with pytest.raises(Unavailable):
+            await other
+        honest.arrive(b'"}')
+        assert (await one).payload == {"x": "y" * 2 * KEPT_BYTES}
+        assert (memory.held_bytes, room.shares.held_bytes) == (0, 0)
+
+
+async def test_a_body_that_trickles_is_refused() -> None:
+    incoming = IncomingRequest(content_type="application/json")
+    async with admitting(Shares(MIB), SpoolRoom(MIB), incoming, floor_after_s=0.01) as task:
+        incoming.arrive(b'{"x": "', whole=False)
+        with pytest.raises(BodyStalled):
+            await task

@@ -22,6 +22,7 @@ from lib.request.exchange import Exchange, Phase, Steps, on_response_prepare
 from lib.request.lanes import Lanes
 from lib.request.verdict import Reply, Verdict
 from tests.event_loop import run_event_loop_turns
+from tests.fakes.incoming_request import Client
 from tests.fakes.plain_handler import PlainHandler
 from tests.fakes.response_writer import RecordingWriter
 from tests.manual_clock import ManualClock
@@ -33,6 +34,13 @@ class ClientConnection(asyncio.Transport):
     """The client's connection: open until it is closed or aborted."""
 
     is_aborted = is_closed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client = Client()
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self.client
 
     def is_closing(self) -> bool:
         return self.is_closed or self.is_aborted
@@ -153,6 +161,14 @@ async def test_the_steps_of_a_request_and_the_facts_after_each() -> None:
     assert (exchange.queue_s, exchange.first_byte_s, exchange.total_s) == (3.0, 7.0, 15.0)
     assert (exchange.status, exchange.outcome, client.ledger.served_load) == (201, Outcome.SERVED, 3.0)
     assert client.steps == ["admitted", "accepted", "started", "first_byte", "ended"]
+
+
+def test_an_admitted_client_is_no_stranger() -> None:
+    client = ClientRequest()
+    client.send()
+    assert not client.connection.client.is_known
+    client.admitted()
+    assert client.connection.client.is_known
 
 
 async def test_the_first_byte_of_a_streamed_answer_is_that_of_its_body() -> None:
