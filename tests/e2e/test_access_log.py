@@ -95,6 +95,44 @@ async def test_it_is_that_of_the_answer(
         assert await lines.only() == expected
 
 
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+@both_carriers
+@pytest.mark.parametrize(
+    ("sent", "rest", "status"),
+    [
+        (request_bytes("/echo", b"{", {"Content-Length": "9999"}), b"x" * 9998, "413"),
+        (request_bytes("/echo", b"{", {"Content-Length": "9999"}), b"x", "413"),
+        (request_bytes("/echo", b"7d0\r\n%s\r\n" % (b" " * 2000), CHUNKED), b"no chunk", "413"),
+        (request_bytes("/echo", b"{", {"Content-Length": "99"}), b"x" * 98, "408"),
+        (request_bytes("/echo", b"{", {"Content-Length": "99"}), b"x", "408"),
+        (request_bytes("/echo", b"1\r\n{\r\n", CHUNKED), b"no chunk", "408"),
+    ],
+)
+async def test_a_refused_body_has_one_line_whatever_follows(
+    tmp_path: Path,
+    carrier: CarrierKind,
+    sent: bytes,
+    rest: bytes,
+    status: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = Lines(caplog)
+    settings: dict[str, Any] = {"max_json_bytes": 1000, "request_body_timeout_s": 0.1, "carrier": carrier}
+    async with with_worker_task(tmp_path, **settings) as system:
+        async with connected(system.url) as client:
+            await client.send(sent)
+            assert str((await client.answer())[0].status) == status
+            await client.send(rest)
+        async with connected(system.url) as client:
+            await client.post("/echo", system.envelope())
+            await client.answer()
+            await until(lambda: len(lines.all()) > 1)
+    served = ["POST", "/echo", "200", "served"]
+    assert [line[:4] for line in lines.all()] == [["POST", "/echo", status, "refused"], served]
+
+
 @both_carriers
 @pytest.mark.parametrize("path", ["/cut_stream", "/cut_large"])
 async def test_an_answer_that_breaks_off_has_the_status_of_its_head(

@@ -15,16 +15,18 @@ import pytest
 
 from lib.http.shares import STRANGERS_BYTES
 from lib.runtime.addresses import networks_in
+from lib.runtime.settings import CarrierKind
 from tests.fakes.raw_client import RawClient, connected, request_bytes
 from tests.fakes.worker import Setup
 from tests.guard import GUARD_S
-from tests.system import System, with_worker_process, with_worker_task
+from tests.system import MASTER_TOKEN, System, with_worker_process, with_worker_task
 
 CONNECTIONS = 200
 ADDRESSES = 40
 KIB, MIB = 1024, 1024 * 1024
 UNSIGNED = {"signature": "A" * 342 + "==", "cost": 1.0, "endpoint": "e", "reqnum": 1, "url": "http://w"}
 BODY = b'{"payload": {"x": "' + b"x" * MIB
+ENGINES = {"Authorization": f"Bearer {MASTER_TOKEN}"}
 FLOODS = {
     "bad signatures": request_bytes("/echo", json.dumps({"auth_data": UNSIGNED, "payload": {}}).encode()),
     "connections": b"",
@@ -51,7 +53,8 @@ async def flood(system: System, data: bytes, number: int, sent: asyncio.Semaphor
 
 @pytest.mark.parametrize("kind", FLOODS)
 async def test_under_a_flood_no_honest_request_fails(tmp_path: Path, kind: str) -> None:
-    async with with_worker_process(tmp_path) as system, anyio.create_task_group() as strangers:
+    env = {"FORCE_UPDATE_FILE": str(tmp_path / "update")}
+    async with with_worker_process(tmp_path, env=env) as system, anyio.create_task_group() as strangers:
         assert system.worker is not None
         sent = asyncio.Semaphore(0)
         for number in range(CONNECTIONS):
@@ -61,8 +64,9 @@ async def test_under_a_flood_no_honest_request_fails(tmp_path: Path, kind: str) 
         for number in range(20):
             data = {"x": "y" * (MIB if number % 10 == 0 else 10)}
             assert (await post(system, json.dumps(system.envelope(data=data)).encode()))[0] == 200
-            async with system.http.get(f"{system.url}/healthz") as answer:
-                assert answer.status == 200
+            for method, path in (("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/pyworker/update")):
+                async with system.http.request(method, system.url + path, headers=ENGINES) as answer:
+                    assert answer.status == 200, path
         assert (await status_of(system))["strangers"]["memory_bytes"] <= STRANGERS_BYTES
         strangers.cancel_scope.cancel()
 
@@ -120,6 +124,29 @@ async def test_a_signed_body_of_nothing_is_refused_while_others_go_on(tmp_path: 
 async def post(system: System, body: bytes) -> tuple[int, Any]:
     async with system.http.post(f"{system.url}/echo", data=io.BytesIO(body)) as answer:
         return answer.status, await answer.json()
+
+
+@pytest.mark.parametrize("carrier", ["direct", "aiohttp"])
+@pytest.mark.parametrize("kind", ["small", "large", "in a header", "a session", "refused"])
+async def test_who_has_sent_a_verified_request_is_no_stranger(
+    tmp_path: Path, carrier: CarrierKind, kind: str
+) -> None:
+    async with with_worker_task(tmp_path, carrier=carrier) as system, connected(system.url) as client:
+        await client.send(b"GET /ping HTTP/1.1\r\nHost: w\r\n\r\n")
+        await client.answer()
+        before = (await status_of(system))["strangers"]["memory_bytes"]
+        path, headers = "/session/create" if kind == "a session" else "/echo", {}
+        envelope = system.envelope(data={"x": "y" * (MIB if kind == "large" else 10)})
+        if kind == "in a header":
+            headers, envelope = {**system.header(), "Content-Type": "application/json"}, envelope["payload"]
+        elif kind == "a session":
+            envelope["payload"] = {}
+        elif kind == "refused":
+            envelope["auth_data"]["cost"] = 2.0
+        await client.post(path, envelope, headers)
+        assert (await client.head()).status == {"refused": 401, "a session": 201}.get(kind, 200)
+        after = (await status_of(system))["strangers"]["memory_bytes"]
+        assert (after < before) == (kind != "refused")
 
 
 async def test_behind_a_trusted_proxy_each_client_is_counted(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import itertools
 import json
 import socket
 import weakref
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 
 import aiohttp
 import anyio
@@ -105,7 +105,8 @@ async def test_a_target_or_a_number_of_fields_that_only_aiohttp_would_refuse() -
             assert (await client.answer())[1] == b"a"
 
 
-async def test_a_head_that_takes_more_than_10_s_is_a_408() -> None:
+async def test_a_head_that_takes_more_than_10_s_is_a_408(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lib.access")
     async with front_server() as server, connected(server.url) as client:
         await client.send(b"POST /direct/echo HTTP/1.1\r\n")
         await server.clock.wait_for_timer(HEAD_LIMIT_S)
@@ -116,6 +117,8 @@ async def test_a_head_that_takes_more_than_10_s_is_a_408() -> None:
         (answer,), behind = answers_in(await client.rest(), is_closed=True)
         assert_refusal(answer, 408)
         assert behind == b""
+    lines = [r.getMessage() for r in caplog.records]
+    assert lines == ["- - - 408 refused: the request's head took longer than 10 s"]
 
 
 async def test_a_refused_head_is_not_refused_again_by_its_time_limit() -> None:
@@ -237,6 +240,28 @@ async def test_pipelined_bytes_are_not_read_without_limit(carrier: str) -> None:
                     received += len(await reader.read(2**20))
         finally:
             writer.transport.abort()
+
+
+@both_carriers
+async def test_a_client_that_leaves_with_much_sent_ahead_is_noticed_after_its_answer(
+    carrier: str,
+) -> None:
+    """Until then its connection is not read: its request goes on, and at most a few of the next are begun."""
+    async with front_server() as server:
+        with closing(socket.create_connection(("127.0.0.1", server.port))) as client:
+            client.sendall(post(f"{carrier}/held", b"first"))
+            await server.until(lambda: server.begun)
+            client.setblocking(False)
+            ahead = post(f"{carrier}/held", b"x" * 1000) * (2 * MAX_PIPELINED_BYTES // 1000)
+            with anyio.fail_after(GUARD_S):
+                await asyncio.get_running_loop().sock_sendall(client, ahead)
+        await run_event_loop_turns(50)
+        assert (server.begun, server.ended) == ([f"{carrier}/held"], [])
+        server.release()
+        await server.until(lambda: len(server.ended) == len(server.begun))
+        gc.collect()
+        await until(lambda: not any(isinstance(o, FrontConnection) for o in gc.get_objects()))
+        assert len(server.begun) < 2 * MAX_PIPELINED_BYTES // 1000
 
 
 @both_carriers
