@@ -14,7 +14,6 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeGuard, cast
-from urllib.parse import unquote_plus
 
 import aiohttp
 from aiohttp import web
@@ -40,6 +39,7 @@ from lib.local.openai_errors import gateway_error, openai_error, worker_error
 from lib.local.request_reading import api_key_of
 from lib.model.relay import end_to_end_headers, pass_on
 from lib.runtime.settings import Settings
+from lib.runtime.urls import without_api_key
 
 log = logging.getLogger(__name__)
 
@@ -312,8 +312,7 @@ def _unreadable_body(error: web.RequestPayloadError) -> BadMessage:
 def _target(request: web.Request, worker_url: str) -> URL:
     """The URL at the worker: the path from `/v1` on and the query, unchanged except for `api_key`."""
     path = request.rel_url.raw_path.split("/", 3)[3]
-    pairs = request.rel_url.raw_query_string.split("&")
-    query = "&".join(pair for pair in pairs if unquote_plus(pair.partition("=")[0]) != "api_key")
+    query = without_api_key(request.rel_url.raw_query_string)
     target = f"{worker_url.rstrip('/')}/{path}" + (f"?{query}" if query else "")
     return URL(target, encoded=True)
 

@@ -21,7 +21,14 @@ from aiohttp.typedefs import StrOrURL
 
 from lib.errors import ClientGone, response_from
 from lib.model.connection import ModelServer
-from lib.model.messages import LARGE_BODY_BYTES, fill_path, make_form, placeholders, with_query
+from lib.model.messages import (
+    LARGE_BODY_BYTES,
+    fill_path,
+    make_form,
+    placeholders,
+    with_query,
+    with_raw_query,
+)
 from lib.model.relay import broken_answer, drain
 from lib.request.exchange import Exchange
 from lib.uploads import Upload
@@ -84,6 +91,7 @@ class ModelCaller:
     def send(self, endpoint: str | None, message: Any) -> PendingAnswer:
         """Send `message` by the client's method: in the query of a GET, HEAD or DELETE, else as JSON.
 
+        With JSON, the query is that of the client's URL, without `api_key`.
         A `{name}` in `endpoint` becomes the parameter of that name in the client's path or, where the path
         has none, in `message`, which is then sent without it. Raises `Invalid` (422) for a parameter that is
         missing, and for one with "." or ".." as a part of a path.
@@ -93,18 +101,18 @@ class ModelCaller:
         if self.method in _WITHOUT_BODY:
             return self.request(self.method, with_query(target, rest))
         make_body, headers = _make_json(message if fields is None else rest)
-        return self.request(self.method, target, make_body, headers)
+        return self.request(self.method, self._with_query(target), make_body, headers)
 
     def send_upload(self, endpoint: str | None, upload: Upload) -> PendingAnswer:
-        """Send `upload` unchanged, by the client's method. `endpoint` is as in `send`."""
+        """Send `upload` unchanged, by the client's method and with its query. `endpoint` is as in `send`."""
         headers = {"Content-Type": upload.content_type, "Content-Length": str(upload.size_bytes)}
         target, _ = self._fill(endpoint, {})
-        return self.request(self.method, target, partial(upload.path.open, "rb"), headers)
+        return self.request(self.method, self._with_query(target), partial(upload.path.open, "rb"), headers)
 
     def send_form(self, endpoint: str | None, fields: Mapping[str, Any]) -> PendingAnswer:
-        """Send `fields` as `post_form` does, but by the client's method. `endpoint` is as in `send`."""
+        """Send `fields` as `post_form` does, but as `send` does: by the client's method, with its query."""
         target, _ = self._fill(endpoint, {})
-        return self._send_form(self.method, target, fields)
+        return self._send_form(self.method, self._with_query(target), fields)
 
     def post_json(self, endpoint: str | None, message: Any) -> PendingAnswer:
         """POST `message` as JSON."""
@@ -150,6 +158,11 @@ class ModelCaller:
     def _send_form(self, method: str, target: str | None, fields: Mapping[str, Any]) -> PendingAnswer:
         make_form(fields)  # so that a wrong field raises here, before anything is sent
         return self.request(method, target, lambda: make_form(fields))
+
+    def _with_query(self, target: str | None) -> str | None:
+        """Add the query of the client's URL to `target`. `api_key` was removed from it before."""
+        query = "" if self.client_request is None else self.client_request.rel_url.raw_query_string
+        return with_raw_query(target, query) if query else target
 
     def _fill(self, endpoint: str | None, fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Return `endpoint` with its placeholders filled in, and the `fields` that remain to be sent."""

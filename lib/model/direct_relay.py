@@ -16,7 +16,7 @@ from lib.model.answer import AnswerScanner
 from lib.model.connection import ModelServer
 from lib.model.direct import DirectCalls, Outgoing, target_of
 from lib.model.inflate import InflatingSource
-from lib.model.messages import filled_endpoint
+from lib.model.messages import filled_endpoint, with_raw_query
 from lib.model.relay import HOP_BY_HOP, NO_BODY, WHOLE_BYTES, is_stream_type, must_undo
 from lib.request.exchange import Exchange, Relayed
 from lib.request.incoming import ClientConnection
@@ -37,6 +37,8 @@ async def relay(exchange: Exchange, server: ModelServer, calls: DirectCalls) -> 
     endpoint = handler.endpoint_for(exchange.payload)
     if endpoint is not None and "{" in endpoint:
         endpoint, message = filled_endpoint(endpoint, message)
+    if query := exchange.forwarded_query():
+        endpoint = with_raw_query(endpoint, query)
     verbatim = exchange.verbatim
     body = verbatim.text if verbatim is not None and verbatim.says(message) else json.dumps(message).encode()
     outgoing = Outgoing(exchange.forwarded_fields() + _JSON_FIELD, body, handler.idempotent)

@@ -60,9 +60,14 @@ def with_query(target: str | None, fields: Mapping[str, Any]) -> str | None:
     for name, value in fields.items():
         items = cast("list[Any]", value) if isinstance(value, list) else [value]
         pairs += [(name, _text(item)) for item in items if item is not None]
-    if target is None or not pairs:
-        return target
-    return f"{target}{'&' if '?' in target else '?'}{urlencode(pairs)}"
+    return with_raw_query(target, urlencode(pairs)) if pairs else target
+
+
+def with_raw_query(target: str | None, query: str) -> str | None:
+    """Add `query`, one or more parameters in the form of a URL, to the query of `target`."""
+    if target is None:
+        return None
+    return f"{target}{'&' if '?' in target else '?'}{query}"
 
 
 def make_form(fields: Mapping[str, Any]) -> aiohttp.FormData:

@@ -39,6 +39,7 @@ from lib.request.sessions import Session
 from lib.request.verbatim import Text, Verbatim
 from lib.request.verdict import ABORTED_STATUS, Ending, Phase, Reply, Verdict, conclude, judge_answer
 from lib.runtime.clock import Clock
+from lib.runtime.urls import without_api_key
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +233,12 @@ class Exchange:
         names = _FORWARDED_LOWER if self.lane.accepts_compressed_answers else _FORWARDED_LOWER_PLAIN
         lines = [f"{name}: {values[key]}\r\n" for key, name in names if key in values]
         return "".join(lines).encode("utf-8", "surrogateescape")
+
+    def forwarded_query(self) -> str:
+        """The query of the client's URL, without `api_key`, for an answer that is passed on unchanged."""
+        assert isinstance(self.incoming, DirectRequest)
+        query = self.incoming.target.partition("?")[2]
+        return without_api_key(query) if query else ""
 
     def forwarded_headers(self) -> dict[str, str]:
         """The client's header fields that the model server receives (docs/protocol.md, "Forwarded request").

@@ -1,13 +1,14 @@
-"""Checks of http and https URLs in settings, declarations and messages.
+"""Checks of http and https URLs in settings, declarations and messages, and queries without a key.
 
-Owns the check of whether a text is such a URL. It does not make error messages (callers name the wrong
-setting or field) or compare signed URLs (lib/access/signatures.py does).
+Owns the check of whether a text is such a URL, and which parameter of a query is a secret. It does not make
+error messages (callers name the wrong setting or field) or compare signed URLs (lib/access/signatures.py
+does).
 """
 
 from __future__ import annotations
 
 from ipaddress import IPv6Address
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 
 def is_http_url(text: str) -> bool:
@@ -40,3 +41,9 @@ def _split(text: str) -> SplitResult | None:
     except ValueError:
         return None
     return parts
+
+
+def without_api_key(query: str) -> str:
+    """`query`, that of a URL as it was received, without its parameters called `api_key`."""
+    pairs = query.split("&")
+    return "&".join(pair for pair in pairs if unquote_plus(pair.partition("=")[0]) != "api_key")

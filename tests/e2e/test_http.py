@@ -12,13 +12,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from aiohttp import web
 
 from lib.backend import Backend
 from lib.life.sockets import TCP_KEEP_ALIVE_S
-from tests.fakes.raw_client import Head, RawClient, connected
+from tests.fakes import varied_routes
+from tests.fakes.raw_client import Head, RawClient, connected, request_bytes
 from tests.fakes.worker import Setup, build
 from tests.manual_clock import ManualClock
 from tests.system import System, with_worker_process, with_worker_task
@@ -73,7 +75,46 @@ async def test_the_model_server_gets_only_these_headers(tmp_path: Path) -> None:
             "X-Request-Id": "id-1",
         }
         assert dict(full.headers) == {**own, **passed}
-        assert full.path == "/echo"
+        assert full.path == "/echo?a=1"
+
+
+QUERIES = [
+    "top_k=1",
+    "a=1&b=2&a=3",
+    "api_key=secret",
+    "api_key=secret&a=1&api_key=secret",
+    "%61pi_key=secret&b",
+    "a=%20b+c%26d&e=%C3%BC",
+    "",
+]
+
+
+@pytest.mark.parametrize("carrier", ["direct", "aiohttp"])
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("POST", "/echo", {"Content-Type": "application/json"}),
+        ("POST", "/sound/echo", {"Content-Type": "audio/wav"}),
+        ("PUT", "/items/1/echo", {"Content-Type": "application/json"}),
+    ],
+)
+async def test_the_model_server_gets_the_query_without_the_api_key(
+    tmp_path: Path, carrier: Any, method: str, path: str, headers: dict[str, str]
+) -> None:
+    make, setup = varied_routes.build, Setup(health="/health")
+    async with (
+        with_worker_task(tmp_path, setup, make=make, carrier=carrier) as system,
+        connected(system.url) as client,
+    ):
+        for query in QUERIES:
+            fields = {**headers, **system.header()}
+            request = request_bytes(f"{path}?{query}", b"{}", fields).replace(b"POST", method.encode(), 1)
+            await client.send(request)
+            assert (await client.answer())[0].status == 200
+            forwarded = system.model.requests[-1].path
+            assert "secret" not in forwarded
+            expected = [(k, v) for k, v in parse_qsl(query, keep_blank_values=True) if k != "api_key"]
+            assert parse_qsl(urlsplit(forwarded).query, keep_blank_values=True) == expected
 
 
 async def test_repeated_header_fields_are_passed_on_together(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ async def test_any_bytes_of_any_content_type_are_passed_on(tmp_path: Path) -> No
             await client.post("/sound/echo?a=1", body, headers)
             assert (await client.answer())[0].status == 200
             got = system.model.requests[-1]
-            assert (got.path, got.body) == ("/echo", body)
+            assert (got.path, got.body) == ("/echo?a=1", body)
             # The content type that RFC 9110 assumes if there is none.
             assert got.header("Content-Type") == (kind or "application/octet-stream")
 
