@@ -495,6 +495,7 @@ async def on_response_prepare(request: web.Request, response: web.StreamResponse
         raise ConnectionResetError("the client's connection is closed")
     elif request.writer.output_size > 0:
         raise RuntimeError("an answer to this request has already begun")
+    _forget_unsent_head(request.writer, response)
 
 
 def connection_of(request: IncomingRequest) -> CountedConnection | ClientConnection | None:
@@ -511,6 +512,19 @@ def note_verified(request: IncomingRequest) -> None:
     connection = connection_of(request)
     if connection is not None and not connection.is_known:
         connection.note_verified()
+
+
+def _forget_unsent_head(writer: Any, response: web.StreamResponse) -> None:
+    """Have `writer`, aiohttp's of one request, frame the body as `response` says.
+
+    aiohttp sends a head with the first byte of its body. If that was never made, as the author's code raised,
+    another answer follows, for which the writer would keep the framing of the first.
+    """
+    writer.chunked = "Transfer-Encoding" in response.headers
+    if writer.chunked:
+        writer.length = None
+    if not response.compression:
+        writer._compress = None
 
 
 def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
