@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import pytest
 
-from lib.request.sessions import Session
+from lib.request.sessions import MAX_CLOSE_PAYLOAD_BYTES, Session
 from lib.server import EXIT_FAILED
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import AUTHOR_CALLS, Setup
@@ -162,6 +162,14 @@ WRONG_TERMS: list[tuple[str, dict[str, str]]] = [
     *(
         (f'{{"on_close_route": {route}}}', {"on_close_route": "must be a path on the model server"})
         for route in ('"http://h/a"', '"//h/a"', '"/\\\\h/a"', '"a"', '""', "5", "false", '{"a": 1}')
+    ),
+    *(
+        (f'{{"on_close_route": "{route}"}}', {"on_close_route": "must be a path on the model server"})
+        for route in ("/../../x", "/a/../../x", "/%2e%2e/x", "/..")
+    ),
+    (
+        json.dumps({"on_close_payload": {"x": "y" * MAX_CLOSE_PAYLOAD_BYTES}}),
+        {"on_close_payload": f"must be at most {MAX_CLOSE_PAYLOAD_BYTES} bytes of JSON"},
     ),
     *(
         (f'{{"on_close_payload": {value}}}', {"on_close_payload": "must be an object"})

@@ -263,6 +263,19 @@ async def test_the_clients_request_id_is_used(tmp_path: Path) -> None:
 # 502, 504
 
 
+@pytest.mark.parametrize("method", ["OPTIONS", "HEAD", "TRACE", "PROPFIND", "DELETE"])
+async def test_a_method_that_a_route_does_not_have_is_a_405_in_json(tmp_path: Path, method: str) -> None:
+    async with with_worker_task(tmp_path) as system:
+        request = system.http.request(method, system.url + "/echo", headers={"X-A": "secret"}, data=b"secret")
+        async with request as answer:
+            assert (answer.status, answer.content_type) == (405, "application/json")
+            assert answer.headers["Allow"] == "POST"
+            body = await answer.read()
+        assert b"secret" not in body
+        if method != "HEAD":
+            assert list(json.loads(body)) == ["error"]
+
+
 async def test_502_without_a_status_line(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path) as system:
         for path in ("/close", "/half_head"):
