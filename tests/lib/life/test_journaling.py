@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from Crypto.PublicKey import RSA
 
+from lib.access.arriving import Arrivals
 from lib.access.authenticator import Authenticator
 from lib.access.body import BodyReader
 from lib.access.open import OpenAccess
 from lib.access.signatures import Signatures
 from lib.access.signed import SignedRequests
+from lib.access.spool import SpoolRoom
 from lib.backend import Backend
 from lib.errors import Unauthorized
 from lib.life.journaling import journaled
@@ -33,7 +35,7 @@ from tests.system import engine_key
 
 URL = "http://127.0.0.1:3000"
 SIGNER = Signer(engine_key())
-OPEN = OpenAccess(BodyReader(1000, 1.0), Sessions(None, ManualClock()))
+OPEN = OpenAccess(Arrivals(BodyReader(1000, 1.0), SpoolRoom(1000)), Sessions(None, ManualClock()))
 NAME = "pyworker-journal-1-3000"
 
 
