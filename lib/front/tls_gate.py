@@ -156,14 +156,18 @@ class TlsGate(asyncio.Protocol):
             # Nobody else gives it what was received before.
             received, self._received = self._received, b""
             if not begun.done():
-                _feed(cast(asyncio.BufferedProtocol, plain.get_protocol()), received)
+                _feed(plain.get_protocol(), received)
             return await begun
         finally:
             begun.cancel()
 
 
-def _feed(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
+def _feed(protocol: asyncio.BaseProtocol, data: bytes) -> None:
     """Give `data` to `protocol` as if it had just been received."""
+    if isinstance(protocol, asyncio.Protocol):  # on Python 3.10 without uvloop
+        protocol.data_received(data)
+        return
+    protocol = cast(asyncio.BufferedProtocol, protocol)
     while data:
         buffer = memoryview(protocol.get_buffer(len(data)))
         size_bytes = min(len(buffer), len(data))
