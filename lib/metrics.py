@@ -215,10 +215,8 @@ class Ledger:
 
     def mark_told(self, new: float, rejected: float, served: float) -> None:
         """Note how much of three sums the engine has acknowledged (`Balance`)."""
-        told = (new, rejected, served)
-        is_news = told != (self._acknowledged_new, self._acknowledged_rejected, self._acknowledged_served)
-        self._acknowledged_new, self._acknowledged_rejected, self._acknowledged_served = told
-        if self.journal is not None and is_news:
+        self._acknowledged_new, self._acknowledged_rejected, self._acknowledged_served = new, rejected, served
+        if self.journal is not None:
             self.journal.acknowledged(new, rejected, served)
 
     def restore(self, balance: Balance) -> None:

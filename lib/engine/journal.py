@@ -112,13 +112,13 @@ class JournalFile:
         self.size_bytes += len(data)
 
     def discard(self) -> None:
-        """Empty the file, as it says what is no longer true. It is not written to until `replace`."""
+        """Delete the file, as it says what is no longer true. It is not written to until `replace`."""
         descriptor, self._descriptor = self._descriptor, None
         self.size_bytes = 0
-        if descriptor is not None:
-            try:
-                os.ftruncate(descriptor, 0)
-            finally:
+        try:
+            self.path.unlink(missing_ok=True)  # also one that a worker before has left
+        finally:
+            if descriptor is not None:
                 os.close(descriptor)
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class SessionMemory(Protocol):
 class Journal:
     """Writes down each change in `file`: of `ledger`, of the used `signatures` (if any), and of `sessions`.
 
-    An outcome is one write. If the file can't be written, that is logged once, the file is emptied, and it is
+    An outcome is one write. If the file can't be written, that is logged once, the file is deleted, and it is
     tried again after `RETRY_S` seconds. A file of more than `max_bytes` is written anew.
     """
 
@@ -204,8 +204,8 @@ class Journal:
         self._append(record)
 
     def acknowledged(self, told_new: float, told_rejected: float, told_served: float) -> None:
-        """Note that the engine has acknowledged a report."""
-        self._append(Acknowledged(told_new, told_rejected, told_served))
+        """Note that the engine has acknowledged a report, also one that had no news: so long it has lived."""
+        self._append(Acknowledged(told_new, told_rejected, told_served, self._clock.wall()))
 
     def delivered(self, count: int) -> None:
         """Note that the engine has accepted the `count` oldest finished requests."""
@@ -224,7 +224,7 @@ class Journal:
 
     def session_opened(self, end: DueEnd) -> None:
         """Note that a session was opened, and what is due at its end."""
-        self._append(SessionOpened(end))
+        self._append(SessionOpened.of(end))
 
     def session_ended(self, session_id: str) -> None:
         """Note that a session has ended, and that nothing is due any more."""
@@ -247,7 +247,7 @@ class Journal:
         try:
             self._file.discard()
         except OSError as e:
-            log.warning("the journal %s can't be emptied: %s", self._file.path, e.strerror or e)
+            log.warning("the journal %s can't be deleted: %s", self._file.path, e.strerror or e)
         if self._retry_at_s is None:
             log.warning(
                 "the journal %s can't be written: %s: if the worker is killed, reports are lost",
@@ -269,7 +269,7 @@ class Journal:
             for reqnum, digest in self._signatures.used():
                 yield Used(reqnum, digest)
         for end in self._sessions.due_ends():
-            yield SessionOpened(end)
+            yield SessionOpened.of(end)
 
 
 def _framed(record: bytes) -> bytes:

@@ -6,6 +6,7 @@ written: that is journal.py.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class Acknowledged(msgspec.Struct, array_like=True, tag=5):
     new: float
     rejected: float
     served: float
+    at: float
 
 
 class Delivered(msgspec.Struct, array_like=True, tag=6):
@@ -76,7 +78,21 @@ class Used(msgspec.Struct, array_like=True, tag=8):
 
 
 class SessionOpened(msgspec.Struct, array_like=True, tag=9):
-    end: DueEnd
+    session_id: str
+    digest: bytes
+    # The route and the payload of the call at its end, as JSON: it has numbers and texts that msgpack lacks.
+    call: str
+
+    @classmethod
+    def of(cls, end: DueEnd) -> SessionOpened:
+        """The record of a session with this `end`."""
+        return cls(end.session_id, end.digest, json.dumps([end.route, end.payload]))
+
+    @property
+    def end(self) -> DueEnd:
+        """The call that is due at the session's end."""
+        route, payload = json.loads(self.call)
+        return DueEnd(self.session_id, self.digest, route, payload)
 
 
 class SessionEnded(msgspec.Struct, array_like=True, tag=10):
@@ -135,13 +151,14 @@ class _Player:
     def __init__(self, oldest: float) -> None:
         self._oldest = oldest
         self._time = _RecordedTime()
+        self._settled = 0  # finished requests that count as told, of which the engine was told later
         self._entries: dict[int, Entry] = {}
         self._ledger = Ledger(self._time)
         self._remembered = Remembered(self._ledger)
 
     def play(self, record: Record) -> None:
         """Make the change of `record`. Raises `KeyError` for one that contradicts those before it."""
-        if isinstance(record, (Sums, Accepted, Ended, EndedUnaccepted)):
+        if isinstance(record, (Sums, Accepted, Ended, EndedUnaccepted, Acknowledged)):
             self._move_time(record.at)
         remembered = self._remembered
         match record:
@@ -151,7 +168,7 @@ class _Player:
             case Used():
                 remembered.used.append((record.reqnum, record.digest))
             case SessionOpened():
-                remembered.due_ends[record.end.session_id] = record.end
+                remembered.due_ends[record.session_id] = record.end
             case SessionEnded():
                 remembered.due_ends.pop(record.session_id, None)
             case _:
@@ -159,10 +176,12 @@ class _Player:
 
     def end(self) -> Remembered:
         """Return what is left after the last record. The requests in flight are errored."""
+        is_old = self._time.at < self._oldest
         for entry in self._entries.values():
             entry.set_outcome(Outcome.ERRORED)
-        if self._time.at < self._oldest:
+        if is_old:
             self._settle()
+            self._remembered.due_ends.clear()
         return self._remembered
 
     def _play_to_ledger(self, record: LedgerRecord) -> None:
@@ -182,9 +201,16 @@ class _Player:
             case Finished():
                 ledger.restore_finished(record.request)
             case Acknowledged():
-                ledger.mark_told(record.new, record.rejected, record.served)
+                told = ledger.balance  # more, if it was settled
+                ledger.mark_told(
+                    max(record.new, told.told_new),
+                    max(record.rejected, told.told_rejected),
+                    max(record.served, told.told_served),
+                )
             case Delivered():
-                ledger.acknowledge_finished(ledger.finished(record.count)[1])
+                settled = min(record.count, self._settled)  # of the oldest, which are not there any more
+                self._settled -= settled
+                ledger.acknowledge_finished(ledger.finished(record.count - settled)[1])
 
     def _opened(self, record: Accepted | EndedUnaccepted) -> Entry:
         entry = self._ledger.open(record.request_idx)
@@ -199,4 +225,6 @@ class _Player:
     def _settle(self) -> None:
         """Count all that has ended until now as told."""
         self._ledger.acknowledge(self._ledger.snapshot())
-        self._ledger.acknowledge_finished(self._ledger.finished()[1])
+        finished, mark = self._ledger.finished()
+        self._ledger.acknowledge_finished(mark)
+        self._settled += len(finished)

@@ -526,7 +526,13 @@ class FrontConnection(CountedConnection):
                 self.transport.close()
 
     def evict(self) -> None:
-        """Close the connection, after a 503 if a request has begun: strangers hold too much together."""
+        """Close the connection, after a 503 if a request has begun: strangers hold too much together.
+
+        It happens in the next turn of the event loop, as whoever counts what is held may be this connection.
+        """
+        asyncio.get_running_loop().call_soon(self._give_way)
+
+    def _give_way(self) -> None:
         if self._is_busy:
             if self._body is not None:
                 self._body.drop()

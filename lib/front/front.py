@@ -67,9 +67,8 @@ class Front:
     serves all others, with aiohttp's server. A client that takes none of the bytes that wait for it for
     `stall_limit_s` seconds is dropped, after at most a quarter of that more. `max_waiting` and `max_heads`
     limit the numbers of connections, `shares` the memory of those of strangers. If there are more than
-    `max_connections`, the one that has been idle for longest is closed, or one with a part of a head, or a
-    stranger's. If all have verified requests, the new one is refused with 503. Of requests that come from
-    `proxies`, their `X-Forwarded-For` names the client.
+    `max_connections`, a stranger's is closed, or else an idle one. If all have verified requests, the new one
+    is refused with 503. Of requests that come from `proxies`, their `X-Forwarded-For` names the client.
     """
 
     def __init__(
@@ -91,7 +90,8 @@ class Front:
         self.stall_limit_s = stall_limit_s
         self._max_waiting = max_waiting
         self._max_heads = max_heads
-        self._max_connections = max_connections
+        self.max_connections = max_connections
+        self.handshakes = 0  # connections with TLS that are not this object's yet
         self._refusal_logged_s = -math.inf
         self._clock = clock
         app.on_response_prepare.append(self._note_begun)
@@ -164,7 +164,8 @@ class Front:
         self._connections.add(connection)
         address = address_of(connection.transport)
         connection.is_proxied, connection.group = self._proxies.has(address), group_of(address)
-        is_over = len(self._connections) > self._max_connections and not self._make_room()
+        count = len(self._connections) + self.handshakes
+        is_over = count > self.max_connections and not self._make_room()
         self.note_idle(connection)
         if is_over:
             self._refuse(connection)  # it is not charged: it may read its refusal
@@ -172,14 +173,22 @@ class Front:
             self._charge(connection, CONNECTION_BYTES if connection.ssl_context is None else TLS_BYTES)
 
     def _make_room(self) -> bool:
-        """Close a connection: an idle one, one with half a head, or a stranger's; False without any."""
-        if self._idle.items:
-            _end(self._idle, next(iter(self._idle.items)))
-        elif self._heads.items:
-            _end_one(self._heads)
-        else:
-            return self.shares.evict_one()
-        return True
+        """Close a connection: a stranger's, one with a request last, or an idle one; False without any."""
+        for waiting in (self._idle, self._heads):
+            if any(not connection.is_known for connection in waiting.items):
+                _end_one(waiting)
+                return True
+        if self.shares.evict_one():
+            return True
+        for waiting in (self._idle, self._heads):
+            if waiting.items:
+                _end_one(waiting)
+                return True
+        return False
+
+    def is_proxy(self, address: str) -> bool:
+        """Whether `address` is a trusted proxy's, whose connections are no stranger's."""
+        return self._proxies.has(address)
 
     def _refuse(self, connection: FrontConnection) -> None:
         """Refuse a connection, since there are too many for the limit on open files."""
@@ -188,9 +197,9 @@ class Front:
             self._refusal_logged_s = now_s
             log.warning(
                 "%d connections are in use, the most for the limit on open files (ulimit -n): others get 503",
-                self._max_connections,
+                self.max_connections,
             )
-        if len(self._connections) > self._max_connections + MAX_REFUSED:
+        if len(self._connections) > self.max_connections + MAX_REFUSED:
             connection.close_idle()
         else:
             connection.refuse_with(NoFiles())

@@ -30,8 +30,8 @@ MAX_HANDSHAKES = 256
 class TlsPort:
     """Makes the protocols of a port's connections, which become those of `front` by a handshake of `context`.
 
-    `max_silent` and `max_handshakes` limit the numbers of those that are not done. Beyond, the oldest of the
-    address that has most gives way.
+    `max_silent` and `max_handshakes` limit the numbers of those that are not done, each to a quarter of
+    the front's connections at most. Beyond, the oldest of the address that has most gives way.
     """
 
     def __init__(
@@ -46,8 +46,10 @@ class TlsPort:
         self.context = context
         self._silent: Deadlines[TlsGate] = Deadlines(clock, IDLE_LIMIT_S, TlsGate.evict)
         self._handshakes: Deadlines[TlsGate] = Deadlines(clock, HEAD_LIMIT_S, TlsGate.evict)
-        self._max_silent = max_silent
-        self._max_handshakes = max_handshakes
+        self._open: set[TlsGate] = set()
+        quarter = max(1, front.max_connections // 4)
+        self._max_silent = min(max_silent, quarter)
+        self._max_handshakes = min(max_handshakes, quarter)
 
     def __call__(self) -> TlsGate:
         """Make the protocol of a new connection; for `loop.create_server`."""
@@ -56,30 +58,36 @@ class TlsPort:
     @property
     def waiting(self) -> int:
         """The number of connections whose handshake is not done."""
-        return len(self._silent.items) + len(self._handshakes.items)
+        return len(self._open)
 
     def add(self, gate: TlsGate) -> None:
         """Note a new connection."""
+        self._open.add(gate)
+        self.front.handshakes = len(self._open)
         self._silent.add(gate)
-        self.front.shares.add(gate, CONNECTION_BYTES)
+        if not gate.is_proxied:
+            self.front.shares.add(gate, CONNECTION_BYTES)
         _limit(self._silent.items, self._max_silent)
 
     def note_begun(self, gate: TlsGate) -> None:
         """Note that a handshake begins on a connection."""
         self._silent.remove(gate)
         self._handshakes.add(gate)
-        self.front.shares.add(gate, TLS_BYTES - CONNECTION_BYTES)
+        if not gate.is_proxied:
+            self.front.shares.add(gate, TLS_BYTES - CONNECTION_BYTES)
         _limit(self._handshakes.items, self._max_handshakes)
 
     def remove(self, gate: TlsGate) -> None:
         """Note that a connection's handshake is done, or that it is lost."""
+        self._open.discard(gate)
+        self.front.handshakes = len(self._open)
         self._silent.remove(gate)
         self._handshakes.remove(gate)
         self.front.shares.release(gate)
 
     def close(self) -> None:
         """Close all connections whose handshake is not done."""
-        for gate in [*self._silent.items, *self._handshakes.items]:
+        for gate in list(self._open):
             gate.evict()
         self._silent.close()
         self._handshakes.close()
@@ -95,11 +103,11 @@ def _limit(gates: Collection[TlsGate], limit: int) -> None:
 class TlsGate(asyncio.Protocol):
     """One connection whose handshake is not done."""
 
-    __slots__ = ("_port", "_received", "_task", "_transport", "group", "is_known")
+    __slots__ = ("_port", "_received", "_task", "_transport", "group", "is_known", "is_proxied")
 
     def __init__(self, port: TlsPort) -> None:
         self.group = ""
-        self.is_known = False
+        self.is_known = self.is_proxied = False
         self._port = port
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
@@ -107,7 +115,8 @@ class TlsGate(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.group = group_of(address_of(transport))
+        address = address_of(transport)
+        self.group, self.is_proxied = group_of(address), self._port.front.is_proxy(address)
         self._port.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -136,6 +145,9 @@ class TlsGate(asyncio.Protocol):
             log.debug("a handshake failed: %s", e)
             plain.abort()
             return
+        except BaseException:
+            plain.abort()
+            raise
         finally:
             self._port.remove(self)
         if transport is None or transport.is_closing():

@@ -64,7 +64,11 @@ def _file(settings: Settings) -> JournalFile | None:
     folder = settings.workspace_dir
     if settings.engine == "none":
         return None
-    if not folder.is_dir():
+    try:
+        is_there = folder.is_dir()
+    except OSError:  # a folder above it may not be searched
+        is_there = False
+    if not is_there:
         log.info(
             "no journal, as there is no folder %s (WORKSPACE_DIR): if the worker is killed, reports are lost",
             folder,

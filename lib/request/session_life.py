@@ -60,6 +60,7 @@ class SessionLife:
         self._phase = phase
         self._entries: dict[str, Entry] = {}
         self._due: dict[str, DueEnd] = {}
+        self._recalled: dict[str, None] = {}  # in their order
         self.journal: SessionJournal | None = None
         sessions.on_end = self._ended
 
@@ -88,12 +89,12 @@ class SessionLife:
             ending = Ending(error=e, client_left=is_cancelled, cut=phase.cut, draining=phase.draining)
             conclude(entry, ending)
             raise
-        self._due[session.id] = end = DueEnd.of(session)
-        if self.journal is not None:
-            self.journal.session_opened(end)
         entry.accept()
         entry.start()
         self._entries[session.id] = entry
+        self._due[session.id] = end = DueEnd.of(session)
+        if self.journal is not None:
+            self.journal.session_opened(end)
         return session
 
     def workload_of(self, session: Session) -> float:
@@ -110,11 +111,12 @@ class SessionLife:
         for end in ends:
             self.sessions.remember_ended(end.digest)
             self._due[end.session_id] = end
+            self._recalled[end.session_id] = None
 
     @property
     def recalled(self) -> Sequence[DueEnd]:
         """The part of what `recall` has taken over that is still due."""
-        return [end for session_id, end in self._due.items() if session_id not in self._entries]
+        return [self._due[session_id] for session_id in self._recalled if session_id in self._due]
 
     def end_recalled(self) -> None:
         """Make the calls that `recall` has taken over."""

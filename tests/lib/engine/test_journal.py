@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -308,7 +309,7 @@ def test_one_file_is_open_between_replace_and_the_end(path: Path) -> None:
     assert open_files(path) == 0
     file.replace([])
     file.discard()
-    assert (file.size_bytes, path.stat().st_size, open_files(path)) == (0, 0, 0)
+    assert (file.size_bytes, path.exists(), open_files(path)) == (0, False, 0)
 
 
 def test_what_is_held_when_the_file_is_emptied_is_dropped(path: Path) -> None:
@@ -442,7 +443,7 @@ def test_a_full_disk_is_told_once_and_tried_again(path: Path, caplog: pytest.Log
         file.is_full = True
         accepted(ledger, 2.0, 2).set_outcome(Outcome.SERVED)
         # The old records would say that the first request is in flight, and that no other was served.
-        assert path.read_bytes() == b""
+        assert not path.exists()
         assert [r.levelname for r in caplog.records] == ["WARNING"]
         assert file.tries == 1
         clock.advance(RETRY_S)
@@ -451,7 +452,7 @@ def test_a_full_disk_is_told_once_and_tried_again(path: Path, caplog: pytest.Log
         assert [r.levelname for r in caplog.records] == ["WARNING"]
         file.is_full = False
         accepted(ledger, 8.0, 4)
-        assert path.read_bytes() == b""
+        assert not path.exists()
         clock.advance(RETRY_S)
         accepted(ledger, 16.0, 5).set_outcome(Outcome.SERVED)
         assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
@@ -461,17 +462,59 @@ def test_a_full_disk_is_told_once_and_tried_again(path: Path, caplog: pytest.Log
     assert numbers(remembered.ledger) == (31.0, 0.0, 18.0, finished)
 
 
-def test_what_is_no_news_is_not_written(path: Path) -> None:
+def test_a_request_in_flight_for_hours_is_told_if_the_worker_has_lived_until_now(path: Path) -> None:
     life = Life(path, max_bytes=10**6)
-    accepted(life.ledger, 5.0, 1).set_outcome(Outcome.SERVED)
-    for _ in range(2):
+    accepted(life.ledger, 5.0, 1)
+    for _ in range(3):  # reports without news
+        life.clock.advance(OLDEST_S - 1)
         life.ledger.acknowledge(life.ledger.snapshot())
-        life.ledger.acknowledge_finished(1)
-    size_bytes = path.stat().st_size
-    life.ledger.acknowledge(life.ledger.snapshot())
-    life.ledger.acknowledge_finished(1)
-    assert path.stat().st_size == size_bytes
     life.kill()
+    assert numbers(Life(path, ManualClock(wall_s=life.clock.wall())).ledger) == (
+        0.0,
+        0.0,
+        0.0,
+        [(1, "Error")],
+    )
+
+
+def test_what_is_delivered_after_it_became_too_old_takes_nothing_newer_with_it(path: Path) -> None:
+    life = Life(path, max_bytes=10**6)
+    for number in range(1, 6):
+        accepted(life.ledger, 1.0, number).set_outcome(Outcome.SERVED)
+    before = life.ledger.snapshot()
+    life.clock.advance(OLDEST_S + 100)
+    for number in range(6, 9):
+        accepted(life.ledger, 1.0, number).set_outcome(Outcome.SERVED)
+    life.ledger.acknowledge(before)
+    life.ledger.acknowledge_finished(5)
+    life.kill()
+    later = Life(path, ManualClock(wall_s=life.clock.wall()))
+    assert numbers(later.ledger) == (3.0, 0.0, 3.0, [(n, "Success") for n in (6, 7, 8)])
+
+
+@pytest.mark.parametrize(
+    "payload", [{"n": 2**70}, {"text": "\ud800"}, {"n": float("inf")}, {"é": [None]}, None]
+)
+def test_any_payload_of_a_sessions_end_is_kept(path: Path, payload: dict[str, Any] | None) -> None:
+    life = Life(path)
+    end = DueEnd("s", b"digest", "/close/\ud800", payload)
+    life.sessions.ends["s"] = end
+    life.journal.session_opened(end)
+    life.kill()
+    assert Life(path).remembered.due_ends == {"s": end}
+
+
+def test_the_file_of_a_worker_before_is_not_told_twice_if_the_first_write_fails(path: Path) -> None:
+    life = Life(path)
+    accepted(life.ledger, 5.0, 1).set_outcome(Outcome.SERVED)
+    life.kill()
+    file = FullDisk(path, IDENTITY)
+    file.is_full = True
+    ledger = Ledger(life.clock)
+    ledger.inherit(recall(file.read(), NOW).ledger)
+    Journal(file, ledger, None, Sessions(), life.clock).begin()
+    assert numbers(ledger) == (5.0, 0.0, 5.0, [(1, "Success")])
+    assert JournalFile(path, IDENTITY).read() == []
 
 
 def test_what_is_inherited_is_to_be_reported() -> None:

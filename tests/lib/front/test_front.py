@@ -316,3 +316,24 @@ async def test_a_refused_client_has_time_to_read() -> None:
         assert await client.rest() == b""
         await server.clock.wait_for_timer(LINGER_LIMIT_S)
         server.clock.advance(LINGER_LIMIT_S)
+
+
+async def test_a_get_that_gives_way_is_answered_and_then_closed() -> None:
+    shares = Shares(CONNECTION_BYTES + 1)
+    async with front_server(shares=shares) as server, connected(server.url) as client:
+        await client.send(b"GET /http/echo HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.answer())[0].status == 200
+        assert await client.rest() == b""
+        await until(lambda: shares.held_bytes == 0)
+
+
+async def test_verified_clients_give_way_after_all_strangers() -> None:
+    async with front_server(max_connections=3) as server, AsyncExitStack() as stack:
+        known = await stack.enter_async_context(connected(server.url))
+        await known.send(post("/direct/held", b"a"))
+        await server.until(lambda: len(server.begun) == 1)
+        server.release()
+        assert (await known.answer())[1] == b"a"
+        strangers = [await stack.enter_async_context(connected(server.url)) for _ in range(2)]
+        strangers.append(await stack.enter_async_context(connected(server.url)))
+        assert await closed([known, *strangers]) == [1]
