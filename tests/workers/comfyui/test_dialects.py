@@ -14,6 +14,7 @@ import pytest
 from lib.backend import Backend
 from lib.model.readiness import ReadySignal
 from lib.runtime.settings import Settings
+from tests.event_loop import until
 from tests.fakes.raw_client import connected
 from tests.manual_clock import ManualClock
 from tests.system import GUARD_S
@@ -135,7 +136,8 @@ async def detected(here: BaseSystem, model: FakeServer, kind: str) -> AsyncGener
     env = {"MODEL_SERVER_URL": model.url, "MODEL_LOG": str(model.log), "MODEL_TIMEOUT_S": "30"}
     async with worker(here, {**env, "COMFYUI_URL": model.url}) as process:
         await here.ready()
-        assert f"found a model server of the dialect {kind} at {model.url}" in process.output()
+        found = f"found a model server of the dialect {kind} at {model.url}"
+        await until(lambda: found in process.output())
         yield
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.event_loop import until
 from tests.fakes.raw_client import RawClient, connected
 from tests.workers.comfyui.comfy_system import ComfySystem, native_system
 from tests.workers.comfyui.graphs import Graph, failing, image, invalid, node
@@ -402,7 +403,7 @@ async def test_a_prompt_arrives_unchanged(tmp_path: Path) -> None:
         assert (graph["3"]["inputs"]["steps"], graph["3"]["inputs"]["seed"]) == (7, 2**64 - 1)
         assert base64.b64decode(data) == await here.model.view(entry["outputs"]["9"]["images"][0])
         await here.engine_got("Success")
-        assert "workload=" in here.worker.output()
+        await until(lambda: "workload=" in here.worker.output())
 
 
 async def test_a_custom_workflow(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.event_loop import until
 from tests.fakes.raw_client import connected
 from tests.system import GUARD_S
 from tests.workers.openai.fake_server import MODEL, SPEECH
@@ -178,7 +179,7 @@ async def test_the_benchmark_streams_and_is_saved(tmp_path: Path) -> None:
         assert {m["max_tokens"] for m in messages} == {500}
         assert len({m["prompt"] for m in messages}) == len(messages)
     async with worker_system(tmp_path, "openai", options=["--eos-after", "200"], measured=False) as here:
-        assert "inputs changed: model_url" in here.worker.output()
+        await until(lambda: "inputs changed: model_url" in here.worker.output())
     saved = json.loads((tmp_path / ".pyworker_benchmark.json").read_text())
     assert saved["perf"] > 0
 

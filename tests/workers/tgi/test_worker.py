@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.event_loop import until
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
 from tests.system import GUARD_S, worker_process
@@ -101,7 +102,7 @@ async def test_a_restart_does_not_measure_again(tmp_path: Path) -> None:
                 lambda: first.system.totals.reports > reports and first.system.last_report.max_perf > 0,
                 GUARD_S,
             )
-            assert "saved benchmark" in second.output()
+            await until(lambda: "saved benchmark" in second.output())
         assert len(await first.received()) == count
 
 
