@@ -11,8 +11,8 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol, TypeVar, cast
 
 import anyio
 from aiohttp import web
@@ -23,7 +23,7 @@ from lib.front.connection import MAX_HEAD_BYTES, FrontConnection, address_of
 from lib.http.deadlines import Deadlines
 from lib.http.heads import RequestHead
 from lib.http.outbox import Outbox
-from lib.http.shares import STRANGERS_BYTES, Shares
+from lib.http.shares import STRANGERS_BYTES, Holder, Shares
 from lib.request.incoming import Serve
 from lib.runtime.addresses import Proxies, group_of
 from lib.runtime.clock import Clock
@@ -58,6 +58,15 @@ MAX_REFUSED = 8
 REFUSAL_LOG_S = 60.0
 # How often a client is looked at within the stall limit.
 STALL_LOOKS = 4
+
+
+class Client(Holder, Protocol):
+    """A client's connection, whose memory is counted unless it `is_proxied`."""
+
+    is_proxied: bool
+
+
+C = TypeVar("C", bound=Client)
 
 
 class Front:
@@ -140,7 +149,7 @@ class Front:
         """Make aiohttp's protocol for `connection`."""
         protocol = cast(web.Server, self._runner.server)()
         self._by_http[protocol] = connection
-        self._charge(connection, HTTP_BYTES)
+        self.charge(connection, HTTP_BYTES)
         return protocol
 
     def http_finished(self, protocol: object, response: web.StreamResponse) -> None:
@@ -162,15 +171,14 @@ class Front:
     def add(self, connection: FrontConnection) -> None:
         """Note a new connection; close others if there are too many."""
         self._connections.add(connection)
-        address = address_of(connection.transport)
-        connection.is_proxied, connection.group = self._proxies.has(address), group_of(address)
+        self.identify(connection, connection.transport)
         count = len(self._connections) + self.handshakes
         is_over = count > self.max_connections and not self._make_room()
         self.note_idle(connection)
         if is_over:
             self._refuse(connection)  # it is not charged: it may read its refusal
         else:
-            self._charge(connection, CONNECTION_BYTES if connection.ssl_context is None else TLS_BYTES)
+            self.charge(connection, CONNECTION_BYTES if connection.ssl_context is None else TLS_BYTES)
 
     def _make_room(self) -> bool:
         """Close a connection: a stranger's, one with a request last, or an idle one; False without any."""
@@ -185,10 +193,6 @@ class Front:
                 _end_one(waiting)
                 return True
         return False
-
-    def is_proxy(self, address: str) -> bool:
-        """Whether `address` is a trusted proxy's, whose connections are no stranger's."""
-        return self._proxies.has(address)
 
     def _refuse(self, connection: FrontConnection) -> None:
         """Refuse a connection, since there are too many for the limit on open files."""
@@ -225,10 +229,15 @@ class Front:
             strangers = (c for c in self._idle.items if not c.is_known)
             _end(self._idle, next(strangers, None) or next(iter(self._idle.items)))
 
-    def _charge(self, connection: FrontConnection, size_bytes: int) -> None:
+    def identify(self, client: Client, transport: asyncio.BaseTransport | None) -> None:
+        """Note the address that `client` comes from, and whether it is a trusted proxy's."""
+        address = address_of(transport)
+        client.is_proxied, client.group = self._proxies.has(address), group_of(address)
+
+    def charge(self, client: Client, size_bytes: int) -> None:
         """Count what a stranger's connection holds; a proxy's own connections are no stranger's."""
-        if not (connection.is_known or connection.is_proxied):
-            self.shares.add(connection, size_bytes)
+        if not (client.is_known or client.is_proxied):
+            self.shares.add(client, size_bytes)
 
     def note_head_begun(self, connection: FrontConnection) -> None:
         """Note that a part of a head has arrived on `connection`; its time limit runs from the first part."""
@@ -319,9 +328,13 @@ def _refuse_slow_head(connection: FrontConnection) -> None:
 
 def _end_one(waiting: Deadlines[FrontConnection]) -> None:
     """Close the oldest of `waiting` that is from the address that has most of them; strangers come first."""
-    candidates = [c for c in waiting.items if not c.is_known] or list(waiting.items)
-    most = Counter(connection.group for connection in candidates).most_common(1)[0][0]
-    _end(waiting, next(c for c in candidates if c.group == most))
+    _end(waiting, oldest_of_most([c for c in waiting.items if not c.is_known] or waiting.items))
+
+
+def oldest_of_most(clients: Collection[C]) -> C:
+    """The first of `clients` that is from the address that has most of them."""
+    ((most, _),) = Counter(client.group for client in clients).most_common(1)
+    return next(client for client in clients if client.group == most)
 
 
 def _end(waiting: Deadlines[FrontConnection], connection: FrontConnection) -> None:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections import Counter
 from collections.abc import Collection
 from typing import cast
 
-from lib.front.connection import address_of
-from lib.front.front import CONNECTION_BYTES, HEAD_LIMIT_S, IDLE_LIMIT_S, TLS_BYTES, Front
+from lib.front.front import (
+    CONNECTION_BYTES,
+    HEAD_LIMIT_S,
+    IDLE_LIMIT_S,
+    TLS_BYTES,
+    Front,
+    oldest_of_most,
+)
 from lib.http.deadlines import Deadlines
-from lib.runtime.addresses import group_of
 from lib.runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -65,16 +69,14 @@ class TlsPort:
         self._open.add(gate)
         self.front.handshakes = len(self._open)
         self._silent.add(gate)
-        if not gate.is_proxied:
-            self.front.shares.add(gate, CONNECTION_BYTES)
+        self.front.charge(gate, CONNECTION_BYTES)
         _limit(self._silent.items, self._max_silent)
 
     def note_begun(self, gate: TlsGate) -> None:
         """Note that a handshake begins on a connection."""
         self._silent.remove(gate)
         self._handshakes.add(gate)
-        if not gate.is_proxied:
-            self.front.shares.add(gate, TLS_BYTES - CONNECTION_BYTES)
+        self.front.charge(gate, TLS_BYTES - CONNECTION_BYTES)
         _limit(self._handshakes.items, self._max_handshakes)
 
     def remove(self, gate: TlsGate) -> None:
@@ -96,8 +98,7 @@ class TlsPort:
 def _limit(gates: Collection[TlsGate], limit: int) -> None:
     """Close one of `gates` if there are more than `limit`."""
     if len(gates) > limit:
-        ((most, _),) = Counter(gate.group for gate in gates).most_common(1)
-        next(gate for gate in gates if gate.group == most).evict()
+        oldest_of_most(gates).evict()
 
 
 class TlsGate(asyncio.Protocol):
@@ -115,8 +116,7 @@ class TlsGate(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        address = address_of(transport)
-        self.group, self.is_proxied = group_of(address), self._port.front.is_proxy(address)
+        self._port.front.identify(self, transport)
         self._port.add(self)
 
     def data_received(self, data: bytes) -> None:

@@ -32,7 +32,6 @@ MAX_CLOSE_PAYLOAD_BYTES = 64 * 1024
 MAX_AUTH_BYTES = 16 * 1024
 MAX_CLOSE_ROUTE_CHARS = 2048
 
-
 _ENCODED_DOT = re.compile("%2e", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -283,10 +282,8 @@ def _is_within(value: Any, limit_bytes: int) -> bool:
 def close_path(route: Any) -> str | None:
     """The path, with its query, of an `on_close_route`, without "." and ".." segments and empty ones.
 
-    Control characters in it are percent-encoded.
-
-    None for what is no path below the model server's URL, also as a server may read it that decodes it once
-    more, or takes a backslash for a slash.
+    Control characters in it are percent-encoded. None for what is no path below the model server's URL, also
+    as a server may read it that decodes it once more, or takes a backslash for a slash.
     """
     if not isinstance(route, str) or len(route) > MAX_CLOSE_ROUTE_CHARS or not route.startswith("/"):
         return None
