@@ -179,7 +179,14 @@ async def fuzz(system: System, count: int, seed: int) -> Findings:
     auth = {"signature": "x", "cost": 1, "endpoint": "e", "reqnum": 1, "url": system.url}
     body = json.dumps({"auth_data": auth, "payload": {"workload": 1, "data": {"a": [1, "ü"]}}}).encode()
     paths = ("/echo", "/accepted", "/raising", "/empty", "/bytewise", "/ping", "/session/create", "/nowhere")
-    requests, source, findings = valid_requests(paths, body), random.Random(seed), Findings()
+    return await send_mutations(system, valid_requests(paths, body), count, seed)
+
+
+async def send_mutations(
+    system: System, requests: Sequence[bytes], count: int, seed: int, at_once: int = CONNECTIONS
+) -> Findings:
+    """Send `count` streams of mutated `requests` to the worker, `at_once` at the same time."""
+    source, findings = random.Random(seed), Findings()
     port, left = int(system.url.rsplit(":", 1)[1]), count
 
     async def send_some() -> None:
@@ -189,7 +196,7 @@ async def fuzz(system: System, count: int, seed: int) -> Findings:
             await exchanged(port, mutation(source, requests), findings)
 
     async with anyio.create_task_group() as tasks:
-        for _ in range(CONNECTIONS):
+        for _ in range(at_once):
             tasks.start_soon(send_some)
     return findings
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import anyio
 
-from tests.endurance.fuzz_front import Findings, exchanged, mutation
+from tests.endurance.fuzz_front import Findings, send_mutations
 from tests.endurance.holdings import until_status
 from tests.fakes.raw_client import request_bytes
 from tests.fakes.worker import Setup
@@ -58,18 +58,7 @@ def upload_requests(system: System) -> list[bytes]:
 
 async def fuzz_uploads(system: System, count: int, seed: int) -> Findings:
     """Send `count` streams of mutated uploads to the worker, several at once."""
-    requests, source, findings = upload_requests(system), random.Random(seed), Findings()
-    port, left = int(system.url.rsplit(":", 1)[1]), count
-
-    async def send_some() -> None:
-        nonlocal left
-        while left > 0:
-            left -= 1
-            await exchanged(port, mutation(source, requests), findings)
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(CONNECTIONS):
-            tasks.start_soon(send_some)
+    findings = await send_mutations(system, upload_requests(system), count, seed, CONNECTIONS)
     await until_status(system, lambda status: status["requests"]["in_flight"] == 0)
     return findings
 

@@ -30,7 +30,7 @@ MOST_IDLE = 8
 
 @dataclass(frozen=True)
 class Holdings:
-    """What a worker holds. `files` are the names in its folder for bodies.
+    """The things that a worker holds. `files` are the names in its folder for bodies.
 
     `descriptors` are those besides the connections to the model server and the engine, `clients` is a number
     of connections.
@@ -79,7 +79,7 @@ async def status_of(system: System) -> Any:
 
 
 async def holdings(system: System, spool: Path) -> Holdings:
-    """What the system's worker holds now, besides the connection that asks."""
+    """The holdings of the system's worker now, without the connection that asks."""
     assert system.worker is not None
     status = await status_of(system)
     async with system.http.get(system.url + "/holdings", headers=CLOSING) as answer:
@@ -105,7 +105,7 @@ async def holdings(system: System, spool: Path) -> Holdings:
 
 
 async def idle_holdings(system: System, spool: Path) -> Holdings:
-    """What the worker holds once it has nothing to do: the same in several looks."""
+    """The holdings of the worker once it has nothing to do: the same in several looks."""
     looks = [await holdings(system, spool)]
     with anyio.fail_after(GUARD_S):
         while len(looks) < IDLE_LOOKS or len(set(looks[-IDLE_LOOKS:])) > 1:

@@ -68,7 +68,7 @@ SETTINGS: dict[Patience, dict[str, str]] = {
 
 
 class Outcome(NamedTuple):
-    """What the engine is told of a request: its status, and its part of the sums."""
+    """The message to the engine about a request: its status, and its part of the sums."""
 
     status: str
     sums: Sums
@@ -106,7 +106,7 @@ class Case:
 
     @property
     def what(self) -> str:
-        """What the client does, in words."""
+        """The name of what the client does, in words."""
         return self.client.__name__.replace("_", " ")
 
 
@@ -183,7 +183,7 @@ def _by_client() -> Iterable[Case]:
 
 
 def _by_stranger() -> Iterable[Case]:
-    """What is refused: it reaches neither the model server nor the engine's sums."""
+    """Cases of refusals: they reach neither the model server nor the engine's sums."""
     for path in ("/echo", "/finish/echo", "/upload/echo"):
         is_upload = path.startswith("/upload")
         yield Case(path, clients.sends_no_json, "422")
@@ -214,7 +214,7 @@ def _by_stranger() -> Iterable[Case]:
 
 
 def _by_limit() -> Iterable[Case]:
-    """What a limit ends."""
+    """Cases that a limit ends."""
     for way in (*WAYS, "/upload", "/beating"):
         client = clients.uploads if way == "/upload" else clients.waits
         saw = "200" if way == "/beating" else "504"
@@ -252,7 +252,7 @@ def _by_engine() -> Iterable[Case]:
 
 
 def _by_event() -> Iterable[Case]:
-    """What happens to the worker and to the model server while a client waits."""
+    """Cases of the worker and the model server that end or start while a client waits."""
     rows: tuple[tuple[str, str, str, tuple[Outcome, ...], Patience], ...] = (
         ("drains", "200, 503", "200, 503", (SERVED, REJECTED), "patient"),
         ("drains too long", "cut", "200 cut", (ERRORED,), "hasty"),

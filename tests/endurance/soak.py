@@ -77,7 +77,10 @@ class Minute:
 
 
 def growth(minutes: Sequence[Minute]) -> list[str]:
-    """What has grown from the first half of `minutes` to the second. The first turn of faults is left out."""
+    """Lines on what has grown from the first half of `minutes` to the second.
+
+    The first turn of faults is left out.
+    """
     counted = minutes[len(FAULTS) :]
     first, second = counted[: len(counted) // 2], counted[(len(counted) + 1) // 2 :]
     if not first:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Sums(NamedTuple):
-    """What the engine was told, or should be."""
+    """The sums that the engine was told, or should be."""
 
     new_load: float
     rej_load: float

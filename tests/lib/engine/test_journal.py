@@ -118,7 +118,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def numbers(ledger: Ledger) -> tuple[float, float, float, list[tuple[int, str]]]:
-    """What a report of `ledger` says, and its undelivered entries."""
+    """The numbers in a report of `ledger`, and its undelivered entries."""
     report = ledger.snapshot()
     finished = [(f.request_idx, f.status) for f in ledger.finished()[0]]
     return report.new_load, report.rej_load, report.cur_perf, finished

@@ -70,7 +70,7 @@ class Gate:
         return connection
 
     async def answer(self, request: bytes = REQUEST) -> bytes:
-        """What a client with TLS gets for `request`."""
+        """The answer that a client with TLS gets for `request`."""
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
         with anyio.fail_after(GUARD_S):

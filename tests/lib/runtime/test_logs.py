@@ -172,7 +172,7 @@ def log_to(handler: LineWriter, *messages: str) -> None:
 
 
 def read_until(file: int, end: bytes) -> bytes:
-    """What comes out of a pipe, until that ends with `end`."""
+    """The text that comes out of a pipe, until that ends with `end`."""
     text = b""
     while not text.endswith(end):
         text += os.read(file, 65536)
