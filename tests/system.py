@@ -11,10 +11,9 @@ import base64
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from lib.backend import Backend
 from lib.life.running_worker import RunningWorker
 from lib.life.stop import Stop
 from lib.local.engine import LocalEngine
+from lib.local.processes import free_port
 from lib.local.serving import serve_engine
 from lib.runtime.settings import CarrierKind, Settings
 from lib.server import serve
@@ -51,16 +51,17 @@ def engine_key() -> RSA.RsaKey:
 
 
 class PortLease:
-    """A free port that stays reserved: bound here, and never listened on."""
+    """A free port that stays reserved until `close`: bound and never listened on.
+
+    It is bound at all addresses, as a worker process binds it: other tests connect from 127.0.0.2 and up.
+    """
 
     def __init__(self) -> None:
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
+        self._held = ExitStack()
+        self.port: int = self._held.enter_context(free_port())
 
     def close(self) -> None:
-        self._socket.close()
+        self._held.close()
 
 
 @dataclass
@@ -157,28 +158,35 @@ class System:
 
     async def ready(self) -> None:
         """Return once the worker has reported that it is ready."""
-        await self.engine.wait_for(
-            lambda: self.last_report is not None and self.last_report.loadtime > 0, GUARD_S
-        )
+        await self._told(lambda: self.last_report is not None and self.last_report.loadtime > 0)
 
     async def reported(self, served: float = 0.0, error_msg: str = "") -> None:
         """Return once reports add up to `served`, nothing is in flight and the last error is `error_msg`."""
-        await self.engine.wait_for(
+        await self._told(
             lambda: (
                 self.last_report is not None
                 and self.totals.cur_perf >= served
                 and self.last_report.num_requests_working == 0
                 and self.last_report.error_msg == error_msg
-            ),
-            GUARD_S,
+            )
         )
 
     async def errored(self) -> str:
         """Return the reported error message once there is one."""
-        await self.engine.wait_for(
-            lambda: self.last_report is not None and self.last_report.error_msg, GUARD_S
-        )
+        await self._told(lambda: self.last_report is not None and self.last_report.error_msg)
         return self.last_report.error_msg
+
+    async def _told(self, predicate: Callable[[], object]) -> None:
+        """Return once `predicate` is true; otherwise fail with what the worker reported and wrote."""
+        try:
+            await self.engine.wait_for(predicate, GUARD_S)
+        except TimeoutError:
+            wrote = ""
+            if self.worker is not None:
+                wrote = (
+                    f"; its exit status: {self.worker.process.returncode}; its log:\n{self.worker.output()}"
+                )
+            raise AssertionError(f"the worker's last report: {self.last_report}{wrote}") from None
 
     def write_log(self, text: str = READY_LINE + "\n") -> None:
         with self.model_log.open("a") as f:
