@@ -101,7 +101,9 @@ class ArrivingEnvelope:
             self._is_large = self._is_large or len(unscanned) > PARSED_WHOLE_BYTES
             self._share.take(len(part))
             if self._is_large:
+                held_bytes = self._scanner.held_bytes
                 await self._arrivals.scan(self._scanner, unscanned, is_verified=False)
+                self._share.take(self._scanner.held_bytes - held_bytes)
             await self._keep(part)
             part = unscanned = b""  # they may be large, and the wait for the next part long
             if self._scanner.auth_text is not None:
@@ -148,6 +150,7 @@ class ArrivingEnvelope:
             if data:
                 await self._file.append(data)
         self._share.give_back()
+        self._share.take(self._scanner.held_bytes)
 
 
 async def _one(part: bytes) -> AsyncGenerator[bytes, None]:

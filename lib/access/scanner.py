@@ -20,7 +20,7 @@ MAX_DEPTH = 500
 MAX_VALUES = 1_000_000
 # Keys beside `auth_data`. Envelopes have three.
 MAX_KEYS = 256
-# Size of the text of `auth_data`, and of a key beside it.
+# Size of the text of `auth_data`, and of a key beside it with its quotation marks.
 AUTH_DATA_BYTES = 64 * 1024
 MAX_KEY_BYTES = 1024
 
@@ -168,8 +168,11 @@ class EnvelopeScanner:
                 break
             position = after
         self._rest = data[position:]
-        if len(self._rest) > MAX_KEY_BYTES:
-            raise Invalid({"body": f"has a key of more than {MAX_KEY_BYTES} bytes"})
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the envelope that the scanner keeps: of `auth_data`, or of a key."""
+        return len(self._rest) + len(self._captured or b"")
 
     def missing(self) -> Invalid:
         """The error for an envelope that has ended without `auth_data`."""
@@ -200,7 +203,11 @@ class EnvelopeScanner:
             raise _not_json("a key is expected")
         found = _STRING.match(data, position)
         if found is None:
+            if len(data) - position > MAX_KEY_BYTES:
+                raise _long_key()
             return None
+        if len(found[0]) > MAX_KEY_BYTES:
+            raise _long_key()
         self._keys += 1
         if self._keys > MAX_KEYS:
             raise Invalid({"body": f"has more than {MAX_KEYS} keys"})
@@ -294,6 +301,10 @@ def _decoded(key: bytes) -> str:
         return str(json.loads(key))
     except ValueError:
         return ""
+
+
+def _long_key() -> Invalid:
+    return Invalid({"body": f"has a key of more than {MAX_KEY_BYTES} bytes"})
 
 
 def _not_json(problem: str) -> Invalid:

@@ -24,6 +24,7 @@ from yarl import URL
 from lib.errors import (
     AnswerCut,
     AnswerStalled,
+    ModelDown,
     ModelTimedOut,
     ModelUnreachable,
     NoFiles,
@@ -62,7 +63,8 @@ class ModelServer:
         self._unpooled: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> ModelServer:
-        self._pooled = self._client(CheckedConnector(self._stalls, keepalive_timeout=KEEP_ALIVE_S))
+        pooled = CheckedConnector(self._stalls, keepalive_timeout=KEEP_ALIVE_S)
+        self._pooled = self._client(pooled, self._noted)
         self._unpooled = self._client(CheckedConnector(self._stalls, force_close=True))
         return self
 
@@ -75,7 +77,10 @@ class ModelServer:
 
     @property
     def pooled(self) -> aiohttp.ClientSession:
-        """The HTTP client whose connections are kept for `KEEP_ALIVE_S` and reused."""
+        """The HTTP client whose connections are kept for `KEEP_ALIVE_S` and reused.
+
+        Calls that authors make themselves have `reach` noted and wait for their turn, as those of `request`.
+        """
         return _opened(self._pooled)
 
     @property
@@ -154,14 +159,27 @@ class ModelServer:
 
     async def websocket(self, url: StrOrURL, max_message_bytes: int) -> aiohttp.ClientWebSocketResponse[bool]:
         """Open a WebSocket. Raises `ModelUnreachable` (502), `ModelTimedOut` (504) and `ModelDown` (503)."""
-        target = self.resolve(url)
-        in_turn = self.reach.attempt(target.host, target.port) if self.reach.is_down else nullcontext()
         try:
-            with in_turn:
-                return await self.pooled.ws_connect(target, max_msg_size=max_message_bytes)
+            return await self.pooled.ws_connect(self.resolve(url), max_msg_size=max_message_bytes)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
-            self._note_failure(target, e)
             raise model_failure(e) from e
+
+    async def _noted(
+        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Send `request`, and note in `reach` whether that succeeded. Raises `OwnCallNotTried`."""
+        url = request.url
+        try:
+            with self.reach.attempt(url.host, url.port) if self.reach.is_down else nullcontext():
+                response = await send(request)
+        except ModelDown as e:
+            raise OwnCallNotTried(self.reach.address) from e
+        except (aiohttp.ClientError, OSError) as e:
+            self._note_failure(url, e)
+            raise
+        if self.reach.is_suspect:
+            self.reach.note_success(url.host, url.port)
+        return response
 
     async def accepts_connections(self, limit_s: float = 2.0) -> bool:
         """Whether the model server's address accepts a TCP connection within `limit_s` seconds."""
@@ -178,9 +196,12 @@ class ModelServer:
         _, writer = await asyncio.open_connection(parts.host, parts.port)
         writer.close()
 
-    def _client(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    def _client(
+        self, connector: aiohttp.TCPConnector, *middlewares: aiohttp.ClientMiddlewareType
+    ) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=connector,
+            middlewares=middlewares,
             timeout=self._limits(),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -247,6 +268,10 @@ def resolved(server_url: str, target: StrOrURL | None) -> URL:
     return URL(f"{server_url}/{text.lstrip('/')}")
 
 
+class OwnCallNotTried(ModelDown, aiohttp.ClientConnectionError):
+    """503: an author's own call was not tried. It is one of aiohttp's errors too, as authors catch these."""
+
+
 class _Failed(aiohttp.ClientError):
     """Carries the `error` of an attempt past aiohttp's own resending."""
 
@@ -289,8 +314,10 @@ def model_failure(
 
     Returns `ModelTimedOut` (504) for a timeout, except one of connecting. For other exceptions it returns
     `AnswerCut` if `answer_begun`, that is, while the answer's body is read; else `ModelUnreachable` (502), or
-    `NoFiles` (503) if this process could not open a connection.
+    `NoFiles` (503) if this process could not open a connection. An `OwnCallNotTried` (503) stays as it is.
     """
+    if isinstance(error, OwnCallNotTried):
+        return error
     if isinstance(error, _Failed):
         error = error.error
     is_timeout = isinstance(error, (TimeoutError, asyncio.TimeoutError))

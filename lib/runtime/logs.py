@@ -228,10 +228,13 @@ def _write(stream: TextIO | None, data: bytes) -> bool:
     if stream is None:
         return False
     try:
-        _write_to_file(stream.fileno(), data)
-    except io.UnsupportedOperation:  # it is in memory, or a notebook's
-        stream.write(data.decode())
-        stream.flush()
+        try:
+            file = stream.fileno()
+        except (AttributeError, io.UnsupportedOperation):  # it is in memory, a notebook's or an author's
+            stream.write(data.decode())
+            stream.flush()
+        else:
+            _write_to_file(file, data)
     except (OSError, ValueError):  # nobody reads it, a full disk, or it is closed
         return False
     return True

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anyio
 import pytest
 from aiohttp import web
 
 from lib.backend import Backend
+from lib.errors import ModelDown
+from lib.model.connection import ModelServer, ModelSession
+from tests.fakes.mortal_model import mortal_model
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Job, JobHandler, Setup
-from tests.system import PortLease, with_worker_task
+from tests.system import GUARD_S, PortLease, with_worker_task
 
 
 @dataclass(kw_only=True)
@@ -78,6 +82,55 @@ async def test_a_refused_websocket_is_a_502(tmp_path: Path) -> None:
         system.post("/two", data={"socket": True}) as answer,
     ):
         assert answer.status == 502
+
+
+@pytest.mark.parametrize("data", [{}, {"socket": True}], ids=["request", "websocket"])
+async def test_own_calls_notice_that_the_server_is_dead_and_are_not_all_tried_then(
+    tmp_path: Path, data: dict[str, Any]
+) -> None:
+    def make(_: str, setup: Setup) -> tuple[Backend, list[web.RouteDef]]:
+        return two_calls("/echo")(model.url, setup)
+
+    with closing(PortLease()) as lease:
+        async with (
+            mortal_model(lease.port) as model,
+            with_worker_task(tmp_path, make=make) as system,
+        ):
+            await model.kill()
+            statuses = list[int]()
+            with anyio.fail_after(GUARD_S):
+                while 503 not in statuses:
+                    statuses.append((await system.call("/two", data=data))[0])
+            assert set(statuses[:-1]) == {502}
+            assert "refuses connections" in await system.errored()
+            async with anyio.create_task_group() as tasks:
+
+                async def ask() -> None:
+                    async with system.post("/two", data=data) as answer:
+                        statuses.append(answer.status)
+                        assert (answer.status == 503) == ("Retry-After" in answer.headers)
+
+                statuses.clear()
+                for _ in range(20):
+                    tasks.start_soon(ask)
+            assert statuses.count(503) >= 19
+            await model.start()
+            await system.reported()
+            assert system.backend is not None
+            async with system.backend.session.post("/echo", json={}) as answer:
+                assert answer.status == 200
+
+
+async def test_an_own_call_that_was_not_tried_is_one_of_aiohttps_errors_too(tmp_path: Path) -> None:
+    with closing(PortLease()) as lease:
+        url = f"http://127.0.0.1:{lease.port}"
+        async with ModelServer(url) as server:
+            server.reach.is_down = True
+            for call in (ModelSession(server).get, ModelSession(server).ws_connect):
+                with pytest.raises(aiohttp.ClientConnectionError, match="was not tried"):
+                    await call("/echo")
+            with pytest.raises(ModelDown):
+                await server.websocket("/echo", 1)
 
 
 @dataclass(kw_only=True)

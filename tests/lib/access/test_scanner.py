@@ -118,6 +118,31 @@ def test_any_bytes_are_followed_or_refused(data: bytes) -> None:
     assert whole in (413, 422) or outcome(*(data[i : i + 1] for i in range(len(data)))) == whole
 
 
+@given(st.lists(st.integers(0, MAX_KEY_BYTES + 20), max_size=4), st.integers(-2, 2), st.booleans())
+def test_a_key_is_too_long_or_not_however_it_is_cut(cuts: list[int], more: int, has_auth: bool) -> None:
+    key = json.dumps("a" * (MAX_KEY_BYTES - 2 + more)).encode()
+    text = b'{"auth_data": {}, %s: 1}' % key if has_auth else b'{%s: 1, "auth_data": {}}' % key
+    if more <= 0:
+        assert scanned(*cut(text, cuts)).auth_text == b"{}"
+        return
+    with pytest.raises(Invalid) as refused:
+        scanned(*cut(text, cuts))
+    assert refused.value.body() == {"body": f"has a key of more than {MAX_KEY_BYTES} bytes"}
+
+
+@given(VALUES, st.lists(st.integers(0, 10_000), max_size=8))
+def test_what_is_kept_of_an_envelope_is_counted(value: Any, cuts: list[int]) -> None:
+    text = json.dumps({"auth_data": {"a": value}, "payload": 1}).encode()
+    end = text.index(b', "payload"')
+    scanner, fed = EnvelopeScanner(), 0
+    for piece in cut(text[:end], cuts):
+        scanner.feed(piece)
+        fed += len(piece)
+        is_inside = len(b'{"auth_data": ') < fed < end
+        assert not is_inside or scanner.held_bytes == fed - len(b'{"auth_data": ')
+    assert scanner.held_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

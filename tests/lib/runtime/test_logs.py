@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import pytest
 from hypothesis import given
@@ -248,6 +249,52 @@ def test_a_pipe_that_is_not_blocking_loses_nothing() -> None:
         assert [int(line) for line in read_until(reading, b"999\n").splitlines()] == list(range(1000))
         handler.close()
     os.close(reading)
+
+
+class Faulty(StringIO):
+    """Has no file, and can't be written to until `works`."""
+
+    works = False
+
+    def write(self, text: str) -> int:
+        if not self.works:
+            raise OSError(errno.ENOSPC, "no space")
+        return super().write(text)
+
+
+class Replacement:
+    """What an author puts in the place of standard error, with no more than the methods used by `print`."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+def test_a_stream_that_cannot_be_written_to_loses_lines_and_nothing_else() -> None:
+    stream = Faulty()
+    handler = writer(stream)
+    log_to(handler, "one")
+    handler.flush()
+    stream.works = True
+    log_to(handler, "two")
+    handler.flush()
+    handler.close()
+    assert stream.getvalue().startswith("two\n")
+    assert "1 log lines dropped" in stream.getvalue()
+
+
+def test_what_has_no_fileno_is_written_to() -> None:
+    stream = Replacement()
+    handler = writer(cast("TextIO", stream))
+    log_to(handler, "one")
+    handler.flush()
+    handler.close()
+    assert stream.text == "one\n"
 
 
 def test_a_stream_without_a_file_is_written_to() -> None:
