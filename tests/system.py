@@ -35,6 +35,7 @@ from lib.server import serve
 from tests.fakes.model_server import MaliciousModel, malicious_model
 from tests.fakes.worker import READY_LINE, Setup, build
 from tests.guard import GUARD_S
+from tests.keys import new_key
 
 ROOT = Path(__file__).parent.parent
 CONTAINER_ID = 4711
@@ -47,7 +48,7 @@ CARRIER = cast(CarrierKind, os.environ.get("CARRIER", "direct"))
 
 @lru_cache(maxsize=1)
 def engine_key() -> RSA.RsaKey:
-    return RSA.generate(1024)
+    return new_key()
 
 
 class PortLease:

@@ -32,6 +32,7 @@ from lib.runtime.settings import Settings
 from lib.server import serve
 from tests.fakes.model_server import MaliciousModel, Received
 from tests.fakes.worker import Setup, build
+from tests.keys import new_key
 from tests.system import MASTER_TOKEN, PortLease, engine_key
 from tests.virtual_time import in_virtual_time
 
@@ -361,7 +362,7 @@ class Scenario:
 
 async def run_scenario(clock: Clock, directory: Path) -> Cluster:
     """Run the scenario and stop the living workers in order; return the endpoint."""
-    host = EngineHost(clock, (engine_key(), RSA.generate(1024)))
+    host = EngineHost(clock, (engine_key(), new_key()))
     async with AsyncExitStack() as stack:
         stack.callback(host.lease.close)
         stack.push_async_callback(host.stop)

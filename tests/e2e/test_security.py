@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from Crypto.PublicKey import RSA
 
 from tests.fakes.raw_client import connected, request_bytes
 from tests.fakes.worker import AUTHOR_CALLS, Setup
+from tests.keys import new_key
 from tests.manual_clock import ManualClock
 from tests.system import MASTER_TOKEN, System, engine_key, with_worker_process, with_worker_task
 
 MIB = 1024 * 1024
 # The memory that a request of the largest size may take: its body once, and a third of that for reading it.
 LARGE_BODY_KIB = 80 * 1024
-OTHER_KEYS = [RSA.generate(1024) for _ in range(3)]
+OTHER_KEYS = [new_key() for _ in range(3)]
 
 
 async def post(system: System, body: object, path: str = "/echo", **headers: str) -> tuple[int, Any]:

@@ -14,10 +14,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from Crypto.PublicKey import RSA
-
 from tests.endurance.holdings import status_of, until_status
 from tests.fakes.raw_client import RawClient, connected, request_bytes
+from tests.keys import new_key
 from tests.system import System
 
 FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}
@@ -334,7 +333,7 @@ async def replays(side: ClientSide) -> str:
 async def asks_after_a_rotation(side: ClientSide) -> str:
     """The engine signs with a new key; what the old one has signed is refused then."""
     old = side.envelope()
-    await side.system.engine.rotate_key(RSA.generate(1024))
+    await side.system.engine.rotate_key(new_key())
     return f"{await side.ask()}, {await side.ask(body=old)}"
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lib.access.signatures import BadSignature, Signatures
 from lib.wire import url_signed_text
+from tests.keys import new_key
 
 URL = "http://worker.example:3000"
 TEXT = url_signed_text(URL).encode()
@@ -33,7 +34,7 @@ SIZES = (1024, 1536, 2048, 3072, 4096)
 
 @cache
 def key_of(bits: int) -> RSA.RsaKey:
-    return RSA.generate(bits)
+    return new_key(bits)
 
 
 def is_accepted(key: RSA.RsaKey, signature: bytes) -> bool:
@@ -113,9 +114,7 @@ CHANGES: dict[str, Callable[[bytes, RSA.RsaKey], bytes]] = {
         len(signature) + 1, "big"
     ),
     "the modulus": lambda signature, key: key.n.to_bytes(len(signature), "big"),
-    "of another key": lambda signature, key: encrypted(
-        RSA.generate(1024), encoded(128, SHA256_NULL + DIGEST)
-    ),
+    "of another key": lambda signature, key: encrypted(new_key(), encoded(128, SHA256_NULL + DIGEST)),
 }
 
 

@@ -19,10 +19,11 @@ from lib.access.signatures import REMEMBERED_SIGNATURES, BadSignature, Signature
 from lib.errors import Unauthorized
 from lib.local.signer import Scheme, Signer
 from lib.runtime.settings import AuthScheme
+from tests.keys import new_key
 from tests.system import engine_key
 
 URL = "http://worker.example:3000"
-OTHER_KEY = RSA.generate(1024)
+OTHER_KEY = new_key()
 
 
 def signed(scheme: Scheme = "full", key: RSA.RsaKey | None = None, **values: Any) -> dict[str, Any]:

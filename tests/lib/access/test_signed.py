@@ -30,10 +30,11 @@ from lib.runtime.clock import SystemClock
 from tests.event_loop import until
 from tests.fakes.incoming_request import Client, IncomingRequest
 from tests.guard import GUARD_S
+from tests.keys import new_key
 from tests.system import engine_key
 
 AUTH = {"signature": "", "cost": 1, "endpoint": "e", "reqnum": 1, "url": "http://worker"}
-KEY, NEXT_KEY, OTHER_KEY = engine_key(), RSA.generate(1024), RSA.generate(1024)
+KEY, NEXT_KEY, OTHER_KEY = engine_key(), new_key(), new_key()
 LARGE = {"x": "x" * PARSED_WHOLE_BYTES}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import aiohttp
 import anyio
-from Crypto.PublicKey import RSA
 
 from lib.engine.reports import (
     COMPLETIONS_INTERVAL_S,
@@ -23,10 +22,11 @@ from lib.local.engine import LocalEngine
 from lib.local.serving import serve_engine
 from lib.metrics import Entry, Ledger, Outcome
 from tests.guard import GUARD_S
+from tests.keys import new_key
 from tests.manual_clock import ManualClock
 
 WORKER_ID = 7
-KEY = RSA.generate(1024)
+KEY = new_key()
 
 
 @dataclass

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from Crypto.PublicKey import RSA
 
 from lib.access.arriving import Arrivals
 from lib.access.authenticator import Authenticator
@@ -29,6 +28,7 @@ from lib.metrics import Ledger, Outcome
 from lib.request.sessions import Session, Sessions
 from lib.runtime.settings import Settings
 from tests.fakes.plain_handler import PlainHandler
+from tests.keys import new_key
 from tests.lib.test_metrics import accepted
 from tests.manual_clock import ManualClock
 from tests.system import engine_key
@@ -197,5 +197,5 @@ async def test_changes_after_its_end_are_not_written(tmp_path: Path) -> None:
     entry.set_outcome(Outcome.SERVED)
     ledger.acknowledge(ledger.snapshot())
     signatures.check(signed(1), 1)
-    signatures.use_key(Signer(RSA.generate(1024)).public_key)
+    signatures.use_key(Signer(new_key()).public_key)
     assert (tmp_path / NAME).read_bytes() == written

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from Crypto.PublicKey import RSA
 
 from lib.access.open import OpenAccess
 from lib.access.signed import SignedRequests
@@ -25,6 +24,7 @@ from lib.request.sessions import SessionTerms
 from lib.request.verdict import Phase
 from lib.runtime.settings import Settings
 from tests.fakes.plain_handler import PlainHandler
+from tests.keys import new_key
 from tests.manual_clock import ManualClock
 from tests.slots import holding
 
@@ -116,7 +116,7 @@ async def test_a_drain_refuses_those_that_wait_and_ends_sessions(tmp_path: Path)
 
 
 async def test_a_public_key_makes_the_worker_ready(tmp_path: Path) -> None:
-    pem = RSA.generate(1024).public_key().export_key().decode()
+    pem = new_key().public_key().export_key().decode()
     backend = backend_of()
     backend.engine = KeyEngine(pem)
     async with opened(tmp_path, backend, VAST) as running:

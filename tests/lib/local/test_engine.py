@@ -20,6 +20,7 @@ from Crypto.Signature import pkcs1_15
 from lib.local.engine import LocalEngine, Scheme
 from lib.local.serving import serve_engine
 from lib.wire import full_signed_text, url_signed_text
+from tests.keys import new_key
 from tests.manual_clock import ManualClock
 
 KEY = {"api_key": "any"}
@@ -56,7 +57,7 @@ class ServedEngine:
 
 @pytest.fixture(scope="module")
 def key() -> RSA.RsaKey:
-    return RSA.generate(2048)
+    return new_key(2048)
 
 
 @pytest.fixture
@@ -355,7 +356,7 @@ async def test_a_wrong_key_is_401_if_the_engine_has_one_key(key: RSA.RsaKey) -> 
 
 
 async def test_a_bearer_token_is_a_key() -> None:
-    engine = LocalEngine(api_key="s", key=RSA.generate(2048))
+    engine = LocalEngine(api_key="s", key=new_key(2048))
     async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
         served = ServedEngine(engine, ManualClock(), url, http)
         for header, status in (("Bearer s", 200), ("bearer s", 200), ("Bearer t", 401)):

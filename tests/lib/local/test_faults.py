@@ -17,6 +17,7 @@ from lib.local.faults import Fault, FaultKind, Faults
 from lib.local.serving import serve_engine
 from lib.wire import DeleteRequests, FinishedRequest
 from tests.fakes.reports import READY
+from tests.keys import new_key
 from tests.manual_clock import ManualClock
 
 REPORT = replace(READY, new_load=5.0).to_json()
@@ -77,7 +78,7 @@ class FaultyEngine:
 
 @pytest.fixture(scope="module")
 def key() -> RSA.RsaKey:
-    return RSA.generate(2048)
+    return new_key(2048)
 
 
 @pytest.fixture

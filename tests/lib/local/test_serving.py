@@ -14,11 +14,12 @@ from Crypto.PublicKey import RSA
 from lib.local.engine import LocalEngine
 from lib.local.serving import CannotListen, run_engine, serve_engine
 from tests.guard import GUARD_S
+from tests.keys import new_key
 
 
 @pytest.fixture(scope="module")
 def key() -> RSA.RsaKey:
-    return RSA.generate(2048)
+    return new_key(2048)
 
 
 async def answers(url: str) -> bool:

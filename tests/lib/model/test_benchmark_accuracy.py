@@ -205,6 +205,7 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([HEADING, *(result.row() for result in results)])
 
 
+@pytest.mark.long
 @pytest.mark.one_python
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("seed", SEEDS)

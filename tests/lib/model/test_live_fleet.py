@@ -20,7 +20,7 @@ from tests.fakes.batching_model import BatchingModel, JobModel
 from tests.fakes.fleet import FleetWorker, VirtualFleet
 from tests.virtual_time import VirtualClock, in_virtual_time
 
-pytestmark = [pytest.mark.one_python, pytest.mark.usefixtures("untraced")]
+pytestmark = [pytest.mark.long, pytest.mark.one_python, pytest.mark.usefixtures("untraced")]
 
 WORKERS = 4
 BATCH = 16
