@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,18 +60,40 @@ class Child:
 def free_port(wanted: int = 0) -> Generator[int, None, None]:
     """Reserve a port for a server: `wanted`, or a free one if that is 0, in use or forbidden.
 
-    The port is bound here without listening, so that the system assigns it to nobody else until the context
-    is left. Servers set SO_REUSEADDR and can bind it as well.
+    Where the system allows it, as Linux does, the port stays bound here without listening, so that it is
+    assigned to nobody else until the context is left: servers set SO_REUSEADDR and can bind it as well.
     """
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with ExitStack() as stack:
+        holder = stack.enter_context(_bound(wanted))
+        port: int = holder.getsockname()[1]
+        if not _can_be_bound_twice(port):
+            stack.close()
+        yield port
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket that is bound to `port`, or to a free one if that is 0, in use or forbidden."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        holder.bind(("", port))
+    except OSError as e:
+        if e.errno not in (errno.EADDRINUSE, errno.EACCES):
+            holder.close()
+            raise
+        holder.bind(("", 0))
+    return holder
+
+
+def _can_be_bound_twice(port: int) -> bool:
+    """Whether another socket can be bound to `port`, which one is bound to already."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            holder.bind(("", wanted))
-        except OSError as e:
-            if e.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise
-            holder.bind(("", 0))
-        yield holder.getsockname()[1]
+            server.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 @asynccontextmanager
