@@ -29,8 +29,21 @@ _NAMED_SECRET = re.compile(
 )
 # The name and password in a URL.
 _OF_URL = re.compile(r"""(?<=://)[^\s/?#"'<>]+(?=@)""")
-# Secrets that are known by their form: tokens of Hugging Face, keys of OpenAI and of those who copy it.
-_SECRET = re.compile(r"\b(hf_|sk-)[A-Za-z0-9_-]{8,}|(?i:(\bbearer )\S+)")
+# The value of a parameter of a URL that is a key or a signature, as in presigned links.
+_OF_QUERY = re.compile(
+    r"""([?&](?:key|sig|signature|token|auth|x-(?:amz|goog)-(?:signature|credential|security-token))=)[^\s&#"'<>]+""",
+    re.IGNORECASE,
+)
+# Secrets that are known by their form: tokens of Hugging Face, GitHub, GitLab, Slack and npm, keys of OpenAI and of
+# those who copy it, of AWS and Google, and JSON web tokens.
+_SECRET = re.compile(
+    r"""
+    \b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|npm_|AKIA|ASIA|AIza|ya29\.)[A-Za-z0-9_-]{8,}
+    | \b(eyJ)[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?
+    | (?i:(\bbearer[ ])\S+)
+    """,
+    re.VERBOSE,
+)
 
 
 def excerpt(text: str, limit: int) -> str:
@@ -38,7 +51,8 @@ def excerpt(text: str, limit: int) -> str:
     text = _TERMINAL.sub("", text[: 16 * limit])
     text = _NAMED_SECRET.sub(r"\1***", text)
     text = _OF_URL.sub("***", text)
-    text = _SECRET.sub(lambda found: f"{found[1] or found[2]}***", text)
+    text = _OF_QUERY.sub(r"\1***", text)
+    text = _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}***", text)
     text = " ".join(text.split())
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -250,7 +250,7 @@ def _refusal(answer: aiohttp.ClientResponse, body: bytes) -> web.Response:
 def _object(body: bytes, call: str) -> dict[str, Any]:
     try:
         value: Any = json.loads(body)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ModelUnreachable(f"ComfyUI's answer to {call} is not JSON") from e
     if not isinstance(value, dict):
         raise ModelUnreachable(f"ComfyUI's answer to {call} is not an object")
@@ -269,7 +269,7 @@ def _event(text: str) -> Event:
     try:
         message: Any = json.loads(text)
         return Event(message["type"], message["data"]) if isinstance(message["data"], dict) else _NOTHING
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return _NOTHING
 
 

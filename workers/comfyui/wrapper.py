@@ -76,7 +76,7 @@ def outputs_of(body: bytes, *path: str) -> list[dict[str, Any]]:
         value: Any = json.loads(body)
         for name in path:
             value = value[name]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ModelUnreachable(f"the model server's answer has no {'.'.join(path)}") from e
     items = cast("list[Any]", value if isinstance(value, list) else [])
     return [cast("dict[str, Any]", item) for item in items if isinstance(item, dict)]

@@ -90,6 +90,6 @@ def _name_in(body: bytes) -> str:
     """The id of the first model in a list of models."""
     try:
         name = member(json.loads(body), "data", 0, "id")
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return name if isinstance(name, str) else ""

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from lib.runtime.excerpt import excerpt
 
+CUT_URL = "GET https://b.s3.x/o?X-Amz-Credential=***&X-Amz-Date=2&X-Amz-Signature=***#f"
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -33,6 +35,14 @@ from lib.runtime.excerpt import excerpt
         ("accessToken: abc", "accessToken: ***"),
         ("connecting to redis://user:abc@host:6379/0", "connecting to redis://***@host:6379/0"),
         ("see https://host/a@b", "see https://host/a@b"),
+        ("GET /v1/models?key=abc&alt=json HTTP/1.1", "GET /v1/models?key=***&alt=json HTTP/1.1"),
+        ("GET https://b.s3.x/o?X-Amz-Credential=A%2F1&X-Amz-Date=2&X-Amz-Signature=ab#f", CUT_URL),
+        ("blob?sv=1&sig=a%2Fb%3D", "blob?sv=1&sig=***"),
+        ("cloning with ghp_0123456789abcdef", "cloning with ghp_***"),
+        ("github_pat_11ABCDEFG_x glpat-0123456789", "github_pat_*** glpat-***"),
+        ("AKIA0123456789ABCDEF", "AKIA***"),
+        ("got eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc_d-e", "got eyJ***"),
+        ("keyboard?keys=3&keynote=4", "keyboard?keys=3&keynote=4"),
         ("12 tokens: 5 of 7", "12 tokens: 5 of 7"),
     ],
 )
@@ -40,7 +50,16 @@ def test_a_text_from_elsewhere(text: str, expected: str) -> None:
     assert excerpt(text, 100) == expected
 
 
-@pytest.mark.parametrize("text", ["token" + " " * 100_000, "secret:" + "\n" * 100_000, "://" + "a" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "token" + " " * 100_000,
+        "secret:" + "\n" * 100_000,
+        "://" + "a" * 100_000,
+        "eyJ" * 50_000,
+        "&key=" * 50_000,
+    ],
+)
 def test_a_long_text_takes_no_time(text: str) -> None:
     """A search that goes back and forth in the spaces of such a text would take minutes."""
     began_s = time.process_time()

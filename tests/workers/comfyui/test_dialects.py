@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import anyio
 import pytest
 
 from lib.backend import Backend
+from lib.errors import ModelUnreachable
 from lib.model.readiness import ReadySignal
 from lib.runtime.settings import Settings
 from tests.event_loop import until
@@ -31,6 +33,13 @@ from tests.workers.comfyui.graphs import Graph, image, node
 from tests.workers.comfyui.images import png
 from workers.comfyui.dialects import Choice
 from workers.comfyui.settings import ComfySettings
+from workers.comfyui.wrapper import outputs_of
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"no JSON", b"[]", b'{"data": 1}'])
+def test_an_answer_without_outputs_is_a_502(body: bytes) -> None:
+    with pytest.raises(ModelUnreachable, match=re.escape("has no data.outputs")):
+        outputs_of(body, "data", "outputs")
 
 
 @asynccontextmanager
