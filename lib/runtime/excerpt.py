@@ -34,8 +34,8 @@ _OF_QUERY = re.compile(
     r"""([?&](?:key|sig|signature|token|auth|x-(?:amz|goog)-(?:signature|credential|security-token))=)[^\s&#"'<>]+""",
     re.IGNORECASE,
 )
-# Secrets that are known by their form: tokens of Hugging Face, GitHub, GitLab, Slack and npm, keys of OpenAI and of
-# those who copy it, of AWS and Google, and JSON web tokens.
+# Secrets that are known by their form: tokens of Hugging Face, GitHub, GitLab, Slack and npm, keys of OpenAI
+# and of those who copy it, of AWS and Google, and JSON web tokens.
 _SECRET = re.compile(
     r"""
     \b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|npm_|AKIA|ASIA|AIza|ya29\.)[A-Za-z0-9_-]{8,}
