@@ -9,14 +9,13 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from lib.model.readiness import Readiness, State
+from lib.runtime.intervals import interval_s
 
 log = logging.getLogger(__name__)
 
-NOT_READY_LOG_S = 30.0
-
 
 class ReadinessLog:
-    """Logs what `describe` returns after each `NOT_READY_LOG_S` seconds in which the worker was not ready.
+    """Logs what `describe` returns, ever less often, for as long as the worker is not ready.
 
     A worker that stops is not waiting for anything.
     """
@@ -29,11 +28,12 @@ class ReadinessLog:
         """Log until cancelled."""
         while True:
             await self._readiness.until(lambda: not self._is_settled())
-            if await self._readiness.until(self._is_settled, NOT_READY_LOG_S):
-                continue
-            text = await self._describe()
-            is_errored = self._readiness.state is State.ERRORED
-            log.log(logging.WARNING if is_errored else logging.INFO, "not ready: %s", text)
+            waited_s = 0.0
+            while not await self._readiness.until(self._is_settled, interval := interval_s(waited_s)):
+                waited_s += interval
+                text = await self._describe()
+                is_errored = self._readiness.state is State.ERRORED
+                log.log(logging.WARNING if is_errored else logging.INFO, "not ready: %s", text)
 
     def _is_settled(self) -> bool:
         return self._readiness.state in (State.READY, State.DRAINING)
