@@ -1,4 +1,4 @@
-"""Runs `start_server.sh` in a folder of the test's own, beside the test's engine and model server.
+"""Runs `start_server.sh` and its launcher in a test's own folder, beside its engine and model server.
 
 Its PATH has only the commands that the script may rely on, so that a missing one is noticed.
 """
@@ -24,22 +24,7 @@ from tests.system import ROOT, System, engine_and_model_server, environment
 
 COMMANDS = (
     *("bash", "sh", "git", "openssl", "curl"),
-    *(
-        "basename",
-        "cat",
-        "cp",
-        "date",
-        "df",
-        "dirname",
-        "id",
-        "ls",
-        "mkdir",
-        "mktemp",
-        "mv",
-        "readlink",
-        "rm",
-    ),
-    *("sha256sum", "tail", "touch", "tr"),
+    *("df", "dirname", "id", "mkdir", "mktemp", "mv", "readlink", "rm", "tail"),
 )
 # The tests' own environment: nothing has to be installed.
 VENV = Path(sys.executable).parents[1]
@@ -70,12 +55,6 @@ if [[ $1 == venv ]]; then
 fi
 """
 
-# The real `date`, but for the current time in seconds.
-FAKE_DATE = """#!/usr/bin/env bash
-if [[ $* == +%s ]]; then echo $(($({date} +%s) + $(<{ahead}))); else exec {date} "$@"; fi
-"""
-
-
 # A command that notes its arguments before it does its work.
 RECORDED = """#!{bash}
 echo "{command} $*" >>{calls}
@@ -99,13 +78,19 @@ class Instance:
         self.script.parent.mkdir()
         shutil.copy(ROOT / "start_server.sh", self.script)
         shutil.copy(ROOT / "pyproject.toml", self.script.parent)
-        (self.script.parent / "lib").symlink_to(ROOT / "lib")
+        self.launcher.parent.mkdir()
+        for path in (ROOT / "lib").iterdir():
+            if path.name not in ("launch", "__pycache__"):
+                (self.launcher.parent / path.name).symlink_to(path)
+        self.launcher.symlink_to(ROOT / "lib" / "launch")
         self.bin.mkdir()
         for name in COMMANDS:
             found = shutil.which(name)
             assert found, f"{name} is needed for the tests of start_server.sh"
             (self.bin / name).symlink_to(found)
-        (self.bin / "python3").symlink_to(sys.executable)
+        # Not a link: a Python finds its packages, which measure coverage, beside the file that is executed.
+        (self.bin / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (self.bin / "python3").chmod(0o755)
         self.add_worker("fake", FAKE_WORKER)
         tls = {"SSL_CERT": str(self.root / "instance.crt"), "SSL_KEY": str(self.root / "instance.key")}
         self.env = {**tls, **self.env}
@@ -113,6 +98,11 @@ class Instance:
     @property
     def script(self) -> Path:
         return self.root / "checkout" / "start_server.sh"
+
+    @property
+    def launcher(self) -> Path:
+        """The folder of the launcher's modules."""
+        return self.script.parent / "lib" / "launch"
 
     @property
     def bin(self) -> Path:
@@ -137,15 +127,17 @@ class Instance:
         (folder / "server.py").write_text(code)
         return folder
 
-    def alter(self, text: str, other: str) -> None:
-        """Replace `text` in the script, where it must occur once."""
-        script = self.script.read_text()
-        assert script.count(text) == 1
-        self.script.write_text(script.replace(text, other))
+    def alter(self, module: str, text: str, other: str) -> None:
+        """Replace `text` in a module of the launcher, where it must occur once."""
+        if self.launcher.is_symlink():
+            self.launcher.unlink()
+            shutil.copytree(ROOT / "lib" / "launch", self.launcher)
+        replace_in(self.launcher / module, text, other)
 
     def hurry(self) -> None:
-        """Make the script retry without pauses."""
-        self.alter("for pause_s in 1 2 ''", "for pause_s in 0 0 ''")
+        """Make the script and the launcher retry without pauses."""
+        self.alter("commands.py", "RETRY_PAUSES_S = (1.0, 2.0)", "RETRY_PAUSES_S = (0.0, 0.0)")
+        replace_in(self.script, "RETRY_PAUSES_S=(1 2 '')", "RETRY_PAUSES_S=(0.01 0.01 '')")
 
     def use_uv(self) -> Path:
         """Install the fake uv and no environment; return the file that records its calls."""
@@ -160,20 +152,17 @@ class Instance:
         """Have every command note its arguments; return the file that has them, a call a line."""
         calls = self.root / "arguments"
         for command in self.bin.iterdir():
-            found = command.resolve()
+            found = command.resolve() if command.is_symlink() else shutil.copy(command, self.root)
             command.unlink()
             command.write_text(RECORDED.format(bash=shutil.which("bash"), calls=calls, command=found))
             command.chmod(0o755)
         return calls
 
-    def use_own_date(self) -> Callable[[float], object]:
-        """Replace `date` in the script; return a function that sets how many seconds its time is ahead."""
-        ahead, date = self.root / "seconds_ahead", self.bin / "date"
+    def use_own_clock(self) -> Callable[[float], object]:
+        """Have certificates judged by another clock; return a function that sets the seconds it is ahead."""
+        ahead = self.root / "seconds_ahead"
         ahead.write_text("0")
-        found = date.resolve()
-        date.unlink()
-        date.write_text(FAKE_DATE.format(date=found, ahead=ahead))
-        date.chmod(0o755)
+        self.alter("certificate.py", "- time.time()", f"- time.time() - float(open({str(ahead)!r}).read())")
         return lambda seconds: ahead.write_text(f"{seconds:.0f}")
 
     def environment(self) -> dict[str, str]:
@@ -240,6 +229,13 @@ class Instance:
         ]
 
 
+def replace_in(path: Path, text: str, other: str) -> None:
+    """Replace `text` in the file, where it must occur once."""
+    old = path.read_text()
+    assert old.count(text) == 1
+    path.write_text(old.replace(text, other))
+
+
 @asynccontextmanager
 async def with_instance(tmp_path: Path, **options: str) -> AsyncGenerator[Instance, None]:
     """Make an instance beside an engine and a model server; `options` are variables of its environment."""
@@ -260,6 +256,7 @@ class Repository:
     def commit(self, files: dict[str, str]) -> str:
         """Commit these files; return the commit's id."""
         for name, text in files.items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(text)
         self._git("add", "-A")
         self._git("-c", "user.name=A", "-c", "user.email=a@b", "commit", "-q", "-m", "change")

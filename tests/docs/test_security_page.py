@@ -17,6 +17,7 @@ from lib.backend import Backend
 from lib.engine import key
 from lib.front import connection, front
 from lib.http import chunked, shares
+from lib.launch import log
 from lib.local import authority, openai_gateway, request_reading
 from lib.local.api import EngineApi
 from lib.local.engine import LocalEngine
@@ -147,16 +148,12 @@ def test_it_has_the_names_of_the_workers_files() -> None:
 
 def test_it_has_the_files_of_start_server() -> None:
     script = (ROOT / "start_server.sh").read_text()
-    named = set(re.findall(r"(?:\$workspace|\$\{WORKSPACE_DIR:-/workspace\})/(\.?[\w.-]*)", script))
-    documented = {name.partition("/")[2].rstrip("…") for name in documented_files() if "WORKSPACE" in name}
-    assert documented == named | {"pyworker-journal-"}
-    assert f"{mib_in(script, 'LOG_BYTES')} MiB it becomes `pyworker.log.old`" in DOC.text
-
-
-def mib_in(script: str, constant: str) -> str:
-    """The first factor of a constant of the script."""
-    (number,) = re.findall(rf"^readonly {constant}=\$\(\((\d+) \* 1024 \* 1024\)\)$", script, re.MULTILINE)
-    return number
+    launcher = "".join(file.read_text() for file in sorted((ROOT / "lib" / "launch").glob("*.py")))
+    named = set(re.findall(r"\$workspace/(\.?[\w-]+(?:\.\w+)?)", script.replace(".XXXXXX", "")))
+    named |= set(re.findall(r'workspace / f?"(\.?[\w.-]+)', launcher))
+    documented = {name.partition("/")[2].rstrip("….") for name in documented_files() if "WORKSPACE" in name}
+    assert documented == named | {"pyworker-journal-", ""}  # the last is the folder of the repository's name
+    assert f"{log.LOG_BYTES // MIB} MiB it becomes `pyworker.log.old`" in DOC.text
 
 
 # Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -17,10 +18,12 @@ import anyio
 import pytest
 from cryptography import x509
 
+from lib.launch.boot import this_boot
 from lib.local.authority import DEFAULT_LIFETIME_S
 from lib.local.processes import free_port
 from lib.server import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
 from tests.fakes.process import RunningProcess
+from tests.fakes.worker import Setup
 from tests.guard import GUARD_S
 from tests.start_script import (
     CRASHING_WORKER,
@@ -28,6 +31,7 @@ from tests.start_script import (
     Instance,
     Repository,
     make_wheel,
+    replace_in,
     with_instance,
 )
 from tests.system import CONTAINER_ID, MASTER_TOKEN, ROOT
@@ -85,10 +89,18 @@ async def test_first_boot_installs_and_a_second_one_does_not(tmp_path: Path) -> 
         assert len(calls.read_text().splitlines()) == 4
 
 
+def make_old(log: Path) -> None:
+    """Make the file one that was last written before this boot."""
+    boot = this_boot()
+    assert boot is not None
+    os.utime(log, (boot.at - 60, boot.at - 60))
+
+
 async def test_the_log_of_the_last_boot_is_renamed_once(tmp_path: Path) -> None:
     async with with_instance(tmp_path, BACKEND="") as instance:
         log, old = instance.system.model_log, instance.system.model_log.with_suffix(".log.old")
         log.write_text("stale: model is ready\n")
+        make_old(log)
         with log.open("a") as model:  # as a model server holds it open
             assert (await instance.run())[0] == EXIT_SETTINGS
             model.write("fresh: model is ready\n")
@@ -100,9 +112,21 @@ async def test_the_log_of_the_last_boot_is_renamed_once(tmp_path: Path) -> None:
 
         (marker,) = instance.workspace.glob(".rotated*")
         marker.write_text("another boot\n")
-        instance.alter("OLD_MODEL_LOG_BYTES=$((64 * 1024 * 1024))", "OLD_MODEL_LOG_BYTES=9")
+        make_old(log)
+        instance.alter("boot.py", "OLD_MODEL_LOG_BYTES = 64 * 1024 * 1024", "OLD_MODEL_LOG_BYTES = 9")
         await instance.run()
         assert (log.read_text(), old.read_text()) == ("", "is ready\n")
+
+
+async def test_a_model_server_that_was_up_before_the_script_is_seen(tmp_path: Path) -> None:
+    """The only signal that the model is loaded is a line that was in the log at the first start."""
+    async with with_instance(tmp_path) as instance:
+        instance.setup = Setup(log=str(instance.system.model_log))
+        instance.system.write_log()
+        async with instance.started() as script:
+            await wait_until_ready(instance, script)
+        assert instance.system.model_log.read_text() == "model is ready\n"
+        assert f"{instance.system.model_log} was written in this boot" in script.output
 
 
 async def test_a_log_created_during_a_boot_is_left_alone(tmp_path: Path) -> None:
@@ -117,6 +141,7 @@ async def test_the_log_of_a_ready_made_worker_is_found(tmp_path: Path) -> None:
     async with with_instance(tmp_path, MODEL_LOG="", BACKEND="own", CONTAINER_ID="") as instance:
         instance.add_worker("own", f'MODEL_LOG = "{instance.system.model_log}"\n')
         instance.system.write_log("stale\n")
+        make_old(instance.system.model_log)
         await instance.run()
         assert instance.system.model_log.read_text() == ""
 
@@ -221,6 +246,199 @@ async def test_without_a_network_the_failed_download_is_named(tmp_path: Path) ->
         assert f"start_server.sh: http://127.0.0.1:{port}/mine.git could not be fetched" in output
         assert output.count("could not be reported to") == 2
         assert not list(instance.workspace.glob("mine*/worker*"))
+
+
+# Python
+
+
+OLD_PYTHON = """#!/bin/sh
+[ "$1" = -V ] && echo "Python 3.8.18"
+exit 1
+"""
+# An installer that has a newer Python, once it was asked to fetch one.
+UV_WITH_PYTHON = """#!/bin/sh
+case "$1 $2" in
+  "python find") [ -e "$TEST_FETCHED" ] && echo "$TEST_PYTHON" ;;
+  "python install") : >"$TEST_FETCHED" ;;
+esac
+"""
+
+
+def write_command(instance: Instance, name: str, text: str) -> None:
+    (instance.bin / name).unlink(missing_ok=True)
+    (instance.bin / name).write_text(text)
+    (instance.bin / name).chmod(0o755)
+
+
+async def test_a_python_that_is_too_old_is_refused_unless_there_is_another(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="quick", MASTER_TOKEN='a"b\\c', CONTAINER_ID="12") as instance:
+        instance.add_worker("quick", "")
+        python3 = (instance.bin / "python3").read_text()
+        write_command(instance, "python3", OLD_PYTHON)
+        assert (await instance.run())[0] == 0  # PYWORKER_VENV has a newer one
+
+        # Its environment is never touched: the worker runs in the one that is there.
+        venv, instance.env["PYWORKER_VENV"] = Path(instance.environment()["PYWORKER_VENV"]), ""
+        status, output = await instance.run()
+        assert status == EXIT_SETTINGS
+        expected = "cannot start:\n  - python3 is Python 3.8.18, older than 3.10: install a newer one, or uv"
+        assert expected in output
+        assert expected in instance.log.read_text()
+        last = instance.system.engine.worker(12).last
+        assert last is not None
+        assert last.error_msg.startswith(expected)
+        assert (last.mtoken, last.disk_usage > 0) == ('a"b\\c', True)
+
+        instance.env["TEST_FETCHED"] = str(tmp_path / "fetched")
+        instance.env["TEST_PYTHON"] = str(venv / "bin" / "python")
+        write_command(instance, "uv", UV_WITH_PYTHON)
+        instance.env["PUBLIC_IPADDR"] = ""  # the launcher has its say
+        status, output = await instance.run()
+        assert (status, "PUBLIC_IPADDR: missing" in output) == (EXIT_SETTINGS, True)
+        assert "fetching a Python, 3.10 or newer" in output
+
+        (instance.bin / "uv").unlink()
+        write_command(instance, "python3.11", python3)
+        status, output = await instance.run()
+        assert (status, "PUBLIC_IPADDR: missing" in output) == (EXIT_SETTINGS, True)
+        assert "fetching" not in output
+
+
+# The framework of a piped script
+
+
+def framework_in(folder: Path) -> Repository:
+    """Make a repository with the framework's launcher, and a worker that says its version."""
+    names = ["__init__", "launch/*", "runtime/__init__", "runtime/exit_status", "runtime/intervals"]
+    files = [file for name in names for file in (ROOT / "lib").glob(f"{name}.py")]
+    code = {str(file.relative_to(ROOT)): file.read_text() for file in files}
+    return Repository(folder, {**code, "workers/own/server.py": "print('one')"})
+
+
+async def test_a_piped_script_fetches_the_framework_from_its_variable(tmp_path: Path) -> None:
+    source = framework_in(tmp_path / "fork")
+    first = source.commit({"workers/own/server.py": "print('two')"})
+    source.commit({"workers/own/server.py": "print('three')"})
+    workspace = str(tmp_path / "work space")
+    async with with_instance(tmp_path, BACKEND="own", WORKSPACE_DIR=workspace) as instance:
+        instance.hurry()
+        instance.env["PYWORKER_FRAMEWORK"] = f"{source.url}#{first}"
+        status, output = await instance.run(instance.script)
+        assert (status, "two\n" in output) == (0, True)
+        assert f"fetching {source.url} at {first}\n" in output
+
+        status, output = await instance.run(instance.script)
+        assert (status, "two\n" in output, "fetching" in output) == (0, True, False)
+
+        # Another reference, an update, and a repository that is gone.
+        instance.env["PYWORKER_REF"] = "main"
+        status, output = await instance.run(instance.script)
+        assert (status, f"fetching {source.url} at main in place of {first}\n" in output) == (0, True)
+        assert "three\n" in output
+        source.commit({"workers/own/server.py": "print('four')"})
+        instance.force_update.touch()
+        status, output = await instance.run(instance.script)
+        assert (status, "four\n" in output, instance.force_update.exists()) == (0, True, False)
+        source.folder.rename(tmp_path / "gone")
+        status, output = await instance.run(instance.script)
+        assert (status, "four\n" in output) == (0, True)
+
+        instance.env["PYWORKER_FRAMEWORK"] = "file:///elsewhere/fork"
+        status, output = await instance.run(instance.script)
+        assert (status, "is a clone of file:///" in output) == (EXIT_SETTINGS, True)
+    assert not [name for name in os.listdir(workspace) if name.startswith(".pyworker-start")]
+
+
+async def test_the_framework_is_installed_from_its_variable_beside_own_code(tmp_path: Path) -> None:
+    source = framework_in(tmp_path / "fork")
+    mine = Repository(tmp_path / "fork.git", {"worker.py": "print('mine')"})
+    async with with_instance(tmp_path, PYWORKER_REPO=mine.url, PYWORKER_FRAMEWORK=source.url) as instance:
+        calls = instance.use_uv()
+        # A Python that has none of the tests' packages, so no framework either.
+        instance.env |= {"TEST_PYTHON": sys._base_executable, "PYTHONPATH": ""}  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportPrivateUsage]
+        status, output = await instance.run(instance.script)
+        assert (status, "mine\n" in output) == (0, True), output
+        framework, venv = instance.workspace / "pyworker-framework", instance.workspace / "pyworker-venv"
+        pip = f"pip install -q --python {venv}/bin/python"
+        assert calls.read_text().splitlines()[1:] == [f"{pip} -e {framework}"]
+
+        source.commit({"lib/new.py": ""})
+        instance.force_update.touch()
+        assert (await instance.run(instance.script))[0] == 0
+        assert calls.read_text().splitlines()[2:] == [f"{pip} --upgrade -e {framework}"]
+        assert (framework / "lib" / "new.py").exists()
+        assert not instance.force_update.exists()
+
+
+async def test_a_local_framework_is_used_where_it_is(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="quick") as instance:
+        instance.add_worker("quick", "import os; print('in', os.getcwd())")
+        instance.env["PYWORKER_FRAMEWORK"] = str(instance.script.parent)
+        status, output = await instance.run(instance.script)
+        assert (status, f"in {instance.script.parent}\n" in output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("framework", "said"),
+    [
+        ("file:///nowhere/fork#x", "file:///nowhere/fork at x could not be fetched: check the network"),
+        ("http://me:secret@127.0.0.1:1/fork", "http://127.0.0.1:1/fork could not be fetched"),
+        ("/nowhere", "/nowhere could not be fetched"),
+    ],
+)
+async def test_a_framework_that_cannot_be_fetched_is_reported(
+    tmp_path: Path, framework: str, said: str
+) -> None:
+    async with with_instance(tmp_path, PYWORKER_FRAMEWORK=framework) as instance:
+        instance.hurry()
+        status, output = await instance.run(instance.script)
+        assert (status, f"start_server.sh: {said}" in output) == (EXIT_FAILED, True)
+        assert output.count("fatal: ") >= 3
+        assert said in instance.log.read_text()
+        assert "secret" not in output
+        last = instance.system.last_report
+        assert (last.id, last.mtoken) == (CONTAINER_ID, MASTER_TOKEN)
+        assert last.error_msg.startswith(said)
+        assert "\nfatal: " in last.error_msg
+        assert os.listdir(instance.workspace) == ["pyworker.log"]
+
+
+async def test_a_repository_without_the_framework_is_refused(tmp_path: Path) -> None:
+    other = Repository(tmp_path / "other", {"worker.py": ""})
+    async with with_instance(tmp_path, PYWORKER_FRAMEWORK=other.url) as instance:
+        status, output = await instance.run(instance.script)
+        assert (status, "has no lib/launch: check PYWORKER_FRAMEWORK" in output) == (EXIT_SETTINGS, True)
+
+
+HANGING_GIT = """#!/bin/sh
+echo "git hangs" >&2
+exec tail -f /dev/null
+"""
+
+
+async def test_the_script_says_what_it_waits_for_and_ends_at_a_signal(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, PYWORKER_FRAMEWORK="file:///x") as instance:
+        write_command(instance, "git", HANGING_GIT)
+        replace_in(instance.script, "WAITING_S=30", "WAITING_S=1")
+        async with instance.started(instance.script) as script:
+            await script.until("still fetching file:///x, for 1 s so far")
+            script.process.terminate()
+            assert (await script.end()).status == 128 + signal.SIGTERM
+            assert "stopped by SIGTERM" in script.output
+        assert os.listdir(instance.workspace) == ["pyworker.log"]
+
+
+async def test_the_launcher_says_what_it_waits_for(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, TEST_UV_HANGS="1") as instance:
+        instance.use_uv()
+        instance.alter("log.py", "self._since_s + interval_s(0.0)", "self._since_s + 0.01")
+        async with instance.started() as first:
+            await first.until("still installing into")
+            async with instance.started() as second:
+                await second.until(f"still waiting for another start_server.sh in {instance.workspace}, for")
+                for script in (second, first):
+                    script.process.terminate()
+                    assert (await script.end()).status == 128 + signal.SIGTERM
 
 
 # Another process on the port
@@ -343,7 +561,7 @@ for number in range(20000):
 async def test_the_worker_outlives_its_console_and_its_log_is_bounded(tmp_path: Path) -> None:
     async with with_instance(tmp_path, BACKEND="talking") as instance:
         instance.add_worker("talking", TALKING_WORKER)
-        instance.alter("readonly LOG_BYTES=$((64 * 1024 * 1024))", "readonly LOG_BYTES=50000")
+        instance.alter("log.py", "LOG_BYTES = 64 * 1024 * 1024", "LOG_BYTES = 50000")
         reader, console = os.pipe()
         os.close(reader)
         process = await asyncio.create_subprocess_exec(
@@ -389,8 +607,8 @@ async def test_tls_from_the_request_to_the_renewal(tmp_path: Path) -> None:
         instance.system.url = instance.system.url.replace("http:", "https:")
         engine = instance.system.engine
         engine.authority.lifetime_s = DAY_S
-        instance.alter("CERTIFICATE_CHECK_S=3600", "CERTIFICATE_CHECK_S=1")
-        set_time_ahead = instance.use_own_date()
+        instance.alter("certificate.py", "CERTIFICATE_CHECK_S = 3600.0", "CERTIFICATE_CHECK_S = 1.0")
+        set_time_ahead = instance.use_own_clock()
         async with instance.started() as script:
             first = await engine.wait_for(lambda: engine.certificates, GUARD_S)
             assert [c.instance_id for c in first] == [CONTAINER_ID]
@@ -464,7 +682,7 @@ async def test_a_custom_repository_is_cloned_by_a_piped_script_and_updated_on_re
     async with with_instance(
         tmp_path, PYWORKER_REPO=mine.url, PYWORKER_VENV="", PIP_NO_INDEX="1"
     ) as instance:
-        instance.env["BACKEND"] = ""
+        instance.env |= {"BACKEND": "", "PYWORKER_FRAMEWORK": str(instance.script.parent)}
         async with instance.started(instance.script) as first:
             await first.until("listening on port")
         assert "version 1.0" in first.output
@@ -544,9 +762,11 @@ async def test_the_script_works_for_a_user_other_than_root(tmp_path: Path) -> No
             (root / "venv" / "bin" / "python").symlink_to(python)
             (root / "venv" / "bin" / "python3").symlink_to(python)
             (root / "workspace" / "mine" / "worker.py").write_text("import os; print('user', os.getuid())")
+            shutil.copytree(ROOT / "lib", root / "framework" / "lib")
             give_away(root)
             instance.env["WORKSPACE_DIR"] = str(root / "workspace")
             instance.env["PYWORKER_VENV"] = str(root / "venv")
+            instance.env["PYWORKER_FRAMEWORK"] = str(root / "framework")
             instance.env["PATH"] = f"{root}/venv/bin:{instance.bin}:{os.environ['PATH']}"
             status, output = await instance.run(instance.script, user=NOBODY)
             assert (status, f"user {NOBODY}\n" in output) == (0, True), output

@@ -1,0 +1,127 @@
+"""A folder of code, and the git repository that it is fetched from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.launch.commands import Commands
+from lib.launch.errors import CannotStart
+from lib.launch.log import LaunchLog
+from lib.launch.settings import without_password
+from lib.runtime.exit_status import EXIT_FAILED, EXIT_SETTINGS
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """The code in `folder`. `url` is empty if nobody says where it is from; `variables` set the other two."""
+
+    folder: Path
+    url: str
+    ref: str
+    variables: str
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the folder has a worker."""
+        return os.path.isfile(self.folder / "worker.py") or os.path.isdir(self.folder / "workers")
+
+    @property
+    def source(self) -> str:
+        """The repository and the reference, as they may be logged."""
+        url = without_password(self.url) or "its repository"
+        return f"{url} at {self.ref}" if self.ref else url
+
+
+class Fetcher:
+    """Fetches and updates checkouts with git. Without a network, code that is there runs unchanged."""
+
+    def __init__(self, commands: Commands, log: LaunchLog, update_file: Path) -> None:
+        self._commands = commands
+        self._log = log
+        self._update_file = update_file
+
+    def get(self, checkout: Checkout) -> bool:
+        """Fetch the code if there is none, or `refresh` it; return whether it was updated on request."""
+        if checkout.has_code:
+            return self.refresh(checkout)
+        self._fetch_first(checkout)
+        return False
+
+    def refresh(self, checkout: Checkout) -> bool:
+        """Update the code if the engine has requested that, and return whether it was; fetch another `ref`.
+
+        Raises `CannotStart` if the code is another repository's, or if `ref` can't be fetched.
+        """
+        origin = self._git(checkout, "remote", "get-url", "origin")
+        if checkout.url and origin is not None and origin != checkout.url:
+            raise CannotStart(
+                EXIT_SETTINGS,
+                f"{checkout.folder} is a clone of {without_password(origin)}, not of {checkout.source}:"
+                " move it away",
+            )
+        if os.path.exists(self._update_file):
+            self._log.begin(f"updating {checkout.folder}, as {self._update_file} exists")
+            if self._commands.attempt(lambda: self._update(checkout)):
+                return True
+            self._log.say(f"{checkout.folder} could not be updated: it runs unchanged")
+            return False
+        before = self._git(checkout, "config", "pyworker.ref")
+        if before is not None and before != checkout.ref:
+            self._log.begin(f"fetching {checkout.source} in place of {before or 'the default branch'}")
+            if not self._commands.attempt(lambda: self._update(checkout)):
+                raise self._not_fetched(checkout)
+        return False
+
+    def _fetch_first(self, checkout: Checkout) -> None:
+        nothing = f"has neither a worker.py nor workers/: check {checkout.variables}"
+        if not checkout.url:
+            raise CannotStart(EXIT_SETTINGS, f"{checkout.folder} {nothing}")
+        if shutil.which("git", path=self._commands.environ.get("PATH")) is None:
+            raise CannotStart(EXIT_SETTINGS, f"git is missing: install it, to fetch {checkout.source}")
+        self._log.begin(f"fetching {checkout.source}")
+        if not self._commands.attempt(lambda: self._clone(checkout)):
+            raise self._not_fetched(checkout)
+        if not checkout.has_code:
+            raise CannotStart(EXIT_SETTINGS, f"{checkout.source} {nothing}")
+
+    def _not_fetched(self, checkout: Checkout) -> CannotStart:
+        text = f"{checkout.source} could not be fetched: check the network, {checkout.variables}"
+        return CannotStart(EXIT_FAILED, text, has_lines=True)
+
+    def _git(self, checkout: Checkout, *command: str) -> str | None:
+        """The output of a git command in the checkout; None if it fails, as in code that is no clone."""
+        if not os.path.exists(checkout.folder / ".git"):
+            return None
+        output = self._commands.output("git", "-C", checkout.folder, *command)
+        return None if output is None else output.rstrip("\n")
+
+    def _clone(self, checkout: Checkout) -> bool:
+        """Clone into another folder first, so that an interruption leaves no incomplete code."""
+        new = checkout.folder.with_name(f"{checkout.folder.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        run = self._commands.run
+        if not (
+            run("git", "init", "-q", new)
+            and run("git", "-C", new, "remote", "add", "origin", checkout.url)
+            and self._fetch(new, checkout.ref or "HEAD", checkout.ref)
+        ):
+            return False
+        os.rename(new, checkout.folder)
+        return True
+
+    def _update(self, checkout: Checkout) -> bool:
+        branch = self._git(checkout, "symbolic-ref", "--short", "-q", "HEAD")
+        return self._fetch(checkout.folder, checkout.ref or branch or "HEAD", checkout.ref)
+
+    def _fetch(self, folder: Path, wanted: str, ref: str) -> bool:
+        """Check out a branch, a tag or a full commit id. Files changed by hand are not overwritten."""
+        git = ("git", "-C", folder)
+        run = self._commands.run
+        return (
+            run(*git, "fetch", "-q", "--depth", "1", "origin", wanted)
+            and run(*git, "checkout", "-q", "--detach", "FETCH_HEAD")
+            and run(*git, "config", "pyworker.ref", ref)
+        )

@@ -1,0 +1,100 @@
+"""The worker's Python environment and its packages."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from lib.launch.commands import Commands
+from lib.launch.errors import CannotStart
+from lib.launch.log import LaunchLog
+from lib.runtime.exit_status import EXIT_FAILED
+
+MIN_PYTHON = "3.10"
+
+
+class Environment:
+    """The environment in `folder`, with the requirements of `code` and with the framework.
+
+    `is_update`: packages are installed again, in their newest versions.
+    """
+
+    def __init__(
+        self, folder: Path, code: Path, framework: Path, commands: Commands, log: LaunchLog, is_update: bool
+    ) -> None:
+        self.python = folder / "bin" / "python"
+        self._folder, self._code, self._framework = folder, code, framework
+        self._commands = commands
+        self._log = log
+        self._is_update = is_update
+        self._has_uv = shutil.which("uv", path=commands.environ.get("PATH")) is not None
+
+    def make(self) -> None:
+        """Make the environment and install the packages, unless that is done. Raises `CannotStart`."""
+        done = self._folder / "installed"
+        if not self._is_update and _content(done).decode(errors="replace") == self._packages():
+            return
+        self._log.begin(f"installing into {self._folder}")
+        done.unlink(missing_ok=True)
+        if self._commands.output(self.python, "-c", "") is None and not self._commands.attempt(
+            self._make_venv
+        ):
+            text = (
+                f"no Python environment could be made in {self._folder}: install uv or Python's venv module"
+            )
+            raise CannotStart(EXIT_FAILED, text, has_lines=True)
+        if not self._commands.attempt(self._install):
+            text = f"packages could not be installed: check the network, and the requirements in {self._code}"
+            raise CannotStart(EXIT_FAILED, text, has_lines=True)
+        with suppress(OSError):  # then the next start installs again
+            done.write_text(self._packages())
+
+    def _packages(self) -> str:
+        """A digest of everything that determines the environment's packages."""
+        version = (self._commands.output(self.python, "-VV") or "") if os.path.exists(self.python) else ""
+        digest = hashlib.sha256(
+            f"{self._code}\n{self._framework}\n{version}".encode(errors="surrogateescape")
+        )
+        for file in ("requirements.txt", "pyproject.toml"):
+            digest.update(_content(self._code / file))
+        digest.update(_content(self._framework / "pyproject.toml"))
+        return digest.hexdigest()
+
+    def _make_venv(self) -> bool:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._has_uv:
+            return self._commands.run("uv", "venv", "-q", "--python", f">={MIN_PYTHON}", self._folder)
+        return self._commands.run(sys.executable, "-m", "venv", self._folder)
+
+    def _install(self) -> bool:
+        """Install the code's requirements, and the framework if they don't include it."""
+        if os.path.isfile(self._code / "requirements.txt"):
+            is_done = self._add("-r", self._code / "requirements.txt")
+        elif os.path.isfile(self._code / "pyproject.toml"):
+            is_done = self._add("-e", self._code)
+        else:
+            is_done = True
+        if not is_done:
+            return False
+        if self._commands.output(self.python, "-c", "import lib.server", cwd=self._code) is not None:
+            return True
+        return self._add("-e", self._framework)
+
+    def _add(self, *packages: str | Path) -> bool:
+        upgrade = ("--upgrade",) if self._is_update else ()
+        if self._has_uv:
+            command = ("uv", "pip", "install", "-q", "--python", self.python)
+        else:
+            command = (self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input")
+        return self._commands.run(*command, *upgrade, *packages)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

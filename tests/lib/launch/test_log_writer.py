@@ -1,0 +1,53 @@
+"""The process that writes the log: its size, and consoles and disks that take nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lib.launch.log_writer import CHUNK_BYTES, copy
+
+
+def written(data: bytes, console: int, path: Path, limit_bytes: int = 1 << 20) -> None:
+    """Copy `data` from a pipe, which has room for it, to its end."""
+    source, end = os.pipe()
+    os.write(end, data)
+    os.close(end)
+    copy(source, console, path, limit_bytes)
+    os.close(source)
+
+
+def test_all_is_written_to_the_console_and_the_file(tmp_path: Path) -> None:
+    reader, console = os.pipe()
+    written(b"one\n", console, tmp_path / "log")
+    written(b"two\xff", console, tmp_path / "log")
+    os.close(console)
+    assert os.read(reader, 100) == b"one\ntwo\xff"
+    os.close(reader)
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\xff"
+
+
+def test_the_log_is_rotated_before_it_is_too_large(tmp_path: Path) -> None:
+    console = os.open(os.devnull, os.O_WRONLY)
+    for part in (b"a" * 6, b"b" * 6, b"c" * 4):
+        written(part, console, tmp_path / "log", limit_bytes=10)
+    os.close(console)
+    assert (tmp_path / "log").read_bytes() == b"b" * 6 + b"c" * 4
+    assert (tmp_path / "log.old").read_bytes() == b"a" * 6
+
+
+def test_a_console_that_is_gone_is_not_missed(tmp_path: Path) -> None:
+    reader, console = os.pipe()
+    os.close(reader)
+    written(b"x" * (CHUNK_BYTES // 2), console, tmp_path / "log")
+    os.close(console)
+    assert (tmp_path / "log").stat().st_size == CHUNK_BYTES // 2
+
+
+def test_a_full_disk_does_not_stop_the_console(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    reader, console = os.pipe()
+    written(b"one\n", console, tmp_path / "log")
+    os.close(console)
+    assert os.read(reader, 100) == b"one\n"
+    os.close(reader)
