@@ -43,10 +43,11 @@ print("a first line")
 print('then "boom": ü, \\\\ and \\x01', file=sys.stderr)
 os.kill(os.getpid(), 9) if "TEST_KILLED" in os.environ else sys.exit(7)
 """
-# An installer that records its calls and makes environments that use the tests' Python.
+# An installer that records its calls and makes environments that use the tests' Python. It fails if told so.
 FAKE_UV = """#!/usr/bin/env bash
 echo "$*" >>"$TEST_UV_CALLS"
 folder=${!#}
+if [[ $1 == "${TEST_UV_FAILS:-}" ]]; then echo "uv fails"; exit 1; fi
 if [[ $1 == venv ]]; then
   if [[ ${TEST_UV_HANGS:-} ]]; then echo "uv hangs"; exec tail -f /dev/null; fi
   mkdir -p "$folder/bin"

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAX_FUNCTION_LINES = 60
 MAX_BACKEND_LINES = 350
+MAX_SHELL_LINES = 200
 # A docstring begins with a verb, or with the noun that is returned.
 RIDDLES = ("What", "How", "Who", "Whose", "Why", "Where", "When", "Which")
 # Copied by `pyworker new`: their classes are examples, not names of the project.
@@ -56,6 +57,11 @@ def test_functions_fit_a_screen() -> None:
 def test_the_backend_is_the_story_and_no_more() -> None:
     lines = len((ROOT / "lib" / "backend.py").read_text().splitlines())
     assert lines <= MAX_BACKEND_LINES
+
+
+def test_what_must_be_shell_is_little() -> None:
+    lines = len((ROOT / "start_server.sh").read_text().splitlines())
+    assert lines <= MAX_SHELL_LINES
 
 
 def test_no_class_is_defined_inside_a_function() -> None:

@@ -235,6 +235,41 @@ async def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> 
         assert "WORKSPACE_DIR: " in last_error(instance)
 
 
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [("venv", "no Python environment could be made in"), ("pip", "packages could not be installed")],
+)
+async def test_an_installation_that_fails_is_reported_with_its_lines(
+    tmp_path: Path, fails: str, said: str
+) -> None:
+    async with with_instance(tmp_path, TEST_UV_FAILS=fails) as instance:
+        calls = instance.use_uv()
+        instance.hurry()
+        assert (await instance.run())[0] == EXIT_FAILED
+        assert last_error(instance).startswith(said)
+        assert last_error(instance).endswith("\nuv fails\nuv fails\nuv fails")
+
+        calls.unlink()
+        instance.env["TEST_UV_FAILS"] = ""
+        async with instance.started() as script:
+            await script.until("listening on port")
+        assert [line.split()[0] for line in calls.read_text().splitlines()][-1] == "pip"
+
+
+async def test_without_git_the_code_to_be_fetched_is_named(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, PYWORKER_REPO="https://me:secret@nowhere.example/mine") as instance:
+        (instance.bin / "git").unlink()
+        said = "git is missing: install it, to fetch https://nowhere.example/mine"
+        assert (await instance.run())[0] == EXIT_SETTINGS
+        assert last_error(instance) == said
+
+
+async def test_a_repository_without_a_name_is_refused(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, PYWORKER_REPO="https://nowhere.example/..") as instance:
+        assert (await instance.run())[0] == EXIT_SETTINGS
+        assert "PYWORKER_REPO: 'https://nowhere.example/..' does not end in a name" in last_error(instance)
+
+
 async def test_without_a_network_the_failed_download_is_named(tmp_path: Path) -> None:
     async with with_instance(tmp_path) as instance:
         instance.hurry()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.launch.commands import NOT_EXECUTED, Commands
+from lib.launch.commands import NOT_EXECUTED, PASSED_ON, Commands
 from lib.launch.errors import LaunchStopped
 from lib.launch.log import LaunchLog
 from tests.guard import GUARD_S
@@ -99,6 +99,22 @@ def test_a_signal_reaches_the_worker_and_is_its_end(
     code = f"import signal; signal.signal(signal.{number.name}, signal.SIG_DFL); {WAITS}"
     assert commands.run_worker(sys.executable, "-c", code, tmp_path / "fifo", cwd=tmp_path) == 128 + number
     thread.join(GUARD_S)
+
+
+def test_signals_that_are_ignored_stay_ignored(commands: Commands) -> None:
+    """As after `nohup`."""
+    before = {number: signal.getsignal(number) for number in PASSED_ON}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        commands.handle_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not commands.is_stopped
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert commands.is_stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_workers_exit_status_is_kept(commands: Commands, tmp_path: Path) -> None:
