@@ -71,7 +71,7 @@ stop() {
 attempt() {
   local pause_s
   say "$step"
-  scratch=$(mktemp -d "$workspace/.pyworker-start.XXXXXX" 2>/dev/null) || refuse "$EXIT_SETTINGS" \
+  scratch=${scratch:-$(mktemp -d "$workspace/.pyworker-start.XXXXXX" 2>/dev/null)} || refuse "$EXIT_SETTINGS" \
     "cannot start: WORKSPACE_DIR: $workspace can't be written by $(id -un): set a folder that this user may write"
   for pause_s in "${RETRY_PAUSES_S[@]}"; do
     run "$@" && return

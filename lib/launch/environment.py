@@ -80,9 +80,15 @@ class Environment:
             is_done = True
         if not is_done:
             return False
-        if self._commands.output(self.python, "-c", "import lib.server", cwd=self._code) is not None:
+        return not self._needs_framework() or self._add("-e", self._framework)
+
+    def _needs_framework(self) -> bool:
+        """Whether the framework is missing, or was installed beside other code and may have changed."""
+        command = "import lib.server; print(lib.server.__file__)"
+        found = self._commands.output(self.python, "-c", command, cwd=self._code)
+        if found is None:
             return True
-        return self._add("-e", self._framework)
+        return self._code != self._framework and Path(found.strip()).is_relative_to(self._framework)
 
     def _add(self, *packages: str | Path) -> bool:
         upgrade = ("--upgrade",) if self._is_update else ()

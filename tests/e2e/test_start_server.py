@@ -397,8 +397,9 @@ async def test_the_framework_is_installed_from_its_variable_beside_own_code(tmp_
         pip = f"pip install -q --python {venv}/bin/python"
         assert calls.read_text().splitlines()[1:] == [f"{pip} -e {framework}"]
 
-        source.commit({"lib/new.py": ""})
+        source.commit({"lib/server.py": "", "lib/new.py": ""})
         instance.force_update.touch()
+        instance.env["PYTHONPATH"] = str(framework)  # as the real installer makes it importable
         assert (await instance.run(instance.script))[0] == 0
         assert calls.read_text().splitlines()[2:] == [f"{pip} --upgrade -e {framework}"]
         assert (framework / "lib" / "new.py").exists()
