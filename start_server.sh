@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Start an instance's worker: `BACKEND=tgi ./start_server.sh`, or piped from a URL. A template's onstart script
-# runs this at every boot; steps that are already done are skipped. README.md, "On an instance", has the variables.
+# runs this at every boot; steps that are already done are skipped. The variables are in docs/operating.md, "Start on an
+# instance".
 #
 # It finds a Python, and fetches the framework if it was piped. Then the launcher takes its place, and does the rest
 # (lib/launch/launcher.py).

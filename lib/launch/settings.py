@@ -1,4 +1,4 @@
-"""The launcher's settings: the variables of `start_server.sh` (README.md, "On an instance").
+"""The launcher's settings: the variables of `start_server.sh` (docs/operating.md, "Start on an instance").
 
 Owns those and their checks. The worker checks its own when it starts.
 """

@@ -37,7 +37,9 @@ LONG_RUNNING = {
 NOT_RUN = {"pyworker load-test -k": "needs the engine in the cloud, and a key"}
 # Blocks that are tested elsewhere.
 ELSEWHERE = {
+    ("local-engine", "parts"): "test_the_parts_by_hand",
     ("migrating", "import"): "tests/docs/test_guides.py",
+    ("operating", "start"): "tests/e2e/test_start_server.py",
     ("writing-a-worker", "install"): "test_the_guide_installs_like_the_readme",
 }
 # A variable before a command.
@@ -51,7 +53,7 @@ class DocumentReader:
         self._folder = folder
         self._env = env
         self._stack = stack
-        self._engine_url = ""
+        self.engine_url = ""
 
     async def run(self, line: str) -> EndedProcess | None:
         """Run a command line; return its result, or None if it is not run, or keeps running."""
@@ -69,7 +71,7 @@ class DocumentReader:
         running = await self._stack.enter_async_context(self._long_running(words, env))
         await running.until(started)
         if found := re.search(r"engine +(?:on )?(http://127.0.0.1:\d+)", running.output):
-            self._engine_url = found[1]
+            self.engine_url = found[1]
         return None
 
     def _adapted(self, words: list[str]) -> list[str]:
@@ -88,7 +90,7 @@ class DocumentReader:
             return [program, "--fail", "--silent", *rest[:-1], url]
         assert program == "pyworker", words
         replacements = {
-            "-l": ["--engine", self._engine_url],
+            "-l": ["--engine", self.engine_url],
             "3001": [port],
             "http://127.0.0.1:13001": [f"http://127.0.0.1:{port}"],
             "-rps": ["-rps", "50"],
@@ -184,6 +186,26 @@ async def test_local_engine(tmp_path: Path, env: dict[str, str]) -> None:
     for line in lines("local-engine"):
         async with AsyncExitStack() as stack:
             assert await DocumentReader(tmp_path, env, stack).run(line) is None
+
+
+async def test_the_parts_by_hand(tmp_path: Path, env: dict[str, str]) -> None:
+    engine, model, worker, client = document("local-engine").block("shell", "parts").splitlines()
+    async with AsyncExitStack() as stack:
+        reader = DocumentReader(tmp_path, env, stack)
+        await reader.run(engine)
+        await reader.run(model)
+        adapted = worker.replace("3000", env["WORKER_PORT"]).replace(
+            "http://127.0.0.1:8081", reader.engine_url
+        )
+        *assignments, program, option, module = shlex.split(adapted)
+        variables = dict(assignment.split("=", 1) for assignment in assignments)
+        variables |= env | {"MODEL_LOG": str(tmp_path / "hello_world.log")}
+        running = command(program, option, module, cwd=tmp_path, env=variables, errors_in_output=True)
+        await (await stack.enter_async_context(running)).until("ready: benchmark")
+        words = shlex.split(client.replace(" -l ", f" --engine {reader.engine_url} "))
+        asked = await done(*words, cwd=tmp_path)
+        assert asked.status == 0, asked
+        assert len(asked.output.split()) > 20
 
 
 async def test_kubernetes(tmp_path: Path, env: dict[str, str]) -> None:
