@@ -28,6 +28,7 @@ from lib.local.local_worker_env import WORKER_ID
 from lib.local.processes import Child, ChildFailed, Interrupted, on_stop_signal, while_running
 from lib.local.screen import Screen
 from lib.local.serving import serve_engine
+from lib.local.worker_watch import watched_workers
 
 CLIENT_MODULE = "workers.hello_world.client"
 LOAD_TEST_MODULE = "workers.hello_world.test_load"
@@ -105,6 +106,7 @@ async def _demo_system(environ: Mapping[str, str], directory: Path) -> AsyncGene
     engine = LocalEngine(endpoint=LOCAL_NAME)
     async with (
         serve_engine(engine) as engine_url,
+        watched_workers(engine),
         hello_world(engine_url, environ, directory, TOKENS_PER_S) as processes,
     ):
         yield DemoSystem(engine, engine_url, processes)

@@ -12,7 +12,7 @@ import hmac
 import json
 import logging
 import uuid
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,16 +22,17 @@ from Crypto.PublicKey import RSA
 
 from lib.errors import Unauthorized
 from lib.local.authority import Authority, IssuedCertificate
+from lib.local.ended_requests import EndedRequests, GivenUpRequest, ReceivedCompletion
 from lib.local.engine_logs import EngineLog, LogLevel
 from lib.local.faults import FaultKind, Faults
 from lib.local.fleet import SILENCE_S, Fleet, WorkerRecord
 from lib.local.groups import Endpoint, Groups, Workergroup
 from lib.local.messages import RouteQuery, wrong_endpoint_name
-from lib.local.open_requests import OpenRequests
+from lib.local.open_requests import ABANDONED_S, OpenRequests
 from lib.local.scaling_plan import ScalingPlan, scaling_plan
 from lib.local.signer import Scheme, Signer
 from lib.runtime.clock import Clock, SystemClock
-from lib.wire import DeleteRequests, FinishedRequest, WorkerStatus
+from lib.wire import DeleteRequests, WorkerStatus
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +40,12 @@ T = TypeVar("T")
 
 DEFAULT_ENDPOINT = "local"
 DEFAULT_REPORT_LIMIT = 1000
-MAX_FINISHED = 100_000
 # The API key shown for endpoints when any key is accepted.
 ANY_KEY = "local"
 # Log lines list at most this many requests.
 MAX_LISTED = 20
 # Guards a test against waiting for ever, in seconds of real time.
 WAIT_LIMIT_S = 30.0
-
-
-@dataclass(frozen=True)
-class ReceivedCompletion:
-    """A finished request as a worker reported it; `received_at` in Unix seconds."""
-
-    worker_id: int
-    mtoken: str
-    request: FinishedRequest
-    received_at: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +97,7 @@ class LocalEngine:
             raise ValueError(f"endpoint {what}")
         if api_key == "":
             raise ValueError("api_key must not be empty: leave it out to accept any key")
+        self.id = uuid.uuid4().hex
         self.scheme: Scheme = scheme
         self.endpoint = endpoint
         self.clock: Clock = clock or SystemClock()
@@ -118,12 +109,13 @@ class LocalEngine:
         self.groups = Groups()
         self.groups.add_endpoint(Endpoint(0, endpoint, self.clock.wall()))
         self.autoscale: AutoscaleStatus | None = None
+        self.listeners: list[Callable[[WorkerRecord], object]] = []  # called after each report
         self.requests_seen: Counter[FaultKind] = Counter()
         self._api_key = api_key
         self._open_requests = OpenRequests()
         self._endpoint_logs: defaultdict[int, EngineLog] = defaultdict(EngineLog)
         self._group_logs: defaultdict[int, EngineLog] = defaultdict(EngineLog)
-        self._finished: deque[ReceivedCompletion] = deque(maxlen=MAX_FINISHED)
+        self._ended = EndedRequests()
         self._first_reqnum = first_reqnum
         self._reqnums: Counter[str] = Counter()
         self._arrived = asyncio.Event()
@@ -138,7 +130,12 @@ class LocalEngine:
     @property
     def finished(self) -> list[ReceivedCompletion]:
         """The latest 100,000 entries received by `/delete_requests/`, oldest first."""
-        return list(self._finished)
+        return list(self._ended.finished)
+
+    @property
+    def given_up(self) -> list[GivenUpRequest]:
+        """The latest 1,000 requests that were closed without a worker's report, oldest first."""
+        return list(self._ended.given_up)
 
     @property
     def workers(self) -> dict[int, WorkerRecord]:
@@ -223,10 +220,12 @@ class LocalEngine:
             self.note("info0", endpoint, f"worker {worker.id} was restarted")
             self._give_up(worker, "was restarted")
         if worker.state != before:
-            log.info("worker %d of %s: %s", worker.id, endpoint_name, worker.state)
             why = f": {message.error_msg}" if message.error_msg else ""
+            log.info("worker %d of %s: %s%s", worker.id, endpoint_name, worker.state, why)
             self.note("info0", endpoint, f"worker {worker.id} is {worker.state}{why}")
         self.note("debug", endpoint, f"report of worker {worker.id}: {json.dumps(message.summary())}")
+        for listener in self.listeners:
+            listener(worker)
         self.wake()
 
     def take_finished(self, message: DeleteRequests) -> None:
@@ -234,7 +233,10 @@ class LocalEngine:
         now = self.clock.wall()
         endpoint = self.groups.endpoint_named(self.worker(message.worker_id).endpoint)
         for request in message.requests:
-            self._finished.append(ReceivedCompletion(message.worker_id, message.mtoken, request, now))
+            routing = self._open_requests.routing(request.request_idx)
+            self._ended.finished.append(
+                ReceivedCompletion(message.worker_id, message.mtoken, request, now, routing)
+            )
             self.close(request.request_idx)
             if endpoint:
                 text = f"request {request.request_idx}: {request.status} at worker {message.worker_id}"
@@ -264,12 +266,30 @@ class LocalEngine:
 
     def retire(self, worker_id: int) -> None:
         """Route no more requests to a worker, which is about to be stopped."""
-        self.worker(worker_id).retired = True
+        self.worker(worker_id).retire(True)
         self.wake()
 
     def reinstate(self, worker_id: int) -> None:
         """Undo `retire`, for a worker that is about to be started again under the same id."""
-        self.worker(worker_id).retired = False
+        self.worker(worker_id).retire(False)
+
+    def see(self, worker: WorkerRecord, *, draining: bool = False, unreachable: str = "") -> None:
+        """Take note of what a worker's address answered: that it drains, or the error of the connection.
+
+        A worker that drains or can't be reached gets no requests. Requests at one that can't be reached are
+        given up.
+        """
+        before = (worker.draining, bool(worker.unreachable))
+        worker.see(draining, unreachable)
+        if (draining, bool(unreachable)) == before:
+            return
+        text = f"{worker.state}: {worker.why}" if worker.halted else f"{worker.state}: reached again"
+        log.info("worker %d of %s: %s", worker.id, worker.endpoint, text)
+        if endpoint := self.groups.endpoint_named(worker.endpoint):
+            self.note("info0", endpoint, f"worker {worker.id} is {text}")
+        if unreachable:
+            self._give_up(worker, "can't be reached")
+        self.wake()
 
     def route(self, query: RouteQuery, avoid: Collection[str] = ()) -> dict[str, Any]:
         """Return the answer of `/route/`: signed for a worker, or without `url` if no worker is ready.
@@ -280,7 +300,10 @@ class LocalEngine:
         are not picked.
         """
         self._give_up_lost_requests()
-        request_idx = self._open_requests.open(self.clock.monotonic(), query.request_idx)
+        now_s = self.clock.monotonic()
+        request_idx = self._open_requests.open(
+            now_s, query.request_idx, endpoint=query.endpoint, cost=query.cost
+        )
         before = self._release_cost(request_idx)
         others = {*avoid, before.last.url} if before and before.last else avoid
         worker = self.fleet.pick(query.endpoint, others) or self.fleet.pick(query.endpoint, avoid)
@@ -295,7 +318,7 @@ class LocalEngine:
         else:
             worker.pending[request_idx] = query.cost
             worker.routed += 1
-            self._open_requests.route(request_idx, worker.id)
+            self._open_requests.route(request_idx, worker.id, now_s)
             text = f"routed to worker {worker.id}, whose load is now {worker.estimated_load:g}"
             answer = self._signed(worker.last.url, query.cost, query.endpoint, request_idx)
         if endpoint := self.groups.endpoint_named(query.endpoint):
@@ -391,23 +414,43 @@ class LocalEngine:
         for worker in self.workers.values():
             if worker.silent and not worker.lost:
                 worker.lost = True
-                log.info(
-                    "worker %d of %s: stopped, no report for %g s", worker.id, worker.endpoint, SILENCE_S
-                )
-                if endpoint := self.groups.endpoint_named(worker.endpoint):
-                    self.note(
-                        "info0", endpoint, f"worker {worker.id} is stopped: no report for {SILENCE_S:g} s"
-                    )
+                if not worker.halted:  # otherwise its end is known already
+                    self._log_silence(worker)
                 self._give_up(worker, "stopped reporting")
-        self._open_requests.close_abandoned(self.clock.monotonic(), self._is_working_on)
+        for request_idx in self._open_requests.close_abandoned(self.clock.monotonic(), self._is_working_on):
+            self._give_up_abandoned(request_idx)
+
+    def _log_silence(self, worker: WorkerRecord) -> None:
+        log.info("worker %d of %s: stopped, no report for %g s", worker.id, worker.endpoint, SILENCE_S)
+        if endpoint := self.groups.endpoint_named(worker.endpoint):
+            self.note("info0", endpoint, f"worker {worker.id} is stopped: no report for {SILENCE_S:g} s")
 
     def _give_up(self, worker: WorkerRecord, why: str) -> None:
+        """Close the requests that were routed to a worker which is gone."""
         worker.pending.clear()
         requests = self._open_requests.close_routed_to(worker.id)
+        for request_idx in requests:
+            self._add_given_up(request_idx, f"worker {worker.id} {why}")
         if requests and (endpoint := self.groups.endpoint_named(worker.endpoint)):
             shown = ", ".join(map(str, requests[:MAX_LISTED])) + ("…" if len(requests) > MAX_LISTED else "")
             text = f"gave up {len(requests)} request(s) because worker {worker.id} {why}: {shown}"
             self.note("info1", endpoint, text)
+
+    def _give_up_abandoned(self, request_idx: int) -> None:
+        """Record a closed request that no worker works on and no client asks for."""
+        routing = self._open_requests.routing(request_idx)
+        if routing is None:
+            return
+        if routing.worker_id is None:
+            why = f"its client has not asked for a worker for {ABANDONED_S:g} s"
+        else:
+            self.worker(routing.worker_id).pending.pop(request_idx, None)
+            why = f"worker {routing.worker_id} never reported it: it was not sent, or refused with 401 or 404"
+        self._add_given_up(request_idx, why)
+
+    def _add_given_up(self, request_idx: int, why: str) -> None:
+        if routing := self._open_requests.routing(request_idx):
+            self._ended.given_up.append(GivenUpRequest(request_idx, self.clock.wall(), why, routing))
 
     def _is_working_on(self, worker_id: int, request_idx: int) -> bool:
         last = self.worker(worker_id).last

@@ -6,6 +6,7 @@ Owns the lines and how many are kept. Does not own what is logged (engine.py, gr
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal, get_args
 
@@ -20,22 +21,36 @@ MAX_LINES = 1000
 MAX_LINE_CHARS = 500
 
 
+@dataclass(frozen=True)
+class LogLine:
+    """One line of a log; `at` is in Unix seconds."""
+
+    at: float
+    text: str
+
+    def __str__(self) -> str:
+        return (
+            f"{datetime.fromtimestamp(self.at, timezone.utc).isoformat(timespec='milliseconds')} {self.text}"
+        )
+
+
 class EngineLog:
     """The latest 1,000 lines of each level."""
 
     def __init__(self) -> None:
-        self._lines: dict[LogLevel, deque[str]] = {level: deque(maxlen=MAX_LINES) for level in LOG_LEVELS}
+        self._lines: dict[LogLevel, deque[LogLine]] = {level: deque(maxlen=MAX_LINES) for level in LOG_LEVELS}
 
     def add(self, level: LogLevel, wall: float, text: str) -> None:
         """Add a line with its time, `wall`, in Unix seconds."""
-        at = datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds")
         line = " ".join(text.split())
         short = line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS] + "…"
-        self._lines[level].append(f"{at} {short}")
+        self._lines[level].append(LogLine(wall, short))
+
+    def lines(self, level: LogLevel, count: int = MAX_LINES) -> list[LogLine]:
+        """The last `count` lines of a level, oldest first."""
+        return list(self._lines[level])[-count:] if count else []
 
     def to_json(self, tail: int | None = None) -> dict[str, str]:
         """The lines of each level as one text, oldest first; with `tail`, only the last `tail` of each."""
         count = MAX_LINES if tail is None else tail
-        return {
-            level: "\n".join(list(lines)[-count:] if count else []) for level, lines in self._lines.items()
-        }
+        return {level: "\n".join(map(str, self.lines(level, count))) for level in LOG_LEVELS}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -83,8 +83,11 @@ class WorkerRecord:
         reports: the latest ones, oldest first.
         pending: the cost of each request routed to it since its last report, by `request_idx`.
         routed: the number of requests routed to it.
-        retired: it is being stopped: it finishes its requests and gets no more.
+        retired: it is being stopped by the engine: it finishes its requests and gets no more.
+        draining: it answers that it is stopping: it finishes its requests and gets no more.
+        unreachable: the error of the latest connection to it, if that was refused; otherwise "".
         lost: it is silent and its open requests were given up.
+        changed_at: Unix time of the latest change of its state that did not come from silence.
         starts: the number of processes seen under this id.
         started_at: Unix time of the first report of the current process.
         loaded_at: Unix time of the current process's first report as loaded; 0.0 before that.
@@ -97,7 +100,10 @@ class WorkerRecord:
     pending: dict[int, float] = field(default_factory=dict[int, float])
     routed: int = 0
     retired: bool = False
+    draining: bool = False
+    unreachable: str = ""
     lost: bool = False
+    changed_at: float = 0.0
     starts: int = 0
     started_at: float = 0.0
     loaded_at: float = 0.0
@@ -120,8 +126,33 @@ class WorkerRecord:
 
     @property
     def state(self) -> WorkerState:
-        """`stopped` if silent or retired; otherwise the state by its last report."""
-        return "stopped" if self.silent or self.retired else self.reports[-1].state
+        """`stopped` if it is gone or about to go; otherwise the state by its last report."""
+        return "stopped" if self.silent or self.halted else self.reports[-1].state
+
+    @property
+    def halted(self) -> bool:
+        """Whether it gets no requests, although it has reported lately."""
+        return self.retired or self.draining or bool(self.unreachable)
+
+    @property
+    def why(self) -> str:
+        """The reason that it is not ready, in words; "" if it is ready, or loading without an error."""
+        if self.retired:
+            return "stopped by --autoscale"
+        if self.draining:
+            return "ended after it drained" if self.unreachable or self.silent else "draining"
+        if self.unreachable:
+            return f"can't be reached: {self.unreachable}"
+        if self.silent:
+            return f"no report for {SILENCE_S:g} s"
+        return self.last.error_msg if self.last else ""
+
+    @property
+    def since(self) -> float:
+        """Unix time of the latest change of its state."""
+        if self.silent and not self.halted and self.reports:
+            return self.reports[-1].received_at + SILENCE_S
+        return self.changed_at
 
     @property
     def perf(self) -> float:
@@ -143,14 +174,9 @@ class WorkerRecord:
 
     def add_report(self, endpoint: str, message: WorkerStatus) -> None:
         """Update the record with a report received by `endpoint`."""
-        before, state = self.last, _state(message)
-        report = ReceivedReport(
-            message,
-            endpoint,
-            self.clock.wall(),
-            self.clock.monotonic(),
-            "stopped" if self.retired else state,
-        )
+        before, state_before = self.last, self.state
+        state = "stopped" if self.halted else _state(message)
+        report = ReceivedReport(message, endpoint, self.clock.wall(), self.clock.monotonic(), state)
         if before is None or _was_restarted(before, message):
             self.starts += 1
             self.started_at, self.loaded_at = report.received_at, 0.0
@@ -162,8 +188,27 @@ class WorkerRecord:
         self.cur_load_rolling_avg += weight * (message.cur_load - self.cur_load_rolling_avg)
         self.pending.clear()
         self.lost = False
+        if before is None or state != state_before:
+            self.changed_at = report.received_at
         self.reports.append(report)
         self.totals.add(message)
+
+    def retire(self, retired: bool) -> None:
+        """Set whether the engine stops it."""
+        before, self.retired = self.state, retired
+        self._note_change(before)
+
+    def see(self, draining: bool, unreachable: str) -> None:
+        """Update the record with what its address answered."""
+        before, was_halted = self.state, self.halted
+        self.draining, self.unreachable = draining, unreachable
+        if was_halted and not self.halted:
+            self.reports[-1] = replace(self.reports[-1], state=_state(self.reports[-1].message))
+        self._note_change(before)
+
+    def _note_change(self, before: WorkerState) -> None:
+        if self.state != before:
+            self.changed_at = self.clock.wall()
 
     def to_json(self) -> dict[str, Any]:
         """An item of `/get_endpoint_workers/`; here, `dlperf` and `reliability` are constants."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from lib.local.engine import LocalEngine, first_reqnum_now
 from lib.local.processes import free_port
 from lib.local.serving import CannotListen, serve_engine
+from lib.local.worker_watch import watched_workers
 from lib.runtime.settings import LOOPBACK
 
 WORKER_ID = 1
@@ -58,6 +59,7 @@ async def local_instance(
             engine_url = await stack.enter_async_context(serve_engine(engine, LOOPBACK, engine_port))
         except CannotListen:
             engine_url = await stack.enter_async_context(serve_engine(engine, LOOPBACK))
+        await stack.enter_async_context(watched_workers(engine))
         port, loopback_port = (stack.enter_context(free_port(wanted)) for wanted in ports)
         # The engine is new, and must not be told what another one was not.
         workspace = stack.enter_context(tempfile.TemporaryDirectory(prefix="pyworker-workspace-"))

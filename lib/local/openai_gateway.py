@@ -50,6 +50,8 @@ MAX_JSON_BYTES = Settings.max_json_bytes
 MAX_ERROR_BYTES = 64 * 1024
 # Workers are on this machine or nearby; without a connection after this many seconds, the next is tried.
 CONNECT_TIMEOUT_S = 5.0
+# A longer path is cut where the engine's page shows it.
+MAX_ROUTE_CHARS = 100
 # Seconds until a client should try again. A loading worker takes minutes, but clients wait only seconds.
 RETRY_AFTER_S = 5.0
 
@@ -182,6 +184,9 @@ class OpenAIGateway:
             if body.failure is not None:
                 raise body.failure from e
             raise ModelUnreachable(f"the worker at {url} closed the connection before it answered") from e
+        if routing := self._engine.open_requests.routing(auth_data["request_idx"]):
+            routing.route = f"{request.method} {response.url.path}"[:MAX_ROUTE_CHARS]
+            routing.status = response.status
         async with response:
             return await _relay(request, response)
 

@@ -17,6 +17,7 @@ from aiohttp import web
 from lib.local.api import EngineApi
 from lib.local.engine import DEFAULT_ENDPOINT, LocalEngine, first_reqnum_now
 from lib.local.signer import Scheme
+from lib.local.worker_watch import watched_workers
 from lib.runtime.hosts import HostGuard
 
 DEFAULT_PORT = 8081
@@ -93,7 +94,7 @@ async def run_engine(
     `CannotListen`, whose text is to be printed and whose `exit_status` is the exit status.
     """
     engine = LocalEngine(scheme, api_key, endpoint, first_reqnum=first_reqnum_now())
-    async with serve_engine(engine, host, port, allowed_hosts) as url:
+    async with serve_engine(engine, host, port, allowed_hosts) as url, watched_workers(engine):
         (write_line or print_line)(
             f"local engine on {url} (endpoint {endpoint}, scheme {scheme}): "
             "a stand-in for development, not a production scheduler"

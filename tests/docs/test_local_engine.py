@@ -52,7 +52,7 @@ def test_parameters_and_their_defaults() -> None:
 def test_states_levels_and_times() -> None:
     assert [codes(row[0])[0] for row in table(DOC.text)] == list(WORKER_STATES)
     assert f"no report for {SILENCE_S:g} s" in DOC.text
-    assert ABANDONED_S == 600.0
+    assert f"if for {ABANDONED_S:g} s no worker" in DOC.prose
     assert f"within the last {ARRIVAL_WINDOW_S:g} s" in DOC.text
     assert f"too many for {autoscale.SCALE_DOWN_DELAY_S:g} s" in DOC.text
     assert f"makes {autoscale.TOKENS_PER_S} tokens a second" in DOC.prose

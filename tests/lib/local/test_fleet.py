@@ -102,24 +102,41 @@ def test_no_number_is_used_twice(chosen: list[int]) -> None:
 def test_requests_of_a_gone_worker_are_closed() -> None:
     requests = OpenRequests()
     for worker_id in (7, 8, 7):
-        requests.route(requests.open(0.0), worker_id)
+        requests.route(requests.open(0.0), worker_id, 0.0)
     assert requests.close_routed_to(7) == [1, 3]
     assert requests.worker_id(2) == 8
     assert requests.close_routed_to(7) == []
 
 
-def test_abandoned_requests_are_closed_after_ten_minutes() -> None:
+def test_abandoned_requests_are_closed_after_30_s() -> None:
     requests = OpenRequests()
     for _ in range(3):
         requests.open(0.0)
-    requests.route(2, 7)
-    requests.open(300.0, 3)
-    assert requests.close_abandoned(599.0, lambda _worker_id, _idx: False) == []
-    assert requests.close_abandoned(600.0, lambda worker_id, idx: (worker_id, idx) == (7, 2)) == [1]
+    requests.route(2, 7, 0.0)
+    requests.open(20.0, 3)
+    assert requests.close_abandoned(29.0, lambda _worker_id, _idx: False) == []
+    assert requests.close_abandoned(30.0, lambda worker_id, idx: (worker_id, idx) == (7, 2)) == [1]
     assert (1 in requests, 2 in requests, 3 in requests) == (False, True, True)
-    assert requests.close_abandoned(900.0, lambda _worker_id, _idx: True) == [3]
-    assert requests.close_abandoned(1199.0, lambda _worker_id, _idx: False) == []
-    assert requests.close_abandoned(1200.0, lambda _worker_id, _idx: False) == [2]
+    assert requests.close_abandoned(50.0, lambda _worker_id, _idx: True) == [3]
+    assert requests.close_abandoned(59.0, lambda _worker_id, _idx: False) == []
+    assert requests.close_abandoned(60.0, lambda _worker_id, _idx: False) == [2]
+
+
+def test_the_routing_of_a_request_is_kept_after_its_end() -> None:
+    requests = OpenRequests()
+    number = requests.open(10.0, endpoint="local", cost=5.0)
+    assert requests.waiting == 1
+    requests.open(12.0, number)
+    requests.route(number, 7, 12.0)
+    requests.open(15.0, number)
+    requests.route(number, 8, 15.0)
+    assert requests.waiting == 0
+    requests.close(number)
+    routing = requests.routing(number)
+    assert routing is not None
+    assert (routing.endpoint, routing.cost, routing.worker_id) == ("local", 5.0, 8)
+    assert (routing.waited_s, routing.times_routed) == (5.0, 2)
+    assert requests.routing(99) is None
 
 
 @pytest.mark.parametrize(
@@ -137,7 +154,55 @@ def test_lower_counters_mean_another_process(restarted: dict[str, float]) -> Non
 def test_a_retired_worker_gets_no_requests_but_its_reports_count() -> None:
     fleet = Fleet(ManualClock(), 10)
     worker = fleet.take_report("local", READY)
-    worker.retired = True
+    worker.retire(True)
     fleet.take_report("local", replace(READY, cur_perf=3.0))
     assert (worker.state, fleet.pick("local"), worker.totals.cur_perf) == ("stopped", None, 3.0)
     assert [report.state for report in worker.reports] == ["ready", "stopped"]
+    assert worker.why == "stopped by --autoscale"
+
+
+def test_a_draining_worker_gets_no_requests_whatever_it_reports() -> None:
+    fleet = Fleet(ManualClock(), 10)
+    worker = fleet.take_report("local", READY)
+    worker.see(draining=True, unreachable="")
+    assert (worker.state, worker.why, fleet.pick("local")) == ("stopped", "draining", None)
+    fleet.take_report("local", READY)
+    assert (worker.state, fleet.pick("local")) == ("stopped", None)
+    worker.see(draining=True, unreachable="connection refused")
+    assert worker.why == "ended after it drained"
+    fleet.take_report("local", READY)
+    worker.see(draining=False, unreachable="")
+    assert (worker.state, worker.why, fleet.pick("local")) == ("ready", "", worker)
+
+
+def test_an_unreachable_worker_is_stopped_until_it_is_reached() -> None:
+    clock = ManualClock()
+    fleet = Fleet(clock, 10)
+    worker = fleet.take_report("local", READY)
+    clock.advance(5.0)
+    worker.see(draining=False, unreachable="connection refused")
+    assert (worker.state, worker.why) == ("stopped", "can't be reached: connection refused")
+    assert (fleet.pick("local"), worker.since) == (None, clock.wall())
+    fleet.take_report("local", READY)
+    clock.advance(5.0)
+    worker.see(draining=False, unreachable="")
+    assert (worker.state, worker.why, worker.since) == ("ready", "", clock.wall())
+
+
+def test_a_state_lasts_since_its_first_report_or_the_end_of_the_limit() -> None:
+    clock = ManualClock(wall_s=100.0)
+    fleet = Fleet(clock, 10)
+    seen: list[tuple[str, float, str]] = []
+    for message in (replace(READY, loadtime=0.0), READY, READY, replace(READY, error_msg="broken")):
+        worker = fleet.take_report("local", message)
+        seen.append((worker.state, worker.since, worker.why))
+        clock.advance(10.0)
+    clock.advance(50.0)
+    seen.append((worker.state, worker.since, worker.why))
+    assert seen == [
+        ("loading", 100.0, ""),
+        ("ready", 110.0, ""),
+        ("ready", 110.0, ""),
+        ("error", 130.0, "broken"),
+        ("stopped", 160.0, "no report for 30 s"),
+    ]

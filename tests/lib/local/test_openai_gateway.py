@@ -477,6 +477,14 @@ async def test_another_worker_is_tried_with_the_same_request_idx(
     assert gateway.engine.worker(8).pending == {}
 
 
+async def test_the_engine_knows_the_route_and_the_status(gateway: Gateway, worker: GatewayWorker) -> None:
+    worker.answer_with(404, "{}")
+    await gateway.chat(path=CHAT + "?api_key=secret", headers={})
+    routing = gateway.engine.open_requests.routing(1)
+    assert routing is not None
+    assert (routing.route, routing.status) == ("POST /v1/chat/completions", 404)
+
+
 async def test_another_worker_gets_the_whole_upload(
     gateway: Gateway, worker: GatewayWorker, unused_url: str
 ) -> None:
