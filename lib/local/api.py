@@ -48,6 +48,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _ANY_MEDIA_TYPE = re.compile(r"/api/v0/sign_cert/$|^/openai/")
 # The page at `/` and every file that it loads.
 PAGE = Path(__file__).parent / "page"
+# The page has files of its own only, and nothing that a worker reports may run in it.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
 
 
 class RequestedFault(WorkerError):
@@ -278,7 +283,7 @@ async def takes_json_only(request: web.Request, handler: Handler) -> web.StreamR
 
 
 async def _page(_: web.Request) -> web.StreamResponse:
-    return web.FileResponse(PAGE / "index.html")
+    return web.FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
 
 def _abort_connection(request: web.Request) -> web.Response:

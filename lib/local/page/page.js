@@ -1,141 +1,77 @@
-// Draws the data of GET /local/overview once a second. All files are served by the engine.
+// Draws the data of series.js once a second. All files are served by the engine.
 "use strict";
 
 const POLL_MS = 1000;
-// Rates and latencies are averaged over this many seconds.
-const SMOOTH_S = 5;
-// A worker without a report for this long is stopped; the same as SILENCE_S in lib/local/fleet.py.
-const SILENCE_S = 30;
-// What a worker serves is averaged over this many seconds: enough for some requests that take seconds.
-const SERVED_S = 60;
-const MAX_ERRORS = 20;
-const MAX_REQUESTS = 15;
+const CHART_HEIGHT = 190;
+const MAX_REQUESTS = 20;
+// A worker reports at least every 10 s; one that is later by more than this is pointed out.
+const LATE_S = 13;
 
 const byId = (id) => document.getElementById(id);
-const compact = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
-const timeOfDay = new Intl.DateTimeFormat("en", { timeStyle: "medium", hour12: false });
 
-const known = { workers: new Map(), finished: [], plans: [], errors: [], now: 0, window_s: 600, open_requests: 0 };
-let since = 0;
+// What the statuses in reports are called in docs/protocol.md, "Outcomes".
+const OUTCOMES = {
+  Success: "served",
+  Error: "errored",
+  Cancelled: "cancelled",
+  Rejected: "rejected",
+  "Given up": "given up",
+};
+const countOf = (...statuses) => shownEnded().filter((e) => statuses.includes(e.status)).length;
 
-// Data from the engine
-
-/** Add an answer of /local/overview to `known`, and drop what is older than the charts. */
-function merge(overview) {
-  since = known.now = overview.now;
-  known.window_s = overview.window_s;
-  known.open_requests = overview.open_requests;
-  known.plans = overview.plans;
-  const oldest = overview.now - overview.window_s;
-  for (const worker of overview.workers) {
-    const before = known.workers.get(worker.id);
-    const samples = [...(before ? before.samples : []), ...worker.samples];
-    if (worker.error_msg && (!before || before.error_msg !== worker.error_msg)) {
-      known.errors.unshift({ at: worker.reported_at, id: worker.id, text: worker.error_msg });
-    }
-    known.workers.set(worker.id, { ...worker, samples: samples.filter((s) => s.at > oldest) });
-  }
-  known.finished = [...known.finished, ...overview.finished].filter((f) => f.at > oldest);
-  known.errors.length = Math.min(known.errors.length, MAX_ERRORS);
-}
-
-/** Forget all workers and requests: the engine was restarted, and its numbers start again. */
-function reset() {
-  known.workers.clear();
-  known.finished = [];
-  since = 0;
-}
-
-// Time series with one value per second
-
-function seconds() {
-  const end = Math.floor(known.now);
-  const first = Math.min(
-    end - 60,
-    ...[...known.workers.values()].map((w) => (w.samples.length ? Math.floor(w.samples[0].at) : end)),
-  );
-  const start = Math.max(first, end - known.window_s);
-  return Array.from({ length: end - start + 1 }, (_, i) => start + i);
-}
-
-/** The sum over all workers of the latest `field` at each time; silent workers don't count. */
-function sumOfLatest(times, field) {
-  const sums = times.map(() => 0);
-  for (const { samples } of known.workers.values()) {
-    let next = 0;
-    times.forEach((time, i) => {
-      while (next < samples.length && samples[next].at <= time + 1) next += 1;
-      const last = samples[next - 1];
-      if (last && time - last.at < SILENCE_S) sums[i] += last[field];
-    });
-  }
-  return sums;
-}
-
-/** The sum of `value` over `events` per second, averaged over the last SMOOTH_S seconds, at each time. */
-function rate(times, events, value) {
-  const sums = times.map(() => 0);
-  for (const event of events) {
-    const from = Math.floor(event.at) - times[0];
-    for (let i = Math.max(0, from); i < Math.min(times.length, from + SMOOTH_S); i += 1) {
-      sums[i] += value(event) / SMOOTH_S;
-    }
-  }
-  return sums;
-}
-
-/** The quantile `q` of the total time of the requests finished in the last SMOOTH_S seconds, at each time. */
-function latency(times, q) {
-  const slots = times.map(() => []);
-  for (const finish of known.finished) {
-    if (finish.status === "Rejected" || !finish.total_s) continue;
-    const from = Math.floor(finish.at) - times[0];
-    for (let i = Math.max(0, from); i < Math.min(times.length, from + SMOOTH_S); i += 1) {
-      slots[i].push(finish.total_s);
-    }
-  }
-  return slots.map((values) => {
-    values.sort((a, b) => a - b);
-    return values.length ? values[Math.min(values.length - 1, Math.floor(q * values.length))] : null;
-  });
-}
-
-/** The workload per second that a worker has served in the last SERVED_S seconds: its capacity, if it is busy. */
-function served(worker) {
-  const recent = worker.samples.filter((s) => s.at > known.now - SERVED_S);
-  return recent.reduce((total, s) => total + s.cur_perf, 0) / SERVED_S;
-}
-
-const allSamples = () => [...known.workers.values()].flatMap((w) => w.samples);
-
+// The unit is part of every value. `caption` says what the values are, `names` the lines. The axis ends at `high` or
+// above. `empty` stands in place of lines without any value.
 const CHARTS = [
   {
-    id: "load",
-    title: "Load against capacity",
-    unit: "workload; capacity in workload per second",
-    names: ["load in flight", "measured capacity"],
-    values: (times) => [sumOfLatest(times, "cur_load"), sumOfLatest(times, "max_perf")],
-  },
-  {
-    id: "throughput",
-    title: "Throughput",
-    unit: "workload per second",
-    names: ["throughput"],
-    values: (times) => [rate(times, allSamples(), (s) => s.cur_perf)],
-  },
-  {
     id: "queue",
+    title: "Work queued",
+    caption: "seconds: work in flight ÷ capacity of the ready workers",
+    names: ["queued"],
+    high: 1,
+    empty: "Begins when a worker is ready.",
+    text: secondsText,
+    axis: (value) => `${compact.format(value)} s`,
+    values: (times) => [shares(sumOfLatest(times, (s) => s.cur_load), capacity(times), 1)],
+  },
+  {
+    id: "utilisation",
+    title: "Utilisation",
+    caption: "% of the ready capacity, averaged over 5 s",
+    names: ["arriving", "served"],
+    high: 100,
+    empty: "Begins when a worker is ready.",
+    text: percent,
+    axis: (value) => `${compact.format(value)} %`,
+    values: (times) => {
+      const ready = capacity(times);
+      const amounts = [arrived, (s) => s.cur_perf];
+      return amounts.map((amount) => shares(rate(times, shownSamples(), amount), ready, 100));
+    },
+  },
+  {
+    id: "requests",
     title: "Requests",
-    unit: "number in flight; finished per second",
-    names: ["in flight", "finished"],
-    values: (times) => [sumOfLatest(times, "working"), rate(times, known.finished, () => 1)],
+    caption: "ended per second, averaged over 5 s",
+    names: ["served", "errored", "rejected"],
+    high: 1,
+    empty: "Begins when a request has ended.",
+    text: perSecond,
+    axis: (value) => `${compact.format(value)}/s`,
+    values: (times) =>
+      ["Success", "Error", "Rejected"].map((status) =>
+        shownEnded().length ? rate(times, shownEnded(), (e) => (e.status === status ? 1 : 0)) : times.map(() => null),
+      ),
   },
   {
     id: "latency",
     title: "Latency",
-    unit: "seconds, finished requests",
-    names: ["median", "p95"],
-    values: (times) => [latency(times, 0.5), latency(times, 0.95)],
+    caption: "seconds from the first ask for a worker to the end, over 30 s",
+    names: ["p50", "p95", "p99"],
+    high: 0.1,
+    empty: "Begins when a request has ended.",
+    text: secondsText,
+    axis: (value) => `${compact.format(value)} s`,
+    values: (times) => latencies(times, [0.5, 0.95, 0.99]),
   },
 ];
 
@@ -148,24 +84,48 @@ function element(name, text, className) {
   return made;
 }
 
+/** A cell of a table; on a narrow screen its `label` stands before it. */
+function cell(label, content, className) {
+  const made = element("td", typeof content === "string" ? content : undefined, className);
+  if (typeof content !== "string") made.append(...content);
+  made.dataset.label = label;
+  return made;
+}
+
+/** The texts in the head of a table, which label the cells below on a narrow screen. */
+const labels = (table) => [...byId(table).tHead.rows[0].cells].map((head) => head.textContent);
+
+function fillTable(table, rows) {
+  byId(table).hidden = rows.length === 0;
+  byId(table).tBodies[0].replaceChildren(...rows);
+}
+
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+const LINES = [
+  ["--first", undefined],
+  ["--second", [6, 4]],
+  ["--third", [2, 3]],
+];
 
 function plot(chart, figure) {
   const axis = () => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 } });
-  const stroke = ["--first", "--second"];
   const lines = chart.names.map((label, i) => ({
     label,
-    stroke: colour(stroke[i]),
+    stroke: colour(LINES[i][0]),
     width: 2,
-    dash: i ? [6, 4] : undefined,
-    value: (_, value) => (value === null || value === undefined ? "–" : compact.format(value)),
+    dash: LINES[i][1],
+    value: (_, value) => chart.text(value),
   }));
   const options = {
     width: Math.max(280, figure.clientWidth),
-    height: 190,
-    scales: { y: { range: (_, __, high) => [0, high > 0 ? high * 1.1 : 1] } },
-    axes: [axis(), { ...axis(), size: 60, values: (_, ticks) => ticks.map((t) => compact.format(t)) }],
-    series: [{ value: (_, at) => (at ? timeOfDay.format(at * 1000) : "–") }, ...lines],
+    height: CHART_HEIGHT,
+    scales: { y: { range: (_, __, high) => [0, Math.max(chart.high, high * 1.1)] } },
+    axes: [
+      { ...axis(), space: 70, values: (_, ticks) => ticks.map(timeOfDay) },
+      { ...axis(), size: 64, values: (_, ticks) => ticks.map(chart.axis) },
+    ],
+    series: [{ label: "at", value: (_, at) => (at ? timeOfDay(at) : UNKNOWN) }, ...lines],
   };
   return new uPlot(options, [[], ...chart.names.map(() => [])], figure);
 }
@@ -177,8 +137,9 @@ function makeCharts() {
     figure.id = `chart-${chart.id}`;
     figure.setAttribute("role", "img");
     const caption = element("figcaption", chart.title + " ");
-    caption.append(element("span", chart.unit));
-    figure.append(caption);
+    caption.append(element("span", chart.caption));
+    chart.note = element("p", chart.empty, "empty");
+    figure.append(caption, chart.note);
     byId("charts").append(figure);
     chart.figure = figure;
     chart.plot = plot(chart, figure);
@@ -186,61 +147,130 @@ function makeCharts() {
 }
 
 function drawCharts() {
+  const isEmpty = shownSamples().length === 0;
+  byId("no-charts").hidden = !isEmpty;
+  byId("charts").hidden = isEmpty;
+  byId("charts-window").textContent = "";
+  if (isEmpty) return;
   const times = seconds();
+  byId("charts-window").textContent = `the last ${ageText(times.length - 1)}, of at most ${ageText(known.window_s)}`;
   for (const chart of CHARTS) {
     const values = chart.values(times);
+    const hasValues = values.some((series) => series.some(isNumber));
+    chart.note.hidden = hasValues;
+    chart.plot.root.hidden = !hasValues;
     chart.plot.setData([times, ...values]);
-    const now = values.map((series, i) => `${chart.names[i]} ${compact.format(series[series.length - 1] ?? 0)}`);
-    chart.figure.setAttribute("aria-label", `${chart.title}, ${chart.unit}. Now: ${now.join(", ")}.`);
+    // Without a pointer on the chart, the legend shows the latest values.
+    if (!(chart.plot.cursor.left >= 0)) chart.plot.setLegend({ idx: times.length - 1 });
+    const now = values.map((series, i) => `${chart.names[i]} ${chart.text(series[series.length - 1])}`);
+    chart.figure.setAttribute("aria-label", `${chart.title}, ${chart.caption}. Now: ${now.join(", ")}.`);
   }
 }
 
-function drawTiles() {
-  const workers = [...known.workers.values()];
+/** The values of the shown endpoint that the verdict and the tiles have in common. */
+function figures() {
+  const workers = shownWorkers();
   const ready = workers.filter((w) => w.status === "ready");
-  const sum = (list, field) => list.reduce((total, w) => total + w[field], 0);
+  const capacity_now = sum(ready, (w) => w.measured_perf);
+  const arriving = shownPlan()?.load ?? 0;
+  const live = workers.filter(isLive);
+  const durations = shownEnded().filter(isTimed).map((e) => e.total_s).sort((a, b) => a - b);
+  return {
+    workers,
+    ready,
+    live,
+    durations,
+    arriving,
+    capacity: capacity_now,
+    queued_s: capacity_now > 0 ? sum(ready, (w) => w.cur_load) / capacity_now : null,
+    utilisation: capacity_now > 0 ? (100 * arriving) / capacity_now : null,
+  };
+}
+
+/** A class, and sentences that say what is happening and whether the capacity is enough. */
+function verdict(now) {
+  const { workers, ready } = now;
+  if (!workers.length) return ["quiet", "No worker has reported to this endpoint."];
+  const states = ["loading", "error", "stopped"]
+    .map((state) => [workers.filter((w) => w.status === state).length, state])
+    .filter(([count]) => count)
+    .map(([count, state]) => `${count} ${state}`);
+  const hope = workers.some((w) => w.status === "loading") ? "warn" : "bad";
+  if (!ready.length) return [hope, `No worker is ready: ${states.join(", ")}.`];
+  const others = states.length ? `, ${states.join(", ")}` : "";
+  const load = now.arriving > 0 ? `${percent(now.utilisation)} of their capacity is asked for` : "no load arrives";
+  const happening = `${counted(ready.length, "worker")} ready${others}; ${load}, and ${secondsText(now.queued_s)} of work is queued.`;
+  const plan = shownPlan();
+  const missing = plan ? plan.workers_ready_wanted - ready.length : 0;
+  if (now.capacity === 0) return ["warn", `${happening} The capacity of the ready workers is not measured.`];
+  if (now.utilisation > 100) return ["bad", `${happening} That is not enough: more arrives than is served.`];
+  if (missing > 0) return ["warn", `${happening} The scaling plan wants ${counted(missing, "more worker")} for it.`];
+  return ["good", `${happening} That is enough.`];
+}
+
+/** What is wrong now, as `[level, text]`: workers of all endpoints, and requests of the shown one. */
+function problems(now) {
+  const found = [];
+  for (const worker of known.workers.values()) {
+    const name = known.plans.length > 1 ? `Worker ${worker.id} of ${worker.endpoint}` : `Worker ${worker.id}`;
+    const late_s = known.now - worker.reported_at;
+    if (isWrong(worker)) {
+      found.push(["bad", `${name}: ${worker.status} ${sinceText(worker.since)}: ${shortened(worker.why)}`]);
+    } else if (isLive(worker) && late_s > LATE_S) {
+      found.push(["warn", `${name}: its last report came ${ageText(late_s)} ago; it should report every 10 s`]);
+    }
+  }
+  if (known.waiting_requests && !now.ready.length) {
+    found.push(["bad", `${counted(known.waiting_requests, "request")} waiting: no worker is ready for them`]);
+  }
+  for (const [status, level] of [["Error", "bad"], ["Rejected", "warn"], ["Given up", "warn"]]) {
+    const such = shownEnded().filter((e) => e.status === status);
+    if (!such.length) continue;
+    const last = such[such.length - 1];
+    const count = `${counted(such.length, "request")} ${OUTCOMES[status]} in the last 10 min`;
+    found.push([level, `${count}, the latest at ${timeOfDay(last.at)}: ${last.why}`]);
+  }
+  if (known.faults.length) found.push(["warn", `Faults are on, by POST /local/faults: ${known.faults.join(", ")}`]);
+  return found;
+}
+
+function drawNow() {
+  const now = figures();
+  const [level, text] = verdict(now);
+  byId("verdict").className = level;
+  byId("verdict").textContent = text;
+  byId("problems").replaceChildren(...problems(now).map(([kind, what]) => element("li", what, kind)));
+  drawTiles(now);
+}
+
+function drawTiles(now) {
+  const [p50, p95, p99] = [0.5, 0.95, 0.99].map((q) => secondsText(quantile(now.durations, q)));
   const times = Array.from({ length: SMOOTH_S }, (_, i) => Math.floor(known.now) - SMOOTH_S + i);
-  const throughput = rate(times, allSamples(), (s) => s.cur_perf).pop();
-  const failed = known.finished.filter((f) => f.status === "Error").length;
+  const throughput = rate(times, shownSamples(), (s) => s.cur_perf).pop();
+  const not_served = countOf("Error", "Rejected", "Given up");
   const tiles = [
-    ["Workers (ready / all)", `${ready.length} / ${workers.length}`],
-    ["Load", compact.format(sum(workers, "cur_load"))],
-    ["Capacity (per s)", compact.format(sum(ready, "measured_perf"))],
-    ["Throughput (per s)", compact.format(throughput)],
-    ["Requests in flight", String(sum(workers, "reqs_working"))],
-    ["Open requests at the engine", String(known.open_requests)],
-    ["Failed requests (10 min)", String(failed)],
+    ["Workers ready", `${now.ready.length} of ${now.workers.length}`, `${shownPlan()?.workers_ready_wanted ?? 0} wanted by the plan`],
+    ["Work queued", secondsText(now.queued_s), "work in flight ÷ capacity"],
+    ["Utilisation", percent(now.utilisation), "load per second ÷ capacity"],
+    ["Load arriving", perSecond(now.arriving), `workload, 15 s; served ${perSecond(throughput)}`],
+    ["Capacity", now.ready.length ? perSecond(now.capacity) : UNKNOWN, "workload of the ready workers"],
+    ["In flight", String(sum(now.live, (w) => w.reqs_working)), `requests; ${known.open_requests} open here, ${known.waiting_requests} wait for a worker`],
+    ["Latency p50", p50, `p95 ${p95}, p99 ${p99}; 10 min`],
+    ["Not served", String(not_served), `requests, of ${shownEnded().length} that ended in 10 min`],
   ];
   byId("tiles").replaceChildren(
-    ...tiles.map(([name, value]) => {
+    ...tiles.map(([name, value, more]) => {
       const tile = element("div");
-      tile.append(element("dt", name), element("dd", value));
+      tile.append(element("dt", name), element("dd", value), element("dd", more, "more"));
       return tile;
     }),
   );
 }
 
-/** A worker's states as spans `[state, from, to]`, times in Unix seconds; equal neighbours are joined. */
-function stateSpans(worker) {
-  const spans = [];
-  const add = (state, from, to) => {
-    const last = spans[spans.length - 1];
-    if (last && last[0] === state) last[2] = to;
-    else spans.push([state, from, to]);
-  };
-  worker.samples.forEach((sample, i) => {
-    const next = worker.samples[i + 1];
-    const end = next ? next.at : known.now;
-    const alive = Math.min(end, sample.at + SILENCE_S);
-    add(sample.state, sample.at, alive);
-    if (end > alive) add("stopped", alive, end);
-  });
-  return spans;
-}
-
 /** A bar with a worker's states over the time range of the charts. */
 function stateHistory(worker, start) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const svg = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
+  const made = svg("svg");
   made.setAttribute("class", "state-history");
   made.setAttribute("viewBox", `0 0 ${known.now - start} 10`);
   made.setAttribute("preserveAspectRatio", "none");
@@ -248,115 +278,168 @@ function stateHistory(worker, start) {
   made.setAttribute("role", "img");
   const spans = stateSpans(worker);
   for (const [state, from, to] of spans) {
-    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const rect = svg("rect");
     rect.setAttribute("class", state);
     rect.setAttribute("x", Math.max(0, from - start));
-    rect.setAttribute("width", to - Math.max(from, start));
+    rect.setAttribute("width", Math.max(0, to - Math.max(from, start)));
     rect.setAttribute("height", 10);
     made.append(rect);
   }
-  const texts = spans.map(([state, from, to]) => `${state} for ${Math.round(to - from)} s`);
+  const texts = spans.map(([state, from, to]) => `${state} for ${ageText(to - from)}`);
   made.setAttribute("aria-label", texts.join(", then "));
   return made;
 }
 
 function drawWorkers() {
-  const workers = [...known.workers.values()];
+  const workers = shownWorkers().sort((a, b) => a.id - b.id);
   const start = seconds()[0];
+  const names = labels("workers");
   byId("no-workers").hidden = workers.length > 0;
-  byId("workers").hidden = workers.length === 0;
+  byId("legend").hidden = workers.length === 0;
   const rows = workers.map((worker) => {
-    const row = element("tr");
+    const live = isLive(worker);
+    const row = element("tr", undefined, live ? "" : "dead");
     const name = element("th", `${worker.id} `);
     name.scope = "row";
-    name.append(element("span", `${worker.endpoint} · ${worker.url}`, "hint"));
-    const state = element("td");
-    state.append(element("span", worker.status, `state ${worker.status}`));
-    if (worker.error_msg) state.title = worker.error_msg;
-    const bar = element("td");
-    bar.append(stateHistory(worker, start));
-    const queue_s = worker.measured_perf > 0 ? `${compact.format(worker.cur_load / worker.measured_perf)} s` : "–";
+    name.append(element("span", worker.url, "hint"));
+    const label = worker.draining ? "draining" : worker.status;
+    const state = [element("span", label, `state ${worker.status}`), element("span", sinceText(worker.since), "hint")];
+    if (worker.why && worker.why !== label) state.push(element("span", worker.why, isWrong(worker) ? "why bad" : "why"));
+    const measured = live && worker.measured_perf > 0;
     const numbers = [
-      compact.format(worker.cur_load),
-      worker.measured_perf > 0 ? compact.format(worker.measured_perf) : "–",
-      compact.format(served(worker)),
-      queue_s,
-      String(worker.reqs_working),
+      measured ? secondsText(worker.cur_load / worker.measured_perf) : UNKNOWN,
+      measured ? percent((100 * worker.arrival_rate) / worker.measured_perf) : UNKNOWN,
+      measured ? perSecond(worker.measured_perf) : UNKNOWN,
+      live ? perSecond(served(worker)) : UNKNOWN,
+      live ? String(worker.reqs_working) : UNKNOWN,
       String(worker.routed),
-      `${Math.max(0, Math.round(known.now - worker.reported_at))} s ago`,
+      `${ageText(known.now - worker.reported_at)} ago`,
     ];
-    row.append(name, state, bar, ...numbers.map((text) => element("td", text, "number")));
+    row.append(name, cell(names[1], state), cell(names[2], [stateHistory(worker, start)]));
+    row.append(...numbers.map((text, i) => cell(names[i + 3], text, "number")));
     return row;
   });
-  byId("workers").tBodies[0].replaceChildren(...rows);
+  fillTable("workers", rows);
 }
 
 function drawPlans() {
+  const names = labels("plans");
   const rows = known.plans.map((plan) => {
     const row = element("tr");
     const name = element("th", plan.endpoint);
     name.scope = "row";
     const numbers = [
-      compact.format(plan.load),
-      compact.format(plan.target_capacity),
-      compact.format(plan.ready_capacity),
-      compact.format(plan.cold_capacity),
+      perSecond(plan.load),
+      perSecond(plan.target_capacity),
+      perSecond(plan.ready_capacity),
+      perSecond(plan.cold_capacity),
       `${plan.workers_ready} / ${plan.workers_ready_wanted}`,
       `${plan.workers_cold} / ${plan.workers_cold_wanted}`,
-      plan.autoscale ? `${plan.autoscale.running} / ${plan.autoscale.most}` : "–",
+      plan.autoscale ? `${plan.autoscale.running} / ${plan.autoscale.most}` : UNKNOWN,
     ];
-    row.append(name, ...numbers.map((text) => element("td", text, "number")), element("td", plan.reason));
+    row.append(name, ...numbers.map((text, i) => cell(names[i + 1], text, "number")), cell(names[8], plan.reason));
     return row;
   });
-  byId("plans").tBodies[0].replaceChildren(...rows);
+  fillTable("plans", rows);
 }
 
-function drawLists() {
-  const errors = known.errors.map((error) =>
-    element("li", `${timeOfDay.format(error.at * 1000)}, worker ${error.id}: ${error.text}`),
-  );
-  byId("errors").replaceChildren(...(errors.length ? errors : [element("p", "No errors so far.", "hint")]));
-  const rows = known.finished.slice(-MAX_REQUESTS).reverse().map((finish) => {
+function drawRequests() {
+  const names = labels("requests");
+  const rows = shownEnded().slice(-MAX_REQUESTS).reverse().map((ended) => {
     const row = element("tr");
+    const outcome = [element("span", OUTCOMES[ended.status], ended.status.replace(" ", "-"))];
+    const answer = [ended.route, ended.http_status ?? ""].join(" ").trim();
+    if (answer) outcome.push(element("span", answer, "answer"));
+    if (ended.why) outcome.push(element("span", ended.why, "why"));
+    const worker = ended.worker_id === null ? UNKNOWN : String(ended.worker_id);
+    const tries = ended.times_routed > 1 ? `${worker} (routed ${ended.times_routed} times)` : worker;
+    const durations = [ended.waited_s, ended.queue_s, ended.work_s, ended.total_s];
     row.append(
-      element("td", timeOfDay.format(finish.at * 1000)),
-      element("td", String(finish.request_idx), "number"),
-      element("td", String(finish.worker_id), "number"),
-      element("td", finish.status, finish.status),
-      element("td", finish.queue_s.toFixed(3), "number"),
-      element("td", finish.total_s.toFixed(3), "number"),
+      cell(names[0], timeOfDay(ended.at)),
+      cell(names[1], String(ended.request_idx)),
+      cell(names[2], tries),
+      cell(names[3], outcome),
+      cell(names[4], numberText(ended.cost), "number"),
+      ...durations.map((value, i) => cell(names[i + 5], secondsText(value), "number")),
     );
     return row;
   });
-  byId("requests").tBodies[0].replaceChildren(...rows);
+  fillTable("requests", rows);
+  byId("no-requests").hidden = rows.length > 0;
+  byId("requests-note").hidden = rows.length === 0;
+}
+
+function drawEvents() {
+  const items = known.events.slice(-MAX_EVENTS).reverse().map((event) => {
+    const item = element("li");
+    const where = known.plans.length > 1 ? `${event.endpoint}: ` : "";
+    item.append(element("time", timeOfDay(event.at)), element("span", where + event.text));
+    return item;
+  });
+  byId("events").replaceChildren(...items);
+  byId("no-events").hidden = items.length > 0;
+}
+
+/** The choice of the endpoint, where there are several, and the commands of the empty places. */
+function drawChoice() {
+  const names = known.plans.map((plan) => plan.endpoint);
+  const choice = byId("endpoint");
+  byId("endpoint-choice").hidden = names.length < 2;
+  if (names.join("\n") !== [...choice.options].map((option) => option.value).join("\n")) {
+    choice.replaceChildren(...names.map((name) => element("option", name)));
+  }
+  choice.value = shown;
+  const path = shown === null || shown === names[0] ? "" : `/e/${encodeURIComponent(shown)}`;
+  byId("report-addr").textContent = `REPORT_ADDR=${location.origin}${path}`;
+  const payload = `'{"prompt": "Alice was", "max_response_tokens": 50}'`;
+  byId("try-request").lastElementChild.textContent =
+    `pyworker request --engine ${location.origin} -e ${shown} -k any /generate ${payload}`;
+}
+
+function draw() {
+  drawChoice();
+  drawNow();
+  drawWorkers();
+  drawCharts();
+  drawRequests();
+  drawEvents();
+  drawPlans();
 }
 
 // Polling
 
-function showConnection(text, lost) {
-  const connection = byId("connection");
-  if (connection.textContent !== text) connection.textContent = text;
-  connection.classList.toggle("lost", lost);
+let lost_at = null;
+
+function showConnection(error) {
+  const lost = error !== null;
+  if (!lost) lost_at = null;
+  else if (lost_at === null) lost_at = Date.now() / 1000;
+  document.body.classList.toggle("lost", lost);
+  byId("lost").hidden = !lost;
+  byId("connection").textContent = lost ? "no connection" : `live, ${timeOfDay(known.now)}`;
+  if (!lost) return;
+  const age = ageText(Date.now() / 1000 - lost_at);
+  const latest = known.now ? ` The latest data is of ${timeOfDay(known.now)}.` : "";
+  byId("lost-title").textContent =
+    `No connection to the engine since ${timeOfDay(lost_at)} (${age}): ${error.message}.${latest}`;
 }
 
 async function refresh() {
   try {
-    const answer = await fetch(`/local/overview?since=${since}`);
+    const answer = await fetch(`/local/overview?since=${known.now}`);
     if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
-    const overview = await answer.json();
-    // After a restart of the engine, its clock may be behind, or workers are missing.
-    if (overview.now < known.now - 5 || overview.workers.length < known.workers.size) reset();
+    let overview = await answer.json();
+    if (known.now && overview.engine_id !== known.engine_id) {
+      // Another engine, whose clock may differ: everything that it knows is new.
+      overview = await (await fetch("/local/overview")).json();
+    }
     merge(overview);
-    showConnection("live", false);
+    showConnection(null);
   } catch (error) {
-    showConnection(`no connection to the engine (${error.message})`, true);
+    showConnection(error);
     return;
   }
-  drawTiles();
-  drawWorkers();
-  drawCharts();
-  drawPlans();
-  drawLists();
+  draw();
 }
 
 async function run() {
@@ -365,14 +448,17 @@ async function run() {
 }
 
 makeCharts();
-const dark = matchMedia("(prefers-color-scheme: dark)");
-dark.addEventListener("change", () => {
+byId("endpoint").addEventListener("change", (event) => {
+  [shown, is_chosen] = [event.target.value, true];
+  draw();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   makeCharts();
   drawCharts();
 });
 new ResizeObserver(() => {
   for (const chart of CHARTS) {
-    chart.plot.setSize({ width: Math.max(280, chart.figure.clientWidth), height: 190 });
+    chart.plot.setSize({ width: Math.max(280, chart.figure.clientWidth), height: CHART_HEIGHT });
   }
 }).observe(byId("charts"));
 run();
