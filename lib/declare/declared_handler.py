@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from aiohttp import web
 
 from lib.data_types import UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler, sends_json
 from lib.declare.functions import RemoteFunction
-from lib.errors import response_from
+from lib.errors import response_from, result_or_error
 from lib.fields.callables import call_problems
 from lib.fields.json_fields import JsonDataException
 from lib.metrics import DEFAULT_WORKLOAD
@@ -29,19 +30,26 @@ from lib.uploads import Upload
 if TYPE_CHECKING:
     from lib.model.caller import ModelCaller
 
+log = logging.getLogger(__name__)
+
 Json = dict[str, Any]
-RequestParser = Callable[[Json], Json]
+RequestParser = Callable[[Json], Any]
 WorkloadCalculator = Callable[[Json], float]
 ResponseGenerator = Callable[
     [web.Request, aiohttp.ClientResponse], Awaitable[web.StreamResponse] | web.StreamResponse
 ]
+# Methods whose requests have no body: the payload's fields become the query.
+_FIELDS_ONLY = ("GET", "DELETE")
 
 
 @dataclass
 class DeclaredPayload:
-    """A payload as JSON and, in `typed`, as an instance of the payload class; without one, the JSON again."""
+    """A payload as JSON and, in `typed`, as an instance of the payload class; without one, the JSON again.
 
-    json: Json
+    `json` is an object, unless a request parser returned something else.
+    """
+
+    json: Any
     typed: Any
     workload_calculator: WorkloadCalculator | None = None
 
@@ -64,15 +72,36 @@ class DeclaredPayload:
         return own() if own else DEFAULT_WORKLOAD
 
 
+Reader = Callable[[Json], Any]
+
+
 class Samples:
-    """The benchmark's payloads as JSON: those of `dataset` in turn, or a new one of `generator` each time."""
+    """The benchmark's payloads as JSON: those of `dataset` in turn, or a new one of `generator` each time.
+
+    `substitution` describes how a sample that was refused was replaced last; None if none was.
+    """
 
     def __init__(self, dataset: Sequence[Json] | None, generator: Callable[[], Json] | None) -> None:
         self._next: Callable[[], Json] = generator or partial(next, itertools.cycle(dataset or ()))
+        self.substitution: str | None = None
 
-    def next(self) -> Json:
-        """A copy of the next payload: a request parser may change it."""
-        return copy.deepcopy(self._next())
+    def read(self, reader: Reader, substitutes: Mapping[str, Reader]) -> Any:
+        """Read the next sample as a client's payload is read; if it is refused, by the first that accepts it.
+
+        `substitutes` has readers by what they use in its place. Raises what `reader` raises if all refuse.
+        """
+        sample = self._next()
+        payload = result_or_error(lambda: reader(copy.deepcopy(sample)))  # a request parser may change it
+        if not isinstance(payload, Exception):
+            return payload
+        for what, substitute in substitutes.items():
+            substituted = result_or_error(lambda: substitute(copy.deepcopy(sample)))  # noqa: B023 - called here
+            if not isinstance(substituted, Exception):
+                first, self.substitution = self.substitution is None, f"refused ({payload!r}): used {what}"
+                if first:
+                    log.warning("a sample of the benchmark was %s", self.substitution)
+                return substituted
+        raise payload
 
 
 @dataclass(kw_only=True)
@@ -123,12 +152,14 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         return self._read(req_data["payload"])
 
     def make_benchmark_payload(self) -> DeclaredPayload:
-        if self.samples is not None:
-            return self._read(self.samples.next())
-        typed = cast(Any, self.payload_class).for_test()
-        if accepts_only_uploads(self.payload_class):
-            return _payload_of_upload(typed)
-        return DeclaredPayload(cast(Json, typed.generate_payload_json()), typed, self.workload_calculator)
+        if self.samples is None:
+            return self._test_payload()
+        substitutes: dict[str, Reader] = {}
+        if self.request_parser is not None:  # samples are often written in the form that it returns
+            substitutes["it without request_parser"] = self._typed
+        if defines_for_test(self.payload_class):
+            substitutes["for_test() instead"] = lambda _: self._test_payload()
+        return self.samples.read(self._read, substitutes)
 
     def call_model(self, model: ModelCaller, payload: DeclaredPayload) -> AbstractAsyncContextManager[Any]:
         if self.function is not None:
@@ -165,9 +196,27 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         if own is not None and own is not dict and not hasattr(own, "from_json_msg"):
             yield f"payload_class {own.__name__} has no from_json_msg"
 
+    def _test_payload(self) -> DeclaredPayload:
+        """The payload class's `for_test()`."""
+        typed = cast(Any, self.payload_class).for_test()
+        if accepts_only_uploads(self.payload_class):
+            return _payload_of_upload(typed)
+        return DeclaredPayload(_json_of(typed), typed, self.workload_calculator)
+
     def _read(self, raw: Json) -> DeclaredPayload:
         """The payload in `raw`. Raises `JsonDataException` (422) under "payload"."""
-        message = raw if self.request_parser is None else _parsed(self.request_parser, raw)
+        if self.request_parser is None:
+            return self._typed(raw)
+        message = _parsed(self.request_parser, raw)
+        if not isinstance(message, dict) and (self.function or self.method in _FIELDS_ONLY):
+            where = "remote_function takes" if self.function else f"a {self.method} sends"
+            raise TypeError(
+                f"request_parser returned {type(message).__name__}, but {where} the fields of a dict"
+            )
+        return self._typed(message)
+
+    def _typed(self, message: Any) -> DeclaredPayload:
+        """The payload in `message`, a request parser's result. Raises `JsonDataException` (422)."""
         try:
             own = self.payload_class
             typed = message if own in (None, dict) else cast(Any, own).from_json_msg(message)
@@ -193,9 +242,16 @@ class AnsweringHandler(DeclaredHandler):
         )
 
 
-def payload_from(samples: Samples, handler: EndpointHandler[Any]) -> Any:
-    """The next of `samples`, read by a handler class as it reads a client's payload."""
-    return handler.read_payload({"auth_data": dict(UNSIGNED_AUTH_DATA), "payload": samples.next()})
+def payload_from(samples: Samples, handler: EndpointHandler[Any], own: Callable[[], Any]) -> Any:
+    """The next of `samples`, read by a handler class as it reads a client's payload.
+
+    `own` makes its own payload, for a sample that it refuses.
+    """
+
+    def read(sample: Json) -> Any:
+        return handler.read_payload({"auth_data": dict(UNSIGNED_AUTH_DATA), "payload": sample})
+
+    return samples.read(read, {"make_benchmark_payload() instead": lambda _: own()})
 
 
 def defines_for_test(payload_class: type[Any] | None) -> bool:
@@ -210,13 +266,31 @@ def accepts_only_uploads(payload_class: type[Any] | None) -> bool:
     return getattr(reader, "__func__", reader) is cast(Any, Upload.from_json_msg).__func__
 
 
+def _json_of(typed: Any) -> Any:
+    """The JSON of `typed`, or its form fields if it makes no JSON.
+
+    Raises what `generate_payload_json` raises if there are none.
+    """
+    message = result_or_error(typed.generate_payload_json)
+    if not isinstance(message, Exception):
+        return message
+    own = getattr(typed, "generate_payload_multipart", None)
+    form: Json | None = own() if own else None
+    if form is None:
+        raise message
+    return form
+
+
 def _payload_of_upload(typed: Any) -> DeclaredPayload:
     """The payload for an upload; a function gets it as its keyword `upload`."""
     return DeclaredPayload({"upload": typed}, typed)
 
 
-def _parsed(parser: RequestParser, raw: Json) -> Json:
-    """Call an author's parser. Raises `JsonDataException` (422) for what is the client's fault."""
+def _parsed(parser: RequestParser, raw: Json) -> Any:
+    """Call an author's parser. Raises `JsonDataException` (422) for what is the client's fault.
+
+    A result of None, of a parser that lacks a `return`, is a `TypeError`.
+    """
     try:
         parsed: Any = parser(raw)
     except JsonDataException as e:
@@ -225,9 +299,9 @@ def _parsed(parser: RequestParser, raw: Json) -> Json:
         raise JsonDataException({"payload": _key_problems(e, raw)}) from e
     except ValueError as e:
         raise JsonDataException({"payload": str(e) or "invalid"}) from e
-    if not isinstance(parsed, dict):
-        raise TypeError(f"request_parser returned {type(parsed).__name__}, not the payload as a dict")
-    return cast(Json, parsed)
+    if parsed is None:
+        raise TypeError("request_parser returned None, not the payload")
+    return parsed
 
 
 def _key_problems(error: KeyError, raw: Json) -> Json:

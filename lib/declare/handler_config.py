@@ -172,7 +172,9 @@ class HandlerConfig(DeclaredConfig):
         options |= {name: self.valid(name) for name in _HANDLER_FIELDS if name in self.given}
         samples = benchmark.samples() if benchmark else None
         if samples is not None:
-            options["make_benchmark_payload"] = partial(payload_from, samples, handler)
+            options["make_benchmark_payload"] = partial(
+                payload_from, samples, handler, handler.make_benchmark_payload
+            )
         for name, value in options.items():
             setattr(handler, name, value)
         return handler

@@ -38,10 +38,6 @@ def twice(payload: dict[str, Any]) -> float:
 def gives_nothing(payload: dict[str, Any]) -> Any: ...
 
 
-def gives_a_list(payload: dict[str, Any]) -> Any:
-    return [payload]
-
-
 @dataclass
 class WordsPayload(ApiPayload):
     words: int
@@ -153,7 +149,7 @@ def test_these_errors_of_a_parser_are_the_clients_fault(error: Exception, proble
     assert refusal(handler(request_parser=raising(error)), {"model": "gpt-9"}) == {"payload": problem}
 
 
-@pytest.mark.parametrize("parser", [raising(RuntimeError("bug")), gives_nothing, gives_a_list])
+@pytest.mark.parametrize("parser", [raising(RuntimeError("bug")), gives_nothing])
 def test_other_errors_of_a_parser_are_not_the_clients_fault(parser: Any) -> None:
     with pytest.raises((RuntimeError, TypeError)):
         read(handler(request_parser=parser), {})
@@ -174,6 +170,10 @@ def test_a_functions_keywords_come_from_the_payload_class() -> None:
     }
 
 
+def answer(words: int) -> int:
+    return words
+
+
 def test_the_benchmark_goes_through_the_parser() -> None:
     def pops(payload: dict[str, Any]) -> dict[str, Any]:
         return {"words": payload.pop("w")}  # it changes what it is given
@@ -181,8 +181,8 @@ def test_the_benchmark_goes_through_the_parser() -> None:
     of = handler(BenchmarkConfig([{"w": 1}]), request_parser=pops, workload_calculator=twice)
     made = [of.make_benchmark_payload() for _ in range(3)]
     assert [(p.generate_payload_json(), workload(p)) for p in made] == [({"words": 1}, 2)] * 3
-    of = handler(BenchmarkConfig([{"text": "x"}]), request_parser=pops)
-    with pytest.raises(JsonDataException):
+    of = handler(BenchmarkConfig([{"text": "x"}]), request_parser=pops, remote_function=answer)
+    with pytest.raises(JsonDataException):  # neither as it is nor as the parser's result
         of.make_benchmark_payload()
 
 
