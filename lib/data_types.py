@@ -7,18 +7,22 @@ How a handler is run is in lib/backend.py; how JSON becomes a dataclass is in li
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
-from types import MappingProxyType
+from functools import partial
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import aiohttp
 from aiohttp import web
+from anyio.to_thread import run_sync as in_thread
 
 from lib.fields.annotations import PYTHON
+from lib.fields.callables import is_coroutine_function
 from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
 from lib.fields.limits import below_minimum, invalid_durations
 from lib.model.answer import AnswerScanner
@@ -179,6 +183,12 @@ class EndpointHandler(ABC, Generic[P]):
     requests are kept in flight in the benchmark, None for as many as give the highest throughput; other than
     8, at least `benchmark_runs` times as many end. `benchmark_words` is the length of a prompt for handlers
     that use it.
+
+    The last four are the fields of another implementation. `has_benchmark`: a declared worker that names no
+    benchmark measures this handler. `concurrency` is an older name of `benchmark_concurrency`;
+    `do_warmup_benchmark` False is the same as `benchmark_warmup` False. `remote_function` computes the
+    answers of a declared worker's `handler_class` (`call_remote_dispatch_function`). A subclass may set every
+    field as a class attribute, with or without `@dataclass`.
     """
 
     benchmark_runs: int = 8
@@ -193,6 +203,24 @@ class EndpointHandler(ABC, Generic[P]):
     on_disconnect: OnDisconnect = "cancel"
     keepalive_s: float | None = None
     idempotent: bool = False
+    has_benchmark: bool = True
+    concurrency: int | None = None
+    do_warmup_benchmark: bool = True
+    remote_function: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, field in EndpointHandler.__dataclass_fields__.items():
+            own = inspect.getattr_static(type(self), name)
+            # A subclass has set a class attribute which is no field of its own: it is a default too.
+            if own is not field.default and getattr(self, name) is field.default:
+                setattr(self, name, _as_default(own, self))
+        self.adopt_older_fields()
+
+    def adopt_older_fields(self) -> None:
+        """Set `benchmark_concurrency` and `benchmark_warmup` by `concurrency` and `do_warmup_benchmark`."""
+        if self.benchmark_concurrency is None:
+            self.benchmark_concurrency = self.concurrency
+        self.benchmark_warmup = self.benchmark_warmup and self.do_warmup_benchmark
 
     @property
     @abstractmethod
@@ -258,6 +286,18 @@ class EndpointHandler(ABC, Generic[P]):
         message = self.generate_payload_json(payload)
         return model.send(self.endpoint_for(payload), message)  # some choose the endpoint in the line before
 
+    async def call_remote_dispatch_function(self, params: dict[str, Any]) -> Any:
+        """Compute the result for `params`, the payload's JSON; by default by `remote_function(**params)`.
+
+        A declared worker's `handler_class` that has a `remote_function`, or overrides this, answers
+        `{"result": …}` without a call of the model server. An override that only raises an exception or
+        returns a constant has no effect: another implementation requires one of every handler.
+        """
+        if self.remote_function is None:
+            raise NotImplementedError(f"{type(self).__name__} has no remote_function")
+        call = partial(self.remote_function, **params)
+        return await (call() if is_coroutine_function(self.remote_function) else in_thread(call))
+
     async def generate_client_response(
         self, client_request: web.Request, model_response: aiohttp.ClientResponse
     ) -> web.StreamResponse:
@@ -291,7 +331,7 @@ class EndpointHandler(ABC, Generic[P]):
         is sent as JSON.
         """
         own, base = cast(Any, type(self)), cast(Any, EndpointHandler)
-        same_call = own.call_model is base.call_model
+        same_call = own.call_model is base.call_model and "call_model" not in vars(self)
         return same_call and own.generate_client_response is base.generate_client_response
 
     @property
@@ -327,12 +367,28 @@ class EndpointHandler(ABC, Generic[P]):
         """
         problems = [
             *below_minimum(self, 1, "max_concurrency", "benchmark_concurrency"),
+            *self._older_field_problems(),
             *invalid_durations(self, "max_queue_time", "keepalive_s"),
             *below_minimum(self, 0, "max_workload"),
         ]
-        typed = (("on_disconnect", OnDisconnect), ("idempotent", bool))
+        typed = (
+            *(("on_disconnect", OnDisconnect), ("idempotent", bool), ("has_benchmark", bool)),
+            *(("do_warmup_benchmark", bool), ("concurrency", int | None)),
+        )
         mismatches = (PYTHON.mismatch(name, kind, getattr(self, name)) for name, kind in typed)
         return [*problems, *filter(None, mismatches)]
+
+    def _older_field_problems(self) -> Iterator[str]:
+        """Yield a line for each field of another implementation that has no effect here."""
+        if self.concurrency not in (None, self.benchmark_concurrency):
+            yield f"concurrency is {self.concurrency}, but benchmark_concurrency {self.benchmark_concurrency}"
+        if self.benchmark_warmup and not self.do_warmup_benchmark:
+            yield "do_warmup_benchmark is False, but benchmark_warmup True"
+        if self.remote_function is not None and "call_model" not in vars(self):
+            yield (
+                "remote_function is given, but only that of a HandlerConfig, or of its handler_class without "
+                "a call_model, is called"
+            )
 
     @classmethod
     def get_data_from_request(
@@ -382,3 +438,10 @@ def sends_json(payload_class: type[Any] | None) -> bool:
 
 def _no_body() -> None:
     return None
+
+
+def _as_default(attribute: Any, handler: EndpointHandler[Any]) -> Any:
+    """The value of a class attribute of `handler`: a function is bound only if it is a method of a class."""
+    if isinstance(attribute, FunctionType) and "." not in attribute.__qualname__.rpartition("<locals>.")[2]:
+        return attribute
+    return attribute.__get__(handler, type(handler)) if hasattr(attribute, "__get__") else attribute

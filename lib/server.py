@@ -50,7 +50,15 @@ from lib.runtime.logs import configure_logging
 from lib.runtime.settings import Settings, from_environment
 from lib.runtime.tls import Certificate
 
-__all__ = ["EXIT_FAILED", "EXIT_PORT_TAKEN", "EXIT_SETTINGS", "run_server", "run_worker", "start_server"]
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_PORT_TAKEN",
+    "EXIT_SETTINGS",
+    "run_server",
+    "run_worker",
+    "start_server",
+    "start_server_async",
+]
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +89,19 @@ def start_server(
         partial(run_server, backend, routes, middlewares=middlewares, **site_kwargs),
         backend_options={"use_uvloop": uses_uvloop},
     )
+    if status:
+        raise SystemExit(status)
+
+
+async def start_server_async(
+    backend: Backend,
+    routes: Sequence[web.AbstractRouteDef],
+    *,
+    middlewares: Sequence[Middleware] = (),
+    **site_kwargs: Any,
+) -> None:
+    """Serve like `start_server`, on the running event loop. Raises `SystemExit` for any exit status but 0."""
+    status = await run_server(backend, routes, middlewares=middlewares, **site_kwargs)
     if status:
         raise SystemExit(status)
 

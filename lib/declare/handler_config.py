@@ -25,6 +25,7 @@ from lib.declare.declared_handler import (
     defines_for_test,
     payload_from,
 )
+from lib.declare.dispatch import attach_dispatch
 from lib.declare.functions import RemoteFunction
 from lib.fields.callables import call_problems
 from lib.fields.limits import below_minimum
@@ -53,6 +54,8 @@ _BENCHMARK_FIELDS = {
     "benchmark_concurrency": "concurrency",
     "benchmark_warmup": "do_warmup",
 }
+# Older names of a handler's fields, which follow them.
+_OLDER_FIELDS = {"concurrency": "benchmark_concurrency", "do_warmup_benchmark": "benchmark_warmup"}
 # Characters that end a route's path or make it a pattern. A `{name}` is allowed: the path on the model server
 # has it too.
 _NOT_IN_PATH = re.compile(r"[{}?#\s]")
@@ -168,8 +171,11 @@ class HandlerConfig(DeclaredConfig):
         self, handler_class: Callable[[], EndpointHandler[Any]], benchmark: BenchmarkConfig | None
     ) -> EndpointHandler[Any]:
         handler = handler_class()
+        handler.adopt_older_fields()
+        attach_dispatch(handler)
         options = benchmark.options(benchmark.given) if benchmark else {}
         options |= {name: self.valid(name) for name in _HANDLER_FIELDS if name in self.given}
+        options |= {older: options[name] for older, name in _OLDER_FIELDS.items() if name in options}
         samples = benchmark.samples() if benchmark else None
         if samples is not None:
             options["make_benchmark_payload"] = partial(

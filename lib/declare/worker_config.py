@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 else:  # aiohttp's is a Protocol, whose instances can't be recognized
     Middleware = Callable
 
+LogRule = tuple[LogAction, str]
+
 _LOG_FIELDS = {
     LogAction.ModelLoaded: "on_load",
     LogAction.ModelError: "on_error",
@@ -45,15 +47,28 @@ DECLARED_NAMES = ArgumentNames(
 
 
 class LogActionConfig(DeclaredConfig):
-    """Lines of the model server's log that mean something: case-sensitive substrings."""
+    """Lines of the model server's log that mean something: case-sensitive substrings.
+
+    `log_actions` has further ones, as `Backend` takes them: `(LogAction.ModelLoaded, "…")`.
+    """
 
     on_load: list[str] = field(default_factory=list[str])
     on_error: list[str] = field(default_factory=list[str])
     on_info: list[str] = field(default_factory=list[str])
+    log_actions: list[LogRule] = field(default_factory=list[LogRule], kw_only=True)
 
-    def actions(self) -> list[tuple[LogAction, str]]:
+    def problems(self) -> list[str]:
+        rules: list[Any] = self.valid("log_actions")
+        wrong = (rule for rule in rules if not _is_log_rule(rule))
+        return [
+            *super().problems(),
+            *(f"log_actions has {rule!r}, not a LogAction and a string" for rule in wrong),
+        ]
+
+    def actions(self) -> list[LogRule]:
         """The log rules, as `Backend` takes them."""
-        return [(action, text) for action, name in _LOG_FIELDS.items() for text in self.valid(name)]
+        named = [(action, text) for action, name in _LOG_FIELDS.items() for text in self.valid(name)]
+        return [*named, *filter(_is_log_rule, self.valid("log_actions"))]
 
 
 class WorkerConfig(DeclaredConfig):
@@ -177,9 +192,6 @@ class WorkerConfig(DeclaredConfig):
                 what = "dataset" if benchmark.generator is None else "generator"
                 problem = f"its benchmark has a {what}, but an upload has no JSON: use its class's for_test"
                 yield f"{self.label(handler)}: {problem}"
-        for handler in self.all_handlers():
-            if handler.benchmark_concurrency is not None and self.benchmark_of(handler) is None:
-                yield f"{self.label(handler)}: benchmark_concurrency is given, but it has no benchmark"
 
     def _benchmarks(self) -> list[tuple[HandlerConfig, BenchmarkConfig]]:
         """Every declared benchmark, with its handler; more than one is a problem."""
@@ -228,6 +240,11 @@ class WorkerConfig(DeclaredConfig):
 
 
 _ONLY = HandlerConfig("/")
+
+
+def _is_log_rule(rule: Any) -> bool:
+    """Whether `rule` is a pair of a `LogAction` and a string."""
+    return len(rule) == 2 and isinstance(rule[0], LogAction) and isinstance(rule[1], str)
 
 
 def _port(given: Any) -> int | None:

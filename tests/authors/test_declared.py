@@ -121,10 +121,15 @@ async def main():
 
 asyncio.run(main())
 """
+START_SERVER_ASYNC = ON_A_LOOP_OF_THE_AUTHORS.replace(
+    'worker.run_async(host="127.0.0.1")',
+    'start_server_async(worker.backend, worker.routes, host="127.0.0.1")',
+).replace("import asyncio", "import asyncio\nfrom lib.server import start_server_async")
 
 
-async def test_run_async_serves_on_the_running_loop(tmp_path: Path) -> None:
-    (tmp_path / "on_a_loop.py").write_text(IMPORTS + ON_A_LOOP_OF_THE_AUTHORS)
+@pytest.mark.parametrize("script", [ON_A_LOOP_OF_THE_AUTHORS, START_SERVER_ASYNC], ids=["run", "start"])
+async def test_a_worker_serves_on_the_running_loop(tmp_path: Path, script: str) -> None:
+    (tmp_path / "on_a_loop.py").write_text(IMPORTS + script)
     async with engine_and_model_server(tmp_path) as system:
         async with worker_process(system, tmp_path, Setup(), module="on_a_loop") as worker:
             await system.ready()

@@ -73,6 +73,8 @@ class JobHandler(EndpointHandler[Job]):
 class RaisingHandler(JobHandler):
     """Raises as its payload says."""
 
+    has_benchmark = False
+
     @classmethod
     def get_data_from_request(cls, req_data: dict[str, Any]) -> Any:
         AUTHOR_CALLS["get_data_from_request"] += 1

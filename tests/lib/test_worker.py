@@ -141,8 +141,8 @@ def problems_of(declare: Callable[[], Any]) -> list[str]:
             WorkerConfig,
             "model_server_url=None, model_server_port=None, model_log_file=None, benchmark_data=[], "
             "handlers=[], model_healthcheck_url=None, benchmark_route=None, "
-            "log_action_config=LogActionConfig(on_load=[], on_error=[], on_info=[]), max_sessions=10, "
-            "lifecycle=None, *, middlewares=[]",
+            "log_action_config=LogActionConfig(on_load=[], on_error=[], on_info=[], log_actions=[]), "
+            "max_sessions=10, lifecycle=None, *, middlewares=[]",
         ),
         (
             HandlerConfig,
@@ -153,7 +153,7 @@ def problems_of(declare: Callable[[], Any]) -> list[str]:
             "benchmark_concurrency=None, on_disconnect='cancel', keepalive_s=None, idempotent=False",
         ),
         (BenchmarkConfig, "dataset=None, generator=None, runs=8, concurrency=10, do_warmup=True"),
-        (LogActionConfig, "on_load=[], on_error=[], on_info=[]"),
+        (LogActionConfig, "on_load=[], on_error=[], on_info=[], *, log_actions=[]"),
     ],
 )
 def test_names_order_and_defaults(config: type[DeclaredConfig], signature: str) -> None:
@@ -675,14 +675,13 @@ async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
 async def test_middlewares_are_passed_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
 
-    async def run_server(*_: Any, **keywords: Any) -> int:
+    async def start_server_async(*_: Any, **keywords: Any) -> None:
         given.append(keywords)
-        return 0
 
     def start_server(*_: Any, **keywords: Any) -> None:
         given.append(keywords)
 
-    monkeypatch.setattr("lib.worker.run_server", run_server)
+    monkeypatch.setattr("lib.worker.start_server_async", start_server_async)
     monkeypatch.setattr("lib.worker.start_server", start_server)
     worker = a_worker(middlewares=[middleware])
     await worker.run_async(host="127.0.0.1")
