@@ -91,7 +91,7 @@ def run_benchmark(file: WorkerFile, environ: Mapping[str, str], *, save: bool) -
     except SettingsError as e:
         raise CannotMeasure("; ".join(e.problems)) from e
     _log_progress()
-    name = file.target if file.module else str(file)
+    name = file.name or str(file)
     run = _BenchmarkRun(name, settings, save)
     try:
         inspect_file(file, run.measure)

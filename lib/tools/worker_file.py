@@ -7,6 +7,7 @@ else its `server.py`. The commands that use it are in lib/tools/commands/run.py 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import linecache
 import os
@@ -44,13 +45,14 @@ class WorkerFailed(Exception):
 class WorkerFile:
     """A worker's file. It runs in the folder `root`, as the module `module`, or as a script if that is None.
 
-    `here` is the folder from which it was looked up.
+    `here` is the folder from which it was looked up, by its `name` or, if that is None, by a path.
     """
 
     path: Path
     root: Path
     here: Path
     module: str | None = None
+    name: str | None = None
 
     def __str__(self) -> str:
         return self.shown(self.path)
@@ -58,7 +60,7 @@ class WorkerFile:
     @property
     def target(self) -> str:
         """The name or path by which `find` finds it from `root`."""
-        return str(self.path) if self.module is None else self.path.parent.name
+        return str(self.path) if self.name is None else self.name
 
     def shown(self, path: str | Path) -> str:
         """`path` relative to `here`, or absolute if it is not below `here`."""
@@ -86,7 +88,7 @@ def find(name: str | None, here: Path, backend: str = "") -> WorkerFile:
         for root in (here, _OWN_ROOT):
             for path_of in (root / "workers" / name / file for file in FILES):
                 if path_of.is_file():
-                    return WorkerFile(path_of.resolve(), here, here, f"workers.{name}.{path_of.stem}")
+                    return WorkerFile(path_of.resolve(), here, here, f"workers.{name}.{path_of.stem}", name)
     for file in FILES:
         if (path / file).is_file():
             return _script(path / file, here)
@@ -130,10 +132,31 @@ def _run(file: WorkerFile) -> None:
 
 
 def _script(path: Path, here: Path) -> WorkerFile:
-    """A file that runs as a script, in the nearest project folder above it, or else in its own folder."""
+    """A file that runs in the nearest project folder above it, or else in its own folder.
+
+    It runs as a script or, with relative imports, which a script can't have, as a module.
+    """
     path = path.resolve()
     roots = (f for f in path.parents if f / "workers" in path.parents or _is_project(f))
-    return WorkerFile(path, next(roots, path.parent), here)
+    root = next(roots, path.parent)
+    depth = _relative_depth(path)
+    packages = len(path.relative_to(root).parts) - 1
+    if not depth:
+        return WorkerFile(path, root, here)
+    if (
+        packages < depth <= len(path.parents) - 1
+    ):  # the project's folder is a package itself, or there is none
+        root = path.parents[depth]
+    return WorkerFile(path, root, here, ".".join(path.relative_to(root).with_suffix("").parts))
+
+
+def _relative_depth(path: Path) -> int:
+    """The most dots that a relative import in the file begins with; 0 without any."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # running it says what is wrong
+        return 0
+    return max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
 
 
 def _is_project(folder: Path) -> bool:

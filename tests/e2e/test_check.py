@@ -349,3 +349,23 @@ async def test_the_json_option_prints_the_findings_as_json(tmp_path: Path) -> No
     assert (checked.status, report["ok"], report["worker"]) == (0, True, "worker.py")
     assert {"level": "ok", "about": "worker", "text": "routes: POST /generate"} in report["findings"]
     assert "I say something" in checked.errors
+
+
+async def test_a_file_with_relative_imports_is_checked_as_by_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "workers" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "handlers.py").write_text("def answer(n: int) -> int:\n    return n\n")
+    (folder / "server.py").write_text(
+        "from lib.worker import HandlerConfig, Worker, WorkerConfig\n"
+        "from .handlers import answer\n"
+        'if __name__ == "__main__":\n'
+        '    Worker(WorkerConfig(handlers=[HandlerConfig("/answer", remote_function=answer)])).run()\n'
+    )
+    outputs: list[str] = []
+    for name in ("mine", "workers/mine/server.py", "workers/mine", str(folder / "server.py")):
+        checked = await done("check", name, cwd=tmp_path, env=INSTANCE)
+        assert checked.status == 0, checked.output
+        outputs.append(checked.output)
+    assert outputs == [outputs[0]] * 4
+    inside = await done("check", "server.py", cwd=folder, env=INSTANCE)
+    assert (inside.status, found(inside.output, "ok", "worker")) == (0, ["routes: POST /answer"])

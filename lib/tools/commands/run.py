@@ -60,7 +60,7 @@ def _run_here(file: WorkerFile, environ: Mapping[str, str]) -> int:
         return EXIT_FAILED
     except SystemExit as e:
         if e.code == EXIT_SETTINGS and settings_error_in(e) is None and _lacks_container_id(environ):
-            name = file.target if file.module else file
+            name = file.name or file
             print_error("run", f"to run it on this machine, not on an instance: pyworker run {name} --local")
         raise
     return 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,29 @@ def test_a_file_and_its_folder_name_the_same_worker(name: str, tmp_path: Path) -
 )
 def test_a_file_runs_in_its_projects_folder(files: list[str], path: str, root: str, tmp_path: Path) -> None:
     assert find(path, folder_with(tmp_path, *files)).root == tmp_path / root
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "root", "module"),
+    [
+        ("workers/a/server.py", "from .data import x", ".", "workers.a.server"),
+        ("workers/a/server.py", "from ..b import x", ".", "workers.a.server"),
+        ("workers/a/server.py", "from workers.a.data import x", ".", None),
+        ("workers/a/server.py", "def f():\n    from . import data", ".", "workers.a.server"),
+        ("p/mine/worker.py", "from .data import x", "p", "mine.worker"),
+        ("p/mine/worker.py", "from ..data import x", ".", "p.mine.worker"),
+        ("mine/worker.py", "from .", "mine", None),
+    ],
+)
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_a_file_with_relative_imports_is_a_module(
+    path: str, text: str, root: str, module: str | None, named: str, tmp_path: Path
+) -> None:
+    here = folder_with(tmp_path, path)
+    (here / path).write_text(text)
+    found = find(path if named == "file" else str(Path(path).parent), here)
+    assert (found.root, found.module) == ((here / root).resolve(), module)
+    assert find(found.target, found.root) == replace(found, here=found.root)
 
 
 def test_without_a_name_the_folders_own_worker_or_backends_is_found(tmp_path: Path) -> None:
