@@ -16,7 +16,7 @@ from typing import cast
 from lib import __version__
 from lib.runtime.exit_status import EXIT_FAILED
 from lib.tools.command import EXIT_INTERRUPTED, EXIT_USAGE, Command
-from lib.tools.commands import benchmark, check, demo, engine, load_test, new, request, run, status
+from lib.tools.commands import benchmark, check, demo, engine, load_test, migrate, new, request, run, status
 
 COMMANDS: Mapping[str, Command] = {
     "demo": demo.COMMAND,
@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Command] = {
     "request": request.COMMAND,
     "status": status.COMMAND,
     "check": check.COMMAND,
+    "migrate": migrate.COMMAND,
     "benchmark": benchmark.COMMAND,
     "engine": engine.COMMAND,
     "load-test": load_test.COMMAND,

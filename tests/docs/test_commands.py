@@ -38,7 +38,6 @@ NOT_RUN = {"pyworker load-test -k": "needs the engine in the cloud, and a key"}
 # Blocks that are tested elsewhere.
 ELSEWHERE = {
     ("local-engine", "parts"): "test_the_parts_by_hand",
-    ("migrating", "import"): "tests/docs/test_guides.py",
     ("operating", "start"): "tests/e2e/test_start_server.py",
     ("writing-a-worker", "install"): "test_the_guide_installs_like_the_readme",
 }

@@ -7,7 +7,6 @@ import asyncio
 import base64
 import json
 import runpy
-import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -334,10 +333,12 @@ def test_the_quoted_message_of_a_worker_without_a_ready_signal() -> None:
     assert problem.startswith(quoted)
 
 
-def test_the_command_changes_a_declared_workers_import_line(tmp_path: Path) -> None:
+async def test_the_command_changes_a_declared_workers_imports(tmp_path: Path) -> None:
     worker = GUIDE.block("file", "text.py")
-    original = worker.replace("from lib.worker import", "from some_sdk.serverless import")
+    original = worker.replace("from lib.worker import", "from vastai.serverless.server.worker import")
     assert worker != original
     (tmp_path / "worker.py").write_text(original)
-    subprocess.run(["bash", "-c", MIGRATING.block("shell", "import")], cwd=tmp_path, check=True)
+    assert "pyworker migrate worker.py --write\n" in MIGRATING.text
+    migrated = await done("migrate", "worker.py", "--write", cwd=tmp_path)
+    assert (migrated.status, migrated.errors) == (0, "")
     assert (tmp_path / "worker.py").read_text() == worker

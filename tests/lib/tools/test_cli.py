@@ -88,6 +88,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("request", ["ROUTE", "JSON", "-l", "--engine", "--cost"]),
         ("status", ["--port", "--url", "--json"]),
         ("check", ["--log", "--json"]),
+        ("migrate", ["FILE", "--write"]),
         ("engine", ["--port", "--host", "--scheme", "--api-key", "--endpoint"]),
         ("load-test", ["-k", "-e", "-l", "--engine", "-n", "-rps", "--route", "--payload", "--cost"]),
         ("load-test", ["--duration", "--json", "--plot"]),
