@@ -55,10 +55,11 @@ def _check_round_trip(handler: EndpointHandler[Any], payload: Any, found: Findin
     refusals = [_refusal(handler, form) for form in forms]
     if None in refusals:
         found.ok("benchmark", "a client that sends its payload is accepted")
-    elif handler.accepts_uploads:
+    elif handler.accepts_uploads or (_has_form(typed) and _not_json(forms[1])):
+        what = "uploads" if handler.accepts_uploads else "what its payload class makes a form of"
         found.note(
             "benchmark",
-            "clients send uploads, so it is not checked whether one with its payload would be accepted",
+            f"clients send {what}, so it is not checked whether one with its payload would be accepted",
         )
     else:
         found.problem("benchmark", f"a client that sends its payload is refused: {refusals[0]}")
@@ -66,14 +67,27 @@ def _check_round_trip(handler: EndpointHandler[Any], payload: Any, found: Findin
 
 def _refusal(handler: EndpointHandler[Any], form: Callable[[], Any]) -> str | None:
     """The reason why the handler does not accept the payload in this form, or None."""
-    message = result_or_error(lambda: json.loads(json.dumps(form())))
-    if isinstance(message, Exception):
-        return f"it is not JSON: {message}"
+    if problem := _not_json(form):
+        return problem
+    message = json.loads(json.dumps(form()))
     envelope = {"auth_data": dict(UNSIGNED_AUTH_DATA), "payload": message}
     read = result_or_error(lambda: handler.read_payload(envelope))
     if isinstance(read, JsonDataException):
         return _fields(read)
     return repr(read) if isinstance(read, Exception) else None
+
+
+def _not_json(form: Callable[[], Any]) -> str | None:
+    """The reason why a form of the payload is not JSON, or None."""
+    text = result_or_error(lambda: json.dumps(form()))
+    return f"it is not JSON: {text}" if isinstance(text, Exception) else None
+
+
+def _has_form(typed: Any) -> bool:
+    """Whether a payload is sent as a form."""
+    make: Callable[[], Any] = getattr(typed, "generate_payload_multipart", lambda: None)
+    form = result_or_error(make)
+    return form is not None and not isinstance(form, Exception)
 
 
 def _check_workload(payload: Any, found: Findings) -> None:

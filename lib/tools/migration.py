@@ -73,7 +73,7 @@ class _Comments:
 
 @dataclass(frozen=True)
 class _Uses:
-    """How the names below an imported module are used, once those that PyWorker has are rewritten.
+    """The uses of names below an imported module, once those that PyWorker has are rewritten.
 
     `modules` are PyWorker's that have them. `complete`: no other name is used.
     """
@@ -130,7 +130,7 @@ class _Migration:
         return True
 
     def _home(self, node: ast.ImportFrom, source: str, alias: ast.alias) -> tuple[str | None, list[str]]:
-        """Where PyWorker has an imported name, or the statements that replace the import of a package."""
+        """Find the module that has an imported name, or the imports that replace that of a package."""
         inner = f"{source}.{alias.name}"
         home = home_of(source, alias.name)
         local = alias.asname or alias.name

@@ -12,6 +12,7 @@ from tests.docs.references import dangling_references, text_of_comments
 # Files that authors make, in a folder or a repository of their own.
 MADE_BY_AUTHORS = {
     "worker.py": "the worker at the root of an author's repository",
+    "setup.py": "the installer of an author's repository",
     "test_load.py": "the load test in a worker's folder",
     "my_model/worker.py": "made by `pyworker new my_model`",
     "my_model/model_server.py": "made by `pyworker new my_model`",

@@ -369,3 +369,50 @@ async def test_a_file_with_relative_imports_is_checked_as_by_its_name(tmp_path: 
     assert outputs == [outputs[0]] * 4
     inside = await done("check", "server.py", cwd=folder, env=INSTANCE)
     assert (inside.status, found(inside.output, "ok", "worker")) == (0, ["routes: POST /answer"])
+
+
+# A declared worker with a payload class, a parser and a sample for the benchmark; a test changes them.
+SAMPLED = """
+from lib.data_types import ApiPayload
+from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
+
+class Picture(ApiPayload):
+    def __init__(self, data): self.data = data
+    @classmethod
+    def for_test(cls): return cls(b"picture")
+    @classmethod
+    def from_json_msg(cls, message): return cls(message["data"].encode())
+    def generate_payload_json(self): raise NotImplementedError("a form")
+    def generate_payload_multipart(self): return {"image": ("a.png", self.data, "image/png")}
+    def count_workload(self): return 1.0
+
+def parse(payload): return {"prompt": payload["input"]["text"]}
+
+handler = HandlerConfig("/a", FIELDS)
+if __name__ == "__main__":
+    Worker(WorkerConfig("http://127.0.0.1:1", model_healthcheck_url="/h", handlers=[handler])).run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "level", "text"),
+    [
+        (
+            "payload_class=Picture, benchmark_config=BenchmarkConfig()",
+            "note",
+            "clients send what its payload class makes a form of, so it is not checked whether one with",
+        ),
+        (
+            'request_parser=parse, benchmark_config=BenchmarkConfig([{"prompt": "p"}])',
+            "warning",
+            "a sample was refused (JsonDataException({'payload': {'input': 'missing parameter'}})): used it",
+        ),
+    ],
+)
+async def test_a_benchmarks_sample_that_clients_could_not_send_is_told(
+    fields: str, level: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "worker.py").write_text(SAMPLED.replace("FIELDS", fields))
+    checked = await done("check", cwd=tmp_path, env=INSTANCE)
+    assert checked.status == 0, checked.output
+    assert found(checked.output, level, "benchmark")[0].startswith(text)

@@ -261,3 +261,11 @@ def _places(text: str) -> list[tuple[str, str]]:
 
 def _froms(text: str) -> list[ast.ImportFrom]:
     return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+
+
+def test_the_other_package_has_these_modules_and_names() -> None:
+    pytest.importorskip("vastai", reason="the package can't be installed here")
+    for module, home in COUNTERPARTS.items():
+        if home not in ("lib.test_utils", "lib.test_harness"):  # those of its first generation
+            theirs = importlib.import_module(module)
+            assert public_names(home) & set(dir(theirs)), module
