@@ -56,7 +56,7 @@ def dispatch_problems(handler: EndpointHandler[Any]) -> list[str]:
 
 def dispatches_itself(handler_class: type[Any]) -> bool:
     """Whether the class overrides `call_remote_dispatch_function` with code that computes something."""
-    return overrides(handler_class, _NAME) and not _is_stub(getattr(handler_class, _NAME))
+    return overrides(handler_class, _NAME) and not is_stub(getattr(handler_class, _NAME))
 
 
 def overrides(handler_class: type[Any], name: str) -> bool:
@@ -105,7 +105,7 @@ class _Dispatch:
         self._on_cut()
 
 
-def _is_stub(function: Any) -> bool:
+def is_stub(function: Any) -> bool:
     """Whether a function only raises or returns a constant; False if its source is not known."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))

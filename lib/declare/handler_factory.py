@@ -12,7 +12,7 @@ from typing import Any
 
 from lib.data_types import EndpointHandler
 from lib.declare.declared_handler import defines_for_test
-from lib.declare.dispatch import dispatch_problems, overrides
+from lib.declare.dispatch import dispatch_problems, is_stub, overrides
 from lib.declare.handler_config import HandlerConfig
 from lib.declare.worker_config import WorkerConfig
 from lib.errors import result_or_error
@@ -82,7 +82,8 @@ class EndpointHandlerFactory:
         """The handlers with a benchmark: more than one is a problem.
 
         They are those that the declaration names or whose class says `has_benchmark = True`. Without any,
-        they are those of classes that leave this default and can make a payload.
+        they are those of classes that leave this default and can make a payload, unless their method is not
+        the benchmark's.
         """
         classes = [(d, h) for d, h in self.handlers if d.handler_class and h.has_benchmark is True]
         named = [
@@ -90,7 +91,11 @@ class EndpointHandlerFactory:
             for declared, handler in self.handlers
             if self.config.benchmark_of(declared) or ((declared, handler) in classes and _says_so(handler))
         ]
-        return named or [(declared, handler) for declared, handler in classes if _makes_payloads(handler)]
+        return named or [
+            (declared, handler)
+            for declared, handler in classes
+            if declared.method == handler.benchmark_method and _makes_payloads(handler)
+        ]
 
     def _benchmark_problems(self) -> Iterator[str]:
         own = [(d, h) for d, h in self._measured if not self.config.benchmark_of(d)]
@@ -112,4 +117,7 @@ def _says_so(handler: EndpointHandler[Any]) -> bool:
 
 def _makes_payloads(handler: EndpointHandler[Any]) -> bool:
     """Whether the class of `handler` can make a payload for the benchmark."""
-    return overrides(type(handler), "make_benchmark_payload") or defines_for_test(handler.payload_cls())
+    payload_class: Any = handler.payload_cls()
+    if overrides(type(handler), "make_benchmark_payload"):
+        return not is_stub(handler.make_benchmark_payload)
+    return defines_for_test(payload_class) and not is_stub(payload_class.for_test)

@@ -221,8 +221,26 @@ def test_a_class_attribute_is_a_fields_default(handler_class: type[Generate]) ->
     assert (handler.benchmark_concurrency, handler.problems()) == (4, [])
 
 
-def test_a_class_without_a_benchmark_has_none() -> None:
-    backend, _ = a_worker(HandlerConfig("/a", handler_class=Unmeasured))("http://127.0.0.1:8000", Setup())
+class WithoutPayloads(Generate):
+    def make_benchmark_payload(self) -> Prompt:
+        raise NotImplementedError
+
+
+class Untested(Computes):
+    """Its payload class has no `for_test`."""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        HandlerConfig("/a", handler_class=Unmeasured),
+        HandlerConfig("/a", handler_class=WithoutPayloads),
+        HandlerConfig("/a", handler_class=Untested),
+        HandlerConfig("/a", handler_class=Generate, method="GET"),
+    ],
+)
+def test_a_class_without_a_benchmark_has_none(config: HandlerConfig) -> None:
+    backend, _ = a_worker(config)("http://127.0.0.1:8000", Setup())
     assert backend.benchmark_handler is None
 
 
