@@ -257,7 +257,7 @@ class _Migration:
 
     def _note_absent(self, line: int, source: str, name: str, is_sure: bool = True) -> None:
         if source == ROOT:
-            text = f"{name} is a part of {ROOT} for clients: it stays, and so must the package"
+            text = f"{name} comes from {ROOT} itself: it stays, and so must the package"
             self.notes.append(Note(line, text, breaks=False))
         elif is_sure:
             self.notes.append(Note(line, f"{name} of {source} has no counterpart in PyWorker"))

@@ -99,7 +99,7 @@ async def test_what_needs_a_hand_is_named_with_file_and_line(tmp_path: Path) -> 
     lines = migrated.errors.splitlines()
     assert lines[:2] == [
         "worker.py:1: Session of vastai.serverless.server.lib.data_types has no counterpart in PyWorker",
-        "client.py:1: Serverless is a part of vastai for clients: it stays, and so must the package",
+        "client.py:1: Serverless comes from vastai itself: it stays, and so must the package",
     ]
     by_hand = "change by hand (still needed by worker.py, client.py): "
     assert sorted(lines[2:5]) == [

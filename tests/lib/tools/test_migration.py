@@ -160,7 +160,7 @@ def test_crlf_stays() -> None:
         ("from lib.data_types import Session", "lib.data_types has no Session", True),
         (
             "from vastai import Serverless",
-            "Serverless is a part of vastai for clients: it stays, and so must the package",
+            "Serverless comes from vastai itself: it stays, and so must the package",
             False,
         ),
         ("from vastai import *", "import * of vastai: name what is used, and run this again", True),
