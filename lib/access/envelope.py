@@ -42,13 +42,14 @@ class SealedEnvelope:
     `text` is a small envelope, or the text of the `auth_data` of a large one; `parse` reads the rest of it.
     """
 
-    __slots__ = ("_payload", "_payload_text", "auth", "raw_auth", "session_id")
+    __slots__ = ("_payload", "_payload_text", "_text", "auth", "raw_auth", "session_id")
 
     raw_auth: dict[str, Any]
 
     def __init__(self, text: bytes | bytearray, is_whole: bool = True) -> None:
         self._payload: dict[str, Any] = {}
         self._payload_text: Text | None = None
+        self._text = text if is_whole else None
         # The id of the session that the request names; None also while only `auth_data` is parsed.
         self.session_id: str | None = None
         if is_whole:
@@ -69,9 +70,14 @@ class SealedEnvelope:
 
         `session` is the one named by `session_id`, if it is already found.
         """
+        body = self._text or self._content()
         return Admission(
-            self.auth, self.raw_auth, self._payload, self.session_id, session, self._payload_text
+            self.auth, self.raw_auth, self._payload, self.session_id, session, self._payload_text, body
         )
+
+    def _content(self) -> dict[str, Any]:
+        content = {"auth_data": self.raw_auth, "payload": self._payload}
+        return content if self.session_id is None else {**content, "session_id": self.session_id}
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):  # the text of an unknown field is not checked

@@ -16,6 +16,7 @@ from lib.access.payload import is_json, small_object
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import Invalid
 from lib.request.incoming import IncomingRequest
+from lib.request.received_body import kept_body
 from lib.request.sessions import Session, Sessions
 
 
@@ -47,7 +48,10 @@ class OpenAccess:
         whole = JsonObject(body)
         content = whole.content
         if not _is_envelope(content):
-            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), content, payload_text=whole.text())
+            kept = kept_body(body, content)
+            return Admission(
+                _UNSIGNED, dict(UNSIGNED_AUTH_DATA), content, payload_text=whole.text(), body=kept
+            )
         raw_auth = content.get("auth_data")
         if raw_auth is None:
             raw_auth = dict(UNSIGNED_AUTH_DATA)
@@ -58,7 +62,8 @@ class OpenAccess:
         auth = replace(
             auth_data(raw_auth, whole.is_strict), request_idx=None
         )  # completions have no recipient
-        return Admission(auth, raw_auth, content["payload"], session_id, session, whole.payload_text())
+        payload, kept = content["payload"], kept_body(body, content)
+        return Admission(auth, raw_auth, payload, session_id, session, whole.payload_text(), kept)
 
     async def session_in(self, request: IncomingRequest) -> Session | None:
         """The session named in a body `{"session_id": …}`; None if it is unknown or has ended.

@@ -19,6 +19,7 @@ from lib.access.spool import SpoolRoom, spooled
 from lib.errors import BodyTooLarge, Draining, MediaTypeRefused
 from lib.fields.json_fields import Parameters
 from lib.request.incoming import IncomingRequest
+from lib.request.received_body import kept_body
 from lib.uploads import Upload
 
 # Limits of an object that is read before its sender is known.
@@ -50,7 +51,9 @@ class PayloadReader:
             raise MediaTypeRefused(f"this route takes application/json, not {request.content_type}")
         async with self._bodies.read(request, is_verified=True) as body:
             await check_bounds(body)
-            return object_in(body)
+            content = object_in(body)
+            admission.body = kept_body(body, content)
+            return content
 
     @asynccontextmanager
     async def receive(

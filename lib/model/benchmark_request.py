@@ -21,7 +21,7 @@ from lib.model.benchmark import Attempt, BenchmarkFailed, FlowRequest
 from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.flow import send_alone
-from lib.model.relay import broken_answer, is_stream_type, is_streamed
+from lib.model.relay import body_read_before, broken_answer, is_stream_type, is_streamed
 from lib.runtime.clock import Clock, time_limit
 
 log = logging.getLogger(__name__)
@@ -155,6 +155,8 @@ async def _read(answer: aiohttp.ClientResponse, job: FlowRequest) -> str:
     beginning = bytearray()
     is_progress = is_streamed(answer) and answer.status < 300
     has_lines = is_progress and is_stream_type(answer.content_type)
+    if (body := body_read_before(answer)) is not None:
+        return body[:MAX_MESSAGE_BYTES].decode(errors="replace")
     while chunk := await answer.content.readany():
         if is_progress and (units := chunk.count(b"\n") if has_lines else len(chunk)):
             job.note(units)

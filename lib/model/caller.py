@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
+from aiohttp.payload import AsyncIterablePayload
 from aiohttp.typedefs import StrOrURL
 
 from lib.errors import ClientGone, response_from
@@ -199,6 +200,19 @@ async def ask(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
         raise
 
 
+async def _write_stream(exchange: Exchange, response: web.StreamResponse, answer: Any = None) -> None:
+    """Write `response` if its body is a stream: it may read the model's `answer`, which is closed next.
+
+    If the client has left and the handler finishes, the rest of `answer` is read all the same. Raises
+    `ClientGone`, and what reading the body raises.
+    """
+    body = response.body if isinstance(response, web.Response) else None
+    if isinstance(body, (AsyncIterablePayload, aiohttp.MultipartWriter)):
+        await exchange.write(response)
+        if exchange.finishes and exchange.client_left and isinstance(answer, aiohttp.ClientResponse):
+            await drain(answer)
+
+
 async def _answer(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
     handler, request = exchange.lane.handler, exchange.request
     caller = ModelCaller(server, exchange.forwarded_headers(), request, idempotent=handler.idempotent)
@@ -208,10 +222,12 @@ async def _answer(exchange: Exchange, server: ModelServer) -> web.StreamResponse
                 # Of the statuses that author code chooses, only 504 is clearly about the model server.
                 if answer.status == 504 or server.failures.count:
                     server.failures.note_status(504 if answer.status == 504 else 0)
+                await _write_stream(exchange, answer)
                 return answer
             try:
                 make = handler.generate_client_response
                 response = response_from(make, await make(request, answer))
+                await _write_stream(exchange, response, answer)
             except (ClientGone, ConnectionError) as e:
                 if not exchange.client_left:
                     raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import HttpVersion11, web
@@ -166,8 +167,16 @@ async def drain(answer: ModelAnswer) -> None:
         pass
 
 
+def body_read_before(answer: ModelAnswer) -> bytes | None:
+    """The body of an answer that author code has read before, as aiohttp keeps it; None if it has not."""
+    return cast(Any, answer)._body if isinstance(answer, aiohttp.ClientResponse) else None
+
+
 async def _chunks(answer: ModelAnswer) -> AsyncIterator[bytes]:
-    content = answer.content
+    content, body = answer.content, body_read_before(answer)
+    if body is not None:
+        yield body
+        return
     try:
         while chunk := await content.readany():
             yield chunk
