@@ -24,6 +24,7 @@ from lib.wire import RouteRequest
 
 __all__ = [
     "CLOUD_ENGINE",
+    "INSTANCES",
     "LOCAL_ENGINE",
     "LOCAL_NAME",
     "CallFailed",
@@ -42,6 +43,15 @@ __all__ = [
 
 CLOUD_ENGINE = "https://run.vast.ai"
 LOCAL_ENGINE = "http://127.0.0.1:8081"
+# The engines by the names of their instances, as `-i` takes them.
+INSTANCES: Mapping[str, str] = {
+    "prod": CLOUD_ENGINE,
+    "alpha": "https://run-alpha.vast.ai",
+    "candidate": "https://run-candidate.vast.ai",
+    "local": LOCAL_ENGINE,
+}
+
+CLOUD_ENGINES = frozenset(INSTANCES.values()) - {LOCAL_ENGINE}
 
 # The endpoint that the local engine starts with. It serves as the key too: the local engine accepts any.
 LOCAL_NAME = "local"
@@ -95,7 +105,11 @@ class Target:
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `-k`, `-e`, `-l` and `--engine` to `parser`; `target_from_args` reads them."""
+    """Add `-k`, `-e`, `-l`, `-i` and `--engine` to `parser`; `target_from_args` reads them.
+
+    The arguments that it parses also have `server_url`, the engine's base URL, and `instance`, a key of
+    `INSTANCES`.
+    """
     parser.add_argument("-k", dest="api_key", metavar="KEY", help="your API key; not needed with -l")
     parser.add_argument(
         "-e",
@@ -104,9 +118,47 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
         help="the endpoint's name (with -l, by default: local)",
     )
     parser.add_argument(
-        "-l", dest="local", action="store_true", help=f"ask the local engine at {LOCAL_ENGINE}"
+        "-l",
+        dest="instance",
+        nargs=0,
+        default="prod",
+        const="local",
+        action=_ChooseInstance,
+        help=f"ask the local engine at {LOCAL_ENGINE}",
     )
-    parser.add_argument("--engine", metavar="URL", help="ask the local engine at another address")
+    parser.add_argument(
+        "-i",
+        dest="instance",
+        default="prod",
+        choices=tuple(INSTANCES),
+        action=_ChooseInstance,
+        help="ask the engine of this instance; local is the same as -l",
+    )
+    parser.add_argument(
+        "--engine", metavar="URL", action=_ChooseEngine, help="ask the local engine at another address"
+    )
+    parser.set_defaults(server_url=CLOUD_ENGINE)
+
+
+class _ChooseInstance(argparse.Action):
+    """Sets `instance`, and `server_url` to its engine, unless `--engine` is given."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        if not namespace.engine:
+            namespace.instance = self.const or values
+            namespace.server_url = INSTANCES[namespace.instance]
+
+
+class _ChooseEngine(argparse.Action):
+    """Sets `engine` and `server_url`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        namespace.engine = namespace.server_url = values
+        namespace.instance = "local"
 
 
 def target_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Target:
@@ -118,11 +170,10 @@ def target_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error(
             f"argument --engine: {args.engine!r} is not an http(s) URL: give one like {LOCAL_ENGINE}"
         )
-    local_url = args.engine or (LOCAL_ENGINE if args.local else None)
-    if not local_url and not (args.api_key and args.endpoint_group_name):
+    if args.instance != "local" and not (args.api_key and args.endpoint_group_name):
         parser.error("-k KEY and -e NAME are needed, or -l for the local engine")
     return Target(
-        engine_url=local_url or CLOUD_ENGINE,
+        engine_url=args.server_url,
         endpoint=args.endpoint_group_name or LOCAL_NAME,
         api_key=args.api_key or LOCAL_NAME,
     )
@@ -246,7 +297,7 @@ class RouteClient:
             return True
         async with self._tls_lock:
             if self._tls is None:
-                cloud = self._engine_url == CLOUD_ENGINE
+                cloud = self._engine_url in CLOUD_ENGINES
                 ca_url = CLOUD_CA_URL if cloud else self._engine_url + CA_PATH
                 async with self._http.get(ca_url, timeout=_ENGINE_TIMEOUT, raise_for_status=True) as response:
                     certificate = await response.read()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lib import test_harness, test_utils
+from lib import client, test_harness, test_utils
 from workers.hello_world.data_types import InputData
 
 
@@ -58,7 +58,7 @@ def test_help_lists_every_argument(
 ) -> None:
     assert exit_code("-h", monkeypatch=monkeypatch) == 0
     text = capsys.readouterr().out
-    arguments = ("-k", "-e", "-l", "--engine", "-n", "-rps", "--duration", "--json", "--plot")
+    arguments = ("-k", "-e", "-l", "-i", "--engine", "-n", "-rps", "--duration", "--json", "--plot")
     assert all(f"  {argument} " in text for argument in arguments)
     assert "--concurrency N" in text
 
@@ -66,7 +66,41 @@ def test_help_lists_every_argument(
 def test_the_shared_parser_is_not_changed() -> None:
     args = test_utils.test_args.parse_args(["-k", "KEY", "-e", "mine"])
 
-    assert args == argparse.Namespace(api_key="KEY", endpoint_group_name="mine", local=False, engine=None)
+    names = {"api_key": "KEY", "endpoint_group_name": "mine"}
+    engine = {"instance": "prod", "server_url": "https://run.vast.ai", "engine": None}
+    assert args == argparse.Namespace(**names, **engine)
+
+
+@pytest.mark.parametrize(
+    ("options", "instance", "server_url"),
+    [
+        ([], "prod", "https://run.vast.ai"),
+        (["-i", "prod"], "prod", "https://run.vast.ai"),
+        (["-i", "alpha"], "alpha", "https://run-alpha.vast.ai"),
+        (["-i", "candidate"], "candidate", "https://run-candidate.vast.ai"),
+        (["-i", "local"], "local", "http://127.0.0.1:8081"),
+        (["-l"], "local", "http://127.0.0.1:8081"),
+        (["-i", "alpha", "-l"], "local", "http://127.0.0.1:8081"),
+        (["--engine", "http://127.0.0.1:1"], "local", "http://127.0.0.1:1"),
+        (["--engine", "http://127.0.0.1:1", "-l"], "local", "http://127.0.0.1:1"),
+        (["-i", "prod", "--engine", "http://127.0.0.1:1"], "local", "http://127.0.0.1:1"),
+    ],
+)
+def test_an_example_client_reads_the_engine_of_the_arguments(
+    options: list[str], instance: str, server_url: str
+) -> None:
+    shared = test_utils.test_args
+    for parser in (shared, argparse.ArgumentParser(parents=[shared], add_help=False)):
+        args = parser.parse_args(["-k", "KEY", "-e", "mine", *options])
+        assert (args.instance, args.server_url) == (instance, server_url)
+        target = client.target_from_args(parser, args)
+        assert target == client.Target(server_url, "mine", "KEY")
+
+
+def test_an_unknown_instance_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        test_utils.test_args.parse_args(["-i", "beta"])
+    assert "argument -i: invalid choice: 'beta'" in capsys.readouterr().err
 
 
 def test_an_authors_own_arguments_keep_their_names(
