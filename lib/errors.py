@@ -363,6 +363,10 @@ async def refusals_as_json(
         except OSError as e:
             if is_out_of_files(e):
                 return error_answer(NoFiles()).response()
+            if isinstance(e, ConnectionResetError) and (
+                request.transport is None or request.transport.is_closing()
+            ):
+                return web.Response(status=CLIENT_CLOSED_REQUEST)
             raise
         except web.HTTPException as e:
             if not _is_of_aiohttp(e):

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 import anyio
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.web_runner import AppRunner  # not web.AppRunner, which an author may have replaced
 
 from lib.errors import NoFiles
 from lib.front.connection import MAX_HEAD_BYTES, FrontConnection, address_of
@@ -104,7 +105,7 @@ class Front:
         self._refusal_logged_s = -math.inf
         self._clock = clock
         app.on_response_prepare.append(self._note_begun)
-        self._runner = web.AppRunner(
+        self._runner = AppRunner(
             app,
             access_log=cast(Any, self),
             access_log_class=_HttpEnds,

@@ -19,11 +19,13 @@ import anyio
 import psutil
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from aiohttp.web_app import Application  # not web.Application, which an author may have replaced
 
 from lib.errors import SettingsError, refusals_as_json
 from lib.front.front import Front
 from lib.front.tls_gate import TlsPort
 from lib.http.shares import Shares
+from lib.life.own_aiohttp import warn_of_replaced_classes
 from lib.request.exchange import on_response_prepare
 from lib.request.incoming import Serve
 from lib.runtime.addresses import Proxies
@@ -122,6 +124,7 @@ async def listening(
     fronts = (public_front, Front(_app(loopback, settings, guard.middleware), {}, clock, limit_s))
     options = _socket_options(settings, site_kwargs)
     _warn_of_addresses(settings)
+    warn_of_replaced_classes()
     sockets = Sockets(*fronts)
     try:
         await _listen(sockets, fronts[0], options, "WORKER_HOST", "WORKER_PORT")
@@ -147,7 +150,7 @@ def _socket_options(settings: Settings, site_kwargs: dict[str, Any]) -> dict[str
 
 def _app(routes: Sequence[web.AbstractRouteDef], settings: Settings, *guards: Middleware) -> web.Application:
     middlewares = [refusals_as_json, *guards]
-    app = web.Application(client_max_size=settings.max_json_bytes, middlewares=middlewares)
+    app = Application(client_max_size=settings.max_json_bytes, middlewares=middlewares)
     app.on_response_prepare.append(on_response_prepare)
     app.add_routes(routes)
     return app

@@ -56,6 +56,8 @@ _OF_FRAMING = frozenset({"connection", "content-length", "date", "transfer-encod
 # A new id is unique, and needs no more: a random one for each request costs a system call.
 _PROCESS_ID = secrets.token_hex(4)
 _numbers = itertools.count(1)
+_TWICE = "the handler answers twice: an answer to this request has already begun, and no second can follow"
+_USED = "the handler returned a response that was sent before: make a new one for each request"
 _OUTCOMES = {"served": Outcome.SERVED, "errored": Outcome.ERRORED}
 
 
@@ -68,6 +70,10 @@ class Steps:
     started: tuple[Step, ...] = ()
     first_byte: tuple[Step, ...] = ()
     ended: tuple[Step, ...] = ()
+
+
+class AnsweredTwice(RuntimeError):
+    """Author code answers a request a second time, or with a response that another request has had."""
 
 
 class Admitted(Protocol):
@@ -312,11 +318,11 @@ class Exchange:
         self._is_streamed = True
 
     def note_head(self, response: web.StreamResponse) -> None:
-        """Note that `response` is about to send its headers. Raises `RuntimeError` for a second answer."""
+        """Note that `response` is about to send its headers. Raises `AnsweredTwice` for a second answer."""
         if self.heartbeat is not None:
             self.heartbeat.check(response)
         if self._output_size > 0:
-            raise RuntimeError("an answer to this request has already begun")
+            raise AnsweredTwice(_TWICE)
         if self.heartbeat is not None and self.heartbeat.is_stream(response):
             return  # only its newlines follow for now
         self._answer_status = response.status
@@ -341,7 +347,8 @@ class Exchange:
     async def write(self, response: web.StreamResponse | Relayed) -> Answer:
         """Write the rest of `response`; return the answer that was sent, which may be the heartbeat's.
 
-        Raises `ClientGone` if the client left, except for handlers with `on_disconnect="finish"`.
+        Raises `ClientGone` if the client left, except for handlers with `on_disconnect="finish"`, and
+        `AnsweredTwice`.
         """
         self._answer_status = response.status
         if isinstance(response, Relayed):
@@ -349,9 +356,11 @@ class Exchange:
             return response
         if self.is_direct:  # author code has raised it
             if self._output_size > 0:
-                raise RuntimeError("an answer to this request has already begun")
+                raise AnsweredTwice(_TWICE)
             self._written = _plain(response)
             return self._written
+        if response.prepared and self._head_s is None and not self.heartbeat_out:
+            raise AnsweredTwice(_USED)
         try:
             if not (self.finishes and self.client_left):
                 if self.heartbeat is not None and self.heartbeat.waiting:
@@ -480,6 +489,8 @@ class Exchange:
             log.warning("request %s: raised %s after its client had left", self.id, type(error).__name__)
         elif isinstance(error, asyncio.CancelledError):
             log.error("request %s: the handler's own code was cancelled", self.id, exc_info=error)
+        elif isinstance(error, AnsweredTwice):
+            log.error("request %s: %s %s: %s", self.id, self.method, self.path, error)
         elif self.verdict.is_unexpected:
             log.error("request %s: unexpected error", self.id, exc_info=error)
         elif isinstance(error, AnswerCut):
@@ -496,8 +507,9 @@ _KEY = web.RequestKey("pyworker.exchange", Exchange)
 async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Note the headers of every answer; a signal for the application's `on_response_prepare`.
 
-    Raises `RuntimeError` for a second answer, and `ConnectionResetError` for one to a closed connection:
-    aiohttp expects an answer also for a request whose answer was cut, and doesn't log this error.
+    Raises `AnsweredTwice` for a second answer of a handler, and `ConnectionResetError` for one to a closed
+    connection: aiohttp expects an answer also for a request whose answer was cut, and doesn't log this error.
+    A second answer of an author's own route closes the connection, too.
     """
     exchange = Exchange.of(request)
     if exchange is not None:
@@ -505,7 +517,9 @@ async def on_response_prepare(request: web.Request, response: web.StreamResponse
     elif request.transport is None or request.transport.is_closing():
         raise ConnectionResetError("the client's connection is closed")
     elif request.writer.output_size > 0:
-        raise RuntimeError("an answer to this request has already begun")
+        log.error("%s %s: %s", request.method, request.path, _TWICE)
+        request.transport.abort()
+        raise ConnectionResetError("an answer to this request has already begun")
     _forget_unsent_head(request.writer, response)
 
 

@@ -18,7 +18,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from lib.errors import AnswerCut, ClientGone, Draining, ModelUnreachable, WorkerError
 from lib.metrics import Ledger, Outcome
-from lib.request.exchange import Exchange, Phase, Steps, on_response_prepare
+from lib.request.exchange import AnsweredTwice, Exchange, Phase, Steps, on_response_prepare
 from lib.request.lanes import Lanes
 from lib.request.verdict import Reply, Verdict
 from tests.event_loop import run_event_loop_turns
@@ -315,11 +315,11 @@ async def test_a_second_answer_is_refused() -> None:
     client = ClientRequest()
     exchange = client.started()
     await exchange.write(web.Response(text="first"))
-    with pytest.raises(RuntimeError, match="an answer to this request has already begun"):
+    with pytest.raises(AnsweredTwice, match="an answer to this request has already begun"):
         await exchange.write(web.Response(text="second"))
     assert b"second" not in client.writer.written
     exchange.end()
-    with pytest.raises(RuntimeError, match="an answer to this request has already begun"):
+    with pytest.raises(ConnectionResetError, match="an answer to this request has already begun"):
         await web.Response(text="third").prepare(exchange.request)  # by a task that the handler left behind
 
 
