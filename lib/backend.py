@@ -26,8 +26,9 @@ from lib.declare.bare_route import BareHandler, BareRouteHandler
 from lib.engine.engine import Delivery, Engine
 from lib.errors import NotReady, SessionGone, returnable
 from lib.life.backend_config import BackendConfig, Lifecycle
+from lib.life.older_names import Metrics, OlderNames
 from lib.life.running_worker import RunningWorker, open_worker
-from lib.metrics import DEFAULT_WORKLOAD, Ledger, Outcome
+from lib.metrics import DEFAULT_WORKLOAD, Outcome
 from lib.model.answer import ModelAnswer
 from lib.model.caller import ModelCaller, ask
 from lib.model.connection import ModelSession
@@ -64,7 +65,7 @@ __all__ = [
 ]
 
 
-class Backend:
+class Backend(OlderNames):
     """Proxies validated requests to the model server through handlers (docs/writing-a-worker.md).
 
     The constructor only stores its arguments: no network, no file, no environment, no event loop.
@@ -82,7 +83,7 @@ class Backend:
         log_actions: Sequence[tuple[LogAction, str]] = (),
         *,
         max_perf: float = 100.0,
-        healthcheck_url: str | None = None,
+        healthcheck_url: str | Sequence[str] | None = None,
         max_sessions: int | None = 10,
         lifecycle: Lifecycle | None = None,
         max_wait_time: float | None = None,
@@ -104,7 +105,7 @@ class Backend:
         self.lifecycle, self.unsecured = lifecycle, unsecured
         self.clock: Clock = clock or SystemClock()
         self.engine, self.authenticator = engine, authenticator
-        self.metrics = Ledger(self.clock)
+        self.metrics = Metrics(self.clock, lambda: self._running)
         self.timings = Timings(self.clock)
         self.observers: list[Observer] = [AccessLog(), self.timings]
         self.middlewares: list[Middleware] = []
@@ -157,7 +158,7 @@ class Backend:
         success also clears errors of log and author. For a `lifecycle` that learns the address at run time.
         """
         running = self.running
-        await HealthWatch(running.server, url, running.readiness, self.clock, clears_all=True).follow()
+        await HealthWatch(running.server, (url,), running.readiness, self.clock, clears_all=True).follow()
 
     # The life of a request
 
@@ -294,12 +295,11 @@ class Backend:
 
     def config(self) -> BackendConfig:
         """The arguments that concern the model server and the worker's life."""
-        health_checks = (handler.healthcheck_endpoint for handler in self.handlers)
         return BackendConfig(
             url=self.model_server_url,
             log_file=self.model_log_file,
             log_actions=self.log_actions,
-            healthcheck=self.healthcheck_url or next(filter(None, health_checks), None),
+            healthcheck_url=self.healthcheck_url,
             lifecycle=self.lifecycle,
             benchmark_handler=(benchmark := self.benchmark_handler),
             benchmark_cap=self.lanes.concurrency_of(benchmark) if benchmark else None,

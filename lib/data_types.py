@@ -28,6 +28,7 @@ from lib.fields.limits import below_minimum, invalid_durations
 from lib.model.answer import AnswerScanner
 from lib.model.log_rules import LogAction
 from lib.model.relay import pass_on
+from lib.request.own_requests import RequestMetrics
 from lib.runtime.stable_name import stable_name
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [
     "EndpointHandler",
     "JsonDataException",
     "LogAction",
+    "RequestMetrics",
 ]
 
 P = TypeVar("P")

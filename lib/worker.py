@@ -6,7 +6,7 @@ configurations are in lib/declare, and can be imported from here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from aiohttp import web
@@ -65,17 +65,19 @@ def _backend(factory: EndpointHandlerFactory) -> Backend:
         config.valid("model_log_file"),
         benchmark_handler=factory.get_benchmark_handler(),
         log_actions=config.valid("log_action_config").actions(),
-        healthcheck_url=_health_check(factory),
+        healthcheck_url=_health_checks(factory),
         max_sessions=config.valid("max_sessions") or None,
         lifecycle=config.lifecycle,
     )
 
 
-def _health_check(factory: EndpointHandlerFactory) -> str | None:
-    """The worker's health check, or else the first one among its handlers'."""
+def _health_checks(factory: EndpointHandlerFactory) -> Sequence[str] | None:
+    """The worker's health check, or else all those of its handlers; None without one."""
+    if factory.config.model_healthcheck_url:
+        return (factory.config.model_healthcheck_url,)
     handlers = factory.handlers
     of_handlers = (declared.healthcheck or handler.healthcheck_endpoint for declared, handler in handlers)
-    return factory.config.model_healthcheck_url or next(filter(None, of_handlers), None)
+    return tuple(dict.fromkeys(filter(None, of_handlers))) or None
 
 
 def _problems(factory: EndpointHandlerFactory, backend: Backend) -> Iterator[str]:

@@ -61,6 +61,11 @@ class ReplayWindow:
         seen.add(message)
         return True
 
+    @property
+    def highest(self) -> int:
+        """The highest reqnum accepted so far; -1 before the first."""
+        return -1 if self._highest is None else self._highest
+
     def __len__(self) -> int:
         return len(self._seen)
 
@@ -123,6 +128,11 @@ class Signatures:
     def has_key(self) -> bool:
         """Whether `use_key` was called with a key."""
         return self._key is not None
+
+    @property
+    def highest_reqnum(self) -> int:
+        """The highest reqnum of the messages that were verified; -1 before the first, or with a new key."""
+        return self._replay.highest
 
     @property
     def public_key(self) -> str:

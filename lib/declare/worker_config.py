@@ -157,11 +157,7 @@ class WorkerConfig(DeclaredConfig):
                 yield f"{count} handlers have the route {method} {route}"
 
     def _model_problems(self) -> Iterator[str]:
-        """Yield fields that need a model server, if there is none, and contradictory health checks."""
-        checks = {h.healthcheck: h for h in self.all_handlers() if h.healthcheck and h.has("healthcheck")}
-        if len(checks) > 1 and not self.model_healthcheck_url:
-            named = ", ".join(f"{h.healthcheck} ({self.label(h)})" for h in checks.values())
-            yield f"the handlers have different health checks: {named}: choose one by model_healthcheck_url"
+        """Yield fields that need a model server, if there is none."""
         if self.model_server_url:
             return
         for handler in self.all_handlers():
@@ -169,6 +165,7 @@ class WorkerConfig(DeclaredConfig):
                 yield f"{self.label(handler)}: there is neither a remote_function nor a model_server_url"
         if self.model_healthcheck_url:
             yield "model_healthcheck_url is given without model_server_url"
+        checks = {h.healthcheck: h for h in self.all_handlers() if h.healthcheck and h.has("healthcheck")}
         for handler in checks.values():
             yield f"{self.label(handler)}: healthcheck is given without model_server_url"
 

@@ -48,7 +48,7 @@ BACKEND_NAMES = ArgumentNames(
 
 @dataclass(frozen=True, kw_only=True)
 class BackendConfig:
-    """The arguments of one `Backend`, with its handlers' health check.
+    """The arguments of one `Backend`, and its handlers.
 
     `url` is "" without a model server. `max_perf` is in workload/s, and used if there is no
     `benchmark_handler`. `benchmark_cap` is the highest concurrency of the benchmark, None for no limit.
@@ -59,7 +59,7 @@ class BackendConfig:
     url: str
     log_file: Path | None
     log_actions: Sequence[tuple[LogAction, str]]
-    healthcheck: str | None
+    healthcheck_url: str | Sequence[str] | None
     lifecycle: Lifecycle | None
     benchmark_handler: EndpointHandler[Any] | None
     benchmark_cap: int | None
@@ -111,6 +111,14 @@ class BackendConfig:
         return (*handlers, *self._signals_of_model)
 
     @property
+    def health_checks(self) -> tuple[str, ...]:
+        """The paths or URLs of the health checks, all to be watched: the worker's, or else its handlers'."""
+        given = self.healthcheck_url
+        if given:
+            return (given,) if isinstance(given, str) else tuple(given)
+        return tuple(dict.fromkeys(filter(None, (handler.healthcheck_endpoint for handler in self.handlers))))
+
+    @property
     def context_of_handlers(self) -> Context | None:
         """The `running` contexts of the handlers as one; None if no handler has one."""
         return context_of_handlers(self.handlers)
@@ -125,7 +133,7 @@ class BackendConfig:
         has_log = self.log_file is not None and self.has_load_rule
         return (
             *((ReadySignal.LOG,) if has_log else ()),
-            *((ReadySignal.HEALTH,) if self.healthcheck else ()),
+            *((ReadySignal.HEALTH,) if self.health_checks else ()),
         )
 
     @property

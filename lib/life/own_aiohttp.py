@@ -1,6 +1,6 @@
 """aiohttp's server, of which this worker needs the classes that aiohttp has, not those of an author.
 
-Owns the warning about classes that author code has replaced in `aiohttp.web`: such a replacement has no effect.
+Owns the warning about classes that author code has replaced in `aiohttp.web`, which has no effect.
 """
 
 from __future__ import annotations

@@ -320,9 +320,9 @@ def _log_watch(
 def _health_watch(
     config: BackendConfig, server: ModelServer, readiness: Readiness, clock: Clock
 ) -> HealthWatch | None:
-    if not config.healthcheck or not config.url:
+    if not config.health_checks or not config.url:
         return None
-    return HealthWatch(server, config.healthcheck, readiness, clock, clears_all=not config.has_load_rule)
+    return HealthWatch(server, config.health_checks, readiness, clock, clears_all=not config.has_load_rule)
 
 
 def _benchmark_keeper(

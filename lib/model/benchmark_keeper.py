@@ -13,7 +13,6 @@ import platform
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +27,7 @@ from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.benchmark_store import BenchmarkInputs, Result, payload_shape
 from lib.model.readiness import Cause, Readiness, State
 from lib.runtime.clock import Clock, wait_for
+from lib.runtime.own_version import own_version
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class BenchmarkKeeper:
             workload_per_unit=measured.workload_per_unit,
             is_cut=measured.is_cut,
             is_unsure=measured.is_unsure,
-            versions={"pyworker": _own_version(), "python": platform.python_version()},
+            versions={"pyworker": own_version(), "python": platform.python_version()},
             served_model=getattr(self.request.handler, "served_model", None),
         )
 
@@ -247,10 +247,3 @@ def _model_in(message: Any) -> str | None:
     """The name in the field `model`, which requests to OpenAI's API have, or None."""
     name = cast("dict[str, Any]", message).get("model") if isinstance(message, dict) else None
     return name if isinstance(name, str) else None
-
-
-def _own_version() -> str:
-    try:
-        return version("pyworker")
-    except PackageNotFoundError:
-        return "unknown"

@@ -32,6 +32,7 @@ from lib.model.messages import (
 )
 from lib.model.relay import broken_answer, drain
 from lib.request.exchange import Exchange
+from lib.request.own_requests import counted_by_the_worker
 from lib.uploads import Upload
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # the default limit of one WebSocket message
@@ -194,7 +195,8 @@ async def ask(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
     `broken_answer` returns, and what the handler's code raises.
     """
     try:
-        return await _answer(exchange, server)
+        with counted_by_the_worker():
+            return await _answer(exchange, server)
     except BaseException as e:
         server.failures.note_error(e)
         raise

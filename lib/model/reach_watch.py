@@ -11,6 +11,7 @@ import math
 
 import aiohttp
 import anyio
+from yarl import URL
 
 from lib.model.connection import ModelServer
 from lib.model.readiness import Cause, Readiness
@@ -31,7 +32,7 @@ _BACK = "the model server takes connections again"
 class ReachWatch:
     """Passes to `readiness` whether the model server's own address takes connections.
 
-    Failures count once the worker has been ready. `health_watch` is used for its URL, if that is at the same
+    Failures count once the worker has been ready. `health_watch` is used for its URL, if one is at the same
     address; without one, a connection without a request shows whether the server listens.
     """
 
@@ -79,10 +80,10 @@ class ReachWatch:
 
     async def _check(self) -> None:
         """Look at the address once: any answer clears a suspicion, but only a good one ends an error."""
-        reach, watch = self._reach, self._own_health_watch
+        reach, watch, url = self._reach, self._health_watch, self._own_url
         try:
             with time_limit(self._clock, CHECK_LIMIT_S) as limit:
-                status = await watch.ask() if watch is not None else await self._connect()
+                status = await watch.ask(url) if watch and url else await self._connect()
             if limit.cancelled_caught:
                 return
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
@@ -91,13 +92,14 @@ class ReachWatch:
         is_good = 200 <= status < 300
         if is_good or status in NO_SUCH_CHECK or not reach.is_down:
             self._note_success()
-            if is_good and watch is not None:
+            if is_good and watch and url and watch.urls == [url]:
                 watch.note_success()
 
     @property
-    def _own_health_watch(self) -> HealthWatch | None:
-        watch = self._health_watch
-        return watch if watch is not None and self._reach.is_own(watch.host, watch.port) else None
+    def _own_url(self) -> URL | None:
+        """The URL of a health check at the server's own address."""
+        urls = () if self._health_watch is None else self._health_watch.urls
+        return next((url for url in urls if self._reach.is_own(url.host, url.port)), None)
 
     async def _connect(self) -> int:
         """Connect without a request; return the status that this counts as."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,18 +127,25 @@ class LogWatch:
 
 
 class HealthWatch:
-    """GETs `target` every 10 s, every 0.5 s while loading or failed, and passes its findings to `readiness`.
+    """GETs `targets` every 10 s, every 0.5 s while loading or failed, and passes its findings to `readiness`.
 
-    With `clears_all`, for workers without a rule for "loaded" lines, a success after failures also clears
-    the errors of log and author. `well_since_s` is the monotonic time since which every check has answered
-    2xx; None if the last one has not.
+    A round of checks succeeds if all of them answer 2xx. With `clears_all`, for workers without a rule for
+    "loaded" lines, a success after failures also clears the errors of log and author. `well_since_s` is the
+    monotonic time since which all rounds have succeeded; None if the last one has not. `urls` are those that
+    are checked.
     """
 
     def __init__(
-        self, server: ModelServer, target: str, readiness: Readiness, clock: Clock, clears_all: bool
+        self,
+        server: ModelServer,
+        targets: Sequence[str],
+        readiness: Readiness,
+        clock: Clock,
+        clears_all: bool,
     ) -> None:
         self._server = server
-        self._url: URL = server.resolve(target)
+        self.urls: list[URL] = [server.resolve(target) for target in targets]
+        self._shown_url = self.urls[0]
         self._readiness = readiness
         self._clock = clock
         self._clears_all = clears_all
@@ -149,31 +156,19 @@ class HealthWatch:
 
     @property
     def url(self) -> str:
-        """The absolute URL of the check."""
-        return str(self._url)
-
-    @property
-    def host(self) -> str | None:
-        """The host of the check's URL."""
-        return self._url.host
-
-    @property
-    def port(self) -> int | None:
-        """The port of the check's URL."""
-        return self._url.port
+        """The absolute URL of the check; of several, that of the one which has failed, or the first."""
+        return str(self._shown_url)
 
     async def follow(self) -> None:
-        """Check until cancelled, or until the model server answers that it has no such check."""
+        """Check until cancelled, or until the model server has answered that it has no such checks."""
         succeeded = False
         while True:
-            status, problem = await self.check()
+            results = await self._round()
+            status, problem = self._worst(self._without_absent(results) or results)
             self.checks += 1
             self.last_problem = problem
             self._note_well(not problem)
-            if status in NO_SUCH_CHECK:
-                log.warning(
-                    "the model server has no health check at %s (%d): not checked again", self._url, status
-                )
+            if not self.urls:
                 reason = f"it answers, without a health check ({status})"
                 self._readiness.note_signal(ReadySignal.HEALTH, reason)
                 self._readiness.clear_error(Cause.HEALTH, "no such health check")
@@ -186,22 +181,53 @@ class HealthWatch:
             is_loaded = succeeded and self._readiness.loaded and not self._readiness.has_error(Cause.HEALTH)
             await sleep(self._clock, HEALTH_INTERVAL_S if is_loaded else HEALTH_INTERVAL_LOADING_S)
 
-    async def ask(self) -> int:
+    async def ask(self, url: URL) -> int:
         """Return the status of one check, without a time limit. Raises aiohttp's errors and `OSError`."""
-        async with self._server.unpooled.get(self._url, timeout=_NO_TIMEOUT) as answer:
+        async with self._server.unpooled.get(url, timeout=_NO_TIMEOUT) as answer:
             return answer.status
 
     async def check(self) -> tuple[int, str]:
-        """Return the check's status, 0 without an answer, and what is wrong, "" if nothing is.
+        """Check each of `urls`; return a status, 0 without an answer, and what is wrong, "" if nothing is.
 
-        A connection that fails is told to the server's `reach`, as one of a request is.
+        Both are those of the first that has failed.
         """
+        return self._worst(await self._round())
+
+    async def _round(self) -> dict[URL, tuple[int, str]]:
+        """Check each of `urls`; return their statuses and problems."""
+        results: dict[URL, tuple[int, str]] = {}
+
+        async def check_one(url: URL) -> None:
+            results[url] = await self._check_one(url)
+
+        async with anyio.create_task_group() as group:
+            for url in self.urls:
+                group.start_soon(check_one, url)
+        return {url: results[url] for url in self.urls}
+
+    def _worst(self, results: Mapping[URL, tuple[int, str]]) -> tuple[int, str]:
+        """The status and the problem of the first that has failed, or else of the first."""
+        failed = (url for url, (_, problem) in results.items() if problem)
+        self._shown_url = url = next(failed, next(iter(results)))
+        status, problem = results[url]
+        return status, f"{url}: {problem}" if problem and len(results) > 1 else problem
+
+    def _without_absent(self, results: Mapping[URL, tuple[int, str]]) -> dict[URL, tuple[int, str]]:
+        """Stop checking URLs that are no checks of the model server's; return the results of the others."""
+        for url, (status, _) in results.items():
+            if status in NO_SUCH_CHECK:
+                log.warning("the model server has no health check at %s (%d): not checked again", url, status)
+        self.urls = [url for url, (status, _) in results.items() if status not in NO_SUCH_CHECK]
+        return {url: results[url] for url in self.urls}
+
+    async def _check_one(self, url: URL) -> tuple[int, str]:
+        """Check `url`. A connection that fails is told to the server's `reach`, as one of a request is."""
         with time_limit(self._clock, HEALTH_TIMEOUT_S):
             try:
-                status = await self.ask()
+                status = await self.ask(url)
                 return status, "" if 200 <= status < 300 else f"health check answered {status}"
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
-                self._server.reach.note_failure(self.host, self.port, e)
+                self._server.reach.note_failure(url.host, url.port, e)
                 return 0, f"health check failed: {describe_error(e)}"
         return 0, f"health check timed out after {HEALTH_TIMEOUT_S:g} s"
 

@@ -102,7 +102,8 @@ class Lanes:
 
     Handlers that are not parallel share one queue with a single slot. A parallel handler, or one with a
     `max_concurrency`, has its own queue for all of its routes. `is_parallel` and `max_wait_s` are defaults
-    for handlers that don't set their own. `seconds_to_drain` estimates how long the requests in flight take.
+    for handlers that don't set their own. `one_at_a_time` is the shared queue. `seconds_to_drain` estimates
+    how long the requests in flight take.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Lanes:
         self._max_wait_s = max_wait_s
         self._lanes: list[Lane] = []
         self.cap = WorkloadCap()
-        self._one_at_a_time = self._queue(1)
+        self.one_at_a_time = self._queue(1)
         self._limited: tuple[SlotQueue, ...] = ()  # the only queues in which a request can wait
 
     def add(self, handler: Handler) -> Lane:
@@ -179,9 +180,7 @@ class Lanes:
             if lane.handler is handler:
                 return lane.queue
         limit = self.concurrency_of(handler)
-        return (
-            self._one_at_a_time if limit == 1 and not self._allows_parallel(handler) else self._queue(limit)
-        )
+        return self.one_at_a_time if limit == 1 and not self._allows_parallel(handler) else self._queue(limit)
 
     def _allows_parallel(self, handler: Handler) -> bool:
         own = handler.allow_parallel_requests

@@ -174,6 +174,10 @@ class Sessions:
         """Remember an ended session by the digest of its `auth_data`."""
         self._ended.append(digest)
 
+    def ids(self) -> list[str]:
+        """The ids of the open sessions, the oldest first."""
+        return list(self._sessions)
+
     def find_by_id(self, session_id: str) -> Session | None:
         """The session with this id; None if it is unknown, has ended or has expired."""
         return self._sessions.get(session_id)

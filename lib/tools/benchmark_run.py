@@ -159,12 +159,12 @@ class _BenchmarkRun:
         assert keeper is not None
         try:
             if running.lifecycle is None:  # which would find the model server itself
-                await self._check_server(running.server, running.config.healthcheck)
+                await self._check_server(running.server, running.config.health_checks)
             return await self._measured(keeper)
         except CannotMeasure as e:
             return e
 
-    async def _check_server(self, server: ModelServer, healthcheck: str | None) -> None:
+    async def _check_server(self, server: ModelServer, health_checks: Sequence[str]) -> None:
         """Check that the model server listens; say so if it isn't well. Raises `CannotMeasure`."""
         if not server.url:
             return
@@ -172,9 +172,9 @@ class _BenchmarkRun:
             raise CannotMeasure(
                 f"nothing listens at {server.url}: start the model server, or name it in MODEL_SERVER_URL"
             )
-        if healthcheck is None:
+        if not health_checks:
             return
-        watch = HealthWatch(server, healthcheck, Readiness((), False, self._clock), self._clock, False)
+        watch = HealthWatch(server, health_checks, Readiness((), False, self._clock), self._clock, False)
         status, problem = await watch.check()
         if problem and status not in NO_SUCH_CHECK:
             print(f"{watch.url}: {problem}; the model may still be loading", file=sys.stderr)

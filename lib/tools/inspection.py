@@ -145,10 +145,12 @@ class _Inspection:
         return up
 
     async def _check_health(self, backend: Backend, server: ModelServer) -> None:
-        target = backend.config().healthcheck
-        if target is None:
-            return
-        watch = HealthWatch(server, target, Readiness((), False, self._clock), self._clock, clears_all=False)
+        for target in backend.config().health_checks:
+            await self._check_one_health(server, target)
+
+    async def _check_one_health(self, server: ModelServer, target: str) -> None:
+        readiness = Readiness((), False, self._clock)
+        watch = HealthWatch(server, (target,), readiness, self._clock, clears_all=False)
         began = self._clock.monotonic()
         status, problem = await watch.check()
         if status in NO_SUCH_CHECK:

@@ -254,16 +254,18 @@ def test_the_model_servers_url_with_its_port(url: str, port: int | str | None, e
     assert a_worker(model_server_url=url, model_server_port=port).backend.model_server_url == expected
 
 
-def test_the_health_check_is_the_workers_or_the_first_of_a_handler() -> None:
+def test_the_health_checks_are_the_workers_or_all_of_its_handlers() -> None:
     plain, checked = HandlerConfig("/a"), HandlerConfig("/b", "/of-b")
     classed = HandlerConfig("/c", handler_class=OwnHandler)
     for handlers, expected in (
-        ((plain, checked, classed), "/of-b"),
-        ((plain, classed), "/alive"),
-        ((HandlerConfig("/c", "/mine", handler_class=OwnHandler),), "/mine"),
+        ((plain, checked, classed), ("/of-b", "/alive")),
+        ((checked, HandlerConfig("/d", "/of-b")), ("/of-b",)),
+        ((plain, classed), ("/alive",)),
+        ((HandlerConfig("/c", "/mine", handler_class=OwnHandler),), ("/mine",)),
     ):
-        assert a_worker(*handlers, model_healthcheck_url=None).backend.healthcheck_url == expected
-    assert a_worker(plain, checked).backend.healthcheck_url == "/health"
+        worker = a_worker(*handlers, model_healthcheck_url=None)
+        assert worker.backend.config().health_checks == expected
+    assert a_worker(plain, checked).backend.config().health_checks == ("/health",)
 
 
 @pytest.mark.parametrize("lifecycle", [life, life()])
@@ -520,10 +522,6 @@ def by_position(a: int, /) -> int:
         (
             WorkerConfig(model_healthcheck_url="/health"),
             "model_healthcheck_url is given without model_server_url",
-        ),
-        (
-            served(HandlerConfig("/a", "/1"), HandlerConfig("/b", "/2"), model_healthcheck_url=None),
-            "the handlers have different health checks: /1 (handler '/a'), /2 (handler '/b'): choose one by",
         ),
         (
             served(model_healthcheck_url=None),

@@ -207,7 +207,7 @@ def scenario(steps: Callable[[Checked], Awaitable[None]], health: str | None) ->
         ):
             readiness = Readiness((), False, clock)
             readiness.set_max_perf(1.0, "given")
-            watch = HealthWatch(server, health, readiness, clock, clears_all=True) if health else None
+            watch = HealthWatch(server, (health,), readiness, clock, clears_all=True) if health else None
             tasks.start_soon(ReachWatch(server, readiness, watch, clock).follow)
             await steps(Checked(model, server, readiness, clock, watch))
             tasks.cancel_scope.cancel()

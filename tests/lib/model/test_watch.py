@@ -274,8 +274,10 @@ async def test_a_wrong_path_is_logged(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 @asynccontextmanager
-async def checked(here: Monitored, clears_all: bool = False) -> AsyncGenerator[HealthWatch, None]:
-    watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all)
+async def checked(
+    here: Monitored, clears_all: bool = False, targets: Sequence[str] = ("/health",)
+) -> AsyncGenerator[HealthWatch, None]:
+    watch = HealthWatch(here.server, targets, here.readiness, here.clock, clears_all)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch.follow)
         yield watch
@@ -376,7 +378,7 @@ async def test_a_server_without_a_health_check_is_not_checked_again(
     async with monitored(ReadySignal.HEALTH) as here:
         here.model.health_status = status
         here.readiness.set_error(Cause.HEALTH, "health check timed out")
-        watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
+        watch = HealthWatch(here.server, ("/health",), here.readiness, here.clock, clears_all=False)
         await watch.follow()
         assert here.readiness.state is State.READY
         assert (here.model.health_checks, here.clock.pending) == (1, 0)
@@ -385,14 +387,65 @@ async def test_a_server_without_a_health_check_is_not_checked_again(
     ]
 
 
+BOTH = ("/health", "/echo")
+
+
+async def test_of_two_checks_both_must_answer_2xx() -> None:
+    async with monitored(ReadySignal.HEALTH) as here:
+        here.model.fail_status = 503  # of all paths but /health
+        async with checked(here, targets=BOTH) as watch:
+            url = f"{here.model.url}/echo"
+            for _ in range(3):
+                await here.clock.wait_for_timer(HEALTH_INTERVAL_LOADING_S)
+                await here.model.until(lambda: here.model.open_connections == 0)
+                assert here.readiness.state is State.LOADING
+                assert (watch.url, watch.last_problem) == (url, f"{url}: health check answered 503")
+                here.clock.advance(HEALTH_INTERVAL_LOADING_S)
+            await here.clock.wait_for_timer(HEALTH_INTERVAL_LOADING_S)
+            here.model.fail_status = None
+            here.clock.advance(HEALTH_INTERVAL_LOADING_S)
+            await here.until(State.READY)
+
+
+async def test_either_of_two_checks_ends_ready_and_the_other_does_not_clear_its_error() -> None:
+    async with monitored(ReadySignal.HEALTH) as here, checked(here, targets=BOTH):
+        await here.until(State.READY)
+        await check_ended(here)
+        here.model.fail_status = 500
+        for _ in range(FAILURES_UNTIL_ERROR):
+            await next_check(here)
+        await here.until(State.ERRORED)
+        assert here.readiness.error_msg == f"{here.model.url}/echo: health check answered 500"
+        changes = len(here.readiness.timeline)
+        for _ in range(2):
+            await next_check(here)
+        assert len(here.readiness.timeline) == changes
+        here.model.fail_status = None
+        await next_check(here)
+        await here.until(State.READY)
+
+
+async def test_of_two_checks_one_that_the_server_lacks_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    async with monitored(ReadySignal.HEALTH) as here:
+        here.model.health_status = 503
+        async with checked(here, targets=("/missing", "/health")) as watch:
+            await here.clock.wait_for_timer(HEALTH_INTERVAL_LOADING_S)
+            assert (watch.url, watch.last_problem) == (
+                f"{here.model.url}/health",
+                "health check answered 503",
+            )
+            here.model.health_status = 200
+            here.clock.advance(HEALTH_INTERVAL_LOADING_S)
+            await here.until(State.READY)
+    assert [r.getMessage() for r in caplog.records if "no health check" in r.getMessage()] == [
+        f"the model server has no health check at {here.model.url}/missing (404): not checked again"
+    ]
+
+
 async def test_the_findings_of_the_checks_are_kept() -> None:
     async with monitored(ReadySignal.HEALTH) as here:
-        watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
-        assert (watch.url, watch.host, watch.port) == (
-            f"{here.model.url}/health",
-            "127.0.0.1",
-            here.server.reach.port,
-        )
+        watch = HealthWatch(here.server, ("/health",), here.readiness, here.clock, clears_all=False)
+        assert watch.url == f"{here.model.url}/health"
         assert (watch.checks, watch.last_problem, watch.well_since_s) == (0, "", None)
     async with monitored(ReadySignal.HEALTH) as here, checked(here) as watch:
         await here.until(State.READY)
@@ -428,7 +481,7 @@ async def test_checks_are_frequent_until_all_is_loaded_and_one_has_succeeded(
 
 async def test_a_check_without_an_answer_has_no_status() -> None:
     async with monitored() as here:
-        watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=False)
+        watch = HealthWatch(here.server, ("/health",), here.readiness, here.clock, clears_all=False)
         assert await watch.check() == (200, "")
         here.model.health_stalls = True
         async with anyio.create_task_group() as tasks:
@@ -461,7 +514,7 @@ async def test_after_failures_checks_are_frequent_until_one_succeeds() -> None:
 @pytest.mark.parametrize("is_lost", [False, True])
 async def test_a_success_clears_errors_of_the_log_only_after_a_loss(is_lost: bool) -> None:
     async with monitored() as here:
-        watch = HealthWatch(here.server, "/health", here.readiness, here.clock, clears_all=True)
+        watch = HealthWatch(here.server, ("/health",), here.readiness, here.clock, clears_all=True)
         for cause in (Cause.LOG, Cause.AUTHOR):
             here.readiness.set_error(cause, "broken")
         if is_lost:
