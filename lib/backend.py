@@ -25,7 +25,7 @@ from lib.data_types import EndpointHandler, LogAction
 from lib.declare.bare_route import BareHandler, BareRouteHandler
 from lib.engine.engine import Delivery, Engine
 from lib.errors import NotReady, SessionGone, returnable
-from lib.life.backend_config import BackendConfig, Lifecycle
+from lib.life.backend_config import DEFAULT_MAX_PERF, BackendConfig, Lifecycle
 from lib.life.older_names import Metrics, OlderNames
 from lib.life.running_worker import RunningWorker, open_worker
 from lib.metrics import DEFAULT_WORKLOAD, Outcome
@@ -82,7 +82,7 @@ class Backend(OlderNames):
         benchmark_handler: EndpointHandler[Any] | None = None,
         log_actions: Sequence[tuple[LogAction, str]] = (),
         *,
-        max_perf: float = 100.0,
+        max_perf: float = DEFAULT_MAX_PERF,
         healthcheck_url: str | Sequence[str] | None = None,
         max_sessions: int | None = 10,
         lifecycle: Lifecycle | None = None,

@@ -26,6 +26,9 @@ from lib.runtime.urls import is_http_url
 
 Lifecycle = Context
 
+# In workload/s, for a worker whose author has given neither a benchmark nor a throughput.
+DEFAULT_MAX_PERF = 100.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArgumentNames:

@@ -34,8 +34,9 @@ from lib.gpu.nvml import is_installed
 from lib.gpu.watch import GpuWatch
 from lib.http.shares import STRANGERS_BYTES, Shares
 from lib.life.author_context import AuthorContext, Context
-from lib.life.backend_config import BackendConfig
+from lib.life.backend_config import DEFAULT_MAX_PERF, BackendConfig
 from lib.metrics import Ledger, WorkloadCap, WorkloadCounter
+from lib.model.benchmark import first_answer_limit_s
 from lib.model.benchmark_keeper import BenchmarkKeeper
 from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.caller import ModelCaller
@@ -58,6 +59,12 @@ from lib.runtime.clock import Clock
 from lib.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
+
+_NO_BENCHMARK = (
+    "no handler has a benchmark: the throughput counts as %g workload/s, which nobody has measured. Scaling, "
+    "the sharing of requests among workers, and max_queue_time go by it. Give a benchmark "
+    "(benchmark_handler, benchmark_config), or the throughput itself (max_perf)"
+)
 
 Tasks = dict[str, Callable[[], Awaitable[None]]]
 
@@ -125,7 +132,7 @@ class RunningWorker:
         if not self.settings.health_overrides_log:
             return None
         request = None if self.benchmark_keeper is None else self.benchmark_keeper.request
-        limit_s = self.settings.benchmark_time_limit_s
+        limit_s = first_answer_limit_s(self.settings.model_timeout_s)
         return HealthOverride(log_watch, health_watch, self.readiness, request, limit_s, log_watch.clock)
 
     @cached_property
@@ -338,6 +345,8 @@ def _benchmark_keeper(
     readiness.on_max_perf = cap.note_max_perf
     handler = config.benchmark_handler
     if handler is None:
+        if config.max_perf == DEFAULT_MAX_PERF:
+            log.warning(_NO_BENCHMARK, config.max_perf)
         reason = f"no benchmark: max_perf is {config.max_perf:g} workload/s"
         readiness.set_max_perf(config.max_perf, reason)
         return None

@@ -29,7 +29,16 @@ from lib.model.throughput import (
 )
 from lib.runtime.clock import Clock
 
-__all__ = ["Attempt", "BenchmarkFailed", "FlowRequest", "Measurement", "Send", "TriedLevel", "measure"]
+__all__ = [
+    "Attempt",
+    "BenchmarkFailed",
+    "FlowRequest",
+    "Measurement",
+    "Send",
+    "TriedLevel",
+    "first_answer_limit_s",
+    "measure",
+]
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +83,8 @@ BROKEN_IN_A_ROW = 10
 BROKEN_AFTER_S = 10.0
 # The longest of this many of the latest requests shows how long one may take.
 LATEST_DURATIONS = 512
-# Seconds until the first answer, which a cold model may take long for: the time limit counts from then on.
+# Seconds until the first answer, which a cold model may take long for: the time limit counts from then on. A
+# longer MODEL_TIMEOUT_S is the limit in its place. A shorter one limits calls: a request may make several.
 FIRST_ANSWER_LIMIT_S = 1800.0
 # The most requests at one level: more would only fill the memory.
 MAX_JOBS = 20_000
@@ -117,6 +127,11 @@ class Measurement:
     levels: tuple[TriedLevel, ...] = ()
 
 
+def first_answer_limit_s(model_timeout_s: float | None) -> float:
+    """The seconds that the first answer may take, where MODEL_TIMEOUT_S is `model_timeout_s`."""
+    return max(FIRST_ANSWER_LIMIT_S, model_timeout_s or 0.0)
+
+
 async def measure(
     send: Send,
     *,
@@ -128,25 +143,29 @@ async def measure(
     clock: Clock,
     warm_up: bool = True,
     workload_per_unit: float = 0.0,
+    first_limit_s: float = FIRST_ANSWER_LIMIT_S,
 ) -> Measurement:
     """Measure the throughput of a steady flow of requests, within about `target_s` seconds.
 
     With `concurrency` None, the best number in flight is searched for; `max_concurrency` limits both. At
     least `runs` times as many requests end, if `runs` is given. `send` sends one request and returns after
-    the last byte of its answer. `workload_per_unit` is that of an earlier measurement. `time_limit_s` seconds
-    after the first answer, requests in flight are cancelled, and the result is what is known by then.
+    the last byte of its answer. `workload_per_unit` is that of an earlier measurement. The first answer may
+    take `first_limit_s` seconds. `time_limit_s` seconds after it, requests in flight are cancelled, and the
+    result is what is known by then.
 
     Raises `BenchmarkFailed` when no request succeeded or the workload counted is 0, and whatever `send`
     raises. No request is left in flight.
     """
     bench: _Bench | None = None
+    limit_s = first_limit_s
     with anyio.CancelScope() as scope:
-        timer = clock.call_later(FIRST_ANSWER_LIMIT_S, scope.cancel)
+        timer = clock.call_later(limit_s, scope.cancel)
 
         def limit() -> None:
-            nonlocal timer
+            nonlocal timer, limit_s
             timer.cancel()
-            timer = clock.call_later(time_limit_s, scope.cancel)
+            limit_s = time_limit_s
+            timer = clock.call_later(limit_s, scope.cancel)
 
         try:
             async with flowing(send, clock, workload_per_unit) as flow:
@@ -156,7 +175,7 @@ async def measure(
         finally:
             timer.cancel()
     assert bench is not None
-    return bench.measurement(time_limit_s if scope.cancelled_caught else None)
+    return bench.measurement(limit_s if scope.cancelled_caught else None)
 
 
 class _Bench:

@@ -22,7 +22,7 @@ from anyio.to_thread import run_sync as in_thread
 from lib.errors import result_or_error
 from lib.metrics import Ledger
 from lib.model import benchmark_store
-from lib.model.benchmark import BenchmarkFailed, Measurement, measure
+from lib.model.benchmark import BenchmarkFailed, Measurement, first_answer_limit_s, measure
 from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.benchmark_store import BenchmarkInputs, Result, payload_shape
 from lib.model.readiness import Cause, Readiness, State
@@ -141,6 +141,7 @@ class BenchmarkKeeper:
             clock=self.clock,
             warm_up=warm_up,
             workload_per_unit=workload_per_unit,
+            first_limit_s=first_answer_limit_s(self.request.server.timeout_s),
         )
 
     def result_of(self, measured: Measurement) -> Result:

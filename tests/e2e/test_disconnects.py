@@ -91,7 +91,7 @@ async def test_other_requests_are_unaffected_by_a_client_that_leaves(tmp_path: P
 async def test_a_client_that_leaves_while_sending_its_body_is_not_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with with_worker_task(tmp_path) as system:
+    async with with_worker_task(tmp_path, Setup(health="/health", backend={"max_perf": 50.0})) as system:
         caplog.set_level("INFO", "lib.access")
         for path in ("/echo", "/finish/echo"):
             async with connected(system.url) as client:

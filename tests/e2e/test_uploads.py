@@ -305,7 +305,7 @@ async def test_errors_of_the_model_server_leave_no_file(tmp_path: Path, spool: P
 async def test_a_client_that_leaves_while_sending_leaves_no_file(
     tmp_path: Path, spool: Path, way: str, policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    setup = Setup(health="/health", handler={"on_disconnect": policy})
+    setup = Setup(health="/health", handler={"on_disconnect": policy}, backend={"max_perf": 50.0})
     async with with_worker_task(tmp_path, setup, make=varied_routes.build) as system:
         async with connected(system.url) as client:
             await client.send(upload_bytes(system, "/sound/echo", b"x" * 5 * MIB)[:-MIB])

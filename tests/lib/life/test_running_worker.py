@@ -69,6 +69,21 @@ async def test_the_settings_choose_engine_and_authenticator(tmp_path: Path) -> N
         assert running.readiness.state is State.READY
 
 
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [({}, True), ({"max_perf": 42.0}, False), ({"benchmark_handler": PlainHandler()}, False)],
+)
+async def test_a_throughput_that_nobody_has_given_or_measures_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any], warns: bool
+) -> None:
+    async with opened(tmp_path, backend_of(**options)):
+        warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [text.startswith("no handler has a benchmark: ") for text in warnings] == [True] * warns
+    if warns:
+        assert "100 workload/s" in warnings[0]
+        assert "max_perf" in warnings[0]
+
+
 async def test_an_author_s_word_on_unsecured_wins(tmp_path: Path) -> None:
     async with opened(tmp_path, backend_of(unsecured=True), VAST) as running:
         assert not running.authenticator.needs_key

@@ -18,6 +18,7 @@ from lib.model.benchmark import (
     BenchmarkFailed,
     FlowRequest,
     Measurement,
+    first_answer_limit_s,
     measure,
 )
 from lib.model.flow import FAILURE_PAUSE_S
@@ -89,6 +90,7 @@ class Options(TypedDict, total=False):
     target_s: float
     time_limit_s: float
     warm_up: bool
+    first_limit_s: float
 
 
 def start(model: FakeModel, **options: Unpack[Options]) -> asyncio.Task[Measurement]:
@@ -102,6 +104,7 @@ def start(model: FakeModel, **options: Unpack[Options]) -> asyncio.Task[Measurem
             time_limit_s=options.get("time_limit_s", 300.0),
             clock=model.clock,
             warm_up=options.get("warm_up", True),
+            first_limit_s=options.get("first_limit_s", FIRST_ANSWER_LIMIT_S),
         )
     )
 
@@ -332,9 +335,28 @@ async def test_a_model_that_hangs_fails_the_benchmark_with_a_reason() -> None:
     task = start(model, concurrency=2, time_limit_s=5.0)
     await run_event_loop_turns()
     model.clock.advance(FIRST_ANSWER_LIMIT_S)
-    with pytest.raises(BenchmarkFailed, match=r"^no request of the benchmark succeeded"):
+    with pytest.raises(BenchmarkFailed, match=r"^no request of the benchmark succeeded within 1800 s"):
         await task
     assert model.sent == 1
+
+
+@pytest.mark.parametrize("first_s", [310.0, 1700.0])
+async def test_a_cold_models_first_answer_may_take_longer_than_the_time_limit(first_s: float) -> None:
+    model = FakeModel(ManualClock(), service_s=8.0, results=results_of(first_s))
+    measured = await measured_with(model, concurrency=2, runs=4, time_limit_s=300.0)
+    assert measured.perf == near(20.0 / 8.0)
+    assert not measured.is_cut
+
+
+async def test_a_longer_limit_of_calls_is_that_of_the_first_answer() -> None:
+    limit_s = first_answer_limit_s(3600.0)
+    model = FakeModel(ManualClock(), service_s=8.0, results=results_of(3000.0))
+    measured = await measured_with(model, concurrency=2, runs=4, first_limit_s=limit_s)
+    assert measured.perf == near(20.0 / 8.0)
+
+
+def test_a_shorter_limit_of_calls_leaves_time_for_a_request_of_several_calls() -> None:
+    assert first_answer_limit_s(60.0) == first_answer_limit_s(None) == FIRST_ANSWER_LIMIT_S
 
 
 async def test_two_long_jobs_that_agree_are_enough() -> None:
