@@ -41,7 +41,13 @@ from lib.life.sockets import PortTaken, Sockets, listening
 from lib.life.stop import Stop
 from lib.model.readiness import Cause
 from lib.model.readiness_log import ReadinessLog
-from lib.routes.management import loopback_routes, public_routes, readiness_line, without
+from lib.routes.management import (
+    loading_reasons,
+    loopback_routes,
+    public_routes,
+    readiness_line,
+    without,
+)
 from lib.routes.sessions import end_route, session_routes
 from lib.runtime.exit_status import EXIT_FAILED, EXIT_PORT_TAKEN, EXIT_SETTINGS
 from lib.runtime.file_limit import raise_file_limit
@@ -211,6 +217,8 @@ async def serve(
                 life.start_soon(_run, task, name, running, stop, name=name)
             readiness_log = ReadinessLog(running.readiness, partial(readiness_line, backend))
             life.start_soon(_run, readiness_log.follow, "readiness log", running, stop, name="readiness log")
+            load_watch = running.load_watch(partial(loading_reasons, backend))
+            life.start_soon(_run, load_watch.follow, "load watch", running, stop, name="load watch")
             if tls is not None:
                 life.start_soon(_run, tls.follow, "certificate", running, stop, name="certificate")
             if started is not None:

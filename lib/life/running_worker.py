@@ -45,6 +45,7 @@ from lib.model.direct import DirectCalls
 from lib.model.failure_probe import FailureProbe
 from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import CapacityMover, LiveCapacity
+from lib.model.load_watch import LoadWatch
 from lib.model.reach_watch import ReachWatch
 from lib.model.readiness import Cause, Readiness, ReadySignal
 from lib.model.relay import drain
@@ -156,6 +157,12 @@ class RunningWorker:
             return None
         clock = self.live_capacity.clock
         return FailureProbe(self.server.failures, self.readiness, keeper.request, limit_s, clock)
+
+    def load_watch(self, describe: Callable[[], Awaitable[str]]) -> LoadWatch:
+        """The watch of how long the model takes to load; `describe` returns what is waited for."""
+        watch = self.health_watch if ReadySignal.LOG in self.config.ready_signals else None
+        limit_s = self.settings.model_load_timeout_s
+        return LoadWatch(self.readiness, watch, limit_s, describe, self.live_capacity.clock)
 
     async def _end_recalled_sessions(self) -> None:
         """Once the model is loaded, tell it of the sessions that were open when the worker was killed."""

@@ -54,6 +54,7 @@ class Cause(str, Enum):
 
     LOG = "log"
     HEALTH = "health"
+    LOAD = "load"
     CONNECTION = "connection"
     PROBE = "probe"
     BENCHMARK = "benchmark"
@@ -94,6 +95,7 @@ class Readiness:
         self.needs_key = needs_key
         self._measured = False
         self._draining = False
+        self._hindrance = ""
         self._errors: dict[Cause, str] = {}
         self._error_times: dict[Cause, float] = {}
         self._changed = anyio.Event()
@@ -105,9 +107,13 @@ class Readiness:
 
     @property
     def error_msg(self) -> str:
-        """The current error, that of a GPU or else the latest if there are several; "" without one."""
+        """The current error, that of a GPU or else the latest if there are several; "" without one.
+
+        Without an error, it is what keeps the model from counting as loaded, if that was noted.
+        """
         # A broken GPU is the reason for the errors that follow it.
-        return self._errors.get(Cause.GPU) or next(reversed(self._errors.values()), "")
+        error = self._errors.get(Cause.GPU) or next(reversed(self._errors.values()), "")
+        return error or (self._hindrance if self._missing else "")
 
     @property
     def loaded(self) -> bool:
@@ -144,6 +150,13 @@ class Readiness:
         if signal is ReadySignal.LOG:
             for cause in (Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK, Cause.PROBE):
                 self._errors.pop(cause, None)
+        if self.loaded:
+            self._errors.pop(Cause.LOAD, None)
+        self._update(reason)
+
+    def note_hindrance(self, reason: str) -> None:
+        """Note why the model does not count as loaded although it seems to be: the state stays the same."""
+        self._hindrance = reason[:MAX_ERROR_LENGTH]
         self._update(reason)
 
     def note_key(self) -> None:

@@ -210,7 +210,7 @@ class HealthWatch:
         failed = (url for url, (_, problem) in results.items() if problem)
         self._shown_url = url = next(failed, next(iter(results)))
         status, problem = results[url]
-        return status, f"{url}: {problem}" if problem and len(results) > 1 else problem
+        return status, problem
 
     def _without_absent(self, results: Mapping[URL, tuple[int, str]]) -> dict[URL, tuple[int, str]]:
         """Stop checking URLs that are no checks of the model server's; return the results of the others."""
@@ -254,6 +254,7 @@ class HealthWatch:
 
     def _failed(self, problem: str) -> None:
         self._failures += 1
-        log.warning("%s (%d in a row)", problem, self._failures)
+        text = f"{self.url}: {problem}" if len(self.urls) > 1 else problem
+        log.warning("%s (%d in a row)", text, self._failures)
         if self._failures >= FAILURES_UNTIL_ERROR:
-            self._readiness.set_error(Cause.HEALTH, problem)
+            self._readiness.set_error(Cause.HEALTH, text)

@@ -24,12 +24,16 @@ def headline(status: Status) -> str:
         return f"{start}: {status['error_msg']}"
     if status["state"] == "ready":
         return f"{start}: {status['max_perf']:g} workload/s"
-    reasons = list(_reasons(status))
-    return f"{start}; {'; '.join(reasons)}" if reasons else start
+    reasons = reasons_of(status)
+    return f"{start}; {reasons}" if reasons else start
+
+
+def reasons_of(status: Status) -> str:
+    """The reasons why the worker isn't ready yet, separated by semicolons."""
+    return "; ".join(_reasons(status))
 
 
 def _reasons(status: Status) -> Iterator[str]:
-    """The reasons why the worker isn't ready yet."""
     waits, log = status["waiting_for"], status["log"]
     server = status["model_server"]
     if server["reachable"] is False:

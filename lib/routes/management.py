@@ -25,7 +25,7 @@ from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import LiveCapacity
 from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
-from lib.routes.headline import headline
+from lib.routes.headline import headline, reasons_of
 from lib.runtime.logs import dropped_lines
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,11 @@ async def _status(backend: Backend, routes: Sequence[str], request: web.Request)
 async def readiness_line(backend: Backend) -> str:
     """The worker's state, and what it waits for or what is wrong, as `pyworker status` shows it."""
     return headline(await _status_now(backend))
+
+
+async def loading_reasons(backend: Backend) -> str:
+    """The reasons why the model doesn't count as loaded, as `pyworker status` shows them."""
+    return reasons_of(await _status_now(backend))
 
 
 async def _status_now(backend: Backend) -> dict[str, Any]:

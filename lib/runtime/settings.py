@@ -64,6 +64,7 @@ class Settings:
     client_stall_timeout_s: float = 60.0
     carrier: CarrierKind = "direct"
     model_timeout_s: float | None = None
+    model_load_timeout_s: float | None = None
     model_stall_timeout_s: float | None = None  # None: the worker's own default; 0: no limit
     benchmark_target_s: float = 20.0
     benchmark_time_limit_s: float = 300.0
@@ -121,6 +122,7 @@ class Settings:
                 CarrierKind, read.choice("CARRIER", ("direct", "aiohttp"), "who carries requests and answers")
             ),
             model_timeout_s=_model_timeout_s(read),
+            model_load_timeout_s=_model_load_timeout_s(read),
             model_stall_timeout_s=_model_stall_timeout_s(read),
             benchmark_target_s=target_s,
             benchmark_time_limit_s=limit_s,
@@ -248,6 +250,10 @@ def _trusted_proxies(read: EnvironmentReader) -> tuple[Network, ...]:
 
 def _model_timeout_s(read: EnvironmentReader) -> float | None:
     return read.value("MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds")
+
+
+def _model_load_timeout_s(read: EnvironmentReader) -> float | None:
+    return read.value("MODEL_LOAD_TIMEOUT_S", _seconds, None, "how long the model may load, seconds")
 
 
 def _model_stall_timeout_s(read: EnvironmentReader) -> float | None:

@@ -230,6 +230,7 @@ STEPS: st.SearchStrategy[tuple[str, Any]] = st.one_of(
     st.tuples(st.just("signal"), st.sampled_from(ReadySignal)),
     st.tuples(st.sampled_from(["key", "perf", "perf"]), st.just(None)),
     st.tuples(st.just("set"), st.tuples(st.sampled_from(Cause), st.sampled_from("ab"))),
+    st.tuples(st.just("hindrance"), st.sampled_from("xy")),
     st.tuples(st.just("clear"), st.sampled_from([cause for cause in Cause if cause is not Cause.GPU])),
 )
 
@@ -240,6 +241,7 @@ class ReadinessModel:
     def __init__(self, signals: set[ReadySignal], needs_key: bool) -> None:
         self.missing, self.needs_key, self.measured = signals, needs_key, False
         self.errors: list[tuple[Cause, str]] = []
+        self.hindrance = ""
 
     def play(self, kind: str, what: Any) -> None:
         ended: set[Cause] = set()
@@ -247,6 +249,10 @@ class ReadinessModel:
             self.missing = self.missing - {what}
             if what == ReadySignal.LOG:
                 ended = {Cause.LOG, Cause.AUTHOR, Cause.BENCHMARK, Cause.PROBE}
+            if not self.missing:
+                ended.add(Cause.LOAD)
+        elif kind == "hindrance":
+            self.hindrance = what
         elif kind == "key":
             self.needs_key = False
         elif kind == "perf":
@@ -262,7 +268,7 @@ class ReadinessModel:
         if self.errors:
             return State.ERRORED, dict(self.errors).get(Cause.GPU, self.errors[-1][1])
         if self.missing or (self.measured and self.needs_key):
-            return State.LOADING, ""
+            return State.LOADING, self.hindrance if self.missing else ""
         return (State.READY if self.measured else State.BENCHMARKING), ""
 
 
@@ -271,6 +277,8 @@ def play(here: Readiness, kind: str, what: Any) -> None:
         here.note_signal(what, "signal")
     elif kind == "key":
         here.note_key()
+    elif kind == "hindrance":
+        here.note_hindrance(what)
     elif kind == "perf":
         here.set_max_perf(1.0, "measured")
     elif kind == "set":

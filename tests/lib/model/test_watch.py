@@ -399,7 +399,7 @@ async def test_of_two_checks_both_must_answer_2xx() -> None:
                 await here.clock.wait_for_timer(HEALTH_INTERVAL_LOADING_S)
                 await here.model.until(lambda: here.model.open_connections == 0)
                 assert here.readiness.state is State.LOADING
-                assert (watch.url, watch.last_problem) == (url, f"{url}: health check answered 503")
+                assert (watch.url, watch.last_problem) == (url, "health check answered 503")
                 here.clock.advance(HEALTH_INTERVAL_LOADING_S)
             await here.clock.wait_for_timer(HEALTH_INTERVAL_LOADING_S)
             here.model.fail_status = None

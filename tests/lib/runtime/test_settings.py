@@ -33,6 +33,7 @@ def test_defaults_are_those_of_the_instance() -> None:
     assert (settings.max_json_bytes, settings.max_request_bytes) == (64 * 2**20, 2**30)
     assert (settings.max_spool_bytes, settings.trusted_proxies) == (4 * 2**30, ())
     assert (settings.drain_timeout_s, settings.model_timeout_s) == (30.0, None)
+    assert settings.model_load_timeout_s is None
     assert not settings.unsecured
 
 
@@ -159,6 +160,7 @@ def test_the_two_ports_differ() -> None:
     [
         "DRAIN_TIMEOUT_S",
         "MODEL_TIMEOUT_S",
+        "MODEL_LOAD_TIMEOUT_S",
         "MODEL_STALL_TIMEOUT_S",
         "BENCHMARK_TIME_LIMIT_S",
         "REQUEST_BODY_TIMEOUT_S",
