@@ -181,7 +181,7 @@ class Backend(OlderNames):
     ) -> Answer:
         """Answer a request whose payload was received, and decide its outcome."""
         lane = exchange.lane
-        exchange.keep_body(admission, received)
+        exchange.keep_text(admission, received)
         payload = lane.read_payload(received, admission.raw_auth, admission.session_id)
         exchange.receive(received, payload, lane.count_workload(payload))
         try:

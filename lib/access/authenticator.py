@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from lib.data_types import AuthData
-from lib.request.received_body import Body
 from lib.request.sessions import Session
 
 
@@ -26,8 +25,6 @@ class Admission:
     `payload_text` is the JSON text of `payload` as it was received, for a consumer that forwards the payload
     unchanged. It is None where another JSON parser could refuse it, or read a number or a string differently.
     A key may be in it twice. It may keep the whole body in memory.
-    `body` is for author code that reads the request's body again (lib/request/received_body.py); None if it
-    can still be read from the request.
     """
 
     auth: AuthData
@@ -36,7 +33,6 @@ class Admission:
     session_id: str | None = None
     session: Session | None = None
     payload_text: memoryview | bytes | bytearray | None = field(default=None, compare=False, repr=False)
-    body: Body | None = field(default=None, compare=False, repr=False)
 
 
 class Authenticator(Protocol):

@@ -1,16 +1,21 @@
 """Request bodies: limited in size, in time, and in the total memory held by unverified bodies.
 
-Owns reading and decompressing bodies. It does not parse them (envelope.py), look for `auth_data` in them
-while they arrive (arriving.py) or write them to disk (spool.py).
+Owns reading and decompressing bodies, and giving them once more to author code that reads a request as
+aiohttp's. It does not parse them (envelope.py), look for `auth_data` in them while they arrive (arriving.py)
+or write them to disk (spool.py).
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import zlib
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, cast
 
+import aiohttp
 import anyio
 from aiohttp import web
 
@@ -37,6 +42,8 @@ _CODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
 _ZLIB_AUTO = 47  # wbits that accept both gzip and zlib headers
 # Decompressed per step: a packet may expand to a thousand times its size.
 INFLATED_BYTES = 256 * 1024
+# The bytes of a body up to this size are kept for author code. A larger one is kept parsed, and written anew.
+REREAD_BYTES = 64 * 1024
 
 
 class _Decompressor(Protocol):
@@ -272,3 +279,70 @@ def content_coding(request: IncomingRequest) -> str:
     if isinstance(request, DirectRequest):
         return request.header_values.get("content-encoding", "").strip().lower()
     return request.headers.get("Content-Encoding", "").strip().lower()
+
+
+def let_read_again(
+    request: IncomingRequest,
+    body: bytes | bytearray | dict[str, Any] | Path,
+    content: dict[str, Any] | None = None,
+) -> None:
+    """Let author code read the body of `request` once more: `read`, `text`, `json`, `post` and `content`.
+
+    `body` is the body, the object that it was parsed as, or the file that it is in. The bytes of a large one
+    are not kept where there is its `content`, which the request keeps in any case. Of an object, the objects
+    in it are copied, but not what is in those: author code may change them. Nothing is made before it asks.
+    """
+    if isinstance(request, DirectRequest):  # no author code has it
+        return
+    if content is not None and not isinstance(body, (dict, Path)) and len(body) > REREAD_BYTES:
+        body = content
+    if isinstance(body, dict):
+        body = {
+            name: cast("dict[str, Any]", value).copy() if isinstance(value, dict) else value
+            for name, value in body.items()
+        }
+    read: Any = request
+    read._payload = _ReceivedBody(_in_file(body) if isinstance(body, Path) else _in_memory(body))
+    read._cache.pop("content", None)  # the attribute: aiohttp looks it up only once
+
+
+class _ReceivedBody(aiohttp.StreamReader):
+    """Reads `parts`, the next of them when all before were read."""
+
+    def __init__(self, parts: AsyncIterator[bytes]) -> None:
+        super().__init__(_NO_CONNECTION, INFLATED_BYTES, loop=asyncio.get_running_loop())
+        self._parts = parts
+
+    async def _wait(self, func_name: str) -> None:
+        part = await anext(self._parts, b"")
+        if part:
+            self.feed_data(part)
+        else:
+            self.feed_eof()
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        """Do nothing: the body has arrived, also for a handler that finishes after its client has left."""
+
+
+class _NoConnection:
+    """Stands for the connection, which was read to the end of the body."""
+
+    connected = True
+    _reading_paused = False
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self, resume_parser: bool = True) -> None: ...
+
+
+_NO_CONNECTION: Any = _NoConnection()
+
+
+async def _in_memory(body: bytes | bytearray | dict[str, Any]) -> AsyncIterator[bytes]:
+    yield json.dumps(body).encode() if isinstance(body, dict) else bytes(body)
+
+
+async def _in_file(path: Path) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(path, "rb") as file:
+        while part := await file.read(INFLATED_BYTES):
+            yield part

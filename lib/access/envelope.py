@@ -39,21 +39,22 @@ _REFUSED_BY_MSGSPEC = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 class SealedEnvelope:
     """An envelope not yet verified: only `auth_data` may be read.
 
-    `text` is a small envelope, or the text of the `auth_data` of a large one; `parse` reads the rest of it.
+    `text` is a small envelope, or the text of the `auth_data` of a large one; `parse` reads the rest of it,
+    and sets `content` to the whole envelope.
     """
 
-    __slots__ = ("_payload", "_payload_text", "_text", "auth", "raw_auth", "session_id")
+    __slots__ = ("_payload", "_payload_text", "auth", "content", "raw_auth", "session_id")
 
     raw_auth: dict[str, Any]
+    content: dict[str, Any]
 
     def __init__(self, text: bytes | bytearray, is_whole: bool = True) -> None:
         self._payload: dict[str, Any] = {}
         self._payload_text: Text | None = None
-        self._text = text if is_whole else None
         # The id of the session that the request names; None also while only `auth_data` is parsed.
         self.session_id: str | None = None
         if is_whole:
-            self.raw_auth, self._payload, self.session_id, self._payload_text, is_strict = _parts(text)
+            self.raw_auth, self._payload, self.session_id, self._payload_text, is_strict, _ = _parts(text)
         else:
             auth = JsonObject(text)
             self.raw_auth, is_strict = auth.content, auth.is_strict
@@ -61,23 +62,22 @@ class SealedEnvelope:
 
     def parse(self, body: bytes | bytearray) -> None:
         """Parse the whole envelope in `body`. Call it only after verifying `auth_data`."""
-        raw_auth, self._payload, self.session_id, self._payload_text, _ = _parts(body)
+        raw_auth, self._payload, self.session_id, self._payload_text, _, content = _parts(body)
         if raw_auth != self.raw_auth:
             raise Invalid({"auth_data": "given twice"})
+        if content is None:
+            content = {"auth_data": raw_auth, "payload": self._payload}
+            content |= {} if self.session_id is None else {"session_id": self.session_id}
+        self.content = content
 
     def open(self, session: Session | None = None) -> Admission:
         """Return the parts of the envelope. Call it only after verifying the signature.
 
         `session` is the one named by `session_id`, if it is already found.
         """
-        body = self._text or self._content()
         return Admission(
-            self.auth, self.raw_auth, self._payload, self.session_id, session, self._payload_text, body
+            self.auth, self.raw_auth, self._payload, self.session_id, session, self._payload_text
         )
-
-    def _content(self) -> dict[str, Any]:
-        content = {"auth_data": self.raw_auth, "payload": self._payload}
-        return content if self.session_id is None else {**content, "session_id": self.session_id}
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):  # the text of an unknown field is not checked
@@ -92,22 +92,23 @@ _OBJECT_DECODER = msgspec.json.Decoder(dict[str, Any])
 
 def _parts(
     body: bytes | bytearray,
-) -> tuple[dict[str, Any], dict[str, Any], str | None, Text | None, bool]:
+) -> tuple[dict[str, Any], dict[str, Any], str | None, Text | None, bool, dict[str, Any] | None]:
     """The `auth_data`, the payload, the id of the session and the payload's text in an envelope.
 
-    Of a payload that is given twice, the first is only skipped, and may hold what is not JSON. The last value
-    is `JsonObject.is_strict`. Raises `Invalid` (422).
+    Of a payload that is given twice, the first is only skipped, and may hold what is not JSON. The last two
+    values are `JsonObject.is_strict`, and the envelope if it may have other fields. Raises `Invalid` (422).
     """
     try:
         envelope = _ENVELOPE_DECODER.decode(body)
         payload = _OBJECT_DECODER.decode(envelope.payload)
-        return envelope.auth_data, payload, envelope.session_id, _text_in(envelope.payload), True
+        return envelope.auth_data, payload, envelope.session_id, _text_in(envelope.payload), True, None
     except _REFUSED_BY_MSGSPEC:
         pass  # it is not valid, or not ordinary
     whole = JsonObject(body)
     _check_shape(whole.content)
     content, text = whole.content, whole.payload_text()
-    return content["auth_data"], content["payload"], content.get("session_id"), text, whole.is_strict
+    session_id = content.get("session_id")
+    return content["auth_data"], content["payload"], session_id, text, whole.is_strict, content
 
 
 class JsonObject:

@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from lib.access.arriving import Arrivals
 from lib.access.authenticator import Admission
+from lib.access.body import let_read_again
 from lib.access.envelope import JsonObject, auth_data, check_bounds
 from lib.access.payload import is_json, small_object
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
 from lib.errors import Invalid
 from lib.request.incoming import IncomingRequest
-from lib.request.received_body import kept_body
 from lib.request.sessions import Session, Sessions
 
 
@@ -47,11 +47,9 @@ class OpenAccess:
         await check_bounds(body)
         whole = JsonObject(body)
         content = whole.content
+        let_read_again(request, body, content)
         if not _is_envelope(content):
-            kept = kept_body(body, content)
-            return Admission(
-                _UNSIGNED, dict(UNSIGNED_AUTH_DATA), content, payload_text=whole.text(), body=kept
-            )
+            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), content, payload_text=whole.text())
         raw_auth = content.get("auth_data")
         if raw_auth is None:
             raw_auth = dict(UNSIGNED_AUTH_DATA)
@@ -62,8 +60,7 @@ class OpenAccess:
         auth = replace(
             auth_data(raw_auth, whole.is_strict), request_idx=None
         )  # completions have no recipient
-        payload, kept = content["payload"], kept_body(body, content)
-        return Admission(auth, raw_auth, payload, session_id, session, whole.payload_text(), kept)
+        return Admission(auth, raw_auth, content["payload"], session_id, session, whole.payload_text())
 
     async def session_in(self, request: IncomingRequest) -> Session | None:
         """The session named in a body `{"session_id": …}`; None if it is unknown or has ended.

@@ -13,13 +13,12 @@ from typing import Any
 import anyio
 
 from lib.access.authenticator import Admission
-from lib.access.body import BodyReader
+from lib.access.body import BodyReader, let_read_again
 from lib.access.envelope import check_bounds, object_in
 from lib.access.spool import SpoolRoom, spooled
 from lib.errors import BodyTooLarge, Draining, MediaTypeRefused
 from lib.fields.json_fields import Parameters
 from lib.request.incoming import IncomingRequest
-from lib.request.received_body import kept_body
 from lib.uploads import Upload
 
 # Limits of an object that is read before its sender is known.
@@ -52,7 +51,7 @@ class PayloadReader:
         async with self._bodies.read(request, is_verified=True) as body:
             await check_bounds(body)
             content = object_in(body)
-            admission.body = kept_body(body, content)
+            let_read_again(request, body, content)
             return content
 
     @asynccontextmanager
@@ -90,6 +89,7 @@ class PayloadReader:
     async def _spool(self, request: IncomingRequest, stack: AsyncExitStack) -> Upload:
         parts = self._uploads.parts(request)
         path, size_bytes = await stack.enter_async_context(spooled(parts, self._room))
+        let_read_again(request, path)
         query = {name: request.query.getall(name) for name in request.query}
         content_type = request.headers.get("Content-Type") or request.content_type
         return Upload(path, content_type, size_bytes, query)

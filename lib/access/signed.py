@@ -13,13 +13,14 @@ from typing import TypeVar
 
 from lib.access.arriving import Arrivals
 from lib.access.authenticator import Admission
+from lib.access.body import let_read_again
 from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, header_admission
 from lib.access.payload import small_object
 from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
 from lib.errors import Invalid, Unavailable
 from lib.request.exchange import connection_of, note_verified
-from lib.request.incoming import IncomingRequest
+from lib.request.incoming import DirectRequest, IncomingRequest
 from lib.request.sessions import Session, Sessions
 
 T = TypeVar("T")
@@ -78,6 +79,8 @@ class SignedRequests:
                 admission = self._open_envelope(arrived)
                 if admission is None:
                     admission = await self._retry(partial(self._open_envelope, arrived))
+                if not isinstance(request, DirectRequest):
+                    let_read_again(request, arrived)
             else:
                 admission = await self._receive(request, arrived)
         return admission
@@ -103,8 +106,11 @@ class SignedRequests:
         async with self.arrivals.of(request, arrived) as arriving:
             auth_text = await arriving.find_auth_data()
             if auth_text is None:
-                verify = partial(self._open_envelope, await arriving.whole())
-                return verify() or await self._retry(verify)
+                whole = await arriving.whole()
+                verify = partial(self._open_envelope, whole)
+                admission = verify() or await self._retry(verify)
+                let_read_again(request, whole)
+                return admission
             sealed = SealedEnvelope(auth_text, is_whole=False)
             is_session = self.sessions.remembers(sealed.raw_auth)
             if not is_session and not self._is_signed(sealed, once=True):
@@ -117,6 +123,7 @@ class SignedRequests:
         once = session_id is None
         if is_session and session is None and not self._is_signed(sealed, once=once):
             await self._retry(lambda: self._is_signed(sealed, once=once) or None)
+        let_read_again(request, sealed.content)
         return sealed.open(session)
 
     async def _retry(self, verify: Callable[[], T | None]) -> T:

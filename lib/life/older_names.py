@@ -55,7 +55,7 @@ class Metrics(Ledger):
 
     @property
     def system_metrics(self) -> SystemMetrics:
-        """Whether the model is loaded, and how long that took."""
+        """The loading of the model: whether it is over, and how long it took."""
         return SystemMetrics(self._running_now)
 
     def _request_start(self, *args: Any, **names: Any) -> None:

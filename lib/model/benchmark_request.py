@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import aiohttp
 import anyio
 from aiohttp import web
+from aiohttp.payload import AsyncIterablePayload
 
 from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_error, result_or_error
 from lib.model.benchmark import Attempt, BenchmarkFailed, FlowRequest
@@ -136,14 +137,31 @@ class BenchmarkRequest:
         """
         async with self.handler.call_model(caller, payload) as answer:
             if isinstance(answer, web.StreamResponse):
-                return answer.status, _text(answer), ""
+                return answer.status, await _text(answer, job), ""
             by_server = isinstance(answer, aiohttp.ClientResponse)
             source = f"{answer.method} {answer.url} answered " if by_server else ""
             return answer.status, await _read(answer, job), source
 
 
-def _text(answer: web.StreamResponse) -> str:
-    body = answer.body if isinstance(answer, web.Response) else None
+class _Sink:
+    """Takes the body of an answer in place of a client, notes it as progress, and keeps its `beginning`."""
+
+    def __init__(self, job: FlowRequest) -> None:
+        self._job = job
+        self.beginning = bytearray()
+
+    async def write(self, chunk: bytes) -> None:
+        self._job.note(len(chunk))
+        self.beginning += chunk[: MAX_MESSAGE_BYTES - len(self.beginning)]
+
+
+async def _text(answer: web.StreamResponse, job: FlowRequest) -> str:
+    """Read `answer`, which the handler has made, and return its beginning."""
+    body: Any = answer.body if isinstance(answer, web.Response) else None
+    if isinstance(body, AsyncIterablePayload):
+        sink: Any = _Sink(job)
+        await body.write(sink)
+        body = bytes(sink.beginning)
     return body[:MAX_MESSAGE_BYTES].decode(errors="replace") if isinstance(body, bytes) else ""
 
 

@@ -1,4 +1,4 @@
-"""How long the model takes to load (docs/operating.md, "States").
+"""The watch of a model that loads for long (docs/operating.md, "States").
 
 Owns telling why a model does not count as loaded although its log says so, and the error after a time limit.
 The signs that it is loaded are watched in watch.py.

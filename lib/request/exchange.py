@@ -35,13 +35,11 @@ from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
 from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest
 from lib.request.lanes import Lane
-from lib.request.received_body import Body, make_readable
 from lib.request.sessions import Session
 from lib.request.verbatim import Text, Verbatim
 from lib.request.verdict import ABORTED_STATUS, Ending, Phase, Reply, Verdict, conclude, judge_answer
 from lib.runtime.clock import Clock
 from lib.runtime.urls import without_api_key
-from lib.uploads import Upload
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +78,6 @@ class Admitted(Protocol):
     """The part of an `Admission` (lib/access/authenticator.py) that is read here."""
 
     payload_text: Text | None
-    body: Body | None
 
 
 class Relayed(NamedTuple):
@@ -269,19 +266,11 @@ class Exchange:
         if self._steps.admitted:
             _notify(self._steps.admitted, self)
 
-    def keep_body(self, admission: Admitted, received: Any) -> None:
-        """Take from `admission` what is needed of the body, whose payload was `received`.
-
-        That is its JSON text if it can be forwarded, or the body itself where author code may read it.
-        """
-        if self.is_direct:
-            if admission.payload_text is not None:
-                self.verbatim = Verbatim.of(admission.payload_text, received)
-        else:
-            body = received.path if isinstance(received, Upload) else admission.body
-            if body is not None:
-                make_readable(self.request, body)
-        admission.payload_text = admission.body = None  # they hold the whole body
+    def keep_text(self, admission: Admitted, received: Any) -> None:
+        """Take the JSON text of the payload, as `received`, from `admission`, if it can be forwarded."""
+        if admission.payload_text is not None and self.is_direct:
+            self.verbatim = Verbatim.of(admission.payload_text, received)
+        admission.payload_text = None  # it holds the whole body
 
     def receive(self, received: Any, payload: Any, workload: float) -> None:
         """Note the payload, as `received` and as the handler has read it, and its workload."""

@@ -6,15 +6,15 @@ Owns their entries in the ledger. Requests to a handler are counted by the worke
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from lib.metrics import Entry, Ledger, Outcome
 
-_is_counted = ContextVar("is_counted", default=False)
+# Whether the author code that runs handles a request that the worker counts.
+IS_COUNTED = ContextVar("is_counted", default=False)
 
 
 @dataclass
@@ -53,16 +53,6 @@ class OwnCall:
             self._request.status, self._request.success = status, success
 
 
-@contextmanager
-def counted_by_the_worker() -> Generator[None, None, None]:
-    """Inside the block, author code handles a request that is counted already."""
-    token = _is_counted.set(True)
-    try:
-        yield
-    finally:
-        _is_counted.reset(token)
-
-
 class OwnRequests:
     """The open requests that author code has started. Each of them reaches one outcome in `ledger`.
 
@@ -76,7 +66,7 @@ class OwnRequests:
 
     def start(self, call: OwnCall) -> None:
         """Count a request as load. One that is open already is not counted again."""
-        if _is_counted.get() or call.reqnum in self._open:
+        if IS_COUNTED.get() or call.reqnum in self._open:
             return
         entry = self._entry(call)
         entry.accept()
@@ -89,7 +79,7 @@ class OwnRequests:
 
         A request may be rejected without having been started.
         """
-        if _is_counted.get():
+        if IS_COUNTED.get():
             return
         entry = self._open.get(self._key_of(call))
         if entry is None and outcome is Outcome.REJECTED:
@@ -100,7 +90,7 @@ class OwnRequests:
 
     def end(self, call: OwnCall) -> None:
         """Forget a request; one without an outcome counts as cancelled."""
-        entry = None if _is_counted.get() else self._open.pop(self._key_of(call), None)
+        entry = None if IS_COUNTED.get() else self._open.pop(self._key_of(call), None)
         if entry is not None:
             entry.set_outcome(Outcome.CANCELLED)
 

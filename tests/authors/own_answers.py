@@ -24,6 +24,9 @@ class PlainHandler(EndpointHandler[Dict[str, Any]]):  # noqa: UP006
     def payload_cls(cls) -> Type[Dict[str, Any]]:  # noqa: UP006
         return dict
 
+    def make_benchmark_payload(self) -> Dict[str, Any]:  # noqa: UP006
+        return {"done": True}
+
     def generate_payload_json(self, payload: Dict[str, Any]) -> Dict[str, Any]:  # noqa: UP006
         payload.pop("wanted", None)
         return payload

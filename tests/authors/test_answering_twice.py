@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-from aiohttp import web
-
-from lib.life.own_aiohttp import replaced_classes
 from tests.fakes.raw_client import connected
 from tests.system import with_worker_process
 
@@ -45,10 +40,3 @@ async def test_each_mistake_is_one_line_without_a_traceback(tmp_path: Path) -> N
     replaced = [line for line in lines if "which has no effect" in line]
     assert ["web.AppRunner was" in replaced[0], "web.Application was" in replaced[1]] == [True, True]
     assert "larger_runner" in replaced[0]
-
-
-def test_aiohttps_own_classes_are_no_replacement() -> None:
-    assert list(replaced_classes()) == []
-    without: Any = SimpleNamespace(AppRunner=web.AppRunner, TCPSite=object(), Application=web.Application)
-    (line,) = replaced_classes(without)
-    assert line.startswith("web.TCPSite was replaced by ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.model.readiness import State
 from tests.fakes.worker import READY_LINE, Setup
 from tests.system import with_worker_task
 
@@ -19,8 +18,8 @@ async def test_a_model_whose_health_check_fails_for_ever_is_an_error_after_the_l
         await system.model.until(lambda: system.model.health_checks > 0)
         text = await system.errored()
         assert text.startswith("the model is not loaded after 0.2 s (MODEL_LOAD_TIMEOUT_S): ")
-        assert system.running.readiness.state is State.ERRORED
+        assert system.running.readiness.state.value == "errored"
         system.model.health_status = 200
         await system.ready()
         await system.reported()
-        assert system.running.readiness.state is State.READY
+        assert system.running.readiness.state.value == "ready"

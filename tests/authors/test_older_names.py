@@ -11,7 +11,6 @@ import anyio
 import pytest
 
 from lib.backend import Backend
-from lib.request.lanes import SlotQueue
 from tests.authors.older_names import make
 from tests.guard import GUARD_S
 from tests.slots import holding
@@ -129,7 +128,7 @@ async def test_the_calls_of_a_handler_whose_request_is_counted_do_nothing(tmp_pa
 async def test_a_route_takes_its_turn_with_handlers(tmp_path: Path) -> None:
     async with worker(tmp_path) as system:
         assert system.backend is not None
-        queue: SlotQueue = system.backend.lanes.one_at_a_time
+        queue = system.backend.lanes.one_at_a_time
         async with anyio.create_task_group() as tasks:
             async with holding(queue):
                 assert (await facts(system))["locked"]

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
+from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from lib.model.readiness import State
 from tests.authors.own_answers import FinishingHandler, make
 from tests.fakes.raw_client import connected
 from tests.guard import GUARD_S
@@ -63,6 +64,31 @@ async def test_a_small_envelope_is_read_byte_for_byte(tmp_path: Path) -> None:
         assert await answer_of(system, "/ask", text, **{"X-Wanted": "read twice"}) == (200, text)
 
 
+async def with_request_read(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A middleware that reads the request."""
+    assert "payload" in await request.json()
+    return await handler(request)
+
+
+async def with_another_request(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A middleware that replaces the request."""
+    return await handler(request.clone(headers={**request.headers, "X-Wanted": "json"}))
+
+
+@pytest.mark.parametrize("middleware", [with_request_read, with_another_request])
+@pytest.mark.parametrize("padding", ["", LARGE], ids=["small", "large"])
+async def test_middlewares_and_handlers_read_the_same_request(
+    tmp_path: Path, middleware: Any, padding: str
+) -> None:
+    async with worker(tmp_path) as system:
+        assert system.backend is not None
+        system.backend.middlewares.append(middleware)
+        envelope = {"auth_data": system.auth(), "payload": {"padding": padding}}
+        headers = {"X-Wanted": "text", "Content-Type": "application/json"}
+        status, body = await answer_of(system, "/ask", envelope, **headers)
+        assert (status, json.loads(body)) == (200, envelope)
+
+
 @pytest.mark.parametrize("padding", ["", LARGE], ids=["small", "large"])
 async def test_with_header_authentication_the_body_is_the_payload(tmp_path: Path, padding: str) -> None:
     async with worker(tmp_path) as system:
@@ -80,7 +106,7 @@ async def test_without_an_engine_the_body_is_read_as_it_came(
         assert system.running is not None
         readiness = system.running.readiness
         with anyio.fail_after(GUARD_S):
-            await readiness.until(lambda: readiness.state is State.READY)
+            await readiness.until(lambda: readiness.state.value == "ready")
         sent = {"padding": padding, "deep": {"x": 1}}
         body = {"auth_data": system.auth(), "payload": sent} if is_envelope else sent
         headers = {"X-Wanted": "json", "Content-Type": "application/json"}

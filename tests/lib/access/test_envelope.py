@@ -318,3 +318,12 @@ def test_a_mutilated_envelope_is_an_envelope_or_invalid(data: st.DataObject) -> 
         SealedEnvelope(body).open()
     except Invalid as e:
         json.dumps(e.body(), allow_nan=False)
+
+
+@pytest.mark.parametrize("more", [{}, {"more": [1]}, {"session_id": "s"}])
+def test_a_large_envelope_is_kept_as_what_was_parsed_of_it(more: dict[str, Any]) -> None:
+    body = json.dumps({"payload": {"a": "x" * 100_000}, "auth_data": AUTH, **more}).encode()
+    sealed = SealedEnvelope(json.dumps(AUTH).encode(), is_whole=False)
+    sealed.parse(body)
+    assert sealed.content == json.loads(body)
+    assert sealed.content["payload"] is sealed.open().payload
