@@ -9,6 +9,7 @@ from aiohttp import ClientResponse, web
 
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
+from lib.worker import HandlerConfig, Worker, WorkerConfig
 
 
 class PlainHandler(EndpointHandler[Dict[str, Any]]):  # noqa: UP006
@@ -126,6 +127,20 @@ class ReadingInBothHandler(ReadingHandler):
     ) -> web.StreamResponse:
         assert await model_response.json()
         return await super().generate_client_response(client_request, model_response)
+
+
+async def respond(client_request: web.Request, model_response: ClientResponse) -> web.Response:
+    """A response generator that looks at the client's request, and streams or reads the model's answer."""
+    payload = (await client_request.json())["payload"]
+    if payload["how"] == "stream":
+        return web.Response(body=model_response.content, headers={"X-How": "stream"})
+    return web.json_response({"asked": payload, "answered": await model_response.json()})
+
+
+def declare(model_url: str) -> tuple[Backend, list[web.AbstractRouteDef]]:
+    handlers = [HandlerConfig("/echo", response_generator=respond)]
+    worker = Worker(WorkerConfig(model_url, model_healthcheck_url="/health", handlers=handlers))
+    return worker.backend, worker.routes
 
 
 def make(model_url: str, **options: Any) -> tuple[Backend, list[web.AbstractRouteDef]]:

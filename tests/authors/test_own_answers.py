@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from tests.authors.own_answers import FinishingHandler, make
+from tests.authors.own_answers import FinishingHandler, declare, make
 from tests.fakes.raw_client import connected
 from tests.guard import GUARD_S
 from tests.system import System, with_worker_task
@@ -246,6 +246,17 @@ async def test_an_answer_that_was_read_before_is_passed_on_all_the_same(tmp_path
         assert status == 200
         assert json.loads(json.loads(body)["body"]) == {"done": True}
         await system.reported(served=100.0)
+
+
+async def test_a_response_generator_reads_the_request_and_streams_the_answer(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=lambda url, _: declare(url)) as system:
+        payload = {"how": "stream"}
+        status, streamed = await answer_of(system, "/echo", {"auth_data": system.auth(), "payload": payload})
+        assert (status, json.loads(json.loads(streamed)["body"])) == (200, payload)
+        payload = {"how": "read"}
+        status, body = await answer_of(system, "/echo", {"auth_data": system.auth(), "payload": payload})
+        assert (status, json.loads(body)["asked"]) == (200, payload)
+        assert json.loads(json.loads(body)["answered"]["body"]) == payload
 
 
 # Large envelopes
