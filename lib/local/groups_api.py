@@ -1,4 +1,4 @@
-"""The HTTP routes that manage endpoints and workergroups, as Vast.ai's own client calls them.
+"""The HTTP routes that manage endpoints, workergroups and deployments, as Vast.ai's own client calls them.
 
 Owns these routes and the shape of their answers (docs/local-engine.md, "Managing endpoints and
 workergroups"). Does not own the parameters and their validation (groups.py).
@@ -49,6 +49,8 @@ class GroupsApi:
             *self._collection_routes(endpoints, self._endpoints, self._add_endpoint),
             *self._item_routes(endpoints, self._endpoint, self._change_endpoint, self._remove_endpoint),
             self._route("POST", f"{prefix}/update_workers/", self._update_workers),
+            self._route("PUT", f"{prefix}/api/v0/deployments/", self._put_deployment),
+            self._route("POST", f"{prefix}/api/v0/deployment/{{id}}/heartbeat/", self._keep_deployment),
         ]
         for name in WORKERGROUP_PATHS:
             groups = f"{prefix}/api/v0/{name}/"
@@ -160,6 +162,21 @@ class GroupsApi:
         endpoint = self._engine.groups.endpoint(group.endpoint_id)
         self._engine.note("info0", endpoint, f"asked workergroup {group.id} to update: {results}")
         return {"result": results}
+
+    # Deployments: those that exist are the endpoints', whose workers somebody else has started
+
+    async def _put_deployment(self, request: web.Request, message: Message) -> Reply:
+        """Answer that the deployment exists already, so that the client calls the workers that there are."""
+        name = endpoint_in_path(request) or self._engine.endpoint
+        endpoint = self._engine.groups.join(name, self._engine.clock.wall())
+        self._engine.note(
+            "info0", endpoint, f"a client uses {name} as its deployment {message.get('name')!r}"
+        )
+        return {"action": "exists", "deployment_id": endpoint.id, "endpoint_id": endpoint.id}
+
+    async def _keep_deployment(self, request: web.Request, _: Message) -> Reply:
+        self._endpoint_in(request)
+        return {}
 
     def _read_group(self, request: web.Request, message: Message, before: Workergroup) -> Workergroup:
         group = read_workergroup(message, before, self._engine.groups)

@@ -432,3 +432,18 @@ async def test_the_plan_is_shown(console: Console) -> None:
     await console.ask("PUT", ENDPOINTS + "1/", {"max_workers": 50})
     (plan,) = (await console.ask("GET", "/local/plan"))["plans"]
     assert (plan["target_capacity"], plan["workers_ready_wanted"]) == (1000.0, 50)
+
+
+async def test_a_deployment_exists_for_each_endpoint(console: Console) -> None:
+    """The SDK's client calls the workers that there are; it has nothing to upload."""
+    path, config = "/api/v0/deployments/", {"name": "mine", "image": "any"}
+    await console.refused("PUT", path, b"[]")
+    made = await console.ask("PUT", path, config)
+    assert made == {"success": True, "action": "exists", "deployment_id": 1, "endpoint_id": 1}
+    assert console.engine.groups.endpoint(1).name == "local"
+    assert await console.ask("PUT", path, config) == made
+    assert await console.ask("POST", "/api/v0/deployment/1/heartbeat/") == {"success": True}
+
+    other = await console.ask("PUT", f"/e/other{path}", config)
+    assert console.engine.groups.endpoint(other["endpoint_id"]).name == "other"
+    await console.ask("POST", f"/e/local/api/v0/deployment/{other['deployment_id']}/heartbeat/", status=404)
