@@ -206,7 +206,7 @@ class OfficialWorker(WorkerSubject):
 
     def missing(self) -> str | None:
         return (
-            None if importlib.util.find_spec("vastai") else "vastai is not installed (the extra `official`)"
+            None if importlib.util.find_spec("vastai") else "vastai is not installed (the extra `vastai`)"
         )
 
 

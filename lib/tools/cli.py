@@ -16,12 +16,25 @@ from typing import cast
 from lib import __version__
 from lib.runtime.exit_status import EXIT_FAILED
 from lib.tools.command import EXIT_INTERRUPTED, EXIT_USAGE, Command
-from lib.tools.commands import benchmark, check, demo, engine, load_test, migrate, new, request, run, status
+from lib.tools.commands import (
+    benchmark,
+    check,
+    demo,
+    deployment,
+    engine,
+    load_test,
+    migrate,
+    new,
+    request,
+    run,
+    status,
+)
 
 COMMANDS: Mapping[str, Command] = {
     "demo": demo.COMMAND,
     "new": new.COMMAND,
     "run": run.COMMAND,
+    "deployment": deployment.COMMAND,
     "request": request.COMMAND,
     "status": status.COMMAND,
     "check": check.COMMAND,

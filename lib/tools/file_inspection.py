@@ -15,6 +15,7 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.errors import refusals_collected
 from lib.server import Inspector, inspected_by
+from lib.tools.deployment_target import DeploymentTarget
 from lib.tools.worker_file import WorkerFailed, WorkerFile, run_file, settings_error_in
 
 
@@ -26,8 +27,8 @@ class NotServed(Exception):
         self.problems = problems
 
 
-def inspect_file(file: WorkerFile, inspector: Inspector) -> None:
-    """Run `file` as the main program of this process, and call `inspector` where it would serve.
+def inspect_file(file: WorkerFile | DeploymentTarget, inspector: Inspector) -> None:
+    """Run `file` as the main program of this process, or a deployment; call `inspector` where it would serve.
 
     The file's output goes to standard error. Raises `NotServed`.
     """
@@ -39,7 +40,7 @@ def inspect_file(file: WorkerFile, inspector: Inspector) -> None:
 
     try:
         with inspected_by(inspect), refusals_collected(), contextlib.redirect_stdout(sys.stderr):
-            run_file(file)
+            file.run() if isinstance(file, DeploymentTarget) else run_file(file)
     except WorkerFailed as e:
         raise NotServed(e.brief) from e
     except SystemExit as e:

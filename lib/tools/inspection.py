@@ -26,6 +26,7 @@ from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import Settings
 from lib.tools.benchmark_check import check_payload, send_one
 from lib.tools.context_check import contexts_entered
+from lib.tools.deployment_target import DeploymentTarget
 from lib.tools.file_inspection import NotServed, inspect_file
 from lib.tools.findings import Findings
 from lib.tools.log_replay import check_rules, replay
@@ -36,10 +37,12 @@ from lib.tools.worker_file import WorkerFile
 INSTANCE_VARIABLES = ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_TCP_PORT_")
 
 
-def check_worker(file: WorkerFile, environ: Mapping[str, str], log: Path | None) -> Findings:
-    """Check the worker in `file` without serving it, and return the findings.
+def check_worker(
+    file: WorkerFile | DeploymentTarget, environ: Mapping[str, str], log: Path | None
+) -> Findings:
+    """Check the worker in `file`, or the deployment, without serving it, and return the findings.
 
-    The file is run as the main program of this process, up to where it would serve. Its output goes to
+    A file is run as the main program of this process, up to where it would serve. Its output goes to
     standard error. `log` is a model server's log to replay, in place of the worker's own.
     """
     found = Findings(str(file))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -26,23 +26,36 @@ from lib.tools.status_page import NoStatus, fetch
 
 # Seconds between two lines about the state of a worker that is not ready.
 READINESS_INTERVAL_S = 15.0
+# The payload of the requests that the output suggests.
+SAMPLE = '{"name": "value"}'
 
 
 def run_with_local_engine(
-    target: str, display_name: str, environ: Mapping[str, str], interval_s: float = READINESS_INTERVAL_S
+    target: str,
+    display_name: str,
+    environ: Mapping[str, str],
+    interval_s: float = READINESS_INTERVAL_S,
+    command: str = "run",
+    sample: str = SAMPLE,
 ) -> int:
-    """Run `pyworker run target` with a local engine until it ends; return its exit status.
+    """Run `pyworker run target`, or another `command`, with a local engine; return the exit status.
 
-    `display_name` is the worker's name in the output. Raises `SettingsError` for invalid ports in `environ`.
+    `display_name` is the worker's name in the output, `sample` the payload of the requests that it suggests.
+    Raises `SettingsError` for invalid ports in `environ`.
     """
-    return asyncio.run(_run(target, display_name, environ, Screen(), interval_s))
+    return asyncio.run(_run((command, target), display_name, environ, Screen(), interval_s, sample))
 
 
 async def _run(
-    target: str, display_name: str, environ: Mapping[str, str], screen: Screen, interval_s: float
+    words: Sequence[str],
+    display_name: str,
+    environ: Mapping[str, str],
+    screen: Screen,
+    interval_s: float,
+    sample: str,
 ) -> int:
     wanted = ports_in(environ)
-    command = [sys.executable, "-m", "lib.tools.cli", "run", target]
+    command = [sys.executable, "-m", "lib.tools.cli", *words]
     async with (
         local_instance(environ, DEFAULT_PORT, wanted) as instance,
         attached(command, instance.environ) as worker,
@@ -51,7 +64,7 @@ async def _run(
         on_stop_signal(partial(_end, worker, signals))
         _introduce(instance, display_name, wanted, screen)
         async with anyio.create_task_group() as group:
-            group.start_soon(_report_readiness, instance, screen, interval_s)
+            group.start_soon(_report_readiness, instance, screen, interval_s, sample)
             await worker.wait()
             group.cancel_scope.cancel()
         status = await worker.wait()
@@ -89,7 +102,7 @@ def _port_note(wanted: int, actual: int) -> str:
     return "" if wanted == actual else f"  (port {wanted} is taken)"
 
 
-async def _report_readiness(instance: LocalInstance, screen: Screen, interval_s: float) -> None:
+async def _report_readiness(instance: LocalInstance, screen: Screen, interval_s: float, sample: str) -> None:
     """Print the worker's state at intervals until it is ready, then how to send it a request."""
     engine = instance.engine
     while True:
@@ -110,5 +123,5 @@ async def _report_readiness(instance: LocalInstance, screen: Screen, interval_s:
     )
     engine_arg = "-l" if instance.engine_url == LOCAL_ENGINE else f"--engine {instance.engine_url}"
     for path in (route.partition(" ")[2] for route in routes if route.startswith("POST ")):
-        screen.command(f'pyworker request {path} \'{{"name": "value"}}\' {engine_arg}')
+        screen.command(f"pyworker request {path} '{sample}' {engine_arg}")
     screen.line()

@@ -114,7 +114,7 @@ def run_file(file: WorkerFile) -> None:
     if isinstance(failure, SystemExit):  # an invalid declaration raises an error that is a SystemExit too
         raise failure
     if isinstance(failure, Exception):
-        raise _describe_failure(failure, file) from failure
+        raise describe_failure(failure, file) from failure
 
 
 def settings_error_in(error: BaseException | None) -> SettingsError | None:
@@ -173,7 +173,7 @@ def _available(here: Path) -> str:
     return f"Choose from {', '.join(_names(here))}, or give a path, or make a new worker: pyworker new NAME"
 
 
-def _describe_failure(error: Exception, file: WorkerFile) -> WorkerFailed:
+def describe_failure(error: Exception, file: WorkerFile) -> WorkerFailed:
     """Describe the error and its place in the worker's files, with a traceback if it is needed."""
     where = _place(error, file)
     last = traceback.format_exception_only(type(error), error)[-1].strip()

@@ -11,7 +11,11 @@ from lib.tools.command import EXIT_USAGE, Command, environment, print_error
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.HelpFormatter
-    parser.add_argument("worker", nargs="?", help="a file, a folder or a name, as for `pyworker run`")
+    parser.add_argument(
+        "worker",
+        nargs="?",
+        help="a file, a folder or a name, as for `pyworker run`, or MODULE:APP, as for `pyworker deployment`",
+    )
     parser.add_argument(
         "--log",
         type=Path,
@@ -22,13 +26,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    from lib.tools.deployment_target import find_target
     from lib.tools.inspection import check_worker
-    from lib.tools.worker_file import NoSuchWorker, find
+    from lib.tools.worker_file import NoSuchWorker
 
     environ = environment()
     try:
-        file = find(args.worker, Path.cwd(), environ.get("BACKEND", ""))
-    except NoSuchWorker as e:
+        file = find_target(args.worker, Path.cwd(), environ.get("BACKEND", ""))
+    except (NoSuchWorker, ValueError) as e:
         print_error("check", e)
         return EXIT_USAGE
     found = check_worker(file, environ, args.log.absolute() if args.log else None)

@@ -1,0 +1,1 @@
+"""Deployments of Vast.ai's SDK, the package `vastai`: decorated functions, served by this worker."""
