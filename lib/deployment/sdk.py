@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from lib.errors import SettingsError
 
@@ -44,17 +44,16 @@ class RegisteredFunction(Protocol):
 
 
 class Deployment(Protocol):
-    """The SDK's `Deployment` when it serves: its functions by route; entering it enters its contexts.
+    """The SDK's `Deployment` when it serves: its functions by route, and its contexts by class.
 
-    `root_module` is the name of the module that has the functions, None if there are none.
+    `root_module` is the name of the module that has the functions, None if there are none. `contexts` has
+    what entering a context has returned, while it is entered.
     """
 
     root_module: str | None
     remote_funcs: Mapping[tuple[str, ...], RegisteredFunction]
-
-    async def __aenter__(self) -> Any: ...
-
-    async def __aexit__(self, *exception: Any) -> bool | None: ...
+    context_managers: Mapping[type[Any], AbstractAsyncContextManager[Any]]
+    contexts: dict[type[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Sdk:
     JSON, the root module and the globals of the function.
     """
 
-    deployment_class: type[AbstractAsyncContextManager[Any]]
+    deployment_class: type[Any]
     serialize: Serialize
     serialize_ok: Serialize
     serialize_err: Serialize
@@ -74,8 +73,7 @@ class Sdk:
     @property
     def default_runs(self) -> int:
         """The `benchmark_runs` of a function for which none are given."""
-        remote = cast(Any, self.deployment_class).remote
-        return inspect.signature(remote).parameters["benchmark_runs"].default
+        return inspect.signature(self.deployment_class.remote).parameters["benchmark_runs"].default
 
 
 def load_sdk() -> Sdk:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from lib.backend import Backend
 from lib.declare.handler_config import BenchmarkConfig
+from lib.deployment.contexts import contexts_entered
 from lib.deployment.deployed_handler import DeployedHandler
 from lib.deployment.remote_call import CallFormat
 from lib.deployment.sdk import Deployment, Json, RegisteredFunction, Sdk
@@ -48,7 +49,7 @@ def worker_of(deployment: Deployment, sdk: Sdk) -> tuple[Backend, list[web.Route
         None,
         benchmark_handler=next((handler for handler in handlers if handler.make_sample), None),
         max_sessions=MAX_SESSIONS,
-        lifecycle=deployment,
+        lifecycle=partial(contexts_entered, deployment),
     )
     return backend, [web.post(handler.route, backend.create_handler(handler)) for handler in handlers]
 
