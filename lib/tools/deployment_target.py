@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
+from aiohttp import web
+
+from lib.backend import Backend
 from lib.deployment.sdk import Deployment, Sdk, load_sdk
 from lib.deployment.worker import worker_of
 from lib.errors import SettingsError, result_or_error
@@ -42,7 +45,7 @@ class DeploymentTarget:
         """
         run_worker(lambda _: self._worker(), {})
 
-    def _worker(self) -> Any:
+    def _worker(self) -> tuple[Backend, list[web.RouteDef]]:
         sdk = load_sdk()
         return worker_of(self._find(sdk), sdk)
 
@@ -55,7 +58,7 @@ class DeploymentTarget:
         what = (
             f"{self} is a {type(found).__name__}, not a Deployment"
             if found is not None
-            else (f"the module {self.module} has no {self.name!r}")
+            else f"the module {self.module} has no {self.name!r}"
         )
         raise SettingsError([what + (f". Its deployments are {', '.join(names)}" if names else "")])
 
