@@ -205,9 +205,7 @@ class OfficialWorker(WorkerSubject):
     forms = ("url",)
 
     def missing(self) -> str | None:
-        return (
-            None if importlib.util.find_spec("vastai") else "vastai is not installed (the extra `vastai`)"
-        )
+        return None if importlib.util.find_spec("vastai") else "vastai is not installed (the extra `vastai`)"
 
 
 class ThisWorker(WorkerSubject):

@@ -29,7 +29,7 @@ async def test_a_claimed_workload_is_capped(
             assert (await system.call("/echo", 7.0))[0] == 200
             await system.reported(served=2 * CAP + 7.0)
             assert (system.totals.new_load, system.totals.cur_perf) == (2 * CAP + 7.0, 2 * CAP + 7.0)
-    warned = [r for r in caplog.records if "counts as" in r.getMessage()]
+    warned = [r for r in caplog.records if "the most without a max_workload" in r.getMessage()]
     assert len(warned) == (claimed > CAP)
 
 
