@@ -36,6 +36,7 @@ from lib.backend import Backend
 from lib.errors import SettingsError, async_result_or_error, print_refusal
 from lib.front.front import CLOSE_LIMIT_S
 from lib.life.journaling import journaled
+from lib.life.loop_watch import loop_watched
 from lib.life.running_worker import RunningWorker
 from lib.life.sockets import PortTaken, Sockets, listening
 from lib.life.stop import Stop
@@ -248,7 +249,8 @@ async def _serve_until_signal(
         loop.add_signal_handler(number, stop.ask)
     try:
         directory = Path.cwd() / settings.benchmark_dir
-        return await serve(backend, routes, settings, stop, directory=directory, **site_kwargs)
+        with loop_watched():
+            return await serve(backend, routes, settings, stop, directory=directory, **site_kwargs)
     finally:
         for number in numbers:  # the event loop may be the author's, and outlive the worker
             loop.remove_signal_handler(number)
