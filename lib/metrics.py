@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from lib.errors import Invalid
+from lib.runtime.author_line import raised_at
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import from_environment
 from lib.wire import FinishedRequest, RequestStatus
@@ -382,22 +383,28 @@ class WorkloadCounter:
     """Counts the workload of one handler's payloads.
 
     A result that is not a finite number ≥ 0, or an exception, counts as 100.0 and is logged once, by its
-    type only: parts of the payload may be in it. More than `max_workload` is refused. Without one, more than
-    the limit of `cap`, if any, counts as that limit, and is logged once.
+    type and by the field that the author's code was reading: parts of the payload may be in its message. An
+    exception of the type `refusal` refuses the request. More than `max_workload` is refused. Without one,
+    more than the limit of `cap`, if any, counts as that limit, and is logged once.
     """
 
     def __init__(
-        self, handler_name: str, max_workload: float | None = None, cap: WorkloadCap | None = None
+        self,
+        handler_name: str,
+        max_workload: float | None = None,
+        cap: WorkloadCap | None = None,
+        refusal: type[Exception] = Invalid,
     ) -> None:
         self._handler_name = handler_name
         self._max_workload = max_workload
         self._cap = cap
+        self._refusal = refusal
         self._has_warned = self._has_warned_of_cap = False
 
     def count(self, payload: Any) -> float:
         """The workload of `payload` in the author's unit; 100.0 for a payload without `count_workload`.
 
-        Raises `Invalid` (422) for more than `max_workload`.
+        Raises `Invalid` (422) for more than `max_workload`, and the author's refusal.
         """
         count = getattr(payload, "count_workload", None)
         if count is None:
@@ -405,8 +412,10 @@ class WorkloadCounter:
         try:
             counted: Any = count()
             workload = float(counted) if isinstance(counted, (int, float)) else math.nan
+        except self._refusal:
+            raise
         except Exception as e:  # noqa: BLE001 - an author's code may raise anything
-            return self._default(f"raised {type(e).__name__}")
+            return self._default(f"raised {type(e).__name__}{raised_at(e)}")
         if 0 <= workload < math.inf and not isinstance(counted, bool):
             return self._bounded(workload)
         return self._default(f"returned {type(counted).__name__}, not a finite number of 0 or more")

@@ -21,6 +21,7 @@ from multidict import CIMultiDict
 from lib.errors import (
     AnswerCut,
     ClientGone,
+    Invalid,
     NoFiles,
     PlainAnswer,
     Unavailable,
@@ -30,6 +31,7 @@ from lib.errors import (
     internal_error_answer,
     is_out_of_files,
 )
+from lib.fields.json_fields import JsonDataException
 from lib.http.counted import CountedConnection, counted_on
 from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
@@ -551,7 +553,9 @@ def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
 
 
 def _known(error: BaseException) -> BaseException:
-    """Return `error`, or in place of one that says that no more files can be opened, that of the worker."""
+    """Return `error`, or the worker's own in place of author code's refusal, or where files ran out."""
+    if isinstance(error, JsonDataException):
+        return Invalid({"payload": error.message})
     return NoFiles() if is_out_of_files(error) else error
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -57,6 +57,9 @@ def raises(error: Exception) -> Callable[[], float]:
     return count
 
 
+RAISED_AT = f"test_workload_counter.py:{cast(Any, raises).__code__.co_firstlineno + 2}"
+
+
 @pytest.mark.parametrize(
     ("count", "problem"),
     [
@@ -64,8 +67,8 @@ def raises(error: Exception) -> Callable[[], float]:
         (lambda: -12345, "returned int, not a finite number of 0 or more"),
         (lambda: "a secret", "returned str, not a finite number of 0 or more"),
         (lambda: {"prompt": "a secret"}, "returned dict, not a finite number of 0 or more"),
-        (raises(ValueError("a secret")), "raised ValueError"),
-        (raises(KeyError("a secret")), "raised KeyError"),
+        (raises(ValueError("a secret")), f"raised ValueError (at {RAISED_AT})"),
+        (raises(KeyError("a secret")), f"raised KeyError (at {RAISED_AT})"),
     ],
 )
 def test_a_wrong_result_is_logged_once_for_each_handler_by_its_type(
@@ -140,3 +143,55 @@ def test_a_capped_workload_is_logged_once_for_each_handler(caplog: pytest.LogCap
         "Handler: a workload of 1e+09 counts as 100000, the most without a max_workload: set the handler's "
         "max_workload to refuse such requests, or to count them whole"
     ]
+
+
+# The author's exceptions
+
+
+class Request:
+    """A payload whose workload is counted by an author's function."""
+
+    def __init__(self, payload: dict[str, Any], calculator: Callable[[dict[str, Any]], Any]) -> None:
+        self.steps = "many"
+        self._payload = payload
+        self._calculator = calculator
+
+    def count_workload(self) -> Any:
+        return self._calculator(self._payload)
+
+
+@dataclass
+class Typed:
+    steps: Any
+
+    def count_workload(self) -> float:
+        return float(self.steps)
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "fields"),
+    [
+        (Request({}, lambda p: p["n"]), "KeyError", "n"),
+        (Request({"n": "a secret"}, lambda p: int(p["n"])), "ValueError", "n"),
+        (Request({"n": "a secret"}, lambda p: p.get("n") / p.get("m", 1)), "TypeError", "n, m"),
+        (Request({"n": [1]}, lambda p: math.sqrt(p.pop("n"))), "TypeError", "n"),
+        (Typed("a secret"), "ValueError", "steps"),
+        (Typed([1]), "TypeError", "steps"),
+    ],
+)
+def test_the_field_that_was_read_is_named(
+    payload: Any, kind: str, fields: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    WorkloadCounter("/route").count(payload)
+    (line,) = caplog.messages
+    assert line.startswith(f"/route: count_workload raised {kind} (at test_workload_counter.py:")
+    assert line.endswith(f", reading {fields}): counted as 100")
+
+
+def test_the_authors_refusal_is_passed_on() -> None:
+    class Refusal(Exception):
+        pass
+
+    counter = WorkloadCounter("/route", refusal=Refusal)
+    with pytest.raises(Refusal):
+        counter.count(Payload(raises(Refusal())))

@@ -83,6 +83,11 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
     ("an answer after the cut", Ending(status=200, cut=True, draining=True), Verdict(ERRORED, NONE, 200)),
     # An error of the worker's own, before anything was sent.
     ("invalid", Ending(error=Invalid({})), Verdict(ERRORED, ERROR, 422)),
+    (
+        "refused by the author's code",
+        Ending(error=Invalid({}), started=True),
+        Verdict(SERVED, ERROR, 422, without_work=True),
+    ),
     ("session gone", Ending(error=SessionGone()), Verdict(ERRORED, ERROR, 410)),
     ("unreachable", Ending(error=UNREACHABLE), Verdict(ERRORED, ERROR, 502)),
     ("timed out", Ending(error=ModelTimedOut("slow")), Verdict(ERRORED, ERROR, 504)),
@@ -191,7 +196,11 @@ def test_a_request_that_the_worker_cuts_is_errored_even_if_the_client_left() -> 
 
 def test_only_an_answer_without_an_error_is_served() -> None:
     for ending in ENDINGS:
-        assert (judge(ending).outcome is SERVED) == (ending.error is None and not ending.cut), ending
+        verdict = judge(ending)
+        is_refusal = isinstance(ending.error, Invalid) and verdict.without_work
+        assert (verdict.outcome is SERVED) == ((ending.error is None and not ending.cut) or is_refusal), (
+            ending
+        )
 
 
 def test_every_error_has_a_reply_unless_it_ends_the_task() -> None:
