@@ -21,10 +21,11 @@ import aiohttp
 from aiohttp import web
 from anyio.to_thread import run_sync as in_thread
 
-from lib.fields.annotations import PYTHON
+from lib.fields.annotations import mismatch
 from lib.fields.callables import is_coroutine_function
 from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
-from lib.fields.limits import below_minimum, invalid_durations
+from lib.fields.limits import below_minimum, invalid_durations, is_finite
+from lib.fields.unknown_fields import Extra
 from lib.model.answer import AnswerScanner
 from lib.model.log_rules import LogAction
 from lib.model.relay import pass_on
@@ -107,27 +108,13 @@ def _cost(value: Any) -> Any:
 
 def _out_of_range(name: str, value: Any) -> str | None:
     """The problem of `value`, whose type is right, or None."""
-    if not _is_finite(value):
+    if not is_finite(value):
         return "must be finite"
     if name in ("cost", "request_idx") and value is not None and value < 0:
         return "must be 0 or more"
     if name in ("reqnum", "request_idx") and value is not None and not -_INT64 <= value < _INT64:
         return "must fit into 64 bits"
     return None
-
-
-def _is_finite(root: Any) -> bool:
-    """Whether `root` contains neither NaN nor infinity, at any depth."""
-    pending = [root]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            return False
-        if isinstance(value, dict):
-            pending.extend(cast("dict[str, Any]", value).values())
-        elif isinstance(value, list):
-            pending.extend(cast("list[Any]", value))
-    return True
 
 
 @dataclass
@@ -184,7 +171,8 @@ class EndpointHandler(ABC, Generic[P]):
     than an hour of `max_perf` counts as the larger of these two. `benchmark_concurrency`
     requests are kept in flight in the benchmark, None for as many as give the highest throughput; other than
     8, at least `benchmark_runs` times as many end. `benchmark_words` is the length of a prompt for handlers
-    that use it.
+    that use it. With `extra="ignore"`, the names of a payload's unknown fields are logged once; "forbid"
+    refuses the request with 422.
 
     The last four are the fields of another implementation. `has_benchmark`: a declared worker that names no
     benchmark measures this handler. `concurrency` is an older name of `benchmark_concurrency`;
@@ -205,6 +193,7 @@ class EndpointHandler(ABC, Generic[P]):
     on_disconnect: OnDisconnect = "cancel"
     keepalive_s: float | None = None
     idempotent: bool = False
+    extra: Extra = "ignore"
     has_benchmark: bool = True
     concurrency: int | None = None
     do_warmup_benchmark: bool = True
@@ -374,10 +363,10 @@ class EndpointHandler(ABC, Generic[P]):
             *below_minimum(self, 0, "max_workload"),
         ]
         typed = (
-            *(("on_disconnect", OnDisconnect), ("idempotent", bool), ("has_benchmark", bool)),
-            *(("do_warmup_benchmark", bool), ("concurrency", int | None)),
+            *(("on_disconnect", OnDisconnect), ("idempotent", bool), ("extra", Extra)),
+            *(("has_benchmark", bool), ("do_warmup_benchmark", bool), ("concurrency", int | None)),
         )
-        mismatches = (PYTHON.mismatch(name, kind, getattr(self, name)) for name, kind in typed)
+        mismatches = (mismatch(name, kind, getattr(self, name)) for name, kind in typed)
         return [*problems, *filter(None, mismatches)]
 
     def _older_field_problems(self) -> Iterator[str]:

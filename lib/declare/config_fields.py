@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lib.errors import SettingsError, print_refusal
-from lib.fields.annotations import PYTHON
+from lib.fields.annotations import fits, mismatch
 from lib.runtime.exit_status import EXIT_SETTINGS
 
 T = TypeVar("T")
@@ -92,8 +92,8 @@ class DeclaredConfig:
             value = getattr(self, name)
             if value is MISSING:
                 problems.append(f"{name} is missing")
-            elif mismatch := PYTHON.mismatch(name, annotation, value):
-                problems.append(mismatch)
+            elif problem := mismatch(name, annotation, value):
+                problems.append(problem)
         return problems
 
     def has(self, name: str) -> bool:
@@ -109,7 +109,7 @@ class DeclaredConfig:
 
     def _fits(self, name: str) -> bool:
         value = getattr(self, name)
-        return value is not MISSING and PYTHON.fits(_types_of(type(self))[name], value)
+        return value is not MISSING and fits(_types_of(type(self))[name], value)
 
 
 def _default(declared: Field[Any]) -> Any:

@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,8 @@ from lib.data_types import UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler, send
 from lib.declare.functions import RemoteFunction
 from lib.errors import response_from, result_or_error
 from lib.fields.callables import call_problems
-from lib.fields.json_fields import JsonDataException
+from lib.fields.json_fields import JsonDataException, read_typed, reader_of
+from lib.fields.json_values import simplified
 from lib.metrics import DEFAULT_WORKLOAD
 from lib.uploads import Upload
 
@@ -46,16 +47,20 @@ _FIELDS_ONLY = ("GET", "DELETE")
 class DeclaredPayload:
     """A payload as JSON and, in `typed`, as an instance of the payload class; without one, the JSON again.
 
-    `json` is an object, unless a request parser returned something else.
+    `json` is an object, unless a request parser returned something else. `arguments` are those of the
+    handler's function, if it has one.
     """
 
     json: Any
     typed: Any
     workload_calculator: WorkloadCalculator | None = None
+    arguments: Json = field(default_factory=dict[str, Any])
 
     def generate_payload_json(self) -> Any:
         own = getattr(self.typed, "generate_payload_json", None)
-        return own() if own else self.json
+        if own:
+            return own()
+        return self.json if hasattr(self.typed, "from_json_msg") else simplified(self.typed)
 
     def generate_payload_multipart(self) -> Json | None:
         own = getattr(self.typed, "generate_payload_multipart", None)
@@ -146,7 +151,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         return hasattr(self.payload_class, "from_upload")
 
     def read_upload(self, upload: Upload) -> DeclaredPayload:
-        return _payload_of_upload(cast(Any, self.payload_class).from_upload(upload))
+        return self._with_arguments(_payload_of_upload(cast(Any, self.payload_class).from_upload(upload)))
 
     def read_payload(self, req_data: Json) -> DeclaredPayload:
         return self._read(req_data["payload"])
@@ -163,7 +168,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
 
     def call_model(self, model: ModelCaller, payload: DeclaredPayload) -> AbstractAsyncContextManager[Any]:
         if self.function is not None:
-            return self.function.call(payload.generate_payload_json())
+            return self.function.call(payload.arguments)
         return super().call_model(model, payload)
 
     def on_cut(self) -> None:
@@ -193,15 +198,17 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
             yield "request_parser is given, but an upload has no JSON: use its class's from_upload"
         if self.workload_calculator is not None and self.accepts_uploads:
             yield "workload_calculator is given, but an upload has no JSON: use its class's count_workload"
-        if own is not None and own is not dict and not hasattr(own, "from_json_msg"):
-            yield f"payload_class {own.__name__} has no from_json_msg"
+        if own not in (None, dict) and not hasattr(own, "from_json_msg") and not reader_of(own).has_fields:
+            yield f"payload_class {cast(Any, own).__name__} has no from_json_msg, and is no class of fields"
+        if self.extra == "forbid" and own in (None, dict) and self.function is None:
+            yield "extra is 'forbid', but there is neither a payload_class nor a remote_function with fields"
 
     def _test_payload(self) -> DeclaredPayload:
         """The payload class's `for_test()`."""
         typed = cast(Any, self.payload_class).for_test()
         if accepts_only_uploads(self.payload_class):
-            return _payload_of_upload(typed)
-        return DeclaredPayload(_json_of(typed), typed, self.workload_calculator)
+            return self._with_arguments(_payload_of_upload(typed))
+        return self._with_arguments(DeclaredPayload(_json_of(typed), typed, self.workload_calculator))
 
     def _read(self, raw: Json) -> DeclaredPayload:
         """The payload in `raw`. Raises `JsonDataException` (422) under "payload"."""
@@ -219,12 +226,18 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         """The payload in `message`, a request parser's result. Raises `JsonDataException` (422)."""
         try:
             own = self.payload_class
-            typed = message if own in (None, dict) else cast(Any, own).from_json_msg(message)
-            payload = DeclaredPayload(message, typed, self.workload_calculator)
-            if self.function is not None:
-                self.function.check_keywords(payload.generate_payload_json())
+            typed = message if own in (None, dict) else read_typed(own, message)
         except JsonDataException as e:
             raise JsonDataException({"payload": e.message}) from e
+        return self._with_arguments(DeclaredPayload(message, typed, self.workload_calculator))
+
+    def _with_arguments(self, payload: DeclaredPayload) -> DeclaredPayload:
+        """Read the arguments of `function` from `payload`. Raises `JsonDataException` (422)."""
+        if self.function is not None:
+            try:
+                payload.arguments = self.function.arguments.read(payload.generate_payload_json())
+            except JsonDataException as e:
+                raise JsonDataException({"payload": e.message}) from e
         return payload
 
 

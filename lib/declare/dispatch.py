@@ -10,16 +10,15 @@ import ast
 import inspect
 import textwrap
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
 from lib.data_types import EndpointHandler
 from lib.declare.functions import FunctionAnswer, RemoteFunction
-from lib.errors import Invalid
 from lib.fields.callables import accepts
-from lib.fields.json_fields import JsonDataException
+from lib.fields.unknown_fields import unknown_fields_refused
 
 if TYPE_CHECKING:
     from lib.model.caller import ModelCaller
@@ -83,16 +82,14 @@ class _Dispatch:
         """Answer `{"result": …}`, a stream, or the response that the function returns.
 
         Only a stream passes `generate_client_response`, as with a `remote_function` of another
-        implementation. Raises `Invalid` (422) for missing and unknown parameters.
+        implementation. Raises `JsonDataException` (422) for missing and wrong parameters.
         """
         params: dict[str, Any] = self._handler.generate_payload_json(payload)
         if self._by_params:
             params = {"params": params}
         else:
-            try:
-                self._function.check_keywords(params)
-            except JsonDataException as e:
-                raise Invalid({"payload": e.message}) from e
+            with unknown_fields_refused() if self._handler.extra == "forbid" else nullcontext():
+                params = self._function.arguments.read(params)
         async with self._function.call(params) as answer:
             if isinstance(answer, FunctionAnswer) and answer.content_length is not None:
                 yield web.Response(body=await answer.read(), headers={"Content-Type": answer.content_type})

@@ -1,8 +1,9 @@
 """Python functions as models: the result of a `remote_function`, in the form of a model server's answer.
 
 Owns the running of an author's function, async or plain, value or generator, and the threads in which plain
-ones run. The answer is passed on like a model server's (lib/model/relay.py); whether a function can be
-called at all is in lib/fields/callables.py.
+ones run. The answer is passed on like a model server's (lib/model/relay.py). How arguments are read is in
+lib/fields/arguments.py, the form of results in results.py, and whether a function can be called at all in
+lib/fields/callables.py.
 """
 
 from __future__ import annotations
@@ -14,16 +15,26 @@ import inspect
 import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from lib.errors import result_or_error
+from lib.declare.results import (
+    BYTES_TYPE,
+    Body,
+    FileBody,
+    body_of,
+    is_quick,
+    opened,
+)
+from lib.errors import is_out_of_files, result_or_error
+from lib.fields.arguments import Arguments
 from lib.fields.callables import accepts, is_async, parameters_of
-from lib.fields.json_fields import JsonDataException
+from lib.fields.json_values import RAW_BYTES, name_of_type, to_json
 from lib.runtime.stable_name import stable_name
 
 T = TypeVar("T")
@@ -31,7 +42,6 @@ Items = AsyncGenerator[Any, None]
 
 STREAM_TYPE = "application/x-ndjson"
 _END = object()
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 
 
@@ -42,16 +52,16 @@ class FunctionFailed(Exception):
 class FunctionBody:
     """The body of an answer computed here, with the methods of `aiohttp.StreamReader` that are used."""
 
-    def __init__(self, begin: bytes, items: Items | None = None) -> None:
+    def __init__(self, begin: bytes, next_chunk: Callable[[], Awaitable[bytes]] | None = None) -> None:
         self._begin = begin
-        self._items = items
+        self._next_chunk = next_chunk
 
     async def readany(self) -> bytes:
-        """The next chunk; of a stream, the next line. b"" at the end."""
+        """The next chunk; of a stream, the next item. b"" at the end."""
         chunk, self._begin = self._begin, b""
-        if chunk or self._items is None:
+        if chunk or self._next_chunk is None:
             return chunk
-        return await _next_line(self._items)
+        return await self._next_chunk()
 
     async def iter_any(self) -> AsyncIterator[bytes]:
         while chunk := await self.readany():
@@ -142,20 +152,16 @@ class Threads:
 
 
 class RemoteFunction:
-    """An author's function, called with a payload's fields as keywords.
+    """An author's function, called with arguments read from a payload's fields; `route` is for messages.
 
     An async function is cancelled when its client leaves. A plain one runs in a thread, which nothing can
     stop: the request keeps its slot until the function returns, and the result is thrown away.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], route: str = "") -> None:
         self._function = function
+        self._route = route
         self.threads = Threads()
-        parameters = parameters_of(function) or ()  # without a signature, `problem` says so
-        named = [p for p in parameters if p.kind in _NAMED]
-        self._known = {p.name for p in named}
-        self._required = [p.name for p in named if p.default is p.empty]
-        self._accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     @property
     def name(self) -> str:
@@ -181,59 +187,112 @@ class RemoteFunction:
             return "can't be called with upload= alone, as it is for an upload"
         return None
 
-    def check_keywords(self, payload: Mapping[str, Any]) -> None:
-        """Raise `JsonDataException` (422) if `payload` lacks required parameters or has unknown ones."""
-        problems = {name: "missing parameter" for name in self._required if name not in payload}
-        if not self._accepts_any:
-            problems |= {name: "unknown parameter" for name in payload if name not in self._known}
-        if problems:
-            raise JsonDataException(problems)
+    @functools.cached_property
+    def arguments(self) -> Arguments:
+        """The function's parameters, which read the keyword arguments for a call from a payload."""
+        return Arguments(self._label, self._function)
 
     @asynccontextmanager
     async def call(
-        self, payload: Mapping[str, Any]
+        self, arguments: Mapping[str, Any]
     ) -> AsyncGenerator[FunctionAnswer | web.StreamResponse, None]:
-        """The answer: `{"result": …}`, a stream of lines of JSON, or the response that the function returned.
+        """The answer: `{"result": …}`, bytes, a file, a stream, or the response that the function returned.
 
-        Raises what the function raises, also for a stream's first item, and `TypeError` or `ValueError` for
-        a result that is not JSON.
+        Raises what the function raises, also for a stream's first item, and `FunctionFailed` for a result
+        that can't be sent.
         """
-        result = await self._result(payload)
+        result = await self._result(arguments)
         if inspect.isgenerator(result):
             result = self.threads.iterate(cast("Generator[Any, None, None]", result))
-        if inspect.isasyncgen(result):
-            async with aclosing(cast(Items, result)) as items:
-                # The answer begins with the first item: a failure before it is a 500.
-                yield FunctionAnswer(STREAM_TYPE, FunctionBody(await _next_line(items), items))
-        elif isinstance(result, web.StreamResponse):
-            yield result
-        else:
-            body = _json({"result": result})
-            yield FunctionAnswer("application/json", FunctionBody(body), len(body))
+        async with AsyncExitStack() as stack:
+            if isinstance(result, web.StreamResponse):
+                yield result
+            elif inspect.isasyncgen(result):
+                items = _Chunks(self, await stack.enter_async_context(aclosing(cast(Items, result))))
+                begin = await items.next_chunk()  # the answer begins with it: a failure before it is a 500
+                yield FunctionAnswer(items.content_type, FunctionBody(begin, items.next_chunk))
+            elif isinstance(result, Path):
+                try:
+                    file = await stack.enter_async_context(opened(result))
+                except OSError as e:
+                    if is_out_of_files(e):
+                        raise
+                    raise self.unsendable(result, e) from e
+                next_chunk = functools.partial(self._next_of_file, result, file)
+                yield FunctionAnswer(file.content_type, FunctionBody(b"", next_chunk), file.size_bytes)
+            else:
+                body = await self._body_of(result)
+                yield FunctionAnswer(body.content_type, FunctionBody(body.content), len(body.content))
 
-    async def _result(self, payload: Mapping[str, Any]) -> Any:
+    def unsendable(self, result: Any, reason: Exception) -> FunctionFailed:
+        """The error for a `result` that can't be sent for `reason`."""
+        return FunctionFailed(f"{self._label} returned {name_of_type(result)}, which can't be sent: {reason}")
+
+    @property
+    def _label(self) -> str:
+        return f"{self._route} {self.name}".strip()
+
+    async def _next_of_file(self, path: Path, file: FileBody) -> bytes:
+        try:
+            return await file.next_chunk()
+        except (OSError, ValueError) as e:
+            raise self.unsendable(path, e) from e
+
+    async def _body_of(self, result: Any) -> Body:
+        make = functools.partial(body_of, result)
+        try:
+            return make() if is_quick(result) else await self.threads.run(make)
+        except FunctionFailed:
+            raise
+        except Exception as e:  # an object's own conversion may raise anything
+            raise self.unsendable(result, e) from e
+
+    async def _result(self, arguments: Mapping[str, Any]) -> Any:
         """The function's result; for a generator function, the generator before any of its code has run."""
-        call = functools.partial(self._function, **payload)
+        call = functools.partial(self._function, **arguments)
         lazy = _returns_lazily(self._function)
         result: Any = call() if lazy else await _with_own_errors(self.threads.run(call))
         return await _with_own_errors(result) if inspect.isawaitable(result) else result
 
 
+class _Chunks:
+    """A function's `items` as a body: lines of JSON or, if the first one is bytes, the bytes of all."""
+
+    def __init__(self, function: RemoteFunction, items: Items) -> None:
+        self.content_type = STREAM_TYPE
+        self._function = function
+        self._items = items
+        self._has_begun = False
+
+    async def next_chunk(self) -> bytes:
+        """The next item; b"" at the end. Raises `FunctionFailed` for one that can't be sent."""
+        chunk = b""
+        while not chunk:  # an item of no bytes is not the end
+            try:
+                item = await _with_own_errors(self._items.__anext__())
+            except StopAsyncIteration:
+                break
+            chunk = self._bytes_of(item)
+        return chunk
+
+    def _bytes_of(self, item: Any) -> bytes:
+        if not self._has_begun:
+            self._has_begun = True
+            if isinstance(item, RAW_BYTES):
+                self.content_type = BYTES_TYPE
+        try:
+            if self.content_type == STREAM_TYPE:
+                return to_json(item) + b"\n"
+            if isinstance(item, RAW_BYTES):
+                return bytes(cast(bytes, item))
+            raise TypeError("the items before it are bytes")
+        except Exception as e:  # an object's own conversion may raise anything
+            raise self._function.unsendable(item, e) from e
+
+
 def _returns_lazily(function: Callable[..., Any]) -> bool:
     """Whether a call returns before any of the function's code has run."""
     return is_async(function) or inspect.isgeneratorfunction(function)
-
-
-async def _next_line(items: Items) -> bytes:
-    """The next of `items` as a line of JSON; b"" at the end."""
-    try:
-        return _json(await _with_own_errors(items.__anext__())) + b"\n"
-    except StopAsyncIteration:
-        return b""
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False).encode()
 
 
 async def _with_own_errors(result: Awaitable[T]) -> T:

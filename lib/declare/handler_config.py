@@ -29,6 +29,7 @@ from lib.declare.dispatch import attach_dispatch
 from lib.declare.functions import RemoteFunction
 from lib.fields.callables import call_problems
 from lib.fields.limits import below_minimum
+from lib.fields.unknown_fields import Extra
 
 Method = Literal["POST", "GET", "PUT", "PATCH", "DELETE"]
 
@@ -46,7 +47,7 @@ _HANDLER_FIELDS = (
         "max_workload",
         "benchmark_concurrency",
     ),
-    *("on_disconnect", "keepalive_s", "idempotent"),
+    *("on_disconnect", "keepalive_s", "idempotent", "extra"),
 )
 # A handler's fields for its benchmark, with their names in `BenchmarkConfig`.
 _BENCHMARK_FIELDS = {
@@ -101,8 +102,8 @@ class HandlerConfig(DeclaredConfig):
     `max_queue_time` is in seconds, None for no limit; `keepalive_s` is in seconds between two newlines, None
     for none. `idempotent`: a request may be sent to the model server a second time if its connection broke
     before any answer. A request whose workload is more than `max_workload` is refused; with None, what counts
-    is limited (`EndpointHandler`). With `handler_class`, only the fields that are given override the class's
-    own.
+    is limited (`EndpointHandler`). A payload's unknown fields are ignored, or refused with `extra="forbid"`.
+    With `handler_class`, only the fields that are given override the class's own.
     """
 
     route: str
@@ -125,6 +126,7 @@ class HandlerConfig(DeclaredConfig):
     on_disconnect: OnDisconnect = field(default="cancel", kw_only=True)
     keepalive_s: float | None = field(default=None, kw_only=True)
     idempotent: bool = field(default=False, kw_only=True)
+    extra: Extra = field(default="ignore", kw_only=True)
 
     def problems(self) -> list[str]:
         return [
@@ -158,7 +160,7 @@ class HandlerConfig(DeclaredConfig):
             request_parser=self.valid("request_parser"),
             response_generator=generator,
             workload_calculator=self.valid("workload_calculator"),
-            function=RemoteFunction(function) if function else None,
+            function=RemoteFunction(function, self.valid("route")) if function else None,
             samples=benchmark.samples() if benchmark else None,
             **options,
         )

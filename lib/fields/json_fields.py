@@ -1,38 +1,70 @@
-"""JSON objects into dataclasses, with every wrong field named at once.
+"""JSON objects into dataclasses, TypedDicts and the parameters of functions, field by field.
 
-Owns `JsonDataException`, the `Parameters` of a URL, and the reading of dataclass fields. Only simple types
-are checked: str, int, float, bool, list, dict, None, literals, unions of them and nested dataclasses; a
-field of any other type accepts every value. The checks and their words are in annotations.py.
+Owns finding every wrong, missing and unknown field of an object at once. How the value of one field is read
+is in readers.py; `reader_of` puts the two together. The names `JsonDataException` and `Parameters` are here
+for those that read messages.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Optional, TypeVar, cast
 
-from lib.fields.annotations import JSON, union_members
+from lib.fields.hints import resolved_hints
+from lib.fields.json_error import JsonDataException, Problem, WrongValue
+from lib.fields.pydantic_reader import pydantic_reader
+from lib.fields.readers import AnyReader, Reader, ReaderFactory
+from lib.fields.unknown_fields import UnknownFields
+from lib.fields.url_parameters import Parameters, converted
+
+__all__ = [
+    "Field",
+    "JsonDataException",
+    "ObjectFields",
+    "Parameters",
+    "make_field",
+    "read_dataclass",
+    "read_fields",
+    "read_typed",
+    "reader_of",
+]
 
 T = TypeVar("T")
 
-
-class JsonDataException(Exception):
-    """A request with wrong fields: `message` maps each of them to its problem, nested like the request.
-
-    The client gets `message` as the body of a 422 (docs/protocol.md, "Answers").
-    """
-
-    def __init__(self, json_msg: Mapping[str, Any]) -> None:
-        super().__init__(json_msg)
-        self.message = dict(json_msg)
+_type_of: Callable[[object], type[object]] = type
+_TOO_DEEP = "is nested too deeply"
 
 
 def read_dataclass(cls: type[T], message: Mapping[str, Any]) -> T:
-    """Make an instance of the dataclass `cls` from `message`. Raises `JsonDataException`."""
-    return cls(**read_fields(cls, message))
+    """Make an instance of the dataclass `cls` from `message`; unknown fields are ignored or refused.
+
+    Raises `JsonDataException`, also for a `ValueError` of the class's own code.
+    """
+    values = fields_of(cls).read(message)
+    try:
+        return cls(**values)
+    except ValueError as e:
+        raise JsonDataException({cls.__name__: str(e) or "is invalid"}) from e
+
+
+def read_typed(cls: Any, message: Mapping[str, Any]) -> Any:
+    """Make an instance of `cls`: by its own `from_json_msg` or, without one, as `reader_of` reads it.
+
+    Raises `JsonDataException`.
+    """
+    if (own := getattr(cls, "from_json_msg", None)) is not None:
+        return own(message)
+    try:
+        return reader_of(cls).read(message)
+    except WrongValue as e:
+        raise JsonDataException(
+            e.problem if isinstance(e.problem, dict) else {cls.__name__: e.problem}
+        ) from e
 
 
 def read_fields(cls: type[Any], message: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,118 +72,173 @@ def read_fields(cls: type[Any], message: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `JsonDataException`: for each wrong field "missing parameter" or the type that it must have.
     """
-    values: dict[str, Any] = {}
-    problems: dict[str, Any] = {}
-    from_url = isinstance(message, Parameters)
-    for name, wanted, required, exact in _fields_of(cls):
-        if name not in message:
-            if required:
-                problems[name] = "missing parameter"
-            continue
-        given = message[name]
-        if type(given) in exact and not from_url:
-            values[name] = given
-            continue
-        try:
-            values[name] = _read(wanted, _converted(wanted, given) if from_url else given)
-        except JsonDataException as e:
-            problems[name] = e.message
-        except TypeError as e:
-            problems[name] = str(e)
-    if problems:
-        raise JsonDataException(problems)
-    return values
+    return fields_of(cls).read(message, judges_unknown=False)
 
 
-class Parameters(dict[str, Any]):
-    """Parameters of a URL: strings, and lists of strings for names that come more than once.
+class Field(NamedTuple):
+    """A field of an object, or a parameter of a function.
 
-    `read_fields` converts each string to the type of its field.
+    Values of a type in `exact` need no reading; of floats, only finite ones. None: no value needs any.
     """
 
-
-def _converted(wanted: Any, text: Any) -> Any:
-    """Convert `text`, a string or a list of strings, to the type `wanted`; unchanged where that fails."""
-    options = union_members(wanted)
-    lists = [option for option in options if (typing.get_origin(option) or option) is list]
-    if lists and not isinstance(text, list):
-        text = [text]
-    if isinstance(text, list):
-        item_type = (typing.get_args(lists[0]) or (str,))[0] if lists else str
-        return [_converted(item_type, item) for item in cast("list[Any]", text)]
-    choices = [
-        c for option in options if typing.get_origin(option) is Literal for c in typing.get_args(option)
-    ]
-    for choice in choices:
-        if _converted(type(choice), text) == choice:
-            return choice
-    if str in options:
-        return text
-    for kind, read in _READERS:
-        if kind in options:
-            with suppress(ValueError, KeyError):
-                return read(text)
-    return text
-
-
-def _boolean(text: str) -> bool:
-    """Read "true", "false", "1" or "0" in any case: Python's clients write "True". Raises `KeyError`."""
-    return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-
-
-_PLAIN = (str, int, float, bool, type(None))
-_READERS: Sequence[tuple[type[Any], Callable[[str], Any]]] = (
-    (bool, _boolean),
-    (int, int),
-    (float, float),
-)
-
-
-class _Field(NamedTuple):
-    """One field of a dataclass. A value whose type is among `exact` is of the type `wanted`, unlooked at."""
-
     name: str
-    wanted: Any
+    annotation: Any
     required: bool
-    exact: frozenset[Any]
+    reader: Reader
+    exact: frozenset[Any] | None
+
+
+def make_field(name: str, annotation: Any, required: bool, default: Any) -> Field:
+    """Make a field. One whose default is None accepts null, also where its annotation has forgotten it."""
+    if not required and default is None:
+        annotation = Optional[annotation]  # noqa: UP045 - of an object, not of a type expression
+    reader = reader_of(annotation)
+    exact = None if isinstance(reader, AnyReader) else reader.exact
+    if exact is not None and reader.accepts_floats:
+        exact |= {float}
+    return Field(name, annotation, required, reader, exact)
+
+
+class ObjectFields:
+    """The fields of `owner`. `rest` reads all others; without it, they are unknown."""
+
+    def __init__(self, owner: str, fields: Sequence[Field], rest: Reader | None = None) -> None:
+        self.owner = owner
+        self.fields = fields
+        self._rest = rest
+        self._names = frozenset(field.name for field in fields)
+        self._unknown = UnknownFields(owner, self._names)
+
+    def read(self, message: Mapping[str, Any], judges_unknown: bool = True) -> dict[str, Any]:
+        """The values in `message`, by name. Raises `JsonDataException` for all wrong fields."""
+        values: dict[str, Any] = {}
+        problems: dict[str, Problem] = {}
+        from_url = isinstance(message, Parameters)
+        found = 0
+        for name, annotation, required, reader, exact in self.fields:
+            if name not in message:
+                if required:
+                    problems[name] = "missing parameter"
+                continue
+            found += 1
+            given = message[name]
+            kind = _type_of(given)
+            if exact is None or (
+                kind in exact and not from_url and (kind is not float or math.isfinite(given))
+            ):
+                values[name] = given
+                continue
+            try:
+                values[name] = reader.read(converted(annotation, given) if from_url else given)
+            except WrongValue as e:
+                problems[name] = e.problem
+            except RecursionError:
+                problems[name] = _TOO_DEEP
+        if judges_unknown and found < len(message):
+            self._read_rest(message, values, problems)
+        if problems:
+            raise JsonDataException(problems)
+        return values
+
+    def _read_rest(
+        self, message: Mapping[str, Any], values: dict[str, Any], problems: dict[str, Problem]
+    ) -> None:
+        names = [name for name in message if name not in self._names]
+        if self._rest is None:
+            problems.update(self._unknown.problems(names))
+            return
+        for name in names:
+            try:
+                values[name] = self._rest.read(message[name])
+            except WrongValue as e:
+                problems[name] = e.problem
+
+
+class DataclassReader(Reader):
+    """Reads a dataclass, by its own `from_json_msg` if it has one. `ValueError` of its code refuses."""
+
+    description = "an object"
+    has_fields = True
+
+    def __init__(self, cls: type[Any]) -> None:
+        self._cls = cls
+        self._own: Callable[[Any], Any] | None = getattr(cls, "from_json_msg", None)
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, self._cls):
+            return value
+        if not isinstance(value, dict):
+            raise self.refused()
+        try:
+            if self._own is not None:
+                return self._own(value)
+            return self._cls(**fields_of(self._cls).read(cast("dict[str, Any]", value)))
+        except JsonDataException as e:
+            raise WrongValue(e.message) from e
+        except ValueError as e:
+            raise WrongValue(str(e) or "is invalid") from e
+
+
+class TypedDictReader(Reader):
+    """Reads a TypedDict."""
+
+    description = "an object"
+    has_fields = True
+
+    def __init__(self, cls: Any) -> None:
+        self._cls = cls
+
+    @cached_property
+    def _fields(self) -> ObjectFields:
+        owner: str = self._cls.__name__
+        hints = resolved_hints(owner, self._cls, self._cls.__annotations__)
+        fields = [make_field(name, hint, self._requires(name, hint), ...) for name, hint in hints.items()]
+        return ObjectFields(owner, fields)
+
+    def read(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.refused()
+        try:
+            return self._fields.read(cast("dict[str, Any]", value))
+        except JsonDataException as e:
+            raise WrongValue(e.message) from e
+
+    def _requires(self, name: str, hint: Any) -> bool:
+        # `__required_keys__` does not know of qualifiers in quotes, or with annotations from __future__.
+        qualifier = getattr(typing.get_origin(hint), "_name", None)
+        if qualifier in ("Required", "NotRequired"):
+            return qualifier == "Required"
+        return name in self._cls.__required_keys__
 
 
 @lru_cache(maxsize=256)
-def _fields_of(cls: type[Any]) -> tuple[_Field, ...]:
-    """The fields that the constructor of `cls` takes."""
+def fields_of(cls: type[Any]) -> ObjectFields:
+    """The fields that the constructor of the dataclass `cls` takes. Raises `TypeError` for another class."""
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"{cls.__name__} is not a dataclass: define its from_json_msg")
-    hints = typing.get_type_hints(cls)
-    return tuple(
-        _Field(
-            field.name,
-            hints[field.name],
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
-            _exact_types(hints[field.name]),
-        )
-        for field in dataclasses.fields(cls)
-        if field.init
-    )
+    declared = [field for field in dataclasses.fields(cls) if field.init]
+    hints = resolved_hints(cls.__name__, cls, [field.name for field in declared])
+    return ObjectFields(cls.__name__, [_dataclass_field(field, hints[field.name]) for field in declared])
 
 
-def _exact_types(wanted: Any) -> frozenset[Any]:
-    """The types whose values are of the type `wanted` without a look into them."""
-    members = union_members(wanted)
-    exact = {member for member in members if member in _PLAIN}
-    has_dataclass = any(dataclasses.is_dataclass(member) for member in members)
-    if not has_dataclass and any((typing.get_origin(member) or member) is dict for member in members):
-        exact.add(dict)
-    return frozenset(exact)
+def _dataclass_field(field: dataclasses.Field[Any], annotation: Any) -> Field:
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return make_field(field.name, annotation, required, field.default)
 
 
-def _read(wanted: Any, value: Any) -> Any:
-    """Return `value`, made a dataclass where `wanted` is one. Raises `TypeError` naming the expected type."""
-    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type) and isinstance(value, dict):
-        own = getattr(wanted, "from_json_msg", None)
-        return own(value) if own else read_dataclass(wanted, cast("dict[str, Any]", value))
-    for option in union_members(wanted):
-        if option is not wanted and dataclasses.is_dataclass(option) and isinstance(value, dict):
-            return _read(option, value)
-    if not JSON.fits(wanted, value):
-        raise TypeError(f"must be {JSON.describe(wanted)}")
-    return value
+def _object_reader(annotation: Any) -> Reader | None:
+    """The reader of a class with fields; None for any other annotation."""
+    if (reader := pydantic_reader(annotation)) is not None:
+        return reader
+    cls: Any = typing.get_origin(annotation) or annotation  # of a generic class
+    if not isinstance(cls, type):
+        return None
+    kind = cast("type[Any]", cls)
+    bases = kind.__mro__
+    if dict in bases and hasattr(annotation, "__total__"):
+        return TypedDictReader(kind)
+    is_enum = enum.Enum in bases  # it may be made of a dataclass
+    return DataclassReader(kind) if dataclasses.is_dataclass(kind) and not is_enum else None
+
+
+reader_of = ReaderFactory(_object_reader).reader_of

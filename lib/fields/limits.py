@@ -1,14 +1,15 @@
-"""Limits of numeric fields, as one line for each field that is outside.
+"""Limits of numeric fields, as one line for each field that is outside, and finite numbers.
 
-Owns the two checks that handlers, benchmarks and the backend's arguments share. The types of fields are
+Owns the checks that handlers, benchmarks, the backend's arguments and requests share. The types of fields are
 checked in annotations.py.
 """
 
 from __future__ import annotations
 
+import decimal
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 
 def below_minimum(fields: Any, minimum: float, *names: str) -> Iterator[str]:
@@ -25,3 +26,18 @@ def invalid_durations(fields: Any, *names: str) -> Iterator[str]:
         value = getattr(fields, name)
         if value is not None and not 0 <= value < math.inf:
             yield f"{name} is {value}, not a finite number of seconds ≥ 0"
+
+
+def is_finite(root: Any) -> bool:
+    """Whether `root` contains neither NaN nor infinity, at any depth."""
+    pending = [root]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, (float, decimal.Decimal)):
+            if not math.isfinite(value):
+                return False
+        elif isinstance(value, dict):
+            pending.extend(cast("dict[Any, Any]", value).values())
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            pending.extend(cast("Iterable[Any]", value))
+    return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import io
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -21,6 +20,7 @@ from aiohttp.payload import AsyncIterablePayload
 from aiohttp.typedefs import StrOrURL
 
 from lib.errors import ClientGone, response_from
+from lib.fields.json_values import json_text
 from lib.model.connection import ModelServer
 from lib.model.messages import (
     LARGE_BODY_BYTES,
@@ -181,7 +181,7 @@ class ModelCaller:
 
 def _make_json(message: Any) -> tuple[Callable[[], Any], dict[str, str]]:
     """Return a function that makes the JSON body of `message`, and the body's headers."""
-    body = json.dumps(message).encode()
+    body = json_text(message).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     if len(body) > LARGE_BODY_BYTES:
         return lambda: io.BytesIO(body), headers

@@ -7,10 +7,10 @@ that author code reads are passed on by relay.py, with the same result.
 from __future__ import annotations
 
 import asyncio
-import json
 from functools import lru_cache
 
 from lib.errors import ClientGone
+from lib.fields.json_values import json_text
 from lib.http.heads import ResponseHead, date_field
 from lib.model.answer import AnswerScanner
 from lib.model.connection import ModelServer
@@ -40,7 +40,7 @@ async def relay(exchange: Exchange, server: ModelServer, calls: DirectCalls) -> 
     if query := exchange.forwarded_query():
         endpoint = with_raw_query(endpoint, query)
     verbatim = exchange.verbatim
-    body = verbatim.text if verbatim is not None and verbatim.says(message) else json.dumps(message).encode()
+    body = verbatim.text if verbatim is not None and verbatim.says(message) else json_text(message).encode()
     outgoing = Outgoing(exchange.forwarded_fields() + _JSON_FIELD, body, handler.idempotent)
     exchange.verbatim = verbatim = body = message = (
         None  # only `outgoing` holds them, until the answer begins

@@ -5,8 +5,8 @@ Owns how a handler's message becomes a URL or a form. caller.py makes JSON bodie
 
 from __future__ import annotations
 
+import enum
 import io
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, cast
@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 
 from lib.errors import Invalid
+from lib.fields.json_values import json_text, simplified
 
 # aiohttp warns about larger bodies that are given as bytes, and streams them if they are given as a file.
 LARGE_BODY_BYTES = 1024 * 1024
@@ -94,12 +95,13 @@ def _add_field(form: aiohttp.FormData, name: str, item: Any) -> None:
     elif isinstance(item, (bytes, bytearray, memoryview)):
         raise TypeError(f"form field {name!r} is bare bytes: give (filename, bytes, content_type)")
     elif isinstance(item, (dict, list)):
-        form.add_field(name, json.dumps(item), content_type="application/json")
+        form.add_field(name, json_text(item), content_type="application/json")
     elif isinstance(item, bool):
         form.add_field(name, "true" if item else "false")
     else:
-        form.add_field(name, str(item))
+        form.add_field(name, str(item.value if isinstance(item, enum.Enum) else item))
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    value = simplified(value)
+    return value if isinstance(value, str) else json_text(value)

@@ -39,6 +39,9 @@ class Handler(Protocol):
     def idempotent(self) -> bool: ...
 
     @property
+    def extra(self) -> str: ...
+
+    @property
     def accepts_uploads(self) -> bool: ...
 
     @property

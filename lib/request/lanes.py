@@ -17,6 +17,7 @@ from aiohttp.typedefs import Handler as AiohttpHandler
 
 from lib.errors import Invalid, TooBusy
 from lib.fields.json_fields import JsonDataException
+from lib.fields.unknown_fields import unknown_fields_refused
 from lib.metrics import WorkloadCap, WorkloadCounter, too_much_work
 from lib.request.handler import Handler
 from lib.request.incoming import Serve
@@ -41,7 +42,11 @@ class Lane:
         self.handler = handler
         self.queue = queue
         self.max_wait_s = max_wait_s
-        self.count_workload = WorkloadCounter(type(handler).__name__, handler.max_workload, cap).count
+        # A declared handler has a route of its own; another one is known by its class.
+        name: str = getattr(handler, "route", "") or type(handler).__name__
+        self.count_workload = WorkloadCounter(
+            name, handler.max_workload, cap, refusal=JsonDataException
+        ).count
 
     @cached_property
     def accepts_compressed_answers(self) -> bool:
@@ -79,7 +84,10 @@ class Lane:
             envelope: dict[str, Any] = {"auth_data": raw_auth, "payload": received}
             if session_id is not None:
                 envelope["session_id"] = session_id
-            return self.handler.read_payload(envelope)
+            if self.handler.extra != "forbid":
+                return self.handler.read_payload(envelope)
+            with unknown_fields_refused():
+                return self.handler.read_payload(envelope)
         except JsonDataException as e:
             raise Invalid(e.message) from e
 

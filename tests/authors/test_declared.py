@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,16 @@ import aiohttp
 import anyio
 import pytest
 
+from tests.event_loop import until
 from tests.fakes.worker import Setup
-from tests.system import GUARD_S, ROOT, System, engine_and_model_server, worker_process
+from tests.system import (
+    GUARD_S,
+    ROOT,
+    System,
+    WorkerProcess,
+    engine_and_model_server,
+    worker_process,
+)
 
 IMPORTS = "from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig\n"
 
@@ -63,7 +73,7 @@ async def test_a_declared_worker_from_start_to_stop(tmp_path: Path) -> None:
             assert (status, problems) == (422, {"payload": {"prompt": "missing parameter"}})
             status, problems = await answer_of(system, "/shout", {"txt": "hi"})
             assert status == 422
-            assert problems == {"payload": {"text": "missing parameter", "txt": "unknown parameter"}}
+            assert problems == {"payload": {"text": "missing parameter"}}
 
             system.write_log("CUDA error: out of memory\n")
             assert await system.errored() == "CUDA error: out of memory"
@@ -101,6 +111,53 @@ async def test_a_declaration_that_cannot_work_is_one_message_and_status_2(
     assert output.startswith("cannot start:\n  - ")
     for problem in problems:
         assert f"  - {problem}" in output
+
+
+@asynccontextmanager
+async def declared_worker(tmp_path: Path) -> AsyncGenerator[tuple[System, WorkerProcess], None]:
+    """The worker of declared.py, ready."""
+    async with engine_and_model_server(tmp_path) as system:
+        env = {"MODEL_LOG": str(system.model_log)}
+        async with worker_process(system, tmp_path, Setup(), env, module="tests.authors.declared") as worker:
+            system.write_log()
+            await system.ready()
+            yield system, worker
+
+
+async def test_code_that_blocks_the_event_loop_is_told_with_its_line(tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    async with declared_worker(tmp_path) as (system, worker):
+        call = asyncio.create_task(answer_of(system, "/blocks", {"until": str(stop)}))
+        await until(lambda: "the event loop has been blocked for 2 s" in worker.output())
+        stop.touch()
+        assert await call == (200, {"result": "done"})
+        assert "in blocks: wait_for(until)" in worker.output()
+
+
+async def test_payload_classes_of_typed_fields_are_sent_as_json(tmp_path: Path) -> None:
+    frame = {"colour": "red", "width": 2.5}
+    wrong = {"colour": "must be one of 'red'", "wide": "unknown parameter: did you mean 'width'?"}
+    async with declared_worker(tmp_path) as (system, _):
+        posted: list[tuple[str, dict[str, Any], int, Any]] = [
+            ("/picture", {"at": "2026-01-02", "frames": [frame], "more": 1}, 404, None),
+            (
+                "/picture",
+                {"frames": [{}]},
+                422,
+                {"at": "missing parameter", "frames": {"0": {"colour": "missing parameter"}}},
+            ),
+            ("/frame", frame, 404, None),
+            ("/frame", {"colour": 1, "wide": 2}, 422, wrong),
+        ]
+        for path, payload, status, problems in posted:
+            envelope = {"auth_data": system.auth(), "payload": payload}
+            async with system.http.post(system.url + path, json=envelope) as answer:
+                assert answer.status == status
+                if problems:
+                    assert await answer.json() == {"payload": problems}
+        sent = {request.path: request.json() for request in system.model.requests}
+        assert sent["/picture"] == {"at": "2026-01-02", "frames": [frame]}
+        assert sent["/frame"] == frame
 
 
 async def test_missing_variables_are_status_2(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ async def test_python_functions(guide: Path) -> None:
         assert await answer(worker, "/shout", {"text": "hi", "times": 2}) == (200, {"result": "HI HI"})
         assert await answer(worker, "/shout", {"txt": "hi"}) == (
             422,
-            {"payload": {"text": "missing parameter", "txt": "unknown parameter"}},
+            {"payload": {"text": "missing parameter"}},
         )
         lines = [json.loads(line) async for line in worker.lines("/words", {"count": 5})]
         assert [line["word"] for line in lines] == [*WORDS, WORDS[0]]
@@ -156,6 +156,27 @@ async def test_python_functions(guide: Path) -> None:
         assert last is not None
         assert last.max_perf == 100.0
         await served(worker, 102.0)
+
+
+async def test_types(guide: Path) -> None:
+    picture = {"prompt": "a fox", "size": 1024, "styles": ["ink"]}
+    drawn = {"result": {"prompt": "a fox", "pixels": 1024**2}}
+    wrong = {"size": "must be one of 256, 1024", "styles": "must be a list, each item one of 'oil', 'ink'"}
+    answers: list[tuple[str, dict[str, Any], int, Any]] = [
+        ("/draw", picture, 200, drawn),
+        ("/draw", {"picture": picture}, 200, drawn),
+        ("/draw", {"size": 3, "styles": ["pen"]}, 422, {**wrong, "prompt": "missing parameter"}),
+        ("/draw", {"prompt": " "}, 422, {"prompt": "is empty"}),
+        ("/draw", {**picture, "stlyes": []}, 422, {"stlyes": "unknown parameter: did you mean 'styles'?"}),
+        ("/scale", {"pictures": [picture], "factor": 2, "more": 1}, 200, {"result": [2048.0]}),
+        ("/scale", {"pictures": [{}]}, 422, {"pictures": {"0": {"prompt": "missing parameter"}}}),
+    ]
+    async with running(guide, "typed.py") as (worker, _):
+        for route, payload, status, said in answers:
+            assert await answer(worker, route, payload) == (
+                status,
+                {"payload": said} if status == 422 else said,
+            )
 
 
 async def test_uploads_parameters_and_long_jobs(guide: Path) -> None:

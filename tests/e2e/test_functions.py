@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
+import pydantic
 import pytest
 from aiohttp import web
+from PIL import Image
 
 from lib.backend import Backend
+from lib.data_types import JsonDataException
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
@@ -76,7 +82,7 @@ def half(workload: float, data: Any) -> Iterator[Any]:
 
 
 def not_json(workload: float, data: Any) -> Any:
-    return {1, 2}
+    return {1: {2: object()}}
 
 
 async def answer_in_capitals(request: web.Request, answer: Any) -> web.StreamResponse:
@@ -123,16 +129,167 @@ async def test_a_function_answers_without_a_model_server(tmp_path: Path) -> None
         assert await reported_statuses(system, 1) == ["Success"]
 
 
-async def test_wrong_keywords_are_422_and_name_them(tmp_path: Path) -> None:
-    async with functions_worker(tmp_path, HandlerConfig("/echo", remote_function=echo)) as system:
-        wrong: list[tuple[dict[str, Any], dict[str, str]]] = [
-            ({"workload": 1}, {"data": "missing parameter"}),
-            ({"workload": 1, "data": {}, "x": 1}, {"x": "unknown parameter"}),
-        ]
-        for payload, said in wrong:
-            envelope = {"auth_data": system.auth(), "payload": payload}
-            async with system.http.post(system.url + "/echo", json=envelope) as answer:
-                assert (answer.status, await answer.json()) == (422, {"payload": said})
+@dataclass
+class Voice:
+    name: str
+    pitch: float = 1.0
+
+
+class Prompt(pydantic.BaseModel):
+    text: str
+    voices: list[Voice] = []
+
+
+@dataclass
+class Refuses:
+    """A function, a generator and a workload calculator that refuse what they are given."""
+
+    @staticmethod
+    def function(data: Any, workload: float = 1.0) -> None:
+        raise JsonDataException({"data": "is not for this model"})
+
+    @staticmethod
+    async def items(data: Any, workload: float = 1.0) -> AsyncIterator[int]:
+        raise JsonDataException({"data": "is not for this model"})
+        yield 1
+
+    @staticmethod
+    def workload(payload: dict[str, Any]) -> float:
+        raise JsonDataException({"data": "is not for this model"})
+
+
+def of_prompt(prompt: Prompt) -> Any:
+    return {"is": type(prompt).__name__, "of": [type(voice).__name__ for voice in prompt.voices]}
+
+
+def typed(n: int, share: float = 0.5) -> list[str]:
+    return [type(n).__name__, type(share).__name__]
+
+
+async def posted(system: System, path: str, payload: dict[str, Any]) -> tuple[int, Any]:
+    envelope = {"auth_data": system.auth(), "payload": payload}
+    async with system.http.post(system.url + path, json=envelope) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_payloads_are_checked_and_converted_by_annotations(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = [
+        HandlerConfig("/echo", remote_function=echo),
+        HandlerConfig("/typed", remote_function=typed),
+        HandlerConfig("/strict", remote_function=typed, extra="forbid"),
+        HandlerConfig("/prompt", remote_function=of_prompt),
+    ]
+    answers: list[tuple[str, dict[str, Any], Any]] = [
+        ("/typed", {"n": 3, "share": 1}, ["int", "float"]),
+        ("/typed", {"n": 3, "shrae": 1}, ["int", "float"]),
+        ("/prompt", {"text": "a", "voices": [{"name": "b"}]}, {"is": "Prompt", "of": ["Voice"]}),
+        ("/prompt", {"prompt": {"text": "a"}}, {"is": "Prompt", "of": []}),
+    ]
+    refusals: list[tuple[str, dict[str, Any], Any]] = [
+        ("/echo", {"workload": 1}, {"data": "missing parameter"}),
+        ("/typed", {"n": "3", "share": None}, {"n": "must be an integer", "share": "must be a number"}),
+        ("/typed", {"n": 3.0}, {"n": "must be an integer"}),
+        ("/strict", {"n": 3, "shrae": 1}, {"shrae": "unknown parameter: did you mean 'share'?"}),
+        (
+            "/prompt",
+            {"voices": [{}]},
+            {"text": "missing parameter", "voices": {"0": {"name": "missing parameter"}}},
+        ),
+    ]
+    with caplog.at_level(logging.INFO):
+        async with functions_worker(tmp_path, *handlers) as system:
+            for path, payload, result in answers:
+                assert await posted(system, path, payload) == (200, {"result": result})
+            for path, payload, problems in refusals:
+                assert await posted(system, path, payload) == (422, {"payload": problems})
+            assert (await reported_statuses(system, 9)).count("Error") == len(refusals)
+    lines = [line for line in caplog.messages if "unknown field" in line]
+    assert lines == [
+        f"/typed {__name__}.typed: the unknown field 'shrae' is ignored: did you mean 'share'?",
+    ]
+
+
+async def test_a_refusal_is_422_and_weighs_nothing(tmp_path: Path) -> None:
+    handlers = [
+        HandlerConfig("/function", remote_function=Refuses.function),
+        HandlerConfig("/items", remote_function=Refuses.items),
+        HandlerConfig("/workload", remote_function=echo, workload_calculator=Refuses.workload),
+        HandlerConfig("/echo", remote_function=echo, workload_calculator=lambda p: p["workload"]),
+    ]
+    async with functions_worker(tmp_path, *handlers) as system:
+        for path in ("/function", "/items", "/workload"):
+            said = {"payload": {"data": "is not for this model"}}
+            assert await posted(system, path, {"workload": 5.0, "data": {}}) == (422, said)
+        assert await reported_statuses(system, 3) == ["Success", "Success", "Error"]
+        async with system.post("/echo", 7.0, {}):
+            pass
+        await system.reported(served=7.0)
+        assert (system.totals.cur_perf, system.totals.rej_load) == (7.0, 0.0)
+
+
+async def test_a_workload_that_can_not_be_counted_names_route_and_field(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = HandlerConfig("/echo", remote_function=echo, workload_calculator=lambda p: int(p["data"]["n"]))
+    async with functions_worker(tmp_path, handler) as system:
+        assert (await posted(system, "/echo", {"workload": 1, "data": {"n": "a secret"}}))[0] == 200
+        await system.reported(served=100.0)
+    (line,) = [line for line in caplog.messages if "count_workload" in line]
+    assert line.startswith("/echo: count_workload raised ValueError (at test_functions.py:")
+    assert line.endswith(", reading data, n): counted as 100")
+
+
+def a_picture() -> Any:
+    return Image.new("RGB", (3, 2))
+
+
+async def a_recording() -> bytes:
+    return b"RIFF"
+
+
+def an_array() -> Any:
+    return np.array([[1, 2], [3, 4]])
+
+
+def an_object() -> Any:
+    return object()
+
+
+async def test_results_of_every_kind_are_right_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = tmp_path / "film.mp4"
+    long.write_bytes(bytes(range(256)) * 4096)
+
+    def a_film() -> Path:
+        return long
+
+    def a_missing_film() -> Path:
+        return tmp_path / "missing.mp4"
+
+    made = [a_picture, a_recording, an_array, an_object, a_film, a_missing_film]
+    handlers = [HandlerConfig(f"/{function.__name__}", remote_function=function) for function in made]
+    async with functions_worker(tmp_path, *handlers) as system:
+        answers: dict[str, tuple[int, str, bytes]] = {}
+        for handler in handlers:
+            envelope = {"auth_data": system.auth(), "payload": {}}
+            async with system.http.post(system.url + handler.route, json=envelope) as answer:
+                answers[handler.route] = (answer.status, answer.content_type, await answer.read())
+                if handler.route == "/a_film":
+                    assert answer.content_length == long.stat().st_size
+    assert answers["/a_recording"] == (200, "application/octet-stream", b"RIFF")
+    assert answers["/an_array"] == (200, "application/json", b'{"result": [[1, 2], [3, 4]]}')
+    assert answers["/a_film"] == (200, "video/mp4", long.read_bytes())
+    status, kind, content = answers["/a_picture"]
+    assert (status, kind, Image.open(io.BytesIO(content)).size) == (200, "image/png", (3, 2))
+    for function, what in ((an_object, "object"), (a_missing_film, "PosixPath")):
+        status, kind, content = answers[f"/{function.__name__}"]
+        assert (status, json.loads(content)["error"]) == (500, "internal error")
+        name = f"{function.__module__}.{function.__qualname__}"
+        assert f"/{function.__name__} {name} returned " in caplog.text
+        assert f"{what}, which can't be sent" in caplog.text
 
 
 async def test_an_exception_in_a_function_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -150,7 +150,8 @@ def problems_of(declare: Callable[[], Any]) -> list[str]:
             "benchmark_config=None, handler_class=None, payload_class=None, request_parser=None, "
             "response_generator=None, workload_calculator=None, is_remote_dispatch=False, "
             "remote_function=None, *, method='POST', max_concurrency=None, max_workload=None, "
-            "benchmark_concurrency=None, on_disconnect='cancel', keepalive_s=None, idempotent=False",
+            "benchmark_concurrency=None, on_disconnect='cancel', keepalive_s=None, idempotent=False, "
+            "extra='ignore'",
         ),
         (BenchmarkConfig, "dataset=None, generator=None, runs=8, concurrency=10, do_warmup=True"),
         (LogActionConfig, "on_load=[], on_error=[], on_info=[], *, log_actions=[]"),
@@ -422,7 +423,10 @@ def by_position(a: int, /) -> int:
             "handler '/a': response_generator can't be called with 2 arguments",
         ),
         (function(workload_calculator=later), "handler '/a': workload_calculator is async: give a plain"),
-        (function(payload_class=int), "handler '/a': payload_class int has no from_json_msg"),
+        (
+            function(payload_class=int),
+            "handler '/a': payload_class int has no from_json_msg, and is no class of fields",
+        ),
         (function(payload_class=Words(1)), "handler '/a': payload_class must be a class or None, not Words("),
         (
             function(handler_class=Words),

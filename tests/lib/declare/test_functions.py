@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from lib.declare.functions import FunctionAnswer, FunctionFailed, RemoteFunction
-from lib.fields.json_fields import JsonDataException
+from lib.declare.results import FILE_CHUNK_BYTES
 from tests.guard import GUARD_S
 
 
@@ -188,15 +190,92 @@ async def test_a_function_that_ends_its_thread_is_an_error() -> None:
             await answer_of(function)
 
 
-@pytest.mark.parametrize("result", [object(), {1, 2}, float("nan"), b"bytes", {("a",): 1}])
-async def test_a_result_that_is_not_json_is_an_error(result: Any) -> None:
+class Unknown:
+    """Has no form in JSON."""
+
+
+NESTED: list[Any] = []
+NESTED.append(NESTED)
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (
+            Unknown(),
+            "Unknown, which can't be sent: tests.lib.declare.test_functions.Unknown has no form in JSON",
+        ),
+        (
+            {"a": [Unknown()]},
+            "dict, which can't be sent: tests.lib.declare.test_functions.Unknown has no form",
+        ),
+        ({"a": Path("file")}, "dict, which can't be sent: pathlib"),
+        (float("nan"), "float, which can't be sent: Out of range"),
+        ({("a",): 1}, "dict, which can't be sent: keys must be str"),
+        (NESTED, "list, which can't be sent: Circular reference"),
+        (Path("/nowhere/at/all"), "which can't be sent: [Errno 2]"),
+        (Path("/"), "which can't be sent: [Errno 21]"),
+    ],
+)
+async def test_a_result_that_can_not_be_sent_is_an_error_that_names_all(result: Any, said: str) -> None:
+    def gives_it() -> Any:
+        return result
+
     async def items_of_it() -> AsyncIterator[Any]:
         yield result
 
-    with pytest.raises((TypeError, ValueError)):
-        await answer_of(lambda: result)
-    with pytest.raises((TypeError, ValueError)):
-        await answer_of(items_of_it)
+    for function in (gives_it, items_of_it):
+        if function is items_of_it and isinstance(result, Path):
+            continue
+        with pytest.raises(FunctionFailed) as failed:
+            async with RemoteFunction(function, "/route").call({}) as answer:
+                pytest.fail(f"answered {answer}")
+        begin = "/route tests.lib.declare.test_functions.test_a_result_that_can_not_be_sent_is_an_error_that"
+        assert str(failed.value).startswith(begin)
+        assert f".{function.__name__} returned " in str(failed.value)
+        assert said in str(failed.value)
+
+
+async def test_a_file_that_becomes_shorter_breaks_the_answer_off(tmp_path: Path) -> None:
+    path = tmp_path / "long.bin"
+    path.write_bytes(b"x" * 2 * FILE_CHUNK_BYTES)
+    async with RemoteFunction(lambda: path).call({}) as answer:
+        assert isinstance(answer, FunctionAnswer)
+        assert await answer.content.readany() == b"x" * FILE_CHUNK_BYTES
+        os.truncate(path, FILE_CHUNK_BYTES)
+        with pytest.raises(FunctionFailed, match=f"lacks the last {FILE_CHUNK_BYTES} of"):
+            await answer.content.readany()
+
+
+async def test_a_file_that_becomes_longer_is_sent_at_its_first_length(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"abc")
+    async with RemoteFunction(lambda: path).call({}) as answer:
+        assert isinstance(answer, FunctionAnswer)
+        with path.open("ab") as file:
+            file.write(b"def")
+        assert (answer.content_type, answer.content_length) == ("text/plain", 3)
+        assert await answer.read() == b"abc"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_items_of_bytes_are_sent_as_they_are(kind: Callable[[bytes], Any]) -> None:
+    def pieces() -> Iterator[Any]:
+        yield from (kind(b"ab"), kind(b""), kind(b"c"))
+
+    assert await answer_of(pieces) == ("application/octet-stream", b"abc")
+
+
+async def test_a_stream_of_bytes_and_of_json_is_an_error() -> None:
+    def mixed() -> Iterator[Any]:
+        yield b"ab"
+        yield "c"
+
+    async with RemoteFunction(mixed).call({}) as answer:
+        assert isinstance(answer, FunctionAnswer)
+        assert await answer.content.readany() == b"ab"
+        with pytest.raises(FunctionFailed, match="returned str, which can't be sent"):
+            await answer.content.readany()
 
 
 # The client leaves
@@ -279,27 +358,6 @@ async def test_items_are_computed_only_when_read(kind: str) -> None:
     assert made == [0]
     if kind == "plain":
         assert closed.is_set()
-
-
-# Keywords
-
-
-def test_each_wrong_keyword_is_named() -> None:
-    function = RemoteFunction(plain)
-    function.check_keywords({"word": "a"})
-    with pytest.raises(JsonDataException) as refused:
-        function.check_keywords({"wort": "a", "times": 2})
-    assert refused.value.message == {"word": "missing parameter", "wort": "unknown parameter"}
-
-
-def test_a_function_with_variable_keywords_accepts_any() -> None:
-    def variable(first: int, /, second: int = 2, *more: int, third: int, **others: int) -> None: ...
-
-    function = RemoteFunction(functools.partial(variable, 1))
-    function.check_keywords({"third": 3, "fourth": 4, "first": 5})
-    with pytest.raises(JsonDataException) as refused:
-        function.check_keywords({})
-    assert refused.value.message == {"third": "missing parameter"}
 
 
 def test_functions_that_can_not_be_called_with_a_payloads_fields() -> None:

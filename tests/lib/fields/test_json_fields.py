@@ -257,7 +257,12 @@ def test_any_parameters_are_read_or_refused(texts: dict[str, str | list[str]]) -
     assert all(type(item) is int for item in [read.count, *read.items])
 
 
-@given(st.integers(), st.floats(allow_nan=False), st.booleans(), st.lists(st.integers(), min_size=1))
+@given(
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.lists(st.integers(), min_size=1),
+)
 def test_numbers_survive_a_url_unchanged(count: int, share: float, flag: bool, items: list[int]) -> None:
     read = from_url(
         count=str(count), share=repr(share), flag=str(flag).lower(), items=[str(item) for item in items]

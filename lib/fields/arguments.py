@@ -1,0 +1,76 @@
+"""A payload's fields into a function's keyword arguments.
+
+Owns which parameters a function has for that, and the one that may be the whole payload. `Arguments.fields`
+has each parameter's name and annotation, for a description of the function.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lib.fields.callables import parameters_of
+from lib.fields.hints import resolved_hints
+from lib.fields.json_error import JsonDataException, WrongValue
+from lib.fields.json_fields import Field, ObjectFields, make_field, reader_of
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class Arguments:
+    """Reads the arguments of `function`, which messages call `owner`."""
+
+    def __init__(self, owner: str, function: Callable[..., Any]) -> None:
+        parameters = parameters_of(function) or ()  # without a signature, it can't be called
+        named = [p for p in parameters if p.kind in _NAMED]
+        rest = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
+        annotated = [p.name for p in parameters if p.annotation is not p.empty]
+        hints = resolved_hints(owner, _annotated_part(function), annotated)
+        self.fields: Sequence[Field] = [
+            make_field(p.name, hints.get(p.name, Any), p.default is p.empty, p.default) for p in named
+        ]
+        self.accepts_any = rest is not None
+        self._reader = ObjectFields(
+            owner, self.fields, reader_of(hints.get(rest.name, Any)) if rest else None
+        )
+
+    @property
+    def whole(self) -> Field | None:
+        """The only parameter, if it has fields of its own: the payload may be its value."""
+        is_whole = len(self.fields) == 1 and not self.accepts_any and self.fields[0].reader.has_fields
+        return self.fields[0] if is_whole else None
+
+    def read(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments in `payload`. Raises `JsonDataException` for all wrong fields.
+
+        The only parameter, if it has fields, is the payload itself, or what is under its name if the payload
+        has nothing else, and an object there.
+        """
+        whole = self.whole
+        if whole is None or _holds_only(payload, whole):
+            return self._reader.read(payload)
+        if not payload and not whole.required:
+            return {}
+        try:
+            return {whole.name: whole.reader.read(payload)}
+        except WrongValue as e:
+            raise JsonDataException(
+                e.problem if isinstance(e.problem, dict) else {whole.name: e.problem}
+            ) from e
+
+
+def _holds_only(payload: Mapping[str, Any], field: Field) -> bool:
+    """Whether the one thing in `payload` is the value of `field`: an object, null, or an author's own."""
+    return len(payload) == 1 and not isinstance(payload.get(field.name, ""), (str, int, float, list))
+
+
+def _annotated_part(function: Any) -> Any:
+    """The function, class or method in `function` whose annotations are those of its parameters."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    if isinstance(function, type):
+        return function.__init__
+    return function if inspect.isroutine(function) else type(function).__call__

@@ -1,0 +1,136 @@
+"""Readers of pydantic's types: models, its dataclasses, and annotations with its `Field`.
+
+Owns pydantic's errors in this project's words. pydantic itself is never imported here: where no module of the
+worker's author has, no annotation is of its types. Its models decide themselves how strict they are.
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, cast
+
+from lib.fields.json_error import WrongValue
+from lib.fields.readers import Reader
+from lib.fields.unknown_fields import UnknownFields
+
+_WORDS: Mapping[str, str] = {
+    "missing": "missing parameter",
+    "extra_forbidden": "unknown parameter",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be finite",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "dataclass_type": "must be an object",
+    "none_required": "must be null",
+}
+
+
+class PydanticReader(Reader):
+    """Reads a value by a pydantic validator."""
+
+    has_fields = True
+
+    def __init__(self, description: str, validate: Callable[[Any], Any], unknown: _Unknown | None) -> None:
+        self.description = description
+        self._validate = validate
+        self._unknown = unknown
+
+    def read(self, value: Any) -> Any:
+        problems: dict[str, Any] = {}
+        if self._unknown is not None and isinstance(value, dict):
+            problems = self._unknown.problems(cast("dict[str, Any]", value))
+        try:
+            result = self._validate(value)
+        except ValueError as e:
+            found = _problem_of(e)
+            raise WrongValue({**problems, **found} if isinstance(found, dict) else found) from e
+        if problems:
+            raise WrongValue(problems)
+        return result
+
+
+class _Unknown:
+    """The unknown fields of a model that neither refuses nor keeps them."""
+
+    def __init__(self, cls: type[Any], fields: Mapping[str, Any]) -> None:
+        self._known = {*fields, *(alias for field in fields.values() for alias in _aliases(field))}
+        self._fields = UnknownFields(cls.__name__, self._known)
+
+    def problems(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        names = [name for name in value if name not in self._known]
+        return self._fields.problems(names) if names else {}
+
+
+def pydantic_reader(annotation: Any) -> PydanticReader | None:
+    """The reader of an annotation of pydantic's; None for any other."""
+    module: Any = sys.modules.get("pydantic")
+    if module is None:
+        return None
+    if typing.get_origin(annotation) is Annotated:
+        notes = annotation.__metadata__
+        if not any(type(note).__module__.startswith(("pydantic", "annotated_types")) for note in notes):
+            return None
+        return PydanticReader("valid", module.TypeAdapter(annotation).validate_python, None)
+    if not isinstance(annotation, type) or not hasattr(annotation, "__pydantic_validator__"):
+        return None
+    cls = cast(Any, annotation)
+    validate = getattr(cls, "model_validate", None) or module.TypeAdapter(cls).validate_python
+    return PydanticReader("an object", validate, _unknown_of(cls))
+
+
+def _unknown_of(cls: Any) -> _Unknown | None:
+    config: Mapping[str, Any] = getattr(cls, "model_config", None) or getattr(cls, "__pydantic_config__", {})
+    fields: Mapping[str, Any] = cls.__pydantic_fields__
+    has_paths = any(not isinstance(field.validation_alias, (str, type(None))) for field in fields.values())
+    return None if has_paths or config.get("extra", "ignore") != "ignore" else _Unknown(cls, fields)
+
+
+def _aliases(field: Any) -> list[str]:
+    return [alias for alias in (field.alias, field.validation_alias) if isinstance(alias, str)]
+
+
+def _problem_of(error: ValueError) -> Any:
+    """The problems of pydantic's `ValidationError` by field; of any other error, its text."""
+    list_errors: Any = getattr(error, "errors", None)
+    if list_errors is None:
+        return str(error)
+    problems: dict[str, Any] = {}
+    for found in list_errors(include_url=False, include_input=False):
+        path: Sequence[str | int] = found["loc"]
+        line = _words(found)
+        if not path:
+            return line
+        _put(problems, [str(part) for part in path], line)
+    return problems
+
+
+def _put(problems: dict[str, Any], path: Sequence[str], line: str) -> None:
+    """Put `line` at `path` into `problems`, unless there is one already, or one of an object around it."""
+    for part in path[:-1]:
+        problems = problems.setdefault(part, {})
+        if not isinstance(problems, dict):  # pyright: ignore[reportUnnecessaryIsInstance] - any depth
+            return
+    problems.setdefault(path[-1], line)
+
+
+def _words(found: Mapping[str, Any]) -> str:
+    if found["type"] in _WORDS:
+        return _WORDS[found["type"]]
+    if found["type"] in ("literal_error", "enum"):
+        return f"must be one of {found['ctx']['expected'].replace(' or ', ', ')}"
+    text: str = found["msg"]
+    for begin, ours in (("Value error, ", ""), ("Assertion failed, ", ""), ("Input should ", "must ")):
+        if text.startswith(begin):
+            return ours + text[len(begin) :]
+    return text[:1].lower() + text[1:]
