@@ -31,7 +31,7 @@ from lib.declare.results import (
     is_quick,
     opened,
 )
-from lib.errors import is_out_of_files, result_or_error
+from lib.errors import describe_error, is_out_of_files, result_or_error
 from lib.fields.arguments import Arguments
 from lib.fields.callables import accepts, is_async, parameters_of
 from lib.fields.json_values import RAW_BYTES, name_of_type, to_json
@@ -178,6 +178,9 @@ class RemoteFunction:
         parameters = parameters_of(self._function)
         if parameters is None:
             return "has no signature, so its parameters are not known"
+        unreadable = result_or_error(lambda: self.arguments)
+        if isinstance(unreadable, Exception):
+            return f"has an annotation that can't be used: {describe_error(unreadable)}"
         unnamed = [p.name for p in parameters if p.kind is _POSITIONAL_ONLY and p.default is p.empty]
         if unnamed:
             return (

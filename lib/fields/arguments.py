@@ -45,11 +45,11 @@ class Arguments:
     def read(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments in `payload`. Raises `JsonDataException` for all wrong fields.
 
-        The only parameter, if it has fields, is the payload itself, or what is under its name if the payload
-        has nothing else, and an object there.
+        The only parameter, if it has fields, is the payload itself, or the object under its name, unless that
+        is the name of one of these fields.
         """
         whole = self.whole
-        if whole is None or _holds_only(payload, whole):
+        if whole is None or _holds(payload, whole):
             return self._reader.read(payload)
         if not payload and not whole.required:
             return {}
@@ -61,9 +61,10 @@ class Arguments:
             ) from e
 
 
-def _holds_only(payload: Mapping[str, Any], field: Field) -> bool:
-    """Whether the one thing in `payload` is the value of `field`: an object, null, or an author's own."""
-    return len(payload) == 1 and not isinstance(payload.get(field.name, ""), (str, int, float, list))
+def _holds(payload: Mapping[str, Any], field: Field) -> bool:
+    """Whether the value of `field` is in `payload` by its name: an object, null, or an author's own."""
+    is_inside = field.name in payload and not isinstance(payload[field.name], (str, int, float, list))
+    return is_inside and not field.reader.has_field(field.name)
 
 
 def _annotated_part(function: Any) -> Any:

@@ -106,8 +106,8 @@ class ObjectFields:
         self.owner = owner
         self.fields = fields
         self._rest = rest
-        self._names = frozenset(field.name for field in fields)
-        self._unknown = UnknownFields(owner, self._names)
+        self.names = frozenset(field.name for field in fields)
+        self._unknown = UnknownFields(owner, self.names)
 
     def read(self, message: Mapping[str, Any], judges_unknown: bool = True) -> dict[str, Any]:
         """The values in `message`, by name. Raises `JsonDataException` for all wrong fields."""
@@ -143,7 +143,7 @@ class ObjectFields:
     def _read_rest(
         self, message: Mapping[str, Any], values: dict[str, Any], problems: dict[str, Problem]
     ) -> None:
-        names = [name for name in message if name not in self._names]
+        names = [name for name in message if name not in self.names]
         if self._rest is None:
             problems.update(self._unknown.problems(names))
             return
@@ -163,6 +163,9 @@ class DataclassReader(Reader):
     def __init__(self, cls: type[Any]) -> None:
         self._cls = cls
         self._own: Callable[[Any], Any] | None = getattr(cls, "from_json_msg", None)
+
+    def has_field(self, name: str) -> bool:
+        return name in fields_of(self._cls).names
 
     def read(self, value: Any) -> Any:
         if isinstance(value, self._cls):
@@ -194,6 +197,9 @@ class TypedDictReader(Reader):
         hints = resolved_hints(owner, self._cls, self._cls.__annotations__)
         fields = [make_field(name, hint, self._requires(name, hint), ...) for name, hint in hints.items()]
         return ObjectFields(owner, fields)
+
+    def has_field(self, name: str) -> bool:
+        return name in self._fields.names
 
     def read(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, cast
 
 from lib.fields.json_error import WrongValue
@@ -41,15 +41,26 @@ class PydanticReader(Reader):
 
     has_fields = True
 
-    def __init__(self, description: str, validate: Callable[[Any], Any], unknown: _Unknown | None) -> None:
+    def __init__(
+        self,
+        description: str,
+        validate: Callable[[Any], Any],
+        names: Collection[str] = (),
+        unknown: UnknownFields | None = None,
+    ) -> None:
         self.description = description
         self._validate = validate
+        self._names = names
         self._unknown = unknown
+
+    def has_field(self, name: str) -> bool:
+        return name in self._names
 
     def read(self, value: Any) -> Any:
         problems: dict[str, Any] = {}
         if self._unknown is not None and isinstance(value, dict):
-            problems = self._unknown.problems(cast("dict[str, Any]", value))
+            names = [name for name in cast("dict[str, Any]", value) if name not in self._names]
+            problems = self._unknown.problems(names) if names else {}
         try:
             result = self._validate(value)
         except ValueError as e:
@@ -58,18 +69,6 @@ class PydanticReader(Reader):
         if problems:
             raise WrongValue(problems)
         return result
-
-
-class _Unknown:
-    """The unknown fields of a model that neither refuses nor keeps them."""
-
-    def __init__(self, cls: type[Any], fields: Mapping[str, Any]) -> None:
-        self._known = {*fields, *(alias for field in fields.values() for alias in _aliases(field))}
-        self._fields = UnknownFields(cls.__name__, self._known)
-
-    def problems(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        names = [name for name in value if name not in self._known]
-        return self._fields.problems(names) if names else {}
 
 
 def pydantic_reader(annotation: Any) -> PydanticReader | None:
@@ -81,19 +80,28 @@ def pydantic_reader(annotation: Any) -> PydanticReader | None:
         notes = annotation.__metadata__
         if not any(type(note).__module__.startswith(("pydantic", "annotated_types")) for note in notes):
             return None
-        return PydanticReader("valid", module.TypeAdapter(annotation).validate_python, None)
+        return PydanticReader("valid", module.TypeAdapter(annotation).validate_python)
     if not isinstance(annotation, type) or not hasattr(annotation, "__pydantic_validator__"):
         return None
     cls = cast(Any, annotation)
     validate = getattr(cls, "model_validate", None) or module.TypeAdapter(cls).validate_python
-    return PydanticReader("an object", validate, _unknown_of(cls))
+    names = _names_of(cls)
+    unknown = UnknownFields(cls.__name__, names) if _ignores_unknown(cls) else None
+    return PydanticReader("an object", validate, names, unknown)
 
 
-def _unknown_of(cls: Any) -> _Unknown | None:
-    config: Mapping[str, Any] = getattr(cls, "model_config", None) or getattr(cls, "__pydantic_config__", {})
+def _names_of(cls: Any) -> frozenset[str]:
+    """The names that a value may give to the fields of `cls`."""
     fields: Mapping[str, Any] = cls.__pydantic_fields__
-    has_paths = any(not isinstance(field.validation_alias, (str, type(None))) for field in fields.values())
-    return None if has_paths or config.get("extra", "ignore") != "ignore" else _Unknown(cls, fields)
+    return frozenset({*fields, *(alias for field in fields.values() for alias in _aliases(field))})
+
+
+def _ignores_unknown(cls: Any) -> bool:
+    """Whether `cls` neither refuses unknown fields nor keeps them, and its names are all known."""
+    config: Mapping[str, Any] = getattr(cls, "model_config", None) or getattr(cls, "__pydantic_config__", {})
+    aliases = (field.validation_alias for field in cls.__pydantic_fields__.values())
+    has_plain_names = all(isinstance(alias, (str, type(None))) for alias in aliases)
+    return has_plain_names and config.get("extra", "ignore") == "ignore"
 
 
 def _aliases(field: Any) -> list[str]:

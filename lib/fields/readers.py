@@ -29,6 +29,9 @@ from lib.fields.url_parameters import converted
 # What msgspec raises for a value that it can't convert.
 _REFUSALS = (msgspec.ValidationError, TypeError, ValueError, OverflowError)
 
+# Wrong items of one list or object that are named: an answer shall not be much longer than its request.
+MAX_PROBLEMS = 100
+
 # The types that msgspec converts, with their names in messages.
 _BUILT_IN: Mapping[Any, str] = {
     str: "a string",
@@ -92,6 +95,10 @@ class Reader(ABC):
     @abstractmethod
     def read(self, value: Any) -> Any:
         """Convert `value`, as JSON has it or already of the type. Raises `WrongValue`."""
+
+    def has_field(self, name: str) -> bool:
+        """Whether the objects that it reads have a field `name`."""
+        return False
 
     def refused(self) -> WrongValue:
         """The error for a value of another type."""
@@ -195,6 +202,9 @@ class UnionReader(Reader):
         exact = {kind for member in members for kind in member.exact}
         self.exact = frozenset(exact - {dict} if self.has_fields else exact)
         self._members = sorted(members, key=lambda m: (isinstance(m, AnyReader), not m.has_fields))
+
+    def has_field(self, name: str) -> bool:
+        return any(member.has_field(name) for member in self._members)
 
     def read(self, value: Any) -> Any:
         if type(value) in self.exact:
@@ -333,7 +343,8 @@ class ReaderFactory:
 
 
 def _read_each(owner: Reader, parts: abc.Iterable[tuple[Any, Reader, Any]]) -> dict[Any, Any]:
-    """Read the values of `parts`, each with its name and its reader. Raises `WrongValue` for all wrong ones.
+    """Read the values of `parts`, each with its name and its reader. Raises `WrongValue` for all wrong
+    ones, or for the first `MAX_PROBLEMS`.
 
     If none of them has problems inside, the description of `owner` says more than a list of its items.
     """
@@ -344,6 +355,8 @@ def _read_each(owner: Reader, parts: abc.Iterable[tuple[Any, Reader, Any]]) -> d
             values[name] = value if type(value) in reader.exact else reader.read(value)
         except WrongValue as e:
             problems[str(name)] = e.problem
+            if len(problems) == MAX_PROBLEMS:
+                break
     if not problems:
         return values
     if any(isinstance(problem, dict) for problem in problems.values()):

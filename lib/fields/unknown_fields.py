@@ -10,6 +10,7 @@ import logging
 from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import zip_longest
 from typing import Any, Literal
 
 from lib.runtime.excerpt import excerpt
@@ -21,6 +22,8 @@ Extra = Literal["ignore", "forbid"]
 # Names are logged once for each owner, and no more than so many: clients choose them.
 MAX_LOGGED = 20
 MAX_NAME_LENGTH = 60
+# Unknown fields of one object for which the name that was meant is looked for, which takes long.
+MAX_HINTS = 20
 _refuses: ContextVar[bool] = ContextVar("refuses", default=False)
 
 
@@ -48,7 +51,11 @@ class UnknownFields:
         Both name the field that was probably meant.
         """
         if _refuses.get():
-            return {str(name): "unknown parameter" + self._hint(str(name)) for name in names}
+            texts = [str(name) for name in names]
+            hints = [self._hint(text) for text in texts[:MAX_HINTS]]
+            return {
+                text: "unknown parameter" + hint for text, hint in zip_longest(texts, hints, fillvalue="")
+            }
         for name in map(str, names):
             if name not in self._logged and len(self._logged) < MAX_LOGGED:
                 self._logged.add(name)

@@ -10,14 +10,15 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 import anyio
+import pydantic
 import pytest
 from aiohttp import web
 
-from lib.declare.functions import FunctionAnswer, FunctionFailed, RemoteFunction
+from lib.declare.functions import FunctionAnswer, FunctionFailed, RemoteFunction, Threads
 from lib.declare.results import FILE_CHUNK_BYTES
 from tests.guard import GUARD_S
 
@@ -368,6 +369,12 @@ def test_functions_that_can_not_be_called_with_a_payloads_fields() -> None:
 
     def length_of(upload: Any, times: int = 1) -> int:
         return times
+
+    def of_array(array: Annotated[Threads, pydantic.Field()]) -> None: ...
+
+    problem = RemoteFunction(of_array).problem(False)
+    assert problem is not None
+    assert problem.startswith("has an annotation that can't be used: Unable to generate pydantic-core schema")
 
     no_upload = "can't be called with upload= alone, as it is for an upload"
     for function, receives_uploads, problem in (

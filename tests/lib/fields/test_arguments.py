@@ -13,7 +13,7 @@ import pytest
 
 from lib.fields.arguments import Arguments
 from lib.fields.json_error import JsonDataException
-from lib.fields.unknown_fields import MAX_LOGGED, unknown_fields_refused
+from lib.fields.unknown_fields import MAX_HINTS, MAX_LOGGED, unknown_fields_refused
 from lib.fields.url_parameters import Parameters
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ def of_voice(voice: Voice) -> None: ...
 
 
 def of_prompt(prompt: Prompt) -> None: ...
+
+
+def of_name(name: Voice) -> None: ...
 
 
 def maybe_of_voice(voice: Voice | None = None) -> None: ...
@@ -85,6 +88,8 @@ ARGUMENTS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (of_voice, {"voice": {"name": "a"}}, {"voice": Voice("a")}),
     (of_voice, {"name": "a", "pitch": 2}, {"voice": Voice("a", 2.0)}),
     (of_voice, {"voice": Voice("a")}, {"voice": Voice("a")}),
+    (of_voice, {"voice": {"name": "a"}, "more": 1}, {"voice": Voice("a")}),
+    (of_name, {"name": "a"}, {"name": Voice("a")}),
     (of_prompt, {"text": "a", "repeat": 2}, {"prompt": Prompt.model_validate({"text": "a", "repeat": 2})}),
     (maybe_of_voice, {}, {}),
     (maybe_of_voice, {"voice": None}, {"voice": None}),
@@ -114,6 +119,7 @@ def test_arguments_of_a_payload(
         (plain, {"word": 1, "mode": 2}, {"word": "must be a string", "mode": "must be a string or null"}),
         (of_voice, {"pitch": "a"}, {"name": "missing parameter", "pitch": "must be a number"}),
         (of_voice, {"voice": {}}, {"voice": {"name": "missing parameter"}}),
+        (of_name, {"name": {"name": "a"}}, {"name": "must be a string"}),
         (of_voice, {}, {"name": "missing parameter"}),
         (of_prompt, {"repeat": "x"}, {"text": "missing parameter", "repeat": "must be an integer"}),
         (
@@ -190,3 +196,13 @@ def test_only_so_many_names_of_a_client_are_logged(caplog: pytest.LogCaptureFixt
             arguments.read({"word": "a", f"\n{number}" + "x" * 1000: 1})
     assert len(caplog.messages) == MAX_LOGGED
     assert all(len(line) < 200 and "\n" not in line for line in caplog.messages)
+
+
+def test_hints_are_looked_for_only_for_so_many_names() -> None:
+    names = [f"times{number}" for number in range(2 * MAX_HINTS)]
+    with unknown_fields_refused(), pytest.raises(JsonDataException) as refused:
+        read(plain, {"word": "a", **dict.fromkeys(names, 1)})
+    assert list(refused.value.message) == names
+    said = list(refused.value.message.values())
+    assert said[:MAX_HINTS] == ["unknown parameter: did you mean 'times'?"] * MAX_HINTS
+    assert said[MAX_HINTS:] == ["unknown parameter"] * MAX_HINTS

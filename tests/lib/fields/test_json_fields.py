@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.fields.json_fields import JsonDataException, Parameters, read_dataclass, read_fields
+from tests.lib.fields.typed_examples import Colour, Size
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -153,6 +154,8 @@ class InUrl:
     sizes: list[Literal[1, 2]] = field(default_factory=list[Literal[1, 2]])
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     voice: Voice | None = None
+    colour: Colour = Colour.RED
+    sizes_or_none: list[Size] | None = None
     anything: Any = None
 
 
@@ -188,6 +191,8 @@ def from_url(**texts: str | list[str]) -> InUrl:
         ("size", "auto", "auto"),
         ("size", "5.5", 5.5),
         ("sizes", ["1", "2"], [1, 2]),
+        ("colour", "blue", Colour.BLUE),
+        ("sizes_or_none", "2", [Size.LARGE]),
         ("anything", "5", "5"),
         ("anything", ["5", "a"], ["5", "a"]),
     ],

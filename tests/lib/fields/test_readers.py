@@ -16,6 +16,7 @@ from lib.errors import result_or_error
 from lib.fields.arguments import Arguments
 from lib.fields.json_error import JsonDataException, WrongValue
 from lib.fields.json_fields import reader_of
+from lib.fields.readers import MAX_PROBLEMS
 from tests.lib.fields import typed_examples as examples
 
 JSON: st.SearchStrategy[Any] = st.recursive(
@@ -43,6 +44,13 @@ def test_a_wrong_value_is_refused_in_words(annotation: Any, given: Any, problem:
 @pytest.mark.parametrize(("annotation", "value"), [(a, v) for a, _, v in examples.ACCEPTED if a is not bytes])
 def test_a_value_that_is_of_the_type_already_stays(annotation: Any, value: Any) -> None:
     assert reader_of(annotation).read(value) == value
+
+
+def test_so_many_items_of_a_list_are_named() -> None:
+    with pytest.raises(WrongValue) as refused:
+        reader_of(list[examples.Voice]).read([{}] * 2 * MAX_PROBLEMS)
+    wrong = {"name": "missing parameter"}
+    assert refused.value.problem == {str(number): wrong for number in range(MAX_PROBLEMS)}
 
 
 def test_values_of_json_are_not_copied() -> None:
