@@ -114,13 +114,11 @@ class ObjectFields:
         values: dict[str, Any] = {}
         problems: dict[str, Problem] = {}
         from_url = isinstance(message, Parameters)
-        found = 0
         for name, annotation, required, reader, exact in self.fields:
             if name not in message:
                 if required:
                     problems[name] = "missing parameter"
                 continue
-            found += 1
             given = message[name]
             kind = _type_of(given)
             if exact is None or (
@@ -134,7 +132,7 @@ class ObjectFields:
                 problems[name] = e.problem
             except RecursionError:
                 problems[name] = _TOO_DEEP
-        if judges_unknown and found < len(message):
+        if judges_unknown and len(values) < len(message):
             self._read_rest(message, values, problems)
         if problems:
             raise JsonDataException(problems)
@@ -145,7 +143,8 @@ class ObjectFields:
     ) -> None:
         names = [name for name in message if name not in self.names]
         if self._rest is None:
-            problems.update(self._unknown.problems(names))
+            if names:
+                problems.update(self._unknown.problems(names))
             return
         for name in names:
             try:

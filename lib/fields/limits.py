@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
+_FINITE = frozenset({str, int, bool, type(None)})
+
 
 def below_minimum(fields: Any, minimum: float, *names: str) -> Iterator[str]:
     """Yield a line for each attribute of `fields` in `names` that is less than `minimum`; None passes."""
@@ -30,6 +32,8 @@ def invalid_durations(fields: Any, *names: str) -> Iterator[str]:
 
 def is_finite(root: Any) -> bool:
     """Whether `root` contains neither NaN nor infinity, at any depth."""
+    if type(root) in _FINITE:
+        return True
     pending = [root]
     while pending:
         value = pending.pop()
