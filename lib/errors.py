@@ -27,6 +27,7 @@ __all__ = [
     "BodyTooLarge",
     "ClientGone",
     "CodingNotUnderstood",
+    "DeclinedByAuthor",
     "ForeignOrigin",
     "Invalid",
     "MediaTypeRefused",
@@ -113,6 +114,10 @@ class Invalid(WorkerError):
 
     def body(self) -> Mapping[str, Any]:
         return self.fields
+
+
+class DeclinedByAuthor(Invalid):
+    """422: the author's code has refused the payload; `fields` has its reasons."""
 
 
 class BadRequest(WorkerError):

@@ -25,7 +25,7 @@ def converted(wanted: Any, text: Any) -> Any:
     """Convert `text`, a string or a list of strings, to the type `wanted`; unchanged where that fails."""
     options = union_members(wanted)
     lists = [option for option in options if (typing.get_origin(option) or option) is list]
-    if lists and not isinstance(text, list):
+    if lists and str not in options and not isinstance(text, list):
         text = [text]
     if isinstance(text, list):
         item_type = (typing.get_args(lists[0]) or (str,))[0] if lists else str

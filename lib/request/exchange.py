@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 from lib.errors import (
     AnswerCut,
     ClientGone,
-    Invalid,
+    DeclinedByAuthor,
     NoFiles,
     PlainAnswer,
     Unavailable,
@@ -555,7 +555,7 @@ def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
 def _known(error: BaseException) -> BaseException:
     """Return `error`, or the worker's own in place of author code's refusal, or where files ran out."""
     if isinstance(error, JsonDataException):
-        return Invalid({"payload": error.message})
+        return DeclinedByAuthor({"payload": error.message})
     return NoFiles() if is_out_of_files(error) else error
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from lib.errors import CLIENT_CLOSED_REQUEST, AnswerCut, ClientGone, Invalid, Refused, WorkerError
+from lib.errors import CLIENT_CLOSED_REQUEST, AnswerCut, ClientGone, DeclinedByAuthor, Refused, WorkerError
 from lib.metrics import Entry, Outcome
 
 # The logged status of a request whose connection was aborted before an answer; its client sees no status.
@@ -85,8 +85,8 @@ def judge(ending: Ending) -> Verdict:
         outcome = Outcome.ERRORED if ending.cut else Outcome.CANCELLED
         return Verdict(outcome, Reply.ABORT, CLIENT_CLOSED_REQUEST)
     is_late = ending.cut or ending.heartbeat_out or ending.answer_out
-    if isinstance(error, Invalid) and ending.started and not is_late:
-        # The author's code has refused it, as a model server does with a 4xx.
+    if isinstance(error, DeclinedByAuthor) and ending.started and not is_late:
+        # It is what a model server does by a 4xx.
         return Verdict(Outcome.SERVED, Reply.ERROR, error.status, without_work=True)
     outcome = _outcome_of_error(error)
     # The client is still here: a cancellation that came from the handler's own code is the handler's error.

@@ -114,19 +114,19 @@ async def test_a_declaration_that_cannot_work_is_one_message_and_status_2(
 
 
 @asynccontextmanager
-async def declared_worker(tmp_path: Path) -> AsyncGenerator[tuple[System, WorkerProcess], None]:
-    """The worker of declared.py, ready."""
-    async with engine_and_model_server(tmp_path) as system:
-        env = {"MODEL_LOG": str(system.model_log)}
-        async with worker_process(system, tmp_path, Setup(), env, module="tests.authors.declared") as worker:
-            system.write_log()
-            await system.ready()
-            yield system, worker
+async def typed_worker(tmp_path: Path) -> AsyncGenerator[tuple[System, WorkerProcess], None]:
+    """The worker of typed.py, ready."""
+    async with (
+        engine_and_model_server(tmp_path) as system,
+        worker_process(system, tmp_path, Setup(), module="tests.authors.typed") as worker,
+    ):
+        await system.ready()
+        yield system, worker
 
 
 async def test_code_that_blocks_the_event_loop_is_told_with_its_line(tmp_path: Path) -> None:
     stop = tmp_path / "stop"
-    async with declared_worker(tmp_path) as (system, worker):
+    async with typed_worker(tmp_path) as (system, worker):
         call = asyncio.create_task(answer_of(system, "/blocks", {"until": str(stop)}))
         await until(lambda: "the event loop has been blocked for 2 s" in worker.output())
         stop.touch()
@@ -137,7 +137,7 @@ async def test_code_that_blocks_the_event_loop_is_told_with_its_line(tmp_path: P
 async def test_payload_classes_of_typed_fields_are_sent_as_json(tmp_path: Path) -> None:
     frame = {"colour": "red", "width": 2.5}
     wrong = {"colour": "must be one of 'red'", "wide": "unknown parameter: did you mean 'width'?"}
-    async with declared_worker(tmp_path) as (system, _):
+    async with typed_worker(tmp_path) as (system, _):
         posted: list[tuple[str, dict[str, Any], int, Any]] = [
             ("/picture", {"at": "2026-01-02", "frames": [frame], "more": 1}, 404, None),
             (

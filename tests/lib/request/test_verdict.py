@@ -10,6 +10,7 @@ import pytest
 from lib.errors import (
     AnswerCut,
     ClientGone,
+    DeclinedByAuthor,
     Draining,
     Invalid,
     ModelTimedOut,
@@ -85,7 +86,7 @@ TABLE: list[tuple[str, Ending, Verdict]] = [
     ("invalid", Ending(error=Invalid({})), Verdict(ERRORED, ERROR, 422)),
     (
         "refused by the author's code",
-        Ending(error=Invalid({}), started=True),
+        Ending(error=DeclinedByAuthor({}), started=True),
         Verdict(SERVED, ERROR, 422, without_work=True),
     ),
     ("session gone", Ending(error=SessionGone()), Verdict(ERRORED, ERROR, 410)),
@@ -168,7 +169,18 @@ def test_a_worker_is_neither_draining_nor_cutting_off_until_it_says_so() -> None
     assert Phase() == Phase(draining=False, cut=False)
 
 
-ERRORS = (None, Invalid({}), BUSY, UNREACHABLE, CUT, GONE, BUG, CANCELLED, KeyboardInterrupt())
+ERRORS = (
+    None,
+    Invalid({}),
+    DeclinedByAuthor({}),
+    BUSY,
+    UNREACHABLE,
+    CUT,
+    GONE,
+    BUG,
+    CANCELLED,
+    KeyboardInterrupt(),
+)
 FLAGS = ("client_left", "finishes", "started", "heartbeat_out", "answer_out", "cut", "draining")
 ENDINGS = [
     Ending(error=error, status=200)._replace(**dict(zip(FLAGS, flags, strict=True)))
@@ -197,7 +209,7 @@ def test_a_request_that_the_worker_cuts_is_errored_even_if_the_client_left() -> 
 def test_only_an_answer_without_an_error_is_served() -> None:
     for ending in ENDINGS:
         verdict = judge(ending)
-        is_refusal = isinstance(ending.error, Invalid) and verdict.without_work
+        is_refusal = isinstance(ending.error, DeclinedByAuthor) and verdict.without_work
         assert (verdict.outcome is SERVED) == ((ending.error is None and not ending.cut) or is_refusal), (
             ending
         )
