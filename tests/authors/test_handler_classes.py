@@ -340,17 +340,25 @@ async def test_a_class_that_computes_needs_no_model_server(tmp_path: Path) -> No
         assert await answer_of(system, "/add", {"a": 1, "b": 1}) == (200, {"result": 2})
 
 
-async def test_missing_and_unknown_parameters_of_its_function_are_422(tmp_path: Path) -> None:
+async def test_missing_and_wrong_parameters_of_its_function_are_422(tmp_path: Path) -> None:
     class Any_(ByField):
         @classmethod
         def payload_cls(cls) -> Any:
             return dict
 
-    make = a_worker(HandlerConfig("/add", handler_class=Any_))
-    async with with_worker_task(tmp_path, make=make) as system:
-        status, problems = await answer_of(system, "/add", {"c": 2})
-        assert status == 422
-        assert problems["payload"]["a"] == "missing parameter"
+    routes = (
+        HandlerConfig("/add", handler_class=Any_),
+        HandlerConfig("/strict", handler_class=Any_, extra="forbid"),
+    )
+    answers: list[tuple[str, dict[str, Any], int, Any]] = [
+        ("/add", {"a": 1, "c": 2}, 200, {"result": 2}),
+        ("/add", {"c": 2}, 422, {"payload": {"a": "missing parameter"}}),
+        ("/add", {"a": "1"}, 422, {"payload": {"a": "must be an integer"}}),
+        ("/strict", {"a": 1, "c": 2}, 422, {"payload": {"c": "unknown parameter"}}),
+    ]
+    async with with_worker_task(tmp_path, make=a_worker(*routes)) as system:
+        for path, payload, status, said in answers:
+            assert await answer_of(system, path, payload) == (status, said)
 
 
 # Names
