@@ -207,6 +207,7 @@ async def serve(
             settings,
             running.engine.public_url,
             running.strangers,
+            backend.timings.answers,
             site_kwargs,
         ) as sockets,
         journaled(running, backend.metrics, backend.clock),

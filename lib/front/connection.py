@@ -81,6 +81,8 @@ class Port(Protocol):
 
     def note_lingering(self, connection: FrontConnection) -> None: ...
 
+    def note_refused(self, status: int) -> None: ...
+
 
 class FrontConnection(CountedConnection):
     """One connection. `transport` is None once it is lost; `output_size` is that of the current answer.
@@ -578,6 +580,7 @@ class FrontConnection(CountedConnection):
             self._fail_http_body(error)  # as above
             return
         if not self._is_answered or not self._is_busy:
+            self._front.note_refused(error.status)
             access_log.info("- - - %d refused: %s", error.status, error.message)
             self._write_plain(error_answer(error))
         self._end_writing()

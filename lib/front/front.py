@@ -25,6 +25,8 @@ from lib.http.deadlines import Deadlines
 from lib.http.heads import RequestHead
 from lib.http.outbox import Outbox
 from lib.http.shares import STRANGERS_BYTES, Holder, Shares
+from lib.request.answer_counts import AnswerCounts
+from lib.request.exchange import NO_ROUTE
 from lib.request.incoming import Serve
 from lib.runtime.addresses import Proxies, group_of
 from lib.runtime.clock import Clock
@@ -79,6 +81,7 @@ class Front:
     limit the numbers of connections, `shares` the memory of those of strangers. If there are more than
     `max_connections`, a stranger's is closed, or else an idle one. If all have verified requests, the new one
     is refused with 503. Of requests that come from `proxies`, their `X-Forwarded-For` names the client.
+    `answers` counts the answers that no exchange counts.
     """
 
     def __init__(
@@ -92,10 +95,12 @@ class Front:
         max_connections: int = sys.maxsize,
         shares: Shares | None = None,
         proxies: Proxies | None = None,
+        answers: AnswerCounts | None = None,
     ) -> None:
         self.is_closing = False
         self.shares = shares or Shares(STRANGERS_BYTES)
         self._proxies = proxies or Proxies()
+        self._answers = answers or AnswerCounts()
         self.direct = direct
         self.stall_limit_s = stall_limit_s
         self._max_waiting = max_waiting
@@ -153,9 +158,10 @@ class Front:
         self.charge(connection, HTTP_BYTES)
         return protocol
 
-    def http_finished(self, protocol: object, response: web.StreamResponse) -> None:
-        """Note that aiohttp's `protocol` has written an answer whole."""
-        connection = self._by_http.get(protocol)
+    def http_finished(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Note that aiohttp's server has written the answer to `request` whole."""
+        self._answers.add_http(request, response.status)
+        connection = self._by_http.get(request.protocol)
         if connection is not None:
             connection.http_finished(bool(response.keep_alive))
 
@@ -216,6 +222,10 @@ class Front:
         self._lost.set()
         for limits in self._limits:
             limits.remove(connection)
+
+    def note_refused(self, status: int) -> None:
+        """Note that a connection was answered with `status`, for no request or one that no route has seen."""
+        self._answers.add(NO_ROUTE, status)
 
     def forget_http(self, protocol: object) -> None:
         """Note that aiohttp's `protocol` is not used any more."""
@@ -320,7 +330,7 @@ class _HttpEnds(AbstractAccessLogger):
     """Tells a `Front`, given in place of a logger, of each answer that aiohttp's server has written."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        cast(Front, self.logger).http_finished(request.protocol, response)
+        cast(Front, self.logger).http_finished(request, response)
 
 
 def _refuse_slow_head(connection: FrontConnection) -> None:

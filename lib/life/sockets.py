@@ -26,6 +26,7 @@ from lib.front.front import Front
 from lib.front.tls_gate import TlsPort
 from lib.http.shares import Shares
 from lib.life.own_aiohttp import warn_of_replaced_classes
+from lib.request.answer_counts import AnswerCounts
 from lib.request.exchange import on_response_prepare
 from lib.request.incoming import Serve
 from lib.runtime.addresses import Proxies
@@ -103,14 +104,15 @@ async def listening(
     settings: Settings,
     public_url: str,
     strangers: Shares,
+    answers: AnswerCounts,
     site_kwargs: dict[str, Any],
 ) -> AsyncGenerator[Sockets, None]:
     """Serve both ports inside the block: the routes `public` on one, `loopback` on the other.
 
     `direct` has the functions that serve POST requests of the public port, by their path; aiohttp's server
-    carries all others. `strangers` is the budget of the public port's memory. `site_kwargs` are the arguments
-    of `aiohttp.web.TCPSite` for the public port. Raises `PortTaken`, in no exception group, and
-    `SettingsError`.
+    carries all others. `strangers` is the budget of the public port's memory, and `answers` counts its
+    answers. `site_kwargs` are the arguments of `aiohttp.web.TCPSite` for the public port. Raises `PortTaken`,
+    in no exception group, and `SettingsError`.
     """
     clock, limit_s = SystemClock(), settings.client_stall_timeout_s
     guard = HostGuard(settings.worker_http_host, private_names=True)
@@ -120,6 +122,7 @@ async def listening(
         max_connections=max_connections(),
         shares=strangers,
         proxies=proxies,
+        answers=answers,
     )
     fronts = (public_front, Front(_app(loopback, settings, guard.middleware), {}, clock, limit_s))
     options = _socket_options(settings, site_kwargs)

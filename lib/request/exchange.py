@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from lib.errors import (
@@ -46,6 +46,9 @@ from lib.runtime.urls import without_api_key
 log = logging.getLogger(__name__)
 
 Step = Callable[["Exchange"], None]
+
+# The route of what reached none: an unknown path, or no valid request.
+NO_ROUTE = ""
 
 _FORWARDED_PLAIN = ("Accept", "X-Request-Id")
 _FORWARDED = (*_FORWARDED_PLAIN, "Accept-Encoding")
@@ -96,7 +99,8 @@ class Exchange:
 
     `request` is aiohttp's, and `incoming` the same or, where this worker has parsed it, a `DirectRequest`.
     Author code reads `request["auth_data"]` and `request["payload"]`, and may set `request["outcome"]` to
-    "served" or "errored". `method` and `path` are the request's. `is_direct`: this worker has
+    "served" or "errored". `method` and `path` are the request's, `route` has those that were declared,
+    such as `GET /items/{id}`. `is_direct`: this worker has
     parsed it, and passes the answer on byte by byte. `lane` has the route's `handler`. `id` is
     the client's `X-Request-Id` or a new one. `payload` is what the handler has made of the body, None before;
     `verbatim` the text of the body's payload, if it can be forwarded as it came.
@@ -113,15 +117,17 @@ class Exchange:
         phase: Callable[[], Phase] = Phase,
     ) -> None:
         self.incoming: IncomingRequest
+        path = request.path
         self.is_direct = isinstance(request, DirectRequest)
         if isinstance(request, DirectRequest):
-            self.incoming = request
+            self.incoming, self.route = request, "POST " + path
         else:
-            self.incoming = _without_api_key(request)
+            request[_HAD_EXCHANGE] = True
+            self.incoming, self.route = _without_api_key(request), route_of(request)
             self.incoming[_KEY] = self
         self._received_request = self.incoming
         self.method = request.method
-        self.path = request.path
+        self.path = path
         self.lane = lane
         self.id = _request_id(request)
         self.began_s = clock.monotonic()
@@ -493,6 +499,7 @@ class Exchange:
 
 
 _KEY = web.RequestKey("pyworker.exchange", Exchange)
+_HAD_EXCHANGE = web.RequestKey("pyworker.had_exchange", bool)
 
 
 async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
@@ -512,6 +519,23 @@ async def on_response_prepare(request: web.Request, response: web.StreamResponse
         request.transport.abort()
         raise ConnectionResetError("an answer to this request has already begun")
     _forget_unsent_head(request.writer, response)
+
+
+def had_exchange(request: web.BaseRequest) -> bool:
+    """Whether the request of aiohttp's has or had an exchange."""
+    return _HAD_EXCHANGE in request
+
+
+def route_of(request: web.BaseRequest) -> str:
+    """The method and the declared path of the route of `request`, such as `GET /items/{id}`.
+
+    `NO_ROUTE` without one. A method that RFC 9110 and RFC 5789 don't define is `*`: what clients write into
+    a path or a method makes no new route.
+    """
+    resource = request.match_info.route.resource if isinstance(request, web.Request) else None
+    if resource is None:
+        return NO_ROUTE
+    return f"{request.method if request.method in hdrs.METH_ALL else '*'} {resource.canonical}"
 
 
 def connection_of(request: IncomingRequest) -> CountedConnection | ClientConnection | None:

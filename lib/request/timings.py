@@ -1,20 +1,21 @@
 """Durations of requests: in the queue, to the first byte of the answer, and in total.
 
 Owns the record of the latest requests and the histograms of `/metrics`. Durations are seconds of a monotonic
-clock. It does not count outcomes: the ledger does (lib/metrics.py).
+clock. It does not count outcomes: the ledger does (lib/metrics.py). Statuses are counted by answer_counts.py.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 from typing import Any
 
 import msgspec
 
 from lib.metrics import Outcome
+from lib.request.answer_counts import AnswerCounts
 from lib.request.exchange import Exchange
 from lib.request.observers import Observer
 from lib.runtime.clock import Clock
@@ -30,12 +31,13 @@ BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 class Timing(msgspec.Struct, gc=False):  # made for each request: in a quarter of a dataclass's time
     """One authenticated request that ended: durations in seconds, `ended_at` in Unix seconds.
 
-    `first_byte_s` is None without an answer.
+    `route` is the method and the declared path. `first_byte_s` is None without an answer.
     """
 
     id: str
     method: str
     path: str
+    route: str
     status: int
     outcome: Outcome
     workload: float
@@ -73,38 +75,47 @@ class Histogram:
             self.sum_s += duration_s
 
 
+class RouteDurations:
+    """Histograms of the requests of one route: in the queue, to the first byte if they had one, in total."""
+
+    def __init__(self) -> None:
+        self.queue_s = Histogram()
+        self.first_byte_s = Histogram()
+        self.total_s = Histogram()
+
+    def add(self, timings: Sequence[Timing]) -> None:
+        """Count requests."""
+        self.queue_s.add(timing.queue_s for timing in timings)
+        self.total_s.add(timing.total_s for timing in timings)
+        self.first_byte_s.add(t.first_byte_s for t in timings if t.first_byte_s is not None)
+
+
 class Timings(Observer):
-    """The latest requests, and histograms of all requests since the start."""
+    """The latest requests; counts by status and histograms of all requests since the start."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._queue_s = Histogram()
-        self._first_byte_s = Histogram()
-        self._total_s = Histogram()
+        self._answers = AnswerCounts()
+        self._durations: defaultdict[str, RouteDurations] = defaultdict(RouteDurations)
         self._uncounted: list[Timing] = []
         self._latest: deque[Timing] = deque(maxlen=MAX_TIMINGS)
 
     @property
-    def queue_s(self) -> Histogram:
-        """Durations in the queue."""
+    def answers(self) -> AnswerCounts:
+        """The requests by route and status."""
         self._count()
-        return self._queue_s
+        return self._answers
 
     @property
-    def first_byte_s(self) -> Histogram:
-        """Durations to the first byte of the answer, of requests that had one."""
+    def durations(self) -> Mapping[str, RouteDurations]:
+        """The durations by route, of those that had an authenticated request that was not rejected."""
         self._count()
-        return self._first_byte_s
-
-    @property
-    def total_s(self) -> Histogram:
-        """Durations in total."""
-        self._count()
-        return self._total_s
+        return self._durations
 
     def ended(self, exchange: Exchange) -> None:
         outcome, verdict = exchange.outcome, exchange.verdict
         if outcome is None or verdict is None:  # not authenticated
+            self._answers.add(exchange.route, exchange.status)
             return
         ended_s, started_s, began_s = exchange.ended_s, exchange.started_s, exchange.began_s
         assert ended_s is not None
@@ -113,6 +124,7 @@ class Timings(Observer):
                 exchange.id,
                 exchange.method,
                 exchange.path,
+                exchange.route,
                 verdict.status,
                 outcome,
                 exchange.workload,
@@ -133,10 +145,12 @@ class Timings(Observer):
     def _count(self) -> None:
         """Count what has ended since this was last called."""
         timings, self._uncounted = self._uncounted, []
-        timings = [timing for timing in timings if timing.outcome is not Outcome.REJECTED]
-        self._queue_s.add(timing.queue_s for timing in timings)
-        self._total_s.add(timing.total_s for timing in timings)
-        self._first_byte_s.add(t.first_byte_s for t in timings if t.first_byte_s is not None)
+        alike: defaultdict[tuple[str, int], list[Timing]] = defaultdict(list)
+        for timing in timings:
+            alike[timing.route, timing.status].append(timing)
+        for (route, status), its in alike.items():
+            self._answers.add(route, status, len(its))
+            self._durations[route].add([t for t in its if t.outcome is not Outcome.REJECTED])
 
     def slowest(self, count: int) -> Sequence[Timing]:
         """The slowest of the latest requests, the slowest first."""

@@ -102,7 +102,8 @@ def _token(request: web.Request) -> bytes:
 
 async def _metrics(backend: Backend, request: web.Request) -> web.Response:
     prometheus = await in_thread(_import_prometheus)
-    body = prometheus.exposition(backend, backend.running.gpu_health)
+    process = await in_thread(prometheus.process_exposition)
+    body = prometheus.exposition(backend, backend.running.gpu_health) + process
     return web.Response(body=body, headers={"Content-Type": prometheus.CONTENT_TYPE_LATEST})
 
 

@@ -1,32 +1,49 @@
 """The worker's metrics in Prometheus's text format, named by its conventions (docs/operating.md).
 
-Owns names and help texts. The numbers are those of the ledger, the timings, the readiness, the engine and the
-GPUs.
+Owns names and help texts. The numbers are those of the ledger, the timings, the readiness, the engine, the
+GPUs and the process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import platform
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from lib import __version__
 from lib.backend import Backend
 from lib.gpu.health import GpuHealth
 from lib.metrics import Outcome
 from lib.model.readiness import State
-from lib.request.timings import BOUNDS_S, Histogram
+from lib.request.timings import BOUNDS_S, Histogram, RouteDurations
 from lib.runtime.logs import dropped_lines
 
-__all__ = ["CONTENT_TYPE_LATEST", "exposition"]
+__all__ = ["CONTENT_TYPE_LATEST", "exposition", "process_exposition"]
 
 
 def exposition(backend: Backend, gpu_health: GpuHealth | None = None) -> bytes:
-    """Return the body of `GET /metrics`, with metrics of GPUs if there are any."""
+    """Return the worker's part of the body of `GET /metrics`, with metrics of GPUs if there are any."""
     registry = CollectorRegistry()
     registry.register(_WorkerCollector(backend, gpu_health))
+    return generate_latest(registry)
+
+
+def process_exposition() -> bytes:
+    """Return the process's part of the body of `GET /metrics`; b"" without `/proc`, as on macOS.
+
+    It counts the open files, so it is for a thread.
+    """
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     return generate_latest(registry)
 
 
@@ -36,7 +53,13 @@ class _WorkerCollector(Collector):
         self._gpu_health = gpu_health
 
     def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily(
+            "pyworker_build",
+            "The versions of PyWorker and of Python",
+            value={"version": __version__, "python": platform.python_version()},
+        )
         yield from self._requests()
+        yield self._answers()
         yield from self._workload()
         yield from self._state()
         yield from self._times()
@@ -67,6 +90,16 @@ class _WorkerCollector(Collector):
             "pyworker_requests_waiting", "Requests that wait for a slot", value=lanes.waiting
         )
         yield GaugeMetricFamily("pyworker_requests_working", "Requests that have a slot", value=lanes.working)
+
+    def _answers(self) -> Metric:
+        answers = CounterMetricFamily(
+            "pyworker_http_requests",
+            "Requests to the public port that ended, authenticated or not",
+            labels=["route", "status"],
+        )
+        for (route, status), count in self._backend.timings.answers.by_route_and_status.items():
+            answers.add_metric([route, str(status)], count)
+        return answers
 
     def _workload(self) -> Iterator[Metric]:
         ledger, running = self._backend.metrics, self._backend.running
@@ -103,16 +136,20 @@ class _WorkerCollector(Collector):
         )
 
     def _times(self) -> Iterator[Metric]:
-        timings = self._backend.timings
-        yield _histogram("pyworker_request_queue_seconds", "Time from acceptance to a slot", timings.queue_s)
-        yield _histogram(
-            "pyworker_request_first_byte_seconds",
-            "Time to the first byte of the answer",
-            timings.first_byte_s,
-        )
-        yield _histogram(
-            "pyworker_request_duration_seconds", "Time to the end of the answer", timings.total_s
-        )
+        families: list[tuple[str, str, Callable[[RouteDurations], Histogram]]] = [
+            ("queue", "Time from acceptance to a slot", lambda route: route.queue_s),
+            ("first_byte", "Time to the first byte of the answer", lambda route: route.first_byte_s),
+            ("duration", "Time to the end of the answer", lambda route: route.total_s),
+        ]
+        durations = self._backend.timings.durations
+        for name, documentation, histogram_of in families:
+            family = HistogramMetricFamily(
+                f"pyworker_request_{name}_seconds", documentation, labels=["route"]
+            )
+            for route, its in durations.items():
+                histogram = histogram_of(its)
+                family.add_metric([route], _buckets(histogram), histogram.sum_s)
+            yield family
 
     def _reports(self) -> Iterator[Metric]:
         reports = CounterMetricFamily(
@@ -147,13 +184,14 @@ class _WorkerCollector(Collector):
         )
 
 
-def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """The numbers of durations up to each bound."""
     buckets: list[tuple[str, float]] = []
     total = 0
     for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), histogram.counts, strict=True):
         total += count
         buckets.append((bound, total))
-    return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=histogram.sum_s)
+    return buckets
 
 
 def _gpu_readings(health: GpuHealth) -> Iterator[Metric]:

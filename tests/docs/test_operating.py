@@ -16,7 +16,7 @@ from lib import server
 from lib.gpu.xids import XIDS
 from lib.model.readiness import ReadySignal, State
 from lib.model_settings import ModelSettings
-from lib.routes.prometheus import exposition
+from lib.routes.prometheus import exposition, process_exposition
 from lib.runtime.settings import Settings
 from tests.docs.blocks import ROOT, codes, document, table, tables
 from tests.fakes.gpus import health_of_gpus
@@ -157,7 +157,7 @@ async def test_it_has_every_metric_and_its_labels(tmp_path: Path) -> None:
         await system.call("/echo")
         await system.reported(served=1.0)
         assert system.backend is not None
-        text = exposition(system.backend, health_of_gpus()).decode()
+        text = (exposition(system.backend, health_of_gpus()) + process_exposition()).decode()
         actual: dict[str, set[str]] = {}
         for family in text_string_to_metric_families(text):
             name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -16,7 +16,7 @@ from tests.system import System, with_worker_task
 
 
 def timing(total_s: float, outcome: Outcome = Outcome.SERVED, first_byte_s: float | None = 0.1) -> Timing:
-    return Timing("id", "POST", "/x", 200, outcome, 1.0, 0.0, first_byte_s, total_s, 0.0)
+    return Timing("id", "POST", "/x", "POST /x", 200, outcome, 1.0, 0.0, first_byte_s, total_s, 0.0)
 
 
 # The durations on both sides of each bound too.
@@ -41,15 +41,17 @@ def test_the_slowest_are_found_among_the_latest() -> None:
     for i in range(MAX_TIMINGS):
         timings.add(timing(float(i % 7)))
     assert [t.total_s for t in timings.slowest(3)] == [6.0, 6.0, 6.0]
-    assert sum(timings.total_s.counts) == MAX_TIMINGS + 1
+    assert sum(timings.durations["POST /x"].total_s.counts) == MAX_TIMINGS + 1
 
 
 def test_rejected_requests_and_missing_first_bytes_are_in_no_histogram() -> None:
     timings = Timings(ManualClock())
     timings.add(timing(0.001, outcome=Outcome.REJECTED))
     timings.add(timing(2.0, outcome=Outcome.CANCELLED, first_byte_s=None))
-    assert sum(timings.total_s.counts) == 1
-    assert sum(timings.first_byte_s.counts) == 0
+    durations = timings.durations["POST /x"]
+    assert sum(durations.total_s.counts) == sum(durations.queue_s.counts) == 1
+    assert sum(durations.first_byte_s.counts) == 0
+    assert timings.answers.by_route_and_status == {("POST /x", 200): 2}
     assert [t.outcome for t in timings.slowest(9)] == [Outcome.CANCELLED, Outcome.REJECTED]
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from lib import __version__
 from lib.backend import Backend
 from lib.gpu.health import STALE_S, GpuHealth
 from lib.gpu.nvml import Xid
-from lib.routes.prometheus import exposition
+from lib.routes.prometheus import exposition, process_exposition
 from tests.fakes.gpus import health_of_gpus
 from tests.manual_clock import ManualClock
 from tests.system import with_worker_task
@@ -71,9 +74,12 @@ async def test_every_metric_has_its_unit_in_its_name_and_a_description(tmp_path:
 async def test_metrics_of_times_reports_and_gpus(tmp_path: Path) -> None:
     samples = samples_of(await scraped(tmp_path))
     for name in ("queue", "first_byte", "duration"):
-        assert [s.value for s in samples[f"pyworker_request_{name}_seconds_count"]] == [2.0]
-        buckets = samples[f"pyworker_request_{name}_seconds_bucket"]
-        assert buckets[-1].labels == {"le": "+Inf"}
+        counts = samples[f"pyworker_request_{name}_seconds_count"]
+        assert {s.labels["route"]: s.value for s in counts} == {"POST /echo": 1.0, "POST /error500": 1.0}
+        buckets = [
+            b for b in samples[f"pyworker_request_{name}_seconds_bucket"] if b.labels["route"] == "POST /echo"
+        ]
+        assert buckets[-1].labels == {"le": "+Inf", "route": "POST /echo"}
         assert [b.value for b in buckets] == sorted(b.value for b in buckets)
     delivered = {
         s.labels["path"]: s.value
@@ -83,6 +89,38 @@ async def test_metrics_of_times_reports_and_gpus(tmp_path: Path) -> None:
     assert delivered["/worker_status/"] >= 1
     assert [(s.labels["gpu"], s.value) for s in samples["pyworker_gpu_utilization_ratio"]] == [("0", 0.75)]
     assert [s.value for s in samples["pyworker_gpu_memory_used_bytes"]] == [1000.0, 1.0]
+
+
+async def test_the_build(tmp_path: Path) -> None:
+    (build,) = samples_of(await scraped(tmp_path))["pyworker_build_info"]
+    assert (build.labels, build.value) == (
+        {"version": __version__, "python": platform.python_version()},
+        1.0,
+    )
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc")
+def test_the_process_has_the_names_of_prometheus_client_libraries() -> None:
+    samples = samples_of(process_exposition().decode())
+    assert set(samples) == {
+        "process_cpu_seconds_total",
+        "process_max_fds",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_virtual_memory_bytes",
+    }
+    assert all(sample.value > 0 for (sample,) in samples.values())
+
+
+async def test_a_scrape_has_the_worker_and_its_process(tmp_path: Path) -> None:
+    async with (
+        with_worker_task(tmp_path) as system,
+        system.http.get(system.loopback_url + "/metrics") as answer,
+    ):
+        assert (answer.status, answer.content_type) == (200, "text/plain")
+        names = set(samples_of(await answer.text()))
+    assert {"pyworker_build_info", "process_cpu_seconds_total"} <= names
 
 
 def gpu_values(health: GpuHealth, backend: Backend) -> dict[str, dict[tuple[str, ...], float]]:
