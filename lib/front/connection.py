@@ -31,6 +31,7 @@ from lib.http.heads import (
 from lib.http.outbox import Outbox
 from lib.http.shares import Shares
 from lib.request.incoming import DirectBody, DirectRequest, Serve, Source
+from lib.request.log_lines import NO_REQUEST
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("lib.access")
@@ -581,7 +582,7 @@ class FrontConnection(CountedConnection):
             return
         if not self._is_answered or not self._is_busy:
             self._front.note_refused(error.status)
-            access_log.info("- - - %d refused: %s", error.status, error.message)
+            access_log.info(NO_REQUEST, error.status, error.message, "refused")
             self._write_plain(error_answer(error))
         self._end_writing()
 

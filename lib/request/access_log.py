@@ -1,7 +1,6 @@
 """The access log: one line for each request that a handler serves (docs/operating.md, "Logs").
 
-Owns the format of the line, which never contains payloads, tokens or signatures. It does not configure
-logging: that is lib/runtime/logs.py.
+Owns when it is logged. The line, which never contains payloads, tokens or signatures, is in log_lines.py.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import logging
 
 from lib.request.exchange import Exchange
+from lib.request.log_lines import ENDED, OUTCOMES
 from lib.request.observers import Observer
 
 log = logging.getLogger("lib.access")
@@ -20,15 +20,16 @@ class AccessLog(Observer):
     def ended(self, exchange: Exchange) -> None:
         if not log.isEnabledFor(logging.INFO):  # else each request would gather what nobody reads
             return
-        outcome = exchange.outcome
         log.info(
-            "%s %s %s %d %s workload=%g queue_s=%.3f total_s=%.3f",
+            ENDED,
             exchange.id,
             exchange.method,
             exchange.path,
             exchange.status,
-            outcome.name.lower() if outcome is not None else "refused",
+            OUTCOMES[exchange.outcome],
             exchange.workload,
             exchange.queue_s,
             exchange.total_s,
+            exchange.route,
+            "request ended",
         )

@@ -37,6 +37,7 @@ from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
 from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest
 from lib.request.lanes import Lane
+from lib.request.log_lines import FAILED, OUTCOMES
 from lib.request.sessions import Session
 from lib.request.verbatim import Text, Verbatim
 from lib.request.verdict import ABORTED_STATUS, Ending, Phase, Reply, Verdict, conclude, judge_answer
@@ -375,7 +376,7 @@ class Exchange:
         """Decide the verdict once, from `error` or the answer that was written; set the entry's outcome."""
         if self.verdict is not None:
             if isinstance(error, Exception):
-                log.error("request %s: an error after its answer", self.id, exc_info=error)
+                _log_failure(self, logging.ERROR, "an error after its answer", error)
         else:
             if error is None:  # as nearly always: without gathering all that an error may need
                 heartbeat_out = self.heartbeat is not None and self.heartbeat.begun
@@ -447,8 +448,8 @@ class Exchange:
         """Call the handler's `on_client_disconnect`; log what it raises."""
         try:
             await self.lane.handler.on_client_disconnect(self.payload)
-        except Exception as e:
-            log.warning("request %s: on_client_disconnect failed", self.id, exc_info=e)
+        except Exception as e:  # noqa: BLE001 - it is the author's code
+            _log_failure(self, logging.WARNING, "on_client_disconnect failed", e)
 
     async def _finish_heartbeat(self, response: web.StreamResponse) -> web.StreamResponse:
         assert self.heartbeat is not None
@@ -483,19 +484,19 @@ class Exchange:
         if self.verdict.reply is Reply.NONE or isinstance(error, ClientGone):
             return
         if self.verdict.outcome is Outcome.CANCELLED:
-            log.warning("request %s: raised %s after its client had left", self.id, type(error).__name__)
+            _log_failure(self, logging.WARNING, f"raised {type(error).__name__} after its client had left")
         elif isinstance(error, asyncio.CancelledError):
-            log.error("request %s: the handler's own code was cancelled", self.id, exc_info=error)
+            _log_failure(self, logging.ERROR, "the handler's own code was cancelled", error)
         elif isinstance(error, AnsweredTwice):
-            log.error("request %s: %s %s: %s", self.id, self.method, self.path, error)
+            _log_failure(self, logging.ERROR, f"{self.method} {self.path}: {error}")
         elif self.verdict.is_unexpected:
-            log.error("request %s: unexpected error", self.id, exc_info=error)
+            _log_failure(self, logging.ERROR, "unexpected error", error)
         elif isinstance(error, AnswerCut):
-            log.warning("request %s: %s", self.id, error)
+            _log_failure(self, logging.WARNING, str(error))
         elif isinstance(error, NoFiles) or (
             isinstance(error, WorkerError) and error.status >= 500 and not isinstance(error, Unavailable)
         ):
-            log.warning("request %s: %d: %s", self.id, error.status, error.message)
+            _log_failure(self, logging.WARNING, f"{error.status}: {error.message}")
 
 
 _KEY = web.RequestKey("pyworker.exchange", Exchange)
@@ -572,8 +573,16 @@ def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
     for function in functions:
         try:
             function(exchange)
-        except (Exception, asyncio.CancelledError):
-            log.exception("request %s: an observer failed", exchange.id)
+        except (Exception, asyncio.CancelledError) as e:  # noqa: BLE001 - it is the author's code
+            _log_failure(exchange, logging.ERROR, "an observer failed", e)
+
+
+def _log_failure(exchange: Exchange, level: int, failure: str, error: BaseException | None = None) -> None:
+    """Log a failure of a request, with the traceback of `error` if it is given."""
+    ended = exchange.verdict is not None
+    status, outcome = (exchange.status, OUTCOMES[exchange.outcome]) if ended else (None, None)
+    request = (exchange.id, failure, exchange.method, exchange.path, exchange.route)
+    log.log(level, FAILED, *request, status, outcome, exchange.queue_s, exchange.total_s, exc_info=error)
 
 
 def _known(error: BaseException) -> BaseException:

@@ -16,7 +16,7 @@ import select
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -92,23 +92,47 @@ class TextFormatter(logging.Formatter):
         return "\n".join([first, *("  " + escaped(line) for part in further for line in part.split("\n"))])
 
 
+class LineFormat(str):
+    """The format of a log line whose arguments are fields of their own in JSON, by `names`.
+
+    A logger's methods take it in place of a text. `%.0s` leaves an argument out of the text. The field
+    `message`, if there is one, is the message of the JSON line.
+    """
+
+    names: tuple[str, ...]
+
+    def __new__(cls, text: str, *names: str) -> LineFormat:
+        line = super().__new__(cls, text)
+        line.names = names
+        return line
+
+
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON: `time` (Unix seconds), `level`, `logger`, `message`.
 
-    A record with an exception has its `traceback` too. Characters outside ASCII are escaped, and DEL, which
-    JSON leaves as it is.
+    A record with an exception has its `traceback` too, and one of a `LineFormat` its fields. Characters
+    outside ASCII are escaped, and DEL, which JSON leaves as it is.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, Any] = {
             "time": round(record.created, 3),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
+        template: object = record.msg
+        if isinstance(template, LineFormat) and isinstance(record.args, tuple):
+            fields = zip(template.names, map(_rounded, record.args), strict=True)
+            line |= {name: value for name, value in fields if value is not None}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line).replace("\x7f", "\\u007f")
+
+
+def _rounded(value: object) -> object:
+    """A number without the digits that no clock measures."""
+    return round(value, 6) if isinstance(value, float) else value
 
 
 class LineWriter(logging.Handler):

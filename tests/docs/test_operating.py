@@ -197,7 +197,13 @@ async def test_log_lines(tmp_path: Path, form: str) -> None:
     if form == "text":
         assert masked(sample.strip()) in [masked(line) for line in lines]
         return
-    documented: dict[str, Any] = json.loads(sample)
-    (actual,) = [record for record in map(json.loads, lines) if "→ ready" in record["message"]]
-    assert {**documented, "time": 0} == {**actual, "time": 0}
-    assert type(documented["time"]) is type(actual["time"])
+    ready, ended = json.loads(sample), json.loads(DOC.block("log", "json of a request"))
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    (actual_ready,) = [record for record in records if "→ ready" in record["message"]]
+    (actual_ended,) = [record for record in records if record["message"] == ended["message"]]
+    for documented, actual in ((ready, actual_ready), (ended, actual_ended)):
+        varying: dict[str, Any] = dict.fromkeys(
+            {"time", "request_id", "queue_s", "total_s"} & set(documented)
+        )
+        assert {**documented, **varying} == {**actual, **varying}
+        assert {name: type(documented[name]) for name in varying} == {n: type(actual[n]) for n in varying}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lib.runtime.logs import TextFormatter
+from lib.runtime.logs import JsonFormatter, TextFormatter
 from lib.runtime.settings import CarrierKind
 from tests.event_loop import until
 from tests.fakes import varied_routes
@@ -42,6 +42,10 @@ class Lines:
     def all(self) -> list[list[str]]:
         lines = [r.getMessage() for r in self._caplog.records if r.name == "lib.access"]
         return [line.split()[1:] for line in lines]
+
+    def all_ids(self) -> list[str]:
+        """The request's id in each line."""
+        return [r.getMessage().split()[0] for r in self._caplog.records if r.name == "lib.access"]
 
     async def only(self) -> list[str]:
         """The one line, once it is there."""
@@ -207,3 +211,93 @@ async def test_a_path_cannot_forge_a_line(
     (record,) = [r for r in caplog.records if r.name == "lib.access"]
     assert "\n2026-01-31 INFO FORGED" in record.getMessage()
     assert r"/items/x\n2026-01-31 INFO FORGED/echo" in TextFormatter("%(message)s").format(record)
+
+
+# The fields of JSON lines
+
+JSON_REQUESTS: list[tuple[str, Callable[[System], bytes], list[dict[str, Any]]]] = [
+    (
+        "served",
+        signed("/echo", n=1),
+        [
+            {
+                "level": "INFO",
+                "message": "request ended",
+                "method": "POST",
+                "path": "/echo",
+                "route": "POST /echo",
+                "status": 200,
+                "outcome": "served",
+                "workload": 1.0,
+            }
+        ],
+    ),
+    (
+        "a bug",
+        signed("/raising", **{"raise": "response"}),
+        [
+            {"level": "ERROR", "message": "unexpected error", "route": "POST /raising", "status": 500},
+            {"level": "INFO", "message": "request ended", "outcome": "errored"},
+        ],
+    ),
+    (
+        "unreachable",
+        signed("/close"),
+        [
+            {"level": "WARNING", "status": 502, "outcome": "errored", "path": "/close"},
+            {"level": "INFO", "message": "request ended", "status": 502},
+        ],
+    ),
+    (
+        "unsigned",
+        lambda _: request_bytes("/echo", b"{}"),
+        [{"message": "request ended", "outcome": "refused", "workload": 0.0}],
+    ),
+]
+
+
+@both_carriers
+@pytest.mark.parametrize(
+    ("request_", "expected"), [r[1:] for r in JSON_REQUESTS], ids=[r[0] for r in JSON_REQUESTS]
+)
+async def test_a_json_line_has_the_facts_of_its_request_as_fields(
+    tmp_path: Path,
+    carrier: CarrierKind,
+    request_: Callable[[System], bytes],
+    expected: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = Lines(caplog)
+    async with system_of(tmp_path, carrier) as (system, client):
+        await client.send(request_(system))
+        await client.head()
+        await lines.only()
+    records = [r for r in caplog.records if r.name in ("lib.access", "lib.request.exchange")]
+    actual: list[dict[str, Any]] = [json.loads(JsonFormatter().format(record)) for record in records]
+    assert [{**line, **facts} for line, facts in zip(actual, expected, strict=True)] == actual
+    (request_id,) = {line["request_id"] for line in actual}
+    assert lines.all_ids() == [request_id]
+    for line in actual:
+        assert request_id not in line["message"]
+        assert 0 <= line["queue_s"] <= line["total_s"]
+
+
+@both_carriers
+async def test_a_json_line_of_what_is_no_request(
+    tmp_path: Path, carrier: CarrierKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = Lines(caplog)
+    async with system_of(tmp_path, carrier) as (_, client):
+        await client.send(b"no HTTP\r\n\r\n")
+        await client.head()
+        await lines.only()
+    (record,) = [r for r in caplog.records if r.name == "lib.access"]
+    line = json.loads(JsonFormatter().format(record))
+    del line["time"]
+    assert line == {
+        "level": "INFO",
+        "logger": "lib.access",
+        "message": "the request is not valid HTTP/1.1",
+        "status": 400,
+        "outcome": "refused",
+    }

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.runtime.logs import JsonFormatter, LineWriter, TextFormatter, configure_logging
+from lib.runtime.logs import JsonFormatter, LineFormat, LineWriter, TextFormatter, configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +96,24 @@ def test_configuring_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_formatter_keeps_time_in_unix_seconds() -> None:
     record = logging.LogRecord("lib.x", logging.INFO, "", 0, "message", None, None)
     assert json.loads(JsonFormatter().format(record))["time"] == pytest.approx(record.created, abs=0.001)
+
+
+def test_the_arguments_of_a_line_format_are_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    line = LineFormat("request %s: %s%.0s%.0s", "request_id", "message", "seconds", "status")
+    for form in ("text", "json"):
+        configure_logging("INFO", form)
+        logging.getLogger("lib.x").info(line, "a-1", "it failed\n", 0.12345678, None)
+        logged()
+    text, json_line = capsys.readouterr().err.splitlines()
+    assert text.endswith(r" INFO    lib.x: request a-1: it failed\n")
+    assert json.loads(json_line) == {
+        "time": json.loads(json_line)["time"],
+        "level": "INFO",
+        "logger": "lib.x",
+        "message": "it failed\n",
+        "request_id": "a-1",
+        "seconds": 0.123457,
+    }
 
 
 # No text of others can look like a line of the log
