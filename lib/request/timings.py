@@ -108,7 +108,7 @@ class Timings(Observer):
 
     @property
     def durations(self) -> Mapping[str, RouteDurations]:
-        """The durations by route, of those that had an authenticated request that was not rejected."""
+        """The durations by route; one that had no authenticated request is absent."""
         self._count()
         return self._durations
 
