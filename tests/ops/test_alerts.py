@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.docs.blocks import codes, document, table
 from tests.ops.queries import ALERTS, OPS, labels_of_metrics, metric_names
 from tests.system import ROOT, with_worker_task
 
 pytestmark = pytest.mark.one_python
 
+DOC = document("operating")
 CASES = Path(__file__).with_name("alerts_test.yaml")
 
 needs_promtool = pytest.mark.skipif(
@@ -80,6 +82,11 @@ async def test_their_metrics_are_those_of_a_worker(tmp_path: Path) -> None:
         names = metric_names(text)
         assert names <= set(known), text
         assert names or text == 'up{job="pyworker"} == 0'
+
+
+def test_the_documentation_has_each() -> None:
+    documented = [codes(row[0])[0] for row in table(DOC.section("### Dashboard and alerts"))]
+    assert documented == [alert["alert"] for alert in ALERTS]
 
 
 def test_each_says_what_to_look_at() -> None:
