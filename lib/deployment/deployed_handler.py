@@ -23,13 +23,11 @@ from lib.deployment.sdk import Json, RegisteredFunction
 from lib.errors import async_result_or_error
 from lib.fields.callables import is_async
 from lib.fields.json_fields import JsonDataException
-from lib.request.exchange import Exchange
+from lib.request.exchange import Exchange, log_failure
 from lib.runtime.stable_name import stable_name
 
 if TYPE_CHECKING:
     from lib.model.caller import ModelCaller
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -102,6 +100,6 @@ class DeployedHandler(EndpointHandler[RemoteCall]):
             raise FunctionFailed(f"{name} raised {error!r}") from error
         exchange = Exchange.of(request)
         assert exchange is not None
-        log.warning("request %s: %s raised an exception", exchange.id, name, exc_info=error)
+        log_failure(exchange, logging.WARNING, f"{name} raised an exception", error)
         request["outcome"] = "errored"
         return self.format.write_error(error)

@@ -376,7 +376,7 @@ class Exchange:
         """Decide the verdict once, from `error` or the answer that was written; set the entry's outcome."""
         if self.verdict is not None:
             if isinstance(error, Exception):
-                _log_failure(self, logging.ERROR, "an error after its answer", error)
+                log_failure(self, logging.ERROR, "an error after its answer", error)
         else:
             if error is None:  # as nearly always: without gathering all that an error may need
                 heartbeat_out = self.heartbeat is not None and self.heartbeat.begun
@@ -449,7 +449,7 @@ class Exchange:
         try:
             await self.lane.handler.on_client_disconnect(self.payload)
         except Exception as e:  # noqa: BLE001 - it is the author's code
-            _log_failure(self, logging.WARNING, "on_client_disconnect failed", e)
+            log_failure(self, logging.WARNING, "on_client_disconnect failed", e)
 
     async def _finish_heartbeat(self, response: web.StreamResponse) -> web.StreamResponse:
         assert self.heartbeat is not None
@@ -484,19 +484,19 @@ class Exchange:
         if self.verdict.reply is Reply.NONE or isinstance(error, ClientGone):
             return
         if self.verdict.outcome is Outcome.CANCELLED:
-            _log_failure(self, logging.WARNING, f"raised {type(error).__name__} after its client had left")
+            log_failure(self, logging.WARNING, f"raised {type(error).__name__} after its client had left")
         elif isinstance(error, asyncio.CancelledError):
-            _log_failure(self, logging.ERROR, "the handler's own code was cancelled", error)
+            log_failure(self, logging.ERROR, "the handler's own code was cancelled", error)
         elif isinstance(error, AnsweredTwice):
-            _log_failure(self, logging.ERROR, f"{self.method} {self.path}: {error}")
+            log_failure(self, logging.ERROR, f"{self.method} {self.path}: {error}")
         elif self.verdict.is_unexpected:
-            _log_failure(self, logging.ERROR, "unexpected error", error)
+            log_failure(self, logging.ERROR, "unexpected error", error)
         elif isinstance(error, AnswerCut):
-            _log_failure(self, logging.WARNING, str(error))
+            log_failure(self, logging.WARNING, str(error))
         elif isinstance(error, NoFiles) or (
             isinstance(error, WorkerError) and error.status >= 500 and not isinstance(error, Unavailable)
         ):
-            _log_failure(self, logging.WARNING, f"{error.status}: {error.message}")
+            log_failure(self, logging.WARNING, f"{error.status}: {error.message}")
 
 
 _KEY = web.RequestKey("pyworker.exchange", Exchange)
@@ -574,10 +574,10 @@ def _notify(functions: Sequence[Step], exchange: Exchange) -> None:
         try:
             function(exchange)
         except (Exception, asyncio.CancelledError) as e:  # noqa: BLE001 - it is the author's code
-            _log_failure(exchange, logging.ERROR, "an observer failed", e)
+            log_failure(exchange, logging.ERROR, "an observer failed", e)
 
 
-def _log_failure(exchange: Exchange, level: int, failure: str, error: BaseException | None = None) -> None:
+def log_failure(exchange: Exchange, level: int, failure: str, error: BaseException | None = None) -> None:
     """Log a failure of a request, with the traceback of `error` if it is given."""
     ended = exchange.verdict is not None
     status, outcome = (exchange.status, OUTCOMES[exchange.outcome]) if ended else (None, None)
