@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import json
 import ssl
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -34,6 +36,7 @@ __all__ = [
     "RouteClient",
     "Target",
     "add_target_arguments",
+    "auth_headers",
     "describe_workers",
     "print_waiting",
     "raise_unless_ok",
@@ -247,24 +250,59 @@ class RouteClient:
 
     @asynccontextmanager
     async def call(
-        self, worker: RouteAnswer, path: str, payload: Mapping[str, Any], *, session_id: str | None = None
+        self,
+        worker: RouteAnswer,
+        path: str,
+        payload: Mapping[str, Any],
+        *,
+        session_id: str | None = None,
+        method: str = "POST",
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         """Send `payload` to the worker's route `path`; give its response, whose body is still to be read.
 
         The response may have any status: see `raise_unless_ok`. `session_id` names a session
-        (docs/protocol.md, "Sessions"). Connecting takes at most 30 seconds; the answer may take any time.
-        Raises `aiohttp.ClientError` if the worker can't be reached, or if its certificate is not signed by
-        the engine's authority.
+        (docs/protocol.md, "Sessions"), `headers` are sent besides. Connecting takes at most 30 seconds; the
+        answer may take any time. Raises `aiohttp.ClientError` if the worker can't be reached, or if its
+        certificate is not signed by the engine's authority.
         """
         envelope: dict[str, Any] = {"auth_data": worker.auth_data, "payload": payload}
         if session_id is not None:
             envelope["session_id"] = session_id
-        async with self._http.post(
+        async with self._sent(method, worker, path, json=envelope, headers=headers) as response:
+            yield response
+
+    @asynccontextmanager
+    async def call_raw(
+        self,
+        worker: RouteAnswer,
+        path: str,
+        *,
+        method: str = "POST",
+        data: Any = None,
+        params: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """Like `call`, but with header authentication: the body `data` is sent as it is.
+
+        `data` is whatever aiohttp sends as a body: bytes, an open file, an `aiohttp.FormData`; None is no
+        body. `params` are added to the query.
+        """
+        signed = {**(headers or {}), **auth_headers(worker)}
+        async with self._sent(method, worker, path, data=data, params=params, headers=signed) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _sent(
+        self, method: str, worker: RouteAnswer, path: str, **options: Any
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        async with self._http.request(
+            method,
             worker.url.rstrip("/") + path,
-            json=envelope,
             timeout=_WORKER_TIMEOUT,
             ssl=await self._trust(worker.url),
             allow_redirects=False,  # a redirect would hand the signature to another server
+            **options,
         ) as response:
             yield response
 
@@ -303,6 +341,15 @@ class RouteClient:
                     certificate = await response.read()
                 self._tls = await asyncio.to_thread(_tls_context, certificate)
         return self._tls
+
+
+def auth_headers(worker: RouteAnswer) -> dict[str, str]:
+    """The headers that authenticate one request to `worker` (docs/protocol.md, "Header authentication").
+
+    A request with them has the payload itself as its body, of any content type.
+    """
+    auth_data = json.dumps(worker.auth_data).encode()
+    return {"X-Vast-Auth": base64.urlsafe_b64encode(auth_data).decode()}
 
 
 async def raise_unless_ok(response: aiohttp.ClientResponse) -> None:

@@ -20,6 +20,7 @@ import aiohttp
 from lib.client import LOCAL_NAME, RouteClient, Target
 from lib.local.local_worker_env import WORKER_ID, LocalInstance, local_instance
 from lib.local.processes import Child, ChildFailed, python_module, while_running
+from lib.tools.request_style import FilePart, RequestStyle
 
 __all__ = ["Trial", "trial"]
 
@@ -57,6 +58,25 @@ class Trial:
             answer.raise_for_status()
             async for line in answer.content:
                 yield line
+
+    async def upload(
+        self,
+        route: str,
+        files: Mapping[str, str | Path],
+        fields: Mapping[str, Any] | None = None,
+        cost: float = 1.0,
+    ) -> tuple[int, bytes]:
+        """Send a form with `files`, whose paths are by the names of their fields; return status and body.
+
+        `fields` are further fields of the form. A file whose field is "" is the whole body instead, and
+        `fields` are the query. The request is authenticated by a header. Raises `OSError` for a file that
+        can't be read.
+        """
+        style = RequestStyle(files=[FilePart(name, Path(path)) for name, path in files.items()])
+        client = self._client()
+        worker = await client.route(cost, limit_s=REQUEST_LIMIT_S)
+        async with style.call(client, worker, route, fields or {}) as answer:
+            return answer.status, await answer.read()
 
     def _client(self) -> RouteClient:
         return RouteClient(self.http, Target(self.instance.engine_url, LOCAL_NAME, LOCAL_NAME))

@@ -114,6 +114,17 @@ def json_object(text: str) -> Mapping[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def positive(text: str) -> float:
+    """Parse a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("must be a finite number above 0")
+    return number
+
+
 def _cost(text: str) -> float:
     """Parse a workload: a finite number, 0 or more."""
     try:

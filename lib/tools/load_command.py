@@ -9,25 +9,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anyio
 
 from lib.client import target_from_args
 from lib.runtime.clock import Clock
 from lib.runtime.exit_status import EXIT_FAILED
 from lib.runtime.file_limit import raise_file_limit
-from lib.tools.command import EXIT_INTERRUPTED
+from lib.tools.command import EXIT_INTERRUPTED, positive
 from lib.tools.interrupts import on_ctrl_c
+from lib.tools.joined import NobodyJoined, check_joined
 from lib.tools.load_plot import CannotPlot, check_plot, save_plot
 from lib.tools.load_report import summary_json, summary_lines
 from lib.tools.load_screen import show_progress
-from lib.tools.load_test import LoadPlan, LoadTest, payload_maker
+from lib.tools.load_test import DEFAULT_TIMEOUT_S, LoadPlan, LoadTest, payload_maker
+from lib.tools.request_style import PLAIN, RequestStyle
 
 DEFAULT_COUNT = 1
 DEFAULT_RPS = 1.0
@@ -56,7 +58,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-rps",
-        type=_positive,
+        type=positive,
         help="requests per second, sent on time however slow the answers are (default 1)",
     )
     _add_if_free(
@@ -69,9 +71,17 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     _add_if_free(
         parser,
         "--duration",
-        type=_positive,
+        type=positive,
         metavar="SECONDS",
         help="stop sending after this time, or after -n requests if that is sooner",
+    )
+    _add_if_free(
+        parser,
+        "--timeout",
+        type=positive,
+        metavar="SECONDS",
+        help="count a request without a complete answer after this time as timed out, and wait so long for "
+        f"a worker to join the endpoint (default: {DEFAULT_TIMEOUT_S:g} s, without waiting for one to join)",
     )
     _add_if_free(parser, "--json", action="store_true", help="print the summary as JSON")
     _add_if_free(
@@ -83,20 +93,30 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_load_test(parser: argparse.ArgumentParser, args: argparse.Namespace, route: str, payload: Any) -> int:
+def run_load_test(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    route: str,
+    payload: Any,
+    style: RequestStyle = PLAIN,
+) -> int:
     """Run the load test that `args` describe on the worker's `route`; return the exit status.
 
-    `payload` is one payload, or a class with `for_test` (see `payload_maker`). The status is 0 if every
-    request succeeded, 1 if one failed or the plot could not be written, 130 after Ctrl-C. For wrong
-    arguments, `parser` prints an error and exits with status 2 before any request is sent.
+    `payload` is one payload, or a class with `for_test` (see `payload_maker`); `style` is how each is sent.
+    The status is 0 if every request succeeded, 1 if one failed, no worker has joined the endpoint or the plot
+    could not be written, 130 after Ctrl-C. For wrong arguments, `parser` prints an error and exits with
+    status 2 before any request is sent.
     """
-    plan, output = plan_from_args(parser, args, route), output_from_args(parser, args)
+    plan, output = plan_from_args(parser, args, route, style), output_from_args(parser, args)
     return run_and_print(plan, payload, output)
 
 
-def plan_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace, route: str) -> LoadPlan:
+def plan_from_args(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, route: str, style: RequestStyle = PLAIN
+) -> LoadPlan:
     """Return the plan that `args` describe; for wrong arguments, exit with status 2."""
     concurrency, duration_s = _own(args, "concurrency"), _own(args, "duration")
+    timeout_s = _own(args, "timeout")
     if concurrency is not None and args.rps is not None:
         parser.error("argument -c: not allowed with argument -rps")
     return LoadPlan(
@@ -104,8 +124,11 @@ def plan_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace, ro
         route,
         args.n if args.n is not None or duration_s is not None else concurrency or DEFAULT_COUNT,
         DEFAULT_RPS if args.rps is None and concurrency is None else args.rps,
+        DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
         concurrency=concurrency,
         duration_s=duration_s,
+        style=style,
+        waits_for_join=timeout_s is not None,
     )
 
 
@@ -123,10 +146,17 @@ def output_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 def run_and_print(
     plan: LoadPlan, payload: Any, output: OutputOptions = _TEXT_ONLY, *, clock: Clock | None = None
 ) -> int:
-    """Run the plan and print the summary, also after Ctrl-C; return the exit status."""
+    """Run the plan and print the summary, also after Ctrl-C; return the exit status.
+
+    Where no worker has joined the endpoint, only this is printed, to standard error.
+    """
     raise_file_limit()
     test = LoadTest(plan, payload_maker(payload), clock=clock)
-    interrupted = asyncio.run(_run(test))
+    try:
+        interrupted = asyncio.run(_run(test))
+    except NobodyJoined as e:
+        print(e, file=sys.stderr)
+        return EXIT_FAILED
     if output.as_json:
         print(json.dumps(summary_json(test, interrupted=interrupted), indent=2))
     else:
@@ -145,9 +175,12 @@ def run_and_print(
 async def _run(test: LoadTest) -> bool:
     """Run `test` with its progress display; return whether Ctrl-C interrupted it.
 
-    Ctrl-C cancels the requests in flight.
+    Ctrl-C cancels the requests in flight. Raises `NobodyJoined`.
     """
     ended = False
+    if not test.plan.waits_for_join:
+        async with aiohttp.ClientSession() as http:
+            await check_joined(http, test.plan.target)
     async with anyio.create_task_group() as group:
         with on_ctrl_c(group.cancel_scope.cancel):
             group.start_soon(show_progress, test, sys.stderr)
@@ -176,14 +209,3 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise argparse.ArgumentTypeError("must be an integer, 1 or more")
     return int(text)
-
-
-def _positive(text: str) -> float:
-    """Parse a finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError("must be a finite number above 0")
-    return number

@@ -24,6 +24,7 @@ from lib.client import EngineError, NoWorker, RouteClient, Target
 from lib.metrics import WorkloadCounter
 from lib.runtime.clock import Clock, SystemClock, sleep, time_limit
 from lib.tools.load_tally import Sample, Tally
+from lib.tools.request_style import PLAIN, RequestStyle
 
 # A request without a complete answer after this time, in seconds, is counted as timed out.
 DEFAULT_TIMEOUT_S = 600.0
@@ -37,7 +38,8 @@ class LoadPlan:
 
     Requests are sent at `rps` per second, or so that `concurrency` of them are in flight. Sending stops after
     `count` requests or `duration_s` seconds, whichever comes first; None is no limit. A request times out
-    after `timeout_s` seconds.
+    after `timeout_s` seconds. `style` is how each request is sent. `waits_for_join` is whether requests wait
+    for a worker to join an endpoint that has none.
 
     Raises `ValueError` unless exactly one of `rps` and `concurrency` is given, and at least one of `count`
     and `duration_s`.
@@ -51,6 +53,8 @@ class LoadPlan:
     _: KW_ONLY
     concurrency: int | None = None
     duration_s: float | None = None
+    style: RequestStyle = PLAIN
+    waits_for_join: bool = False
 
     def __post_init__(self) -> None:
         if (self.rps is None) == (self.concurrency is None):
@@ -164,7 +168,8 @@ class LoadTest:
         self.states = None
         sample.worker = worker.url
         sample.routed_s = self.elapsed_s - sample.due_s
-        async with client.call(worker, self.plan.path, client_json(payload)) as response:
+        message = client_json(payload)
+        async with self.plan.style.call(client, worker, self.plan.path, message) as response:
             head = await self._read(response, sample)
             if not 200 <= response.status < 300:
                 sample.result = f"HTTP {response.status}"

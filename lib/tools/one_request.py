@@ -2,50 +2,81 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 
-from lib.client import RouteClient, Target, describe_workers
+from lib.client import CLOUD_ENGINE, RouteClient, Target, describe_workers
+from lib.runtime.clock import SystemClock, time_limit
+from lib.tools.joined import check_joined
+from lib.tools.request_style import PLAIN, RequestStyle
+
+# Seconds to wait for a ready worker, unless a limit is given.
+WORKER_LIMIT_S = 600.0
 
 
 class ErrorAnswer(Exception):
     """The worker answered with a status of 400 or above; the body has been printed."""
 
 
-async def send(target: Target, route: str, payload: Mapping[str, Any], cost: float) -> None:
+class NoAnswer(Exception):
+    """There was no complete answer in time."""
+
+
+async def send(
+    target: Target,
+    route: str,
+    payload: Mapping[str, Any],
+    cost: float,
+    style: RequestStyle = PLAIN,
+    limit_s: float | None = None,
+) -> None:
     """Send `payload` to `route`, and print the answer's body to standard output as it arrives.
 
-    `cost` is the request's workload in the worker's unit. Raises `ErrorAnswer`, and the errors of
-    `RouteClient.route` and `RouteClient.call`.
+    `cost` is the request's workload in the worker's unit. `limit_s` is the time for all of it, in seconds,
+    and the wait for a worker to join the endpoint. Without it, a ready worker is awaited for 600 s, and the
+    answer for any time.
+
+    Raises `NobodyJoined`, `ErrorAnswer`, `NoAnswer`, `OSError` for a file that can't be read, and the errors
+    of `RouteClient.route` and `RouteClient.call`.
     """
-    async with aiohttp.ClientSession() as http:
-        engine = RouteClient(http, target)
-        worker = await engine.route(cost, on_wait=_WaitingPrinter().show)
-        async with engine.call(worker, route, payload) as answer:
-            last = b"\n"
-            async for part in answer.content.iter_any():
-                sys.stdout.buffer.write(part)
-                sys.stdout.buffer.flush()
-                last = part
-            if not last.endswith(b"\n"):
-                print(flush=True)
-            if answer.status >= 400:
-                raise ErrorAnswer(f"{worker.url}{route} answered {answer.status} {answer.reason}")
+    with time_limit(SystemClock(), math.inf if limit_s is None else limit_s):
+        async with aiohttp.ClientSession() as http:
+            if limit_s is None:
+                await check_joined(http, target)
+            engine, waiting = RouteClient(http, target), _WaitingPrinter(target)
+            wait_s = WORKER_LIMIT_S if limit_s is None else limit_s
+            worker = await engine.route(cost, limit_s=wait_s, on_wait=waiting.show)
+            async with style.call(engine, worker, route, payload) as answer:
+                await _print_body(answer)
+                if answer.status >= 400:
+                    raise ErrorAnswer(f"{worker.url}{route} answered {answer.status} {answer.reason}")
+        return
+    raise NoAnswer(f"no complete answer within {limit_s:g} s")
+
+
+async def _print_body(answer: aiohttp.ClientResponse) -> None:
+    last = b"\n"
+    async for part in answer.content.iter_any():
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        last = part
+    if not last.endswith(b"\n"):
+        print(flush=True)
 
 
 class _WaitingPrinter:
     """Prints that no worker is ready, once for each change of the workers' states."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Target) -> None:
         self._last: Any = None
+        is_local = target.engine_url != CLOUD_ENGINE
+        self._hint = f"; {target.engine_url.rstrip('/')}/ shows them" if is_local else ""
 
     def show(self, workers: Any) -> None:
         if workers != self._last:
             self._last = workers
-            print(
-                f"no worker is ready yet: {describe_workers(workers)}; `pyworker status` shows why",
-                file=sys.stderr,
-            )
+            print(f"no worker is ready yet: {describe_workers(workers)}{self._hint}", file=sys.stderr)

@@ -13,7 +13,14 @@ from tests.docs.blocks import DOCS, ROOT, Document, every_document
 
 # The languages of each kind of block. Shell blocks are tested in test_commands.py, others in the document's
 # own test.
-KINDS = {"shell": {"sh"}, "file": {"python"}, "python": {"python"}, "json": {"json"}, "log": {"", "json"}}
+KINDS = {
+    "shell": {"sh"},
+    "script": {"sh"},
+    "file": {"python"},
+    "python": {"python"},
+    "json": {"json"},
+    "log": {"", "json"},
+}
 # Tested in test_manifests.py, and the metrics that they name in tests/lib/routes/test_prometheus.py.
 ELSEWHERE = {"manifests": {"yaml"}}
 

@@ -6,7 +6,9 @@ import ast
 import asyncio
 import base64
 import json
+import mimetypes
 import runpy
+import shlex
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -194,6 +196,48 @@ async def test_uploads_parameters_and_long_jobs(guide: Path) -> None:
             assert await response.json() == {"path": "/voices/a b", "query": {"limit": "7"}}
         assert (await answer(worker, "/render", {"prompt": "Hi"}))[0] == 200
         await served(worker, transcribed["bytes"] / 16_000 + 7.0 + 100.0)
+
+
+async def test_the_commands_for_uploads(guide: Path) -> None:
+    (guide / "sound.wav").write_bytes(b"x" * 16_000)
+    async with running(guide, "uploads.py") as (worker, model):
+        printed: list[str] = []
+        for line in GUIDE.block("script", "uploads").splitlines():
+            _, *words = shlex.split(line)
+            assert words[-1] == "-l"
+            ended = await done(*words[:-1], "--engine", worker.instance.engine_url, cwd=guide)
+            assert (ended.status, words[0] == "request" and ended.errors) in {(0, ""), (0, False)}, ended
+            printed.append(ended.output)
+        form, whole, voice = map(json.loads, printed[:3])
+        assert form["type"] == "multipart/form-data"
+        assert whole == {"bytes": 16_000, "type": mimetypes.guess_type("sound.wav")[0]}
+        assert voice == {"path": "/voices/alto", "query": {"limit": "3"}}
+        assert printed[3].startswith("20 of 20 requests")
+        parts = [body for request, body in model.received if request == "POST /transcribe"]
+        assert [b'name="file"; filename="sound.wav"' in body for body in parts] == [True, False, *[True] * 20]
+
+        status, body = await worker.upload("/transcribe", {"file": guide / "sound.wav"}, {"language": "en"})
+        assert (status, json.loads(body)["type"]) == (200, "multipart/form-data")
+        assert b'name="language"' in model.received[-1][1]
+
+
+@pytest.mark.parametrize("kind", ["script", "python"])
+async def test_header_authentication_by_hand(kind: str, guide: Path) -> None:
+    """Run the examples of docs/protocol.md."""
+    (guide / "sound.wav").write_bytes(b"x" * 1000)
+    protocol = document("protocol")
+    async with running(guide, "uploads.py") as (worker, _):
+        engine = worker.instance.engine_url
+        if kind == "script":
+            text = protocol.block(kind, "upload with curl").replace("http://127.0.0.1:8081", engine)
+            words = ("bash", "-c", text)
+        else:
+            source = protocol.block(kind, "upload")
+            words = ("python", "-c", source.replace("Target(LOCAL_ENGINE,", f'Target("{engine}",'))
+        assert engine in words[2]
+        finished = await done(*words, cwd=guide)
+        assert finished.status == 0, finished.errors
+        assert json.loads(finished.output)["type"] == "multipart/form-data"
 
 
 async def test_several_calls_a_websocket_and_custom_routes(guide: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs `pyworker`, `python` or curl as a process: its output as it is printed, its exit status."""
+"""Runs `pyworker`, `python`, bash or curl as a process: its output as it is printed, its exit status."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ class RunningCommand(RunningProcess):
 async def command(
     *words: str, cwd: Path, env: Mapping[str, str] | None = None, errors_in_output: bool = False
 ) -> AsyncGenerator[RunningCommand, None]:
-    """Run `pyworker words` (or `python …`, `curl …`) in `cwd`, with `env` added to the environment.
+    """Run `pyworker words` (or `python …`, `curl …`, `bash …`) in `cwd`, with `env` added to the environment.
 
     With `errors_in_output`, standard error is read as part of the output.
     """
     program = {
         "python": (sys.executable, *words[1:]),
         "curl": words,
+        "bash": words,
     }.get(words[0], (sys.executable, "-m", "lib.tools.cli", *words))
     process = await asyncio.create_subprocess_exec(
         *program,
@@ -71,7 +72,7 @@ async def command(
 
 
 async def done(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> EndedProcess:
-    """Run `pyworker words` (or `python …`, `curl …`) to its end."""
+    """Run `pyworker words` (or `python …`, `curl …`, `bash …`) to its end."""
     async with command(*words, cwd=cwd, env=env) as running:
         return await running.end()
 

@@ -31,6 +31,7 @@ class JsonPayload:
 def configure(parser: argparse.ArgumentParser) -> None:
     from lib.client import add_target_arguments
     from lib.tools.load_command import add_load_arguments
+    from lib.tools.request_style import add_style_arguments
 
     parser.formatter_class = argparse.HelpFormatter
     add_target_arguments(parser)
@@ -41,17 +42,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--payload",
         type=json_object,
-        default=PAYLOAD,
         metavar="JSON",
-        help="the payload of every request (default: 50 tokens from the hello_world worker)",
+        help="the payload of every request (default: 50 tokens from the hello_world worker; with --file: {})",
     )
+    add_style_arguments(parser)
     add_cost_argument(parser, COST)
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.tools.load_command import run_load_test
+    from lib.tools.request_style import style_from_args
 
-    return run_load_test(parser, args, args.route, JsonPayload(args.payload, args.cost))
+    style = style_from_args(parser, args)
+    payload: Mapping[str, Any] = args.payload if args.payload is not None else {} if style.files else PAYLOAD
+    return run_load_test(parser, args, args.route, JsonPayload(payload, args.cost), style)
 
 
 COMMAND = Command(

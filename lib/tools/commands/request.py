@@ -6,13 +6,14 @@ import argparse
 import asyncio
 
 from lib.runtime.exit_status import EXIT_FAILED
-from lib.tools.command import Command, add_cost_argument, json_object, print_error, route
+from lib.tools.command import Command, add_cost_argument, json_object, positive, print_error, route
 
 COST = 100.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from lib.client import add_target_arguments
+    from lib.tools.request_style import add_style_arguments
 
     parser.formatter_class = argparse.HelpFormatter
     parser.add_argument(
@@ -22,24 +23,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "payload", metavar="JSON", nargs="?", type=json_object, default={}, help="the payload (default: {})"
     )
     add_target_arguments(parser)
+    add_style_arguments(parser)
     add_cost_argument(parser, COST)
+    parser.add_argument(
+        "--timeout",
+        type=positive,
+        metavar="SECONDS",
+        help="give up without a complete answer after this time, and wait until then for a worker to join "
+        "the endpoint (default: 600 s for a ready worker, any time for the answer)",
+    )
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import aiohttp
 
     from lib.client import EngineError, NoWorker, target_from_args
-    from lib.tools.one_request import ErrorAnswer, send
+    from lib.tools.joined import NobodyJoined
+    from lib.tools.one_request import ErrorAnswer, NoAnswer, send
+    from lib.tools.request_style import style_from_args
 
-    target = target_from_args(parser, args)
+    target, style = target_from_args(parser, args), style_from_args(parser, args)
     try:
-        asyncio.run(send(target, args.route, args.payload, args.cost))
+        asyncio.run(send(target, args.route, args.payload, args.cost, style, args.timeout))
     except (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError) as e:
         print_error("request", e)
     except aiohttp.ClientConnectorError as e:
         hint = "" if args.api_key else ": start the worker with pyworker run WORKER --local"
         print_error("request", f"nothing listens at {e.host}:{e.port}{hint}")
-    except (ErrorAnswer, NoWorker, EngineError, aiohttp.ClientError, asyncio.TimeoutError) as e:
+    except (NobodyJoined, NoWorker, EngineError) as e:
+        print_error("request", e)
+    except (ErrorAnswer, NoAnswer, aiohttp.ClientError, asyncio.TimeoutError, OSError) as e:
         print_error("request", str(e) or type(e).__name__)
     else:
         return 0
