@@ -90,6 +90,10 @@ class Samples:
         self._next: Callable[[], Json] = generator or partial(next, itertools.cycle(dataset or ()))
         self.substitution: str | None = None
 
+    def next(self) -> Json:
+        """A copy of the next sample, which a request parser may change."""
+        return copy.deepcopy(self._next())
+
     def read(self, reader: Reader, substitutes: Mapping[str, Reader]) -> Any:
         """Read the next sample as a client's payload is read; if it is refused, by the first that accepts it.
 

@@ -25,6 +25,7 @@ from lib.model.health_override import HealthOverride
 from lib.model.live_capacity import LiveCapacity
 from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
+from lib.routes.examples import examples_route
 from lib.routes.headline import headline, reasons_of
 from lib.runtime.logs import dropped_lines
 
@@ -45,13 +46,14 @@ def public_routes(backend: Backend) -> list[web.RouteDef]:
     ]
 
 
-def loopback_routes(backend: Backend, routes: Iterable[web.AbstractRouteDef]) -> list[web.RouteDef]:
+def loopback_routes(backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> list[web.RouteDef]:
     """The routes of the loopback port; `/status` lists `routes`, which are the author's."""
     named = [f"{r.method} {r.path}" for r in routes if isinstance(r, web.RouteDef)]
     return [
         *public_routes(backend),
         web.get("/metrics", partial(_metrics, backend)),
         web.get("/status", partial(_status, backend, named)),
+        examples_route(backend, routes),
     ]
 
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from lib.data_types import UNSIGNED_AUTH_DATA, EndpointHandler, JsonDataException
+from lib.data_types import EndpointHandler, JsonDataException
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.errors import result_or_error
 from lib.metrics import DEFAULT_WORKLOAD, WorkloadCounter
 from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.connection import ModelServer
 from lib.model.flow import send_alone
+from lib.routes.examples import client_messages, refusal
 from lib.runtime.clock import Clock, time_limit
 from lib.tools.findings import Findings
-from lib.tools.load_test import client_json
 
 REQUEST_LIMIT_S = 60.0
 MAX_EXCERPT = 200
@@ -51,11 +50,11 @@ def _check_round_trip(handler: EndpointHandler[Any], payload: Any, found: Findin
             found.warning("benchmark", f"a sample was {handler.samples.substitution}")
         return
     typed: Any = payload.typed if isinstance(payload, DeclaredPayload) else payload
-    forms = (partial(client_json, typed), partial(handler.generate_payload_json, payload))
-    refusals = [_refusal(handler, form) for form in forms]
+    messages = list(client_messages(handler, payload))
+    refusals = [refusal(handler, message) for message in messages]
     if None in refusals:
         found.ok("benchmark", "a client that sends its payload is accepted")
-    elif handler.accepts_uploads or (_has_form(typed) and _not_json(forms[1])):
+    elif handler.accepts_uploads or (_has_form(typed) and isinstance(messages[-1], Exception)):
         what = "uploads" if handler.accepts_uploads else "what its payload class makes a form of"
         found.note(
             "benchmark",
@@ -63,24 +62,6 @@ def _check_round_trip(handler: EndpointHandler[Any], payload: Any, found: Findin
         )
     else:
         found.problem("benchmark", f"a client that sends its payload is refused: {refusals[0]}")
-
-
-def _refusal(handler: EndpointHandler[Any], form: Callable[[], Any]) -> str | None:
-    """The reason why the handler does not accept the payload in this form, or None."""
-    if problem := _not_json(form):
-        return problem
-    message = json.loads(json.dumps(form()))
-    envelope = {"auth_data": dict(UNSIGNED_AUTH_DATA), "payload": message}
-    read = result_or_error(lambda: handler.read_payload(envelope))
-    if isinstance(read, JsonDataException):
-        return _fields(read)
-    return repr(read) if isinstance(read, Exception) else None
-
-
-def _not_json(form: Callable[[], Any]) -> str | None:
-    """The reason why a form of the payload is not JSON, or None."""
-    text = result_or_error(lambda: json.dumps(form()))
-    return f"it is not JSON: {text}" if isinstance(text, Exception) else None
 
 
 def _has_form(typed: Any) -> bool:

@@ -11,9 +11,8 @@ a request was due, not from when it was sent.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ import aiohttp
 import anyio
 
 from lib.client import EngineError, NoWorker, RouteClient, Target
+from lib.fields.client_json import client_json
 from lib.metrics import WorkloadCounter
 from lib.runtime.clock import Clock, SystemClock, sleep, time_limit
 from lib.tools.load_tally import Sample, Tally
@@ -225,19 +225,3 @@ def payload_maker(payload: Any) -> Callable[[], Any]:
     if isinstance(payload, type):
         return cast(Any, payload).for_test
     return lambda: payload
-
-
-def client_json(payload: Any) -> Mapping[str, Any]:
-    """The JSON that a client sends for `payload`: a mapping itself, or the fields of a dataclass.
-
-    Of another object it is `generate_payload_json()`, although that is meant for the model server: nothing
-    else is known of it.
-    """
-    if isinstance(payload, Mapping):
-        return cast("Mapping[str, Any]", payload)
-    if dataclasses.is_dataclass(payload):
-        # Fields with `init=False` are set by the worker, not by clients.
-        own = {field.name for field in dataclasses.fields(payload) if not field.init}
-        fields = dataclasses.asdict(cast(Any, payload))
-        return {name: value for name, value in fields.items() if name not in own}
-    return payload.generate_payload_json()

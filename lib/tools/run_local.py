@@ -7,10 +7,13 @@ the search for the worker's file (lib/tools/worker_file.py).
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import anyio
 
@@ -22,12 +25,10 @@ from lib.local.serving import DEFAULT_PORT
 from lib.routes.headline import headline
 from lib.runtime.settings import ports_in
 from lib.tools.command import EXIT_SIGNAL
-from lib.tools.status_page import NoStatus, fetch
+from lib.tools.status_page import NoStatus, fetch, fetch_examples
 
 # Seconds between two lines about the state of a worker that is not ready.
 READINESS_INTERVAL_S = 15.0
-# The payload of the requests that the output suggests.
-SAMPLE = '{"name": "value"}'
 
 
 def run_with_local_engine(
@@ -36,12 +37,12 @@ def run_with_local_engine(
     environ: Mapping[str, str],
     interval_s: float = READINESS_INTERVAL_S,
     command: str = "run",
-    sample: str = SAMPLE,
+    sample: str | None = None,
 ) -> int:
     """Run `pyworker run target`, or another `command`, with a local engine; return the exit status.
 
-    `display_name` is the worker's name in the output, `sample` the payload of the requests that it suggests.
-    Raises `SettingsError` for invalid ports in `environ`.
+    `display_name` is the worker's name in the output. The requests that it suggests have the benchmark's
+    payload or else, if given, the JSON `sample`. Raises `SettingsError` for invalid ports in `environ`.
     """
     return asyncio.run(_run((command, target), display_name, environ, Screen(), interval_s, sample))
 
@@ -52,7 +53,7 @@ async def _run(
     environ: Mapping[str, str],
     screen: Screen,
     interval_s: float,
-    sample: str,
+    sample: str | None,
 ) -> int:
     wanted = ports_in(environ)
     command = [sys.executable, "-m", "lib.tools.cli", *words]
@@ -102,7 +103,9 @@ def _port_note(wanted: int, actual: int) -> str:
     return "" if wanted == actual else f"  (port {wanted} is taken)"
 
 
-async def _report_readiness(instance: LocalInstance, screen: Screen, interval_s: float, sample: str) -> None:
+async def _report_readiness(
+    instance: LocalInstance, screen: Screen, interval_s: float, sample: str | None
+) -> None:
     """Print the worker's state at intervals until it is ready, then how to send it a request."""
     engine = instance.engine
     while True:
@@ -116,12 +119,25 @@ async def _report_readiness(instance: LocalInstance, screen: Screen, interval_s:
                 screen.line("Not ready yet: the worker doesn't listen yet.")
     try:
         routes = [str(route) for route in (await fetch(instance.loopback_url))["routes"]]
+        commands = [_suggestion(example, sample) for example in await fetch_examples(instance.loopback_url)]
     except NoStatus:  # it has ended
         return
     screen.title(
         f"The worker is ready. It takes {', '.join(routes)}. Send it a request from another terminal:"
     )
     engine_arg = "-l" if instance.engine_url == LOCAL_ENGINE else f"--engine {instance.engine_url}"
-    for path in (route.partition(" ")[2] for route in routes if route.startswith("POST ")):
-        screen.command(f"pyworker request {path} '{sample}' {engine_arg}")
+    for command in [c for c in commands if c] or ["pyworker request ROUTE JSON"]:
+        screen.command(f"{command} {engine_arg}")
     screen.line()
+
+
+def _suggestion(example: Mapping[str, Any], sample: str | None) -> str | None:
+    """The command that sends a request the worker accepts; None where no payload for it is known."""
+    method, path, payload = example["method"], example["path"], example["payload"]
+    if "{" in path:  # a part of the path would have to be made up
+        return None
+    text = sample if payload is None else json.dumps(payload, ensure_ascii=False)
+    if text is None and not example["accepts_uploads"]:
+        return None
+    what = "--file file=@PATH" if text is None else shlex.quote(text)
+    return f"pyworker request {path} {what}" + ("" if method == "POST" else f" --method {method}")

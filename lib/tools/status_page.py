@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import aiohttp
@@ -33,9 +33,31 @@ class NoStatus(Exception):
 
 async def fetch(url: str) -> dict[str, Any]:
     """Return the `/status` of the worker whose loopback port is at `url`. Raises `NoStatus`."""
+    status, answered = await _get(url, "/status")
+    if status == 404:
+        raise NoStatus(
+            f"{url} has no /status: it may be the worker's public port. Name the loopback port with --port: "
+            "it is WORKER_HTTP_PORT, or else WORKER_PORT + 1."
+        )
+    if status != 200 or not isinstance(answered, dict) or "timeline" not in answered:
+        raise NoStatus(
+            f"{url}/status is not a worker's (HTTP {status}): another program has that port. Name the "
+            "worker's loopback port with --port."
+        )
+    return cast("dict[str, Any]", answered)
+
+
+async def fetch_examples(url: str) -> list[Mapping[str, Any]]:
+    """Return the `/examples` of the worker whose loopback port is at `url`. Raises `NoStatus`."""
+    status, answered = await _get(url, "/examples")
+    return cast("list[Mapping[str, Any]]", answered) if status == 200 else []
+
+
+async def _get(url: str, path: str) -> tuple[int, object]:
+    """The status, and the JSON or else None. Raises `NoStatus` if no worker answers."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as http, http.get(f"{url}/status") as answer:
+        async with aiohttp.ClientSession(timeout=timeout) as http, http.get(url + path) as answer:
             body, status = await answer.read(), answer.status
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as e:
         refused = isinstance(e, aiohttp.ClientConnectorError)
@@ -45,18 +67,10 @@ async def fetch(url: str) -> dict[str, Any]:
             "Start one (`pyworker run WORKER --local`), or name the loopback port of the one that runs with "
             "--port: it is WORKER_HTTP_PORT, or else WORKER_PORT + 1."
         ) from e
-    answered = _object(body)
-    if status == 404:
-        raise NoStatus(
-            f"{url} has no /status: it may be the worker's public port. Name the loopback port with --port: "
-            "it is WORKER_HTTP_PORT, or else WORKER_PORT + 1."
-        )
-    if status != 200 or answered is None or "timeline" not in answered:
-        raise NoStatus(
-            f"{url}/status is not a worker's (HTTP {status}): another program has that port. Name the "
-            "worker's loopback port with --port."
-        )
-    return answered
+    try:
+        return status, json.loads(body)
+    except ValueError:
+        return status, None
 
 
 def show(status: Status, screen: Screen) -> None:
@@ -197,11 +211,3 @@ def _clock(at: float) -> str:
 
 def _quoted(text: str) -> str:
     return f"“{shorten(text, MAX_LINE)}”"
-
-
-def _object(body: bytes) -> dict[str, Any] | None:
-    try:
-        value: object = json.loads(body)
-    except ValueError:
-        return None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 from collections.abc import Generator
 from contextlib import ExitStack
@@ -60,6 +61,12 @@ async def test_a_new_worker_runs_locally_and_answers(tmp_path: Path, ports: dict
         found = re.search(r"engine +(http://127.0.0.1:\d+)", worker.output)
         assert found is not None
 
+        suggested = re.findall(r"^  pyworker (request .*)$", worker.output, re.MULTILINE)
+        assert [shlex.split(line)[1] for line in suggested] == ["/generate", "/generate_stream"]
+        for line in suggested:
+            assert f" --engine {found[1]}" in line or line.endswith(" -l")
+            assert (await done(*shlex.split(line), cwd=tmp_path)).status == 0
+
         payload = '{"prompt": "Once", "max_words": 3}'
         asked = await done("request", "/generate_stream", payload, "--engine", found[1], cwd=tmp_path)
         assert (asked.status, asked.errors) == (0, "")
@@ -75,7 +82,7 @@ async def test_a_new_worker_runs_locally_and_answers(tmp_path: Path, ports: dict
             ": ready for ",
             "POST /generate_stream",
             "; healthy",
-            "1 served",
+            "3 served",
             "200 OK",
         ):
             assert text in shown.output

@@ -10,9 +10,10 @@ import pytest
 from aiohttp import web
 
 from lib.client import Target
+from lib.fields.client_json import client_json
 from lib.runtime.clock import Clock, SystemClock
 from lib.tools.load_tally import OK, Sample
-from lib.tools.load_test import LoadPlan, LoadTest, client_json, payload_maker
+from lib.tools.load_test import LoadPlan, LoadTest, payload_maker
 from tests.guard import GUARD_S
 from tests.lib.tools.fakes import Answer, FakeEngine, OneByOne, cut, engine_and_worker, never, silent
 from tests.manual_clock import ManualClock
