@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from lib.errors import Invalid
 from lib.runtime.author_line import raised_at
 from lib.runtime.clock import Clock, SystemClock
+from lib.runtime.figures import more_than
 from lib.runtime.settings import from_environment
 from lib.wire import FinishedRequest, RequestStatus
 
@@ -446,7 +447,7 @@ class WorkloadCounter:
 
 def too_much_work(what: str, workload: float, limit: float) -> str:
     """The message for a `workload` above `limit`, which `what` names."""
-    return f"{what} is {workload:g}, more than {limit:g}, the most that is accepted"
+    return f"{what} is {more_than(workload, limit)}, the most that is accepted"
 
 
 def get_url() -> str:

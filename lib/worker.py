@@ -27,6 +27,9 @@ __all__ = [
     "WorkerConfig",
 ]
 
+# The name of the route of a worker that declares no handlers, by which `pyworker check` recognizes it.
+ROUTE_WITHOUT_HANDLERS = "without-handlers"
+
 
 class Worker:
     """A worker as declared: `run` serves it until SIGTERM or SIGINT.
@@ -43,8 +46,9 @@ class Worker:
         self.backend = _backend(factory)
         refuse(list(dict.fromkeys(_problems(factory, self.backend))))
         self.middlewares = tuple(config.middlewares)
+        name = None if config.handlers else ROUTE_WITHOUT_HANDLERS
         self.routes: list[web.AbstractRouteDef] = [
-            web.route(d.method, d.route, self.backend.create_handler(handler))
+            web.route(d.method, d.route, self.backend.create_handler(handler), name=name)
             for d, handler in factory.handlers
         ]
 

@@ -32,6 +32,7 @@ from lib.local.open_requests import ABANDONED_S, OpenRequests
 from lib.local.scaling_plan import ScalingPlan, scaling_plan
 from lib.local.signer import Scheme, Signer
 from lib.runtime.clock import Clock, SystemClock
+from lib.runtime.excerpt import excerpt
 from lib.wire import DeleteRequests, WorkerStatus
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ DEFAULT_REPORT_LIMIT = 1000
 ANY_KEY = "local"
 # Log lines list at most this many requests.
 MAX_LISTED = 20
+# Characters of a worker's error that are logged.
+MAX_LOGGED_ERROR = 300
 # Guards a test against waiting for ever, in seconds of real time.
 WAIT_LIMIT_S = 30.0
 
@@ -221,7 +224,8 @@ class LocalEngine:
             self._give_up(worker, "was restarted")
         if worker.state != before:
             why = f": {message.error_msg}" if message.error_msg else ""
-            log.info("worker %d of %s: %s%s", worker.id, endpoint_name, worker.state, why)
+            shown = excerpt(why, MAX_LOGGED_ERROR)
+            log.info("worker %d of %s: %s%s", worker.id, endpoint_name, worker.state, shown)
             self.note("info0", endpoint, f"worker {worker.id} is {worker.state}{why}")
         self.note("debug", endpoint, f"report of worker {worker.id}: {json.dumps(message.summary())}")
         for listener in self.listeners:

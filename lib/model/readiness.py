@@ -218,6 +218,9 @@ class Readiness:
         if self.state is State.READY and not self.loadtime_s:
             self.loadtime_s = self._clock.monotonic() - self._started
         if self.state is not before:
+            if self.state is State.LOADING and not self._missing:
+                # Without this, a saved benchmark would seem to be the reason for loading.
+                reason = f"{reason}; the engine's public key is still missing"
             self.timeline.append(Change(self._clock.wall(), self.state, reason))
             level = logging.WARNING if self.state is State.ERRORED else logging.INFO
             log.log(level, "%s → %s: %s", before.value, self.state.value, reason)

@@ -22,6 +22,7 @@ from lib.metrics import WorkloadCap, WorkloadCounter, too_much_work
 from lib.request.handler import Handler
 from lib.request.incoming import Serve
 from lib.runtime.clock import Clock
+from lib.runtime.figures import more_than
 from lib.uploads import Upload
 
 ErrorFactory = Callable[[], Exception]
@@ -101,7 +102,7 @@ class Lane:
         wait_s = load / max_perf
         if wait_s > self.max_wait_s:
             raise TooBusy(
-                f"the wait would be {wait_s:.1f} s, more than {self.max_wait_s:g} s", wait_s - self.max_wait_s
+                f"the wait would be {more_than(wait_s, self.max_wait_s, ' s')}", wait_s - self.max_wait_s
             )
 
 

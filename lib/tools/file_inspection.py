@@ -18,6 +18,9 @@ from lib.server import Inspector, inspected_by
 from lib.tools.deployment_target import DeploymentTarget
 from lib.tools.worker_file import WorkerFailed, WorkerFile, run_file, settings_error_in
 
+# The remedy for a file that ends without serving its worker.
+NOT_SERVED = 'call start_server(backend, routes), or run() of a Worker, under if __name__ == "__main__":'
+
 
 class NotServed(Exception):
     """The file did not get to where it would serve, or not well; `problems` says why, a line each."""
@@ -50,7 +53,4 @@ def inspect_file(file: WorkerFile | DeploymentTarget, inspector: Inspector) -> N
         if not inspected or e.code not in (None, 0):
             raise NotServed(f"it exited before it served, with status {e.code}") from e
     if not inspected:
-        raise NotServed(
-            "it ended without serving: call start_server(backend, routes), or run() of a Worker, under "
-            'if __name__ == "__main__":'
-        )
+        raise NotServed(f"it ended without serving: {NOT_SERVED}")

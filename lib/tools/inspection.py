@@ -11,10 +11,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
@@ -32,6 +33,7 @@ from lib.tools.findings import Findings
 from lib.tools.log_replay import check_rules, replay
 from lib.tools.route_check import check_speed
 from lib.tools.worker_file import WorkerFile
+from lib.worker import ROUTE_WITHOUT_HANDLERS
 
 # Variables that only an instance sets. If none of them is set, their absence is a note, not a problem.
 INSTANCE_VARIABLES = ("CONTAINER_ID", "PUBLIC_IPADDR", "VAST_TCP_PORT_")
@@ -112,11 +114,23 @@ class _Inspection:
                     await send_one(handler, server, self._clock, self._found)
 
     def _check_declaration(self, backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> None:
-        named = [f"{r.method} {r.path}" for r in routes if isinstance(r, web.RouteDef)]
-        if named:
-            self._found.ok("worker", f"routes: {', '.join(named)}")
-        else:
+        named = [r for r in routes if isinstance(r, web.RouteDef)]
+        if not named:
             self._found.problem("worker", "it has no routes, so no client could call it")
+        elif all(r.kwargs.get("name") == ROUTE_WITHOUT_HANDLERS for r in named):
+            self._found.problem(
+                "worker",
+                f"it declares no handlers, so its only route is {_listed(named)}: add a HandlerConfig for "
+                "each route of the model server to handlers=[…]",
+            )
+        elif not any(cast(Handler, r.handler) in backend.served for r in named):
+            self._found.problem(
+                "worker",
+                f"no handler serves {_listed(named)}, so requests are neither authenticated nor counted: "
+                "make one by backend.create_handler(…) or backend.guard(…)",
+            )
+        else:
+            self._found.ok("worker", f"routes: {_listed(named)}")
         self._found.problems("worker", backend.config().problems())
         check_speed(backend, routes, self._found)
 
@@ -165,3 +179,7 @@ class _Inspection:
         else:
             took_s = self._clock.monotonic() - began
             self._found.ok("health check", f"{watch.url} answered {status} after {took_s:.3f} s")
+
+
+def _listed(routes: Sequence[web.RouteDef]) -> str:
+    return ", ".join(f"{route.method} {route.path}" for route in routes)

@@ -7,6 +7,7 @@ match is in lib/model/watch.py.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,16 @@ MAX_LOADS = 3
 HEALTHY_LINES = 20
 # How much of a line is shown, in characters.
 MAX_LINE = 120
+# What is common in regular expressions and rare in logs: quantifiers, classes, escapes, anchors,
+# alternatives.
+_OF_REGEX = re.compile(
+    r"""
+    \.[*+?] | [)\]][*+?] | \[\^ | \[[^\]]*(?: a-z | A-Z | 0-9 )[^\]]*\] | \(\?
+    | \\[dDwWsSbB.*+?()|^$\[\]{}]
+    | ^\^ | \$$ | \([^()]*\|[^()]*\)
+    """,
+    re.VERBOSE,
+)
 
 
 @dataclass
@@ -68,6 +79,11 @@ def check_rules(rules: Sequence[tuple[LogAction, str]], found: Findings) -> None
         elif text != text.strip():
             found.warning(
                 "log", f"{name} begins or ends with white space, which the log's line must contain too"
+            )
+        if _OF_REGEX.search(text):
+            found.warning(
+                "log",
+                f"{name} looks like a regular expression, but rules are substrings: no character is special",
             )
 
 

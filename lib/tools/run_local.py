@@ -25,6 +25,7 @@ from lib.local.serving import DEFAULT_PORT
 from lib.routes.headline import headline
 from lib.runtime.settings import ports_in
 from lib.tools.command import EXIT_SIGNAL
+from lib.tools.file_inspection import NOT_SERVED
 from lib.tools.status_page import NoStatus, fetch, fetch_examples
 
 # Seconds between two lines about the state of a worker that is not ready.
@@ -71,6 +72,8 @@ async def _run(
         status = await worker.wait()
         if not signals:
             screen.line(f"The worker ended by itself, with exit status {status}.")
+            if status == 0 and instance.engine.worker(WORKER_ID).last is None:
+                screen.line(f"It did not serve: {NOT_SERVED}.")
     return status if status >= 0 else EXIT_SIGNAL - status
 
 

@@ -198,6 +198,40 @@ async def test_each_mistake_is_found(old: str, new: str, about: str, said: str, 
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "from lib.worker import Worker, WorkerConfig\n"
+            "Worker(WorkerConfig('http://127.0.0.1:1', model_healthcheck_url='/health')).run()\n",
+            "it declares no handlers, so its only route is POST /: add a HandlerConfig",
+        ),
+        (
+            CLASSIC.replace("backend.create_handler(handler)", "lambda request: web.Response()"),
+            "no handler serves POST /generate, so requests are neither authenticated nor counted",
+        ),
+    ],
+    ids=["declared", "classic"],
+)
+async def test_a_worker_without_handlers_has_a_problem(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(text)
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 1
+    (problem,) = found(checked.output, "problem", "worker")
+    assert problem.startswith(said)
+
+
+async def test_a_declared_handler_at_the_root_is_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(
+        "from lib.worker import HandlerConfig, Worker, WorkerConfig\n"
+        "root = HandlerConfig('/')\n"
+        "config = WorkerConfig('http://127.0.0.1:1', model_healthcheck_url='/health', handlers=[root])\n"
+        "Worker(config).run()\n"
+    )
+    checked = await done("check", cwd=tmp_path)
+    assert (checked.status, found(checked.output, "ok", "worker")) == (0, ["routes: POST /"])
+
+
+@pytest.mark.parametrize(
     ("old", "new", "about", "said"),
     [
         ('"/echo"', '"/error500"', "request", "failed after "),

@@ -72,6 +72,13 @@ async def test_the_exit_status_is_that_of_the_worker(local: tuple[str, ...], tmp
     assert f"here I am ['{tmp_path / name}']" in ended.output
 
 
+async def test_a_file_that_never_runs_its_worker_is_told_so(tmp_path: Path) -> None:
+    name = worker_in(tmp_path, LOOPED.replace("worker.run()", "pass"))
+    ended = await done("run", name, "--local", cwd=tmp_path)
+    assert ended.status == 0
+    assert "It did not serve: call start_server(backend, routes), or run() of a Worker" in ended.output
+
+
 async def test_a_killed_worker_gives_the_status_a_shell_gives(tmp_path: Path) -> None:
     name = worker_in(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     ended = await done("run", name, "--local", cwd=tmp_path)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lib.errors import Invalid
 from lib.metrics import DEFAULT_WORKLOAD, WorkloadCap, WorkloadCounter
+from lib.runtime.figures import more_than
 
 
 @dataclass
@@ -94,7 +95,7 @@ def test_more_than_max_workload_is_refused(workload: float, limit: float) -> Non
     with pytest.raises(Invalid) as raised:
         counter.count(Payload(lambda: workload))
     assert raised.value.fields == {
-        "payload": f"its workload is {workload:g}, more than {limit:g}, the most that is accepted"
+        "payload": f"its workload is {more_than(workload, limit)}, the most that is accepted"
     }
 
 

@@ -7,8 +7,9 @@ import base64
 import gzip
 import io
 import json
+import logging
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -20,8 +21,10 @@ from Crypto.Signature import pkcs1_15
 from lib.local.engine import LocalEngine, Scheme
 from lib.local.serving import serve_engine
 from lib.wire import full_signed_text, url_signed_text
+from tests.fakes.reports import READY
 from tests.keys import new_key
 from tests.manual_clock import ManualClock
+from tests.system import engine_key
 
 KEY = {"api_key": "any"}
 
@@ -730,3 +733,14 @@ async def test_wait_for_times_out(served: ServedEngine) -> None:
 async def test_wait_for_returns_the_value_of_the_predicate(served: ServedEngine) -> None:
     await served.ok("/delete_requests/", {"worker_id": 7, "mtoken": "", "requests": [finished()]})
     assert (await served.engine.wait_for(lambda: served.engine.finished))[0].worker_id == 7
+
+
+def test_the_state_of_a_worker_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lib.local.engine")
+    engine = LocalEngine(key=engine_key())
+    engine.take_report("local", replace(READY, id=77, error_msg="CUDA error:\nout of memory"))
+    engine.take_report("local", replace(READY, id=77))
+    assert caplog.messages == [
+        "worker 77 of local: error: CUDA error: out of memory",
+        "worker 77 of local: ready",
+    ]

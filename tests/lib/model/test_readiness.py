@@ -47,6 +47,16 @@ def test_ready_needs_every_signal_a_benchmark_and_the_key() -> None:
     assert here.max_perf == 5.0
 
 
+def test_without_the_key_the_step_back_to_loading_says_what_is_missing() -> None:
+    here = readiness(ReadySignal.HEALTH, needs_key=True)
+    here.note_signal(ReadySignal.HEALTH, "health check answered 2xx")
+    here.set_max_perf(5.0, "saved benchmark: 5 workload/s")
+    assert (here.timeline[-1].state, here.timeline[-1].reason) == (
+        State.LOADING,
+        "saved benchmark: 5 workload/s; the engine's public key is still missing",
+    )
+
+
 def test_what_is_missing_is_named() -> None:
     here = readiness(ReadySignal.LOG, ReadySignal.HEALTH, needs_key=True)
     assert (here.max_perf, here.benchmark_perf, here.measured) == (0.0, 0.0, False)

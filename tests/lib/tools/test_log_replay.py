@@ -95,3 +95,42 @@ def test_an_impossible_rule_is_reported_without_a_log() -> None:
     assert first.startswith("problem  log           load rule 'two\\nlines' can never match")
     assert second.startswith("warning  log           error rule ' spaced ' begins or ends with white space")
     assert last == "worker.py: 1 problem, 1 warning"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "server .* started",
+        "loaded in .+ s",
+        r"loaded in \d+ s",
+        r"\[INFO\] ready",
+        "^ready",
+        "ready$",
+        "(ready|started)",
+        "[0-9] workers",
+        "[^a]",
+        "(?i)ready",
+    ],
+)
+def test_a_rule_that_looks_like_a_regular_expression_is_questioned(rule: str) -> None:
+    found = Findings("worker.py")
+    check_rules([(LOAD, rule)], found)
+    (warning,) = found.lines()[:-1]
+    assert f"load rule {rule!r} looks like a regular expression, but rules are substrings" in warning
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "Application startup complete.",
+        "[INFO] ready (took 3 s)...",
+        "[vllm-server] $HOME | loaded: 100 %",
+        "error: a + b * c = {x}",
+        "C++ exception? yes",
+        "ready [1/3]",
+    ],
+)
+def test_a_plain_rule_is_not_questioned(rule: str) -> None:
+    found = Findings("worker.py")
+    check_rules([(ERROR, rule)], found)
+    assert len(found.lines()) == 1
