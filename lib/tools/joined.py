@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from lib.client import CLOUD_ENGINE, Target, describe_workers
+from lib.client import CLOUD_ENGINES, Target, describe_workers
 
 _LIMIT = aiohttp.ClientTimeout(total=5.0)
 
@@ -28,7 +28,7 @@ async def check_joined(http: aiohttp.ClientSession, target: Target) -> None:
 
     An engine that can't be asked is passed over: the request itself shows what is wrong.
     """
-    if target.engine_url == CLOUD_ENGINE:
+    if target.engine_url in CLOUD_ENGINES:
         return
     try:
         endpoints = await _endpoints(http, target)

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from lib.client import CLOUD_ENGINE, RouteClient, Target, describe_workers
+from lib.client import CLOUD_ENGINES, RouteClient, Target, describe_workers
 from lib.runtime.clock import SystemClock, time_limit
 from lib.tools.joined import check_joined
 from lib.tools.request_style import PLAIN, RequestStyle
@@ -73,7 +73,7 @@ class _WaitingPrinter:
 
     def __init__(self, target: Target) -> None:
         self._last: Any = None
-        is_local = target.engine_url != CLOUD_ENGINE
+        is_local = target.engine_url not in CLOUD_ENGINES
         self._hint = f"; {target.engine_url.rstrip('/')}/ shows them" if is_local else ""
 
     def show(self, workers: Any) -> None:

@@ -11,8 +11,9 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,9 +24,11 @@ from lib.local.processes import attached, on_stop_signal
 from lib.local.screen import Screen
 from lib.local.serving import DEFAULT_PORT
 from lib.routes.headline import headline
+from lib.runtime.clock import SystemClock
 from lib.runtime.settings import ports_in
 from lib.tools.command import EXIT_SIGNAL
 from lib.tools.file_inspection import NOT_SERVED
+from lib.tools.source_watch import SourceWatch
 from lib.tools.status_page import NoStatus, fetch, fetch_examples
 
 # Seconds between two lines about the state of a worker that is not ready.
@@ -39,49 +42,122 @@ def run_with_local_engine(
     interval_s: float = READINESS_INTERVAL_S,
     command: str = "run",
     sample: str | None = None,
+    *,
+    watched: Path | None = None,
 ) -> int:
     """Run `pyworker run target`, or another `command`, with a local engine; return the exit status.
 
     `display_name` is the worker's name in the output. The requests that it suggests have the benchmark's
-    payload or else, if given, the JSON `sample`. Raises `SettingsError` for invalid ports in `environ`.
+    payload or else, if given, the JSON `sample`. With `watched`, the worker is restarted when a Python file
+    in or below this folder changes, also after it has ended by itself; the engine goes on. Raises
+    `SettingsError` for invalid ports in `environ`.
     """
-    return asyncio.run(_run((command, target), display_name, environ, Screen(), interval_s, sample))
+    sources = None if watched is None else SourceWatch(watched, SystemClock())
+    return asyncio.run(_run((command, target), display_name, environ, interval_s, sample, sources))
 
 
 async def _run(
     words: Sequence[str],
     display_name: str,
     environ: Mapping[str, str],
-    screen: Screen,
     interval_s: float,
     sample: str | None,
+    sources: SourceWatch | None,
 ) -> int:
-    wanted = ports_in(environ)
+    wanted, screen = ports_in(environ), Screen()
     command = [sys.executable, "-m", "lib.tools.cli", *words]
-    async with (
-        local_instance(environ, DEFAULT_PORT, wanted) as instance,
-        attached(command, instance.environ) as worker,
-    ):
-        signals: list[int] = []
-        on_stop_signal(partial(_end, worker, signals))
+    async with local_instance(environ, DEFAULT_PORT, wanted) as instance:
         _introduce(instance, display_name, wanted, screen)
+        report_readiness = partial(_report_readiness, instance, screen, interval_s, sample)
+        run = _LocalRun(command, instance, screen, report_readiness, sources)
+        on_stop_signal(run.stop)
+        return await run.until_end()
+
+
+class _LocalRun:
+    """A worker beside a local engine: one process after another, if its `sources` are watched."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        instance: LocalInstance,
+        screen: Screen,
+        report_readiness: Callable[[], Coroutine[Any, Any, None]],
+        sources: SourceWatch | None,
+    ) -> None:
+        self._command = command
+        self._instance = instance
+        self._screen = screen
+        self._report_readiness = report_readiness
+        self._sources = sources
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopped = anyio.Event()
+
+    def stop(self, signum: int) -> None:
+        """Send the worker SIGTERM: the first one makes it drain, the second one stops it immediately."""
+        self._stopped.set()
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    async def until_end(self) -> int:
+        """Run the worker, again after each change; return the exit status of the last process."""
+        while True:
+            status = await self._run_once()
+            if self._stopped.is_set():
+                break
+            if status is None:  # a file has changed
+                continue
+            self._report_end(status)
+            if self._sources is None:
+                break
+            self._screen.line("Waiting for a change of its files.")
+            if not await self._until_changed():
+                break
+        if status is None:  # a signal came while the worker was being ended for a change
+            return 0
+        return status if status >= 0 else EXIT_SIGNAL - status
+
+    async def _run_once(self) -> int | None:
+        """Run a process of the worker to its end; return its status, or None if a change ended it."""
+        async with attached(self._command, self._instance.environ) as self._process:
+            if self._stopped.is_set():  # before there was a process
+                self._process.send_signal(signal.SIGTERM)
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._report_readiness)
+                if self._sources is not None:
+                    group.start_soon(self._cancel_at_change, group.cancel_scope)
+                await self._process.wait()
+                group.cancel_scope.cancel()
+            # After a signal, the change of a file does not cut the worker's drain short.
+            if self._stopped.is_set():
+                await self._process.wait()
+            return self._process.returncode
+
+    async def _cancel_at_change(self, scope: anyio.CancelScope) -> None:
+        if await self._until_changed():
+            scope.cancel()
+
+    async def _until_changed(self) -> bool:
+        """Wait until a file changes and print it; False if a signal comes before."""
+        assert self._sources is not None
+        changed: list[str] = []
         async with anyio.create_task_group() as group:
-            group.start_soon(_report_readiness, instance, screen, interval_s, sample)
-            await worker.wait()
+
+            async def watch(sources: SourceWatch = self._sources) -> None:
+                changed.extend(await sources.changed())
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            await self._stopped.wait()
             group.cancel_scope.cancel()
-        status = await worker.wait()
-        if not signals:
-            screen.line(f"The worker ended by itself, with exit status {status}.")
-            if status == 0 and instance.engine.worker(WORKER_ID).last is None:
-                screen.line(f"It did not serve: {NOT_SERVED}.")
-    return status if status >= 0 else EXIT_SIGNAL - status
+        if changed:
+            self._screen.line(f"Changed: {', '.join(changed)}. The worker is started anew.")
+        return bool(changed)
 
-
-def _end(worker: asyncio.subprocess.Process, signals: list[int], signum: int) -> None:
-    """Send the worker SIGTERM: the first one makes it drain, the second one stops it immediately."""
-    signals.append(signum)
-    if worker.returncode is None:
-        worker.send_signal(signal.SIGTERM)
+    def _report_end(self, status: int) -> None:
+        self._screen.line(f"The worker ended by itself, with exit status {status}.")
+        if status == 0 and self._instance.engine.worker(WORKER_ID).last is None:
+            self._screen.line(f"It did not serve: {NOT_SERVED}.")
 
 
 def _introduce(instance: LocalInstance, display_name: str, wanted: tuple[int, int], screen: Screen) -> None:
@@ -111,9 +187,16 @@ async def _report_readiness(
 ) -> None:
     """Print the worker's state at intervals until it is ready, then how to send it a request."""
     engine = instance.engine
+    since_s = engine.clock.monotonic()
+
+    def is_ready() -> bool:
+        """Whether this process, and not one before it, has reported that it is ready."""
+        worker = engine.worker(WORKER_ID)
+        return bool(worker.reports) and worker.reports[-1].received_s > since_s and worker.state == "ready"
+
     while True:
         try:
-            await engine.wait_for(lambda: engine.worker(WORKER_ID).state == "ready", interval_s)
+            await engine.wait_for(is_ready, interval_s)
             break
         except TimeoutError:
             try:

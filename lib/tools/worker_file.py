@@ -62,6 +62,11 @@ class WorkerFile:
         """The name or path by which `find` finds it from `root`."""
         return str(self.path) if self.name is None else self.name
 
+    @property
+    def sources(self) -> Path:
+        """The folder of the author's files: the project's, or of a worker with a name its own."""
+        return self.root if self.name is None else self.path.parent
+
     def shown(self, path: str | Path) -> str:
         """`path` relative to `here`, or absolute if it is not below `here`."""
         shown = os.path.relpath(path, self.here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from tests.fakes.command import ROOT, command, done
 from tests.fakes.worker import Setup
+from tests.guard import GUARD_S
 from tests.system import engine_and_model_server, environment
 
 FAKE_WORKER = str(ROOT / "tests" / "fakes" / "worker.py")
@@ -219,3 +221,74 @@ async def test_a_waiting_worker_says_what_it_waits_for(tmp_path: Path) -> None:
             await worker.until("no load rule has matched 2 lines yet")
             worker.process.send_signal(signal.SIGINT)
             assert (await worker.end()).status == 0
+
+
+# A worker whose answer a test changes.
+CHANGED = """
+import answers
+from lib.worker import HandlerConfig, Worker, WorkerConfig
+
+async def double(number: int):
+    return answers.FACTOR * number
+
+worker = Worker(WorkerConfig(handlers=[HandlerConfig("/double", remote_function=double)]))
+if __name__ == "__main__":
+    worker.run()
+"""
+
+
+async def test_with_reload_a_changed_worker_is_started_anew_beside_the_same_engine(tmp_path: Path) -> None:
+    worker_in(tmp_path, CHANGED)
+    (tmp_path / "answers.py").write_text("FACTOR = 2\n")
+
+    async def answer() -> str:
+        words = ("request", "/double", '{"number": 21}', "--engine", engine, "--timeout", f"{GUARD_S}")
+        return (await done(*words, cwd=tmp_path)).output
+
+    async def key() -> str:
+        return (await done("curl", "-s", f"{engine}/pubkey/", cwd=tmp_path)).output
+
+    async with command("run", "--local", "--reload", cwd=tmp_path, errors_in_output=True) as running:
+        await running.until("The worker is ready.")
+        found = re.search(r"engine +(http://\S+)", running.output)
+        assert found is not None
+        engine = found[1]
+        assert await answer() == '{"result": 42}\n'
+        first_key = await key()
+
+        running.output = ""
+        (tmp_path / "answers.py").write_text("FACTOR = 2 + 2\n")  # of another length, for Python's cache
+        await running.until("Changed: answers.py. The worker is started anew.")
+        await running.until("The worker is ready.")
+        assert await answer() == '{"result": 84}\n'
+
+        running.output = ""
+        worker_in(tmp_path, "def f(:\n")
+        await running.until("SyntaxError: ")
+        await running.until(
+            "The worker ended by itself, with exit status 1.\nWaiting for a change of its files."
+        )
+
+        running.output = ""
+        worker_in(tmp_path, CHANGED.replace("* number", "+ number"))
+        await running.until("Changed: worker.py.")
+        await running.until("The worker is ready.")
+        assert await answer() == '{"result": 25}\n'
+        assert await key() == first_key
+
+        running.process.send_signal(signal.SIGINT)
+        assert (await running.end()).status == 0
+
+
+async def test_with_reload_a_signal_ends_the_wait_for_a_change(tmp_path: Path) -> None:
+    worker_in(tmp_path, "import sys\nsys.exit(7)\n")
+    async with command("run", "--local", "--reload", cwd=tmp_path) as running:
+        await running.until("Waiting for a change of its files.")
+        running.process.send_signal(signal.SIGINT)
+        assert (await running.end()).status == 7
+
+
+async def test_reload_needs_the_local_mode(tmp_path: Path) -> None:
+    ended = await done("run", worker_in(tmp_path, CHANGED), "--reload", cwd=tmp_path)
+    assert ended.status == 2
+    assert ended.errors.endswith("argument --reload: only with --local\n")

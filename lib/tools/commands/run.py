@@ -27,13 +27,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run on this machine, with a local engine and with the variables that an instance would have",
     )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="with --local: restart the worker when a Python file in its project's folder changes",
+    )
 
 
-def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.errors import SettingsError
     from lib.tools.run_local import run_with_local_engine
     from lib.tools.worker_file import NoSuchWorker, find
 
+    if args.reload and not args.local:
+        parser.error("argument --reload: only with --local")
     environ = environment()
     try:
         file = find(args.worker, Path.cwd(), environ.get("BACKEND", ""))
@@ -43,7 +50,9 @@ def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not args.local:
         return _run_here(file, environ)
     try:
-        return run_with_local_engine(file.target, str(file), environ)
+        return run_with_local_engine(
+            file.target, str(file), environ, watched=file.sources if args.reload else None
+        )
     except SettingsError as e:
         print_error("run", "; ".join(e.problems))
         return EXIT_USAGE
