@@ -165,10 +165,16 @@ class RemoteFunction:
 
     @property
     def name(self) -> str:
+        function = self.documented
+        return stable_name(function if hasattr(function, "__qualname__") else type(function))
+
+    @property
+    def documented(self) -> Any:
+        """The author's function itself, or what a `functools.partial` calls."""
         function = self._function
         while isinstance(function, functools.partial):
             function = cast("functools.partial[Any]", function).func
-        return stable_name(function if hasattr(function, "__qualname__") else type(function))
+        return function
 
     def problem(self, receives_uploads: bool) -> str | None:
         """The reason why the function can't be called with a payload's fields as keywords, or None.

@@ -15,6 +15,7 @@ from lib.fields.callables import parameters_of
 from lib.fields.hints import resolved_hints
 from lib.fields.json_error import JsonDataException, WrongValue
 from lib.fields.json_fields import Field, ObjectFields, make_field, reader_of
+from lib.fields.schemas import Definitions, Schema
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -41,6 +42,11 @@ class Arguments:
         """The only parameter, if it has fields of its own: the payload may be its value."""
         is_whole = len(self.fields) == 1 and not self.accepts_any and self.fields[0].reader.has_fields
         return self.fields[0] if is_whole else None
+
+    def schema(self, definitions: Definitions) -> Schema:
+        """The JSON Schema of the payload."""
+        whole = self.whole
+        return self._reader.schema(definitions) if whole is None else whole.reader.schema(definitions)
 
     def read(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments in `payload`. Raises `JsonDataException` for all wrong fields.

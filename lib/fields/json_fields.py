@@ -19,6 +19,7 @@ from lib.fields.hints import resolved_hints
 from lib.fields.json_error import JsonDataException, Problem, WrongValue
 from lib.fields.pydantic_reader import pydantic_reader
 from lib.fields.readers import AnyReader, Reader, ReaderFactory
+from lib.fields.schemas import Definitions, Schema
 from lib.fields.unknown_fields import UnknownFields
 from lib.fields.url_parameters import Parameters, converted
 
@@ -138,6 +139,17 @@ class ObjectFields:
             raise JsonDataException(problems)
         return values
 
+    def schema(self, definitions: Definitions) -> Schema:
+        """The JSON Schema of an object with these fields."""
+        properties = {field.name: field.reader.schema(definitions) for field in self.fields}
+        required = [field.name for field in self.fields if field.required]
+        schema: Schema = {"type": "object", "properties": properties}
+        if required:
+            schema["required"] = required
+        if self._rest is not None:
+            schema["additionalProperties"] = self._rest.schema(definitions)
+        return schema
+
     def _read_rest(
         self, message: Mapping[str, Any], values: dict[str, Any], problems: dict[str, Problem]
     ) -> None:
@@ -180,6 +192,9 @@ class DataclassReader(Reader):
         except ValueError as e:
             raise WrongValue(str(e) or "is invalid") from e
 
+    def schema(self, definitions: Definitions) -> Schema:
+        return definitions.reference(self._cls, lambda: fields_of(self._cls).schema(definitions))
+
 
 class TypedDictReader(Reader):
     """Reads a TypedDict."""
@@ -207,6 +222,9 @@ class TypedDictReader(Reader):
             return self._fields.read(cast("dict[str, Any]", value))
         except JsonDataException as e:
             raise WrongValue(e.message) from e
+
+    def schema(self, definitions: Definitions) -> Schema:
+        return definitions.reference(self._cls, lambda: self._fields.schema(definitions))
 
     def _requires(self, name: str, hint: Any) -> bool:
         # `__required_keys__` does not know of qualifiers in quotes, or with annotations from __future__.

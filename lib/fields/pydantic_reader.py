@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast
 
 from lib.fields.json_error import WrongValue
 from lib.fields.readers import Reader
+from lib.fields.schemas import REFERENCE, Definitions, Schema
 from lib.fields.unknown_fields import UnknownFields
 
 _WORDS: Mapping[str, str] = {
@@ -45,16 +46,23 @@ class PydanticReader(Reader):
         self,
         description: str,
         validate: Callable[[Any], Any],
+        make_schema: Callable[..., dict[str, Any]],
         names: Collection[str] = (),
         unknown: UnknownFields | None = None,
     ) -> None:
         self.description = description
         self._validate = validate
+        self._make_schema = make_schema
         self._names = names
         self._unknown = unknown
 
     def has_field(self, name: str) -> bool:
         return name in self._names
+
+    def schema(self, definitions: Definitions) -> Schema:
+        schema = self._make_schema(ref_template=REFERENCE + "{model}")
+        definitions.adopt(schema.pop("$defs", {}))
+        return schema
 
     def read(self, value: Any) -> Any:
         problems: dict[str, Any] = {}
@@ -80,14 +88,18 @@ def pydantic_reader(annotation: Any) -> PydanticReader | None:
         notes = annotation.__metadata__
         if not any(type(note).__module__.startswith(("pydantic", "annotated_types")) for note in notes):
             return None
-        return PydanticReader("valid", module.TypeAdapter(annotation).validate_python)
+        adapter = module.TypeAdapter(annotation)
+        return PydanticReader("valid", adapter.validate_python, adapter.json_schema)
     if not isinstance(annotation, type) or not hasattr(annotation, "__pydantic_validator__"):
         return None
     cls = cast(Any, annotation)
-    validate = getattr(cls, "model_validate", None) or module.TypeAdapter(cls).validate_python
+    is_model = hasattr(cls, "model_validate")
+    adapter = None if is_model else module.TypeAdapter(cls)
+    validate = cls.model_validate if adapter is None else adapter.validate_python
+    make_schema = cls.model_json_schema if adapter is None else adapter.json_schema
     names = _names_of(cls)
     unknown = UnknownFields(cls.__name__, names) if _ignores_unknown(cls) else None
-    return PydanticReader("an object", validate, names, unknown)
+    return PydanticReader("an object", validate, make_schema, names, unknown)
 
 
 def _names_of(cls: Any) -> frozenset[str]:

@@ -24,6 +24,7 @@ import msgspec
 from lib.fields.annotations import union_members
 from lib.fields.json_error import Problem, WrongValue
 from lib.fields.limits import is_finite
+from lib.fields.schemas import Definitions, Schema
 from lib.fields.url_parameters import converted
 
 # What msgspec raises for a value that it can't convert.
@@ -96,6 +97,10 @@ class Reader(ABC):
     def read(self, value: Any) -> Any:
         """Convert `value`, as JSON has it or already of the type. Raises `WrongValue`."""
 
+    @abstractmethod
+    def schema(self, definitions: Definitions) -> Schema:
+        """The JSON Schema of what it reads. That of a class goes to `definitions`."""
+
     def has_field(self, name: str) -> bool:
         """Whether the objects that it reads have a field `name`."""
         return False
@@ -112,6 +117,9 @@ class AnyReader(Reader):
 
     def read(self, value: Any) -> Any:
         return value
+
+    def schema(self, definitions: Definitions) -> Schema:
+        return {}
 
 
 class NumberReader(Reader):
@@ -131,13 +139,20 @@ class NumberReader(Reader):
             raise WrongValue("must be finite")
         return value if type(value) is float else number
 
+    def schema(self, definitions: Definitions) -> Schema:
+        return {"type": "number"}
+
 
 class BuiltInReader(Reader):
-    """Reads a type that msgspec converts, alone or in containers; such a container is checked as a whole."""
+    """Reads a type that msgspec converts, alone or in containers; such a container is checked as a whole.
 
-    def __init__(self, annotation: Any, description: str) -> None:
+    `parts` is the reader of a container that would read it part by part.
+    """
+
+    def __init__(self, annotation: Any, description: str, parts: Reader | None = None) -> None:
         self.description = description
         self._annotation = annotation
+        self._parts = parts
         self._is_unchanged = _is_json(annotation)
         self._can_be_infinite = not _CAN_BE_INFINITE.isdisjoint(_leaves(annotation))
         kind = {list[Any]: list, dict[str, Any]: dict}.get(annotation, annotation)
@@ -153,6 +168,11 @@ class BuiltInReader(Reader):
             raise WrongValue("must be finite")
         return value if self._is_unchanged else result
 
+    def schema(self, definitions: Definitions) -> Schema:
+        return (
+            msgspec.json.schema(self._annotation) if self._parts is None else self._parts.schema(definitions)
+        )
+
 
 class ChoiceReader(Reader):
     """Reads a literal's values: those that are equal to a choice and of its type."""
@@ -167,6 +187,9 @@ class ChoiceReader(Reader):
             if value is choice or (type(said) is type(value) and said == value):
                 return choice
         raise self.refused()
+
+    def schema(self, definitions: Definitions) -> Schema:
+        return {"enum": [said for said, _ in self._choices]}
 
 
 class EnumReader(Reader):
@@ -187,6 +210,9 @@ class EnumReader(Reader):
         if member.value == value and type(member.value) is not type(value):
             raise self.refused()
         return member
+
+    def schema(self, definitions: Definitions) -> Schema:
+        return {"enum": [member.value for member in self._cls]}
 
 
 class UnionReader(Reader):
@@ -222,6 +248,9 @@ class UnionReader(Reader):
             raise WrongValue(min(inside, key=len))  # of the member that was most likely meant
         raise self.refused()
 
+    def schema(self, definitions: Definitions) -> Schema:
+        return {"anyOf": [member.schema(definitions) for member in self._members]}
+
 
 class ListReader(Reader):
     """Reads a list's items one by one, into a `kind` of container."""
@@ -241,6 +270,9 @@ class ListReader(Reader):
         except TypeError as e:  # an item of a set that can't be one
             raise self.refused() from e
 
+    def schema(self, definitions: Definitions) -> Schema:
+        return {"type": "array", "items": self._item.schema(definitions)}
+
 
 class TupleReader(Reader):
     """Reads a list of a fixed length whose items have types of their own."""
@@ -254,6 +286,10 @@ class TupleReader(Reader):
             raise self.refused()
         pairs = zip(self._items, cast("Sequence[Any]", value), strict=True)
         return tuple(_read_each(self, ((str(i), *pair) for i, pair in enumerate(pairs))).values())
+
+    def schema(self, definitions: Definitions) -> Schema:
+        items = [item.schema(definitions) for item in self._items]
+        return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
 
 
 class DictReader(Reader):
@@ -271,6 +307,9 @@ class DictReader(Reader):
         given = cast("dict[Any, Any]", value)
         values = _read_each(self, ((key, self._item, item) for key, item in given.items()))
         return {self._read_key(key): item for key, item in values.items()}
+
+    def schema(self, definitions: Definitions) -> Schema:
+        return {"type": "object", "additionalProperties": self._item.schema(definitions)}
 
     def _read_key(self, key: Any) -> Any:
         try:
@@ -327,7 +366,7 @@ class ReaderFactory:
     def _container(self, kind: Any, arguments: tuple[Any, ...]) -> Reader:
         own = self._own_container(kind, arguments)
         annotation = kind[arguments] if arguments else kind
-        return BuiltInReader(annotation, own.description) if _is_built_in(annotation) else own
+        return BuiltInReader(annotation, own.description, own) if _is_built_in(annotation) else own
 
     def _own_container(self, kind: Any, arguments: tuple[Any, ...]) -> Reader:
         if kind is tuple and arguments and arguments[-1] is not Ellipsis:

@@ -46,13 +46,13 @@ def _all_examples(backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> l
         # A guarded function is left out: its handler accepts anything, whatever the function needs.
         if isinstance(route, web.RouteDef) and handler and not isinstance(handler, BareRouteHandler):
             named = {"method": route.method, "path": route.path, "accepts_uploads": handler.accepts_uploads}
-            found.append({**named, "payload": _example(handler, backend.benchmark_handler)})
+            found.append({**named, "payload": example_for(backend, handler)})
     return found
 
 
-def _example(handler: EndpointHandler[Any], benchmarked: EndpointHandler[Any] | None) -> Any:
+def example_for(backend: Backend, handler: EndpointHandler[Any]) -> Any:
     """A payload that a client may send to `handler`, of its own or of the benchmark; or None."""
-    for source in (handler, benchmarked):
+    for source in (handler, backend.benchmark_handler):
         payload = None if source is None else result_or_error(source.make_benchmark_payload)
         if source is None or isinstance(payload, Exception):
             continue
