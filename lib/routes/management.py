@@ -27,7 +27,7 @@ from lib.model.readiness import State
 from lib.model.watch import HealthWatch, LogWatch
 from lib.routes.examples import examples_route
 from lib.routes.headline import headline, reasons_of
-from lib.routes.openapi import openapi_route
+from lib.routes.openapi import openapi_routes
 from lib.runtime.logs import dropped_lines
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def loopback_routes(backend: Backend, routes: Sequence[web.AbstractRouteDef]) ->
         web.get("/metrics", partial(_metrics, backend)),
         web.get("/status", partial(_status, backend, named)),
         examples_route(backend, routes),
-        openapi_route(backend, routes),
+        *openapi_routes(backend, routes),
     ]
 
 

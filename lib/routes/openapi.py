@@ -1,7 +1,8 @@
 """A description of the worker's routes as an OpenAPI document (OpenAPI Specification 3.1.0).
 
-Owns the document and its route `/openapi.json` on the loopback port (docs/protocol.md, "Management routes").
-What a payload may be is said by the readers of its types (lib/fields/readers.py).
+Owns the document, and its routes on the loopback port: `/openapi.json`, and `/docs`, whose page is made in
+api_page.py (docs/protocol.md, "Management routes"). What a payload may be is said by the readers of its types
+(lib/fields/readers.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -22,7 +24,9 @@ from lib.declare.bare_route import BareRouteHandler
 from lib.declare.declared_handler import DeclaredHandler, accepts_only_uploads
 from lib.fields.json_fields import reader_of
 from lib.fields.schemas import REFERENCE, Definitions, Schema
+from lib.routes.api_page import HEADERS, page_of
 from lib.routes.examples import example_for
+from lib.runtime.hosts import is_loopback
 from lib.runtime.own_version import own_version
 
 _OBJECT: Schema = {"type": "object"}
@@ -63,18 +67,33 @@ _REFUSALS: Mapping[str, str] = {
 }
 
 
-def openapi_route(backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> web.RouteDef:
-    """The route that answers a description of the author's `routes`."""
-    return web.get("/openapi.json", partial(_openapi, backend, routes))
+def openapi_routes(backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> list[web.RouteDef]:
+    """The routes that answer a description of the author's `routes`: as a document and as a page."""
+    return [
+        web.get("/openapi.json", partial(_openapi, backend, routes)),
+        web.get("/docs", partial(_page, backend, routes)),
+    ]
 
 
 async def _openapi(
     backend: Backend, routes: Sequence[web.AbstractRouteDef], request: web.Request
 ) -> web.Response:
+    return web.json_response(await _description(backend, routes))
+
+
+async def _page(
+    backend: Backend, routes: Sequence[web.AbstractRouteDef], request: web.Request
+) -> web.Response:
+    first = next(iter(backend.running.settings.report_addrs), "")
+    is_local = is_loopback(urlsplit(first).hostname or "")
+    page = page_of(await _description(backend, routes), first if is_local else None)
+    return web.Response(text=page, content_type="text/html", headers=HEADERS)
+
+
+async def _description(backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> dict[str, Any]:
     settings = backend.running.settings
     describe = partial(description_of, backend, routes, settings.public_url, settings.engine != "none")
-    # In a thread, as it calls author code that may take long.
-    return web.json_response(await in_thread(describe))
+    return await in_thread(describe)  # it calls author code that may take long
 
 
 def description_of(

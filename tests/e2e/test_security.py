@@ -100,7 +100,7 @@ async def test_the_management_token_requests_an_update(tmp_path: Path, given: st
 
 
 @pytest.mark.parametrize(
-    "path", ["/status", "/examples", "/openapi.json", "/metrics", "/ping", "/healthz", "/readyz"]
+    "path", ["/status", "/examples", "/openapi.json", "/docs", "/metrics", "/ping", "/healthz", "/readyz"]
 )
 async def test_the_loopback_port_is_for_this_machine(tmp_path: Path, path: str) -> None:
     async with with_worker_task(tmp_path) as system:
