@@ -26,15 +26,16 @@ class NobodyJoined(Exception):
 async def check_joined(http: aiohttp.ClientSession, target: Target) -> None:
     """Raise `NobodyJoined` if `target` is an endpoint of a local engine that no worker has joined.
 
-    An engine that can't be asked is passed over: the request itself shows what is wrong.
+    Passed over are an endpoint for which the engine starts workers itself (`--autoscale`), and an engine that
+    can't be asked: the request itself shows what is wrong.
     """
     if target.engine_url in CLOUD_ENGINES:
         return
     try:
         endpoints = await _endpoints(http, target)
+        if endpoints.get(target.endpoint) or await _is_autoscaled(http, target):
+            return
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError, LookupError, TypeError):
-        return
-    if endpoints.get(target.endpoint):
         return
     url = target.engine_url.rstrip("/")
     others = [f"{name} ({_states(states)})" for name, states in endpoints.items() if name != target.endpoint]
@@ -61,6 +62,14 @@ async def _endpoints(http: aiohttp.ClientSession, target: Target) -> Mapping[str
         states = (str(worker["status"]) for worker in cast("list[dict[str, Any]]", workers))
         found[str(endpoint["endpoint_name"])] = Counter(states)
     return found
+
+
+async def _is_autoscaled(http: aiohttp.ClientSession, target: Target) -> bool:
+    """Whether the engine starts workers for the endpoint."""
+    url = f"{target.engine_url.rstrip('/')}/local/plan"
+    async with http.get(url, timeout=_LIMIT, raise_for_status=True) as answer:
+        plans: Any = await answer.json()
+    return any(each["endpoint"] == target.endpoint and each["autoscale"] for each in plans)
 
 
 def _states(states: Counter[str]) -> str:

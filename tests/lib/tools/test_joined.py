@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from lib.client import CLOUD_ENGINE, Target
-from lib.local.engine import LocalEngine
+from lib.local.engine import AutoscaleStatus, LocalEngine
 from lib.local.serving import serve_engine
 from lib.tools.joined import NobodyJoined, check_joined
 from lib.tools.load_command import run_and_print
@@ -55,6 +55,14 @@ async def test_an_endpoint_whose_workers_are_not_ready_has_been_joined() -> None
     async with serve_engine(engine) as url:
         engine.take_report("local", replace(READY, loadtime=0.0))
         assert await checked(url, "local") is None
+
+
+async def test_an_endpoint_for_which_the_engine_starts_workers_will_be_joined() -> None:
+    engine = LocalEngine(key=engine_key())
+    async with serve_engine(engine) as url:
+        engine.autoscale = AutoscaleStatus("local", running=0, wanted=1, most=1)
+        assert await checked(url, "local") is None
+        assert await checked(url, "other") is not None
 
 
 async def test_an_engine_that_cannot_be_asked_is_passed_over() -> None:
