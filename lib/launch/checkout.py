@@ -57,11 +57,14 @@ class Fetcher:
         """
         origin = self._git(checkout, "remote", "get-url", "origin")
         if checkout.url and origin is not None and origin != checkout.url:
-            raise CannotStart(
-                EXIT_SETTINGS,
-                f"{checkout.folder} is a clone of {without_password(origin)}, not of {checkout.source}:"
-                " move it away",
-            )
+            if without_password(origin) != without_password(checkout.url):
+                raise CannotStart(
+                    EXIT_SETTINGS,
+                    f"{checkout.folder} is a clone of {without_password(origin)}, not of {checkout.source}:"
+                    " move it away",
+                )
+            # Its token has changed.
+            self._commands.run("git", "-C", checkout.folder, "remote", "set-url", "origin", checkout.url)
         if os.path.exists(self._update_file):
             self._log.begin(f"updating {checkout.folder}, as {self._update_file} exists")
             if self._commands.attempt(lambda: self._update(checkout)):
