@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 
 from lib.launch.settings import LaunchSettings
 
@@ -26,10 +27,9 @@ def report(settings: LaunchSettings, error: str, say: Callable[[str], None]) -> 
     body = json.dumps(worker_status(settings, error)).encode()
     posts: list[tuple[str, subprocess.Popen[bytes]]] = []
     for address in settings.report_addrs:
-        posts.append((address, _post(f"{address}/worker_status/")))
+        posts.append((address, _post(f"{address}/worker_status/", body)))
     for address, post in posts:
-        post.communicate(body)
-        if post.returncode:
+        if post.wait():
             say(f"the error could not be reported to {address}: check REPORT_ADDR and the network")
 
 
@@ -57,10 +57,15 @@ def worker_status(settings: LaunchSettings, error: str) -> dict[str, object]:
     }
 
 
-def _post(url: str) -> subprocess.Popen[bytes]:
+def _post(url: str, body: bytes) -> subprocess.Popen[bytes]:
+    """Start a curl that posts `body`; it has all of it, and sends it without further help."""
     options = ("-fsS", "-o", "/dev/null", "-m", str(REPORT_LIMIT_S), "--data-binary", "@-")
-    return subprocess.Popen(
+    post = subprocess.Popen(
         ["curl", *options, "-H", "Content-Type: application/json", url],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
+    assert post.stdin is not None
+    with suppress(BrokenPipeError), post.stdin as pipe:  # a curl that has ended is noticed by its status
+        pipe.write(body)
+    return post

@@ -1,9 +1,15 @@
-"""The launcher's reports have the fields of the worker's own."""
+"""The launcher's reports: they have the fields of the worker's own, and are sent in parallel."""
 
 from __future__ import annotations
 
-from lib.launch.reports import worker_status
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from lib.launch.reports import report, worker_status
 from lib.wire import WorkerStatus
+from tests.guard import GUARD_S
 from tests.lib.launch.test_launch_settings import read
 
 
@@ -28,3 +34,31 @@ def test_a_report_is_a_worker_status_of_a_worker_that_does_nothing() -> None:
     ).to_json()
     assert message.pop("disk_usage") != own.pop("disk_usage")
     assert message == own
+
+
+class TogetherHandler(BaseHTTPRequestHandler):
+    """Answers no report before both are complete."""
+
+    both: threading.Barrier
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.both.wait(GUARD_S)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.mark.process
+def test_no_report_waits_for_another_addresss_answer() -> None:
+    TogetherHandler.both = threading.Barrier(2)
+    said: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), TogetherHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        report(read(REPORT_ADDR=f"{address}/a,{address}/b"), "an error", said.append)
+        TogetherHandler.both.abort()
+        server.shutdown()
+        thread.join()
+    assert said == []
