@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 CHUNK_BYTES = 65536
@@ -29,9 +30,10 @@ def copy(source: int, console: int, path: Path, limit_bytes: int) -> None:
             console = os.open(os.devnull, os.O_WRONLY)
         try:
             if log.tell() + len(chunk) > limit_bytes:
-                os.replace(path, f"{path}.old")
-                log.close()
-                log = _opened(path)
+                with suppress(FileNotFoundError):  # it was moved, but no new one could be opened
+                    os.replace(path, f"{path}.old")
+                full, log = log, _opened(path)
+                full.close()
             log.write(chunk)
         except OSError:
             pass

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from pathlib import Path
 
+import pytest
+
+from lib.launch import log_writer
 from lib.launch.log_writer import CHUNK_BYTES, copy
 
 
@@ -51,3 +56,23 @@ def test_a_full_disk_does_not_stop_the_console(tmp_path: Path) -> None:
     os.close(console)
     assert os.read(reader, 100) == b"one\n"
     os.close(reader)
+
+
+def test_a_log_that_cannot_be_opened_after_a_rotation_is_opened_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The console has every line meanwhile."""
+    log, data = tmp_path / "log", [letter * CHUNK_BYTES for letter in (b"a", b"b", b"c")]
+    (tmp_path / "source").write_bytes(b"".join(data))
+    attempts = iter([True, False, True])
+
+    def opened(path: Path) -> io.FileIO:
+        if not next(attempts):
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return io.FileIO(path, "a")
+
+    monkeypatch.setattr(log_writer, "_opened", opened)
+    with (tmp_path / "source").open("rb") as source, (tmp_path / "console").open("wb") as console:
+        copy(source.fileno(), console.fileno(), log, limit_bytes=CHUNK_BYTES)
+    assert (tmp_path / "console").read_bytes() == b"".join(data)
+    assert (log.read_bytes(), (tmp_path / "log.old").read_bytes()) == (data[2], data[0])
