@@ -40,9 +40,7 @@ class Environment:
             return
         self._log.begin(f"installing into {self._folder}")
         done.unlink(missing_ok=True)
-        if self._commands.output(self.python, "-c", "") is None and not self._commands.attempt(
-            self._make_venv
-        ):
+        if not self._is_whole() and not self._commands.attempt(self._make_venv):
             text = (
                 f"no Python environment could be made in {self._folder}: install uv or Python's venv module"
             )
@@ -63,6 +61,12 @@ class Environment:
             digest.update(_content(self._code / file))
         digest.update(_content(self._framework / "pyproject.toml"))
         return digest.hexdigest()
+
+    def _is_whole(self) -> bool:
+        """Whether packages can be installed: an interrupted start may have left a Python without pip."""
+        # The help of `pip install` imports all that an installation needs; `pip --version` does not.
+        command = ("-c", "") if self._has_uv else ("-m", "pip", "install", "--help")
+        return self._commands.output(self.python, *command) is not None
 
     def _make_venv(self) -> bool:
         shutil.rmtree(self._folder, ignore_errors=True)
