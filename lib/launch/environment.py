@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from lib.launch.log import LaunchLog
 from lib.runtime.exit_status import EXIT_FAILED
 
 MIN_PYTHON = "3.10"
+# The files that a file of requirements includes.
+_INCLUDED = re.compile(rb"^\s*(?:-[rc]|--(?:requirement|constraint)\b)[\s=]*(\S+)", re.MULTILINE)
 
 
 class Environment:
@@ -57,9 +61,10 @@ class Environment:
         digest = hashlib.sha256(
             f"{self._code}\n{self._framework}\n{version}".encode(errors="surrogateescape")
         )
-        for file in ("requirements.txt", "pyproject.toml"):
-            digest.update(_content(self._code / file))
-        digest.update(_content(self._framework / "pyproject.toml"))
+        for content in _requirements(self._code / "requirements.txt", set()):
+            digest.update(content)
+        for folder in (self._code, self._framework):
+            digest.update(_content(folder / "pyproject.toml"))
         return digest.hexdigest()
 
     def _is_whole(self) -> bool:
@@ -101,6 +106,18 @@ class Environment:
         else:
             command = (self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input")
         return self._commands.run(*command, *upgrade, *packages)
+
+
+def _requirements(file: Path, seen: set[Path]) -> Iterator[bytes]:
+    """Yield the contents of a file of requirements and of all that it includes; skip those in `seen`."""
+    file = Path(os.path.normpath(file))
+    if file in seen:
+        return
+    seen.add(file)
+    content = _content(file)
+    yield content
+    for name in _INCLUDED.findall(content):
+        yield from _requirements(file.parent / os.fsdecode(name), seen)
 
 
 def _content(path: Path) -> bytes:

@@ -1,8 +1,7 @@
-"""The worker's environment: one whose making was interrupted is made again."""
+"""The worker's environment: when it is made again, and when its packages are installed again."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,14 +15,24 @@ from lib.launch.log import LaunchLog
 
 pytestmark = pytest.mark.process
 
+# An installer that notes its arguments.
+NOTING_UV = '#!/bin/sh\necho "$*" >>"$TEST_CALLS"\n'
 
-def environment_in(folder: Path) -> Environment:
-    """Return the environment of a framework that needs no packages, on a machine without uv."""
+
+def environment_in(folder: Path, *, with_uv: bool = False) -> Environment:
+    """Return the environment of a framework that needs no packages, by default on a machine without uv."""
     code = folder / "code"
     (code / "lib").mkdir(parents=True, exist_ok=True)
     (code / "lib" / "server.py").touch()
     log = LaunchLog()
-    commands = Commands(log, {"PATH": str(folder / "none"), "HOME": os.environ.get("HOME", "")})
+    variables = {"PATH": str(folder / "bin"), "TEST_CALLS": str(folder / "calls")}
+    if with_uv:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "uv").write_text(NOTING_UV)
+        (folder / "bin" / "uv").chmod(0o755)
+        (folder / "venv" / "bin").mkdir(parents=True)
+        (folder / "venv" / "bin" / "python").symlink_to(sys.executable)
+    commands = Commands(log, variables)
     return Environment(folder / "venv", code, code, commands, log, is_update=False)
 
 
@@ -39,3 +48,22 @@ def test_an_environment_whose_pip_is_incomplete_is_made_again(tmp_path: Path, mi
     (tmp_path / "venv" / "installed").unlink()
     environment.make()
     assert (tmp_path / "venv" / "mark").exists()  # a complete one is kept
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("-r more/base.txt", "-rmore/base.txt", "  -c  more/base.txt", "--requirement more/base.txt"),
+        *("--requirement=more/base.txt", "--constraint more/base.txt", "--constraint=more/base.txt  # why"),
+    ],
+)
+def test_packages_are_installed_again_if_an_included_file_has_changed(tmp_path: Path, line: str) -> None:
+    environment = environment_in(tmp_path, with_uv=True)
+    code, calls = tmp_path / "code", tmp_path / "calls"
+    (code / "more").mkdir()
+    (code / "requirements.txt").write_text(f"one\n{line}\n-r requirements.txt\n-r none.txt\n")
+    (code / "more" / "base.txt").write_text("-c ../limits.txt\n")
+    for count, limits in ((1, "two==1"), (1, "two==1"), (2, "two==2"), (2, "two==2")):
+        (code / "limits.txt").write_text(limits)
+        environment.make()
+        assert len(calls.read_text().splitlines()) == count
