@@ -6,6 +6,7 @@ this boot, and a line of this boot must not be lost.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -54,15 +55,31 @@ def rotate(model_log: Path, marker: Path, boot: Boot | None, say: Callable[[str]
     """Copy the log of the last boot to `.old` and empty it, unless `marker` says that this boot has done so.
 
     A log that was written since the boot stays as it is, with the lines that it may have of the last boot.
-    The file is emptied, not replaced: the model server may have it open.
+    The file is emptied, not replaced: the model server may have it open. Another start waits until that is
+    done: if both copied the log, the copy could be of the emptied one.
     """
-    if boot is None or _text(marker).strip() == boot.id:
+    if boot is None:
         return
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.write_text(f"{boot.id}\n")
-        found = model_log.stat()
+        with open(marker, "a+", errors="replace") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if file.read().strip() == boot.id:
+                return
+            file.truncate(0)
+            file.write(f"{boot.id}\n")
+            file.flush()
+            _move_aside(model_log, boot, say)
     except OSError:  # a folder that can't be written is reported when the launcher's log is opened
+        return
+
+
+def _move_aside(model_log: Path, boot: Boot, say: Callable[[str], None]) -> None:
+    try:
+        found = model_log.stat()
+    except OSError:
         return
     if not stat.S_ISREG(found.st_mode) or not found.st_size:
         return

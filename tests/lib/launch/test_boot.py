@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -96,6 +98,41 @@ def test_a_line_that_is_written_during_the_copy_is_not_lost(tmp_path: Path) -> N
     log.old.mkdir()  # so that something is said between the copy and the end
     rotate(log.path, log.marker, BOOT, write_meanwhile)
     assert log.path.read_text() == LOADED + "a line of this boot\n" * 2
+
+
+def test_another_start_waits_until_the_log_is_moved_aside(tmp_path: Path) -> None:
+    log = ModelLog(tmp_path, LOADED, BOOT.at - 3600)
+    log.old.mkdir()  # so that something is said between the copy and the end
+    is_locked: list[bool] = []
+
+    def try_to_lock(_: str) -> None:
+        with log.marker.open() as marker:
+            try:
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_locked.append(True)
+            else:
+                is_locked.append(False)
+
+    rotate(log.path, log.marker, BOOT, try_to_lock)
+    assert is_locked == [True]
+    with log.marker.open() as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_starts_at_the_same_time_keep_the_log_of_the_last_boot(tmp_path: Path, count: int) -> None:
+    """All of them wait for the same lock."""
+    log = ModelLog(tmp_path, LOADED, BOOT.at - 3600)
+    log.marker.parent.mkdir()
+    starts = [threading.Thread(target=log.rotate) for _ in range(count)]
+    with log.marker.open("w") as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        for start in starts:
+            start.start()
+    for start in starts:
+        start.join()
+    assert (log.path.read_text(), log.old.read_text(), log.said) == ("", LOADED, [])
 
 
 @pytest.mark.parametrize("path", ["folder", "none", "empty"])
