@@ -108,9 +108,12 @@ def _empty(model_log: Path, found: os.stat_result, say: Callable[[str], None]) -
 
 
 def find_model_log(model_log: str, code: Path | None, backend: str) -> Path | None:
-    """Return `model_log`, or the default in the source of the ready-made worker; None without one."""
+    """Return `model_log`, or the default in the source of the ready-made worker; None without one.
+
+    A relative path is one in `code`.
+    """
     if model_log:
-        return Path(model_log)
+        return Path(code or "", model_log)  # the worker runs in the folder of its code
     if code is None or not backend:
         return None
     found = re.search(r'^MODEL_LOG = "(.+)"$', _text(code / "workers" / backend / "server.py"), re.MULTILINE)

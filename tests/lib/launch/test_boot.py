@@ -222,6 +222,8 @@ def test_the_log_is_the_variables_or_the_ready_made_workers(tmp_path: Path) -> N
     (tmp_path / "workers" / "own").mkdir(parents=True)
     (tmp_path / "workers" / "own" / "server.py").write_text('x = 1\nMODEL_LOG = "/tmp/own.log"\n')
     assert find_model_log("/tmp/x.log", tmp_path, "own") == Path("/tmp/x.log")
+    assert find_model_log("logs/x.log", tmp_path, "own") == tmp_path / "logs" / "x.log"
+    assert find_model_log("/tmp/x.log", None, "own") == Path("/tmp/x.log")
     assert find_model_log("", tmp_path, "own") == Path("/tmp/own.log")
     assert find_model_log("", tmp_path, "other") is None
     assert find_model_log("", tmp_path, "") is None
