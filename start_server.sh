@@ -144,15 +144,15 @@ json_text() {
 
 # Set `python`: that of the machine or of PYWORKER_VENV, or one that uv has or fetches.
 find_python() {
-  local candidate venv=${PYWORKER_VENV:-} problem="python3 is missing: install it, $MIN_PYTHON or newer"
+  local candidate venv=${PYWORKER_VENV:-} problem="python3 is missing: install it, $MIN_PYTHON or newer, or uv"
+  for candidate in python3 python3.1{4,3,2,1,0} ${venv:+"$venv/bin/python"}; do
+    python=$(command -v "$candidate") && is_new_enough && return
+  done
+  python=$(uv python find ">=$MIN_PYTHON" 2>/dev/null) && is_new_enough && return
+  step="fetching a Python, $MIN_PYTHON or newer"
+  command -v uv >/dev/null && attempt uv python install ">=$MIN_PYTHON"
+  python=$(uv python find ">=$MIN_PYTHON" 2>/dev/null) && is_new_enough && return
   if command -v python3 >/dev/null; then
-    for candidate in python3 python3.1{4,3,2,1,0} ${venv:+"$venv/bin/python"}; do
-      python=$(command -v "$candidate") && is_new_enough && return
-    done
-    python=$(uv python find ">=$MIN_PYTHON" 2>/dev/null) && is_new_enough && return
-    step="fetching a Python, $MIN_PYTHON or newer"
-    command -v uv >/dev/null && attempt uv python install ">=$MIN_PYTHON"
-    python=$(uv python find ">=$MIN_PYTHON" 2>/dev/null) && is_new_enough && return
     problem="python3 is $(python3 -V 2>&1), older than $MIN_PYTHON: install a newer one, or uv, which fetches one"
   fi
   refuse "$EXIT_SETTINGS" "cannot start:"$'\n'"  - $problem"

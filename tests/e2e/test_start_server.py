@@ -208,7 +208,9 @@ async def test_comfyui_requires_a_default_workflow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["python3", "openssl", "curl"])
 async def test_a_missing_command_is_named(tmp_path: Path, command: str) -> None:
-    async with with_instance(tmp_path, USE_SSL="true", MASTER_TOKEN='a"\\\n\tü') as instance:
+    async with with_instance(
+        tmp_path, USE_SSL="true", MASTER_TOKEN='a"\\\n\tü', PYWORKER_VENV=""
+    ) as instance:
         (instance.bin / command).unlink()
         status, output = await instance.run()
         assert status == EXIT_SETTINGS
@@ -337,6 +339,21 @@ async def test_a_python_that_is_too_old_is_refused_unless_there_is_another(tmp_p
         status, output = await instance.run()
         assert (status, "PUBLIC_IPADDR: missing" in output) == (EXIT_SETTINGS, True)
         assert "fetching" not in output
+
+
+async def test_without_python3_the_given_environment_or_uv_has_a_python(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="quick") as instance:
+        instance.add_worker("quick", "")
+        (instance.bin / "python3").unlink()
+        assert (await instance.run())[0] == 0  # PYWORKER_VENV has one
+
+        python = Path(instance.environment()["PYWORKER_VENV"]) / "bin" / "python"
+        instance.env |= {"PYWORKER_VENV": "", "PUBLIC_IPADDR": ""}  # the launcher has its say
+        instance.env |= {"TEST_FETCHED": str(tmp_path / "fetched"), "TEST_PYTHON": str(python)}
+        write_command(instance, "uv", UV_WITH_PYTHON)
+        status, output = await instance.run()
+        assert (status, "PUBLIC_IPADDR: missing" in output) == (EXIT_SETTINGS, True)
+        assert "fetching a Python, 3.10 or newer" in output
 
 
 # The framework of a piped script
