@@ -251,7 +251,7 @@ def _dataclass_field(field: dataclasses.Field[Any], annotation: Any) -> Field:
 
 def _object_reader(annotation: Any) -> Reader | None:
     """The reader of a class with fields; None for any other annotation."""
-    if (reader := pydantic_reader(annotation)) is not None:
+    if (reader := pydantic_reader(annotation, reader_of)) is not None:
         return reader
     cls: Any = typing.get_origin(annotation) or annotation  # of a generic class
     if not isinstance(cls, type):

@@ -38,9 +38,10 @@ _WORDS: Mapping[str, str] = {
 
 
 class PydanticReader(Reader):
-    """Reads a value by a pydantic validator."""
+    """Reads a value by a pydantic validator.
 
-    has_fields = True
+    `plain` reads the annotation without pydantic's notes: it has the fields; None for a class of fields.
+    """
 
     def __init__(
         self,
@@ -49,15 +50,18 @@ class PydanticReader(Reader):
         make_schema: Callable[..., dict[str, Any]],
         names: Collection[str] = (),
         unknown: UnknownFields | None = None,
+        plain: Reader | None = None,
     ) -> None:
         self.description = description
+        self.has_fields = plain is None or plain.has_fields
         self._validate = validate
         self._make_schema = make_schema
         self._names = names
         self._unknown = unknown
+        self._plain = plain
 
     def has_field(self, name: str) -> bool:
-        return name in self._names
+        return name in self._names if self._plain is None else self._plain.has_field(name)
 
     def schema(self, definitions: Definitions) -> Schema:
         schema = self._make_schema(ref_template=REFERENCE + "{model}")
@@ -79,8 +83,8 @@ class PydanticReader(Reader):
         return result
 
 
-def pydantic_reader(annotation: Any) -> PydanticReader | None:
-    """The reader of an annotation of pydantic's; None for any other."""
+def pydantic_reader(annotation: Any, reader_of: Callable[[Any], Reader]) -> PydanticReader | None:
+    """The reader of an annotation of pydantic's; None for any other. `reader_of` makes that of a part."""
     module: Any = sys.modules.get("pydantic")
     if module is None:
         return None
@@ -89,7 +93,8 @@ def pydantic_reader(annotation: Any) -> PydanticReader | None:
         if not any(type(note).__module__.startswith(("pydantic", "annotated_types")) for note in notes):
             return None
         adapter = module.TypeAdapter(annotation)
-        return PydanticReader("valid", adapter.validate_python, adapter.json_schema)
+        plain = reader_of(typing.get_args(annotation)[0])
+        return PydanticReader("valid", adapter.validate_python, adapter.json_schema, plain=plain)
     if not isinstance(annotation, type) or not hasattr(annotation, "__pydantic_validator__"):
         return None
     cls = cast(Any, annotation)

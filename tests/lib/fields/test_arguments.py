@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 import pytest
@@ -38,6 +38,18 @@ def of_voice(voice: Voice) -> None: ...
 
 
 def of_prompt(prompt: Prompt) -> None: ...
+
+
+def of_count(count: Annotated[int, pydantic.Field(ge=1)]) -> None: ...
+
+
+def maybe_of_count(count: Annotated[int, pydantic.Field(ge=1)] | None = None) -> None: ...
+
+
+def of_words(words: Annotated[list[str], pydantic.Field(min_length=1)]) -> None: ...
+
+
+def of_noted(prompt: Annotated[Prompt, pydantic.Field(description="what to say")]) -> None: ...
 
 
 def of_name(name: Voice) -> None: ...
@@ -91,6 +103,13 @@ ARGUMENTS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (of_voice, {"voice": {"name": "a"}, "more": 1}, {"voice": Voice("a")}),
     (of_name, {"name": "a"}, {"name": Voice("a")}),
     (of_prompt, {"text": "a", "repeat": 2}, {"prompt": Prompt.model_validate({"text": "a", "repeat": 2})}),
+    (of_count, {"count": 2}, {"count": 2}),
+    (of_count, Parameters(count="2"), {"count": 2}),
+    (maybe_of_count, {"count": 2}, {"count": 2}),
+    (maybe_of_count, {}, {}),
+    (of_words, {"words": ["a"]}, {"words": ["a"]}),
+    (of_noted, {"text": "a"}, {"prompt": Prompt(text="a")}),
+    (of_noted, {"prompt": {"text": "a"}}, {"prompt": Prompt(text="a")}),
     (maybe_of_voice, {}, {}),
     (maybe_of_voice, {"voice": None}, {"voice": None}),
     (maybe_of_voice, {"name": "a"}, {"voice": Voice("a")}),
@@ -121,6 +140,9 @@ def test_arguments_of_a_payload(
         (of_voice, {"voice": {}}, {"voice": {"name": "missing parameter"}}),
         (of_name, {"name": {"name": "a"}}, {"name": "must be a string"}),
         (of_voice, {}, {"name": "missing parameter"}),
+        (of_count, {}, {"count": "missing parameter"}),
+        (of_count, {"count": 0}, {"count": "must be greater than or equal to 1"}),
+        (maybe_of_count, {"count": 0}, {"count": "must be valid or null"}),
         (of_prompt, {"repeat": "x"}, {"text": "missing parameter", "repeat": "must be an integer"}),
         (
             of_two,
