@@ -11,11 +11,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lib.fields.annotations import union_members
 from lib.fields.callables import parameters_of
 from lib.fields.hints import resolved_hints
 from lib.fields.json_error import JsonDataException, WrongValue
 from lib.fields.json_fields import Field, ObjectFields, make_field, reader_of
 from lib.fields.schemas import Definitions, Schema
+from lib.fields.url_parameters import Parameters, converted
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -46,12 +48,15 @@ class Arguments:
     def schema(self, definitions: Definitions) -> Schema:
         """The JSON Schema of the payload."""
         whole = self.whole
-        return self._reader.schema(definitions) if whole is None else whole.reader.schema(definitions)
+        if whole is None:
+            return self._reader.schema(definitions)
+        payload = whole.reader.schema(definitions)
+        return {"anyOf": [payload, self._reader.schema(definitions)]} if _has_plain_member(whole) else payload
 
     def read(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments in `payload`. Raises `JsonDataException` for all wrong fields.
 
-        The only parameter, if it has fields, is the payload itself, or the object under its name, unless that
+        The only parameter, if it has fields, is the payload itself, or the value under its name, unless that
         is the name of one of these fields.
         """
         whole = self.whole
@@ -68,9 +73,28 @@ class Arguments:
 
 
 def _holds(payload: Mapping[str, Any], field: Field) -> bool:
-    """Whether the value of `field` is in `payload` by its name: an object, null, or an author's own."""
-    is_inside = field.name in payload and not isinstance(payload[field.name], (str, int, float, list))
-    return is_inside and not field.reader.has_field(field.name)
+    """Whether the value of `field` is in `payload` by its name.
+
+    An object, null, or an author's own value is. Any other is only if the annotation accepts it.
+    """
+    if field.name not in payload or field.reader.has_field(field.name):
+        return False
+    value = payload[field.name]
+    if not isinstance(value, (str, int, float, list)):
+        return True
+    if isinstance(payload, Parameters):
+        value = converted(field.annotation, value)
+    try:
+        field.reader.read(value)
+    except (WrongValue, RecursionError):
+        return False
+    return True
+
+
+def _has_plain_member(field: Field) -> bool:
+    """Whether the annotation of `field` accepts values without fields too, other than null."""
+    members = [member for member in union_members(field.annotation) if member is not type(None)]
+    return not all(reader_of(member).has_fields for member in members)
 
 
 def _annotated_part(function: Any) -> Any:

@@ -58,6 +58,18 @@ def of_name(name: Voice) -> None: ...
 def maybe_of_voice(voice: Voice | None = None) -> None: ...
 
 
+def of_text_or_voice(prompt: str | Voice) -> None: ...
+
+
+def of_number_or_voice(n: int | Voice) -> None: ...
+
+
+def of_voices(voices: Voice | list[Voice]) -> None: ...
+
+
+def of_text_or_voice_by_field(name: str | Voice) -> None: ...
+
+
 def of_two(voice: Voice, prompt: Prompt) -> None: ...
 
 
@@ -113,6 +125,15 @@ ARGUMENTS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (maybe_of_voice, {}, {}),
     (maybe_of_voice, {"voice": None}, {"voice": None}),
     (maybe_of_voice, {"name": "a"}, {"voice": Voice("a")}),
+    (of_text_or_voice, {"prompt": "hi"}, {"prompt": "hi"}),
+    (of_text_or_voice, {"prompt": {"name": "a"}}, {"prompt": Voice("a")}),
+    (of_text_or_voice, {"name": "a"}, {"prompt": Voice("a")}),
+    (of_text_or_voice_by_field, {"name": "a"}, {"name": Voice("a")}),
+    (of_number_or_voice, {"n": 3}, {"n": 3}),
+    (of_number_or_voice, Parameters(n="3"), {"n": 3}),
+    (of_voices, {"voices": [{"name": "a"}]}, {"voices": [Voice("a")]}),
+    (of_voices, {"voices": {"name": "a"}}, {"voices": Voice("a")}),
+    (of_voices, {"name": "a"}, {"voices": Voice("a")}),
     (
         of_two,
         {"voice": {"name": "a"}, "prompt": {"text": "b"}},
@@ -137,6 +158,8 @@ def test_arguments_of_a_payload(
         (plain, {"times": "3"}, {"word": "missing parameter", "times": "must be an integer"}),
         (plain, {"word": 1, "mode": 2}, {"word": "must be a string", "mode": "must be a string or null"}),
         (of_voice, {"pitch": "a"}, {"name": "missing parameter", "pitch": "must be a number"}),
+        (of_voices, {"voices": [{}]}, {"name": "missing parameter"}),
+        (of_voice, {"voice": "a"}, {"name": "missing parameter"}),
         (of_voice, {"voice": {}}, {"voice": {"name": "missing parameter"}}),
         (of_name, {"name": {"name": "a"}}, {"name": "must be a string"}),
         (of_voice, {}, {"name": "missing parameter"}),

@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from lib.fields.arguments import Arguments
 from lib.fields.json_fields import reader_of
 from lib.fields.schemas import REFERENCE, Definitions, Schema
 from tests.lib.fields import typed_examples as examples
@@ -59,6 +60,28 @@ def test_what_is_read_is_valid(annotation: Any, value: Any) -> None:
 def test_what_is_refused_is_not_valid(annotation: Any, value: Any) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(value, whole_schema(annotation), jsonschema.Draft202012Validator)
+
+
+def of_text_or_tree(prompt: str | examples.Tree) -> None: ...
+
+
+def of_tree(tree: examples.Tree | None) -> None: ...
+
+
+@pytest.mark.parametrize("payload", [{"prompt": "a"}, {"prompt": {"name": "a"}}, {"name": "a"}])
+def test_the_value_of_an_only_parameter_is_described_under_its_name(payload: Any) -> None:
+    arguments, definitions = Arguments("function", of_text_or_tree), Definitions()
+    arguments.read(payload)
+    text = json.dumps({**arguments.schema(definitions), "$defs": definitions.schemas})
+    schema = json.loads(text.replace(REFERENCE, "#/$defs/"))
+    jsonschema.validate(payload, schema, jsonschema.Draft202012Validator)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"prompt": 3}, schema, jsonschema.Draft202012Validator)
+
+
+def test_a_class_as_the_only_parameter_is_described_as_the_payload() -> None:
+    schema = Arguments("function", of_tree).schema(Definitions())
+    assert schema == reader_of(examples.Tree | None).schema(Definitions())
 
 
 def test_a_class_that_refers_to_itself_is_defined_once() -> None:
