@@ -238,8 +238,12 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
     def _with_arguments(self, payload: DeclaredPayload) -> DeclaredPayload:
         """Read the arguments of `function` from `payload`. Raises `JsonDataException` (422)."""
         if self.function is not None:
+            arguments, typed = self.function.arguments, payload.typed
+            makes_json = hasattr(typed, "generate_payload_json")
             try:
-                payload.arguments = self.function.arguments.read(payload.generate_payload_json())
+                payload.arguments = ({} if makes_json else arguments.of_instance(typed)) or arguments.read(
+                    payload.generate_payload_json()
+                )
             except JsonDataException as e:
                 raise JsonDataException({"payload": e.message}) from e
         return payload

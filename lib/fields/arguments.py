@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from lib.fields.annotations import union_members
 from lib.fields.callables import parameters_of
@@ -44,6 +44,13 @@ class Arguments:
         """The only parameter, if it has fields of its own: the payload may be its value."""
         is_whole = len(self.fields) == 1 and not self.accepts_any and self.fields[0].reader.has_fields
         return self.fields[0] if is_whole else None
+
+    def of_instance(self, value: Any) -> dict[str, Any]:
+        """The keyword arguments if `value` is of the class of the only parameter; otherwise none."""
+        whole, kind = self.whole, cast("type[Any]", type(value))
+        if whole is None or kind is dict or kind not in union_members(whole.annotation):
+            return {}
+        return {whole.name: value}
 
     def schema(self, definitions: Definitions) -> Schema:
         """The JSON Schema of the payload."""

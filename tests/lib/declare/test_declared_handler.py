@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import json
 import threading
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import pydantic
+import pydantic.dataclasses
 import pytest
 
 from lib.data_types import ApiPayload, AuthData, EndpointHandler
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.declare.functions import FunctionFailed
 from lib.fields.json_fields import JsonDataException
+from lib.fields.json_values import json_text, to_json
 from lib.metrics import WorkloadCounter
 from lib.worker import BenchmarkConfig, HandlerConfig
 from tests.guard import GUARD_S
@@ -53,6 +58,66 @@ class WordsPayload(ApiPayload):
 class Form(WordsPayload):
     def generate_payload_multipart(self) -> dict[str, Any] | None:
         return {"n": self.words}
+
+
+class Key(pydantic.BaseModel):
+    value: pydantic.SecretStr = pydantic.Field(alias="Value")
+
+
+class Login(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    user: str = pydantic.Field(alias="User")
+    password: pydantic.SecretStr
+    token: pydantic.SecretBytes
+    key: Key
+    keys: list[Key]
+    by_name: dict[str, pydantic.SecretStr]
+    pair: tuple[pydantic.SecretStr, int]
+    page: pydantic.HttpUrl
+    until: datetime.date
+    content: bytes
+
+
+@pydantic.dataclasses.dataclass
+class AliasedKey:
+    value: pydantic.SecretStr = pydantic.Field(alias="Value")
+
+
+class ReadsAs(pydantic.BaseModel):
+    value: str = pydantic.Field(validation_alias="Value")
+
+
+@dataclass
+class AroundKeys:
+    key: Key
+    keys: list[AliasedKey]
+
+
+LOGIN: dict[str, Any] = {
+    "User": "a",
+    "password": "b",
+    "token": "c",
+    "key": {"Value": "d"},
+    "keys": [{"Value": "e"}, {"Value": "f"}],
+    "by_name": {"g": "h"},
+    "pair": ["i", 1],
+    "page": "https://example.com/",
+    "until": "2026-01-02",
+    "content": "j",
+    "more": 1,
+}
+
+
+def log_in(login: Login) -> str:
+    return login.password.get_secret_value()
+
+
+def use_value(value: ReadsAs | None = None) -> str:
+    return value.value if value else ""
+
+
+def use_key(key: AliasedKey) -> str:
+    return key.value.get_secret_value()
 
 
 class Bare:
@@ -103,6 +168,47 @@ def test_a_payload_is_passed_on_unchanged() -> None:
     payload = read(handler(), {"any": ["thing"]})
     assert handler().generate_payload_json(payload) == {"any": ["thing"]}
     assert (payload.generate_payload_multipart(), workload(payload)) == (None, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("payload_class", "payload"),
+    [
+        (Login, LOGIN),
+        (AliasedKey, {"Value": "a"}),
+        (AroundKeys, {"key": {"Value": "a"}, "keys": [{"Value": "b"}]}),
+    ],
+)
+def test_a_payload_of_pydantics_types_is_sent_as_the_client_wrote_it(
+    payload_class: type[Any], payload: dict[str, Any]
+) -> None:
+    message = read(handler(payload_class=payload_class), payload).generate_payload_json()
+    assert json.loads(json_text(message)) == payload
+
+
+@pytest.mark.parametrize(
+    ("payload_class", "function", "payload", "name"),
+    [
+        (Login, log_in, LOGIN, "login"),
+        (AliasedKey, use_key, {"Value": "b"}, "key"),
+        (ReadsAs, use_value, {"Value": "b"}, "value"),
+    ],
+)
+def test_a_function_may_have_the_payload_class_as_its_parameter(
+    payload_class: type[Any], function: Any, payload: dict[str, Any], name: str
+) -> None:
+    arguments = read(handler(payload_class=payload_class, remote_function=function), payload).arguments
+    assert (list(arguments), function(**arguments)) == ([name], "b")
+
+
+def test_a_function_of_another_class_reads_what_the_client_wrote() -> None:
+    arguments = read(handler(payload_class=Key, remote_function=use_key), {"Value": "b"}).arguments
+    assert use_key(**arguments) == "b"
+
+
+def test_a_secret_in_a_functions_result_stays_hidden() -> None:
+    assert to_json(Key(Value=pydantic.SecretStr("a"))) == b'{"value": "**********"}'
+    with pytest.raises(TypeError):
+        to_json(pydantic.SecretStr("a"))
 
 
 def test_a_parsers_result_is_sent_and_counted() -> None:

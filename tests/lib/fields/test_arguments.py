@@ -158,7 +158,7 @@ def test_arguments_of_a_payload(
         (plain, {"times": "3"}, {"word": "missing parameter", "times": "must be an integer"}),
         (plain, {"word": 1, "mode": 2}, {"word": "must be a string", "mode": "must be a string or null"}),
         (of_voice, {"pitch": "a"}, {"name": "missing parameter", "pitch": "must be a number"}),
-        (of_voices, {"voices": [{}]}, {"name": "missing parameter"}),
+        (of_voices, {"voices": [3]}, {"name": "missing parameter"}),
         (of_voice, {"voice": "a"}, {"name": "missing parameter"}),
         (of_voice, {"voice": {}}, {"voice": {"name": "missing parameter"}}),
         (of_name, {"name": {"name": "a"}}, {"name": "must be a string"}),
