@@ -92,7 +92,13 @@ class _Dispatch:
                 params = self._function.arguments.read(params)
         async with self._function.call(params) as answer:
             if isinstance(answer, FunctionAnswer) and answer.content_length is not None:
-                yield web.Response(body=await answer.read(), headers={"Content-Type": answer.content_type})
+                kind = answer.content_type
+                # After the newlines of `keepalive_s`, only a body in memory can follow.
+                if answer.content.is_in_memory or self._handler.keepalive_s:
+                    yield web.Response(body=await answer.read(), headers={"Content-Type": kind})
+                else:
+                    headers = {"Content-Type": kind, "Content-Length": str(answer.content_length)}
+                    yield web.Response(body=answer.content.iter_any(), headers=headers)
             else:
                 yield answer
 

@@ -56,6 +56,10 @@ class FunctionBody:
         self._begin = begin
         self._next_chunk = next_chunk
 
+    @property
+    def is_in_memory(self) -> bool:
+        return self._next_chunk is None
+
     async def readany(self) -> bytes:
         """The next chunk; of a stream, the next item. b"" at the end."""
         chunk, self._begin = self._begin, b""

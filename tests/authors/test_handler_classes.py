@@ -12,6 +12,7 @@ from aiohttp import ClientResponse, web
 
 from lib.backend import Backend
 from lib.data_types import ApiPayload, EndpointHandler, LogAction
+from lib.declare.results import FILE_CHUNK_BYTES
 from lib.worker import (
     BenchmarkConfig,
     EndpointHandlerFactory,
@@ -135,6 +136,15 @@ class ByMethod(Computes):
 class ByOverride(Computes):
     async def call_remote_dispatch_function(self, params: dict[str, Any]) -> Any:
         return params["a"] + params["b"]
+
+
+class ByFile(Computes):
+    @classmethod
+    def payload_cls(cls) -> Any:
+        return dict
+
+    async def call_remote_dispatch_function(self, params: dict[str, Any]) -> Any:
+        return Path(params["path"])
 
 
 class ByBoth(ByField):
@@ -331,6 +341,18 @@ async def test_a_class_may_compute_its_answers(tmp_path: Path, handler_class: An
         assert await answer_of(system, "/add", {"a": 40, "b": 2}) == (200, {"result": 42})
         assert (await answer_of(system, "/add", {"b": 2}))[0] == 422
         assert all(r.method == "GET" for r in system.model.requests)
+
+
+async def test_a_class_may_answer_with_a_file(tmp_path: Path) -> None:
+    path, content = tmp_path / "a.txt", bytes(range(256)) * (2 * FILE_CHUNK_BYTES // 256) + b"end"
+    path.write_bytes(content)
+    async with with_worker_task(
+        tmp_path, make=a_worker(HandlerConfig("/add", handler_class=ByFile))
+    ) as system:
+        message = {"auth_data": system.auth(), "payload": {"path": str(path)}}
+        async with system.http.post(system.url + "/add", json=message) as answer:
+            assert (answer.status, answer.content_type) == (200, "text/plain")
+            assert (answer.content_length, await answer.read()) == (len(content), content)
 
 
 async def test_a_class_that_computes_needs_no_model_server(tmp_path: Path) -> None:
