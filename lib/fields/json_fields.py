@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -239,12 +240,22 @@ def fields_of(cls: type[Any]) -> ObjectFields:
     """The fields that the constructor of the dataclass `cls` takes. Raises `TypeError` for another class."""
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"{cls.__name__} is not a dataclass: define its from_json_msg")
-    declared = [field for field in dataclasses.fields(cls) if field.init]
+    declared = [*(field for field in dataclasses.fields(cls) if field.init), *_init_only(cls)]
     hints = resolved_hints(cls.__name__, cls, [field.name for field in declared])
     return ObjectFields(cls.__name__, [_dataclass_field(field, hints[field.name]) for field in declared])
 
 
+def _init_only(cls: Any) -> list[dataclasses.Field[Any]]:
+    """The `InitVar`s of a dataclass: parameters of its constructor that are no fields."""
+    stored = {field.name for field in dataclasses.fields(cls)}
+    parameters = inspect.signature(cls.__init__).parameters
+    pseudo: Mapping[str, dataclasses.Field[Any]] = cls.__dataclass_fields__
+    return [field for name, field in pseudo.items() if name in parameters and name not in stored]
+
+
 def _dataclass_field(field: dataclasses.Field[Any], annotation: Any) -> Field:
+    if isinstance(annotation, dataclasses.InitVar):
+        annotation = cast(Any, annotation).type
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     return make_field(field.name, annotation, required, field.default)
 

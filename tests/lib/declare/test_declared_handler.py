@@ -22,6 +22,7 @@ from lib.fields.json_values import json_text, to_json
 from lib.metrics import WorkloadCounter
 from lib.worker import BenchmarkConfig, HandlerConfig
 from tests.guard import GUARD_S
+from tests.lib.fields.typed_examples import Scaled
 
 
 def add_more(payload: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +117,10 @@ def use_value(value: ReadsAs | None = None) -> str:
     return value.value if value else ""
 
 
+def use_number(scaled: Scaled) -> str:
+    return "b" * (scaled.number // 2)
+
+
 def use_key(key: AliasedKey) -> str:
     return key.value.get_secret_value()
 
@@ -190,6 +195,7 @@ def test_a_payload_of_pydantics_types_is_sent_as_the_client_wrote_it(
     [
         (Login, log_in, LOGIN, "login"),
         (AliasedKey, use_key, {"Value": "b"}, "key"),
+        (Scaled, use_number, {"number": 1, "factor": 2}, "scaled"),
         (ReadsAs, use_value, {"Value": "b"}, "value"),
     ],
 )

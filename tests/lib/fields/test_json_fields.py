@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields, make_dataclass
 from typing import Any, Literal, Optional
 
 import pytest
@@ -84,6 +84,16 @@ def test_a_good_message() -> None:
     assert (read.voice, read.upper) == (Voice("alto"), Upper("LOUD"))
     assert (read.defaulted, read.made, read.computed) == (7, [], 3)
     assert "unknown" not in read_fields(Everything, {**GOOD, "unknown": 1})
+
+
+def test_values_that_only_the_constructor_takes_are_checked() -> None:
+    # Python 3.10 can't resolve an `InitVar` in quotes, or with annotations from __future__.
+    made = make_dataclass(
+        "Made", [("kept", int), ("given", InitVar[int]), ("maybe", InitVar[int], field(default=None))]
+    )
+    with pytest.raises(JsonDataException) as raised:
+        read_dataclass(made, {"kept": 1, "given": "2", "maybe": "3"})
+    assert raised.value.message == {"given": "must be an integer", "maybe": "must be an integer or null"}
 
 
 def test_every_missing_field_is_named() -> None:

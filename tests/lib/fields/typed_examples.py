@@ -6,8 +6,8 @@ import datetime
 import decimal
 import enum
 import uuid
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, Literal, NewType, Optional, TypeVar
+from dataclasses import InitVar, dataclass, field
+from typing import Annotated, Any, ClassVar, Generic, Literal, NewType, Optional, TypeVar
 
 import msgspec
 import pydantic
@@ -74,6 +74,19 @@ class Tree:
 class Box(Generic[T]):
     content: T
     lid: bool = True
+
+
+@dataclass
+class Scaled:
+    """Made from values that it doesn't keep."""
+
+    number: int
+    factor: InitVar[int]
+    offset: InitVar[int] = 0
+    shared: ClassVar[int] = 1
+
+    def __post_init__(self, factor: int, offset: int) -> None:
+        self.number = self.number * factor + offset
 
 
 class Point(TypedDict):
@@ -148,6 +161,8 @@ ACCEPTED: list[tuple[Any, Any, Any]] = [
     (list[Voice], [{"name": "a"}], [Voice("a")]),
     (tuple[Voice, int], [{"name": "a"}, 1], (Voice("a"), 1)),
     (Even, {"number": 2}, Even(2)),
+    (Scaled, {"number": 2, "factor": 3}, Scaled(2, 3)),
+    (Scaled, {"number": 2, "factor": 3, "offset": 4}, Scaled(2, 3, 4)),
     (Upper, {"text": "a"}, Upper("A")),
     (list[Upper], [{"text": "a"}], [Upper("A")]),
     (Tree, {"name": "a", "children": [{"name": "b"}]}, Tree("a", [Tree("b")])),
@@ -211,6 +226,7 @@ REFUSED: list[tuple[Any, Any, Any]] = [
     (Voice | None, 3, "must be an object or null"),
     (list[Voice], [{"name": "a"}, {}, 3], {"1": NOT_A_NAME, "2": "must be an object"}),
     (Even, {"number": 1}, "the number must be even"),
+    (Scaled, {"number": 2, "offset": 4, "shared": 2}, {"factor": "missing parameter"}),
     (Upper, {}, {"text": "must be shouted"}),
     (Tree, {"name": "a", "children": [{"children": []}]}, {"children": {"0": NOT_A_NAME}}),
     (Box[int], {"lid": 1}, {"content": "missing parameter", "lid": "must be true or false"}),
