@@ -9,6 +9,7 @@ from __future__ import annotations
 import reprlib
 import types
 import typing
+from collections import abc
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, cast
@@ -24,6 +25,34 @@ _NAMES: Mapping[Any, str] = {
     Callable: "a function",
     AbstractAsyncContextManager: "an async context manager",
 }
+
+
+# The types that are lists in JSON, each with the type that a value gets.
+LISTS: Mapping[Any, Any] = {
+    list: list,
+    abc.Sequence: list,
+    abc.MutableSequence: list,
+    abc.Iterable: list,
+    abc.Collection: list,
+    set: set,
+    abc.Set: set,
+    abc.MutableSet: set,
+    frozenset: frozenset,
+    tuple: tuple,
+}
+# `Required[…]` and the like around the annotation of a TypedDict's field. Python 3.10 has none of its own.
+QUALIFIERS = frozenset({"Required", "NotRequired", "ReadOnly"})
+
+
+def named_type(annotation: Any) -> Any:
+    """The type behind a name: of a `NewType`, or of an alias by a `type` statement; None for any other."""
+    if (supertype := getattr(annotation, "__supertype__", None)) is not None:
+        return supertype
+    value = getattr(annotation, "__value__", None)
+    if value is None:
+        return None
+    arguments = typing.get_args(annotation)
+    return value[arguments] if arguments and getattr(value, "__parameters__", ()) else value
 
 
 def union_members(annotation: Any) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ def name_of_type(value: Any) -> str:
 def simplified(value: Any) -> Any:
     """Return an object that JSON doesn't know as a value that it knows; any other `value` as it is.
 
-    The result is for messages to a model server, as that of `json_text`. Raises `TypeError` for what has no form in JSON.
+    The result is for a model server, as that of `json_text`. Raises `TypeError` for what has no form in JSON.
     """
     if value is None or (
         isinstance(value, (str, int, float, dict, list)) and not isinstance(value, enum.Enum)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
-from lib.fields.annotations import union_members
+from lib.fields.annotations import LISTS, QUALIFIERS, named_type, union_members
 from lib.fields.json_error import Problem, WrongValue
 from lib.fields.limits import is_finite
 from lib.fields.schemas import Definitions, Schema
@@ -52,21 +52,7 @@ _BUILT_IN: Mapping[Any, str] = {
 # The types whose values are the same in JSON and in Python.
 _UNCHANGED = frozenset({str, int, bool, type(None), list, dict})
 _CAN_BE_INFINITE = frozenset({float, decimal.Decimal})
-_CONTAINERS: Mapping[Any, Any] = {
-    list: list,
-    abc.Sequence: list,
-    abc.MutableSequence: list,
-    abc.Iterable: list,
-    abc.Collection: list,
-    set: set,
-    abc.Set: set,
-    abc.MutableSet: set,
-    frozenset: frozenset,
-    tuple: tuple,
-    dict: dict,
-    abc.Mapping: dict,
-    abc.MutableMapping: dict,
-}
+_CONTAINERS: Mapping[Any, Any] = {**LISTS, dict: dict, abc.Mapping: dict, abc.MutableMapping: dict}
 _LIMITS: Mapping[str, str] = {
     "gt": "greater than",
     "ge": "at least",
@@ -77,8 +63,6 @@ _LIMITS: Mapping[str, str] = {
     "max_length": "of a length of at most",
     "pattern": "that matches",
 }
-# `Required[…]` and the like around the annotation of a TypedDict's field. Python 3.10 has none of its own.
-_QUALIFIERS = frozenset({"Required", "NotRequired", "ReadOnly"})
 
 
 class Reader(ABC):
@@ -323,18 +307,19 @@ class ReaderFactory:
 
     def __init__(self, objects: Callable[[Any], Reader | None]) -> None:
         self._objects = objects
+        self._open: set[Any] = set()
 
     def reader_of(self, annotation: Any) -> Reader:
         """Make the reader of `annotation`; one that accepts every value if it is of an unknown type."""
         if not isinstance(annotation, abc.Hashable):
             return AnyReader()
         origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-        if getattr(origin, "_name", None) in _QUALIFIERS:
+        if getattr(origin, "_name", None) in QUALIFIERS:
             return self.reader_of(arguments[0])
         if (reader := self._objects(annotation)) is not None:
             return reader
-        if (supertype := getattr(annotation, "__supertype__", None)) is not None:
-            return self.reader_of(supertype)
+        if (named := named_type(annotation)) is not None:
+            return self._of_name(annotation, named)
         if annotation is float:
             return NumberReader()
         if origin is Annotated:
@@ -351,6 +336,16 @@ class ReaderFactory:
             return BuiltInReader(annotation, _BUILT_IN[annotation])
         kind = _CONTAINERS.get(origin or annotation)
         return AnyReader() if kind is None else self._container(kind, arguments)
+
+    def _of_name(self, name: Any, named: Any) -> Reader:
+        """The reader of a `NewType` or an alias; one that accepts every value for an alias inside itself."""
+        if name in self._open:
+            return AnyReader()
+        self._open.add(name)
+        try:
+            return self.reader_of(named)
+        finally:
+            self._open.discard(name)
 
     def _annotated(self, annotation: Any, arguments: tuple[Any, ...]) -> Reader:
         """The reader of `Annotated[…]`; msgspec's `Meta` is checked, other metadata is not."""

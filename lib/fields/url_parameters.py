@@ -9,9 +9,9 @@ import enum
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from lib.fields.annotations import union_members
+from lib.fields.annotations import LISTS, QUALIFIERS, named_type, union_members
 
 
 class Parameters(dict[str, Any]):
@@ -23,13 +23,14 @@ class Parameters(dict[str, Any]):
 
 def converted(wanted: Any, text: Any) -> Any:
     """Convert `text`, a string or a list of strings, to the type `wanted`; unchanged where that fails."""
-    options = union_members(wanted)
-    lists = [option for option in options if (typing.get_origin(option) or option) is list]
+    options = list(_options(wanted))
+    lists = [option for option in options if (typing.get_origin(option) or option) in LISTS]
     if lists and str not in options and not isinstance(text, list):
         text = [text]
     if isinstance(text, list):
-        item_type = (typing.get_args(lists[0]) or (str,))[0] if lists else str
-        return [converted(item_type, item) for item in cast("list[Any]", text)]
+        texts = cast("list[Any]", text)
+        item_types = _item_types(lists[0], len(texts)) if lists else [str] * len(texts)
+        return [converted(*pair) for pair in zip(item_types, texts, strict=True)]
     for choice in _choices(options):
         if converted(type(choice), text) == choice:
             return choice
@@ -40,6 +41,27 @@ def converted(wanted: Any, text: Any) -> Any:
             with suppress(ValueError, KeyError):
                 return read(text)
     return text
+
+
+def _options(wanted: Any) -> Iterator[Any]:
+    """Yield the types that `wanted` stands for, without names and metadata around them."""
+    origin, members = typing.get_origin(wanted), union_members(wanted)
+    if len(members) > 1:
+        for member in members:
+            yield from _options(member)
+    elif origin is Annotated or getattr(origin, "_name", None) in QUALIFIERS:
+        yield from _options(typing.get_args(wanted)[0])
+    elif (named := named_type(wanted)) is not None:
+        yield from _options(named)
+    else:
+        yield wanted
+
+
+def _item_types(wanted: Any, number: int) -> Sequence[Any]:
+    """The types of so many items of the list type `wanted`; strings without one."""
+    types = typing.get_args(wanted) or (str,)
+    is_fixed = (typing.get_origin(wanted) or wanted) is tuple and types[-1] is not Ellipsis
+    return types if is_fixed and len(types) == number else [types[0]] * number
 
 
 def _choices(options: Sequence[Any]) -> Iterator[Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field, fields, make_dataclass
-from typing import Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.fields.json_fields import JsonDataException, Parameters, read_dataclass, read_fields
-from tests.lib.fields.typed_examples import Colour, Size
+from lib.fields.json_fields import JsonDataException, Parameters, read_dataclass, read_fields, read_typed
+from tests.lib.fields.typed_examples import Colour, Count, Point, Size, Tokens
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -167,6 +169,15 @@ class InUrl:
     colour: Colour = Colour.RED
     sizes_or_none: list[Size] | None = None
     anything: Any = None
+    tokens: Tokens | None = None
+    alias: Count = 0
+    noted: Annotated[int, "doc"] = 0
+    limited: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    sequence: Sequence[int] = ()
+    unique: set[int] = field(default_factory=set[int])
+    endless: tuple[int, ...] = ()
+    pair: tuple[int, str] = (0, "")
+    named_items: list[Tokens] = field(default_factory=list[Tokens])
 
 
 def from_url(**texts: str | list[str]) -> InUrl:
@@ -203,6 +214,16 @@ def from_url(**texts: str | list[str]) -> InUrl:
         ("sizes", ["1", "2"], [1, 2]),
         ("colour", "blue", Colour.BLUE),
         ("sizes_or_none", "2", [Size.LARGE]),
+        ("tokens", "5", 5),
+        ("alias", "5", 5),
+        ("noted", "5", 5),
+        ("limited", "5", 5),
+        ("sequence", ["5", "6"], [5, 6]),
+        ("sequence", "5", [5]),
+        ("unique", ["5", "6"], {5, 6}),
+        ("endless", "5", (5,)),
+        ("pair", ["5", "6"], (5, "6")),
+        ("named_items", "5", [5]),
         ("anything", "5", "5"),
         ("anything", ["5", "a"], ["5", "a"]),
     ],
@@ -232,6 +253,9 @@ def test_a_string_of_a_url_is_converted_to_its_fields_type(
         ("mode", "medium", "must be one of 'fast', 'slow'"),
         ("size", "large", "must be one of 256, 512, 'auto' or a number"),
         ("sizes", ["1", "3"], "must be a list, each item one of 1, 2"),
+        ("tokens", "a", "must be an integer or null"),
+        ("limited", "-1", "must be an integer at least 0 or null"),
+        ("pair", ["5"], "must be a list of 2: an integer, a string"),
         ("options", "{}", "must be an object"),
         ("voice", "alto", "must be an object or null"),
     ],
@@ -242,6 +266,10 @@ def test_a_string_that_can_not_be_converted_is_a_problem(
     with pytest.raises(JsonDataException) as raised:
         from_url(**{name: text})
     assert raised.value.message == {name: problem}
+
+
+def test_a_typed_dict_of_a_url_is_converted() -> None:
+    assert read_typed(Point, Parameters(x="1", y="2")) == {"x": 1, "y": 2.0}
 
 
 def test_strings_in_json_are_not_converted() -> None:

@@ -46,6 +46,19 @@ def test_a_value_that_is_of_the_type_already_stays(annotation: Any, value: Any) 
     assert reader_of(annotation).read(value) == value
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 has the type statement")
+def test_an_alias_by_a_type_statement_is_what_it_stands_for() -> None:
+    names: dict[str, Any] = {}
+    exec("type Whole = int\ntype Pair[T] = tuple[T, T]\ntype Tree = dict[str, Tree] | Whole", names)
+    assert reader_of(names["Pair"][float]).read([1, 2]) == (1.0, 2.0)
+    tree = reader_of(names["Tree"])
+    assert tree.read({"a": {"b": 1}}) == {"a": {"b": 1}}
+    assert tree.read(3) == 3
+    for annotation, value in ((names["Whole"], "3"), (names["Pair"][int], [1, "2"]), (names["Tree"], "a")):
+        with pytest.raises(WrongValue):
+            reader_of(annotation).read(value)
+
+
 def test_so_many_items_of_a_list_are_named() -> None:
     with pytest.raises(WrongValue) as refused:
         reader_of(list[examples.Voice]).read([{}] * 2 * MAX_PROBLEMS)

@@ -11,13 +11,16 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NewType, Optional
 
 import msgspec
 import pydantic
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import NotRequired, TypeAliasType, TypedDict
 
 from lib.fields.json_error import JsonDataException
 
 T = TypeVar("T")
 UTC = datetime.timezone.utc
 Tokens = NewType("Tokens", int)
+Count = TypeAliasType("Count", int)
+Counts = TypeAliasType("Counts", list[Count] | None)
+Pair = TypeAliasType("Pair", tuple[T, T], type_params=(T,))
 
 
 class Colour(enum.Enum):
@@ -116,6 +119,10 @@ ACCEPTED: list[tuple[Any, Any, Any]] = [
     (None, None, None),
     (Any, [object], [object]),
     (Tokens, 3, 3),
+    (Count, 3, 3),
+    (Counts, [3], [3]),
+    (Counts, None, None),
+    (Pair[int], [1, 2], (1, 2)),
     (bytes, "aGk=", b"hi"),
     (datetime.datetime, "2026-01-02T03:04:05Z", datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
     (datetime.date, "2026-01-02", datetime.date(2026, 1, 2)),
@@ -190,6 +197,9 @@ REFUSED: list[tuple[Any, Any, Any]] = [
     (float, 10**400, "must be finite"),
     (float | None, float("nan"), "must be finite"),
     (list[float], [1.0, float("nan")], "must be finite"),
+    (Count, "3", "must be an integer"),
+    (Counts, ["3"], "must be a list, each item an integer or null"),
+    (Pair[int], [1, "2"], "must be a list of 2: an integer, an integer"),
     (str, 3, "must be a string"),
     (bool, 1, "must be true or false"),
     (bytes, "a", "must be a string in Base64"),
