@@ -172,12 +172,13 @@ class DataclassReader(Reader):
     description = "an object"
     has_fields = True
 
-    def __init__(self, cls: type[Any]) -> None:
-        self._cls = cls
-        self._own: Callable[[Any], Any] | None = getattr(cls, "from_json_msg", None)
+    def __init__(self, annotation: Any) -> None:
+        self._annotation = annotation
+        self._cls: type[Any] = typing.get_origin(annotation) or annotation  # of a generic class
+        self._own: Callable[[Any], Any] | None = getattr(self._cls, "from_json_msg", None)
 
     def has_field(self, name: str) -> bool:
-        return name in fields_of(self._cls).names
+        return name in fields_of(self._annotation).names
 
     def read(self, value: Any) -> Any:
         if isinstance(value, self._cls):
@@ -187,14 +188,16 @@ class DataclassReader(Reader):
         try:
             if self._own is not None:
                 return self._own(value)
-            return self._cls(**fields_of(self._cls).read(cast("dict[str, Any]", value)))
+            return self._cls(**fields_of(self._annotation).read(cast("dict[str, Any]", value)))
         except JsonDataException as e:
             raise WrongValue(e.message) from e
         except ValueError as e:
             raise WrongValue(str(e) or "is invalid") from e
 
     def schema(self, definitions: Definitions) -> Schema:
-        return definitions.reference(self._cls, lambda: fields_of(self._cls).schema(definitions))
+        return definitions.reference(
+            self._annotation, lambda: fields_of(self._annotation).schema(definitions)
+        )
 
 
 class TypedDictReader(Reader):
@@ -236,13 +239,28 @@ class TypedDictReader(Reader):
 
 
 @lru_cache(maxsize=256)
-def fields_of(cls: type[Any]) -> ObjectFields:
-    """The fields that the constructor of the dataclass `cls` takes. Raises `TypeError` for another class."""
+def fields_of(annotation: Any) -> ObjectFields:
+    """The fields that the constructor of a dataclass takes, also of a generic one with its arguments.
+
+    Raises `TypeError` for another class.
+    """
+    cls: Any = typing.get_origin(annotation) or annotation
+    owner: str = cls.__name__
     if not dataclasses.is_dataclass(cls):
-        raise TypeError(f"{cls.__name__} is not a dataclass: define its from_json_msg")
+        raise TypeError(f"{owner} is not a dataclass: define its from_json_msg")
     declared = [*(field for field in dataclasses.fields(cls) if field.init), *_init_only(cls)]
-    hints = resolved_hints(cls.__name__, cls, [field.name for field in declared])
-    return ObjectFields(cls.__name__, [_dataclass_field(field, hints[field.name]) for field in declared])
+    hints = resolved_hints(owner, cls, [field.name for field in declared])
+    types = dict(zip(getattr(cls, "__parameters__", ()), typing.get_args(annotation), strict=False))
+    fields = [_dataclass_field(field, _substituted(hints[field.name], types)) for field in declared]
+    return ObjectFields(owner, fields)
+
+
+def _substituted(hint: Any, types: Mapping[Any, Any]) -> Any:
+    """Return `hint` with its type variables replaced by `types`."""
+    if isinstance(hint, TypeVar):
+        return types.get(hint, hint)
+    variables = getattr(hint, "__parameters__", ()) if types and typing.get_origin(hint) is not None else ()
+    return hint[tuple(types.get(variable, variable) for variable in variables)] if variables else hint
 
 
 def _init_only(cls: Any) -> list[dataclasses.Field[Any]]:
@@ -272,7 +290,7 @@ def _object_reader(annotation: Any) -> Reader | None:
     if dict in bases and hasattr(annotation, "__total__"):
         return TypedDictReader(kind)
     is_enum = enum.Enum in bases  # it may be made of a dataclass
-    return DataclassReader(kind) if dataclasses.is_dataclass(kind) and not is_enum else None
+    return DataclassReader(annotation) if dataclasses.is_dataclass(kind) and not is_enum else None
 
 
 reader_of = ReaderFactory(_object_reader).reader_of

@@ -77,6 +77,7 @@ class Tree:
 class Box(Generic[T]):
     content: T
     lid: bool = True
+    more: list[T] | None = None
 
 
 @dataclass
@@ -173,7 +174,9 @@ ACCEPTED: list[tuple[Any, Any, Any]] = [
     (Upper, {"text": "a"}, Upper("A")),
     (list[Upper], [{"text": "a"}], [Upper("A")]),
     (Tree, {"name": "a", "children": [{"name": "b"}]}, Tree("a", [Tree("b")])),
-    (Box[int], {"content": 1}, Box(1)),
+    (Box, {"content": object}, Box(object)),
+    (Box[int], {"content": 1, "more": [2]}, Box(1, more=[2])),
+    (Box[Box[float]], {"content": {"content": 1}}, Box(Box(1.0))),
     (Point, {"x": 1}, {"x": 1}),
     (list[Point], [{"x": 1, "y": 2}], [{"x": 1, "y": 2.0}]),
     (Prompt, {"text": "a", "colour": "blue"}, Prompt(text="a", colour=Colour.BLUE)),
@@ -240,6 +243,12 @@ REFUSED: list[tuple[Any, Any, Any]] = [
     (Upper, {}, {"text": "must be shouted"}),
     (Tree, {"name": "a", "children": [{"children": []}]}, {"children": {"0": NOT_A_NAME}}),
     (Box[int], {"lid": 1}, {"content": "missing parameter", "lid": "must be true or false"}),
+    (
+        Box[int],
+        {"content": "a", "more": ["b"]},
+        {"content": "must be an integer", "more": "must be a list, each item an integer or null"},
+    ),
+    (Box[Voice], {"content": {}}, {"content": NOT_A_NAME}),
     (Point, {"y": "a"}, {"x": "missing parameter", "y": "must be a number"}),
     (
         Prompt,
