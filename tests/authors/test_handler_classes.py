@@ -12,7 +12,6 @@ from aiohttp import ClientResponse, web
 
 from lib.backend import Backend
 from lib.data_types import ApiPayload, EndpointHandler, LogAction
-from lib.declare.results import FILE_CHUNK_BYTES
 from lib.worker import (
     BenchmarkConfig,
     EndpointHandlerFactory,
@@ -344,7 +343,7 @@ async def test_a_class_may_compute_its_answers(tmp_path: Path, handler_class: An
 
 
 async def test_a_class_may_answer_with_a_file(tmp_path: Path) -> None:
-    path, content = tmp_path / "a.txt", bytes(range(256)) * (2 * FILE_CHUNK_BYTES // 256) + b"end"
+    path, content = tmp_path / "a.txt", bytes(range(256)) * 4096 + b"end"
     path.write_bytes(content)
     async with with_worker_task(
         tmp_path, make=a_worker(HandlerConfig("/add", handler_class=ByFile))
