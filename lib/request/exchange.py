@@ -345,8 +345,8 @@ class Exchange:
     async def write(self, response: web.StreamResponse | Relayed) -> Answer:
         """Write the rest of `response`; return the answer that was sent, which may be the heartbeat's.
 
-        Raises `ClientGone` if the client left, except for handlers with `on_disconnect="finish"`, and
-        `AnsweredTwice`.
+        Raises `ClientGone` if the client left, except for handlers with `on_disconnect="finish"`,
+        `AnsweredTwice`, and what reading the body of `response` raises.
         """
         self._answer_status = response.status
         if isinstance(response, Relayed):
@@ -367,6 +367,8 @@ class Exchange:
                     await response.prepare(self.request)
                     await response.write_eof()
         except ConnectionError as e:
+            if not self.client_left:  # reading the body raised it: the author's code, or the model's side
+                raise
             if not self.finishes:
                 raise ClientGone from e
         self._written = response

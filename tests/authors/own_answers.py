@@ -89,6 +89,7 @@ class StreamingHandler(PlainHandler):
             "iter_chunked": content.iter_chunked(10),
             "lines": content,
             "generator": self.upper(model_response),
+            "refused": self.refused(),
         }
         status = model_response.status
         return web.Response(status=status, body=bodies[how], content_type="text/event-stream")
@@ -96,6 +97,10 @@ class StreamingHandler(PlainHandler):
     async def upper(self, model_response: ClientResponse) -> AsyncGenerator[bytes, None]:
         async for chunk in model_response.content:
             yield chunk.upper()
+
+    async def refused(self) -> AsyncGenerator[bytes, None]:
+        yield b"part"
+        raise ConnectionRefusedError("of the author's own database")
 
 
 class YieldingHandler(PlainHandler):

@@ -212,6 +212,21 @@ async def test_a_streamed_body_is_cut_where_the_models_answer_is(tmp_path: Path)
         assert system.engine.finished[0].request.status == "Error"
 
 
+@pytest.mark.parametrize("path", ["/stream", "/stream_finish"])
+async def test_a_body_that_raises_a_connection_error_of_its_own_is_cut_and_errored(
+    tmp_path: Path, path: str
+) -> None:
+    async with worker(tmp_path) as system, connected(system.url) as client:
+        await client.post(path, {"auth_data": system.auth(), "payload": {"how": "refused"}})
+        system.model.step()
+        assert (await client.head()).status == 200
+        assert await client.chunk() == b"part"
+        with pytest.raises(ConnectionError):
+            await client.chunk()
+        await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
+        assert system.engine.finished[0].request.status == "Error"
+
+
 async def test_a_client_that_leaves_a_streamed_body_stops_the_model(tmp_path: Path) -> None:
     async with worker(tmp_path) as system:
         async with connected(system.url) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -9,9 +10,13 @@ from aiohttp.abc import AbstractStreamWriter
 
 
 class RecordingWriter(AbstractStreamWriter):
-    """A connection that accepts writes once `may_write` is set, unless it is `lost`."""
+    """A connection that accepts writes once `may_write` is set, unless it is `lost`.
 
-    def __init__(self) -> None:
+    `note_lost` is called before a write raises: aiohttp raises only where its transport is closed.
+    """
+
+    def __init__(self, note_lost: Callable[[], object] = lambda: None) -> None:
+        self._note_lost = note_lost
         self.written: list[bytes] = []
         self.may_write, self.lost = anyio.Event(), False
         self.writing = anyio.Event()
@@ -20,6 +25,7 @@ class RecordingWriter(AbstractStreamWriter):
 
     async def write(self, chunk: Any) -> None:
         if self.lost:
+            self._note_lost()
             raise ConnectionResetError
         self.writing.set()
         await self.may_write.wait()

@@ -45,6 +45,9 @@ class ClientConnection(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.is_closed or self.is_aborted
 
+    def close(self) -> None:
+        self.is_closed = True
+
     def abort(self) -> None:
         self.is_aborted = True
 
@@ -74,7 +77,7 @@ class ClientRequest:
         self.clock = ManualClock()
         self.ledger = Ledger(self.clock)
         self.connection = ClientConnection()
-        self.writer = RecordingWriter()
+        self.writer = RecordingWriter(self.connection.close)
         self.steps: list[str] = []
 
     def send(
