@@ -88,9 +88,9 @@ class Routes:
             if call["ends"] in ("success", "errored", "canceled"):
                 getattr(self.metrics, f"_request_{call['ends']}")(workload=workload)
             if call["ends"] == "twice":
+                self.metrics._request_start(workload=workload, reqnum=reqnum)
                 self.metrics._request_errored(workload=workload)
                 self.metrics._request_success(workload=workload)
-                self.metrics._request_start(workload=workload, reqnum=reqnum)
         finally:
             self.metrics._request_end(workload, reqnum)
         return web.json_response({})
