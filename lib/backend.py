@@ -256,11 +256,11 @@ class Backend(OlderNames):
 
     async def _concluded(self, exchange: Exchange) -> Answer:
         """Serve the request, reply to its errors, and close its entry with an outcome in any case."""
+        exchange.begin()
         try:
-            try:
-                return await self._serve(exchange)
-            except BaseException as e:  # noqa: BLE001 - every way to end is judged in one place
-                return await exchange.reply(exchange.conclude(e), e)
+            return await self._serve(exchange)
+        except BaseException as e:  # noqa: BLE001 - every way to end is judged in one place
+            return await exchange.reply(exchange.conclude(e), e)
         finally:
             exchange.end()
             if exchange.started_s is not None and exchange.outcome is Outcome.CANCELLED:

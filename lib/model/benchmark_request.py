@@ -23,6 +23,7 @@ from lib.model.caller import ModelCaller
 from lib.model.connection import ModelServer
 from lib.model.flow import send_alone
 from lib.model.relay import body_read_before, broken_answer, is_stream_type, is_streamed
+from lib.request.own_requests import IS_COUNTED
 from lib.runtime.clock import Clock, time_limit
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,13 @@ class BenchmarkRequest:
 
     async def send(self, job: FlowRequest) -> Attempt:
         """Send one request and read its answer. Raises `BenchmarkFailed` when its payload can't be made."""
+        was_counted = IS_COUNTED.set(True)  # no call of the handler's counts it
+        try:
+            return await self._send(job)
+        finally:
+            IS_COUNTED.reset(was_counted)
+
+    async def _send(self, job: FlowRequest) -> Attempt:
         payload = self.make_payload()
         workload = self.count_workload(payload)
         caller = _BenchmarkCaller(self.server, self.handler.benchmark_method, job, workload)

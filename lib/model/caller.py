@@ -32,7 +32,6 @@ from lib.model.messages import (
 )
 from lib.model.relay import broken_answer, drain
 from lib.request.exchange import Exchange
-from lib.request.own_requests import IS_COUNTED
 from lib.uploads import Upload
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # the default limit of one WebSocket message
@@ -194,14 +193,11 @@ async def ask(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
     The call is closed when the client leaves, unless the handler lets it finish. Raises `ClientGone`, what
     `broken_answer` returns, and what the handler's code raises.
     """
-    is_counted = IS_COUNTED.set(True)
     try:
         return await _answer(exchange, server)
     except BaseException as e:
         server.failures.note_error(e)
         raise
-    finally:
-        IS_COUNTED.reset(is_counted)
 
 
 async def _write_stream(exchange: Exchange, response: web.StreamResponse, answer: Any = None) -> None:

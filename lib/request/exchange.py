@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from contextvars import Token
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +39,7 @@ from lib.request.heartbeat import Heartbeat
 from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest
 from lib.request.lanes import Lane
 from lib.request.log_lines import FAILED, OUTCOMES
+from lib.request.own_requests import IS_COUNTED
 from lib.request.sessions import Session
 from lib.request.verbatim import Text, Verbatim
 from lib.request.verdict import ABORTED_STATUS, Ending, Phase, Reply, Verdict, conclude, judge_answer
@@ -144,6 +146,7 @@ class Exchange:
         if handler.keepalive_s and request.method != "HEAD":  # its answer has no body
             self.heartbeat = Heartbeat(self.request, handler.keepalive_s, clock)
         self._entry: Entry | None = None
+        self._was_counted: Token[bool] | None = None
         self._clock = clock
         self._steps = steps
         self._phase = phase
@@ -266,6 +269,10 @@ class Exchange:
         return {name: ", ".join(headers.getall(name)) for name in names if name in headers}
 
     # Steps
+
+    def begin(self) -> None:
+        """Note that author code which runs from now to `end` works for this request, which is counted."""
+        self._was_counted = IS_COUNTED.set(True)
 
     def admit(self, auth: object, entry: Entry, session: Session | None) -> None:
         """Note that the request is authenticated, and belongs to `session` if that is not None."""
@@ -445,9 +452,12 @@ class Exchange:
         else:
             self._received_request.pop(_KEY, None)
             self.request.pop(_KEY, None)
+        if self._was_counted is not None:
+            IS_COUNTED.reset(self._was_counted)
 
     async def notify_client_left(self) -> None:
         """Call the handler's `on_client_disconnect`; log what it raises."""
+        IS_COUNTED.set(True)  # for this task, which ends with the call
         try:
             await self.lane.handler.on_client_disconnect(self.payload)
         except Exception as e:  # noqa: BLE001 - it is the author's code

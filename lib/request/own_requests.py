@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.metrics import Entry, Ledger, Outcome
 
-# Whether the author code that runs handles a request that the worker counts.
+# Whether the author code that runs works for a request that the worker counts, or for the benchmark.
 IS_COUNTED = ContextVar("is_counted", default=False)
 
 

@@ -1,6 +1,8 @@
 """A worker whose routes read and call what older workers do: metrics, sessions, the semaphore."""
 
 import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any, Dict, Type  # noqa: UP035 - as written years ago
 
 from aiohttp import ClientResponse, web
@@ -25,6 +27,15 @@ class Text(ApiPayload):
         return float(len(self.text))
 
 
+def count_again(backend: Backend) -> None:
+    """Count a request that the worker counts, or one of its benchmark: this must count nothing."""
+    metrics: Any = backend.metrics
+    metrics._request_start(workload=7.0, reqnum=1)
+    metrics._request_success(workload=7.0)
+    metrics._request_end(workload=7.0, reqnum=1)
+    metrics._request_reject(workload=7.0)
+
+
 class TextHandler(EndpointHandler[Text]):
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -40,12 +51,31 @@ class TextHandler(EndpointHandler[Text]):
     async def generate_client_response(
         self, client_request: web.Request, model_response: ClientResponse
     ) -> web.Response:
-        # The request is counted already: none of this counts anything.
-        metrics: Any = self.backend.metrics
-        metrics._request_start(workload=7.0, reqnum=1)
-        metrics._request_success(workload=7.0)
-        metrics._request_end(workload=7.0, reqnum=1)
+        count_again(self.backend)
         return web.Response(body=await model_response.read())
+
+
+class CallingHandler(TextHandler):
+    """Counts each call of the model, and each client that leaves."""
+
+    has_benchmark = False
+
+    @property
+    def endpoint(self) -> str:
+        return "/held"
+
+    def make_benchmark_payload(self) -> Text:
+        return Text("benchmark")
+
+    @asynccontextmanager
+    async def call_model(self, model: Any, payload: Text) -> AsyncGenerator[Any, None]:
+        count_again(self.backend)
+        async with model.post_json(self.endpoint, payload.generate_payload_json()) as answer:
+            yield answer
+
+    async def on_client_disconnect(self, payload: Text) -> None:
+        count_again(self.backend)
+        await self.backend.session.post("/interrupt")
 
 
 class Routes:
@@ -118,6 +148,7 @@ def make(model_url: str, **options: Any) -> tuple[Backend, list[web.AbstractRout
     routes = Routes(backend)
     return backend, [
         web.post("/text", backend.create_handler(TextHandler(backend))),
+        web.post("/call", backend.create_handler(CallingHandler(backend))),
         web.get("/facts", routes.facts),
         web.post("/by_numbers", routes.by_numbers),
         web.post("/by_object", routes.by_object),

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from lib.backend import Backend
-from tests.authors.older_names import make
+from lib.backend import Backend, Exchange
+from lib.model.benchmark_request import BenchmarkRequest
+from lib.model.connection import ModelServer
+from lib.model.flow import send_alone
+from lib.request.observers import Observer
+from lib.runtime.clock import SystemClock
+from tests.authors.older_names import CallingHandler, count_again, make
+from tests.fakes.model_server import malicious_model
+from tests.fakes.raw_client import connected
 from tests.guard import GUARD_S
 from tests.slots import holding
 from tests.system import CONTAINER_ID, MASTER_TOKEN, System, with_worker_process, with_worker_task
@@ -123,6 +133,60 @@ async def test_the_calls_of_a_handler_whose_request_is_counted_do_nothing(tmp_pa
         # On the same connection, a route of the author's own counts.
         await post(system, "/by_numbers", workload=12, reqnum=3, ends="success")
         assert (await facts(system))["served"] == 16.0
+
+
+@dataclass
+class CountingObserver(Observer):
+    backend: Backend
+
+    def admitted(self, exchange: Exchange) -> None:
+        count_again(self.backend)
+
+    def ended(self, exchange: Exchange) -> None:
+        count_again(self.backend)
+
+
+@pytest.mark.parametrize("path", ["/text", "/call"])
+async def test_calls_around_a_handler_do_nothing_either(tmp_path: Path, path: str) -> None:
+    def counted(url: str, _: object) -> Any:
+        async def counting(request: web.Request, handler: Handler) -> web.StreamResponse:
+            count_again(backend)
+            return await handler(request)
+
+        backend, routes = make(url)
+        backend.middlewares.append(counting)
+        backend.observers.append(CountingObserver(backend))
+        return backend, routes
+
+    async with with_worker_task(tmp_path, make=counted) as system:
+        system.model.release()
+        envelope = {"auth_data": system.auth(), "payload": {"text": "four"}}
+        async with system.http.post(system.url + path, json=envelope) as answer:
+            assert answer.status == 200
+        await system.reported(served=4.0)
+        seen = await facts(system)
+        assert (seen["served"], seen["received"], seen["rejected"]) == (4.0, 4.0, 0.0)
+
+
+async def test_calls_for_a_client_that_has_left_do_nothing_either(tmp_path: Path) -> None:
+    async with worker(tmp_path) as system:
+        async with connected(system.url) as client:
+            await client.post("/call", {"auth_data": system.auth(), "payload": {"text": "four"}})
+            await system.model.until(lambda: any(r.path == "/held" for r in system.model.requests))
+        await system.model.until(lambda: any(r.path == "/interrupt" for r in system.model.requests))
+        seen = await facts(system)
+        assert (seen["served"], seen["received"], seen["rejected"]) == (0.0, 4.0, 0.0)
+
+
+async def test_calls_in_the_benchmark_do_nothing_either() -> None:
+    async with malicious_model() as model, ModelServer(model.url) as server:
+        model.release()
+        backend, _ = make(model.url)
+        request = BenchmarkRequest(CallingHandler(backend), server, lambda payload: 1.0)
+        assert (await send_alone(request.send, SystemClock())).ok
+        assert not backend.metrics.outcomes
+        count_again(backend)  # what runs outside counts
+        assert backend.metrics.outcomes.total() == 2
 
 
 async def test_a_route_takes_its_turn_with_handlers(tmp_path: Path) -> None:
