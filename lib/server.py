@@ -233,6 +233,7 @@ async def serve(
                 )
                 running.cut()
                 sockets.abort()
+                backend.metrics.abandon_own_requests()
         with anyio.move_on_after(CLOSE_LIMIT_S):
             await backend.metrics.emptied()
         await stop.run_unless_immediate(running.leave_handlers)

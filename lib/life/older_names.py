@@ -58,6 +58,10 @@ class Metrics(Ledger):
         """The loading of the model: whether it is over, and how long it took."""
         return SystemMetrics(self._running_now)
 
+    def abandon_own_requests(self) -> None:
+        """End the requests that author code has started as errored: the worker stops."""
+        self._own.abandon()
+
     def _request_start(self, *args: Any, **names: Any) -> None:
         self._own.start(OwnCall(args, names))
 

@@ -137,6 +137,11 @@ class Routes:
             self.metrics._request_end(counted)
         return web.json_response({"status": counted.status, "success": counted.success})
 
+    async def unended(self, request: web.Request) -> web.Response:
+        """Starts to count a request of the engine's, and never ends it."""
+        self.metrics._request_start(RequestMetrics((await request.json())["request_idx"], 3, 12.0))
+        return web.json_response({})
+
     async def in_turn(self, request: web.Request) -> web.Response:
         """Asks the model server when no handler does."""
         async with self.backend.sem, self.backend.session.post("/echo", json={"own": True}) as answer:
@@ -153,6 +158,7 @@ def make(model_url: str, **options: Any) -> tuple[Backend, list[web.AbstractRout
         web.post("/by_numbers", routes.by_numbers),
         web.post("/by_object", routes.by_object),
         web.post("/in_turn", routes.in_turn),
+        web.post("/unended", routes.unended),
     ]
 
 

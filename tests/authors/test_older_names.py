@@ -189,6 +189,16 @@ async def test_calls_in_the_benchmark_do_nothing_either() -> None:
         assert backend.metrics.outcomes.total() == 2
 
 
+async def test_a_request_of_a_route_that_is_open_when_the_worker_stops_has_errored(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=lambda url, _: make(url), drain_timeout_s=0.0) as system:
+        system.auth()  # the engine knows of request 1
+        await post(system, "/unended", request_idx=1)
+        assert (await facts(system))["working"] == [12.0]
+    (finished,) = system.engine.finished
+    assert (finished.request.request_idx, finished.request.status) == (1, "Error")
+    assert (system.totals.new_load, system.last_report.num_requests_working) == (12.0, 0)
+
+
 async def test_a_route_takes_its_turn_with_handlers(tmp_path: Path) -> None:
     async with worker(tmp_path) as system:
         assert system.backend is not None
