@@ -5,13 +5,16 @@ Owns what each of them gives. The worker itself uses none (docs/migrating.md, "N
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lib.access.signed import SignedRequests
 from lib.life.running_worker import RunningWorker
 from lib.metrics import Ledger, Outcome
+from lib.model.readiness import State
 from lib.request.lanes import Lanes, SlotQueue
 from lib.request.own_requests import OwnCall, OwnRequests, RequestMetrics
 from lib.request.sessions import Session
@@ -19,13 +22,15 @@ from lib.runtime.clock import Clock
 from lib.runtime.own_version import own_version
 from lib.runtime.settings import Settings, from_environment
 
+log = logging.getLogger(__name__)
+
 
 class Metrics(Ledger):
     """The ledger, with the names that older workers read and call.
 
     The methods whose names begin with `_request_` count a request of a route of the author's own; inside a
-    handler they do nothing, since its request is counted already. Before the worker runs, settings are read
-    from the environment.
+    handler, around it and in its benchmark they do nothing: the worker counts these itself. Before the worker
+    runs, settings are read from the environment.
     """
 
     def __init__(self, clock: Clock, running: Callable[[], RunningWorker | None]) -> None:
@@ -129,13 +134,16 @@ class ModelMetrics:
 
     @property
     def requests_working(self) -> dict[int, RequestMetrics]:
-        """The requests in flight, oldest first, by the engine's numbers, or else by numbers below 0."""
-        return {
-            entry.request_idx or -entry.number: RequestMetrics(
-                entry.request_idx or 0, entry.request_idx or 0, entry.workload, "Started"
-            )
-            for entry in self._ledger.accepted_entries
-        }
+        """The requests in flight, oldest first, by the engine's numbers, or else by numbers below 0.
+
+        Of several with one number, which are attempts of one request, the oldest has it.
+        """
+        requests = dict[int, RequestMetrics]()
+        for entry in self._ledger.accepted_entries:
+            idx = entry.request_idx or 0
+            key = idx if idx and idx not in requests else -entry.number
+            requests[key] = RequestMetrics(idx, idx, entry.workload, "Started")
+        return requests
 
     @property
     def working_request_idxs(self) -> list[int]:
@@ -162,8 +170,9 @@ class ModelMetrics:
 
     @property
     def is_errored(self) -> bool:
-        """Whether there is an error."""
-        return self.error_msg is not None
+        """Whether the worker is in the state *errored*."""
+        running = self._running_now()
+        return running is not None and running.readiness.state is State.ERRORED
 
 
 class SystemMetrics:
@@ -226,6 +235,8 @@ class Slots:
 
     def __init__(self, queue: SlotQueue | None) -> None:
         self._queue = queue
+        self._acquired = 0
+        self._has_warned = False
 
     def locked(self) -> bool:
         """Whether a request would have to wait for a slot."""
@@ -235,12 +246,19 @@ class Slots:
         """Wait for a slot in turn with requests, and take it. Raises `Draining` (503) if the worker stops."""
         if self._queue is not None and not self._queue.try_acquire():
             await self._queue.wait(None)
+        self._acquired += 1
         return True
 
     def release(self) -> None:
-        """Give the slot back."""
-        if self._queue is not None:
+        """Give a slot back that `acquire` took. Without one it does nothing, and warns once."""
+        if self._queue is None:
+            return
+        if self._acquired:
+            self._acquired -= 1
             self._queue.release()
+        elif not self._has_warned:
+            self._has_warned = True
+            log.warning("backend.sem.release() without acquire(): ignored, it would free a request's slot")
 
     async def __aenter__(self) -> None:
         await self.acquire()
@@ -274,6 +292,10 @@ class OlderNames:
     @property
     def sem(self) -> Slots:
         """The slot of requests that are handled one at a time; with `allow_parallel_requests`, no limit."""
+        return self._slots
+
+    @cached_property
+    def _slots(self) -> Slots:
         return Slots(None if self.allow_parallel_requests else self.lanes.one_at_a_time)
 
     @property
