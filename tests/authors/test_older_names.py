@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -14,20 +13,10 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from lib.backend import Backend, Exchange
-from lib.life.older_names import ModelMetrics
-from lib.metrics import Ledger
-from lib.model.benchmark_request import BenchmarkRequest
-from lib.model.connection import ModelServer
-from lib.model.flow import send_alone
-from lib.model.readiness import Cause, Readiness, ReadySignal
-from lib.request.observers import Observer
-from lib.runtime.clock import SystemClock
-from tests.authors.older_names import CallingHandler, count_again, make
-from tests.fakes.model_server import malicious_model
+from lib.backend import Backend, Exchange, Observer
+from tests.authors.older_names import count_again, make
 from tests.fakes.raw_client import connected
 from tests.guard import GUARD_S
-from tests.manual_clock import ManualClock
 from tests.slots import holding
 from tests.system import CONTAINER_ID, MASTER_TOKEN, System, with_worker_process, with_worker_task
 
@@ -183,17 +172,6 @@ async def test_calls_for_a_client_that_has_left_do_nothing_either(tmp_path: Path
         assert (seen["served"], seen["received"], seen["rejected"]) == (0.0, 4.0, 0.0)
 
 
-async def test_calls_in_the_benchmark_do_nothing_either() -> None:
-    async with malicious_model() as model, ModelServer(model.url) as server:
-        model.release()
-        backend, _ = make(model.url)
-        request = BenchmarkRequest(CallingHandler(backend), server, lambda payload: 1.0)
-        assert (await send_alone(request.send, SystemClock())).ok
-        assert not backend.metrics.outcomes
-        count_again(backend)  # what runs outside counts
-        assert backend.metrics.outcomes.total() == 2
-
-
 async def test_a_request_of_a_route_that_is_open_when_the_worker_stops_has_errored(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, make=lambda url, _: make(url), drain_timeout_s=0.0) as system:
         system.auth()  # the engine knows of request 1
@@ -218,46 +196,6 @@ async def test_a_route_takes_its_turn_with_handlers(tmp_path: Path) -> None:
                 assert not any(r.path == "/echo" for r in system.model.requests)
             await system.model.until(lambda: any(r.path == "/echo" for r in system.model.requests))
         assert not (await facts(system))["locked"]
-
-
-async def test_a_surplus_release_gives_no_slot_away(caplog: pytest.LogCaptureFixture) -> None:
-    backend = Backend("http://model")
-    queue = backend.lanes.one_at_a_time
-    async with holding(queue):
-        for _ in range(3):
-            backend.sem.release()
-        assert backend.sem.locked()
-    assert queue.working == 0
-    assert [r.levelname for r in caplog.records if "backend.sem.release()" in r.message] == ["WARNING"]
-    assert await backend.sem.acquire()
-    assert queue.working == 1
-    backend.sem.release()
-    assert queue.working == 0
-
-
-@pytest.mark.parametrize("cause", [None, Cause.HEALTH])
-def test_only_a_worker_in_errored_has_an_error(cause: Cause | None) -> None:
-    readiness = Readiness([ReadySignal.LOG], False, ManualClock())
-    running: Any = SimpleNamespace(readiness=readiness)
-    metrics = ModelMetrics(Ledger(), lambda: running)
-    assert not metrics.is_errored
-    if cause is None:
-        readiness.note_hindrance("the line is missing")
-    else:
-        readiness.set_error(cause, "broken")
-    assert (metrics.error_msg is not None, metrics.is_errored) == (True, cause is not None)
-
-
-def test_two_attempts_of_one_request_are_both_in_flight() -> None:
-    ledger = Ledger()
-    for workload, request_idx in ((1.0, 5), (2.0, 5), (3.0, None), (4.0, None), (5.0, 6)):
-        entry = ledger.open(request_idx)
-        entry.set_workload(workload)
-        entry.accept()
-    working = ModelMetrics(ledger, lambda: None).requests_working
-    assert [request.workload for request in working.values()] == [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert [request.request_idx for request in working.values()] == [5, 5, 0, 0, 6]
-    assert (working[5].workload, working[6].workload) == (1.0, 5.0)
 
 
 async def test_without_a_limit_no_turn_is_waited_for(tmp_path: Path) -> None:
