@@ -37,11 +37,12 @@ class SourceWatch:
 
         It waits until an interval passes without a further change, as several files may be saved together.
         """
-        before = now = self._seen
-        while now == before or now != self._seen:
-            self._seen = now
+        before = last = now = self._seen
+        while now == before or now != last:
+            last = now
             await sleep(self._clock, INTERVAL_S)
             now = await in_thread(_snapshot, self._folder)
+        self._seen = now  # only here: a call that is cancelled leaves its change to the next one
         paths = before.keys() | now.keys()
         return sorted(str(p.relative_to(self._folder)) for p in paths if before.get(p) != now.get(p))
 

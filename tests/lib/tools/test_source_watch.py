@@ -105,6 +105,21 @@ async def test_a_change_between_two_calls_is_noticed_by_the_second(tmp_path: Pat
     assert await asyncio.wait_for(waiting, GUARD_S) == [FILES[0]]
 
 
+async def test_a_change_that_a_cancelled_call_has_seen_is_noticed_by_the_next(tmp_path: Path) -> None:
+    write(tmp_path, *FILES)
+    clock = ManualClock()
+    watch = SourceWatch(tmp_path, clock)
+    cancelled = asyncio.ensure_future(watch.changed())
+    write(tmp_path, FILES[0])
+    await looks(clock, 1)
+    await clock.wait_for_timers()  # the change is seen, and may not be over
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    waiting = asyncio.ensure_future(watch.changed())
+    await looks(clock, 2)
+    assert await asyncio.wait_for(waiting, GUARD_S) == [FILES[0]]
+
+
 async def test_other_files_are_not_watched(tmp_path: Path) -> None:
     write(tmp_path, *FILES, *UNWATCHED)
     clock = ManualClock()
