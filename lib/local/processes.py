@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -186,7 +187,9 @@ async def _end(process: asyncio.subprocess.Process, limit_s: float) -> None:
         with anyio.move_on_after(limit_s):
             await process.wait()
     if process.returncode is None:
-        process.kill()
+        # It leads a session, and so a group: what it has started there, as a model server, must not stay.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 

@@ -33,6 +33,9 @@ from lib.tools.status_page import NoStatus, fetch, fetch_examples
 
 # Seconds between two lines about the state of a worker that is not ready.
 READINESS_INTERVAL_S = 15.0
+# Seconds that requests may go on after a change. It is below END_LIMIT_S, so that there is time for the worker's
+# lifecycles before the process is killed.
+DRAIN_S = 2
 
 
 def run_with_local_engine(
@@ -52,7 +55,10 @@ def run_with_local_engine(
     in or below this folder changes, also after it has ended by itself; the engine goes on. Raises
     `SettingsError` for invalid ports in `environ`.
     """
-    sources = None if watched is None else SourceWatch(watched, SystemClock())
+    sources = None
+    if watched is not None:
+        sources = SourceWatch(watched, SystemClock())
+        environ = {**environ, "DRAIN_TIMEOUT_S": environ.get("DRAIN_TIMEOUT_S") or str(DRAIN_S)}
     return asyncio.run(_run((command, target), display_name, environ, interval_s, sample, sources))
 
 

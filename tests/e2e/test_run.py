@@ -280,6 +280,40 @@ async def test_with_reload_a_changed_worker_is_started_anew_beside_the_same_engi
         assert (await running.end()).status == 0
 
 
+# Its requests don't end by themselves.
+ENDLESS = """
+import asyncio
+from contextlib import asynccontextmanager
+from lib.worker import HandlerConfig, Worker, WorkerConfig
+
+@asynccontextmanager
+async def lifecycle():
+    yield
+    print("the lifecycle is left", flush=True)
+
+async def wait():
+    print("the request waits", flush=True)
+    await asyncio.Event().wait()
+
+worker = Worker(WorkerConfig(lifecycle=lifecycle, handlers=[HandlerConfig("/wait", remote_function=wait)]))
+if __name__ == "__main__":
+    worker.run()
+"""
+
+
+async def test_with_reload_a_lifecycle_is_left_also_while_a_request_waits(tmp_path: Path) -> None:
+    worker_in(tmp_path, ENDLESS)
+    async with command("run", "--local", "--reload", cwd=tmp_path, errors_in_output=True) as running:
+        await running.until("The worker is ready.")
+        found = re.search(r"engine +(http://\S+)", running.output)
+        assert found is not None
+        async with command("request", "/wait", "{}", "--engine", found[1], cwd=tmp_path):
+            await running.until("the request waits")
+            worker_in(tmp_path, CHANGED.replace("import answers", ""))
+            await running.until("the lifecycle is left")
+            await running.until("The worker is started anew.")
+
+
 async def test_with_reload_a_signal_ends_the_wait_for_a_change(tmp_path: Path) -> None:
     worker_in(tmp_path, "import sys\nsys.exit(7)\n")
     async with command("run", "--local", "--reload", cwd=tmp_path) as running:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
 from lib.local.processes import Interrupted, free_port, python_module, while_running
+from tests.guard import GUARD_S
 
 # Ignores SIGTERM, and so ends only with SIGKILL; a FIFO tells when the signal is ignored.
 STUBBORN = """
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open("ignoring", "w").close()  # a FIFO: returns once it is read
+while True:
+    signal.pause()
+"""
+
+# Starts another process, and then doesn't end on SIGTERM.
+STUBBORN_PARENT = """
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+started = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+with open("started", "w") as fifo:
+    fifo.write(str(started.pid))
 while True:
     signal.pause()
 """
@@ -37,6 +51,23 @@ async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     ) as child:
         await asyncio.to_thread(ignoring.read_bytes)
     assert child.process.returncode == -signal.SIGKILL
+
+
+async def test_what_a_killed_child_has_started_is_killed_too(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(STUBBORN_PARENT)
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    async with python_module(
+        "stubborn parent", "parent", environ=environ(tmp_path), log=tmp_path / "log", end_limit_s=0.05
+    ):
+        process = os.pidfd_open(int(await asyncio.to_thread(started.read_text)))
+    try:
+        ended, _, _ = await asyncio.to_thread(select.select, [process], [], [], GUARD_S)
+        assert ended
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        os.close(process)
 
 
 async def test_work_is_cancelled_when_interrupted() -> None:
