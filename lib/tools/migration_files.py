@@ -9,6 +9,8 @@ import difflib
 import io
 import os
 import re
+import shutil
+import tempfile
 import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -61,8 +63,18 @@ class FileResult:
         return "".join(whole)
 
     def write(self) -> None:
-        """Write the file in its encoding. Raises `OSError`."""
-        self.path.write_bytes(self.after.encode(self.encoding))
+        """Write the file in its encoding. Raises `OSError`; then the file is as it was."""
+        path = self.path.resolve()
+        path.open("ab").close()  # a file that can't be written must not be replaced
+        descriptor, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(self.after.encode(self.encoding))
+            shutil.copymode(path, name)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 def migrate_file(path: Path) -> FileResult:

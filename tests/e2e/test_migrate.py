@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import anyio
@@ -59,6 +61,27 @@ async def test_a_written_worker_passes_the_check(tmp_path: Path) -> None:
     assert checked.status == 0, checked.output
     again = await done("migrate", "worker.py", "--write", cwd=tmp_path)
     assert (again.status, again.output, again.errors) == (0, "", "nothing to rewrite in 1 file\n")
+
+
+async def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> None:
+    worker, text = tmp_path / "worker.py", OLD + "# padding\n" * 1000
+    worker.write_text(text)
+    limited = f"ulimit -f 1; {sys.executable} -m lib.tools.cli migrate worker.py --write"  # as a full disk
+    migrated = await done("bash", "-c", limited, cwd=tmp_path, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    assert migrated.status == 1
+    assert "worker.py can't be written: " in migrated.errors
+    assert worker.read_text() == text
+    assert os.listdir(tmp_path) == ["worker.py"]
+
+
+async def test_a_link_to_a_file_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    worker, link = tmp_path / "real" / "worker.py", tmp_path / "worker.py"
+    worker.write_text(OLD)
+    link.symlink_to(worker)
+    await done("migrate", "worker.py", "--write", cwd=tmp_path)
+    assert link.is_symlink()
+    assert worker.read_text() == NEW
 
 
 @pytest.mark.skipif(shutil.which("patch") is None, reason="there is no patch")
