@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -75,8 +76,9 @@ class DeploymentTarget:
             raise SettingsError(
                 [f"there is no module {missing} in {here} or among the installed packages"]
             ) from result
-        spec = importlib.util.find_spec(self.module)
-        path = Path(spec.origin) if spec is not None and spec.origin else here
+        # To find a module in a package, the package is imported: that may be what has failed.
+        spec = result_or_error(partial(importlib.util.find_spec, self.module))
+        path = Path(spec.origin) if isinstance(spec, ModuleSpec) and spec.origin else here
         raise describe_failure(result, WorkerFile(path, here, here)) from result
 
 

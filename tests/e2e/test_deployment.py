@@ -275,6 +275,18 @@ async def test_what_is_wrong_is_said_before_anything_starts(
     assert "importlib" not in ended.errors
 
 
+@needs_vastai
+async def test_a_package_that_cannot_be_imported_is_named_with_its_line(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os\n{}['key']\n")
+    (package / "app.py").write_text("from vastai import Deployment\napp = Deployment(name='a')\n")
+    ended = await done("deployment", "package.app:app", cwd=tmp_path)
+    assert ended.status == 1, ended.errors
+    assert "package/__init__.py, line 2: {}['key']\n  KeyError: 'key'" in ended.errors
+    assert "importlib" not in ended.errors
+
+
 # Runs `pyworker` where the package's import fails at this module.
 WITHOUT = """
 import sys
