@@ -30,6 +30,9 @@ from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, WorkerCo
 _MODULE_OF_FROM = re.compile(r"from(?P<module>(?:[.\w\s]|\\)+?)\bimport\b")
 _IN_A_STRING = re.compile(r"\bvastai(?:_sdk)?\.serverless\.server\b")
 _CONFIGS = {cls.__name__: cls for cls in (WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig)}
+# The parts of the syntax tree with names of their own.
+_BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _OUR_MODULES = frozenset(COUNTERPARTS.values())
 
 
@@ -207,18 +210,65 @@ class _Migration:
     # Names used through an imported module
 
     def _chains(self, local: str) -> Iterator[list[ast.Name | ast.Attribute]]:
-        """Yield each use of the name `local` with the attributes that follow it."""
+        """Yield each use of the imported name `local` with the attributes that follow it.
+
+        A use in a scope that binds the name to something else is noted instead.
+        """
+        bindings = self._bindings(local)
         for node in ast.walk(self._tree):
-            if isinstance(node, ast.Name) and node.id == local:
-                chain: list[ast.Name | ast.Attribute] = [node]
-                while isinstance(parent := self._parents.get(chain[-1]), ast.Attribute):
-                    chain.append(parent)
+            if not isinstance(node, ast.Name) or node.id != local:
+                continue
+            chain: list[ast.Name | ast.Attribute] = [node]
+            while isinstance(parent := self._parents.get(chain[-1]), ast.Attribute):
+                chain.append(parent)
+            if not self._is_shadowed(node, bindings):
                 yield chain
+            elif len(chain) > 1:
+                text = f"{local} means something else here: {ast.unparse(chain[-1])} is left as it is"
+                self.notes.append(Note(node.lineno, text, breaks=False))
+
+    def _bindings(self, local: str) -> dict[ast.AST, set[bool]]:
+        """The scopes that bind `local`: by an import of the other package (True), otherwise (False)."""
+        found: dict[ast.AST, set[bool]] = {}
+        for node in ast.walk(self._tree):
+            is_below = isinstance(node, ast.alias) and not node.asname and node.name.startswith(f"{local}.")
+            if is_below or _binds(node, local):
+                found.setdefault(next(self._scopes(node)), set()).add(self._is_of_upstream(node))
+        return found
+
+    def _is_of_upstream(self, node: ast.AST) -> bool:
+        """Whether `node` is an import of the other package."""
+        statement = self._parents.get(node)
+        if isinstance(statement, ast.ImportFrom):
+            return upstream(statement.module or "", statement.level) is not None
+        return isinstance(node, ast.alias) and upstream(node.name) is not None
+
+    def _is_shadowed(self, use: ast.Name, bindings: Mapping[ast.AST, set[bool]]) -> bool:
+        """Whether the scope that gives the name of `use` its meaning has no import of the other package."""
+        innermost, *outer = self._scopes(use)
+        visible = [innermost, *(scope for scope in outer if not isinstance(scope, ast.ClassDef))]
+        return True not in next((bindings[scope] for scope in visible if scope in bindings), {True})
+
+    def _scopes(self, node: ast.AST) -> Iterator[ast.AST]:
+        """Yield the scopes that `node` is in, from the innermost to the module."""
+        child = node
+        while (parent := self._parents.get(child)) is not None:
+            # Annotations, defaults, decorators and bases are evaluated outside; parameters are inside.
+            if isinstance(parent, _BODIES):
+                body = [parent.body] if isinstance(parent, ast.Lambda) else parent.body
+                if child in body or (isinstance(node, ast.arg) and isinstance(child, ast.arguments)):
+                    yield parent
+            elif isinstance(parent, (*_COMPREHENSIONS, ast.Module)):
+                yield parent
+            child = parent
 
     def _rewrite_uses(self, local: str, bound: str) -> _Uses:
         """Rewrite all that is used below `local`, which stands for the upstream module or package `bound`."""
         modules: dict[str, None] = {}
-        complete = True
+        named = list(_annotation_notes(self._tree, local))
+        self.notes += named
+        complete = not named
+        is_rebound = {True, False} in self._bindings(local).values()
         for chain in self._chains(local):
             current, home = bound, None
             for node in chain[1:]:
@@ -233,6 +283,10 @@ class _Migration:
                     self.notes.append(Note(node.lineno, f"{current}.{node.attr} is used in an f-string"))
                 elif home is None:
                     self._note_absent(node.lineno, current, node.attr)
+                elif is_rebound:
+                    home = None
+                    text = f"{local} is also assigned: {local}.{node.attr} is left as it is"
+                    self.notes.append(Note(node.lineno, text))
                 else:
                     modules[home] = None
                     self.edits.replace(begin, end, f"{home}.{node.attr}")
@@ -240,7 +294,7 @@ class _Migration:
             else:
                 self.notes.append(Note(chain[0].lineno, f"{current} is used as a value"))
             complete = complete and home is not None
-        if modules and any(_binds_lib(node) for node in ast.walk(self._tree)):
+        if modules and any(_binds(node, "lib") for node in ast.walk(self._tree)):
             self.notes.append(Note(1, "the name lib means something else in this file: rename that"))
         return _Uses(list(modules), complete)
 
@@ -289,14 +343,24 @@ def _comments(text: str, aliases: Sequence[ast.alias], first_line: int) -> dict[
     return found
 
 
-def _binds_lib(node: ast.AST) -> bool:
-    """Whether `node` gives the name `lib` to something other than PyWorker's package."""
+def _binds(node: ast.AST, name: str) -> bool:
+    """Whether `node` gives `name` a meaning; the import of a module below a package of that name doesn't."""
     if isinstance(node, ast.Name):
-        return node.id == "lib" and isinstance(node.ctx, ast.Store)
+        return node.id == name and isinstance(node.ctx, ast.Store)
     if isinstance(node, ast.alias):
-        return (node.asname or node.name) == "lib"
-    name = getattr(node, "arg" if isinstance(node, ast.arg) else "name", None)
-    return name == "lib"
+        return (node.asname or node.name) == name
+    return getattr(node, "arg" if isinstance(node, ast.arg) else "name", None) == name
+
+
+def _annotation_notes(tree: ast.Module, local: str) -> Iterator[Note]:
+    """Yield a note for each annotation that is a string and names something below `local`."""
+    named = re.compile(rf"(?<![\w.]){re.escape(local)}\.[\w.]+")
+    for node in ast.walk(tree):
+        annotations = (getattr(node, "annotation", None), getattr(node, "returns", None))
+        for part in (part for annotation in annotations if annotation for part in ast.walk(annotation)):
+            text = part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else ""
+            if isinstance(part, ast.Constant) and (found := named.search(text)):
+                yield Note(part.lineno, f"an annotation in quotes names {found[0]}")
 
 
 def _field_notes(tree: ast.Module) -> Iterator[Note]:

@@ -33,8 +33,8 @@ from lib.tools.status_page import NoStatus, fetch, fetch_examples
 
 # Seconds between two lines about the state of a worker that is not ready.
 READINESS_INTERVAL_S = 15.0
-# Seconds that requests may go on after a change. It is below END_LIMIT_S, so that there is time for the worker's
-# lifecycles before the process is killed.
+# Seconds that requests may go on after a change. It is below END_LIMIT_S, so that there is time for the
+# worker's lifecycles before the process is killed.
 DRAIN_S = 2
 
 

@@ -209,6 +209,73 @@ def test_what_needs_a_hand_is_noted_with_its_line(text: str, note: str, breaks: 
     assert found.line == (1 if "the name lib" in note else text.count("\n") + 1)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "def build(v): return v.Worker",
+        "def build(*v, **w): return v.Worker",
+        "async def build(x, *, v=1):\n    def inner(): return v.Worker",
+        "build = lambda v: v.Worker",
+        "names = [v.Worker for v in x]",
+        "def build():\n    v = x\n    return v.Worker",
+        "def build():\n    with x as v: return v.Worker",
+        "def build():\n    for v in x: v.Worker",
+        "def build():\n    import w as v\n    return v.Worker",
+        "def build():\n    try: pass\n    except E as v: v.Worker",
+        "def build():\n    def v(): pass\n    return v.Worker",
+        "class A:\n    v = x\n    w = v.Worker",
+    ],
+)
+def test_a_use_of_a_name_that_means_something_else_is_left_and_noted(other: str) -> None:
+    migrated = migrate(f"import vastai as v\n{other}\nv.Worker\n")
+    assert migrated.text == f"import lib.worker\n{other}\nlib.worker.Worker\n"
+    (note,) = migrated.notes
+    assert note.text == "v means something else here: v.Worker is left as it is"
+    assert not note.breaks
+    assert "v.Worker" in f"\n{other}".splitlines()[note.line - 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def build(v=v.Worker): pass",
+        "def build(v: v.Worker): pass",
+        "@v.Worker\ndef build(v): pass",
+        "class A:\n    v = x\n    def f(self): return v.Worker",
+        "def build(w): return v.Worker",
+    ],
+)
+def test_a_use_outside_of_the_scope_with_another_meaning_is_rewritten(text: str) -> None:
+    migrated = migrate(f"import vastai as v\n{text}")
+    assert migrated.text == f"import lib.worker\n{text.replace('v.Worker', 'lib.worker.Worker')}"
+    assert not migrated.notes
+
+
+def test_an_imported_name_that_is_also_assigned_needs_a_hand() -> None:
+    text = "try:\n    import vastai as v\nexcept ImportError:\n    v = None\nv.Worker\n"
+    migrated = migrate(text)
+    assert migrated.text == text
+    assert (5, "v is also assigned: v.Worker is left as it is", True) in [
+        (note.line, note.text, note.breaks) for note in migrated.notes
+    ]
+
+
+@pytest.mark.parametrize(
+    "annotated",
+    [
+        "x: 'v.Worker'",
+        "def f(x: 'list[v.Worker]'): ...",
+        "def f() -> 'v.Worker | None': ...",
+        "x: list['v.Worker']",
+    ],
+)
+def test_an_annotation_in_quotes_is_noted_and_keeps_its_import(annotated: str) -> None:
+    migrated = migrate(f"import vastai as v\nv.Worker\n{annotated}\n")
+    assert migrated.text == f"import vastai as v, lib.worker\nlib.worker.Worker\n{annotated}\n"
+    (note,) = migrated.notes
+    assert (note.line, note.text) == (3, "an annotation in quotes names v.Worker")
+
+
 @pytest.mark.parametrize("text", ["def f(:\n", "print 'x'\n", "x = '\0'\n"])
 def test_what_cannot_be_parsed_raises(text: str) -> None:
     with pytest.raises((SyntaxError, ValueError)):
