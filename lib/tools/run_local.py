@@ -28,7 +28,7 @@ from lib.runtime.clock import SystemClock
 from lib.runtime.settings import ports_in
 from lib.tools.command import EXIT_SIGNAL
 from lib.tools.file_inspection import NOT_SERVED
-from lib.tools.source_watch import SourceWatch
+from lib.tools.source_watch import QUICK_CHANGES, SourceWatch
 from lib.tools.status_page import NoStatus, fetch, fetch_examples
 
 # Seconds between two lines about the state of a worker that is not ready.
@@ -125,6 +125,8 @@ class _LocalRun:
 
     async def _run_once(self) -> int | None:
         """Run a process of the worker to its end; return its status, or None if a change ended it."""
+        if self._sources is not None:
+            self._sources.worker_started()
         async with attached(self._command, self._instance.environ) as self._process:
             if self._stopped.is_set():  # before there was a process
                 self._process.send_signal(signal.SIGTERM)
@@ -150,7 +152,12 @@ class _LocalRun:
         async with anyio.create_task_group() as group:
 
             async def watch(sources: SourceWatch = self._sources) -> None:
-                changed.extend(await sources.changed())
+                while sources.ignores(paths := await sources.changed()):
+                    self._screen.line(
+                        f"Changed soon after {QUICK_CHANGES} starts in a row: {', '.join(paths)}. "
+                        "No longer watched, until this command is started anew."
+                    )
+                changed.extend(paths)
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)

@@ -314,6 +314,24 @@ async def test_with_reload_a_lifecycle_is_left_also_while_a_request_waits(tmp_pa
             await running.until("The worker is started anew.")
 
 
+# Writes a Python file at each start, as a compiler does.
+WRITING = """
+import pathlib
+pathlib.Path("compiled.py").open("a").write("#\\n")
+import worker_name
+"""
+
+
+async def test_with_reload_a_file_that_the_worker_writes_at_each_start_is_ignored(tmp_path: Path) -> None:
+    worker_in(tmp_path, WRITING)
+    async with command("run", "--local", "--reload", cwd=tmp_path, errors_in_output=True) as running:
+        await running.until("Changed soon after 5 starts in a row: compiled.py. No longer watched,")
+        assert running.output.count("Changed: compiled.py. The worker is started anew.") == 4
+        (tmp_path / "worker_name.py").write_text("print('found')\n")
+        await running.until("Changed: worker_name.py. The worker is started anew.")
+        await running.until("found")
+
+
 async def test_with_reload_a_signal_ends_the_wait_for_a_change(tmp_path: Path) -> None:
     worker_in(tmp_path, "import sys\nsys.exit(7)\n")
     async with command("run", "--local", "--reload", cwd=tmp_path) as running:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.tools.source_watch import INTERVAL_S, SourceWatch
+from lib.tools.source_watch import INTERVAL_S, QUICK_CHANGES, QUICK_S, SourceWatch
 from tests.guard import GUARD_S
 from tests.manual_clock import ManualClock
 
@@ -20,6 +20,9 @@ UNWATCHED = (
     "__pycache__/a.py",
     "node_modules/b.py",
     "lib/site-packages/c.py",
+    "build/lib/d.py",
+    ".venv/e.py",
+    "torch_compile_cache/f.py",
 )
 
 
@@ -118,6 +121,36 @@ async def test_a_change_that_a_cancelled_call_has_seen_is_noticed_by_the_next(tm
     waiting = asyncio.ensure_future(watch.changed())
     await looks(clock, 2)
     assert await asyncio.wait_for(waiting, GUARD_S) == [FILES[0]]
+
+
+async def noticed(watch: SourceWatch, clock: ManualClock, folder: Path, *names: str) -> list[str]:
+    """Change files; return what the watch notices."""
+    waiting = asyncio.ensure_future(watch.changed())
+    write(folder, *names)
+    await looks(clock, 2)
+    return await asyncio.wait_for(waiting, GUARD_S)
+
+
+async def test_files_that_change_soon_after_each_start_are_ignored(tmp_path: Path) -> None:
+    write(tmp_path, *FILES)
+    clock = ManualClock()
+    watch = SourceWatch(tmp_path, clock)
+    for _ in range(QUICK_CHANGES - 1):
+        watch.worker_started()
+        assert not watch.ignores(await noticed(watch, clock, tmp_path, "written.py"))
+    watch.worker_started()
+    assert watch.ignores(await noticed(watch, clock, tmp_path, "written.py"))
+    assert await noticed(watch, clock, tmp_path, "written.py", FILES[0]) == [FILES[0]]
+
+
+async def test_a_change_long_after_the_start_ends_the_row(tmp_path: Path) -> None:
+    write(tmp_path, *FILES)
+    clock = ManualClock()
+    watch = SourceWatch(tmp_path, clock)
+    for number in range(2 * QUICK_CHANGES):
+        watch.worker_started()
+        clock.advance(QUICK_S if number % QUICK_CHANGES == QUICK_CHANGES - 1 else 0)
+        assert not watch.ignores(await noticed(watch, clock, tmp_path, FILES[0]))
 
 
 async def test_other_files_are_not_watched(tmp_path: Path) -> None:
