@@ -60,6 +60,7 @@ class WorkerWatch:
         self._tls = tls
         self._answered: set[str] = set()
         self._asking: set[int] = set()
+        self._drained: dict[int, tuple[str, int]] = {}  # by worker: the address that drained, and its process
 
     async def run(self) -> None:
         """Ask each worker once a second and after each of its reports, until cancelled."""
@@ -95,12 +96,23 @@ class WorkerWatch:
         except aiohttp.ClientConnectorError as e:
             if isinstance(e.os_error, ConnectionRefusedError):
                 self._refused(worker, url, has_just_reported)
+            else:
+                self._unknown(worker, url, has_just_reported)
         except (aiohttp.ClientError, asyncio.TimeoutError, UnicodeError):
-            pass  # its reports decide
+            self._unknown(worker, url, has_just_reported)
         else:
             self._answered.add(url)
             is_draining = answer.status == 503 and state.decode(errors="replace").strip() == _DRAINING
-            self._engine.see(worker, draining=is_draining)
+            self._see(worker, url, is_draining)
+
+    def _unknown(self, worker: WorkerRecord, url: str, has_just_reported: bool) -> None:
+        """Let a report decide where the address can't be asked: the worker is there.
+
+        It drains if this process has drained at this address before.
+        """
+        if has_just_reported:
+            has_drained = self._drained.get(worker.id) == (url, worker.starts)
+            self._engine.see(worker, draining=worker.draining and has_drained)
 
     def _refused(self, worker: WorkerRecord, url: str, has_just_reported: bool) -> None:
         if url not in self._answered:
@@ -108,4 +120,9 @@ class WorkerWatch:
             return
         # A worker that has just reported lives. It has closed its port because it stops, and has drained.
         is_draining = worker.draining or has_just_reported
-        self._engine.see(worker, draining=is_draining, unreachable="connection refused")
+        self._see(worker, url, is_draining, "connection refused")
+
+    def _see(self, worker: WorkerRecord, url: str, is_draining: bool, unreachable: str = "") -> None:
+        if is_draining:
+            self._drained[worker.id] = (url, worker.starts)
+        self._engine.see(worker, draining=is_draining, unreachable=unreachable)

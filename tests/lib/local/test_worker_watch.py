@@ -139,6 +139,47 @@ async def test_a_closed_connection_is_no_end() -> None:
         assert here.worker.state == "ready"
 
 
+@pytest.mark.parametrize("url", ["http://no-such-host.invalid:1", "http://\ud800:1", "not a url"])
+@pytest.mark.parametrize("end", ["drains", "refuses"])
+async def test_reports_decide_on_a_new_address_that_cannot_be_asked(url: str, end: str) -> None:
+    async with watched() as here:
+        await here.watch.ask(here.worker)
+        if end == "drains":
+            here.readyz.status, here.readyz.text = 503, "draining"
+        else:
+            await here.server.close()
+        await here.watch.ask(here.worker)
+        assert here.worker.state == "stopped"
+        here.engine.take_report("local", replace(READY, url=url))
+        await here.watch.ask(here.worker, has_just_reported=True)
+        assert here.is_routed_to
+
+
+async def test_a_restart_ends_draining_also_at_the_same_address() -> None:
+    async with watched() as here:
+        here.readyz.status, here.readyz.text = 503, "draining"
+        await here.watch.ask(here.worker)
+        here.readyz.closes = True
+        here.report()
+        await here.watch.ask(here.worker, has_just_reported=True)
+        assert here.worker.state == "stopped"
+        here.engine.take_report("local", replace(here.worker.reports[-1].message, loadtime=0.0))
+        here.report()
+        await here.watch.ask(here.worker, has_just_reported=True)
+        assert here.is_routed_to
+
+
+async def test_a_worker_that_was_refused_once_is_back_with_its_next_report() -> None:
+    async with watched() as here:
+        here.engine.see(here.worker, unreachable="connection refused")
+        here.readyz.closes = True
+        await here.watch.ask(here.worker)
+        assert here.worker.state == "stopped"
+        here.report()
+        await here.watch.ask(here.worker, has_just_reported=True)
+        assert here.is_routed_to
+
+
 async def test_a_restarted_worker_gets_requests_again() -> None:
     async with watched() as here, watched() as next_process:
         await here.watch.ask(here.worker)
