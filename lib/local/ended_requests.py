@@ -41,8 +41,20 @@ class GivenUpRequest:
 
 
 class EndedRequests:
-    """The latest 100,000 finished requests and 1,000 given up, oldest first."""
+    """The latest 100,000 finished requests, and 1,000 given up by `request_idx`; oldest first."""
 
     def __init__(self) -> None:
         self.finished: deque[ReceivedCompletion] = deque(maxlen=MAX_FINISHED)
-        self.given_up: deque[GivenUpRequest] = deque(maxlen=MAX_GIVEN_UP)
+        self.given_up: dict[int, GivenUpRequest] = {}
+
+    def add(self, completion: ReceivedCompletion) -> None:
+        """Add a finished request; it replaces the entry of one that was given up too early."""
+        self.given_up.pop(completion.request.request_idx, None)
+        self.finished.append(completion)
+
+    def give_up(self, request: GivenUpRequest) -> None:
+        """Add a request that was given up; it replaces an earlier entry of the same request."""
+        self.given_up.pop(request.request_idx, None)
+        self.given_up[request.request_idx] = request
+        if len(self.given_up) > MAX_GIVEN_UP:
+            del self.given_up[next(iter(self.given_up))]

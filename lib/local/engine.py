@@ -138,7 +138,7 @@ class LocalEngine:
     @property
     def given_up(self) -> list[GivenUpRequest]:
         """The latest 1,000 requests that were closed without a worker's report, oldest first."""
-        return list(self._ended.given_up)
+        return list(self._ended.given_up.values())
 
     @property
     def workers(self) -> dict[int, WorkerRecord]:
@@ -238,9 +238,7 @@ class LocalEngine:
         endpoint = self.groups.endpoint_named(self.worker(message.worker_id).endpoint)
         for request in message.requests:
             routing = self._open_requests.routing(request.request_idx)
-            self._ended.finished.append(
-                ReceivedCompletion(message.worker_id, message.mtoken, request, now, routing)
-            )
+            self._ended.add(ReceivedCompletion(message.worker_id, message.mtoken, request, now, routing))
             self.close(request.request_idx)
             if endpoint:
                 text = f"request {request.request_idx}: {request.status} at worker {message.worker_id}"
@@ -454,7 +452,7 @@ class LocalEngine:
 
     def _add_given_up(self, request_idx: int, why: str) -> None:
         if routing := self._open_requests.routing(request_idx):
-            self._ended.given_up.append(GivenUpRequest(request_idx, self.clock.wall(), why, routing))
+            self._ended.give_up(GivenUpRequest(request_idx, self.clock.wall(), why, routing))
 
     def _is_working_on(self, worker_id: int, request_idx: int) -> bool:
         last = self.worker(worker_id).last

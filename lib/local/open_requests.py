@@ -15,9 +15,10 @@ MAX_OPEN = 100_000
 # Closed requests whose routing is kept until their worker reports how they ended.
 MAX_CLOSED = 10_000
 # Seconds after which a request is abandoned if no worker works on it and no client asks for it again. A
-# waiting client asks every few seconds. A worker lists a request in its next report, within 10 s; it never
-# lists one that it refused before it was authenticated, such as one for a path that it doesn't have.
-ABANDONED_S = 30.0
+# waiting client asks every few seconds. A worker lists a request in the report after it was admitted, within
+# 10 s, but an upload is admitted only when it has arrived. It never lists one that it refused before it was
+# authenticated, such as one for a path that it doesn't have.
+ABANDONED_S = 120.0
 
 
 @dataclass
@@ -126,7 +127,7 @@ class OpenRequests:
         return gone
 
     def close_abandoned(self, now_s: float, works_on: Callable[[int, int], bool]) -> list[int]:
-        """Close the requests that were last requested 30 s ago or earlier, and return them.
+        """Close the requests that were last requested `ABANDONED_S` ago or earlier, and return them.
 
         A request stays open while `works_on(worker_id, request_idx)` is true.
         """

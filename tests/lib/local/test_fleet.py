@@ -108,18 +108,18 @@ def test_requests_of_a_gone_worker_are_closed() -> None:
     assert requests.close_routed_to(7) == []
 
 
-def test_abandoned_requests_are_closed_after_30_s() -> None:
+def test_abandoned_requests_are_closed_after_120_s() -> None:
     requests = OpenRequests()
     for _ in range(3):
         requests.open(0.0)
     requests.route(2, 7, 0.0)
     requests.open(20.0, 3)
-    assert requests.close_abandoned(29.0, lambda _worker_id, _idx: False) == []
-    assert requests.close_abandoned(30.0, lambda worker_id, idx: (worker_id, idx) == (7, 2)) == [1]
+    assert requests.close_abandoned(119.0, lambda _worker_id, _idx: False) == []
+    assert requests.close_abandoned(120.0, lambda worker_id, idx: (worker_id, idx) == (7, 2)) == [1]
     assert (1 in requests, 2 in requests, 3 in requests) == (False, True, True)
-    assert requests.close_abandoned(50.0, lambda _worker_id, _idx: True) == [3]
-    assert requests.close_abandoned(59.0, lambda _worker_id, _idx: False) == []
-    assert requests.close_abandoned(60.0, lambda _worker_id, _idx: False) == [2]
+    assert requests.close_abandoned(140.0, lambda _worker_id, _idx: True) == [3]
+    assert requests.close_abandoned(239.0, lambda _worker_id, _idx: False) == []
+    assert requests.close_abandoned(240.0, lambda _worker_id, _idx: False) == [2]
 
 
 def test_the_routing_of_a_request_is_kept_after_its_end() -> None:

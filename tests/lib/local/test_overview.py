@@ -131,8 +131,22 @@ def test_a_request_that_no_worker_lists_is_given_up() -> None:
     assert (shown["open_requests"], shown["waiting_requests"]) == (0, 0)
     assert [(e["request_idx"], e["worker_id"], e["status"], e["why"]) for e in shown["ended"]] == [
         (1, 7, "Given up", "worker 7 never reported it: it was not sent, or refused with 401 or 404"),
-        (2, None, "Given up", "its client has not asked for a worker for 30 s"),
+        (2, None, "Given up", "its client has not asked for a worker for 120 s"),
     ]
+
+
+def test_a_request_given_up_too_early_is_listed_once_when_its_worker_reports_it() -> None:
+    engine, clock = new_engine()
+    engine.take_report("local", READY)
+    uploaded = engine.route(RouteQuery("local", 5.0, 0))["request_idx"]
+    other = engine.route(RouteQuery("local", 5.0, 0))["request_idx"]
+    clock.advance(ABANDONED_S)
+    engine.take_report("local", READY)
+    assert [e["status"] for e in overview(engine)["ended"]] == ["Given up", "Given up"]
+    now = clock.wall()
+    finish(engine, FinishedRequest(uploaded, True, "Success", now - 3.0, now - 2.0, now - 1.0))
+    shown = {(e["request_idx"], e["status"]) for e in overview(engine)["ended"]}
+    assert shown == {(uploaded, "Success"), (other, "Given up")}
 
 
 def test_a_request_of_a_dead_worker_is_given_up_at_once() -> None:
