@@ -200,17 +200,36 @@ async def ask(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
         raise
 
 
+class _Nowhere:
+    """Takes a body in place of a client that has left."""
+
+    async def write(self, chunk: bytes) -> None:
+        pass
+
+
 async def _write_stream(exchange: Exchange, response: web.StreamResponse, answer: Any = None) -> None:
     """Write `response` if its body is a stream: it may read the model's `answer`, which is closed next.
 
-    If the client has left and the handler finishes, the rest of `answer` is read all the same. Raises
-    `ClientGone`, and what reading the body raises.
+    If the client has left and the handler finishes, the rest of the body and of `answer` is read all the
+    same. Raises `ClientGone`, and what reading the body raises.
     """
     body = response.body if isinstance(response, web.Response) else None
     if isinstance(body, (AsyncIterablePayload, aiohttp.MultipartWriter)):
         await exchange.write(response)
-        if exchange.finishes and exchange.client_left and isinstance(answer, aiohttp.ClientResponse):
-            await drain(answer)
+        if exchange.finishes and exchange.client_left:
+            await _run_to_end(body)
+            if isinstance(answer, aiohttp.ClientResponse):
+                await drain(answer)
+
+
+async def _run_to_end(body: Any) -> None:
+    """Read what is left of the author's generators in `body`. Raises what they raise."""
+    if isinstance(body, aiohttp.MultipartWriter):
+        for part, *_ in body:
+            await _run_to_end(part)
+    elif isinstance(body, AsyncIterablePayload):
+        nowhere: Any = _Nowhere()
+        await body.write(nowhere)
 
 
 async def _answer(exchange: Exchange, server: ModelServer) -> web.StreamResponse:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import MultipartWriter, web
+from aiohttp.payload import get_payload
 
 from lib.backend import Backend
 from lib.runtime.settings import CarrierKind
@@ -97,3 +100,82 @@ async def test_a_generator_that_raises_later_breaks_the_connection(tmp_path: Pat
         await client.post(path, {"auth_data": system.auth(), "payload": payload})
         assert (await client.head()).status == 200
         assert await client.rest() == b"4\r\npart\r\n"
+
+
+class Job:
+    """The steps of a generator that goes on although the client of `request` leaves."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.begun = asyncio.Event()
+
+    async def parts(self, request: web.Request, fails: bool) -> AsyncGenerator[bytes, None]:
+        self.steps.append("begin")
+        self.begun.set()
+        yield b"first"
+        await self.left(request)
+        for _ in range(3):
+            yield b"part"
+        if fails:
+            raise ValueError("a bug")
+        self.steps.append("end")
+
+    async def left(self, request: web.Request) -> None:
+        """Return once the worker knows that the client of `request` has left."""
+        self.begun.set()
+        while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0)
+
+
+class FinishingJobs(PlainHandler):
+    """Streams its `job`, from `call_model` or from `generate_client_response`."""
+
+    job: Job
+
+    async def answer(self, payload: dict[str, Any], request: web.Request) -> web.Response:
+        if payload["leaves"] == "before the body":
+            await self.job.left(request)
+        body: Any = self.job.parts(request, payload["fails"])
+        if payload["in_form"]:
+            form = MultipartWriter("mixed")
+            form.append_payload(get_payload(body))
+            body = form
+        return web.Response(body=body)
+
+    @asynccontextmanager
+    async def call_model(self, model: Any, payload: Any) -> AsyncGenerator[Any, None]:
+        if payload["by"] == "call_model":
+            yield await self.answer(payload, model.client_request)
+        else:
+            async with super().call_model(model, payload) as answer:
+                yield answer
+
+    async def generate_client_response(
+        self, client_request: web.Request, model_response: Any
+    ) -> web.StreamResponse:
+        return await self.answer(client_request["payload"], client_request)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("in_form", [False, True])
+@pytest.mark.parametrize("leaves", ["before the body", "during the body"])
+@pytest.mark.parametrize("by", ["call_model", "generate_client_response"])
+async def test_with_on_disconnect_finish_a_generator_runs_to_its_end_without_its_client(
+    tmp_path: Path, by: str, leaves: str, in_form: bool, fails: bool
+) -> None:
+    handler = FinishingJobs(on_disconnect="finish")
+    handler.job = job = Job()
+
+    def make(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+        backend = Backend(model_url, healthcheck_url=setup.health)
+        return backend, [web.post("/echo", backend.create_handler(handler))]
+
+    payload = {"by": by, "leaves": leaves, "in_form": in_form, "fails": fails}
+    async with with_worker_task(tmp_path, Setup(health="/health"), make=make) as system:
+        async with connected(system.url) as client:
+            await client.post("/echo", {"auth_data": system.auth(), "payload": payload})
+            await job.begun.wait()
+            client.leave()
+        await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
+        assert job.steps == (["begin"] if fails else ["begin", "end"])
+        assert system.engine.finished[0].request.status == ("Error" if fails else "Success")
