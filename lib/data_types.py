@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import aiohttp
 from aiohttp import web
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync as in_thread
 
 from lib.fields.annotations import mismatch
@@ -287,7 +288,10 @@ class EndpointHandler(ABC, Generic[P]):
         if self.remote_function is None:
             raise NotImplementedError(f"{type(self).__name__} has no remote_function")
         call = partial(self.remote_function, **params)
-        return await (call() if is_coroutine_function(self.remote_function) else in_thread(call))
+        if is_coroutine_function(self.remote_function):
+            return await call()
+        # The handler's queue limits these threads. The shared limit of others would let jobs hold up reports.
+        return await in_thread(call, limiter=CapacityLimiter(1))
 
     async def generate_client_response(
         self, client_request: web.Request, model_response: aiohttp.ClientResponse

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 from typing import Any
 
 import pytest
+from anyio.to_thread import current_default_thread_limiter
+from anyio.to_thread import run_sync as in_thread
 
 from tests.fakes.plain_handler import PlainHandler
+from tests.guard import GUARD_S
 
 
 def test_a_handler_with_default_fields_has_no_problems() -> None:
@@ -42,3 +47,19 @@ async def test_the_default_lifetime_is_empty_and_can_be_entered_again() -> None:
     for _ in range(2):
         async with handler.running():
             pass
+
+
+async def test_plain_remote_functions_take_no_threads_of_others() -> None:
+    released, running = threading.Event(), threading.Barrier(3)
+
+    def job() -> str:
+        running.wait(GUARD_S)
+        released.wait(GUARD_S)
+        return "done"
+
+    handler = PlainHandler(remote_function=job)
+    current_default_thread_limiter().total_tokens = 1
+    calls = [asyncio.create_task(handler.call_remote_dispatch_function({})) for _ in range(2)]
+    await in_thread(running.wait, GUARD_S)
+    released.set()
+    assert await asyncio.gather(*calls) == ["done", "done"]
