@@ -57,6 +57,14 @@ OnDisconnect = Literal["cancel", "finish"]
 UNSIGNED_AUTH_DATA: Mapping[str, Any] = MappingProxyType(
     {"signature": "", "cost": 0.0, "endpoint": "", "reqnum": 0, "url": ""}
 )
+# The value of a handler's field that was not given.
+_NOT_GIVEN: Any = object()
+# Fields whose names handlers may have used for themselves before they were fields, with their types.
+_NEWER_FIELDS: tuple[tuple[str, Any], ...] = (
+    ("has_benchmark", bool),
+    ("do_warmup_benchmark", bool),
+    ("concurrency", int | None),
+)
 # Integers of a request must be less than this: the engine's own are 64 bits wide.
 _INT64 = 2**63
 
@@ -200,19 +208,26 @@ class EndpointHandler(ABC, Generic[P]):
     do_warmup_benchmark: bool = True
     remote_function: Callable[..., Any] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not _NOT_GIVEN:  # then the class attribute is the field's value
+            super().__setattr__(name, value)
+
     def __post_init__(self) -> None:
-        for name, field in EndpointHandler.__dataclass_fields__.items():
-            own = inspect.getattr_static(type(self), name)
-            # A subclass has set a class attribute which is no field of its own: it is a default too.
-            if own is not field.default and getattr(self, name) is field.default:
-                setattr(self, name, _as_default(own, self))
+        own = inspect.getattr_static(type(self), "remote_function")
+        if "remote_function" not in vars(self) and _is_no_method(own):
+            self.remote_function = own  # as an attribute of the class, it would be bound
         self.adopt_older_fields()
 
     def adopt_older_fields(self) -> None:
-        """Set `benchmark_concurrency` and `benchmark_warmup` by `concurrency` and `do_warmup_benchmark`."""
-        if self.benchmark_concurrency is None:
-            self.benchmark_concurrency = self.concurrency
-        self.benchmark_warmup = self.benchmark_warmup and self.do_warmup_benchmark
+        """Set `benchmark_concurrency` and `benchmark_warmup` by `concurrency` and `do_warmup_benchmark`.
+
+        A property or a method of one of these names is the subclass's own, and sets nothing.
+        """
+        older = None if has_own_member(self, "concurrency") else self.concurrency
+        if older is not None and self.benchmark_concurrency is None:
+            self.benchmark_concurrency = older
+        if not has_own_member(self, "do_warmup_benchmark") and not self.do_warmup_benchmark:
+            self.benchmark_warmup = False
 
     @property
     @abstractmethod
@@ -366,20 +381,24 @@ class EndpointHandler(ABC, Generic[P]):
             *invalid_durations(self, "max_queue_time", "keepalive_s"),
             *below_minimum(self, 0, "max_workload"),
         ]
-        typed = (
-            *(("on_disconnect", OnDisconnect), ("idempotent", bool), ("extra", Extra)),
-            *(("has_benchmark", bool), ("do_warmup_benchmark", bool), ("concurrency", int | None)),
-        )
+        typed: list[tuple[str, Any]] = [("on_disconnect", OnDisconnect), ("idempotent", bool)]
+        typed += [(name, kind) for name, kind in _NEWER_FIELDS if not has_own_member(self, name)]
+        extra: Any = self.extra
+        if isinstance(extra, str):  # anything else, such as a dict, is an attribute of the author's own
+            typed.append(("extra", Extra))
         mismatches = (mismatch(name, kind, getattr(self, name)) for name, kind in typed)
         return [*problems, *filter(None, mismatches)]
 
     def _older_field_problems(self) -> Iterator[str]:
         """Yield a line for each field of another implementation that has no effect here."""
-        if self.concurrency not in (None, self.benchmark_concurrency):
-            yield f"concurrency is {self.concurrency}, but benchmark_concurrency {self.benchmark_concurrency}"
-        if self.benchmark_warmup and not self.do_warmup_benchmark:
+        best = self.benchmark_concurrency
+        if not has_own_member(self, "concurrency") and self.concurrency not in (None, best):
+            yield f"concurrency is {self.concurrency}, but benchmark_concurrency {best}"
+        without_warmup = not has_own_member(self, "do_warmup_benchmark") and not self.do_warmup_benchmark
+        if self.benchmark_warmup and without_warmup:
             yield "do_warmup_benchmark is False, but benchmark_warmup True"
-        if self.remote_function is not None and "call_model" not in vars(self):
+        own_property = isinstance(inspect.getattr_static(type(self), "remote_function"), property)
+        if not own_property and self.remote_function is not None and "call_model" not in vars(self):
             yield (
                 "remote_function is given, but only that of a HandlerConfig, or of its handler_class without "
                 "a call_model, is called"
@@ -424,6 +443,21 @@ class EndpointHandler(ABC, Generic[P]):
 _DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__
 
 
+def _take_defaults_from_class(init: Any) -> None:
+    """Leave a field that is not given to the class attribute of its name, which a subclass may set.
+
+    The `__init__` that `@dataclass` makes for a subclass does so too. With the values themselves as defaults,
+    one that is given could not be told from a default.
+    """
+    for field in dataclasses.fields(EndpointHandler):
+        field.default = _NOT_GIVEN
+    init.__defaults__ = (_NOT_GIVEN,) * len(init.__defaults__)
+    init.__kwdefaults__ = dict.fromkeys(init.__kwdefaults__, _NOT_GIVEN)
+
+
+_take_defaults_from_class(cast(Any, EndpointHandler).__init__)
+
+
 def sends_json(payload_class: type[Any] | None) -> bool:
     """Whether payloads of the class are sent as JSON only: it makes neither forms nor uploads of them."""
     form = getattr(payload_class, "generate_payload_multipart", None)
@@ -435,8 +469,13 @@ def _no_body() -> None:
     return None
 
 
-def _as_default(attribute: Any, handler: EndpointHandler[Any]) -> Any:
-    """The value of a class attribute of `handler`: a function is bound only if it is a method of a class."""
-    if isinstance(attribute, FunctionType) and "." not in attribute.__qualname__.rpartition("<locals>.")[2]:
-        return attribute
-    return attribute.__get__(handler, type(handler)) if hasattr(attribute, "__get__") else attribute
+def has_own_member(handler: EndpointHandler[Any], name: str) -> bool:
+    """Whether the class of `handler` uses the name of a field for a property or a method of its own."""
+    return hasattr(inspect.getattr_static(type(handler), name), "__get__")
+
+
+def _is_no_method(attribute: Any) -> bool:
+    """Whether a class attribute is a function that was not defined in a class."""
+    return (
+        isinstance(attribute, FunctionType) and "." not in attribute.__qualname__.rpartition("<locals>.")[2]
+    )

@@ -13,7 +13,7 @@ from dataclasses import field
 from functools import partial
 from typing import Any, Literal
 
-from lib.data_types import EndpointHandler, OnDisconnect
+from lib.data_types import EndpointHandler, OnDisconnect, has_own_member
 from lib.declare.config_fields import DeclaredConfig
 from lib.declare.declared_handler import (
     AnsweringHandler,
@@ -177,7 +177,11 @@ class HandlerConfig(DeclaredConfig):
         attach_dispatch(handler)
         options = benchmark.options(benchmark.given) if benchmark else {}
         options |= {name: self.valid(name) for name in _HANDLER_FIELDS if name in self.given}
-        options |= {older: options[name] for older, name in _OLDER_FIELDS.items() if name in options}
+        options |= {
+            older: options[name]
+            for older, name in _OLDER_FIELDS.items()
+            if name in options and not has_own_member(handler, older)
+        }
         samples = benchmark.samples() if benchmark else None
         if samples is not None:
             options["make_benchmark_payload"] = partial(

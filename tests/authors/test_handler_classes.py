@@ -230,6 +230,18 @@ def test_a_class_attribute_is_a_fields_default(handler_class: type[Generate]) ->
     assert (handler.benchmark_concurrency, handler.problems()) == (4, [])
 
 
+class OwnConcurrency(Generate):
+    @property
+    def concurrency(self) -> str:  # type: ignore[override] - it is older than the field
+        return "its own"
+
+
+def test_a_benchmark_leaves_a_property_of_an_older_fields_name_alone() -> None:
+    given = BenchmarkConfig(concurrency=7)
+    handler = handler_of(HandlerConfig("/a", handler_class=OwnConcurrency, benchmark_config=given))
+    assert (handler.benchmark_concurrency, handler.concurrency, handler.problems()) == (7, "its own", [])
+
+
 class WithoutPayloads(Generate):
     def make_benchmark_payload(self) -> Prompt:
         raise NotImplementedError
