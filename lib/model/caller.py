@@ -207,19 +207,30 @@ class _Nowhere:
         pass
 
 
-async def _write_stream(exchange: Exchange, response: web.StreamResponse, answer: Any = None) -> None:
-    """Write `response` if its body is a stream: it may read the model's `answer`, which is closed next.
+async def _write_stream(exchange: Exchange, response: web.StreamResponse) -> None:
+    """Write `response` if its body is a stream: it may read the model's answer, which is closed next.
 
-    If the client has left and the handler finishes, the rest of the body and of `answer` is read all the
-    same. Raises `ClientGone`, and what reading the body raises.
+    Raises `ClientGone`, and what reading the body raises.
     """
-    body = response.body if isinstance(response, web.Response) else None
-    if isinstance(body, (AsyncIterablePayload, aiohttp.MultipartWriter)):
+    if _stream_of(response) is not None:
         await exchange.write(response)
-        if exchange.finishes and exchange.client_left:
-            await _run_to_end(body)
-            if isinstance(answer, aiohttp.ClientResponse):
-                await drain(answer)
+
+
+async def _finish_stream(exchange: Exchange, response: web.StreamResponse, answer: Any = None) -> None:
+    """Read the rest of a streamed body and of `answer` if the client has left and the handler finishes.
+
+    Raises what reading the body raises: here, a lost connection is not the client's.
+    """
+    body = _stream_of(response)
+    if body is not None and exchange.finishes and exchange.client_left:
+        await _run_to_end(body)
+        if isinstance(answer, aiohttp.ClientResponse):
+            await drain(answer)
+
+
+def _stream_of(response: web.StreamResponse) -> AsyncIterablePayload | aiohttp.MultipartWriter | None:
+    body = response.body if isinstance(response, web.Response) else None
+    return body if isinstance(body, (AsyncIterablePayload, aiohttp.MultipartWriter)) else None
 
 
 async def _run_to_end(body: Any) -> None:
@@ -242,11 +253,12 @@ async def _answer(exchange: Exchange, server: ModelServer) -> web.StreamResponse
                 if answer.status == 504 or server.failures.count:
                     server.failures.note_status(504 if answer.status == 504 else 0)
                 await _write_stream(exchange, answer)
+                await _finish_stream(exchange, answer)
                 return answer
             try:
                 make = handler.generate_client_response
                 response = response_from(make, await make(request, answer))
-                await _write_stream(exchange, response, answer)
+                await _write_stream(exchange, response)
             except (ClientGone, ConnectionError) as e:
                 if not exchange.client_left:
                     raise
@@ -254,6 +266,7 @@ async def _answer(exchange: Exchange, server: ModelServer) -> web.StreamResponse
                     raise ClientGone from e
                 await drain(answer)
                 return web.Response(status=answer.status)  # nobody reads it; the status counts
+            await _finish_stream(exchange, response, answer)
             # An author's `call_model` may yield an object of its own.
             status = answer.status if isinstance(answer, aiohttp.ClientResponse) else 0
             if status >= 500 or server.failures.count:

@@ -102,6 +102,9 @@ async def test_a_generator_that_raises_later_breaks_the_connection(tmp_path: Pat
         assert await client.rest() == b"4\r\npart\r\n"
 
 
+ERRORS = {"bug": ValueError, "other server": ConnectionResetError}
+
+
 class Job:
     """The steps of a generator that goes on although the client of `request` leaves."""
 
@@ -109,15 +112,15 @@ class Job:
         self.steps: list[str] = []
         self.begun = asyncio.Event()
 
-    async def parts(self, request: web.Request, fails: bool) -> AsyncGenerator[bytes, None]:
+    async def parts(self, request: web.Request, error: str) -> AsyncGenerator[bytes, None]:
         self.steps.append("begin")
         self.begun.set()
         yield b"first"
         await self.left(request)
         for _ in range(3):
             yield b"part"
-        if fails:
-            raise ValueError("a bug")
+        if error:
+            raise ERRORS[error]("failed")
         self.steps.append("end")
 
     async def left(self, request: web.Request) -> None:
@@ -135,7 +138,7 @@ class FinishingJobs(PlainHandler):
     async def answer(self, payload: dict[str, Any], request: web.Request) -> web.Response:
         if payload["leaves"] == "before the body":
             await self.job.left(request)
-        body: Any = self.job.parts(request, payload["fails"])
+        body: Any = self.job.parts(request, payload["error"])
         if payload["in_form"]:
             form = MultipartWriter("mixed")
             form.append_payload(get_payload(body))
@@ -156,12 +159,12 @@ class FinishingJobs(PlainHandler):
         return await self.answer(client_request["payload"], client_request)
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("error", ["", *ERRORS])
 @pytest.mark.parametrize("in_form", [False, True])
 @pytest.mark.parametrize("leaves", ["before the body", "during the body"])
 @pytest.mark.parametrize("by", ["call_model", "generate_client_response"])
 async def test_with_on_disconnect_finish_a_generator_runs_to_its_end_without_its_client(
-    tmp_path: Path, by: str, leaves: str, in_form: bool, fails: bool
+    tmp_path: Path, by: str, leaves: str, in_form: bool, error: str
 ) -> None:
     handler = FinishingJobs(on_disconnect="finish")
     handler.job = job = Job()
@@ -170,12 +173,12 @@ async def test_with_on_disconnect_finish_a_generator_runs_to_its_end_without_its
         backend = Backend(model_url, healthcheck_url=setup.health)
         return backend, [web.post("/echo", backend.create_handler(handler))]
 
-    payload = {"by": by, "leaves": leaves, "in_form": in_form, "fails": fails}
+    payload = {"by": by, "leaves": leaves, "in_form": in_form, "error": error}
     async with with_worker_task(tmp_path, Setup(health="/health"), make=make) as system:
         async with connected(system.url) as client:
             await client.post("/echo", {"auth_data": system.auth(), "payload": payload})
             await job.begun.wait()
             client.leave()
         await system.engine.wait_for(lambda: len(system.engine.finished) == 1)
-        assert job.steps == (["begin"] if fails else ["begin", "end"])
-        assert system.engine.finished[0].request.status == ("Error" if fails else "Success")
+        assert job.steps == (["begin"] if error else ["begin", "end"])
+        assert system.engine.finished[0].request.status == ("Error" if error else "Success")
