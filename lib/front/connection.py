@@ -588,8 +588,10 @@ class FrontConnection(CountedConnection):
 
     def _fail_http_body(self, error: WorkerError) -> None:
         """Have whoever reads the body of the current request at aiohttp's server get `error`."""
-        request = self._http._current_request  # None before its task runs
-        body = self._http._messages[-1][1] if request is None else request.content
+        request, waiting = self._http._current_request, self._http._messages
+        if request is None and not waiting:
+            return  # its answer was written just now: `_finish` follows
+        body = waiting[-1][1] if request is None else request.content  # None before its task runs
         body.set_exception(error)
         body.feed_eof()  # else aiohttp would read on after the answer
 

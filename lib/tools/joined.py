@@ -68,8 +68,8 @@ async def _is_autoscaled(http: aiohttp.ClientSession, target: Target) -> bool:
     """Whether the engine starts workers for the endpoint."""
     url = f"{target.engine_url.rstrip('/')}/local/plan"
     async with http.get(url, timeout=_LIMIT, raise_for_status=True) as answer:
-        plans: Any = await answer.json()
-    return any(each["endpoint"] == target.endpoint and each["autoscale"] for each in plans)
+        listed: Any = await answer.json()
+    return any(each["endpoint"] == target.endpoint and each["autoscale"] for each in listed["plans"])
 
 
 def _states(states: Counter[str]) -> str:

@@ -375,6 +375,12 @@ def test_no_other_text_is_a_valid_signature(text: str) -> None:
         assert refusal(signatures(), {**raw, "signature": text}) == "the signature is invalid"
 
 
+@pytest.mark.parametrize("more", ["=", "==", "A", "AA=="])
+def test_a_signature_with_more_behind_it_is_invalid(more: str) -> None:
+    raw = signed()
+    assert refusal(signatures(), {**raw, "signature": raw["signature"] + more}) == "the signature is invalid"
+
+
 @given(st.data(), st.text("!-_ \n\r\t=é\0", min_size=1, max_size=3))
 def test_a_signature_with_other_characters_in_it_is_invalid(data: st.DataObject, others: str) -> None:
     raw = signed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import anyio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.endurance.fuzz_front import PIECES, Change, changed, cut, valid_requests
@@ -81,7 +81,18 @@ async def test_mutated_requests_get_the_same_answers_in_any_parts(
         assert answer.status == 200 or is_json
 
 
+# Its second request is answered, and found to be broken before the end of that answer was noted.
+BROKEN_AFTER_ITS_ANSWER = (
+    b"GET /direct/early?a=b HTTP/1.1\r\nHost: w\r\nAccept: */*\r\n\r\n"
+    b"POST /http/early HTTP/1.1\r\nHost: w\r\nContent-Type: application/json\r\nX-Request-Id: a\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n5;x\r\n0\r\n1234\r\n5\r\n56789\r\n0\r\nA: b\r\n\r\n"
+    b"POST /direct/early HTTP/1.1\r\nHost: w\r\nContent-Type: application/json\r\nX-Request-Id: a\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n5;x\r\n01234\r\n5\r\n56789\r\n0\r\nA: b\r\n\r\n"
+)
+
+
 @settings(max_examples=200)
+@example(BROKEN_AFTER_ITS_ANSWER, [0.5])
 @given(streams("/direct/early", "/http/early", "/direct/echo"), st.lists(POSITIONS, max_size=5))
 async def test_mutated_requests_that_are_answered_early_get_http(
     stream: bytes, positions: list[float]
