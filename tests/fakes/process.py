@@ -29,13 +29,14 @@ class RunningProcess:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     async def until(self, text: str) -> None:
-        """Return once it has printed `text`."""
+        """Return once it has printed `text`. Fails with what it has printed otherwise."""
         assert self.process.stdout is not None
-        with anyio.fail_after(GUARD_S):
+        with anyio.move_on_after(GUARD_S):
             while text not in self.output:
                 part = await self.process.stdout.read(65536)
                 assert part, f"it ended without {text!r}:\n{self.output}"
                 self.output += self._decoder.decode(part)
+        assert text in self.output, f"it did not print {text!r}:\n{self.output}"
 
     async def end(self) -> EndedProcess:
         """Wait for its end; return its result. `output` is complete then."""
