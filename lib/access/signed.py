@@ -20,7 +20,7 @@ from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
 from lib.errors import Invalid, Unavailable
 from lib.request.exchange import connection_of, note_verified
-from lib.request.incoming import DirectRequest, IncomingRequest
+from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
 
 T = TypeVar("T")
@@ -79,8 +79,7 @@ class SignedRequests:
                 admission = self._open_envelope(arrived)
                 if admission is None:
                     admission = await self._retry(partial(self._open_envelope, arrived))
-                if not isinstance(request, DirectRequest):
-                    let_read_again(request, arrived)
+                let_read_again(request, arrived)
             else:
                 admission = await self._receive(request, arrived)
         return admission

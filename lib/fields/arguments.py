@@ -14,7 +14,7 @@ from typing import Any, cast
 from lib.fields.annotations import union_members
 from lib.fields.callables import parameters_of
 from lib.fields.hints import resolved_hints
-from lib.fields.json_error import JsonDataException, WrongValue
+from lib.fields.json_error import WrongValue
 from lib.fields.json_fields import Field, ObjectFields, make_field, reader_of
 from lib.fields.schemas import Definitions, Schema
 from lib.fields.url_parameters import Parameters, converted
@@ -74,9 +74,7 @@ class Arguments:
         try:
             return {whole.name: whole.reader.read(payload)}
         except WrongValue as e:
-            raise JsonDataException(
-                e.problem if isinstance(e.problem, dict) else {whole.name: e.problem}
-            ) from e
+            raise e.of_request(whole.name) from e
 
 
 def _holds(payload: Mapping[str, Any], field: Field) -> bool:

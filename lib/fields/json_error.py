@@ -29,3 +29,7 @@ class WrongValue(Exception):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.problem = problem
+
+    def of_request(self, name: str) -> JsonDataException:
+        """The error of the request whose value this is: its fields' problems, or the one of `name`."""
+        return JsonDataException(self.problem if isinstance(self.problem, dict) else {name: self.problem})

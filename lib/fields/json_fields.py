@@ -64,9 +64,7 @@ def read_typed(cls: Any, message: Mapping[str, Any]) -> Any:
     try:
         return reader_of(cls).read(message)
     except WrongValue as e:
-        raise JsonDataException(
-            e.problem if isinstance(e.problem, dict) else {cls.__name__: e.problem}
-        ) from e
+        raise e.of_request(cls.__name__) from e
 
 
 def read_fields(cls: type[Any], message: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,9 +97,8 @@ def _route(
     if "*/*" in content:
         yield f'<p class="note">{_UPLOAD}</p>'
     if example is not None:
-        command = (
-            f"pyworker request {shlex.quote(path)} {shlex.quote(json.dumps(example, ensure_ascii=False))} -l"
-        )
+        payload = json.dumps(example, ensure_ascii=False)
+        command = shlex.join(["pyworker", "request", path, payload, "-l"])
         yield f"<pre>{escape(command)}</pre>"
 
 

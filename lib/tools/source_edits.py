@@ -31,11 +31,6 @@ class SourceEdits:
         assert node.end_col_offset is not None
         return self._at(node.lineno, node.col_offset), self._at(node.end_lineno, node.end_col_offset)
 
-    def source(self, node: ast.expr | ast.stmt | ast.alias) -> str:
-        """The text of `node`."""
-        begin, end = self.span(node)
-        return self.text[begin:end]
-
     def indent(self, statement: ast.stmt) -> str | None:
         """The white space before a statement that is alone on its lines; None if it isn't."""
         begin, end = self.span(statement)

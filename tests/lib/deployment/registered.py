@@ -31,5 +31,5 @@ def deployment_with(function: Any, **options: Any) -> Any:
 
 
 def as_client(answer: Any) -> Any:
-    """What the SDK's client makes of an answer: it returns the value or raises the exception."""
+    """Return the value in an answer, or raise the exception in it, as the SDK's client does."""
     return _serialization.deserialize_unwrap_error(answer, __name__, globals())

@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script>\"'&"
 
 
 class Shown(HTMLParser):
-    """What a page shows: its `text`, and the names of its `tags` in order."""
+    """The parts of a page that are shown: its `text`, and the names of its `tags` in order."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

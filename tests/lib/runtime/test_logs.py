@@ -281,7 +281,7 @@ class Faulty(StringIO):
 
 
 class Replacement:
-    """What an author puts in the place of standard error, with no more than the methods used by `print`."""
+    """An author's stand-in for standard error, with no more than the methods used by `print`."""
 
     def __init__(self) -> None:
         self.text = ""

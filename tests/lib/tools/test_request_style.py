@@ -51,7 +51,7 @@ def _part(name: str, part: object) -> list[str]:
 
 @asynccontextmanager
 async def called(style: RequestStyle, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-    """What a worker receives of `payload` in this style."""
+    """Send `payload` in this style; the values are what a worker receives of it."""
     app = web.Application()
     app.router.add_route("*", "/route", told)
     async with TestServer(app) as server, aiohttp.ClientSession() as http:
