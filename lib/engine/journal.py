@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple
 from pathlib import Path
 from struct import Struct
@@ -57,7 +57,6 @@ class JournalFile:
         self.size_bytes = 0
         self._identity = identity
         self._descriptor: int | None = None
-        self._held: list[bytes] = []
 
     def read(self) -> list[bytes]:
         """The records on disk without the first, up to one that is torn or damaged.
@@ -77,8 +76,7 @@ class JournalFile:
         return list(records) if next(records, None) == self._identity else []
 
     def replace(self, records: Iterable[bytes]) -> None:
-        """Write a new file with `records` in place of the old one. What is held is dropped."""
-        self._held.clear()
+        """Write a new file with `records` in place of the old one."""
         new = self.path.with_name(self.path.name + _NEW_SUFFIX)
         new.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -94,20 +92,13 @@ class JournalFile:
         self.close()
         self._descriptor, self.size_bytes = descriptor, len(data)
 
-    def hold(self, record: bytes) -> None:
-        """Write `record` with the next one."""
-        self._held.append(_framed(record))
-
     def append(self, record: bytes) -> None:
-        """Write what is held, and `record`, by one call of the operating system.
+        """Write `record`, by one call of the operating system.
 
         After an error the file's content is not to be relied on: call `discard`.
         """
         assert self._descriptor is not None
         data = _framed(record)
-        if self._held:
-            data = b"".join((*self._held, data))
-            self._held.clear()
         _write(self._descriptor, data)
         self.size_bytes += len(data)
 
@@ -122,13 +113,10 @@ class JournalFile:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """Close the file, with what is held written."""
+        """Close the file."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            try:
-                _write(descriptor, b"".join(self._held))
-            finally:
-                os.close(descriptor)
+            os.close(descriptor)
 
 
 class SignatureMemory(Protocol):
@@ -149,8 +137,10 @@ class SessionMemory(Protocol):
 class Journal:
     """Writes down each change in `file`: of `ledger`, of the used `signatures` (if any), and of `sessions`.
 
-    An outcome is one write. If the file can't be written, that is logged once, the file is deleted, and it is
-    tried again after `RETRY_S` seconds. A file of more than `max_bytes` is written anew.
+    `at_turn_end` has a function called once, at the end of the event loop's turn. The first change of a
+    request in a turn is written at once, those that follow in the same turn are written together at its end.
+    If the file can't be written, that is logged once, the file is deleted, and it is tried again after
+    `RETRY_S` seconds. A file of more than `max_bytes` is written anew.
     """
 
     def __init__(
@@ -160,6 +150,7 @@ class Journal:
         signatures: SignatureMemory | None,
         sessions: SessionMemory,
         clock: Clock,
+        at_turn_end: Callable[[Callable[[], None]], object],
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._file = file
@@ -167,13 +158,17 @@ class Journal:
         self._signatures = signatures
         self._sessions = sessions
         self._clock = clock
+        self._at_turn_end = at_turn_end
         self._max_bytes = self._limit_bytes = max_bytes
         self._retry_at_s: float | None = None  # after a failure: when to try again, on the clock
+        self._unwritten: list[Record] = []
+        self._is_in_turn = False  # something was written in this turn: what follows waits for its end
 
     def begin(self) -> None:
         """Write a new file with all that counts now."""
+        self._unwritten.clear()  # it is among all that counts
         try:
-            self._file.replace(map(encode, self._records()))
+            self._file.replace(encode((record,)) for record in self._records())
         except OSError as e:
             self._note_failure(e)
             return
@@ -183,7 +178,8 @@ class Journal:
             log.info("the journal %s is written again", self._file.path)
 
     def close(self) -> None:
-        """Close the file. What was not acknowledged stays in it for the next start."""
+        """Write what is left, and close the file. What was not acknowledged is in it for the next start."""
+        self._write()
         try:
             self._file.close()
         except OSError as e:
@@ -193,7 +189,7 @@ class Journal:
 
     def accepted(self, entry: Entry) -> None:
         """Note that `entry` is accepted as load."""
-        self._append(Accepted(entry.number, entry.workload, entry.request_idx, entry.entered_queue_at))
+        self._note(Accepted(entry.number, entry.workload, entry.request_idx, entry.entered_queue_at))
 
     def ended(self, entry: Entry, outcome: Outcome, without_work: bool, at: float) -> None:
         """Note that `entry` has ended, at the Unix time `at`."""
@@ -201,7 +197,7 @@ class Journal:
             record = Ended(entry.number, outcome.name, without_work, entry.work_started_at, at)
         else:
             record = EndedUnaccepted(entry.workload, entry.request_idx, outcome.name, at)
-        self._append(record)
+        self._note(record)
 
     def acknowledged(self, told_new: float, told_rejected: float, told_served: float) -> None:
         """Note that the engine has acknowledged a report, also one that had no news: so long it has lived."""
@@ -220,7 +216,7 @@ class Journal:
     def signature_used(self, reqnum: int, digest: bytes) -> None:
         """Note a used signature, to be written with what becomes of its request."""
         if self._retry_at_s is None:
-            self._file.hold(encode(Used(reqnum, digest)))
+            self._unwritten.append(Used(reqnum, digest))
 
     def session_opened(self, end: DueEnd) -> None:
         """Note that a session was opened, and what is due at its end."""
@@ -230,16 +226,39 @@ class Journal:
         """Note that a session has ended, and that nothing is due any more."""
         self._append(SessionEnded(session_id))
 
+    def _note(self, record: Record) -> None:
+        """Write a change of a request: at once, or at the end of the turn if it is not the first of it."""
+        self._unwritten.append(record)
+        if not self._is_in_turn:
+            self._is_in_turn = True
+            self._at_turn_end(self._end_turn)
+            self._write()
+
     def _append(self, record: Record) -> None:
+        """Write a change at once."""
+        self._unwritten.append(record)
+        self._write()
+
+    def _end_turn(self) -> None:
+        self._is_in_turn = False
+        self._write()
+
+    def _write(self) -> None:
+        """Write what is not written yet, by one call of the operating system."""
+        if not self._unwritten:
+            return
         if self._retry_at_s is not None:
+            self._unwritten.clear()
             if self._clock.monotonic() >= self._retry_at_s:
-                self.begin()  # with this change, which has been made already
+                self.begin()  # with these changes, which have been made already
             return
         try:
-            self._file.append(encode(record))
+            self._file.append(encode(self._unwritten))
         except OSError as e:
             self._note_failure(e)
             return
+        finally:
+            self._unwritten.clear()
         if self._file.size_bytes > self._limit_bytes:
             self.begin()
 

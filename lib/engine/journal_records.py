@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,7 +21,7 @@ from lib.wire import FinishedRequest
 log = logging.getLogger(__name__)
 
 # The version of the records: a file of another version is ignored.
-FORMAT = 1
+FORMAT = 2
 # Seconds after which what was not acknowledged is not told any more.
 OLDEST_S = 3600.0
 
@@ -101,8 +101,9 @@ class SessionEnded(msgspec.Struct, array_like=True, tag=10):
 
 LedgerRecord = Sums | Finished | Accepted | Ended | EndedUnaccepted | Acknowledged | Delivered
 Record = LedgerRecord | Key | Used | SessionOpened | SessionEnded
-encode = msgspec.msgpack.Encoder().encode
-_decode: Callable[[bytes], Record] = msgspec.msgpack.Decoder(Record).decode
+# Changes, oldest first, as one record of the file: all of them are read, or none.
+encode: Callable[[Sequence[Record]], bytes] = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], list[Record]] = msgspec.msgpack.Decoder(list[Record]).decode
 
 
 @dataclass
@@ -120,16 +121,17 @@ class Remembered:
     due_ends: dict[str, DueEnd] = field(default_factory=dict[str, DueEnd])
 
 
-def recall(records: Iterable[bytes], now: float) -> Remembered:
-    """Return what `records`, oldest first, say at the Unix time `now`.
+def recall(written: Iterable[bytes], now: float) -> Remembered:
+    """Return what the file's records, oldest first, say at the Unix time `now`.
 
     Nothing is told that ended more than an hour ago. A record that can't be understood is ignored, with all
     that follow it.
     """
     player = _Player(now - OLDEST_S)
     try:
-        for data in records:
-            player.play(_decode(data))
+        for data in written:
+            for record in _decode(data):
+                player.play(record)
     except (msgspec.MsgspecError, KeyError) as e:
         log.warning("the journal is damaged, and read only in part: %r", e)
     return player.end()

@@ -5,6 +5,7 @@ Owns where the file is and who is told what it says. Its records are in lib/engi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -45,7 +46,8 @@ async def journaled(running: RunningWorker, ledger: Ledger, clock: Clock) -> Asy
     sessions.recall(remembered.due_ends.values())
     if signatures is not None:
         signatures.recall(remembered.fingerprint, remembered.used)
-    journal = Journal(file, ledger, signatures, sessions, clock)
+    at_turn_end = asyncio.get_running_loop().call_soon
+    journal = Journal(file, ledger, signatures, sessions, clock, at_turn_end)
     journal.begin()
     ledger.journal = sessions.journal = journal
     if signatures is not None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import rule
 
 from lib.engine.journal import RETRY_S, Journal, JournalFile
 from lib.engine.journal_records import OLDEST_S, recall
-from lib.metrics import MAX_UNDELIVERED, Ledger, Outcome
+from lib.metrics import MAX_UNDELIVERED, Entry, Ledger, Outcome
 from lib.request.sessions import DueEnd
 from tests.lib.test_metrics import LedgerMachine, accepted
 from tests.manual_clock import ManualClock
@@ -26,6 +26,11 @@ from tests.manual_clock import ManualClock
 IDENTITY = b"this worker"
 NOW = 1e9  # Unix time
 SMALL_BYTES = 400  # a few changes: the file is written anew all the time
+
+
+def each(end_turn: Callable[[], None]) -> None:
+    """End the event loop's turn after each change."""
+    end_turn()
 
 
 class Sessions:
@@ -52,7 +57,13 @@ class Used:
 class Life:
     """One life of a worker with the journal at `path`, until `kill`."""
 
-    def __init__(self, path: Path, clock: ManualClock | None = None, max_bytes: int = SMALL_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: ManualClock | None = None,
+        max_bytes: int = SMALL_BYTES,
+        at_turn_end: Callable[[Callable[[], None]], object] = each,
+    ) -> None:
         self.path, self.clock = path, clock or ManualClock(wall_s=NOW)
         file = JournalFile(path, IDENTITY)
         self.remembered = recall(file.read(), self.clock.wall())
@@ -61,7 +72,8 @@ class Life:
         self.sessions.ends = dict(self.remembered.due_ends)
         self.signatures.fingerprint = self.remembered.fingerprint
         self.signatures.signatures = list(self.remembered.used)
-        self.journal = Journal(file, self.ledger, self.signatures, self.sessions, self.clock, max_bytes)
+        memories = self.signatures, self.sessions
+        self.journal = Journal(file, self.ledger, *memories, self.clock, at_turn_end, max_bytes)
         self.journal.begin()
         self.ledger.journal = self.journal
 
@@ -312,31 +324,6 @@ def test_one_file_is_open_between_replace_and_the_end(path: Path) -> None:
     assert (file.size_bytes, path.exists(), open_files(path)) == (0, False, 0)
 
 
-def test_what_is_held_when_the_file_is_emptied_is_dropped(path: Path) -> None:
-    file = JournalFile(path, IDENTITY)
-    file.replace([b"1"])
-    file.hold(b"dropped")
-    file.discard()
-    file.replace([b"1"])
-    file.append(b"2")
-    file.close()
-    assert JournalFile(path, IDENTITY).read() == [b"1", b"2"]
-
-
-def test_what_is_held_is_written_with_the_next_record_and_at_the_end(path: Path) -> None:
-    file = JournalFile(path, IDENTITY)
-    file.replace([b"1"])
-    file.hold(b"dropped")
-    file.replace([b"1"])
-    file.hold(b"2")
-    assert JournalFile(path, IDENTITY).read() == [b"1"]
-    file.append(b"3")
-    file.append(b"4")
-    file.hold(b"5")
-    file.close()
-    assert JournalFile(path, IDENTITY).read() == [b"1", b"2", b"3", b"4", b"5"]
-
-
 def test_a_record_that_is_written_only_in_part_is_an_error(path: Path) -> None:
     file = JournalFile(path, IDENTITY)
     file.replace([b"whole"])
@@ -391,7 +378,7 @@ class CountingFile(JournalFile):
 def test_a_state_larger_than_the_limit_is_not_written_at_each_change(path: Path) -> None:
     clock, file = ManualClock(wall_s=NOW), CountingFile(path, IDENTITY)
     ledger = Ledger(clock)
-    journal = Journal(file, ledger, None, Sessions(), clock, max_bytes=1000)
+    journal = Journal(file, ledger, None, Sessions(), clock, each, max_bytes=1000)
     journal.begin()
     ledger.journal = journal
     for _ in range(2000):
@@ -423,9 +410,130 @@ class FullDisk(JournalFile):
             raise OSError(28, "No space left on device")
 
 
+class Turns:
+    """Turns of the event loop that end when the test says so."""
+
+    def __init__(self) -> None:
+        self._ends: list[Callable[[], None]] = []
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Call `call` once, at the end of this turn."""
+        self._ends.append(call)
+
+    def end(self) -> None:
+        """End the turn."""
+        ends, self._ends = self._ends, []
+        for call in ends:
+            call()
+
+
+def written(path: Path) -> int:
+    """The number of records in the file: each is one call of the operating system."""
+    return len(JournalFile(path, IDENTITY).read())
+
+
+@pytest.mark.parametrize("requests", [1, 2, 5])
+def test_a_turn_is_at_most_two_writes(path: Path, requests: int) -> None:
+    turns = Turns()
+    life = Life(path, max_bytes=10**6, at_turn_end=turns.at_end)
+    before = written(path)
+    for turn in range(3):
+        for _ in range(requests):
+            accepted(life.ledger, 1.0).set_outcome(Outcome.SERVED)
+            assert written(path) == before + 2 * turn + 1  # the first change is there at once
+        turns.end()
+        assert written(path) == before + 2 * turn + 2
+        turns.end()  # without a change
+        assert written(path) == before + 2 * turn + 2
+    assert numbers(recall(JournalFile(path, IDENTITY).read(), NOW).ledger) == numbers(life.ledger)
+    life.journal.close()
+
+
+@given(st.lists(st.sampled_from(["open", "end", "report", "used", "turn"]), min_size=1, max_size=40))
+def test_what_is_written_by_turns_says_the_same_as_what_is_written_by_changes(steps: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        turns = Turns()
+        lives = [
+            Life(Path(folder) / "by changes", max_bytes=10**6),
+            Life(Path(folder) / "by turns", max_bytes=10**6, at_turn_end=turns.at_end),
+        ]
+        for life in lives:
+            in_flight = list[Entry]()
+            for number, step in enumerate([*steps, "open", "turn"], 1):
+                if step == "open":
+                    in_flight.append(accepted(life.ledger, float(number), number))
+                elif step == "end" and in_flight:
+                    in_flight.pop(0).set_outcome(Outcome.SERVED)
+                elif step == "report":
+                    life.ledger.acknowledge(life.ledger.snapshot())
+                elif step == "used":
+                    life.journal.signature_used(number, b"digest")
+                elif step == "turn":
+                    turns.end()
+            life.kill()
+        by_changes, by_turns = (recall(JournalFile(life.path, IDENTITY).read(), NOW) for life in lives)
+        assert numbers(by_turns.ledger) == numbers(by_changes.ledger)
+        assert by_turns.used == by_changes.used
+
+
+def test_what_a_turn_has_left_is_written_at_the_end(path: Path) -> None:
+    turns = Turns()
+    life = Life(path, max_bytes=10**6, at_turn_end=turns.at_end)
+    for number in (1, 2):
+        accepted(life.ledger, 1.0, number)
+    life.journal.signature_used(7, b"digest")
+    life.journal.close()
+    turns.end()
+    remembered = recall(JournalFile(path, IDENTITY).read(), NOW)
+    assert numbers(remembered.ledger) == (2.0, 0.0, 0.0, [(1, "Error"), (2, "Error")])
+    assert remembered.used == [(7, b"digest")]
+
+
+def test_a_used_signature_is_written_with_the_next_change(path: Path) -> None:
+    life = Life(path, max_bytes=10**6)
+    before = written(path)
+    life.journal.signature_used(7, b"digest")
+    assert written(path) == before
+    accepted(life.ledger)
+    assert written(path) == before + 1
+    assert recall(JournalFile(path, IDENTITY).read(), NOW).used == [(7, b"digest")]
+    life.journal.close()
+
+
+def test_changes_that_are_not_written_yet_are_in_a_new_file_once(path: Path) -> None:
+    turns = Turns()
+    life = Life(path, max_bytes=10**6, at_turn_end=turns.at_end)
+    accepted(life.ledger, 1.0, 1)
+    accepted(life.ledger, 2.0, 2)
+    life.journal.begin()
+    turns.end()
+    life.kill()
+    assert numbers(Life(path).ledger) == (3.0, 0.0, 0.0, [(1, "Error"), (2, "Error")])
+
+
+def test_changes_that_wait_when_the_disk_is_full_are_in_the_next_file_once(path: Path) -> None:
+    clock, file, turns = ManualClock(wall_s=NOW), FullDisk(path, IDENTITY), Turns()
+    ledger = Ledger(clock)
+    journal = Journal(file, ledger, None, Sessions(), clock, turns.at_end)
+    ledger.journal = journal
+    journal.begin()
+    accepted(ledger, 1.0, 1)
+    accepted(ledger, 2.0, 2)
+    file.is_full = True
+    turns.end()
+    assert not path.exists()
+    file.is_full = False
+    clock.advance(RETRY_S)
+    accepted(ledger, 4.0, 3)
+    accepted(ledger, 8.0, 4)
+    turns.end()
+    journal.close()
+    assert numbers(recall(JournalFile(path, IDENTITY).read(), NOW).ledger)[0] == 15.0
+
+
 def test_a_full_disk_at_the_end_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock, file = ManualClock(wall_s=NOW), FullDisk(path, IDENTITY)
-    journal = Journal(file, Ledger(clock), None, Sessions(), clock)
+    journal = Journal(file, Ledger(clock), None, Sessions(), clock, each)
     journal.begin()
     file.is_full = True
     journal.close()
@@ -435,7 +543,7 @@ def test_a_full_disk_at_the_end_is_told(path: Path, caplog: pytest.LogCaptureFix
 def test_a_full_disk_is_told_once_and_tried_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock, file = ManualClock(wall_s=NOW), FullDisk(path, IDENTITY)
     ledger = Ledger(clock)
-    journal = Journal(file, ledger, None, Sessions(), clock)
+    journal = Journal(file, ledger, None, Sessions(), clock, each)
     ledger.journal = journal
     journal.begin()
     with caplog.at_level(logging.INFO):
@@ -512,7 +620,7 @@ def test_the_file_of_a_worker_before_is_not_told_twice_if_the_first_write_fails(
     file.is_full = True
     ledger = Ledger(life.clock)
     ledger.inherit(recall(file.read(), NOW).ledger)
-    Journal(file, ledger, None, Sessions(), life.clock).begin()
+    Journal(file, ledger, None, Sessions(), life.clock, each).begin()
     assert numbers(ledger) == (5.0, 0.0, 5.0, [(1, "Success")])
     assert JournalFile(path, IDENTITY).read() == []
 
