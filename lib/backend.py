@@ -10,7 +10,7 @@ Owns the order of the steps and the methods for authors. lib/life/running_worker
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -226,14 +226,14 @@ class Backend(OlderNames):
         accepts_uploads = exchange.lane.handler.accepts_uploads
         return self.running.payloads.receive(exchange.incoming, admission, accepts_uploads)
 
-    async def _accept(self, exchange: Exchange, request: web.Request | None = None) -> Any:
-        """Return the model's answer; meanwhile send the handler's heartbeat, if it has one."""
+    def _accept(self, exchange: Exchange, request: web.Request | None = None) -> Awaitable[Any]:
+        """Await the model's answer; meanwhile send the handler's heartbeat, if it has one."""
         if request is not None:
             exchange.request = request  # a middleware may have replaced it
         running = self._check_ready(exchange)
         exchange.accept()
         answer = _in_turn(exchange, running)
-        return await (answer if exchange.heartbeat is None else exchange.heartbeat.during(answer))
+        return answer if exchange.heartbeat is None else exchange.heartbeat.during(answer)
 
     def _check_ready(self, exchange: Exchange) -> RunningWorker:
         """Return `running`. Refuse a request if it isn't ready, or if the expected wait is too long.
@@ -289,9 +289,9 @@ class Backend(OlderNames):
 
     def check_state(self) -> RunningWorker:
         """Return `running`. Raises `NotReady` (503) while it is loading, benchmarking or draining."""
-        if (state := self.running.readiness.state) in NOT_READY:
+        if (state := (running := self.running).readiness.state) in NOT_READY:
             raise NotReady(state.value)
-        return self.running
+        return running
 
     def config(self) -> BackendConfig:
         """The arguments that concern the model server and the worker's life."""

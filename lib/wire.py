@@ -60,8 +60,7 @@ class WorkerStatus:
         return {name: value for name, value in self.to_json().items() if name != "mtoken"}
 
 
-@dataclass
-class FinishedRequest:
+class FinishedRequest(msgspec.Struct, gc=False):  # made for each request: in a quarter of a dataclass's time
     """One finished request in `POST /delete_requests/`. Times are Unix seconds, 0.0 for never."""
 
     request_idx: int

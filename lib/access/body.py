@@ -277,7 +277,8 @@ def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:
 def content_coding(request: IncomingRequest) -> str:
     """The `Content-Encoding` of the request's body in lower case; "" if it has none."""
     if isinstance(request, DirectRequest):
-        return request.header_values.get("content-encoding", "").strip().lower()
+        coding = request.header_values.get("content-encoding")
+        return coding.strip().lower() if coding else ""
     return request.headers.get("Content-Encoding", "").strip().lower()
 
 

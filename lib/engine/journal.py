@@ -194,9 +194,9 @@ class Journal:
     def ended(self, entry: Entry, outcome: Outcome, without_work: bool, at: float) -> None:
         """Note that `entry` has ended, at the Unix time `at`."""
         if entry.accepted:
-            record = Ended(entry.number, outcome.name, without_work, entry.work_started_at, at)
+            record = Ended(entry.number, outcome.status, without_work, entry.work_started_at, at)
         else:
-            record = EndedUnaccepted(entry.workload, entry.request_idx, outcome.name, at)
+            record = EndedUnaccepted(entry.workload, entry.request_idx, outcome.status, at)
         self._note(record)
 
     def acknowledged(self, told_new: float, told_rejected: float, told_served: float) -> None:

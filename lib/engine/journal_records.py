@@ -16,7 +16,7 @@ import msgspec
 from lib.metrics import Balance, Entry, Ledger, Outcome
 from lib.request.sessions import DueEnd
 from lib.runtime.clock import SystemClock
-from lib.wire import FinishedRequest
+from lib.wire import FinishedRequest, RequestStatus
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Accepted(msgspec.Struct, array_like=True, tag=2):
 
 class Ended(msgspec.Struct, array_like=True, tag=3):
     number: int
-    outcome: str
+    outcome: RequestStatus
     without_work: bool
     started_at: float
     at: float
@@ -53,7 +53,7 @@ class Ended(msgspec.Struct, array_like=True, tag=3):
 class EndedUnaccepted(msgspec.Struct, array_like=True, tag=4):
     workload: float
     request_idx: int | None
-    outcome: str
+    outcome: RequestStatus
     at: float
 
 
@@ -101,6 +101,7 @@ class SessionEnded(msgspec.Struct, array_like=True, tag=10):
 
 LedgerRecord = Sums | Finished | Accepted | Ended | EndedUnaccepted | Acknowledged | Delivered
 Record = LedgerRecord | Key | Used | SessionOpened | SessionEnded
+_OUTCOMES = {outcome.status: outcome for outcome in Outcome}
 # Changes, oldest first, as one record of the file: all of them are read, or none.
 encode: Callable[[Sequence[Record]], bytes] = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], list[Record]] = msgspec.msgpack.Decoder(list[Record]).decode
@@ -195,9 +196,9 @@ class _Player:
             case Ended():
                 entry = self._entries.pop(record.number)
                 entry.work_started_at = record.started_at
-                entry.set_outcome(Outcome[record.outcome], record.without_work)
+                entry.set_outcome(_OUTCOMES[record.outcome], record.without_work)
             case EndedUnaccepted():
-                self._opened(record).set_outcome(Outcome[record.outcome])
+                self._opened(record).set_outcome(_OUTCOMES[record.outcome])
             case Sums():
                 ledger.restore(Balance(*record.balance))
             case Finished():

@@ -75,7 +75,6 @@ class BenchmarkKeeper:
                 group.start_soon(self._measure_until_it_succeeds)
                 await self.readiness.until(lambda: self.readiness.measured or not self._may_measure())
                 group.cancel_scope.cancel()
-        self.ledger.listeners.append(self._traffic.set)
         if self.is_saved and self.result is not None and self.result.concurrency is not None:
             await self._without_traffic(IDLE_TO_VERIFY_S, self._verify)
         while self.result is not None and self.result.is_cut:
@@ -167,6 +166,7 @@ class BenchmarkKeeper:
         Then it is called again after the next pause. It is not called while the worker isn't ready.
         """
         is_done = False
+        self.ledger.listeners.append(self._traffic.set)
         while not is_done:
             await self._pause(idle_s)
             async with anyio.create_task_group() as group:
@@ -183,6 +183,7 @@ class BenchmarkKeeper:
                 group.start_soon(call)
                 await self._traffic.wait()
                 group.cancel_scope.cancel()
+        self.ledger.listeners.remove(self._traffic.set)
 
     async def _pause(self, idle_s: float) -> None:
         """Return after `idle_s` seconds in which the worker was ready and had no request."""

@@ -37,7 +37,8 @@ class Verbatim:
             copy, strings = _copied(content)
         except RecursionError:  # nested too deeply
             return None
-        return cls(text, copy) if _quotes_of_strings(text) == 2 * strings else None
+        quotes = _quotes_in(text) if isinstance(text, bytes) else _quotes_of_strings(text)
+        return cls(text, copy) if quotes == 2 * strings else None
 
     def says(self, message: Any) -> bool:
         """Whether `message` is what `text` says: the same values under the same keys, none of them replaced.
@@ -45,7 +46,7 @@ class Verbatim:
         False also for a message that is equal, but made of other values: 1, 1.0 and true are equal in Python.
         """
         try:
-            return isinstance(message, dict) and _is_same_object(self._copy, cast("dict[str, Any]", message))
+            return issubclass(_type_of(message), dict) and _is_same_object(self._copy, message)
         except RecursionError:  # nested too deeply to be compared
             return False
 
@@ -73,8 +74,6 @@ def _copied(container: dict[Any, Any] | list[Any]) -> tuple[Any, int]:
 
 def _quotes_of_strings(text: Text) -> int | None:
     """Count the quotes around strings in the JSON `text`; None if they can't be told from those inside."""
-    if len(text) <= _PIECE_BYTES:
-        return _quotes_in(bytes(text))
     quotes = start = 0
     while start < len(text):
         end = start + _PIECE_BYTES
