@@ -203,12 +203,34 @@ class FrontConnection(CountedConnection):
             self._abort()
 
     def data_received(self, data: bytes) -> None:
+        """Take what has arrived: the current body, and then the next head once its turn has come."""
         if self._is_upgraded:
             self._http.data_received(data)
-        elif not self._is_broken:
-            if self._pending:
-                data, self._pending = self._pending + data, b""
-            self._advance(data)
+            return
+        if self._pending:
+            data, self._pending = self._pending + data, b""
+        has_begun = False
+        try:
+            while data and not self._is_broken:
+                if self._left or self._chunks is not None:
+                    data = self._take_body(data)
+                elif self._is_busy:
+                    self._hold(data)
+                    return
+                elif has_begun:  # that request has ended already; now others have their turn
+                    self._hold(data)
+                    asyncio.get_running_loop().call_soon(self._go_on)
+                    return
+                elif self.is_write_paused:  # the client doesn't read its answers: it gets no more of them
+                    self._hold(data)
+                    return
+                else:
+                    has_begun = True
+                    data = self._take_head(data)
+        except BadHead as e:
+            self.refuse(e.status, str(e))
+        except BadChunk as e:
+            self._break(BadRequest(f"the body is not in the chunked coding: {e}"))
 
     def pause_writing(self) -> None:
         self.is_write_paused = True
@@ -269,38 +291,13 @@ class FrontConnection(CountedConnection):
 
     # The requests
 
-    def _advance(self, data: bytes) -> None:
-        """Take what has arrived: the current body, and then the next head once its turn has come."""
-        has_begun = False
-        try:
-            while data and not self._is_broken:
-                if self._left or self._chunks is not None:
-                    data = self._take_body(data)
-                elif self._is_busy:
-                    self._hold(data)
-                    return
-                elif has_begun:  # that request has ended already; now others have their turn
-                    self._hold(data)
-                    asyncio.get_running_loop().call_soon(self._go_on)
-                    return
-                elif self.is_write_paused:  # the client doesn't read its answers: it gets no more of them
-                    self._hold(data)
-                    return
-                else:
-                    has_begun = True
-                    data = self._take_head(data)
-        except BadHead as e:
-            self.refuse(e.status, str(e))
-        except BadChunk as e:
-            self._break(BadRequest(f"the body is not in the chunked coding: {e}"))
-
     def _go_on(self) -> None:
         """Take what was held while others had their turn, unless that has happened meanwhile."""
         data = self._pending
         if data and self.transport is not None and not self._is_busy and not self.is_write_paused:
             self._resume_reading()
             self._pending = b""
-            self._advance(data)
+            self.data_received(data)
 
     def _hold(self, data: bytes) -> None:
         """Keep further requests until the current one has been served."""
@@ -500,7 +497,7 @@ class FrontConnection(CountedConnection):
             self._resume_reading()
         if self._pending:
             data, self._pending = self._pending, b""
-            self._advance(data)
+            self.data_received(data)
 
     def _resume_reading(self) -> None:
         if self._is_read_paused and self.transport is not None:

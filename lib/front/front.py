@@ -149,7 +149,10 @@ class Front:
         if head.method != "POST" or head.is_http10:
             return None
         serve = self.direct.get(head.target.partition("?")[0])
-        return None if serve is None or _has_upload(head) else serve
+        values = head.values
+        if serve is None or ("x-vast-auth" not in values and "authorization" not in values):
+            return serve
+        return None if _has_upload(head) else serve
 
     def new_http(self, connection: FrontConnection) -> Any:
         """Make aiohttp's protocol for `connection`."""

@@ -135,20 +135,20 @@ class DirectCalls:
         """
         if self.reach.is_down:
             return self._post_in_turn(target, outgoing, receiver)
-        return self._post_now(target, outgoing, receiver)
-
-    async def _post_in_turn(self, target: PostTarget, outgoing: Outgoing, receiver: Receiver) -> None:
-        with self.reach.attempt(target.origin.host, target.origin.port):
-            await self._post_now(target, outgoing, receiver)
-
-    def _post_now(self, target: PostTarget, outgoing: Outgoing, receiver: Receiver) -> Awaitable[None]:
         if self._limits is None:
             return self._post(target, outgoing, receiver)
         return self._post_within(self._limits, target, outgoing, receiver)
 
+    async def _post_in_turn(self, target: PostTarget, outgoing: Outgoing, receiver: Receiver) -> None:
+        with self.reach.attempt(target.origin.host, target.origin.port):
+            await self._post_within(self._limits, target, outgoing, receiver)
+
     async def _post_within(
-        self, limits: Deadlines[_TimedCall], target: PostTarget, outgoing: Outgoing, receiver: Receiver
+        self, limits: Deadlines[_TimedCall] | None, target: PostTarget, outgoing: Outgoing, receiver: Receiver
     ) -> None:
+        if limits is None:
+            await self._post(target, outgoing, receiver)
+            return
         timed = _TimedCall()
         limits.add(timed)
         try:

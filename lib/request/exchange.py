@@ -111,6 +111,22 @@ class Exchange:
     `started_s` (None before the slot) and `ended_s` are monotonic seconds of the worker's clock.
     """
 
+    # What a request has at its beginning; set on the class, which costs each request nothing.
+    started_s: float | None = None
+    ended_s: float | None = None
+    session: Session | None = None
+    payload: Any = None
+    verbatim: Verbatim | None = None
+    verdict: Verdict | None = None
+    heartbeat: Heartbeat | None = None
+    _entry: Entry | None = None
+    _was_counted: Token[bool] | None = None
+    _answer_status = 0
+    _written: Answer | None = None
+    _is_streamed = False
+    _head_s: float | None = None
+    _chunk_s: float | None = None
+
     def __init__(
         self,
         request: IncomingRequest,
@@ -134,27 +150,13 @@ class Exchange:
         self.lane = lane
         self.id = _request_id(request)
         self.began_s = clock.monotonic()
-        self.started_s: float | None = None
-        self.ended_s: float | None = None
-        self.session: Session | None = None
-        self.payload: Any = None
-        self.verbatim: Verbatim | None = None
-        self.verdict: Verdict | None = None
         handler = lane.handler
         self.finishes = handler.on_disconnect == "finish"
-        self.heartbeat: Heartbeat | None = None
         if handler.keepalive_s and request.method != "HEAD":  # its answer has no body
             self.heartbeat = Heartbeat(self.request, handler.keepalive_s, clock)
-        self._entry: Entry | None = None
-        self._was_counted: Token[bool] | None = None
         self._clock = clock
         self._steps = steps
         self._phase = phase
-        self._answer_status = 0
-        self._written: Answer | None = None
-        self._is_streamed = False
-        self._head_s: float | None = None
-        self._chunk_s: float | None = None
 
     @staticmethod
     def of(request: web.Request) -> Exchange | None:
@@ -560,9 +562,12 @@ def connection_of(request: IncomingRequest) -> CountedConnection | ClientConnect
 
 def note_verified(request: IncomingRequest) -> None:
     """Note that `request` was admitted: its client, and what it holds, is no stranger's any more."""
+    connection: CountedConnection | ClientConnection | None
     if isinstance(request, DirectRequest):
         request.end_charges()
-    connection = connection_of(request)
+        connection = request.connection
+    else:
+        connection = counted_on(request.transport)
     if connection is not None and not connection.is_known:
         connection.note_verified()
 
