@@ -1,15 +1,16 @@
-"""The marker `process`: set on each test that can start a process, required of each test that does.
+"""The markers `process` and `carrier`: set on each test that can start a process, or a worker as a task.
 
-It is found in the code: a test is marked if its function, its fixtures, or the helpers in tests/ that they
-name (directly or through other helpers) name a function that starts a process. Other tests that start one are
-marked by hand. The guard fails every test that starts a process without the marker, so none is missed.
+They are found in the code: a test is marked if its function, its fixtures, or the helpers in tests/ that they
+name (directly or through other helpers) name a function that starts a process, or the carrier of the workers
+under test. Other tests that start a process are marked by hand. The guard fails every test that starts a
+process without the marker, so none is missed.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Set
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -26,6 +27,8 @@ _SEARCHED = tuple(
 _STARTERS = {"create_subprocess_exec", "create_subprocess_shell", "Popen", "async_playwright"}
 # The same, as attributes of the module `subprocess`.
 _SUBPROCESS_STARTERS = {"run", "call", "check_call", "check_output"}
+# The carrier of a worker that is a task (tests/system.py).
+_CARRIER = "CARRIER"
 # Audit events of Python that come before a process is started.
 _EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 # Questions about the machine, which libraries ask as well: for GPUs (benchmarks), the processor (`platform`),
@@ -34,11 +37,13 @@ _ALLOWED = {"nvidia-smi", "uname", "fc-list", "system_profiler", "ldconfig", "gc
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that can start a process."""
-    search = StarterSearch()
+    """Mark the tests that can start a process, or a worker as a task."""
+    searches = {"process": CodeSearch(starts_process), "carrier": CodeSearch(uses_carrier)}
     for item in items:
-        if isinstance(item, pytest.Function) and any(map(search.starts_process, _functions(item))):
-            item.add_marker("process")
+        if isinstance(item, pytest.Function):
+            for marker, search in searches.items():
+                if any(map(search.finds, _functions(item))):
+                    item.add_marker(marker)
 
 
 def _functions(item: pytest.Function) -> Iterator[Callable[..., Any]]:
@@ -49,26 +54,37 @@ def _functions(item: pytest.Function) -> Iterator[Callable[..., Any]]:
             yield fixture.func
 
 
-class StarterSearch:
-    """Searches functions for the names of process starters; remembers what it has found."""
+def starts_process(names: Set[str]) -> bool:
+    """Whether code that uses `names` starts a process."""
+    return bool(names & _STARTERS or ("subprocess" in names and names & _SUBPROCESS_STARTERS))
 
-    def __init__(self) -> None:
+
+def uses_carrier(names: Set[str]) -> bool:
+    """Whether code that uses `names` starts a worker as a task, which has the carrier under test."""
+    return _CARRIER in names
+
+
+class CodeSearch:
+    """Searches functions for code whose names are `wanted`; remembers what it has found."""
+
+    def __init__(self, wanted: Callable[[Set[str]], bool]) -> None:
+        self._wanted = wanted
         self._known: dict[object, bool] = {}
 
-    def starts_process(self, function: object) -> bool:
-        """Whether `function`, or a class's method, or what it names, starts a process."""
+    def finds(self, function: object) -> bool:
+        """Whether the code of `function`, or of a class's method, or of what it names, is wanted."""
         function = getattr(function, "__wrapped__", function)
         if function not in self._known:
             self._known[function] = False  # ends the search of functions that call each other
-            self._known[function] = any(map(self._code_starts_process, _own_functions(function)))
+            self._known[function] = any(map(self._finds_in, _own_functions(function)))
         return self._known[function]
 
-    def _code_starts_process(self, function: FunctionType) -> bool:
+    def _finds_in(self, function: FunctionType) -> bool:
         names = set(_names(function.__code__))
-        if names & _STARTERS or ("subprocess" in names and names & _SUBPROCESS_STARTERS):
+        if self._wanted(names):
             return True
         named = (function.__globals__.get(name) for name in names)
-        return any(self.starts_process(each) for each in named if _is_searched(each))
+        return any(self.finds(each) for each in named if _is_searched(each))
 
 
 def _own_functions(function: object) -> Iterator[FunctionType]:

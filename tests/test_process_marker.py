@@ -1,4 +1,4 @@
-"""The marker `process`: it is found in the code, and a test that needs it fails without it."""
+"""The markers `process` and `carrier`, which are found in the code; a test that needs `process` fails without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.command import done
-from tests.process_marker import StarterSearch
+from tests.process_marker import CodeSearch, starts_process, uses_carrier
 from tests.system import PortLease, with_worker_process, with_worker_task
 
 CONFTEST = """
@@ -65,12 +65,18 @@ async def uses_a_task(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", [starts_python, names_a_class, uses_a_process, with_worker_process])
 def test_a_function_that_leads_to_a_process_is_found(function: object) -> None:
-    assert StarterSearch().starts_process(function)
+    assert CodeSearch(starts_process).finds(function)
 
 
 @pytest.mark.parametrize("function", [uses_a_task, with_worker_task])
 def test_a_worker_task_is_no_process(function: object) -> None:
-    assert not StarterSearch().starts_process(function)
+    assert not CodeSearch(starts_process).finds(function)
+    assert CodeSearch(uses_carrier).finds(function)
+
+
+@pytest.mark.parametrize("function", [starts_python, names_a_class])
+def test_what_starts_no_worker_has_no_carrier(function: object) -> None:
+    assert not CodeSearch(uses_carrier).finds(function)
 
 
 @pytest.mark.one_python
