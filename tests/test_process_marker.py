@@ -1,4 +1,4 @@
-"""The markers `process` and `carrier`, which are found in the code; a test that needs `process` fails without."""
+"""The markers `process` and `carrier`: found in the code. A test that needs `process` fails without it."""
 
 from __future__ import annotations
 
