@@ -55,6 +55,7 @@ CLIENT_CLOSED_REQUEST = 499  # only logged: the client has left
 RETRY_NOT_READY_S = 10.0
 RETRY_WITHOUT_FILES_S = 1.0
 _JSON: Mapping[str, str] = {"Content-Type": "application/json; charset=utf-8"}
+_ENCODER = json.JSONEncoder(default=str)  # `json.dumps` with `default` makes one for each call
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: close() resets the connection
 
 
@@ -303,7 +304,7 @@ def error_answer(error: WorkerError) -> PlainAnswer:
     """
     body = error.body()
     try:
-        text = json.dumps(body, default=str)
+        text = _ENCODER.encode(body)
     except (TypeError, ValueError, RecursionError):  # keys that are no strings, circles, or too deep
         text = json.dumps({str(name): str(problem) for name, problem in body.items()})
     return PlainAnswer(error.status, {**_JSON, **error.headers()}, text.encode())

@@ -604,6 +604,8 @@ def log_failure(exchange: Exchange, level: int, failure: str, error: BaseExcepti
 
 def _known(error: BaseException) -> BaseException:
     """Return `error`, or the worker's own in place of author code's refusal, or where files ran out."""
+    if isinstance(error, WorkerError):
+        return error
     if isinstance(error, JsonDataException):
         return DeclinedByAuthor({"payload": error.message})
     return NoFiles() if is_out_of_files(error) else error
