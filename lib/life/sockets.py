@@ -115,7 +115,7 @@ async def listening(
     in no exception group, and `SettingsError`.
     """
     clock, limit_s = SystemClock(), settings.client_stall_timeout_s
-    guard = HostGuard(settings.worker_http_host, private_names=True)
+    guard = HostGuard(settings.worker_http_host, settings.worker_http_names, private_names=True)
     proxies = Proxies(settings.trusted_proxies)
     public_front = Front(
         *(_app(public, settings), direct, clock, limit_s),

@@ -46,6 +46,14 @@ def parse_host_port(text: str) -> HostPort | None:
     return HostPort(found[1] or found[2], None if found[3] is None else int(found[3]))
 
 
+def parse_host_name(text: str) -> str:
+    """Return the host in `text`, in lower case. Raises `ValueError` if `text` is anything else."""
+    authority = parse_host_port(text)
+    if authority is None or authority.port is not None:
+        raise ValueError(f"{text!r} is not the name of a host, without a port")
+    return authority.host
+
+
 def address_in(host: str) -> IPv4Address | IPv6Address | None:
     """The IP address that `host` is; an IPv4 address that is mapped into IPv6 is that IPv4 address."""
     try:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from lib.errors import SettingsError
 from lib.runtime.addresses import Network, networks_in
+from lib.runtime.hosts import parse_host_name
 from lib.runtime.urls import is_http_base_url
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class Settings:
     engine: EngineKind = "vast"
     worker_host: str | None = None
     worker_http_host: str = LOOPBACK
+    worker_http_names: tuple[str, ...] = ()
     worker_port: int = 3000
     worker_http_port: int = 3001
     report_addrs: tuple[str, ...] = (DEFAULT_REPORT_ADDR,)
@@ -98,6 +100,7 @@ class Settings:
             worker_host=host,
             worker_http_host=http_host,
             worker_port=port,
+            worker_http_names=_http_names(read),
             worker_http_port=http_port,
             report_addrs=_report_addrs(read),
             master_token=read.text("MASTER_TOKEN", ""),
@@ -292,6 +295,11 @@ def _check_no_engine(read: EnvironmentReader) -> None:
             read.problem(name, "must be unset with ENGINE=none, where no reports are sent")
     for name in ("AUTH_SCHEME", "AUTH_CHECK_URL"):
         if read.text(name, ""):
+def _http_names(read: EnvironmentReader) -> tuple[str, ...]:
+    purpose = "further names by which the port of /metrics may be asked for, comma-separated"
+    return read.value("WORKER_HTTP_NAMES", _host_names, (), purpose)
+
+
             read.problem(name, "must be unset with ENGINE=none, where no signatures are checked")
     if read.text("UNSECURED", "") and not read.boolean("UNSECURED", True, "accept unsigned requests"):
         read.problem("UNSECURED", "can't be false with ENGINE=none, where no signatures are checked")
@@ -421,4 +429,11 @@ def _addresses(raw: str) -> tuple[str, ...]:
     wrong = [a for a in addresses if not is_http_base_url(a)]
     if wrong:
         raise ValueError(f"has an address that is not an http(s) URL: {', '.join(wrong)}")
+def _host_names(raw: str) -> tuple[str, ...]:
+    try:
+        return tuple(parse_host_name(part.strip()) for part in raw.split(",") if part.strip())
+    except ValueError as e:
+        raise ValueError(f"has a wrong name: {e}") from e
+
+
     return addresses

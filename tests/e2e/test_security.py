@@ -138,6 +138,25 @@ async def test_a_loopback_port_on_all_addresses_is_asked_for_by_address_or_priva
                 assert answer.status == status, host
 
 
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0"])
+async def test_a_loopback_port_is_asked_for_by_further_names(tmp_path: Path, bound: str) -> None:
+    names = ("worker.example", "metrics.example")
+    async with with_worker_task(tmp_path, worker_http_host=bound, worker_http_names=names) as system:
+        for headers, status in (
+            ({}, 200),
+            ({"Host": "worker.example"}, 200),
+            ({"Host": "METRICS.example.:3001"}, 200),
+            ({"Host": "evil.example"}, 421),
+            ({"Host": "a.worker.example"}, 421),
+            ({"Host": "worker.example.evil.example"}, 421),
+            ({"Origin": "https://worker.example"}, 200),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Host": "worker.example", "Origin": "https://evil.example"}, 403),
+        ):
+            async with system.http.get(system.loopback_url + "/metrics", headers=headers) as answer:
+                assert answer.status == status, headers
+
+
 # Bodies
 
 

@@ -160,12 +160,12 @@ def _autoscaled(
 
 def _host_name(text: str) -> str:
     """Parse the name of a host, without a port."""
-    from lib.runtime.hosts import parse_host_port
+    from lib.runtime.hosts import parse_host_name
 
-    authority = parse_host_port(text)
-    if authority is None or authority.port is not None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a host, without a port")
-    return authority.host
+    try:
+        return parse_host_name(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
 
 
 def _endpoint_name(text: str) -> str:

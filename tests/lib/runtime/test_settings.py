@@ -45,6 +45,19 @@ def test_trusted_proxies_are_addresses_and_networks() -> None:
 
 
 def test_files_may_be_elsewhere() -> None:
+def test_further_names_of_the_loopback_port() -> None:
+    assert read().worker_http_names == ()
+    names = read(WORKER_HTTP_NAMES="Worker.Example, metrics.example.,[FD00::1]").worker_http_names
+    assert names == ("worker.example", "metrics.example", "fd00::1")
+
+
+@pytest.mark.parametrize("wrong", ["a:80", "http://a", "a/b", "*", "*.example", "a b", "user@a", "fd00::1"])
+def test_what_is_no_name_of_the_loopback_port(wrong: str) -> None:
+    [problem] = problems({**REQUIRED, "WORKER_HTTP_NAMES": f"worker.example,{wrong}"})
+    assert problem.startswith("WORKER_HTTP_NAMES: ")
+    assert f"{wrong!r} is not the name of a host, without a port" in problem
+
+
     settings = read(SSL_CERT="/c", SSL_KEY="/k", FORCE_UPDATE_FILE="/u", WORKSPACE_DIR="/w")
     assert (settings.ssl_cert, settings.ssl_key) == (Path("/c"), Path("/k"))
     assert (settings.force_update_file, settings.workspace_dir) == (Path("/u"), Path("/w"))
