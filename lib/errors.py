@@ -54,6 +54,7 @@ CLIENT_CLOSED_REQUEST = 499  # only logged: the client has left
 # `Retry-After` in seconds while the worker loads, runs its benchmark or stops.
 RETRY_NOT_READY_S = 10.0
 RETRY_WITHOUT_FILES_S = 1.0
+RETRY_WITHOUT_MEMORY_S = 1.0
 _JSON: Mapping[str, str] = {"Content-Type": "application/json; charset=utf-8"}
 _ENCODER = json.JSONEncoder(default=str)  # `json.dumps` with `default` makes one for each call
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: close() resets the connection
@@ -222,6 +223,14 @@ class NoFiles(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("no files", "the worker has reached its limit on open files", RETRY_WITHOUT_FILES_S)
+
+
+class NoMemory(Unavailable):
+    """503: the bodies of all verified requests hold too much memory together (`MAX_BODY_MEMORY_BYTES`)."""
+
+    def __init__(self) -> None:
+        message = "the bodies in memory are too large together (MAX_BODY_MEMORY_BYTES)"
+        super().__init__("busy", message, RETRY_WITHOUT_MEMORY_S)
 
 
 class NotReady(Unavailable):

@@ -70,6 +70,7 @@ class ArrivingEnvelope:
 
     def __init__(self, arrivals: Arrivals, request: IncomingRequest, arrived: bytes | None) -> None:
         self._arrivals = arrivals
+        self._request = request
         self._share = MemoryShare(arrivals.bodies.memory, request)
         self._file = StrangersFile(arrivals.room, self._share.holder)
         self._scanner = EnvelopeScanner()
@@ -113,8 +114,13 @@ class ArrivingEnvelope:
         return None
 
     async def note_verified(self) -> None:
-        """Note that the signature in `auth_data` holds: the rest is received without a stranger's limits."""
+        """Note that the signature in `auth_data` holds: the rest is received without a stranger's limits.
+
+        The body counts among those of verified requests from now on. Raises `NoMemory` (503) if those are too
+        large together.
+        """
         self._is_verified = True
+        self._keep_verified(max(self._file.size_bytes + len(self._kept), self._request.content_length or 0))
         if self._file.size_bytes:
             received = await self._file.read()
             await self._file.close()
@@ -125,7 +131,8 @@ class ArrivingEnvelope:
     async def unverified(self) -> bytearray:
         """Receive the whole body, which nothing in it verifies; return it.
 
-        Raises `Unavailable` (503) if strangers hold too much, and what `BodyReader.parts` raises.
+        Raises `Unavailable` (503) if strangers hold too much, what `note_verified` raises, and what
+        `BodyReader.parts` raises.
         """
         async for part in self._parts:
             self._share.take(len(part))
@@ -135,11 +142,16 @@ class ArrivingEnvelope:
         return self._kept
 
     async def whole(self) -> bytearray:
-        """Receive the rest; return the whole body."""
+        """Receive the rest; return the whole body. Raises `NoMemory` (503), as `note_verified`."""
         async for part in self._parts:
             self._kept += part
+            self._keep_verified(len(self._kept))
             await self._arrivals.scan(self._scanner, part, is_verified=True)
+        self._keep_verified(len(self._kept))
         return self._kept
+
+    def _keep_verified(self, size_bytes: int) -> None:
+        self._arrivals.bodies.verified.keep(self._request, size_bytes, self._scanner.values)
 
     async def _keep(self, part: bytes) -> None:
         if len(self._kept) + len(part) <= KEPT_BYTES:

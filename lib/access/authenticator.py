@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from lib.data_types import AuthData
+from lib.errors import Refused
 from lib.request.sessions import Session
 
 
@@ -25,6 +26,7 @@ class Admission:
     `payload_text` is the JSON text of `payload` as it was received, for a consumer that forwards the payload
     unchanged. It is None where another JSON parser could refuse it, or read a number or a string differently.
     A key may be in it twice. It may keep the whole body in memory.
+    `refused` is why the rest of the body was not read, or None: the request is then counted, and refused.
     """
 
     auth: AuthData
@@ -33,6 +35,7 @@ class Admission:
     session_id: str | None = None
     session: Session | None = None
     payload_text: memoryview | bytes | bytearray | None = field(default=None, compare=False, repr=False)
+    refused: Refused | None = None
 
 
 class Authenticator(Protocol):

@@ -1,4 +1,4 @@
-"""Request bodies: limited in size, in time, and in the total memory held by unverified bodies.
+"""Request bodies: limited in size, in time, and in the total memory that they hold.
 
 Owns reading and decompressing bodies, and giving them once more to author code that reads a request as
 aiohttp's. It does not parse them (envelope.py), look for `auth_data` in them while they arrive (arriving.py)
@@ -19,6 +19,7 @@ import aiohttp
 import anyio
 from aiohttp import web
 
+from lib.access.body_memory import BodyMemory
 from lib.errors import (
     BodyStalled,
     BodyTooLarge,
@@ -60,8 +61,8 @@ class BodyReader:
     """Reads bodies of at most `max_bytes`; each may make no progress for `stall_s` seconds.
 
     `setting` is the name of the variable that sets the limit, for messages. `memory` is the budget of what
-    unverified bodies hold in memory. Before it is verified, a body that needs more than `floor_after_s`
-    seconds must have `FLOOR_BYTES_S` in each of them on average.
+    unverified bodies hold in memory, `verified` that of the others. Before it is verified, a body that needs
+    more than `floor_after_s` seconds must have `FLOOR_BYTES_S` in each of them on average.
     """
 
     def __init__(
@@ -71,22 +72,36 @@ class BodyReader:
         memory: Shares | None = None,
         setting: str = "MAX_JSON_BYTES",
         floor_after_s: float = FLOOR_AFTER_S,
+        verified: BodyMemory | None = None,
     ) -> None:
         self.memory = memory or Shares(STRANGERS_BYTES)
+        self.verified = verified or BodyMemory(0, max_bytes)
         self._max_bytes = max_bytes
         self._stall_s = stall_s
         self._setting = setting
         self._floor_after_s = floor_after_s
 
-    def read(
-        self, request: IncomingRequest, arrived: bytes | None = None, is_verified: bool = False
-    ) -> AbstractAsyncContextManager[bytes | bytearray]:
-        """The body in memory. `arrived` is what `arrived` gave.
+    def read(self, request: IncomingRequest) -> AbstractAsyncContextManager[bytes | bytearray]:
+        """The body in memory, of a request that is not verified: it counts as a stranger's in the block.
 
-        Unless the request `is_verified`, it counts as a stranger's until the block ends. Raises what `parts`
-        raises, and `Unavailable` (503) if strangers hold too much memory.
+        Raises what `parts` raises, and `Unavailable` (503) if strangers hold too much memory.
         """
-        return _BodyInMemory(self, request, arrived, is_verified)
+        return _BodyInMemory(self, request)
+
+    async def read_verified(self, request: IncomingRequest) -> bytes | bytearray:
+        """The body in memory, of a verified request: it counts until the request ends.
+
+        Raises what `parts` raises, and `NoMemory` (503) if verified bodies hold too much.
+        """
+        body = self.arrived(request)
+        if body is not None:
+            self.verified.keep(request, len(body))
+            return body
+        body, length = bytearray(), request.content_length or 0
+        async for part in self.parts(request):
+            body += part
+            self.verified.keep(request, max(len(body), length))
+        return body
 
     def arrived(self, request: IncomingRequest) -> bytes | None:
         """The body, if it has arrived as a whole and is not compressed; otherwise None.
@@ -217,46 +232,32 @@ class _BodyInMemory:
     A class, as a generator for each request costs more than the rest of the reading.
     """
 
-    __slots__ = ("_arrived", "_is_verified", "_reader", "_request", "_share")
+    __slots__ = ("_reader", "_request", "_share")
 
-    def __init__(
-        self, reader: BodyReader, request: IncomingRequest, arrived: bytes | None, is_verified: bool
-    ) -> None:
+    def __init__(self, reader: BodyReader, request: IncomingRequest) -> None:
         self._reader = reader
-        self._arrived = arrived
         self._request = request
-        self._is_verified = is_verified
-        self._share = None if is_verified else MemoryShare(reader.memory, request)
+        self._share = MemoryShare(reader.memory, request)
 
     async def __aenter__(self) -> bytes | bytearray:
         """Read the body."""
         try:
-            whole = self._arrived
-            if whole is None:
-                whole = self._reader.arrived(self._request)
+            whole = self._reader.arrived(self._request)
             if whole is not None:
-                self._take(len(whole))
+                self._share.take(len(whole))
                 return whole
             body = bytearray()
-            async for part in self._reader.parts(self._request, lambda: self._is_verified):
-                self._take(len(part))
+            async for part in self._reader.parts(self._request, lambda: False):
+                self._share.take(len(part))
                 body += part
         except BaseException:
-            self._give_back()
+            self._share.give_back()
             raise
         return body  # not a copy, which the budget would not count
 
     async def __aexit__(self, *raised: object) -> None:
         """Return what the body took from the budget."""
-        self._give_back()
-
-    def _take(self, size_bytes: int) -> None:
-        if self._share is not None:
-            self._share.take(size_bytes)
-
-    def _give_back(self) -> None:
-        if self._share is not None:
-            self._share.give_back()
+        self._share.give_back()
 
 
 def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:

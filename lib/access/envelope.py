@@ -212,16 +212,18 @@ def object_in(body: bytes | bytearray) -> dict[str, Any]:
     return JsonObject(body).content
 
 
-async def check_bounds(body: bytes | bytearray, max_values: int = MAX_VALUES) -> None:
+async def check_bounds(body: bytes | bytearray, max_values: int = MAX_VALUES) -> int:
     """Check the depth and the number of values of a large body before it is parsed as a whole.
 
-    Other work has its turn meanwhile. Raises `Invalid` (422) and `BodyTooLarge` (413).
+    Returns that number, 0 for a small body. Other work has its turn meanwhile. Raises `Invalid` (422) and
+    `BodyTooLarge` (413).
     """
+    meter = JsonMeter(max_values)
     if len(body) > PARSED_WHOLE_BYTES:
-        meter = JsonMeter(max_values)
         for start in range(0, len(body), SLICE_BYTES):
             meter.feed(bytes(body[start : start + SLICE_BYTES]))
             await asyncio.sleep(0)
+    return meter.values
 
 
 def _by_json(body: bytes | bytearray) -> Any:

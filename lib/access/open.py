@@ -15,7 +15,7 @@ from lib.access.body import let_read_again
 from lib.access.envelope import JsonObject, auth_data, check_bounds
 from lib.access.payload import is_json, small_object
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
-from lib.errors import Invalid
+from lib.errors import Invalid, NoMemory
 from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
 
@@ -43,8 +43,11 @@ class OpenAccess:
         """
         if not request.body_exists or not is_json(request.content_type):
             return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None)
-        body = await self._receive(request)
-        await check_bounds(body)
+        try:
+            body = await self._receive(request)
+            self.arrivals.bodies.verified.keep(request, len(body), await check_bounds(body))
+        except NoMemory as e:
+            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None, refused=e)
         whole = JsonObject(body)
         content = whole.content
         let_read_again(request, body, content)

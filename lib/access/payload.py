@@ -39,20 +39,22 @@ class PayloadReader:
     async def read_json(self, request: IncomingRequest, admission: Admission) -> dict[str, Any]:
         """Read the payload as JSON, or the URL's parameters for a request without a body.
 
-        Raises what `BodyReader.read` raises, `Invalid` (422), and `MediaTypeRefused` (415) for a body that is
-        not JSON.
+        Raises what `BodyReader.read_verified` raises, `Invalid` (422), `MediaTypeRefused` (415) for a body
+        that is not JSON, and `admission.refused`.
         """
+        if admission.refused is not None:
+            raise admission.refused
         if admission.payload is not None:
             return admission.payload
         if not request.body_exists:
             return _parameters(request)
         if is_upload(request, admission):
             raise MediaTypeRefused(f"this route takes application/json, not {request.content_type}")
-        async with self._bodies.read(request, is_verified=True) as body:
-            await check_bounds(body)
-            content = object_in(body)
-            let_read_again(request, body, content)
-            return content
+        body = await self._bodies.read_verified(request)
+        self._bodies.verified.keep(request, len(body), await check_bounds(body))
+        content = object_in(body)
+        let_read_again(request, body, content)
+        return content
 
     @asynccontextmanager
     async def receive(
@@ -97,7 +99,8 @@ class PayloadReader:
 
 def is_upload(request: IncomingRequest, admission: Admission) -> bool:
     """Whether the body is an upload: it is the payload, and its media type is not JSON."""
-    return admission.payload is None and request.body_exists and not is_json(request.content_type)
+    is_unread = admission.payload is None and admission.refused is None
+    return is_unread and request.body_exists and not is_json(request.content_type)
 
 
 def is_json(media_type: str) -> bool:

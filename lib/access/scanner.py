@@ -40,17 +40,18 @@ _FIRST_WINDOW_BYTES = 256
 
 
 class JsonMeter:
-    """Follows JSON text in pieces. `depth` is the number of open objects and arrays.
+    """Follows JSON text in pieces. `depth` is the number of open objects and arrays, `values` that of
+    all values.
 
     `max_values` and `max_depth` are the bounds. `feed` raises `Invalid` (422) for text nested more deeply,
     and `BodyTooLarge` (413) for more values.
     """
 
-    __slots__ = ("_is_escaped", "_is_in_string", "_max_depth", "_max_values", "_values", "depth")
+    __slots__ = ("_is_escaped", "_is_in_string", "_max_depth", "_max_values", "depth", "values")
 
     def __init__(self, max_values: int = MAX_VALUES, max_depth: int = MAX_DEPTH) -> None:
         self.depth = 0
-        self._values: int = 0
+        self.values: int = 0
         self._max_values = max_values
         self._max_depth = max_depth
         self._is_in_string: bool = False
@@ -64,8 +65,8 @@ class JsonMeter:
         plain = self._without_strings(data[start:] if start else data)
         brackets = plain.translate(None, _NO_BRACKETS)
         lowest = self._follow(brackets) if brackets else self.depth
-        self._values += plain.count(b",") + plain.count(b"[") + plain.count(b"{")
-        if self._values > self._max_values:
+        self.values += plain.count(b",") + plain.count(b"[") + plain.count(b"{")
+        if self.values > self._max_values:
             raise BodyTooLarge(f"the body has more than {self._max_values} values")
         return lowest
 
@@ -82,10 +83,10 @@ class JsonMeter:
 
         Returns the position behind it; None if it does not end in `data`, which is then followed as a whole.
         """
-        before = self.depth, self._values, self._is_in_string, self._is_escaped
+        before = self.depth, self.values, self._is_in_string, self._is_escaped
         if self.feed(data) > depth:
             return None
-        self.depth, self._values, self._is_in_string, self._is_escaped = before
+        self.depth, self.values, self._is_in_string, self._is_escaped = before
         end = self._end_of(data, depth)
         self.feed(data[:end])
         return end
@@ -173,6 +174,11 @@ class EnvelopeScanner:
     def held_bytes(self) -> int:
         """Bytes of the envelope that the scanner keeps: of `auth_data`, or of a key."""
         return len(self._rest) + len(self._captured or b"")
+
+    @property
+    def values(self) -> int:
+        """The number of values so far."""
+        return self._meter.values
 
     def missing(self) -> Invalid:
         """The error for an envelope that has ended without `auth_data`."""

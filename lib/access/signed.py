@@ -18,7 +18,7 @@ from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, header_admis
 from lib.access.payload import small_object
 from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
-from lib.errors import Invalid, Unavailable
+from lib.errors import Invalid, NoMemory, Unavailable
 from lib.request.exchange import connection_of, note_verified
 from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
@@ -115,8 +115,14 @@ class SignedRequests:
             if not is_session and not self._is_signed(sealed, once=True):
                 await self._retry(lambda: self._is_signed(sealed, once=True) or None)
             note_verified(request)
-            await arriving.note_verified()
-            sealed.parse(await arriving.whole())
+            try:
+                await arriving.note_verified()
+                whole = await arriving.whole()
+            except NoMemory as e:
+                if is_session:  # a request inside a session is not counted
+                    raise
+                return Admission(sealed.auth, sealed.raw_auth, None, refused=e)
+            sealed.parse(whole)
         session_id = sealed.session_id
         session = None if session_id is None else self.sessions.find(session_id, sealed.raw_auth)
         once = session_id is None

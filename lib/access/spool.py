@@ -22,7 +22,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from lib.errors import Unavailable
-from lib.http.shares import Holder, Shares
+from lib.http.shares import Holder, Reservation, Shares
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ async def spooled(
     """
     # Filled by the thread that creates the file, so that a cancelled request deletes it too.
     created: list[tuple[int, Path]] = []
-    reserved = _Reserved(room.shares)
+    reserved = Reservation(room.shares)
     try:
         try:
             await _in_thread(partial(_create, created))
@@ -75,23 +75,6 @@ async def spooled(
         for descriptor, path in created:
             await _in_thread(partial(_delete, descriptor, path))
         reserved.free()
-
-
-class _Reserved:
-    """The part of the `room` for files that an upload has."""
-
-    def __init__(self, room: Shares) -> None:
-        self.size_bytes = 0
-        self._room = room
-
-    def take(self, size_bytes: int) -> None:
-        """Reserve `size_bytes` more. Raises `Unavailable` (503) if there is no room."""
-        if not self._room.reserve(size_bytes):
-            raise _no_room("the files of all uploads together are too large (MAX_SPOOL_BYTES)")
-        self.size_bytes += size_bytes
-
-    def free(self) -> None:
-        self._room.free(self.size_bytes)
 
 
 def _no_room(message: str) -> Unavailable:
@@ -198,11 +181,12 @@ def _delete(descriptor: int, path: Path) -> None:
         log.warning("the body in %s can't be deleted: %s", path, e.strerror or e)
 
 
-async def _write(parts: AsyncGenerator[bytes, None], descriptor: int, reserved: _Reserved) -> None:
-    """Write `parts` to the file."""
+async def _write(parts: AsyncGenerator[bytes, None], descriptor: int, reserved: Reservation) -> None:
+    """Write `parts` to the file. Raises `Unavailable` (503) if there is no room."""
     pending = bytearray()
     async for part in parts:
-        reserved.take(len(part))
+        if not reserved.take(len(part)):
+            raise _no_room("the files of all uploads together are too large (MAX_SPOOL_BYTES)")
         pending += part
         if len(pending) >= PIECE_BYTES:
             await _in_thread(partial(_write_all, descriptor, bytes(pending)))

@@ -56,7 +56,7 @@ class Shares:
     def __init__(self, limit_bytes: int) -> None:
         self.held_bytes = 0
         self.evicted = 0
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._entries: dict[Holder, _Entry] = {}
         self._strangers: dict[str, _Account] = {}
         self._known: dict[str, _Account] = {}
@@ -122,7 +122,7 @@ class Shares:
     def _make_room(self, holder: Holder | None) -> bool:
         """Evict holders until the budget is kept; return False if `holder` is one, or if it can't be kept."""
         is_kept = True
-        while self.held_bytes > self._limit_bytes:
+        while self.held_bytes > self.limit_bytes:
             evicted = self._evict()
             if evicted is None:
                 return False
@@ -139,6 +139,28 @@ class Shares:
         self.release(holder)
         holder.evict()
         return holder
+
+
+class Reservation:
+    """The part of `shares` that one request has reserved: `size_bytes`. `free` must be called."""
+
+    __slots__ = ("_shares", "size_bytes")
+
+    def __init__(self, shares: Shares) -> None:
+        self.size_bytes = 0
+        self._shares = shares
+
+    def take(self, size_bytes: int) -> bool:
+        """Reserve `size_bytes` more; return False, and don't, without room."""
+        if not self._shares.reserve(size_bytes):
+            return False
+        self.size_bytes += size_bytes
+        return True
+
+    def free(self) -> None:
+        """Give back what is reserved; a second call does nothing."""
+        self._shares.free(self.size_bytes)
+        self.size_bytes = 0
 
 
 def _held_bytes(account: _Account) -> int:

@@ -19,6 +19,7 @@ import aiohttp
 from lib.access.arriving import Arrivals
 from lib.access.authenticator import Authenticator
 from lib.access.body import BodyReader
+from lib.access.body_memory import DEFAULT_PART, BodyMemory
 from lib.access.open import OpenAccess
 from lib.access.payload import PayloadReader
 from lib.access.refusals import Refusals
@@ -57,6 +58,7 @@ from lib.request.session_life import SessionLife
 from lib.request.sessions import SessionEnd, Sessions
 from lib.request.verdict import Phase
 from lib.runtime.clock import Clock
+from lib.runtime.memory_limit import memory_limit_bytes
 from lib.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ class RunningWorker:
     authenticator: Authenticator
     payloads: PayloadReader
     strangers: Shares
+    verified_bodies: Shares
     refusals: Refusals
     server: ModelServer
     direct: DirectCalls
@@ -219,8 +222,7 @@ async def open_worker(
         DirectCalls(clock, settings.model_timeout_s, server.reach, stalls) as direct,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
-        sessions = Sessions(config.max_sessions, clock)
-        access = _access(settings, clock)
+        sessions, access = Sessions(config.max_sessions, clock), _access(settings, clock)
         readiness = Readiness(config.ready_signals, False, clock, process_age_s)
         listeners = list(ledger.listeners)
         engine = config.engine or _engine(settings, http, ledger, readiness, clock)
@@ -236,6 +238,7 @@ async def open_worker(
                 authenticator=authenticator,
                 payloads=access.payloads,
                 strangers=access.strangers,
+                verified_bodies=access.arrivals.bodies.verified.shares,
                 refusals=access.refusals,
                 server=server,
                 direct=direct,
@@ -270,7 +273,9 @@ class _Access(NamedTuple):
 def _access(settings: Settings, clock: Clock) -> _Access:
     strangers, room = Shares(STRANGERS_BYTES), SpoolRoom(settings.max_spool_bytes)
     stall_s = settings.request_body_timeout_s
-    bodies = BodyReader(settings.max_json_bytes, stall_s, strangers)
+    limit_bytes = settings.max_body_memory_bytes or memory_limit_bytes() // DEFAULT_PART
+    verified = BodyMemory(limit_bytes, settings.max_json_bytes)
+    bodies = BodyReader(settings.max_json_bytes, stall_s, strangers, verified=verified)
     uploads = BodyReader(settings.max_request_bytes, stall_s, setting="MAX_REQUEST_BYTES")
     payloads = PayloadReader(bodies, uploads, room)
     return _Access(Arrivals(bodies, room), payloads, strangers, Refusals(clock))

@@ -36,7 +36,7 @@ from lib.fields.json_fields import JsonDataException
 from lib.http.counted import CountedConnection, counted_on
 from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
-from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest
+from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest, free_body_memory
 from lib.request.lanes import Lane
 from lib.request.log_lines import FAILED, OUTCOMES
 from lib.request.own_requests import IS_COUNTED
@@ -450,8 +450,9 @@ class Exchange:
             _notify(self._steps.ended, self)
         # Break the reference cycles, so that all are freed without the garbage collector.
         if isinstance(self._received_request, DirectRequest):
-            self._received_request.forget_aiohttp()
+            self._received_request.end()
         else:
+            free_body_memory(self._received_request)
             self._received_request.pop(_KEY, None)
             self.request.pop(_KEY, None)
         if self._was_counted is not None:

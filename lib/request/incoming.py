@@ -18,7 +18,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
 from lib.http.heads import RequestHead, fields_in
-from lib.http.shares import Shares
+from lib.http.shares import Reservation, Shares
 
 # A body's unread bytes beyond which the connection is not read.
 BUFFERED_BYTES = 256 * 1024
@@ -86,12 +86,12 @@ class ClientConnection(Protocol):
 class DirectBody:
     """A request's body as it arrives, with the methods of `aiohttp.StreamReader` that are used.
 
-    `whole` is the body if it has arrived.
+    `whole` is the body if it has arrived. `memory` is what `body_memory_of` has reserved, or None.
     """
 
     __slots__ = (
         *("_charged_bytes", "_connection", "_error", "_is_paused", "_is_whole", "_parts", "_shares"),
-        *("_size_bytes", "_waiter"),
+        *("_size_bytes", "_waiter", "memory"),
     )
 
     def __init__(self, connection: ClientConnection, whole: bytes | None = None) -> None:
@@ -104,6 +104,7 @@ class DirectBody:
         self._charged_bytes = 0
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.memory: Reservation | None = None
 
     # For its reader
 
@@ -319,12 +320,35 @@ class DirectRequest(dict[Any, Any]):
             self._request = request
         return self._request
 
-    def forget_aiohttp(self) -> None:
-        """Forget what `as_aiohttp` has made: the two keep each other alive."""
+    def end(self) -> None:
+        """Free the body's memory, and forget what `as_aiohttp` has made: the two keep each other alive."""
         self._request = None
+        if self._content is not None and self._content.memory is not None:
+            self._content.memory.free()
 
 
 IncomingRequest = web.Request | DirectRequest
+_BODY_MEMORY = web.RequestKey("pyworker.body_memory", Reservation)
+
+
+def body_memory_of(request: IncomingRequest, shares: Shares) -> Reservation:
+    """The memory of `shares` that the body of `request` has: of its own, or new. See `free_body_memory`."""
+    is_direct = isinstance(request, DirectRequest)
+    reserved = request.content.memory if is_direct else request.get(_BODY_MEMORY)
+    if reserved is None:
+        reserved = Reservation(shares)
+        if is_direct:
+            request.content.memory = reserved
+        else:
+            request[_BODY_MEMORY] = reserved
+    return reserved
+
+
+def free_body_memory(request: web.Request) -> None:
+    """Give back what the body of `request` has reserved: the request has ended."""
+    reserved = request.get(_BODY_MEMORY)
+    if reserved is not None:
+        reserved.free()
 
 
 # Serves a request that this worker has parsed. A `lib.errors.PlainAnswer` that it returns is to be written.

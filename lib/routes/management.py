@@ -165,6 +165,10 @@ def status_of(backend: Backend) -> dict[str, Any]:
         },
         "load": {"current": ledger.cur_load, "served": ledger.served_load, "rejected": ledger.rejected_load},
         "queue": {"waiting": running.lanes.waiting, "working": running.lanes.working},
+        "bodies": {
+            "memory_bytes": running.verified_bodies.held_bytes,
+            "memory_limit_bytes": running.verified_bodies.limit_bytes,
+        },
         "strangers": {
             "refused_signatures": running.refusals.total,
             "refused_signatures_last_minute": running.refusals.recent(),

@@ -73,6 +73,7 @@ class _WorkerCollector(Collector):
             "Lines of the worker's log that were not written",
             value=dropped_lines(),
         )
+        yield from self._bodies()
         yield from self._strangers()
 
     def _requests(self) -> Iterator[Metric]:
@@ -163,6 +164,19 @@ class _WorkerCollector(Collector):
             "pyworker_finished_requests_dropped",
             "Finished requests that were dropped before they were reported to the engine",
             value=self._backend.metrics.dropped_entries,
+        )
+
+    def _bodies(self) -> Iterator[Metric]:
+        running = self._backend.running
+        yield GaugeMetricFamily(
+            "pyworker_bodies_memory_bytes",
+            "Memory counted for bodies of verified requests",
+            value=running.verified_bodies.held_bytes,
+        )
+        yield GaugeMetricFamily(
+            "pyworker_bodies_memory_limit_bytes",
+            "The most that is counted for them together",
+            value=running.verified_bodies.limit_bytes,
         )
 
     def _strangers(self) -> Iterator[Metric]:

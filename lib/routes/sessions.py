@@ -13,6 +13,7 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.errors import Invalid, SessionGone
 from lib.request.exchange import note_verified
+from lib.request.incoming import free_body_memory
 from lib.request.sessions import Session
 
 
@@ -32,20 +33,28 @@ def end_route(backend: Backend) -> web.RouteDef:
 
 
 async def _create(backend: Backend, request: web.Request) -> web.Response:
+    try:
+        session = await _opened(backend, request)
+    finally:
+        free_body_memory(request)
+    answer = {"session_id": session.id, "expiration": session.expiration}
+    return web.json_response(answer, status=201)
+
+
+async def _opened(backend: Backend, request: web.Request) -> Session:
+    """A new session, as `request` asks for it. Raises what `SessionLife.open` raises, and 401 or 422."""
     running = backend.running
     admission = await running.authenticator.admit(request)
     note_verified(request)
     if admission.session_id is not None:  # a repeated signature, valid inside a session, must not open one
         raise Invalid({"session_id": "must not be given: a session can't be opened inside another"})
-    session = await running.session_life.open(
+    return await running.session_life.open(
         admission.raw_auth,
         admission.auth.request_idx,
         partial(running.lanes.count_session, admission.auth.cost),
         partial(running.payloads.read_json, request, admission),
         backend.check_state,
     )
-    answer = {"session_id": session.id, "expiration": session.expiration}
-    return web.json_response(answer, status=201)
 
 
 async def _get(backend: Backend, request: web.Request) -> web.Response:

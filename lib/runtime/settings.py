@@ -60,6 +60,7 @@ class Settings:
     auth_check_url: bool = True
     max_json_bytes: int = 64 * MIB
     max_request_bytes: int = GIB
+    max_body_memory_bytes: int | None = None  # None: a part of what the worker may use
     max_spool_bytes: int = 4 * GIB
     trusted_proxies: tuple[Network, ...] = ()
     request_body_timeout_s: float = 60.0
@@ -99,8 +100,8 @@ class Settings:
             container_id=_container_id(read, engine),
             worker_host=host,
             worker_http_host=http_host,
-            worker_port=port,
             worker_http_names=_http_names(read),
+            worker_port=port,
             worker_http_port=http_port,
             report_addrs=_report_addrs(read),
             master_token=read.text("MASTER_TOKEN", ""),
@@ -111,6 +112,7 @@ class Settings:
             auth_check_url=read.boolean("AUTH_CHECK_URL", True, "require this worker's URL in signatures"),
             max_json_bytes=read.positive_int("MAX_JSON_BYTES", cls.max_json_bytes, "JSON body limit, bytes"),
             max_request_bytes=_max_request_bytes(read),
+            max_body_memory_bytes=_max_body_memory_bytes(read),
             max_spool_bytes=_max_spool_bytes(read),
             trusted_proxies=_trusted_proxies(read),
             request_body_timeout_s=read.seconds(
@@ -241,6 +243,11 @@ def _max_request_bytes(read: EnvironmentReader) -> int:
     return read.positive_int("MAX_REQUEST_BYTES", default, "limit of any other body, bytes")
 
 
+def _max_body_memory_bytes(read: EnvironmentReader) -> int | None:
+    purpose = "limit of all JSON bodies in memory together, bytes"
+    return read.value("MAX_BODY_MEMORY_BYTES", _positive_int, None, purpose)
+
+
 def _max_spool_bytes(read: EnvironmentReader) -> int:
     default = Settings.max_spool_bytes
     return read.positive_int("MAX_SPOOL_BYTES", default, "limit of all bodies on disk together, bytes")
@@ -288,6 +295,11 @@ def _bind_hosts(read: EnvironmentReader, engine: EngineKind) -> tuple[str | None
     return host, read.value("WORKER_HTTP_HOST", _bind_address, LOOPBACK, purpose)
 
 
+def _http_names(read: EnvironmentReader) -> tuple[str, ...]:
+    purpose = "further names by which the port of /metrics may be asked for, comma-separated"
+    return read.value("WORKER_HTTP_NAMES", _host_names, (), purpose)
+
+
 def _check_no_engine(read: EnvironmentReader) -> None:
     """Add a problem for each variable that contradicts `ENGINE=none`."""
     for name in ("REPORT_ADDR", "MASTER_TOKEN"):
@@ -295,11 +307,6 @@ def _check_no_engine(read: EnvironmentReader) -> None:
             read.problem(name, "must be unset with ENGINE=none, where no reports are sent")
     for name in ("AUTH_SCHEME", "AUTH_CHECK_URL"):
         if read.text(name, ""):
-def _http_names(read: EnvironmentReader) -> tuple[str, ...]:
-    purpose = "further names by which the port of /metrics may be asked for, comma-separated"
-    return read.value("WORKER_HTTP_NAMES", _host_names, (), purpose)
-
-
             read.problem(name, "must be unset with ENGINE=none, where no signatures are checked")
     if read.text("UNSECURED", "") and not read.boolean("UNSECURED", True, "accept unsigned requests"):
         read.problem("UNSECURED", "can't be false with ENGINE=none, where no signatures are checked")
@@ -422,13 +429,6 @@ def _bind_address(raw: str) -> str:
     return _host(raw).strip("[]")
 
 
-def _addresses(raw: str) -> tuple[str, ...]:
-    addresses = tuple(part.strip().rstrip("/") for part in raw.split(",") if part.strip())
-    if not addresses:
-        raise ValueError("has no address")
-    wrong = [a for a in addresses if not is_http_base_url(a)]
-    if wrong:
-        raise ValueError(f"has an address that is not an http(s) URL: {', '.join(wrong)}")
 def _host_names(raw: str) -> tuple[str, ...]:
     try:
         return tuple(parse_host_name(part.strip()) for part in raw.split(",") if part.strip())
@@ -436,4 +436,11 @@ def _host_names(raw: str) -> tuple[str, ...]:
         raise ValueError(f"has a wrong name: {e}") from e
 
 
+def _addresses(raw: str) -> tuple[str, ...]:
+    addresses = tuple(part.strip().rstrip("/") for part in raw.split(",") if part.strip())
+    if not addresses:
+        raise ValueError("has no address")
+    wrong = [a for a in addresses if not is_http_base_url(a)]
+    if wrong:
+        raise ValueError(f"has an address that is not an http(s) URL: {', '.join(wrong)}")
     return addresses

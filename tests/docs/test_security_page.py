@@ -233,6 +233,7 @@ def test_the_limits_on_clients() -> None:
         kib(sessions.MAX_AUTH_BYTES),
         f"{sessions.MAX_CLOSE_ROUTE_CHARS} characters, below the model server's base path",
         "`MAX_JSON_BYTES`",
+        "`MAX_BODY_MEMORY_BYTES`",
         "`MAX_REQUEST_BYTES`, together `MAX_SPOOL_BYTES`",
         "`CLIENT_STALL_TIMEOUT_S`",
         str(signatures.WINDOW),

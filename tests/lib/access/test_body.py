@@ -221,11 +221,12 @@ async def test_a_body_that_gives_way_ends_with_503() -> None:
             await evicted
 
 
-async def test_a_verified_body_takes_nothing_of_the_limit() -> None:
+@pytest.mark.parametrize("coding", [None, "identity"])
+async def test_a_verified_body_takes_nothing_of_the_limit(coding: str | None) -> None:
     reader = BodyReader(100, STALL_S, Shares(10))
-    async with reader.read(IncomingRequest().arrive(b"x" * 100), is_verified=True) as body:
-        assert len(body) == 100
-        assert reader.memory.held_bytes == 0
+    body = await reader.read_verified(IncomingRequest(coding).arrive(b"x" * 50, b"x" * 50))
+    assert bytes(body) == b"x" * 100
+    assert reader.memory.held_bytes == reader.memory.evicted == 0
 
 
 @pytest.mark.parametrize(("sent_bytes", "is_slow"), [(FLOOR_BYTES_S // 20 - 1, True), (FLOOR_BYTES_S, False)])

@@ -32,6 +32,7 @@ def test_defaults_are_those_of_the_instance() -> None:
     assert (settings.ssl_cert, settings.ssl_key) == (Path("/etc/instance.crt"), Path("/etc/instance.key"))
     assert (settings.max_json_bytes, settings.max_request_bytes) == (64 * 2**20, 2**30)
     assert (settings.max_spool_bytes, settings.trusted_proxies) == (4 * 2**30, ())
+    assert settings.max_body_memory_bytes is None
     assert (settings.drain_timeout_s, settings.model_timeout_s) == (30.0, None)
     assert settings.model_load_timeout_s is None
     assert not settings.unsecured
@@ -44,7 +45,6 @@ def test_trusted_proxies_are_addresses_and_networks() -> None:
     assert "'proxy', which is neither an IP address nor a network" in problem
 
 
-def test_files_may_be_elsewhere() -> None:
 def test_further_names_of_the_loopback_port() -> None:
     assert read().worker_http_names == ()
     names = read(WORKER_HTTP_NAMES="Worker.Example, metrics.example.,[FD00::1]").worker_http_names
@@ -58,6 +58,7 @@ def test_what_is_no_name_of_the_loopback_port(wrong: str) -> None:
     assert f"{wrong!r} is not the name of a host, without a port" in problem
 
 
+def test_files_may_be_elsewhere() -> None:
     settings = read(SSL_CERT="/c", SSL_KEY="/k", FORCE_UPDATE_FILE="/u", WORKSPACE_DIR="/w")
     assert (settings.ssl_cert, settings.ssl_key) == (Path("/c"), Path("/k"))
     assert (settings.force_update_file, settings.workspace_dir) == (Path("/u"), Path("/w"))
