@@ -61,12 +61,25 @@ async def test_a_worker_that_cannot_start_is_reported_with_the_end_of_its_log(tm
         await engine.until("next start in 2 s")
 
 
+async def test_it_may_be_asked_for_by_names_that_are_allowed(tmp_path: Path) -> None:
+    names = ("--allow-host", "Engine.Example", "--allow-host", "other.example")
+    async with command("engine", "--port", "0", *names, cwd=tmp_path) as engine:
+        await engine.until("http://")
+        await engine.until("\n")
+        url = re.findall(r"http://[\w.:]+", engine.output)[0]
+        async with aiohttp.ClientSession() as http:
+            for host, status in (("engine.example", 200), ("other.example:1", 200), ("evil.example", 421)):
+                async with http.get(url + "/pubkey/", headers={"Host": host}) as answer:
+                    assert answer.status == status, host
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--worker", "hello_world"), "--worker: needs --autoscale"),
         (("--autoscale", "0"), "1 to 64"),
         (("--autoscale", "many"), "1 to 64"),
+        (("--allow-host", "a.example:80"), "'a.example:80' is not the name of a host, without a port"),
         (("--autoscale", "1", "--worker", "helo_world"), "helo_world"),
     ],
 )

@@ -138,6 +138,20 @@ async def test_a_loopback_port_on_all_addresses_is_asked_for_by_address_or_priva
                 assert answer.status == status, host
 
 
+@pytest.mark.parametrize("path", ["/pyworker/update", "/session/end"])
+async def test_no_page_can_post_to_the_loopback_port(tmp_path: Path, path: str) -> None:
+    async with with_worker_task(tmp_path) as system:
+        for headers, status in (
+            ({"Host": "evil.example"}, 421),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Origin": "null", "Content-Type": "text/plain"}, 403),
+        ):
+            async with system.http.post(system.loopback_url + path, data=b"{}", headers=headers) as answer:
+                assert (answer.status, list(await answer.json())) == (status, ["error"]), headers
+        async with system.http.post(system.loopback_url + path, data=b"{}") as answer:
+            assert answer.status == {"/session/end": 422, "/pyworker/update": 401}[path]
+
+
 @pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0"])
 async def test_a_loopback_port_is_asked_for_by_further_names(tmp_path: Path, bound: str) -> None:
     names = ("worker.example", "metrics.example")

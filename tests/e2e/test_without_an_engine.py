@@ -251,12 +251,16 @@ async def test_the_default_address_is_loopback(tmp_path: Path) -> None:
 
 
 async def test_an_address_other_than_loopback_causes_a_warning(tmp_path: Path) -> None:
-    hosts = {"WORKER_HOST": "0.0.0.0", "WORKER_HTTP_HOST": "0.0.0.0"}
+    hosts = {"WORKER_HOST": "0.0.0.0", "WORKER_HTTP_HOST": "0.0.0.0", "WORKER_HTTP_NAMES": "worker.example"}
     async with worker_process(tmp_path, env=hosts) as worker:
         await worker.ready()
         for port, path in ((worker.port, "/ping"), (worker.loopback_port, "/metrics")):
             async with worker.http.get(f"http://127.0.0.2:{port}{path}") as answer:
                 assert answer.status == 200
+        for host, status in (("worker.example", 200), ("evil.example", 421)):
+            headers = {"Host": host}
+            async with worker.http.get(f"{worker.loopback_url}/metrics", headers=headers) as answer:
+                assert answer.status == status, host
         output = worker.process.output()
         assert "ENGINE=none and WORKER_HOST=0.0.0.0" in output
         assert "WORKER_HTTP_HOST=0.0.0.0" in output

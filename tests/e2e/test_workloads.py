@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from lib.runtime.settings import CarrierKind
+from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
 from tests.guard import GUARD_S
 from tests.system import System, with_worker_task
@@ -43,6 +45,23 @@ async def test_the_deficit_of_a_claim_that_is_withdrawn_is_bounded_too(tmp_path:
         assert (await system.call("/echo", 5.0))[0] == 200
         await system.reported(served=CAP + 5.0)
         assert CAP + 5.0 <= system.totals.new_load <= 2 * CAP + 5.0
+
+
+@pytest.mark.parametrize("carrier", ["direct", "aiohttp"])
+async def test_the_deficit_of_a_claim_that_is_cancelled_is_bounded_too(
+    tmp_path: Path, carrier: CarrierKind
+) -> None:
+    async with with_worker_task(tmp_path, carrier=carrier) as system:
+        async with connected(system.url) as client:
+            await client.post("/held", system.envelope(1e300))
+            await system.engine.wait_for(lambda: system.last_report.cur_load == CAP, GUARD_S)
+            client.leave()
+        await system.engine.wait_for(lambda: len(system.engine.finished) == 1, GUARD_S)
+        assert system.engine.finished[0].request.status == "Cancelled"
+        assert (await system.call("/echo", 2 * CAP))[0] == 200
+        assert (await system.call("/echo", 5.0))[0] == 200
+        await system.reported(served=CAP + 5.0)
+        assert (system.totals.cur_perf, system.totals.new_load) == (CAP + 5.0, CAP + 5.0)
 
 
 @pytest.mark.parametrize("declared", [False, True])
