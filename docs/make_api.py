@@ -63,9 +63,10 @@ SHOWN_DECORATORS = {
     "property",
     "staticmethod",
 }
-# Classes derived from this one are dataclasses without a decorator (lib/declare/config_fields.py).
-DECLARED = "DeclaredConfig"
-HIDDEN_BASES = ("ABC", "Generic", "Enum", DECLARED)
+# Classes derived from these have the constructor of a dataclass, without its decorator
+# (lib/declare/config_fields.py, and msgspec's structures).
+DECLARED = ("DeclaredConfig", "msgspec.Struct")
+HIDDEN_BASES = ("ABC", "Generic", "Enum", *DECLARED)
 
 
 @dataclass
@@ -166,7 +167,7 @@ def _class(cls: griffe.Class, anchors: Anchors) -> Iterator[str]:
 
 
 def _is_declared(cls: griffe.Class) -> bool:
-    return any(str(base) == DECLARED for base in cls.bases)
+    return any(str(base) in DECLARED for base in cls.bases)
 
 
 def _constructor(cls: griffe.Class) -> list[griffe.Parameter]:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from lib.data_types import AuthData
-from lib.errors import Refused
 from lib.request.sessions import Session
 
 
@@ -26,7 +25,7 @@ class Admission:
     `payload_text` is the JSON text of `payload` as it was received, for a consumer that forwards the payload
     unchanged. It is None where another JSON parser could refuse it, or read a number or a string differently.
     A key may be in it twice. It may keep the whole body in memory.
-    `refused` is why the rest of the body was not read, or None: the request is then counted, and refused.
+    `failure` is why the rest of the body was not read, or None: the request is then counted, and fails by it.
     """
 
     auth: AuthData
@@ -35,7 +34,7 @@ class Admission:
     session_id: str | None = None
     session: Session | None = None
     payload_text: memoryview | bytes | bytearray | None = field(default=None, compare=False, repr=False)
-    refused: Refused | None = None
+    failure: BaseException | None = None
 
 
 class Authenticator(Protocol):

@@ -47,7 +47,7 @@ class OpenAccess:
             body = await self._receive(request)
             self.arrivals.bodies.verified.keep(request, len(body), await check_bounds(body))
         except NoMemory as e:
-            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None, refused=e)
+            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None, failure=e)
         whole = JsonObject(body)
         content = whole.content
         let_read_again(request, body, content)

@@ -40,10 +40,10 @@ class PayloadReader:
         """Read the payload as JSON, or the URL's parameters for a request without a body.
 
         Raises what `BodyReader.read_verified` raises, `Invalid` (422), `MediaTypeRefused` (415) for a body
-        that is not JSON, and `admission.refused`.
+        that is not JSON, and `admission.failure`.
         """
-        if admission.refused is not None:
-            raise admission.refused
+        if admission.failure is not None:
+            raise admission.failure
         if admission.payload is not None:
             return admission.payload
         if not request.body_exists:
@@ -99,7 +99,7 @@ class PayloadReader:
 
 def is_upload(request: IncomingRequest, admission: Admission) -> bool:
     """Whether the body is an upload: it is the payload, and its media type is not JSON."""
-    is_unread = admission.payload is None and admission.refused is None
+    is_unread = admission.payload is None and admission.failure is None
     return is_unread and request.body_exists and not is_json(request.content_type)
 
 

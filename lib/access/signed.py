@@ -18,7 +18,7 @@ from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, header_admis
 from lib.access.payload import small_object
 from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
-from lib.errors import Invalid, NoMemory, Unavailable
+from lib.errors import Invalid, Unavailable
 from lib.request.exchange import connection_of, note_verified
 from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
@@ -117,12 +117,12 @@ class SignedRequests:
             note_verified(request)
             try:
                 await arriving.note_verified()
-                whole = await arriving.whole()
-            except NoMemory as e:
+                sealed.parse(await arriving.whole())
+            except BaseException as e:  # also the cancellation of a client that leaves
                 if is_session:  # a request inside a session is not counted
                     raise
-                return Admission(sealed.auth, sealed.raw_auth, None, refused=e)
-            sealed.parse(whole)
+                # It is raised again as soon as the request's entry is open.
+                return Admission(sealed.auth, sealed.raw_auth, None, failure=e)
         session_id = sealed.session_id
         session = None if session_id is None else self.sessions.find(session_id, sealed.raw_auth)
         once = session_id is None

@@ -167,7 +167,7 @@ async def test_without_an_engine_a_whole_body_is_counted_or_refused(parts: int) 
     assert bodies.verified.shares.held_bytes == needed
     assert bodies.verified.shares.reserve(bodies.verified.shares.limit_bytes - needed)
     second, refused = await admitted()
-    assert (refused.payload, type(refused.refused)) == (None, NoMemory)
+    assert (refused.payload, type(refused.failure)) == (None, NoMemory)
     with pytest.raises(Refused):
         await payloads(bodies).read_json(second, refused)
     before = bodies.verified.shares.held_bytes
