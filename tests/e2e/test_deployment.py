@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lib.client import CA_PATH
+from tests.e2e.author_runs import assert_totals, output_of
 from tests.fakes.command import RunningCommand, command, done
 from tests.fakes.worker import Setup
 from tests.system import System, engine_and_model_server, environment
@@ -170,7 +171,7 @@ async def test_a_call_and_its_answer_over_http(tmp_path: Path) -> None:
 
 @needs_vastai
 @needs_client
-async def test_the_sdks_client_calls_it_until_it_is_drained(tmp_path: Path) -> None:
+async def test_the_sdks_client_and_a_load_test_call_it_until_it_is_drained(tmp_path: Path) -> None:
     async with served(tmp_path) as (system, worker):
         assert worker.output.index("context entered") < worker.output.index("benchmarking → ready")
         assert "imported to serve" in worker.output
@@ -187,15 +188,21 @@ async def test_the_sdks_client_calls_it_until_it_is_drained(tmp_path: Path) -> N
             "RuntimeError('Opaque: no client knows me') {}",
             "not sent: Object of type <class 'set'> is not JSON serializable!",
         ]
-        failed = 3
-        await system.engine.wait_for(
-            lambda: [f.request.status for f in system.engine.finished].count("Error") == failed
+        call = ("--route", "/remote/times", "--payload", '{"kwargs": {"n": 5}}', "--cost", "5")
+        load = ("load-test", "--engine", system.engine_url, *call, "-n", "20", "-c", "4")
+        assert re.match(
+            r'20 of 20 .*\n  ok +20  {"result": {"ok": {"type": "tuple", "contents": \[15, ',
+            await output_of(tmp_path, *load),
         )
+        # 5 and 2 by the calculator, 20 calls of other functions; 3 that raise; 5 of each of the load test's.
+        await assert_totals(system, 5 + 2 + 20 * 100 + 20 * 5.0, errored=300.0, Success=42, Error=3)
         worker.process.send_signal(signal.SIGTERM)
         ended = await worker.end()
     assert ended.status == 0
     assert ended.output.index("ready → draining") < ended.output.index("context left")
-    assert "fails raised an exception" in ended.output
+    # What the deployment prints may stand before a line of the log.
+    said = re.findall(r" (?:WARNING|ERROR|CRITICAL) .*: (.*)", ended.output)
+    assert said == ["fails raised an exception"] * 3
 
 
 # A benchmark that never succeeds must not be taken for a fast one.
