@@ -1,4 +1,4 @@
-"""The benchmark of `pyworker benchmark`: a worker's own, without the worker around it.
+"""The benchmark of `pyworker benchmark`: a worker's own or a deployment's, without the worker around it.
 
 Owns the conditions under which it can be measured, and the messages where it can't. How it is measured is in
 lib/model/benchmark.py, when a worker does it in lib/model/benchmark_keeper.py; the report is in
@@ -34,6 +34,7 @@ from lib.runtime.file_limit import raise_file_limit
 from lib.runtime.logs import TextFormatter, configure_logging
 from lib.runtime.settings import Settings
 from lib.tools.context_check import contexts_entered
+from lib.tools.deployment_target import DeploymentTarget
 from lib.tools.file_inspection import NotServed, inspect_file
 from lib.tools.findings import Findings, Level
 from lib.tools.interrupts import on_ctrl_c
@@ -80,10 +81,12 @@ class BenchmarkReport:
     is_saved: bool
 
 
-def run_benchmark(file: WorkerFile, environ: Mapping[str, str], *, save: bool) -> BenchmarkReport:
-    """Measure the model server of the worker in `file`, with its progress on standard error.
+def run_benchmark(
+    file: WorkerFile | DeploymentTarget, environ: Mapping[str, str], *, save: bool
+) -> BenchmarkReport:
+    """Measure the model server of the worker in `file`, or a deployment, with progress on standard error.
 
-    The file is run as the main program of this process. Raises `CannotMeasure` and `BenchmarkInterrupted`.
+    A file is run as the main program of this process. Raises `CannotMeasure` and `BenchmarkInterrupted`.
     """
     known = {name: environ[name] for name in VARIABLES if name in environ}
     try:
@@ -91,7 +94,7 @@ def run_benchmark(file: WorkerFile, environ: Mapping[str, str], *, save: bool) -
     except SettingsError as e:
         raise CannotMeasure("; ".join(e.problems)) from e
     _log_progress()
-    name = file.name or str(file)
+    name = file.name if isinstance(file, WorkerFile) and file.name else str(file)
     run = _BenchmarkRun(name, settings, save)
     try:
         inspect_file(file, run.measure)
@@ -150,7 +153,8 @@ class _BenchmarkRun:
                 outcome = await self._measured_or_why_not(running)
         if outcome is not None:
             return outcome
-        hint = "" if backend.lifecycle is None else " (is the model server running?)"
+        needs_server = backend.lifecycle is not None and backend.model_server_url
+        hint = " (is the model server running?)" if needs_server else ""
         return CannotMeasure("; ".join(found.texts(Level.PROBLEM)) + hint)
 
     async def _measured_or_why_not(self, running: RunningWorker) -> BenchmarkReport | CannotMeasure:

@@ -1,4 +1,4 @@
-"""`pyworker benchmark`: measure the model server as a worker does, by hand."""
+"""`pyworker benchmark`: measure the model server, or a deployment, as a worker does, by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from lib.tools.command import EXIT_INTERRUPTED, EXIT_USAGE, Command, environment
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.HelpFormatter
-    parser.add_argument("worker", nargs="?", help="a file, a folder or a name, as for `pyworker run`")
+    parser.add_argument(
+        "worker",
+        nargs="?",
+        help="a file, a folder or a name, as for `pyworker run`, or MODULE:APP, as for `pyworker deployment`",
+    )
     parser.add_argument(
         "--save", action="store_true", help="save the result, which the worker's next start then uses"
     )
@@ -26,13 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(_: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from lib.tools.benchmark_report import print_report
     from lib.tools.benchmark_run import BenchmarkInterrupted, CannotMeasure, run_benchmark
-    from lib.tools.worker_file import NoSuchWorker, find
+    from lib.tools.deployment_target import find_target
+    from lib.tools.worker_file import NoSuchWorker
 
     environ = environment()
     try:
-        file = find(args.worker, Path.cwd(), environ.get("BACKEND", ""))
+        file = find_target(args.worker, Path.cwd(), environ.get("BACKEND", ""))
         report = run_benchmark(file, environ, save=args.save)
-    except NoSuchWorker as e:
+    except (NoSuchWorker, ValueError) as e:
         print_error("benchmark", e)
         return EXIT_USAGE
     except CannotMeasure as e:
@@ -52,7 +57,8 @@ COMMAND = Command(
     "measure a worker's model server, and show what it would report",
     "Runs a worker's file up to where it would serve, and measures its model server as the worker does at "
     "its start: without an engine, a public port or an account. The model server must run: the ready-made "
-    "workers find it by MODEL_SERVER_URL. BENCHMARK_TARGET_S is how long to measure. Progress goes to "
+    "workers find it by MODEL_SERVER_URL. Of a deployment, it measures the function that has a benchmark, "
+    "inside the deployment's contexts. BENCHMARK_TARGET_S is how long to measure. Progress goes to "
     "standard error. Nothing is saved without --save. Ctrl-C stops it, with exit status 130. The exit status "
     "is 1 if nothing could be measured.",
     configure,
