@@ -3,30 +3,26 @@
 # runs this at every boot; steps that are already done are skipped. The variables are in docs/operating.md, "Start on an
 # instance".
 #
-# It finds a Python, and fetches the framework if it was piped. Then the launcher takes its place, and does the rest
-# (lib/launch/launcher.py).
+# It finds a Python, and fetches the framework if it was piped. The launcher (lib/launch/launcher.py) does the rest.
 #
 # The exit status is the worker's. If no worker ran: 2 for wrong settings, 3 if another process uses the port,
 # 1 if a step failed, and 128 plus the signal's number after a signal.
 set -uo pipefail
 shopt -s extglob
 
-# The framework, if this script was piped and PYWORKER_FRAMEWORK is not set.
-readonly FRAMEWORK=https://github.com/vast-ai/pyworker
+readonly FRAMEWORK=https://github.com/vast-ai/pyworker # if this script was piped without PYWORKER_FRAMEWORK
 readonly MIN_PYTHON=3.10
 readonly LAUNCH='import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module("lib.launch", run_name="__main__")'
 readonly RETRY_PAUSES_S=(1 2 '') REPORT_LIMIT_S=10
-# The first interval between messages about a wait. Later it is a quarter of the time waited.
-readonly WAITING_S=30
-# The end of a failed command's output that is reported to the engine.
-readonly LAST_LINES=20
+readonly WAITING_S=30 # until the first message about a wait; later it is a quarter of the time waited
+readonly LAST_LINES=20 # of a failed command's output are reported to the engine
 readonly EXIT_FAILED=1 EXIT_SETTINGS=2 EXIT_SIGNAL=128
 
 workspace=${WORKSPACE_DIR:-/workspace}
 log=$workspace/pyworker.log
 python=''      # the Python that runs the launcher
 framework=''   # the folder with the framework's code
-url='' ref=''  # the repository and the reference that this script fetches it from
+url='' ref=''  # the repository and the reference, or the requirement, that this script fetches it from
 step=''        # the current step's message
 scratch=''     # a temporary folder in the workspace
 child=''       # the process to wait for
@@ -92,14 +88,12 @@ run() {
   while kill -0 "$child" 2>/dev/null; do
     read -rt 0.1 <&"$never"
     waited_s=$((SECONDS - started_s))
-    if ((waited_s >= due_s)); then
-      say "still $step, for $waited_s s so far"
-      due_s=$((waited_s + (waited_s / 4 > WAITING_S ? waited_s / 4 : WAITING_S)))
-    fi
+    ((waited_s >= due_s)) || continue
+    say "still $step, for $waited_s s so far"
+    due_s=$((waited_s + (waited_s / 4 > WAITING_S ? waited_s / 4 : WAITING_S)))
   done
   wait "$child"
-  status=$?
-  child=''
+  status=$? child=''
   return "$status"
 }
 
@@ -152,37 +146,35 @@ find_python() {
   step="fetching a Python, $MIN_PYTHON or newer"
   command -v uv >/dev/null && attempt uv python install ">=$MIN_PYTHON"
   python=$(uv python find ">=$MIN_PYTHON" 2>/dev/null) && is_new_enough && return
-  if command -v python3 >/dev/null; then
+  command -v python3 >/dev/null &&
     problem="python3 is $(python3 -V 2>&1), older than $MIN_PYTHON: install a newer one, or uv, which fetches one"
-  fi
   refuse "$EXIT_SETTINGS" "cannot start:"$'\n'"  - $problem"
 }
 
-is_new_enough() {
-  "$python" -ISc "import sys; sys.exit(sys.version_info < (${MIN_PYTHON/./,}))" 2>/dev/null
-}
+is_new_enough() { "$python" -ISc "import sys; sys.exit(sys.version_info < (${MIN_PYTHON/./,}))" 2>/dev/null; }
 
-# Set `framework`: a folder with it, the checkout that has this script, or a clone in the workspace.
+# Set `framework`: a folder that has it, this script's checkout, or a clone or a package's folder in the workspace.
 find_framework() {
-  local source=${PYWORKER_FRAMEWORK:-} script=${BASH_SOURCE[0]:-}
+  local source=${PYWORKER_FRAMEWORK:-} script=${BASH_SOURCE[0]:-} get=clone
   if [[ -z $source && -f $script ]]; then source=$(dirname "$(readlink -f "$script")"); fi
   framework=$(readlink -f "${source:-.}")
   if [[ -n $source ]] && has_launcher; then return; fi
   url=${PYWORKER_FRAMEWORK:-$FRAMEWORK}
   if [[ $url == *'#'* ]]; then ref=${url##*'#'} url=${url%'#'*}; fi
   framework=$workspace/pyworker-framework
+  if [[ $url != *[/:]* ]]; then framework+=-$url get=install; fi
   if has_launcher; then return; fi
   fetch_framework "${url/\/\/*@/\/\/}${ref:+ at $ref}"
 }
 
 has_launcher() { [[ -f $framework/lib/launch/__main__.py ]]; }
 
-# fetch_framework FROM: clone into another folder first, as another start may do the same.
+# fetch_framework FROM: get it into another folder first, as another start may do the same.
 fetch_framework() {
-  command -v git >/dev/null || refuse "$EXIT_SETTINGS" "git is missing: install it, to fetch $1"
+  [[ $get != clone ]] || command -v git >/dev/null || refuse "$EXIT_SETTINGS" "git is missing: install it, to fetch $1"
   export GIT_TERMINAL_PROMPT=0
   step="fetching $1"
-  attempt clone || refuse "$EXIT_FAILED" "$1 could not be fetched: check the network and PYWORKER_FRAMEWORK" \
+  attempt "$get" || refuse "$EXIT_FAILED" "$1 could not be fetched: check the network and PYWORKER_FRAMEWORK" \
     "$(tail -n "$LAST_LINES" "$scratch/output")"
   mv -T "$scratch/code" "$framework" 2>/dev/null
   has_launcher || refuse "$EXIT_SETTINGS" "$1 has no lib/launch: check PYWORKER_FRAMEWORK"
@@ -195,6 +187,14 @@ clone() {
   git init -q "$code" && git -C "$code" remote add origin "$url" &&
     git -C "$code" fetch -q --depth 1 origin "${wanted:-HEAD}" &&
     git -C "$code" checkout -q --detach FETCH_HEAD && git -C "$code" config pyworker.ref "$wanted"
+}
+
+# The packages that it requires are installed later, into the worker's environment.
+install() {
+  local pip=("$python" -m pip install --disable-pip-version-check --no-input)
+  if command -v uv >/dev/null; then pip=(uv pip install --python "$python"); fi
+  rm -rf "$scratch/code"
+  "${pip[@]}" -q --no-deps --target "$scratch/code" "$url"
 }
 
 main

@@ -270,11 +270,16 @@ class Repository:
 
 def make_wheel(folder: Path, name: str, version: str, paths: list[str]) -> str:
     """Make a wheel of a module `name`, which also makes `paths` importable; return a requirement for it."""
+    files = {f"{name}.py": f"VERSION = '{version}'\n", f"{name}.pth": "\n".join(paths) + "\n"}
+    return f"{name} @ {write_wheel(folder, name, version, files).as_uri()}"
+
+
+def write_wheel(folder: Path, name: str, version: str, content: dict[str, str]) -> Path:
+    """Write a wheel with the files `content` and without requirements into `folder`; return its path."""
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     files = {
-        f"{name}.py": f"VERSION = '{version}'\n",
-        f"{name}.pth": "\n".join(paths) + "\n",
+        **content,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -282,4 +287,4 @@ def make_wheel(folder: Path, name: str, version: str, paths: list[str]) -> str:
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in files.items():
             archive.writestr(path, text)
-    return f"{name} @ {wheel.as_uri()}"
+    return wheel

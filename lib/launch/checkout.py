@@ -1,27 +1,33 @@
-"""A folder of code, and the git repository that it is fetched from."""
+"""A folder of code, and the git repository, or the package of the framework, that it is fetched from."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.launch.commands import Commands
 from lib.launch.errors import CannotStart
 from lib.launch.log import LaunchLog
+from lib.launch.packages import install_command
 from lib.launch.settings import without_password
 from lib.runtime.exit_status import EXIT_FAILED, EXIT_SETTINGS
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """The code in `folder`. `url` is empty if nobody says where it is from; `variables` set the other two."""
+    """The code in `folder`. `url` is empty if nobody says where it is from; `variables` set the other two.
+
+    With `is_package`, the folder has a package, and `url` is the requirement for it, such as `pyworker==1.2`.
+    """
 
     folder: Path
     url: str
     ref: str
     variables: str
+    is_package: bool = False
 
     @property
     def has_code(self) -> bool:
@@ -36,7 +42,10 @@ class Checkout:
 
 
 class Fetcher:
-    """Fetches and updates checkouts with git. Without a network, code that is there runs unchanged."""
+    """Fetches and updates checkouts with git, and updates packages.
+
+    Without a network, code that is there runs unchanged.
+    """
 
     def __init__(self, commands: Commands, log: LaunchLog, update_file: Path) -> None:
         self._commands = commands
@@ -116,8 +125,24 @@ class Fetcher:
         return True
 
     def _update(self, checkout: Checkout) -> bool:
+        if checkout.is_package:
+            return self._install(checkout)
         branch = self._git(checkout, "symbolic-ref", "--short", "-q", "HEAD")
         return self._fetch(checkout.folder, checkout.ref or branch or "HEAD", checkout.ref)
+
+    def _install(self, checkout: Checkout) -> bool:
+        """Install the package anew, into another folder first, so that a failure changes nothing."""
+        folder = checkout.folder
+        new, old = (folder.with_name(folder.name + end) for end in (".new", ".old"))
+        shutil.rmtree(new, ignore_errors=True)
+        command = install_command(self._commands, sys.executable)
+        if not self._commands.run(*command, "--no-deps", "--target", new, checkout.url):
+            return False
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+        os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+        return True
 
     def _fetch(self, folder: Path, wanted: str, ref: str) -> bool:
         """Check out a branch, a tag or a full commit id. Files changed by hand are not overwritten."""

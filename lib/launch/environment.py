@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from lib.launch.checkout import Checkout
 from lib.launch.commands import Commands
 from lib.launch.errors import CannotStart
 from lib.launch.log import LaunchLog
+from lib.launch.packages import has_uv, install_command
 from lib.runtime.exit_status import EXIT_FAILED
 
 MIN_PYTHON = "3.10"
@@ -28,14 +30,21 @@ class Environment:
     """
 
     def __init__(
-        self, folder: Path, code: Path, framework: Path, commands: Commands, log: LaunchLog, is_update: bool
+        self,
+        folder: Path,
+        code: Path,
+        framework: Checkout,
+        commands: Commands,
+        log: LaunchLog,
+        is_update: bool,
     ) -> None:
         self.python = folder / "bin" / "python"
-        self._folder, self._code, self._framework = folder, code, framework
+        self._folder, self._code, self._framework = folder, code, framework.folder
+        self._requirement = framework.url if framework.is_package else ""
         self._commands = commands
         self._log = log
         self._is_update = is_update
-        self._has_uv = shutil.which("uv", path=commands.environ.get("PATH")) is not None
+        self._has_uv = has_uv(commands)
 
     def make(self) -> None:
         """Make the environment and install the packages, unless that is done. Raises `CannotStart`."""
@@ -80,14 +89,18 @@ class Environment:
         return self._commands.run(sys.executable, "-m", "venv", self._folder)
 
     def _install(self) -> bool:
-        """Install the code's requirements, and the framework if they don't include it."""
+        """Install the code's requirements, and the framework if they don't include it.
+
+        A requirement for the framework is installed together with the code's: both must be met.
+        """
+        own: tuple[str | Path, ...] = ()
         if os.path.isfile(self._code / "requirements.txt"):
-            is_done = self._add("-r", self._code / "requirements.txt")
+            own = ("-r", self._code / "requirements.txt")
         elif os.path.isfile(self._code / "pyproject.toml"):
-            is_done = self._add("-e", self._code)
-        else:
-            is_done = True
-        if not is_done:
+            own = ("-e", self._code)
+        if self._requirement:
+            return self._add(*own, self._requirement)
+        if own and not self._add(*own):
             return False
         return not self._needs_framework() or self._add("-e", self._framework)
 
@@ -101,11 +114,7 @@ class Environment:
 
     def _add(self, *packages: str | Path) -> bool:
         upgrade = ("--upgrade",) if self._is_update else ()
-        if self._has_uv:
-            command = ("uv", "pip", "install", "-q", "--python", self.python)
-        else:
-            command = (self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input")
-        return self._commands.run(*command, *upgrade, *packages)
+        return self._commands.run(*install_command(self._commands, self.python), *upgrade, *packages)
 
 
 def _requirements(file: Path, seen: set[Path]) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lib.launch.boot import find_model_log, rotate, this_boot
@@ -36,12 +37,15 @@ LOCK_INTERVAL_S = 0.2
 def main(arguments: Sequence[str], environ: dict[str, str]) -> int:
     """Launch a worker with `environ`, and return the exit status.
 
-    The arguments are the framework's folder; if the script has fetched it, also its repository and reference.
+    The arguments are the framework's folder; if the script has fetched it, also its repository and reference,
+    or the requirement for its package.
     """
     folder, url, ref = (*arguments, "", "")[:3]
     log = LaunchLog()
     settings = LaunchSettings.from_env(environ)
-    launch = Launch(settings, Checkout(Path(folder), url, ref, "PYWORKER_FRAMEWORK"), environ, log)
+    is_package = bool(url) and not set(url) & {"/", ":"}  # as start_server.sh decides it
+    framework = Checkout(Path(folder), url, ref, "PYWORKER_FRAMEWORK", is_package)
+    launch = Launch(settings, framework, environ, log)
     try:
         return launch.run()
     except LaunchStopped as e:
@@ -112,7 +116,7 @@ class Launch:
         settings, framework = self._settings, self._framework
         if not settings.repo:
             variables = "PYWORKER_FRAMEWORK and PYWORKER_REF"
-            return Checkout(framework.folder, framework.url, settings.ref or framework.ref, variables)
+            return replace(framework, ref=settings.ref or framework.ref, variables=variables)
         variables = "PYWORKER_REPO and PYWORKER_REF"
         return settings.code and Checkout(settings.code, settings.repo, settings.ref, variables)
 
@@ -142,6 +146,8 @@ class Launch:
         if code is None:
             repo = without_password(settings.repo)
             yield f"PYWORKER_REPO: '{repo}' does not end in a name: set a repository's URL"
+        if settings.ref and not settings.repo and self._framework.is_package:
+            yield "PYWORKER_REF: a package has no git references: set its version in PYWORKER_FRAMEWORK"
         if settings.backend and not re.fullmatch("[A-Za-z0-9_-]+", settings.backend):
             yield f"BACKEND: '{settings.backend}' is not a worker's name: {name_of_folder}"
         elif not settings.backend and not settings.repo and module_of(self._framework.folder, "") is None:
@@ -216,9 +222,7 @@ class Launch:
     def _make_environment(self, code: Checkout, is_update: bool) -> Environment:
         settings, environ = self._settings, self._commands.environ
         folder = settings.venv or settings.workspace / "pyworker-venv"
-        environment = Environment(
-            folder, code.folder, self._framework.folder, self._commands, self._log, is_update
-        )
+        environment = Environment(folder, code.folder, self._framework, self._commands, self._log, is_update)
         if settings.venv is None:
             environment.make()
         if is_update:

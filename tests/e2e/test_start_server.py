@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -33,6 +34,7 @@ from tests.start_script import (
     make_wheel,
     replace_in,
     with_instance,
+    write_wheel,
 )
 from tests.system import CONTAINER_ID, MASTER_TOKEN, ROOT
 
@@ -359,12 +361,65 @@ async def test_without_python3_the_given_environment_or_uv_has_a_python(tmp_path
 # The framework of a piped script
 
 
-def framework_in(folder: Path) -> Repository:
-    """Make a repository with the framework's launcher, and a worker that says its version."""
+def framework_files(version: str) -> dict[str, str]:
+    """The files of the framework's launcher, and of a worker that says its version."""
     names = ["__init__", "launch/*", "runtime/__init__", "runtime/exit_status", "runtime/intervals"]
     files = [file for name in names for file in (ROOT / "lib").glob(f"{name}.py")]
     code = {str(file.relative_to(ROOT)): file.read_text() for file in files}
-    return Repository(folder, {**code, "workers/own/server.py": "print('one')"})
+    return {**code, "workers/own/server.py": f"print({version!r})"}
+
+
+def framework_in(folder: Path) -> Repository:
+    """Make a repository with the launcher and the worker of `framework_files`."""
+    return Repository(folder, framework_files("one"))
+
+
+async def test_a_framework_from_an_index_is_kept_updated_and_replaced(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    for version in ("1.0", "1.1"):
+        write_wheel(index, "pyworker", version, framework_files(f"version {version}"))
+    async with with_instance(tmp_path, BACKEND="own", PIP_NO_INDEX="1") as instance:
+
+        async def run(framework: str, **variables: str) -> tuple[int, str]:
+            instance.env |= {"PYWORKER_FRAMEWORK": framework, "PIP_FIND_LINKS": str(index), **variables}
+            return await instance.run(instance.script)
+
+        instance.hurry()
+        status, output = await run("pyworker==1.0")
+        assert (status, "version 1.0\n" in output) == (0, True), output
+        assert "fetching pyworker==1.0\n" in output
+        status, output = await run("pyworker==1.0", PIP_FIND_LINKS="")
+        assert (status, "version 1.0\n" in output, "fetching" in output) == (0, True, False)
+        status, output = await run("pyworker >= 1")
+        assert (status, "version 1.1\n" in output) == (0, True), output
+
+        write_wheel(index, "pyworker", "1.2", framework_files("version 1.2"))
+        instance.force_update.touch()
+        status, output = await run("pyworker >= 1")
+        assert (status, "version 1.2\n" in output, instance.force_update.exists()) == (0, True, False)
+        instance.force_update.touch()
+        status, output = await run("pyworker >= 1", PIP_FIND_LINKS="")
+        assert (status, "version 1.2\n" in output) == (0, True)
+        assert "could not be updated: it runs unchanged" in output
+
+        status, output = await run("pyworker == 9")
+        assert status == EXIT_FAILED
+        error = instance.system.last_report.error_msg
+        assert error.startswith("pyworker == 9 could not be fetched: check the network and PYWORKER_FRAMEWORK")
+        assert "No matching distribution found for pyworker==9" in error
+        status, output = await run("pyworker==1.0", PYWORKER_REF="main")
+        assert (status, "PYWORKER_REF: a package has no git references" in output) == (EXIT_SETTINGS, True)
+
+        calls = instance.use_uv()  # which installs nothing
+        status, output = await run("other[gpu]==2")
+        said = "other[gpu]==2 has no lib/launch: check PYWORKER_FRAMEWORK"
+        assert (status, said in output) == (EXIT_SETTINGS, True)
+        assert re.fullmatch(
+            rf"pip install --python {instance.bin}/python3 -q --no-deps --target \S+/code other\[gpu\]==2\n",
+            calls.read_text(),
+        )
+    assert not [name for name in os.listdir(instance.workspace) if name.startswith(".pyworker-start")]
 
 
 async def test_a_piped_script_fetches_the_framework_from_its_variable(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.launch.checkout import Checkout
 from lib.launch.commands import Commands
 from lib.launch.environment import Environment
 from lib.launch.log import LaunchLog
@@ -19,8 +20,11 @@ pytestmark = pytest.mark.process
 NOTING_UV = '#!/bin/sh\necho "$*" >>"$TEST_CALLS"\n'
 
 
-def environment_in(folder: Path, *, with_uv: bool = False) -> Environment:
-    """Return the environment of a framework that needs no packages, by default on a machine without uv."""
+def environment_in(folder: Path, *, with_uv: bool = False, requirement: str | None = None) -> Environment:
+    """Return the environment of a framework that needs no packages, by default on a machine without uv.
+
+    With `requirement`, the framework is the package that it names.
+    """
     code = folder / "code"
     (code / "lib").mkdir(parents=True, exist_ok=True)
     (code / "lib" / "server.py").touch()
@@ -33,7 +37,8 @@ def environment_in(folder: Path, *, with_uv: bool = False) -> Environment:
         (folder / "venv" / "bin").mkdir(parents=True)
         (folder / "venv" / "bin" / "python").symlink_to(sys.executable)
     commands = Commands(log, variables)
-    return Environment(folder / "venv", code, code, commands, log, is_update=False)
+    framework = Checkout(code, requirement or "", "", "PYWORKER_FRAMEWORK", requirement is not None)
+    return Environment(folder / "venv", code, framework, commands, log, is_update=False)
 
 
 @pytest.mark.parametrize("missing", ["pip", "pip/_vendor/urllib3"])
@@ -67,3 +72,15 @@ def test_packages_are_installed_again_if_an_included_file_has_changed(tmp_path: 
         (code / "limits.txt").write_text(limits)
         environment.make()
         assert len(calls.read_text().splitlines()) == count
+
+
+def test_a_required_framework_is_installed_together_with_the_codes_requirements(tmp_path: Path) -> None:
+    environment = environment_in(tmp_path, with_uv=True, requirement="pyworker>=1")
+    pip = f"pip install -q --python {tmp_path}/venv/bin/python"
+    environment.make()
+    (tmp_path / "code" / "requirements.txt").write_text("one\n")
+    environment.make()
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        f"{pip} pyworker>=1",
+        f"{pip} -r {tmp_path}/code/requirements.txt pyworker>=1",
+    ]
