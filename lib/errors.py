@@ -254,12 +254,12 @@ class ModelUnreachable(WorkerError):
 
 
 class ModelDown(NotReady, ModelUnreachable):
-    """503: the model server at `address` takes no connections, so that this call was not tried."""
+    """503: the model server at `address` takes no connections; `why` says what became of the call."""
 
     status = 503
 
-    def __init__(self, address: str) -> None:
-        super().__init__("errored", f"the model server at {address} is down: this request was not tried")
+    def __init__(self, address: str, why: str = "this request was not tried") -> None:
+        super().__init__("errored", f"the model server at {address} is down: {why}")
 
 
 class ModelTimedOut(WorkerError):

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from lib.data_types import EndpointHandler
 from lib.declare.functions import FunctionFailed
-from lib.errors import response_from
+from lib.errors import ModelDown, response_from
 from lib.uploads import Upload
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class BareRouteHandler(EndpointHandler[BareRoutePayload]):
         try:
             response = await self.function(model.client_request)
         except (TimeoutError, asyncio.TimeoutError, aiohttp.ClientError) as e:
-            if isinstance(e, ConnectionError):  # the client's own connection broke
+            if isinstance(e, (ConnectionError, ModelDown)):  # ConnectionError: the client's own one broke
                 raise
             raise FunctionFailed(f"a guarded route raised {e!r}") from e
         yield response_from(self.function, response)

@@ -31,7 +31,7 @@ from lib.declare.results import (
     is_quick,
     opened,
 )
-from lib.errors import describe_error, is_out_of_files, result_or_error
+from lib.errors import ModelDown, describe_error, is_out_of_files, result_or_error
 from lib.fields.arguments import Arguments
 from lib.fields.callables import accepts, is_async, parameters_of
 from lib.fields.json_values import RAW_BYTES, name_of_type, to_json
@@ -309,9 +309,14 @@ def _returns_lazily(function: Callable[..., Any]) -> bool:
 
 
 async def _with_own_errors(result: Awaitable[T]) -> T:
-    """Await `result`; turn timeouts and client errors of the author's own calls into `FunctionFailed`."""
+    """Await `result`; turn timeouts and client errors of the author's own calls into `FunctionFailed`.
+
+    That the model server is down stays a `ModelDown` (503).
+    """
     try:
         return await result
+    except ModelDown:
+        raise
     except (TimeoutError, asyncio.TimeoutError, aiohttp.ClientError) as e:
         raise FunctionFailed(f"remote_function raised {e!r}") from e
 

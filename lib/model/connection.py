@@ -34,7 +34,7 @@ from lib.errors import (
 from lib.model.answer import answer_fault
 from lib.model.checked_connector import CheckedConnector, FaultyAnswer, Unanswered
 from lib.model.failure_row import FailureRow
-from lib.model.reach import Reach
+from lib.model.reach import Reach, reason_of
 from lib.model.stall import Stall, StallWatch
 
 # Common servers close idle connections after 5 to 15 s. Ours are closed earlier, so that few requests use a
@@ -167,15 +167,17 @@ class ModelServer:
     async def _noted(
         self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Send `request`, and note in `reach` whether that succeeded. Raises `OwnCallNotTried`."""
-        url = request.url
+        """Send `request`, and note in `reach` whether that succeeded. Raises `OwnCallFailed`."""
+        url, was_down = request.url, self.reach.is_down
         try:
-            with self.reach.attempt(url.host, url.port) if self.reach.is_down else nullcontext():
+            with self.reach.attempt(url.host, url.port) if was_down else nullcontext():
                 response = await send(request)
         except ModelDown as e:
-            raise OwnCallNotTried(self.reach.address) from e
+            raise OwnCallFailed(self.reach.address) from e
         except (aiohttp.ClientError, OSError) as e:
             self._note_failure(url, e)
+            if was_down and self.reach.is_own(url.host, url.port) and (reason := reason_of(e)):
+                raise OwnCallFailed(self.reach.address, reason) from e
             raise
         if self.reach.is_suspect:
             self.reach.note_success(url.host, url.port)
@@ -268,8 +270,11 @@ def resolved(server_url: str, target: StrOrURL | None) -> URL:
     return URL(f"{server_url}/{text.lstrip('/')}")
 
 
-class OwnCallNotTried(ModelDown, aiohttp.ClientConnectionError):
-    """503: an author's own call was not tried. It is one of aiohttp's errors too, as authors catch these."""
+class OwnCallFailed(ModelDown, aiohttp.ClientConnectionError):
+    """503: an author's own call was not tried, or tried in vain, while the model server is down.
+
+    It is one of aiohttp's errors too, as authors catch these.
+    """
 
 
 class _Failed(aiohttp.ClientError):
@@ -314,9 +319,9 @@ def model_failure(
 
     Returns `ModelTimedOut` (504) for a timeout, except one of connecting. For other exceptions it returns
     `AnswerCut` if `answer_begun`, that is, while the answer's body is read; else `ModelUnreachable` (502), or
-    `NoFiles` (503) if this process could not open a connection. An `OwnCallNotTried` (503) stays as it is.
+    `NoFiles` (503) if this process could not open a connection. An `OwnCallFailed` (503) stays as it is.
     """
-    if isinstance(error, OwnCallNotTried):
+    if isinstance(error, OwnCallFailed):
         return error
     if isinstance(error, _Failed):
         error = error.error

@@ -18,6 +18,7 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.errors import ModelDown
 from lib.model.connection import ModelServer, ModelSession
+from lib.worker import HandlerConfig, Worker, WorkerConfig
 from tests.fakes.mortal_model import mortal_model
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Job, JobHandler, Setup
@@ -119,6 +120,57 @@ async def test_own_calls_notice_that_the_server_is_dead_and_are_not_all_tried_th
             assert system.backend is not None
             async with system.backend.session.post("/echo", json={}) as answer:
                 assert answer.status == 200
+
+
+def route_that_calls(kind: str, model_url: str) -> tuple[Backend, list[web.AbstractRouteDef]]:
+    """A worker whose route /own of this kind calls the model server, and catches nothing."""
+
+    async def function() -> str:
+        async with backend.session.get("/echo") as answer:
+            return await answer.text()
+
+    async def bare(_: web.Request) -> web.StreamResponse:
+        return web.Response(text=await function())
+
+    handler = (
+        HandlerConfig("/own", remote_function=function) if kind == "function" else HandlerConfig("/echo")
+    )
+    config = WorkerConfig(model_url, model_healthcheck_url="/health", handlers=[handler])
+    worker = Worker(config)
+    backend = worker.backend
+    routes: dict[str, list[web.AbstractRouteDef]] = {
+        "plain": [web.post("/own", bare)],
+        "guarded": [web.post("/own", backend.guard(bare, workload=1.0))],
+    }
+    return backend, [*worker.routes, *routes.get(kind, [])]
+
+
+@pytest.mark.parametrize("kind", ["plain", "guarded", "function"])
+async def test_a_route_that_catches_no_failed_call_answers_503_while_the_server_is_down(
+    tmp_path: Path, kind: str
+) -> None:
+    def make(_: str, __: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+        return route_that_calls(kind, model.url)
+
+    with closing(PortLease()) as lease:
+        async with (
+            mortal_model(lease.port) as model,
+            with_worker_task(tmp_path, make=make) as system,
+        ):
+            await model.kill()
+            with anyio.fail_after(GUARD_S):
+                while (await system.call("/own"))[0] != 503:
+                    pass
+                said = set[str]()
+                # Every half second a call is tried.
+                while len(said) < 2:
+                    async with system.post("/own") as answer:
+                        assert (answer.status, "Retry-After" in answer.headers) == (503, True)
+                        said.add((await answer.json())["error"].split(" is down: ")[1])
+            assert said == {"this request was not tried", "it refuses connections"}
+            await model.start()
+            await system.reported()
+            assert (await system.call("/own"))[0] == 200
 
 
 async def test_an_own_call_that_was_not_tried_is_one_of_aiohttps_errors_too(tmp_path: Path) -> None:

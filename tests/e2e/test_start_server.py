@@ -406,7 +406,9 @@ async def test_a_framework_from_an_index_is_kept_updated_and_replaced(tmp_path: 
         status, output = await run("pyworker == 9")
         assert status == EXIT_FAILED
         error = instance.system.last_report.error_msg
-        assert error.startswith("pyworker == 9 could not be fetched: check the network and PYWORKER_FRAMEWORK")
+        assert error.startswith(
+            "pyworker == 9 could not be fetched: check the network and PYWORKER_FRAMEWORK"
+        )
         assert "No matching distribution found for pyworker==9" in error
         status, output = await run("pyworker==1.0", PYWORKER_REF="main")
         assert (status, "PYWORKER_REF: a package has no git references" in output) == (EXIT_SETTINGS, True)
