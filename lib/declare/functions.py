@@ -33,7 +33,7 @@ from lib.declare.results import (
 )
 from lib.errors import ModelDown, describe_error, is_out_of_files, result_or_error
 from lib.fields.arguments import Arguments
-from lib.fields.callables import accepts, is_async, parameters_of
+from lib.fields.callables import accepts, is_async, parameters_of, without_partials
 from lib.fields.json_values import RAW_BYTES, name_of_type, to_json
 from lib.runtime.stable_name import stable_name
 
@@ -175,10 +175,7 @@ class RemoteFunction:
     @property
     def documented(self) -> Any:
         """The author's function itself, or what a `functools.partial` calls."""
-        function = self._function
-        while isinstance(function, functools.partial):
-            function = cast("functools.partial[Any]", function).func
-        return function
+        return without_partials(self._function)
 
     def problem(self, receives_uploads: bool) -> str | None:
         """The reason why the function can't be called with a payload's fields as keywords, or None.

@@ -6,13 +6,12 @@ has each parameter's name and annotation, for a description of the function.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from lib.fields.annotations import union_members
-from lib.fields.callables import parameters_of
+from lib.fields.callables import parameters_of, without_partials
 from lib.fields.hints import resolved_hints
 from lib.fields.json_error import WrongValue
 from lib.fields.json_fields import Field, ObjectFields, make_field, reader_of
@@ -104,9 +103,7 @@ def _has_plain_member(field: Field) -> bool:
 
 def _annotated_part(function: Any) -> Any:
     """The function, class or method in `function` whose annotations are those of its parameters."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = inspect.unwrap(function)
+    function = inspect.unwrap(without_partials(function))
     if isinstance(function, type):
         return function.__init__
     return function if inspect.isroutine(function) else type(function).__call__

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
@@ -32,6 +33,13 @@ def accepts(function: Callable[..., Any], arguments: int, *keywords: str) -> boo
     except ValueError:
         return True
     return True
+
+
+def without_partials(function: Any) -> Any:
+    """The callable inside `function`, if that is a `functools.partial`; else `function` itself."""
+    while isinstance(function, partial):
+        function = cast("partial[Any]", function).func
+    return function
 
 
 def parameters_of(function: Callable[..., Any]) -> Sequence[inspect.Parameter] | None:

@@ -56,12 +56,18 @@ def filled_endpoint(endpoint: str, message: Any) -> tuple[str, Any]:
 
 
 def with_query(target: str | None, fields: Mapping[str, Any]) -> str | None:
-    """Add `fields` to the query of `target`: lists as repeated fields, objects as JSON, None left out."""
+    """Add the `text_fields` of `fields` to the query of `target`."""
+    pairs = text_fields(fields)
+    return with_raw_query(target, urlencode(pairs)) if pairs else target
+
+
+def text_fields(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The fields as texts, as for a query: lists as repeated fields, objects as JSON, None left out."""
     pairs: list[tuple[str, str]] = []
     for name, value in fields.items():
         items = cast("list[Any]", value) if isinstance(value, list) else [value]
         pairs += [(name, _text(item)) for item in items if item is not None]
-    return with_raw_query(target, urlencode(pairs)) if pairs else target
+    return pairs
 
 
 def with_raw_query(target: str | None, query: str) -> str | None:

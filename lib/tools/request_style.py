@@ -7,7 +7,6 @@ Owns the command-line arguments for it, and the choice between an envelope and h
 from __future__ import annotations
 
 import argparse
-import json
 import mimetypes
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, cast
 import aiohttp
 
 from lib.client import RouteAnswer, RouteClient
+from lib.model.messages import text_fields
 
 METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE")
 # Their payload is in the URL's query (docs/protocol.md, "Request").
@@ -68,7 +68,7 @@ class RequestStyle:
                 path,
                 method=self.method,
                 data=_form(payload, files) if in_form else files[0][1] if files else None,
-                params=() if in_form else tuple(_texts(payload)),
+                params=() if in_form else tuple(text_fields(payload)),
                 headers=self._raw_headers(in_form),
             ) as response:
                 yield response
@@ -143,18 +143,8 @@ def _open(path: Path) -> BinaryIO:
 
 def _form(payload: Mapping[str, Any], files: Sequence[tuple[FilePart, BinaryIO]]) -> aiohttp.FormData:
     form = aiohttp.FormData(default_to_multipart=True)
-    for name, text in _texts(payload):
+    for name, text in text_fields(payload):
         form.add_field(name, text)
     for part, opened in files:
         form.add_field(part.field, opened, filename=part.path.name, content_type=part.content_type)
     return form
-
-
-def _texts(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The payload's fields as texts, of which a list has one for each item; None is left out."""
-    texts: list[tuple[str, str]] = []
-    for name, value in payload.items():
-        items = cast("list[Any]", value) if isinstance(value, list) else [value]
-        given = [item for item in items if item is not None]
-        texts += [(name, item if isinstance(item, str) else json.dumps(item)) for item in given]
-    return texts
