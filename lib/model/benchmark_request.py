@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import aiohttp
 import anyio
 from aiohttp import web
-from aiohttp.payload import AsyncIterablePayload
 
 from lib.errors import AnswerCut, WorkerError, async_result_or_error, describe_error, result_or_error
 from lib.model.benchmark import Attempt, BenchmarkFailed, FlowRequest
-from lib.model.caller import ModelCaller
+from lib.model.caller import ModelCaller, run_to_end
 from lib.model.connection import ModelServer
 from lib.model.flow import send_alone
 from lib.model.relay import body_read_before, broken_answer, is_stream_type, is_streamed
@@ -151,26 +150,17 @@ class BenchmarkRequest:
             return answer.status, await _read(answer, job), source
 
 
-class _Sink:
-    """Takes the body of an answer in place of a client, notes it as progress, and keeps its `beginning`."""
-
-    def __init__(self, job: FlowRequest) -> None:
-        self._job = job
-        self.beginning = bytearray()
-
-    async def write(self, chunk: bytes) -> None:
-        self._job.note(len(chunk))
-        self.beginning += chunk[: MAX_MESSAGE_BYTES - len(self.beginning)]
-
-
 async def _text(answer: web.StreamResponse, job: FlowRequest) -> str:
-    """Read `answer`, which the handler has made, and return its beginning."""
+    """Read `answer`, which the handler has made, and return its beginning. Its chunks are progress."""
     body: Any = answer.body if isinstance(answer, web.Response) else None
-    if isinstance(body, AsyncIterablePayload):
-        sink: Any = _Sink(job)
-        await body.write(sink)
-        body = bytes(sink.beginning)
-    return body[:MAX_MESSAGE_BYTES].decode(errors="replace") if isinstance(body, bytes) else ""
+    beginning = bytearray(body[:MAX_MESSAGE_BYTES] if isinstance(body, bytes) else b"")
+
+    def note(chunk: bytes) -> None:
+        job.note(len(chunk))
+        beginning.extend(chunk[: MAX_MESSAGE_BYTES - len(beginning)])
+
+    await run_to_end(body, note)
+    return beginning.decode(errors="replace")
 
 
 async def _read(answer: aiohttp.ClientResponse, job: FlowRequest) -> str:

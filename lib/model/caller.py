@@ -200,11 +200,14 @@ async def ask(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
         raise
 
 
-class _Nowhere:
-    """Takes a body in place of a client that has left."""
+class _Reader:
+    """Takes a body in place of a client, and calls `note` with each chunk."""
+
+    def __init__(self, note: Callable[[bytes], object]) -> None:
+        self._note = note
 
     async def write(self, chunk: bytes) -> None:
-        pass
+        self._note(chunk)
 
 
 async def _write_stream(exchange: Exchange, response: web.StreamResponse) -> None:
@@ -223,7 +226,7 @@ async def _finish_stream(exchange: Exchange, response: web.StreamResponse, answe
     """
     body = _stream_of(response)
     if body is not None and exchange.finishes and exchange.client_left:
-        await _run_to_end(body)
+        await run_to_end(body, len)  # which keeps nothing
         if isinstance(answer, aiohttp.ClientResponse):
             await drain(answer)
 
@@ -233,14 +236,17 @@ def _stream_of(response: web.StreamResponse) -> AsyncIterablePayload | aiohttp.M
     return body if isinstance(body, (AsyncIterablePayload, aiohttp.MultipartWriter)) else None
 
 
-async def _run_to_end(body: Any) -> None:
-    """Read what is left of the author's generators in `body`. Raises what they raise."""
+async def run_to_end(body: Any, note: Callable[[bytes], object]) -> None:
+    """Read what is left of the author's generators in `body`; call `note` with each chunk.
+
+    Raises what they raise.
+    """
     if isinstance(body, aiohttp.MultipartWriter):
         for part, *_ in body:
-            await _run_to_end(part)
+            await run_to_end(part, note)
     elif isinstance(body, AsyncIterablePayload):
-        nowhere: Any = _Nowhere()
-        await body.write(nowhere)
+        reader: Any = _Reader(note)
+        await body.write(reader)
 
 
 async def _answer(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
