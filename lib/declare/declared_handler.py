@@ -22,7 +22,7 @@ from aiohttp import web
 from lib.data_types import UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler, sends_json
 from lib.declare.functions import RemoteFunction
 from lib.errors import response_from, result_or_error
-from lib.fields.callables import call_problems
+from lib.fields.callables import call_problems, same_function
 from lib.fields.json_fields import JsonDataException, read_typed, reader_of
 from lib.fields.json_values import simplified
 from lib.metrics import DEFAULT_WORKLOAD
@@ -278,13 +278,13 @@ def payload_from(samples: Samples, handler: EndpointHandler[Any], own: Callable[
 def defines_for_test(payload_class: type[Any] | None) -> bool:
     """Whether the payload class has a `for_test` of its own."""
     own = getattr(payload_class, "for_test", None)
-    return own is not None and getattr(own, "__func__", own) is not cast(Any, ApiPayload.for_test).__func__
+    return own is not None and not same_function(own, ApiPayload.for_test)
 
 
 def accepts_only_uploads(payload_class: type[Any] | None) -> bool:
     """Whether the class accepts uploads only: an `Upload` without a `from_json_msg` of its own."""
     reader = getattr(payload_class, "from_json_msg", None)
-    return getattr(reader, "__func__", reader) is cast(Any, Upload.from_json_msg).__func__
+    return same_function(reader, Upload.from_json_msg)
 
 
 def _json_of(typed: Any) -> Any:

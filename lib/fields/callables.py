@@ -21,6 +21,11 @@ def is_async(function: Callable[..., Any]) -> bool:
     return is_coroutine_function(function) or any(inspect.isasyncgenfunction(c) for c in _called(function))
 
 
+def same_function(one: Any, other: Any) -> bool:
+    """Whether both are the same function, each bound to whatever object or class, or to none."""
+    return getattr(one, "__func__", one) is getattr(other, "__func__", other)
+
+
 def accepts(function: Callable[..., Any], arguments: int, *keywords: str) -> bool:
     """Whether `function` accepts this number of positional arguments and these keywords.
 

@@ -14,6 +14,12 @@ Schema = dict[str, Any]
 REFERENCE = "#/components/schemas/"
 
 
+def resolved(schema: Schema, schemas: Mapping[str, Schema]) -> Schema:
+    """The schema that `schema` refers to, among the definitions `schemas`; itself if it is no reference."""
+    reference: str = schema.get("$ref", "")
+    return schemas[reference.removeprefix(REFERENCE)] if reference else schema
+
+
 class Definitions:
     """The schemas of classes by name, each once: a class may have fields of its own type."""
 

@@ -213,8 +213,13 @@ def direct_routes(
     return {
         path: cast(Serve, route.handler)
         for path, route in first.items()
-        if route_obstacle(route, served.get(cast(AiohttpHandler, route.handler))) is None
+        if route_obstacle(route, lane_of(served, route)) is None
     }
+
+
+def lane_of(served: Mapping[AiohttpHandler, Lane], route: web.AbstractRouteDef) -> Lane | None:
+    """The lane of the handler that serves `route`; None where none of `served` does."""
+    return served.get(cast(AiohttpHandler, route.handler)) if isinstance(route, web.RouteDef) else None
 
 
 def route_obstacle(route: web.RouteDef, lane: Lane | None) -> str | None:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, cast
 
-from lib.fields.callables import call_problems
+from lib.fields.callables import call_problems, same_function
 from lib.request.exchange import Exchange, Step, Steps
 
 _STEPS = tuple(field.name for field in fields(Steps))
@@ -71,4 +71,4 @@ def _functions(observers: Sequence[object], step: str) -> tuple[Step, ...]:
     """The functions of `step`, without those that only inherit the empty one of `Observer`."""
     empty = getattr(cast(Any, Observer), step)
     functions = (getattr(observer, step, None) for observer in observers)
-    return tuple(f for f in functions if f is not None and getattr(f, "__func__", f) is not empty)
+    return tuple(f for f in functions if f is not None and not same_function(f, empty))

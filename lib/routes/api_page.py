@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from lib.fields.schemas import REFERENCE
+from lib.fields.schemas import REFERENCE, Schema, resolved
 
 # A page without scripts, that loads nothing.
 HEADERS: Mapping[str, str] = {
@@ -84,7 +84,7 @@ def _route(
     example: Any = None
     if "application/json" in content:
         schema, example = _payload(content["application/json"]["schema"])
-        whole = _resolved(document, schema)
+        whole = resolved(schema, document["components"]["schemas"])
         required = whole.get("required", ())
         fields: Mapping[str, Any] = whole.get("properties", {})
         rows += [_row(name, each, name in required, "payload") for name, each in fields.items()]
@@ -107,17 +107,11 @@ def _row(name: str, schema: Mapping[str, Any], required: bool, place: str) -> st
     return "<tr>" + "".join(f"<td>{cell}" for cell in (*cells, "required" if required else "")) + "</tr>"
 
 
-def _payload(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
+def _payload(schema: Schema) -> tuple[Schema, Any]:
     """The schema of the payload in that of a body, and its example or None."""
     if "allOf" in schema:
         schema = schema["allOf"][1]["properties"]["payload"]
     return schema, next(iter(schema.get("examples", ())), None)
-
-
-def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "$ref" not in schema:
-        return schema
-    return document["components"]["schemas"][schema["$ref"].removeprefix(REFERENCE)]
 
 
 def type_in_words(schema: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, cast
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from anyio.to_thread import run_sync as in_thread
 
 from lib.backend import Backend
@@ -21,6 +20,7 @@ from lib.declare.bare_route import BareRouteHandler
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.errors import result_or_error
 from lib.fields.client_json import client_json
+from lib.request.lanes import lane_of
 
 # A longer example, in characters of JSON, is left out: nobody could read the command.
 MAX_EXAMPLE = 2000
@@ -40,14 +40,22 @@ async def _examples(
 
 def _all_examples(backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for route in routes:
-        lane = backend.served.get(cast(Handler, route.handler)) if isinstance(route, web.RouteDef) else None
-        handler = cast("EndpointHandler[Any] | None", lane and lane.handler)
+    for route, handler in handled_routes(backend, routes):
         # A guarded function is left out: its handler accepts anything, whatever the function needs.
-        if isinstance(route, web.RouteDef) and handler and not isinstance(handler, BareRouteHandler):
+        if not isinstance(handler, BareRouteHandler):
             named = {"method": route.method, "path": route.path, "accepts_uploads": handler.accepts_uploads}
             found.append({**named, "payload": example_for(backend, handler)})
     return found
+
+
+def handled_routes(
+    backend: Backend, routes: Sequence[web.AbstractRouteDef]
+) -> Iterator[tuple[web.RouteDef, EndpointHandler[Any]]]:
+    """Those of `routes` that a handler of `backend` serves, each with its handler."""
+    for route in routes:
+        lane = lane_of(backend.served, route)
+        if isinstance(route, web.RouteDef) and lane is not None:
+            yield route, cast("EndpointHandler[Any]", lane.handler)
 
 
 def example_for(backend: Backend, handler: EndpointHandler[Any]) -> Any:

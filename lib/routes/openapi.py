@@ -11,21 +11,21 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from anyio.to_thread import run_sync as in_thread
 
 from lib.backend import Backend
 from lib.data_types import ApiPayload, EndpointHandler
 from lib.declare.bare_route import BareRouteHandler
 from lib.declare.declared_handler import DeclaredHandler, accepts_only_uploads
+from lib.fields.callables import same_function
 from lib.fields.json_fields import reader_of
-from lib.fields.schemas import REFERENCE, Definitions, Schema
+from lib.fields.schemas import REFERENCE, Definitions, Schema, resolved
 from lib.routes.api_page import HEADERS, page_of
-from lib.routes.examples import example_for
+from lib.routes.examples import example_for, handled_routes
 from lib.runtime.hosts import is_loopback
 from lib.runtime.own_version import own_version
 
@@ -107,13 +107,10 @@ def description_of(
     if is_signed:
         definitions.adopt({"AuthData": _AUTH_DATA, "Envelope": _ENVELOPE})
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        lane = backend.served.get(cast(Handler, route.handler)) if isinstance(route, web.RouteDef) else None
-        if isinstance(route, web.RouteDef) and lane is not None:
-            path = web.UrlDispatcher().add_resource(route.path).canonical
-            handler = cast("EndpointHandler[Any]", lane.handler)
-            operation = _operation(backend, handler, route, path, definitions, is_signed)
-            paths.setdefault(path, {})[route.method.lower()] = operation
+    for route, handler in handled_routes(backend, routes):
+        path = web.UrlDispatcher().add_resource(route.path).canonical
+        operation = _operation(backend, handler, route, path, definitions, is_signed)
+        paths.setdefault(path, {})[route.method.lower()] = operation
     components: dict[str, Any] = {"schemas": definitions.schemas}
     components["responses"] = {status: {"description": text} for status, text in _REFUSALS.items()}
     if is_signed:
@@ -155,7 +152,7 @@ def _operation(
         if is_signed:
             operation["security"] = [{}, {"header": []}] if handler.accepts_uploads else []
         return operation
-    operation["parameters"] += _query(_resolved(schema, definitions), in_path)
+    operation["parameters"] += _query(resolved(schema, definitions.schemas), in_path)
     if is_signed:
         operation["security"] = [{"header": []}]
     return operation
@@ -200,9 +197,7 @@ def _payload_schema(handler: EndpointHandler[Any], definitions: Definitions) -> 
 def _reads_itself(cls: Any) -> bool:
     """Whether `cls` has code of its own that reads payloads, whose fields may have other names then."""
     own = getattr(cls, "from_json_msg", None)
-    return (
-        own is not None and getattr(own, "__func__", own) is not cast(Any, ApiPayload.from_json_msg).__func__
-    )
+    return own is not None and not same_function(own, ApiPayload.from_json_msg)
 
 
 def _summary(handler: EndpointHandler[Any]) -> str:
@@ -225,11 +220,6 @@ def _without(schema: Schema, names: Sequence[str]) -> Schema:
     left = {name: each for name, each in schema["properties"].items() if name not in names}
     required = [name for name in schema.get("required", ()) if name in left]
     return {**schema, "properties": left, "required": required}
-
-
-def _resolved(schema: Schema, definitions: Definitions) -> Schema:
-    reference: str = schema.get("$ref", "")
-    return definitions.schemas[reference.removeprefix(REFERENCE)] if reference else schema
 
 
 def _query(schema: Schema, in_path: Sequence[str]) -> list[dict[str, Any]]:

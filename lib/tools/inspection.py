@@ -11,11 +11,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from lib.backend import Backend
 from lib.data_types import EndpointHandler
@@ -23,6 +22,7 @@ from lib.errors import SettingsError
 from lib.model.connection import ModelServer
 from lib.model.readiness import Readiness
 from lib.model.watch import NO_SUCH_CHECK, HealthWatch
+from lib.request.lanes import lane_of
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import Settings
 from lib.tools.benchmark_check import check_payload, send_one
@@ -123,7 +123,7 @@ class _Inspection:
                 f"it declares no handlers, so its only route is {_listed(named)}: add a HandlerConfig for "
                 "each route of the model server to handlers=[…]",
             )
-        elif not any(cast(Handler, r.handler) in backend.served for r in named):
+        elif not any(lane_of(backend.served, r) for r in named):
             self._found.problem(
                 "worker",
                 f"no handler serves {_listed(named)}, so requests are neither authenticated nor counted: "

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import cast
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from lib.backend import Backend
-from lib.request.lanes import route_obstacle
+from lib.request.lanes import lane_of, route_obstacle
 from lib.tools.findings import Findings
 
 ABOUT = "speed"
@@ -22,7 +20,7 @@ def check_speed(backend: Backend, routes: Sequence[web.AbstractRouteDef], found:
     slower: defaultdict[str, list[str]] = defaultdict(list)
     for route in routes:
         if isinstance(route, web.RouteDef):
-            lane = backend.served.get(cast(Handler, route.handler))
+            lane = lane_of(backend.served, route)
             obstacle = _worker_obstacle(backend) or route_obstacle(route, lane)
             (fast if obstacle is None else slower[obstacle]).append(f"{route.method} {route.path}")
     if fast:
