@@ -225,9 +225,7 @@ class EngineApi:
     def _endpoint_of(self, request: web.Request, message: Mapping[str, object]) -> Endpoint:
         """The endpoint given by `id` in the message, by the path, or by both. Raises `NotFound`."""
         prefix, fields = endpoint_in_path(request), Fields(message)
-        in_path = None if prefix is None else self._engine.groups.endpoint_named(prefix)
-        if prefix is not None and in_path is None:
-            raise NotFound(f"no worker has joined the endpoint {prefix!r}")
+        in_path = None if prefix is None else self._engine.groups.joined(prefix)
         if in_path is not None and not fields.has("id"):
             return in_path
         wanted = fields.integer("id")

@@ -127,6 +127,13 @@ class Groups:
         """The endpoint with this name, if there is one."""
         return next((endpoint for endpoint in self.endpoints.values() if endpoint.name == name), None)
 
+    def joined(self, name: str) -> Endpoint:
+        """The endpoint with this name. Raises `NotFound` (404)."""
+        endpoint = self.endpoint_named(name)
+        if endpoint is None:
+            raise NotFound(f"no worker has joined the endpoint {name!r}")
+        return endpoint
+
     def endpoint(self, endpoint_id: int) -> Endpoint:
         """The endpoint with this id. Raises `NotFound` (404)."""
         if endpoint_id not in self.endpoints:

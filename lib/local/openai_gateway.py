@@ -1,42 +1,41 @@
 """The OpenAI gateway: forwards `/openai/ENDPOINT/v1/…` to `/v1/…` of a ready worker.
 
-Owns the forwarding of requests: key, cost, retries, headers. Does not own: the choice of the worker and the
-signature (engine.py), the format of errors (openai_errors.py), the relay of answers (lib/model/relay.py).
+Owns the forwarding of requests: key, cost, headers. Does not own: the choice of the worker and the signature
+(engine.py), retries (worker_calls.py), the format of errors (openai_errors.py), the relay of answers
+(lib/model/relay.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
-import json
 import logging
-import ssl
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, TypeGuard, cast
+from functools import partial
+from typing import TypeGuard, cast
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
-from yarl import URL
 
 from lib.access.body import content_coding
 from lib.access.envelope import PARSED_WHOLE_BYTES
 from lib.access.payload import is_json
+from lib.client import RouteAnswer, auth_headers
 from lib.errors import (
     AnswerCut,
     BodyTooLarge,
     ClientGone,
     CodingNotUnderstood,
     ModelUnreachable,
-    Unavailable,
     WorkerError,
     aborted,
 )
 from lib.local.engine import LocalEngine
-from lib.local.messages import BadMessage, NotFound, RouteQuery, parse_object
+from lib.local.messages import BadMessage, NotFound, parse_object
 from lib.local.openai_errors import gateway_error, openai_error, worker_error
 from lib.local.request_reading import api_key_of
+from lib.local.worker_calls import call_worker, send, worker_http
 from lib.model.relay import end_to_end_headers, pass_on
 from lib.runtime.settings import Settings
 from lib.runtime.urls import without_api_key
@@ -48,12 +47,6 @@ log = logging.getLogger(__name__)
 MAX_JSON_BYTES = Settings.max_json_bytes
 # A worker's own errors are short. Longer errors come from the model server and are relayed unchanged.
 MAX_ERROR_BYTES = 64 * 1024
-# Workers are on this machine or nearby; without a connection after this many seconds, the next is tried.
-CONNECT_TIMEOUT_S = 5.0
-# A longer path is cut where the engine's page shows it.
-MAX_ROUTE_CHARS = 100
-# Seconds until a client should try again. A loading worker takes minutes, but clients wait only seconds.
-RETRY_AFTER_S = 5.0
 
 # The cost is counted like in the ready-made OpenAI workers: answer tokens x `n` x prompts.
 TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -70,18 +63,6 @@ _NOT_FORWARDED = ("Authorization", "Content-Length", "Cookie", "Expect", "Host",
 _ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 # Content codings that aiohttp decodes before a handler reads the body.
 _DECODED_BY_AIOHTTP = ("gzip", "deflate")
-# Failures to connect: nothing was sent, so another worker may be tried. Python 3.10 raises `UnicodeError` for
-# an invalid host name.
-_CONNECT_ERRORS = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.InvalidURL,
-    UnicodeError,
-)
-
-
-class NotConnected(ModelUnreachable):
-    """502: no connection to the worker; it has received nothing of the request."""
 
 
 class OpenAIGateway:
@@ -90,7 +71,6 @@ class OpenAIGateway:
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
         self._http: aiohttp.ClientSession | None = None
-        self._tls: ssl.SSLContext | None = None
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, and an HTTP client that lives as long as `app`.
@@ -103,15 +83,8 @@ class OpenAIGateway:
         app.router.add_route("*", "/openai/{path:.*}", _not_found)
 
     async def _open(self, _: web.Application) -> AsyncGenerator[None, None]:
-        self._tls = await asyncio.to_thread(self._engine.authority.trusting_context)
-        async with aiohttp.ClientSession(
-            # No keep-alive: a reused connection may be closed already, and a request can't be sent twice, as
-            # its signature is valid only once. On one machine, a new connection is cheap.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_ADDED_BY_AIOHTTP,
+        async with worker_http(
+            self._engine, auto_decompress=False, skip_auto_headers=_ADDED_BY_AIOHTTP
         ) as self._http:
             yield
 
@@ -133,60 +106,31 @@ class OpenAIGateway:
         Raises `WorkerError` before an answer has begun, `AnswerCut` if a worker's answer ends early, and
         `ClientGone` if the client disconnects.
         """
-        endpoint = request.match_info["endpoint"]
         self._engine.authenticate(api_key_of(request, {}))
-        if self._engine.groups.endpoint_named(endpoint) is None:
-            raise NotFound(f"no worker has joined the endpoint {endpoint!r}")
+        endpoint = self._engine.groups.joined(request.match_info["endpoint"])
         body = await _read_body(request)
-        unreachable: dict[str, NotConnected] = {}
-        request_idx = 0
-        try:
-            while True:
-                query = RouteQuery(endpoint, body.cost, request_idx)
-                auth_data = self._engine.route(query, avoid=unreachable)
-                request_idx = auth_data["request_idx"]
-                url = auth_data.get("url")
-                if url is None:
-                    raise unreachable.popitem()[1] if unreachable else _no_worker_ready(auth_data)
-                try:
-                    return await self._forward(request, body, url, auth_data)
-                except NotConnected as e:
-                    log.warning("request %d: %s", request_idx, e)
-                    unreachable[url] = e
-        finally:
-            self._engine.close(request_idx)  # the worker reports its end too, unless it never received it
+        return await call_worker(
+            self._engine, endpoint.name, body.cost, partial(self._forward, request, body)
+        )
 
     async def _forward(
-        self, request: web.Request, body: _RequestBody, url: str, auth_data: Mapping[str, Any]
+        self, request: web.Request, body: _RequestBody, worker: RouteAnswer
     ) -> web.StreamResponse:
-        """Relay the answer of the worker at `url`. Raises `NotConnected` and the exceptions of `_respond`.
-
-        If a worker accepted the connection and then failed, no other is tried: the request may have caused
-        the failure, or may have been processed in part.
-        """
+        """Relay the answer of `worker`. Raises what `_respond` and `send` do."""
         assert self._http is not None
-        assert self._tls is not None
         headers = _forwarded_headers(request)
         headers.update(body.headers)
-        headers["X-Vast-Auth"] = base64.urlsafe_b64encode(json.dumps(auth_data).encode()).decode()
+        headers.update(auth_headers(worker))
         try:
-            response = await self._http.request(
-                request.method,
-                _target(request, url),
+            response = await send(
+                *(self._engine, self._http, worker, request.method, _target(request)),
                 headers=headers,
                 data=body.data(),
-                allow_redirects=False,
-                ssl=self._tls,
             )
-        except _CONNECT_ERRORS as e:
-            raise NotConnected(f"the worker at {url} could not be reached: {e}") from e
-        except (aiohttp.ClientError, OSError) as e:
+        except ModelUnreachable as e:
             if body.failure is not None:
                 raise body.failure from e
-            raise ModelUnreachable(f"the worker at {url} closed the connection before it answered") from e
-        if routing := self._engine.open_requests.routing(auth_data["request_idx"]):
-            routing.route = f"{request.method} {response.url.path}"[:MAX_ROUTE_CHARS]
-            routing.status = response.status
+            raise
         async with response:
             return await _relay(request, response)
 
@@ -304,22 +248,15 @@ async def _not_found(request: web.Request) -> web.Response:
     return gateway_error(NotFound(f"no route at {request.path}: {text}"))
 
 
-def _no_worker_ready(answer: Mapping[str, Any]) -> Unavailable:
-    states = [f"{count} {state}" for state, count in answer["status"].items() if count]
-    text = ", ".join(states) or "none has joined this endpoint"
-    return Unavailable("none", f"no worker of {answer['endpoint']!r} is ready: {text}", RETRY_AFTER_S)
-
-
 def _unreadable_body(error: web.RequestPayloadError) -> BadMessage:
     return BadMessage(f"the body can't be read: {error}")
 
 
-def _target(request: web.Request, worker_url: str) -> URL:
-    """The URL at the worker: the path from `/v1` on and the query, unchanged except for `api_key`."""
+def _target(request: web.Request) -> str:
+    """Path and query at the worker: from `/v1` on, and unchanged except for `api_key`."""
     path = request.rel_url.raw_path.split("/", 3)[3]
     query = without_api_key(request.rel_url.raw_query_string)
-    target = f"{worker_url.rstrip('/')}/{path}" + (f"?{query}" if query else "")
-    return URL(target, encoded=True)
+    return f"/{path}" + (f"?{query}" if query else "")
 
 
 def _forwarded_headers(request: web.Request) -> CIMultiDict[str]:

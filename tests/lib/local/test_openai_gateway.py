@@ -386,7 +386,9 @@ async def test_a_wrong_base_url_gets_a_hint_to_the_right_one(gateway: Gateway, p
 
 async def test_no_worker_is_ready(gateway: Gateway) -> None:
     error = await gateway.expect_error(503)
-    assert error["message"] == "no worker of 'local' is ready: none has joined this endpoint"
+    assert error["message"] == (
+        "no worker of 'local' is ready: none has joined this endpoint (is its name right?)"
+    )
     gateway.add_worker(1, "http://127.0.0.1:1", loadtime=0.0)
     gateway.add_worker(2, "http://127.0.0.1:2", loadtime=0.0)
     gateway.add_worker(3, "http://127.0.0.1:3", error_msg="CUDA error")
