@@ -15,6 +15,9 @@ import msgspec
 
 PROTOCOL_VERSION = "1.1.0"
 
+# Of status reports to an engine on the same machine: the URL of the worker's loopback port.
+LOOPBACK_HEADER = "X-PyWorker-Loopback"
+
 RequestStatus = Literal["Success", "Error", "Cancelled", "Rejected"]
 
 

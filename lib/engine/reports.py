@@ -21,7 +21,8 @@ from lib.engine.engine import Capacity, Delivery
 from lib.metrics import Ledger, Snapshot
 from lib.runtime.backoff import Backoff
 from lib.runtime.clock import Clock, sleep, time_limit, wait_for
-from lib.wire import DeleteRequests, WorkerStatus
+from lib.runtime.hosts import is_loopback_url
+from lib.wire import LOOPBACK_HEADER, DeleteRequests, WorkerStatus
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,15 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)  # `time_limit` applies instead,
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """The identity in reports: the instance's id and token, and the URL at which clients reach the worker."""
+    """The identity in reports: the instance's id and token, and the URL at which clients reach the worker.
+
+    `loopback_url` is that of the loopback port, "" if it has none. Only engines on the same machine are told.
+    """
 
     container_id: int
     master_token: str
     public_url: str
+    loopback_url: str = ""
 
 
 class Reporter:
@@ -69,7 +74,7 @@ class Reporter:
     ) -> None:
         self._event_interval_s = min(EVENT_INTERVAL_S, max_pause_s)
         self._completions_interval_s = min(COMPLETIONS_INTERVAL_S, max_pause_s)
-        self._status = _MessageSender(http, addrs, "/worker_status/", clock)
+        self._status = _MessageSender(http, addrs, "/worker_status/", clock, identity.loopback_url)
         self._completions = _MessageSender(http, key_addrs, "/delete_requests/", clock)
         self._identity = identity
         self._ledger = ledger
@@ -231,15 +236,26 @@ class Reporter:
 
 
 class _MessageSender:
-    """Sends messages to one `path` of the engine, first to the address that accepted the last one."""
+    """Sends messages to one `path` of the engine, first to the address that accepted the last one.
 
-    def __init__(self, http: aiohttp.ClientSession, addrs: Sequence[str], path: str, clock: Clock) -> None:
+    Messages to addresses on this machine name `loopback_url`, unless it is empty.
+    """
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        addrs: Sequence[str],
+        path: str,
+        clock: Clock,
+        loopback_url: str = "",
+    ) -> None:
         self.addrs = list(addrs)
         self.attempts: deque[Delivery] = deque(maxlen=20)
         self.path = path
         self.delivered = self.failed = 0
         self._http = http
         self._clock = clock
+        self._headers_here = {LOOPBACK_HEADER: loopback_url} if loopback_url else {}
         self._failing = False
 
     async def deliver(self, message: WorkerStatus | DeleteRequests) -> bool:
@@ -264,7 +280,10 @@ class _MessageSender:
                 async with self._http.post(
                     f"{addr}{self.path}",
                     data=io.BytesIO(text),  # a stream is sent in pieces: the message may be long
-                    headers={"Content-Type": "application/json"},
+                    headers={
+                        "Content-Type": "application/json",
+                        **(self._headers_here if is_loopback_url(addr) else {}),
+                    },
                     timeout=_NO_TIMEOUT,
                     allow_redirects=False,  # followed as a GET, a redirect would look like an acknowledgement
                 ) as answer:

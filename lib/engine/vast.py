@@ -34,7 +34,9 @@ class VastEngine:
             http,
             settings.report_addrs,
             settings.key_addrs,
-            WorkerIdentity(settings.container_id, settings.master_token, settings.public_url),
+            WorkerIdentity(
+                settings.container_id, settings.master_token, settings.public_url, settings.loopback_url
+            ),
             ledger,
             capacity,
             clock,

@@ -36,6 +36,7 @@ from lib.local.request_reading import (
     MAX_BODY_BYTES,
     api_key_of,
     endpoint_in_path,
+    loopback_url_in,
     read_bytes,
     read_message,
 )
@@ -147,7 +148,8 @@ class EngineApi:
 
     async def _report(self, request: web.Request) -> web.Response:
         endpoint = endpoint_in_path(request) or self._engine.endpoint
-        self._engine.take_report(endpoint, read_worker_status(await read_message(request)))
+        message = read_worker_status(await read_message(request))
+        self._engine.take_report(endpoint, message, loopback_url_in(request))
         return web.json_response({})
 
     async def _completions(self, request: web.Request) -> web.Response:

@@ -155,6 +155,11 @@ class LocalEngine:
         return self._api_key or ANY_KEY
 
     @property
+    def needs_key(self) -> bool:
+        """Whether only one API key is accepted; otherwise any is."""
+        return self._api_key is not None
+
+    @property
     def open_requests(self) -> OpenRequests:
         """The requests that are routed or waiting for a worker, neither finished nor given up."""
         self._give_up_lost_requests()
@@ -213,12 +218,15 @@ class LocalEngine:
         if group := self._oldest_group(endpoint):
             self.log_of(group).add(level, now, text)
 
-    def take_report(self, endpoint_name: str, message: WorkerStatus) -> None:
-        """Process a worker's report; the worker joins the endpoint."""
+    def take_report(self, endpoint_name: str, message: WorkerStatus, loopback_url: str = "") -> None:
+        """Process a worker's report; the worker joins the endpoint.
+
+        `loopback_url` is that of the worker's loopback port, if it is on this machine.
+        """
         endpoint = self.groups.join(endpoint_name, self.clock.wall())
         known = self.worker(message.id)
         before, starts = known.state, known.starts
-        worker = self.fleet.take_report(endpoint_name, message)
+        worker = self.fleet.take_report(endpoint_name, message, loopback_url)
         if worker.starts > starts > 0:
             self.note("info0", endpoint, f"worker {worker.id} was restarted")
             self._give_up(worker, "was restarted")

@@ -81,6 +81,7 @@ class WorkerRecord:
 
     Args:
         reports: the latest ones, oldest first.
+        loopback_url: the URL of its loopback port, as its last report named it; "" if it did not.
         pending: the cost of each request routed to it since its last report, by `request_idx`.
         routed: the number of requests routed to it.
         retired: it is being stopped by the engine: it finishes its requests and gets no more.
@@ -96,6 +97,7 @@ class WorkerRecord:
     id: int
     clock: Clock
     reports: deque[ReceivedReport]
+    loopback_url: str = ""
     totals: Totals = field(default_factory=Totals)
     pending: dict[int, float] = field(default_factory=dict[int, float])
     routed: int = 0
@@ -250,9 +252,10 @@ class Fleet:
         """The workers of `endpoint` by their last report, including stopped ones."""
         return [worker for worker in self.workers.values() if worker.endpoint == endpoint]
 
-    def take_report(self, endpoint: str, message: WorkerStatus) -> WorkerRecord:
+    def take_report(self, endpoint: str, message: WorkerStatus, loopback_url: str = "") -> WorkerRecord:
         """Record a report and return its worker, which joins `endpoint` and leaves any other."""
         worker = self.workers[message.id] = self.worker(message.id)
+        worker.loopback_url = loopback_url
         worker.add_report(endpoint, message)
         return worker
 

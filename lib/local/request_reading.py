@@ -12,6 +12,9 @@ from aiohttp import web
 
 from lib.errors import BodyTooLarge
 from lib.local.messages import BadMessage, Fields, parse_object, wrong_endpoint_name
+from lib.runtime.hosts import is_loopback, is_loopback_url
+from lib.runtime.urls import is_http_base_url
+from lib.wire import LOOPBACK_HEADER
 
 # The largest message has 10,000 finished requests of about 200 bytes each.
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -31,12 +34,12 @@ async def read_optional_message(request: web.Request) -> Mapping[str, object]:
     return parse_object(body) if body else {}
 
 
-async def read_bytes(request: web.Request) -> bytes:
+async def read_bytes(request: web.Request, limit_bytes: int = MAX_BODY_BYTES) -> bytes:
     """Return the body. Raises `BadMessage` (400) and `BodyTooLarge` (413)."""
     try:
-        return await request.read()
+        return await request.clone(client_max_size=limit_bytes).read()
     except web.HTTPRequestEntityTooLarge as e:
-        raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes") from e
+        raise BodyTooLarge(f"the body is larger than {limit_bytes} bytes") from e
     except web.RequestPayloadError as e:
         raise BadMessage(f"the body can't be read: {e}") from e
 
@@ -47,6 +50,16 @@ def endpoint_in_path(request: web.Request) -> str | None:
     if name is not None and (what := wrong_endpoint_name(name)):
         raise BadMessage(f"the path's endpoint {what}")
     return name
+
+
+def loopback_url_in(request: web.Request) -> str:
+    """The URL of the loopback port of the worker that reports; "" if it is not on this machine.
+
+    Another machine is not believed: the engine asks this URL.
+    """
+    url = request.headers.get(LOOPBACK_HEADER, "").rstrip("/")
+    is_usable = is_http_base_url(url) and is_loopback_url(url)
+    return url if is_usable and is_loopback(request.remote or "") else ""
 
 
 def api_key_of(request: web.Request, message: Mapping[str, object]) -> str:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from aiohttp import HttpVersion11, web
 
@@ -68,6 +69,14 @@ def is_loopback(host: str) -> bool:
     """Whether `host` always means the machine that asks: an address, or `localhost` and names in it."""
     address = address_in(host)
     return host.rpartition(".")[2] == "localhost" if address is None else address.is_loopback
+
+
+def is_loopback_url(url: str) -> bool:
+    """Whether the host of `url` always means the machine that asks."""
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
 
 
 def is_private_name(host: str) -> bool:

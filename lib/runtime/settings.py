@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from lib.errors import SettingsError
 from lib.runtime.addresses import Network, networks_in
-from lib.runtime.hosts import parse_host_name
+from lib.runtime.hosts import is_loopback, parse_host_name
 from lib.runtime.urls import is_http_base_url
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 LOOPBACK = "127.0.0.1"
+_ALL_ADDRESSES = frozenset({"0.0.0.0", "::"})
 LOOPBACK_HOSTS = frozenset({LOOPBACK, "::1", "localhost"})
 DEFAULT_REPORT_ADDR = "https://run.vast.ai"
 # Accepts status reports only: no finished requests, and it has no public key.
@@ -150,6 +151,12 @@ class Settings:
     def key_addrs(self) -> tuple[str, ...]:
         """The report addresses that also have the public key and accept finished requests."""
         return tuple(a for a in self.report_addrs if a != STATUS_ONLY_ADDR)
+
+    @property
+    def loopback_url(self) -> str:
+        """The URL at which this machine reaches the loopback port; "" if it can't by a loopback address."""
+        host = LOOPBACK if self.worker_http_host in _ALL_ADDRESSES else self.worker_http_host
+        return f"http://{_host(host)}:{self.worker_http_port}" if is_loopback(host) else ""
 
 
 def ports_in(environ: Mapping[str, str]) -> tuple[int, int]:

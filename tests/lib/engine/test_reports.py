@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import anyio
 import psutil
 import pytest
 from aiohttp import web
+from aiohttp.abc import AbstractResolver
 
 from lib.engine import reports
 from lib.engine.engine import Capacity
@@ -27,12 +30,14 @@ from lib.engine.reports import (
     Reporter,
     WorkerIdentity,
 )
+from lib.local.engine import LocalEngine
 from lib.local.faults import Fault
+from lib.local.serving import serve_engine
 from lib.metrics import MAX_UNDELIVERED, Outcome
 from lib.runtime.settings import GIB
 from tests.event_loop import run_event_loop_turns
 from tests.guard import GUARD_S
-from tests.lib.engine.reporting import WORKER_ID, reporting_worker
+from tests.lib.engine.reporting import KEY, WORKER_ID, reporting_worker
 from tests.manual_clock import ManualClock
 
 
@@ -428,6 +433,47 @@ async def test_a_redirect_acknowledges_nothing(status: int) -> None:
             await worker.engine.wait_for(lambda: worker.delivered_loads()[2] == 5.0)
             tasks.cancel_scope.cancel()
         assert asked == ["POST /worker_status/ application/json"]
+
+
+# The loopback port
+
+LOOPBACK_URL = "http://127.0.0.1:3001"
+
+
+class _EverywhereHere(AbstractResolver):
+    """Finds this machine under each name."""
+
+    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[Any]:
+        return [
+            {"hostname": host, "host": "127.0.0.1", "port": port, "family": family, "proto": 0, "flags": 0}
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [("127.0.0.1", LOOPBACK_URL), ("localhost", LOOPBACK_URL), ("engine.example", ""), ("localhost.x", "")],
+)
+async def test_only_an_engine_on_this_machine_is_told_the_loopback_port(host: str, told: str) -> None:
+    async with reporting_worker(status=False) as worker:
+        engine = LocalEngine(clock=worker.engine_clock, key=KEY)
+        connector = aiohttp.TCPConnector(resolver=_EverywhereHere())
+        async with (
+            serve_engine(engine, allowed_hosts=[host]) as url,
+            aiohttp.ClientSession(connector=connector) as http,
+            anyio.create_task_group() as tasks,
+        ):
+            addrs = [url.replace("127.0.0.1", host)]
+            identity = WorkerIdentity(WORKER_ID, "", "http://127.0.0.1:3000", LOOPBACK_URL)
+            reporter = Reporter(
+                http, addrs, addrs, identity, worker.ledger, lambda: Capacity(0, 0), worker.clock
+            )
+            tasks.start_soon(reporter.report_status)
+            await engine.wait_for(lambda: engine.worker(WORKER_ID).reports)
+            tasks.cancel_scope.cancel()
+        assert engine.worker(WORKER_ID).loopback_url == told
 
 
 # Completions

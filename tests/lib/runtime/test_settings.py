@@ -244,6 +244,22 @@ def test_the_default_hosts() -> None:
     assert (settings.worker_host, settings.worker_http_host) == (None, "127.0.0.1")
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:3009"),
+        ("localhost", "http://localhost:3009"),
+        ("::1", "http://[::1]:3009"),
+        ("0.0.0.0", "http://127.0.0.1:3009"),
+        ("::", "http://127.0.0.1:3009"),
+        ("192.0.2.7", ""),
+        ("worker.example", ""),
+    ],
+)
+def test_how_the_machine_itself_reaches_the_loopback_port(host: str, url: str) -> None:
+    assert read(WORKER_HTTP_HOST=host, WORKER_HTTP_PORT="3009").loopback_url == url
+
+
 @pytest.mark.parametrize("name", ["WORKER_HOST", "WORKER_HTTP_HOST"])
 @pytest.mark.parametrize("engine", ["vast", "none"])
 @pytest.mark.parametrize(
