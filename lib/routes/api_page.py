@@ -1,13 +1,15 @@
 """The worker's routes as a page for people, made of their OpenAPI document (openapi.py).
 
-Owns the HTML. It has no script, and everything in it that is an author's or a client's is escaped.
+Owns what is read from a document, and the HTML of it, of which the local engine makes its page too. It has no
+script, and everything in it that is an author's or a client's is escaped.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -26,9 +28,18 @@ code, pre { font: 13px/1.5 ui-monospace, monospace; }
 pre { border: 1px solid var(--line); border-radius: 4px; overflow-x: auto; padding: 0.6rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.25rem 1.25rem 0.25rem 0; text-align: left; }
-th { color: var(--muted); font-weight: normal; }
-.note { color: var(--muted); }
+th { font-weight: normal; }
+thead th { color: var(--muted); }
+.hint { color: var(--muted); }
 """
+NO_ROUTES = "No route has a handler: add one to the worker's routes."
+ENVELOPE = (
+    "A JSON body is <code>{&quot;auth_data&quot;: {…}, &quot;payload&quot;: {…}}</code>: "
+    "<code>auth_data</code> is the engine's answer to a request for a route, unchanged. What follows "
+    "describes <code>payload</code>."
+)
+_INITIAL: Mapping[str, Any] = {"string": "", "integer": 0, "number": 0, "boolean": False, "array": []}
+_COLUMNS = ("field", "type", "where", "")
 _ANY_OBJECT = "The payload is a JSON object; which fields it has, the author's code knows."
 _UPLOAD = "The body may be a file of any media type. The request then needs the header X-Vast-Auth."
 _WORDS: Mapping[str, str] = {
@@ -42,14 +53,88 @@ _WORDS: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class DescribedField:
+    """A field of a route's payload, or a parameter of its path or query; `where` says which.
+
+    `words` say what it accepts. `initial` is an example or its default; without one a value of its type if it
+    is required, and otherwise None.
+    """
+
+    name: str
+    where: str
+    words: str
+    is_required: bool
+    initial: Any
+
+
+@dataclass(frozen=True)
+class DescribedRoute:
+    """A route as an OpenAPI document describes it.
+
+    Its body may be JSON (`takes_json`), or of any media type (`takes_uploads`). `example` is a payload; None
+    without one.
+    """
+
+    method: str
+    path: str
+    summary: str
+    takes_json: bool
+    takes_uploads: bool
+    fields: Sequence[DescribedField]
+    example: Any
+
+
+def routes_in(document: Mapping[str, Any]) -> Iterator[DescribedRoute]:
+    """The routes of an OpenAPI document as openapi.py makes it.
+
+    Another may raise `LookupError`, `TypeError`, `ValueError`, `AttributeError` or `RecursionError`.
+    """
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            schema, example = _payload(content.get("application/json", {}).get("schema", {}))
+            whole = resolved(schema, document["components"]["schemas"])
+            required = whole.get("required", ())
+            parameters = operation["parameters"]
+            fields = [_field(p["name"], p["in"], p["schema"], p["required"], p) for p in parameters]
+            for name, each in whole.get("properties", {}).items():
+                fields.append(_field(name, "payload", each, name in required, {}))
+            yield DescribedRoute(
+                method=method.upper(),
+                path=path,
+                summary=str(operation["summary"]),
+                takes_json="application/json" in content,
+                takes_uploads="*/*" in content,
+                fields=fields,
+                example=example,
+            )
+
+
+def _field(name: str, where: str, schema: Schema, required: bool, more: Mapping[str, Any]) -> DescribedField:
+    """A field; `more` may have its example."""
+    fallback = _initial(schema) if required else schema.get("default")
+    initial = more.get("example", fallback)
+    return DescribedField(str(name), str(where), type_in_words(schema), bool(required), initial)
+
+
+def _initial(schema: Schema) -> Any:
+    """The default of a schema, or a value that it accepts."""
+    if "default" in schema:
+        return schema["default"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    if schema.get("anyOf"):
+        return _initial(schema["anyOf"][0])
+    return _INITIAL.get(str(schema.get("type")), {})
+
+
 def page_of(document: Mapping[str, Any], engine_url: str | None) -> str:
     """The page of an OpenAPI document; `engine_url` is that of a local engine to which the worker reports."""
     parts = ["<h1>Routes of this worker</h1>", _introduction(document, engine_url)]
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            parts.append("\n".join(_route(document, method.upper(), path, operation)))
+    parts += ["\n".join((*described(route), *_command(route))) for route in routes_in(document)]
     if not document["paths"]:
-        parts.append("<p>No route has a handler: add one to the worker's routes.</p>")
+        parts.append(f"<p>{NO_ROUTES}</p>")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n<title>Routes of this worker</title>\n'
@@ -60,51 +145,50 @@ def page_of(document: Mapping[str, Any], engine_url: str | None) -> str:
 def _introduction(document: Mapping[str, Any], engine_url: str | None) -> str:
     url = escape(document["servers"][0]["url"])
     text = f"Clients call them at <code>{url}</code>. "
-    if "Envelope" in document["components"]["schemas"]:
-        envelope = escape('{"auth_data": {…}, "payload": {…}}')
-        text += (
-            f"A JSON body is <code>{envelope}</code>: <code>auth_data</code> is the engine's answer to a "
-            "request for a route, unchanged. What follows describes <code>payload</code>. "
-        )
+    if has_envelope(document):
+        text += f"{ENVELOPE} "
     text += 'As <a href="/openapi.json">OpenAPI document</a>.'
     if engine_url is not None:
-        page = escape(engine_url, quote=True)
-        text += f' The <a href="{page}">local engine</a> signs requests and shows what became of them.'
+        page = escape(f"{engine_url}/docs", quote=True)
+        text += f' To try them, open <a href="{page}">the page of the local engine</a>, which signs requests.'
     return f"<p>{text}</p>"
 
 
-def _route(
-    document: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]
-) -> Iterator[str]:
-    yield f"<h2><code>{escape(method)} {escape(path)}</code></h2>"
-    if operation["summary"] != path:
-        yield f"<p>{escape(operation['summary'])}</p>"
-    content: Mapping[str, Any] = operation.get("requestBody", {}).get("content", {})
-    rows = [_row(p["name"], p["schema"], p["required"], p["in"]) for p in operation["parameters"]]
-    example: Any = None
-    if "application/json" in content:
-        schema, example = _payload(content["application/json"]["schema"])
-        whole = resolved(schema, document["components"]["schemas"])
-        required = whole.get("required", ())
-        fields: Mapping[str, Any] = whole.get("properties", {})
-        rows += [_row(name, each, name in required, "payload") for name, each in fields.items()]
-        if not fields and not rows:
-            yield f'<p class="note">{_ANY_OBJECT}</p>'
+def has_envelope(document: Mapping[str, Any]) -> bool:
+    """Whether the requests with a JSON body are signed, in an envelope."""
+    return "Envelope" in document["components"]["schemas"]
+
+
+def described(route: DescribedRoute) -> Iterator[str]:
+    """The heading of a route, its summary, and the table of its fields, as lines of HTML."""
+    yield f"<h2><code>{escape(route.method)} {escape(route.path)}</code></h2>"
+    if route.summary != route.path:
+        yield f"<p>{escape(route.summary)}</p>"
+    rows = [_row(field) for field in route.fields]
     if rows:
-        yield "<table><tr><th>field<th>type<th>where<th></tr>"
+        heads = "".join(f'<th scope="col">{text}' for text in _COLUMNS)
+        yield f'<table class="data"><thead><tr>{heads}</thead><tbody>'
         yield from rows
-        yield "</table>"
-    if "*/*" in content:
-        yield f'<p class="note">{_UPLOAD}</p>'
-    if example is not None:
-        payload = json.dumps(example, ensure_ascii=False)
-        command = shlex.join(["pyworker", "request", path, payload, "-l"])
+        yield "</tbody></table>"
+    elif route.takes_json:
+        yield f'<p class="hint">{_ANY_OBJECT}</p>'
+    if route.takes_uploads:
+        yield f'<p class="hint">{_UPLOAD}</p>'
+
+
+def _command(route: DescribedRoute) -> Iterator[str]:
+    if route.example is not None:
+        payload = json.dumps(route.example, ensure_ascii=False)
+        command = shlex.join(["pyworker", "request", route.path, payload, "-l"])
         yield f"<pre>{escape(command)}</pre>"
 
 
-def _row(name: str, schema: Mapping[str, Any], required: bool, place: str) -> str:
-    cells = (f"<code>{escape(name)}</code>", escape(type_in_words(schema)), escape(place))
-    return "<tr>" + "".join(f"<td>{cell}" for cell in (*cells, "required" if required else "")) + "</tr>"
+def _row(field: DescribedField) -> str:
+    cells = (escape(field.words), escape(field.where), "required" if field.is_required else "")
+    columns = zip(_COLUMNS[1:], cells, strict=True)
+    return f'<tr><th scope="row"><code>{escape(field.name)}</code>' + "".join(
+        f'<td data-label="{label}">{cell}' for label, cell in columns
+    )
 
 
 def _payload(schema: Schema) -> tuple[Schema, Any]:

@@ -11,8 +11,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, cast
 
 from aiohttp import web
 from anyio.to_thread import run_sync as in_thread
@@ -26,7 +25,7 @@ from lib.fields.json_fields import reader_of
 from lib.fields.schemas import REFERENCE, Definitions, Schema, resolved
 from lib.routes.api_page import HEADERS, page_of
 from lib.routes.examples import example_for, handled_routes
-from lib.runtime.hosts import is_loopback
+from lib.runtime.hosts import is_loopback_url
 from lib.runtime.own_version import own_version
 
 _OBJECT: Schema = {"type": "object"}
@@ -84,9 +83,8 @@ async def _openapi(
 async def _page(
     backend: Backend, routes: Sequence[web.AbstractRouteDef], request: web.Request
 ) -> web.Response:
-    first = next(iter(backend.running.settings.report_addrs), "")
-    is_local = is_loopback(urlsplit(first).hostname or "")
-    page = page_of(await _description(backend, routes), first if is_local else None)
+    local = next(filter(is_loopback_url, backend.running.settings.report_addrs), None)
+    page = page_of(await _description(backend, routes), local)
     return web.Response(text=page, content_type="text/html", headers=HEADERS)
 
 
@@ -134,16 +132,20 @@ def _operation(
 ) -> dict[str, Any]:
     schema = _payload_schema(handler, definitions)
     in_path: list[str] = re.findall(r"\{(\w+)\}", path)
+    fields = resolved(schema, definitions.schemas).get("properties", {})
+    example = None if isinstance(handler, BareRouteHandler) else example_for(backend, handler)
+    values = cast("Mapping[str, Any]", example if isinstance(example, dict) else {})
+    if fields and not set(values).intersection(fields):
+        example = None  # that of another handler, of whose fields this one knows none
     operation: dict[str, Any] = {
-        "summary": _summary(handler),
-        "parameters": [_parameter(name, "path", True, {"type": "string"}) for name in in_path],
+        "summary": _summary(handler) or path,
+        "parameters": [_parameter(name, "path", True, {"type": "string"}, values) for name in in_path],
         "responses": {
             "200": {"description": "The answer."},
             **{status: {"$ref": f"#/components/responses/{status}"} for status in _REFUSALS},
         },
     }
     if route.method in _WITH_BODY:
-        example = None if isinstance(handler, BareRouteHandler) else example_for(backend, handler)
         operation["requestBody"] = {
             "required": True,
             "content": _content(handler, _without(schema, in_path), example, is_signed),
@@ -152,7 +154,7 @@ def _operation(
         if is_signed:
             operation["security"] = [{}, {"header": []}] if handler.accepts_uploads else []
         return operation
-    operation["parameters"] += _query(resolved(schema, definitions.schemas), in_path)
+    operation["parameters"] += _query(resolved(schema, definitions.schemas), in_path, values)
     if is_signed:
         operation["security"] = [{"header": []}]
     return operation
@@ -201,7 +203,7 @@ def _reads_itself(cls: Any) -> bool:
 
 
 def _summary(handler: EndpointHandler[Any]) -> str:
-    """The first line of the author's text about the route, or its name."""
+    """The first line of the author's text about the route; "" without one."""
     source: Any = type(handler)
     if isinstance(handler, BareRouteHandler):
         source = handler.function
@@ -210,7 +212,7 @@ def _summary(handler: EndpointHandler[Any]) -> str:
     own = getattr(source, "__doc__", None) if source is not None else None
     text = inspect.cleandoc(own).partition("\n")[0] if own else ""
     is_generated = text.startswith(f"{getattr(source, '__name__', '')}(")  # as `dataclass` writes it
-    return handler.benchmark_name if not text or is_generated else text
+    return "" if is_generated else text
 
 
 def _without(schema: Schema, names: Sequence[str]) -> Schema:
@@ -222,15 +224,19 @@ def _without(schema: Schema, names: Sequence[str]) -> Schema:
     return {**schema, "properties": left, "required": required}
 
 
-def _query(schema: Schema, in_path: Sequence[str]) -> list[dict[str, Any]]:
+def _query(schema: Schema, in_path: Sequence[str], values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The parameters of a request without a body: the fields of its payload."""
     required: Sequence[str] = schema.get("required", ())
     return [
-        _parameter(name, "query", name in required, each)
+        _parameter(name, "query", name in required, each, values)
         for name, each in schema.get("properties", {}).items()
         if name not in in_path
     ]
 
 
-def _parameter(name: str, place: str, required: bool, schema: Schema) -> dict[str, Any]:
-    return {"name": name, "in": place, "required": required, "schema": schema}
+def _parameter(
+    name: str, place: str, required: bool, schema: Schema, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A parameter, with its example if `values` have one."""
+    example = {"example": values[name]} if name in values else {}
+    return {"name": name, "in": place, "required": required, "schema": schema, **example}

@@ -60,7 +60,7 @@ def test_it_shows_routes_fields_and_a_command() -> None:
         "POST /any The payload is a JSON object",
     ):
         assert text in shown.text
-    assert shown.links == ["/openapi.json", "http://127.0.0.1:8081"]
+    assert shown.links == ["/openapi.json", "http://127.0.0.1:8081/docs"]
 
 
 def test_without_an_engine_there_is_no_envelope() -> None:
@@ -122,7 +122,7 @@ async def test_a_running_worker_has_both_on_its_loopback_port(tmp_path: Path) ->
             assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
             shown = Shown(await answer.text())
         assert "POST /echo" in shown.text
-        assert system.engine_url in shown.links
+        assert f"{system.engine_url}/docs" in shown.links
         for path in ("/openapi.json", "/docs"):
             async with system.http.get(system.url + path) as answer:
                 assert answer.status == 404
