@@ -1,7 +1,8 @@
 """The local engine's HTTP API: its routes, each also under `/e/NAME`, and their answers.
 
 Owns paths, bodies and statuses. Does not own: the engine's state and rules (engine.py), the routes that
-manage endpoints and workergroups (groups_api.py), the OpenAI gateway (openai_gateway.py).
+manage endpoints and workergroups (groups_api.py), the description of the workers' routes (docs_api.py), the
+OpenAI gateway (openai_gateway.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aiohttp import web
 from lib.access.payload import is_json
 from lib.errors import BodyTooLarge, MediaTypeRefused, WorkerError, error_answer
 from lib.local.authority import MAX_REQUEST_BYTES
+from lib.local.docs_api import DocsApi
 from lib.local.engine import LocalEngine
 from lib.local.faults import FaultKind
 from lib.local.fleet import WorkerRecord
@@ -32,6 +34,7 @@ from lib.local.messages import (
 )
 from lib.local.openai_gateway import OpenAIGateway
 from lib.local.overview import Overview, plans
+from lib.local.page_headers import page_headers
 from lib.local.request_reading import (
     MAX_BODY_BYTES,
     api_key_of,
@@ -49,11 +52,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _ANY_MEDIA_TYPE = re.compile(r"/api/v0/sign_cert/$|^/openai/")
 # The page at `/` and every file that it loads.
 PAGE = Path(__file__).parent / "page"
-# The page has files of its own only, and nothing that a worker reports may run in it.
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-}
+PAGE_HEADERS = page_headers("img-src data:")
 
 
 class RequestedFault(WorkerError):
@@ -76,7 +75,7 @@ class EngineApi:
         """Return a new application; at its start it makes the engine's key if there is none yet."""
         middlewares = [errors_as_json, self._guard.middleware, takes_json_only]
         app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
-        groups = GroupsApi(self._engine)
+        groups, docs = GroupsApi(self._engine), DocsApi(self._engine)
         for prefix in ("", "/e/{endpoint}"):
             app.add_routes(
                 [
@@ -94,6 +93,7 @@ class EngineApi:
                     *groups.routes(prefix),
                     web.post(f"{prefix}/api/v0/sign_cert/", self._sign_cert),
                     web.get(f"{prefix}/static/jvastai_root.cer", self._root_certificate),
+                    *docs.routes(prefix),
                 ]
             )
         app.add_routes(
@@ -107,6 +107,7 @@ class EngineApi:
                 web.post("/local/rotate_key", self._rotate_key),
             ]
         )
+        docs.add_to(app)
         OpenAIGateway(self._engine).add_to(app)
         app.on_startup.append(self._prepare)
         app.on_shutdown.append(self._close)

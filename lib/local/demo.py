@@ -244,7 +244,8 @@ def _all_reported(system: DemoSystem, request_idxs: set[int]) -> bool:
 def _show_what_next(system: DemoSystem, screen: Screen) -> None:
     python = shlex.quote(sys.executable)
     screen.title(f"The demo keeps running. Watch it in a browser: {system.engine_url}/")
-    screen.line("Send one request, or a hundred, from another terminal:")
+    screen.line(f"Send one request from a browser, at {system.engine_url}/docs")
+    screen.line("or one, or a hundred, from another terminal:")
     screen.line()
     screen.command(f'{python} -m {CLIENT_MODULE} --engine {system.engine_url} "Alice was"')
     screen.command(f"{python} -m {LOAD_TEST_MODULE} --engine {system.engine_url} -n 100 -rps 2")

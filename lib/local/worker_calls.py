@@ -2,7 +2,7 @@
 
 Owns the choice of another worker if one can't be reached, and what a failed connection means. Does not own:
 which worker is chosen and what is signed (engine.py), what is sent and what becomes of the answer
-(openai_gateway.py, trials.py).
+(openai_gateway.py, tried_requests.py).
 """
 
 from __future__ import annotations

@@ -228,6 +228,8 @@ async def _report_readiness(
     for command in [c for c in commands if c] or ["pyworker request ROUTE JSON"]:
         screen.command(f"{command} {engine_arg}")
     screen.line()
+    screen.line(f"Or from a browser, with each route's fields: {instance.engine_url}/docs")
+    screen.line()
 
 
 def _suggestion(example: Mapping[str, Any], sample: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from lib.local import autoscale
 from lib.local.api import EngineApi
+from lib.local.docs_page import RELOAD_S
 from lib.local.engine import LocalEngine
 from lib.local.engine_logs import LOG_LEVELS
 from lib.local.faults import FAULT_KINDS, Fault
@@ -21,6 +23,7 @@ from lib.local.hello_world import hello_world
 from lib.local.local_worker_env import WORKER_ID
 from lib.local.open_requests import ABANDONED_S
 from lib.local.serving import serve_engine
+from lib.local.tried_requests import read_tried
 from tests.docs.blocks import codes, document, table
 from tests.fakes.command import done
 from tests.system import GUARD_S, engine_key
@@ -47,6 +50,17 @@ def test_parameters_and_their_defaults() -> None:
     assert {name for name, value in documented.items() if value == "the endpoint's"} == {
         name for name in documented if name in dataclasses.asdict(Scaling())
     }
+
+
+def test_a_request_of_the_page_of_an_api() -> None:
+    section = DOC.section("### Trying a route")
+    (block,) = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    tried = read_tried(block.encode())
+    assert tried.target() == "/voices/alto?limit=3"
+    names = {field.name for field in dataclasses.fields(tried)}
+    assert set(json.loads(block)) == names
+    assert {name for row in table(section) for name in codes(row[0])} == names - {"endpoint", "api_key"}
+    assert f"every {RELOAD_S} s" in DOC.section("## The API of the workers")
 
 
 def test_states_levels_and_times() -> None:

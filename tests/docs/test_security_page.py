@@ -18,7 +18,7 @@ from lib.engine import key
 from lib.front import connection, front
 from lib.http import chunked, shares
 from lib.launch import log
-from lib.local import authority, openai_gateway, request_reading
+from lib.local import authority, openai_gateway, request_reading, tried_requests
 from lib.local.api import EngineApi
 from lib.local.engine import LocalEngine
 from lib.metrics import SAMPLES_AT_MOST, SECONDS_AT_MOST
@@ -246,7 +246,8 @@ def test_the_limits_on_the_model_server_and_at_the_local_engine() -> None:
     engine = (
         f"{mib(request_reading.MAX_BODY_BYTES)}, requests for certificates {kib(authority.MAX_REQUEST_BYTES)}"
     )
-    gateway = f"JSON for the gateway {mib(openai_gateway.MAX_JSON_BYTES)}"
+    gateway = f"JSON for the gateway {mib(openai_gateway.MAX_JSON_BYTES)} and for `/local/try` as much"
+    assert tried_requests.MAX_TRIED_BYTES == openai_gateway.MAX_JSON_BYTES
     section = " ".join(DOC.section("### Local engine").split())
     assert engine in section
     assert gateway in section

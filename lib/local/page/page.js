@@ -7,8 +7,6 @@ const MAX_REQUESTS = 20;
 // A worker reports at least every 10 s; one that is later by more than this is pointed out.
 const LATE_S = 13;
 
-const byId = (id) => document.getElementById(id);
-
 // What the statuses in reports are called in docs/protocol.md, "Outcomes".
 const OUTCOMES = {
   Success: "served",
@@ -76,13 +74,6 @@ const CHARTS = [
 ];
 
 // Drawing
-
-function element(name, text, className) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
 
 /** A cell of a table; on a narrow screen its `label` stands before it. */
 function cell(label, content, className) {
@@ -390,6 +381,7 @@ function drawChoice() {
   }
   choice.value = shown;
   const path = shown === null || shown === names[0] ? "" : `/e/${encodeURIComponent(shown)}`;
+  byId("api").href = shown === null ? "/docs" : `/e/${encodeURIComponent(shown)}/docs`;
   byId("report-addr").textContent = `REPORT_ADDR=${location.origin}${path}`;
   const payload = `'{"prompt": "Alice was", "max_response_tokens": 50}'`;
   byId("try-request").lastElementChild.textContent =

@@ -1,0 +1,318 @@
+"""Requests of the engine's page of an API: signed, sent to a worker, and the answer as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+from aiohttp import web
+
+from lib.local.engine import LocalEngine
+from lib.local.messages import BadMessage
+from lib.local.serving import serve_engine
+from lib.local.tried_requests import read_tried
+from tests.fakes.reports import READY
+from tests.lib.local.test_descriptions import OPERATION, Asked, document, loopback_port
+from tests.lib.local.test_openai_gateway import GatewayWorker, fake_worker
+from tests.manual_clock import ManualClock
+from tests.system import GUARD_S, PortLease, engine_key
+
+TELL: dict[str, Any] = {
+    "endpoint": "local",
+    "method": "POST",
+    "path": "/tell",
+    "payload": {"text": "a"},
+    "api_key": "any",
+}
+PICTURE = {"field": "file", "name": "a.png", "type": "image/png", "base64": base64.b64encode(b"png").decode()}
+
+
+@dataclass
+class Trying:
+    """An engine, a worker that describes itself and its loopback port, and a client."""
+
+    engine: LocalEngine
+    url: str
+    http: aiohttp.ClientSession
+    worker: GatewayWorker
+    port: Asked
+
+    async def send(self, **changes: Any) -> tuple[dict[str, Any], bytes]:
+        """What is told about the worker's answer, and its body."""
+        async with self.http.post(f"{self.url}/local/try", json={**TELL, **changes}) as answer:
+            assert answer.status == 200, await answer.text()
+            assert answer.content_type == "application/octet-stream"
+            head, _, body = (await answer.read()).partition(b"\n")
+            return json.loads(head), body
+
+    async def refused(self, **changes: Any) -> tuple[int, str]:
+        """The status and the text of the engine's own error, which leaves no request open."""
+        async with self.http.post(f"{self.url}/local/try", json={**TELL, **changes}) as answer:
+            error = (await answer.json())["error"]
+            assert len(self.engine.open_requests) == 0
+            return answer.status, error
+
+
+@asynccontextmanager
+async def trying(api_key: str | None = None) -> AsyncGenerator[Trying, None]:
+    engine = LocalEngine(api_key=api_key, clock=ManualClock(), key=engine_key())
+    async with (
+        fake_worker() as worker,
+        loopback_port({}) as port,
+        serve_engine(engine) as url,
+        aiohttp.ClientSession() as http,
+    ):
+        whole = document(worker.url, tell=OPERATION)
+        whole["paths"]["/voices/{id}"] = dict.fromkeys(("get", "delete", "put"), OPERATION)
+        port.body = whole
+        engine.take_report("local", replace(READY, url=worker.url), port.url)
+        yield Trying(engine, url, http, worker, port)
+
+
+async def test_json_is_sent_in_a_signed_envelope() -> None:
+    async with trying() as here:
+        head, body = await here.send(cost=5)
+        (received,) = here.worker.received
+        envelope = json.loads(received.body)
+        assert (received.method, received.path) == ("POST", "/tell")
+        assert "X-Vast-Auth" not in received.headers
+        assert envelope == head["sent"]
+        assert envelope["payload"] == {"text": "a"}
+        auth_data = envelope["auth_data"]
+        signed = here.engine.sign(url=here.worker.url, cost=5, reqnum=auth_data["reqnum"], endpoint="local")
+        assert auth_data["signature"] == signed["signature"]
+        assert (head["status"], head["reason"], head["in_header"]) == (200, "OK", False)
+        assert head["url"] == f"{here.worker.url}/tell"
+        assert ["Content-Type", "application/json; charset=utf-8"] in head["headers"]
+        assert json.loads(body) == {"number": 1}
+
+
+async def test_the_payload_of_a_get_is_the_query() -> None:
+    async with trying() as here:
+        for method in ("GET", "DELETE"):
+            head, _ = await here.send(
+                method=method,
+                path="/voices/{id}",
+                path_values={"id": "a/b c?"},
+                payload={"limit": "3", "tag": ["x", "y"]},
+            )
+            received = here.worker.received[-1]
+            assert (received.method, received.path) == (
+                method,
+                "/voices/a%2Fb%20c%3F?limit=3&tag=x&tag=y",
+            )
+            assert (received.auth, received.body) == (head["sent"]["auth_data"], b"")
+            assert head["in_header"]
+
+
+async def test_a_put_has_an_envelope_too() -> None:
+    async with trying() as here:
+        await here.send(method="PUT", path="/voices/{id}", path_values={"id": "7"})
+        (received,) = here.worker.received
+        assert (received.path, json.loads(received.body)["payload"]) == ("/voices/7", {"text": "a"})
+
+
+async def test_files_are_fields_of_a_form_with_the_payloads() -> None:
+    async with trying() as here:
+        head, _ = await here.send(payload={"n": 3}, files=[PICTURE, PICTURE, {**PICTURE, "field": "mask"}])
+        (received,) = here.worker.received
+        assert received.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+        assert received.body.count(b'name="file"; filename="a.png"') == 2
+        assert received.body.count(b'name="mask"; filename="a.png"') == 1
+        assert received.body.count(b"Content-Type: image/png\r\n") == 3
+        assert received.body.count(b"\r\n\r\npng\r\n") == 3
+        assert b'name="n"\r\n\r\n3\r\n' in received.body
+        assert received.auth == head["sent"]["auth_data"]
+
+
+async def test_a_file_without_a_field_is_the_whole_body() -> None:
+    async with trying() as here:
+        await here.send(payload={"n": 3}, files=[{**PICTURE, "field": ""}])
+        (received,) = here.worker.received
+        assert (received.path, received.body) == ("/tell?n=3", b"png")
+        assert received.headers["Content-Type"] == "image/png"
+
+
+@pytest.mark.parametrize("status", [302, 401, 422, 429, 500, 503])
+async def test_a_refusal_is_told_as_a_client_gets_it(status: int) -> None:
+    async with trying() as here:
+        here.worker.answer_with(status, '{"error": "no"}', Retry_After="7", Set_Cookie="a=b", Location="/")
+        head, body = await here.send()
+        assert (head["status"], body) == (status, b'{"error": "no"}')
+        assert ["Retry-After", "7"] in head["headers"]
+        assert len(here.engine.open_requests) == 0
+
+
+async def test_no_header_of_a_workers_becomes_the_engines() -> None:
+    async with trying() as here:
+        here.worker.answer_with(200, "<script>", "text/html", Set_Cookie="a=b", X_Other="1")
+        async with here.http.post(f"{here.url}/local/try", json=TELL) as answer:
+            assert not {"Set-Cookie", "X-Other"} & set(answer.headers)
+            assert answer.content_type == "application/octet-stream"
+
+
+async def test_an_answer_is_passed_on_as_it_comes() -> None:
+    more = asyncio.Event()
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first")
+        await more.wait()
+        await response.write(b"last")
+        return response
+
+    async with trying() as here:
+        here.worker.answer = slowly
+        async with here.http.post(f"{here.url}/local/try", json=TELL) as answer:
+            head = json.loads(await answer.content.readline())
+            assert head["status"] == 200
+            routing = here.engine.open_requests.routing(head["sent"]["auth_data"]["request_idx"])
+            assert routing is not None
+            assert (routing.route, routing.status) == ("POST /tell", 200)  # for the engine's other page
+            assert await answer.content.readexactly(5) == b"first"
+            more.set()
+            assert await answer.content.read() == b"last"
+
+
+async def test_an_answer_that_breaks_off_breaks_off() -> None:
+    async def broken(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"first")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with trying() as here:
+        here.worker.answer = broken
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await here.send()
+
+
+async def test_a_page_that_stops_its_request_leaves_the_worker() -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def waiting(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        assert request.transport is not None
+        while not request.transport.is_closing():
+            await anyio.lowlevel.checkpoint()
+        left.set()
+        return web.Response()
+
+    async with trying() as here:
+        here.worker.answer = waiting
+        sending = asyncio.create_task(here.send())
+        with anyio.fail_after(GUARD_S):
+            await asked.wait()
+            sending.cancel()
+            await left.wait()
+        await here.engine.wait_for(lambda: not len(here.engine.open_requests))
+
+
+async def test_routes_that_no_worker_describes_cannot_be_tried() -> None:
+    async with trying() as here:
+        for method, path in (
+            ("POST", "/session/create"),
+            ("POST", "/pyworker/update"),
+            ("GET", "/tell"),
+            ("GET", "/voices/7"),
+            ("POST", "/tell/../status"),
+        ):
+            status, error = await here.refused(method=method, path=path)
+            assert status == 404
+            assert f"describes no route {method} {path}" in error
+        assert here.worker.received == []
+
+
+async def test_a_parameter_of_the_path_leads_nowhere_else() -> None:
+    async with trying() as here:
+        for value in ("..", "a/../b", "", None):
+            status, _ = await here.refused(method="GET", path="/voices/{id}", path_values={"id": value})
+            assert status == 400
+        assert here.worker.received == []
+
+
+async def test_no_worker() -> None:
+    async with trying() as here:
+        assert await here.refused(endpoint="nope") == (404, "no worker has joined the endpoint 'nope'")
+        here.engine.retire(7)
+        status, error = await here.refused()
+        assert (status, error) == (503, "Worker 7 is stopped: stopped by --autoscale.")
+
+
+async def test_a_worker_that_is_not_ready() -> None:
+    async with trying() as here:
+        here.engine.take_report("local", replace(READY, url=here.worker.url, loadtime=0.0), here.port.url)
+        assert await here.refused() == (503, "no worker of 'local' is ready: 1 loading")
+
+
+async def test_a_worker_that_cannot_be_reached_gives_way_to_another() -> None:
+    lease = PortLease()
+    lease.close()
+    nobody = f"http://127.0.0.1:{lease.port}"
+    async with trying() as here:
+        here.engine.take_report("local", replace(READY, id=1, url=nobody, max_perf=1e6))
+        head, _ = await here.send()
+        assert head["url"] == f"{here.worker.url}/tell"
+        here.engine.retire(7)
+        status, error = await here.refused()
+        assert status == 502
+        assert f"the worker at {nobody} could not be reached" in error
+
+
+async def test_a_worker_that_closes_before_it_answers() -> None:
+    async def closing(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with trying() as here:
+        here.worker.answer = closing
+        status, error = await here.refused()
+        assert (status, "closed the connection before it answered" in error) == (502, True)
+
+
+async def test_the_key_is_needed_where_there_is_one() -> None:
+    async with trying(api_key="secret") as here:
+        assert await here.refused(api_key="other") == (401, "wrong API key")
+        assert (await here.refused(api_key=None))[0] == 401
+        head, _ = await here.send(api_key="secret")
+        assert head["status"] == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"method": "CONNECT"}, "method must be one of"),
+        ({"endpoint": None}, "endpoint must be a string"),
+        ({"path": 3}, "path must be a string"),
+        ({"payload": []}, "payload must be an object"),
+        ({"path_values": "x"}, "path_values must be an object"),
+        ({"cost": -1}, "cost must be 0 or more"),
+        ({"files": {}}, "files must be a list of objects"),
+        ({"files": [{**PICTURE, "base64": "é"}]}, "files[0].base64 must be base64"),
+        ({"files": [{**PICTURE, "type": "a\r\nb: c"}]}, "files[0].type must be a media type"),
+        ({"files": [{**PICTURE, "name": None}]}, "files[0].name must be a string"),
+        ({"method": "GET", "files": [PICTURE]}, "files can't be sent by GET"),
+        ({"files": [PICTURE, {**PICTURE, "field": ""}]}, "files must all have a field"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: Mapping[str, Any], problem: str) -> None:
+    with pytest.raises(BadMessage, match=problem.replace("[", r"\[")):
+        read_tried(json.dumps({**TELL, **changes}).encode())
+
+
+async def test_a_file_named_as_a_field_of_the_payload_is_refused() -> None:
+    async with trying() as here:
+        status, error = await here.refused(payload={"file": "x"}, files=[PICTURE])
+        assert (status, error) == (400, "files: 'file' is a field of the payload too")
