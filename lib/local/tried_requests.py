@@ -27,7 +27,7 @@ from lib.runtime.settings import Settings
 MAX_TRIED_BYTES = Settings.max_json_bytes
 METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE")
 # Their payload is in the URL's query (docs/protocol.md, "Request").
-_WITHOUT_BODY = ("GET", "DELETE")
+WITHOUT_BODY = ("GET", "DELETE")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TriedRequest:
     @property
     def has_envelope(self) -> bool:
         """Whether it is sent in an envelope; otherwise the signature is in a header."""
-        return self.method not in _WITHOUT_BODY and not self.files
+        return self.method not in WITHOUT_BODY and not self.files
 
     def target(self) -> str:
         """The path, with the payload as its query where that can't be in the body.
@@ -124,7 +124,7 @@ def read_tried(body: bytes) -> TriedRequest:
     )
     if tried.method not in METHODS:
         fields.problem("method", f"must be one of {', '.join(METHODS)}")
-    if files and tried.method in _WITHOUT_BODY:
+    if files and tried.method in WITHOUT_BODY:
         fields.problem("files", f"can't be sent by {tried.method}, which has no body")
     if len(files) > 1 and not all(file.field for file in files):
         fields.problem("files", "must all have a field of the form: one without is the whole body")

@@ -17,11 +17,9 @@ from typing import Any, BinaryIO, cast
 import aiohttp
 
 from lib.client import RouteAnswer, RouteClient
+from lib.local.tried_requests import METHODS, WITHOUT_BODY
 from lib.model.messages import text_fields
 
-METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE")
-# Their payload is in the URL's query (docs/protocol.md, "Request").
-_WITHOUT_BODY = ("GET", "DELETE")
 _UNKNOWN_TYPE = "application/octet-stream"
 
 
@@ -55,7 +53,7 @@ class RequestStyle:
         With files it becomes fields of the same form or, with a file as the whole body, parameters of the
         URL; these it is also for methods without a body. Raises `OSError` for a file that can't be read.
         """
-        if not self.files and self.method not in _WITHOUT_BODY:
+        if not self.files and self.method not in WITHOUT_BODY:
             call = client.call(worker, path, payload, method=self.method, headers=self.headers)
             async with call as response:
                 yield response
@@ -111,7 +109,7 @@ def add_style_arguments(parser: argparse.ArgumentParser) -> None:
 def style_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> RequestStyle:
     """Return the style that `args` describe; for arguments that exclude each other, exit with status 2."""
     files = cast("list[FilePart]", args.files)
-    if files and args.method in _WITHOUT_BODY:
+    if files and args.method in WITHOUT_BODY:
         parser.error(f"argument --file: not allowed with --method {args.method}, which has no body")
     if len(files) > 1 and not all(part.field for part in files):
         parser.error("argument --file: @PATH is the whole body, so no other file can be sent: FIELD=@PATH")

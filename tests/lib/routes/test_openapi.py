@@ -123,6 +123,29 @@ def test_a_request_without_a_body_has_parameters_and_a_header() -> None:
     assert "requestBody" not in operation
 
 
+def test_parameters_have_the_example() -> None:
+    benchmark = BenchmarkConfig(dataset=[SAMPLE])
+    story = HandlerConfig("/story/{text}", method="GET", payload_class=Story, benchmark_config=benchmark)
+    operation = described(story)["paths"]["/story/{text}"]["get"]
+    assert {each["name"]: each["example"] for each in operation["parameters"]} == SAMPLE
+
+
+async def scale(factor: float = 1.0) -> float:
+    return factor
+
+
+def test_the_example_of_another_handler_is_left_out_where_no_field_fits() -> None:
+    benchmark = BenchmarkConfig(dataset=[SAMPLE])
+    story = HandlerConfig("/story", payload_class=Story, benchmark_config=benchmark)
+    document = described(story, HandlerConfig("/scale", remote_function=scale))
+    assert "examples" not in payload_schema(document["paths"]["/scale"]["post"])
+
+
+def test_the_summary_of_what_has_no_docstring_is_the_path() -> None:
+    document = described(HandlerConfig("/scale", remote_function=scale), HandlerConfig("/any"))
+    assert [document["paths"][path]["post"]["summary"] for path in ("/scale", "/any")] == ["/scale", "/any"]
+
+
 def test_fields_in_the_path_are_not_in_the_body() -> None:
     document = described(HandlerConfig("/tell/{text}", remote_function=tell))
     assert payload_schema(document["paths"]["/tell/{text}"]["post"])["required"] == []
