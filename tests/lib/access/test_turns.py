@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 
 import anyio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lib.access.turns import Turns
 from tests.event_loop import run_event_loop_turns
@@ -50,6 +53,39 @@ async def test_without_others_nobody_waits() -> None:
     turns = Turns(at_once=1)
     for _ in range(3):
         assert turns.is_free
-        await turns.wait()
+        assert begun(turns.wait()) is None
         assert not turns.is_free
         await run_event_loop_turns()
+
+
+def begun(wait: Coroutine[asyncio.Future[None], None, None]) -> asyncio.Future[None] | None:
+    """The future that `wait` waits for; None if it returned at once."""
+    try:
+        return wait.send(None)
+    except StopIteration:
+        return None
+
+
+@given(st.integers(1, 4), st.integers(0, 12), st.sets(st.integers(0, 12)))
+def test_as_many_go_on_in_each_turn_as_may(at_once: int, callers: int, cancelled: set[int]) -> None:
+    async def example() -> None:
+        turns = Turns(at_once)
+        waits = [turns.wait() for _ in range(callers)]
+        futures = [begun(wait) for wait in waits]
+        assert [future is None for future in futures] == [n < at_once for n in range(callers)]
+        assert turns.is_free == (callers < at_once)
+        waiting = list[asyncio.Future[None]]()
+        for number, future in enumerate(futures):
+            if future is not None and not (number in cancelled and future.cancel()):
+                waiting.append(future)
+        while waiting:
+            await run_event_loop_turns(1)
+            assert [future.done() for future in waiting] == [n < at_once for n in range(len(waiting))]
+            assert turns.is_free == (len(waiting) < at_once)
+            waiting = waiting[at_once:]
+        await run_event_loop_turns(1)
+        assert turns.is_free
+        for wait in waits:
+            wait.close()
+
+    asyncio.run(example())
