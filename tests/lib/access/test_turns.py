@@ -66,26 +66,31 @@ def begun(wait: Coroutine[asyncio.Future[None], None, None]) -> asyncio.Future[N
         return None
 
 
-@given(st.integers(1, 4), st.integers(0, 12), st.sets(st.integers(0, 12)))
-def test_as_many_go_on_in_each_turn_as_may(at_once: int, callers: int, cancelled: set[int]) -> None:
+@given(st.integers(1, 4), st.lists(st.integers(0, 9), min_size=2, max_size=3), st.sets(st.integers(0, 9)))
+def test_as_many_go_on_in_each_turn_as_may(at_once: int, rounds: list[int], cancelled: set[int]) -> None:
     async def example() -> None:
         turns = Turns(at_once)
-        waits = [turns.wait() for _ in range(callers)]
-        futures = [begun(wait) for wait in waits]
-        assert [future is None for future in futures] == [n < at_once for n in range(callers)]
-        assert turns.is_free == (callers < at_once)
-        waiting = list[asyncio.Future[None]]()
-        for number, future in enumerate(futures):
-            if future is not None and not (number in cancelled and future.cancel()):
-                waiting.append(future)
-        while waiting:
-            await run_event_loop_turns(1)
-            assert [future.done() for future in waiting] == [n < at_once for n in range(len(waiting))]
-            assert turns.is_free == (len(waiting) < at_once)
-            waiting = waiting[at_once:]
-        await run_event_loop_turns(1)
-        assert turns.is_free
-        for wait in waits:
-            wait.close()
+        for callers in rounds:
+            await check_round(turns, at_once, callers, cancelled)
 
     asyncio.run(example())
+
+
+async def check_round(turns: Turns, at_once: int, callers: int, cancelled: set[int]) -> None:
+    """Check the turns of `callers` that come at once; those whose number is `cancelled` wait no more."""
+    waits = [turns.wait() for _ in range(callers)]
+    futures = [begun(wait) for wait in waits]
+    assert [future is None for future in futures] == [n < at_once for n in range(callers)]
+    assert turns.is_free == (callers < at_once)
+    waiting = list[asyncio.Future[None]]()
+    for number, future in enumerate(futures):
+        if future is not None and not (number in cancelled and future.cancel()):
+            waiting.append(future)
+    while waiting:
+        await run_event_loop_turns(1)
+        assert [future.done() for future in waiting] == [n < at_once for n in range(len(waiting))]
+        assert turns.is_free == (len(waiting) < at_once)
+        waiting = waiting[at_once:]
+    await run_event_loop_turns(1)
+    for wait in waits:
+        wait.close()
