@@ -57,6 +57,7 @@ class Shares:
         self.held_bytes = 0
         self.evicted = 0
         self.limit_bytes = limit_bytes
+        self._reserved_bytes = 0
         self._entries: dict[Holder, _Entry] = {}
         self._strangers: dict[str, _Account] = {}
         self._known: dict[str, _Account] = {}
@@ -105,35 +106,33 @@ class Shares:
 
     def reserve(self, size_bytes: int) -> bool:
         """Count `size_bytes` for somebody who never gives way; return False, and don't, without room."""
+        if self._reserved_bytes + size_bytes > self.limit_bytes:
+            return False
+        self._reserved_bytes += size_bytes
         self.held_bytes += size_bytes
-        if self._make_room(None):
-            return True
-        self.held_bytes -= size_bytes
-        return False
+        return self._make_room(None)
 
     def free(self, size_bytes: int) -> None:
         """Count `size_bytes` of what was reserved no more."""
+        self._reserved_bytes -= size_bytes
         self.held_bytes -= size_bytes
 
     def evict_one(self) -> bool:
         """Let go of what one stranger holds; return whether there was one."""
-        return bool(self._strangers) and self._evict() is not None
+        if self._strangers:
+            self._evict()
+            return True
+        return False
 
     def _make_room(self, holder: Holder | None) -> bool:
-        """Evict holders until the budget is kept; return False if `holder` is one, or if it can't be kept."""
+        """Evict holders until the budget is kept; return False if `holder` is one of them."""
         is_kept = True
         while self.held_bytes > self.limit_bytes:
-            evicted = self._evict()
-            if evicted is None:
-                return False
-            is_kept = is_kept and evicted is not holder
+            is_kept = self._evict() is not holder and is_kept
         return is_kept
 
-    def _evict(self) -> Holder | None:
-        accounts = self._strangers or self._known
-        if not accounts:
-            return None
-        account = max(accounts.values(), key=_held_bytes)
+    def _evict(self) -> Holder:
+        account = max((self._strangers or self._known).values(), key=_held_bytes)
         holder = next(iter(account.idle or account.active))
         self.evicted += 1
         self.release(holder)
