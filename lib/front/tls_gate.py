@@ -139,17 +139,15 @@ class TlsGate(asyncio.Protocol):
             self._transport.abort()
 
     async def _shake_hands(self, plain: asyncio.Transport) -> None:
+        transport = None
         try:
             transport = await self._tls(plain)
         except (OSError, asyncio.TimeoutError) as e:
             log.debug("a handshake failed: %s", e)
-            plain.abort()
-            return
-        except BaseException:
-            plain.abort()
-            raise
         finally:
             self._port.remove(self)
+            if transport is None:
+                plain.abort()
         if transport is None or transport.is_closing():
             return
         connection = self._port.front()
