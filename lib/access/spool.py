@@ -151,7 +151,7 @@ def _create(created: list[tuple[int, Path]]) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         log.debug("%s can't be locked: %s", path, e)  # then it can't be locked by `sweep` either
-    locked = path.with_name(path.name.replace(NEW_PREFIX, PREFIX, 1))
+    locked = path.with_name(PREFIX + path.name.removeprefix(NEW_PREFIX))
     path.rename(locked)
     created[0] = (descriptor, locked)
 

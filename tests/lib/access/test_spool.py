@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Generator, Sequence
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.to_thread import current_default_thread_limiter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib.access.spool import PIECE_BYTES, PREFIX, SpoolRoom, StrangersFile, spooled, sweep
 from lib.errors import BodyTooLarge, Unavailable
 from tests.fakes.incoming_request import Client
+from tests.guard import GUARD_S
 
 # Two and a half pieces to write.
 PARTS = [bytes([number]) * (PIECE_BYTES // 2) for number in range(5)]
@@ -41,15 +44,17 @@ def files_in(folder: Path) -> list[Path]:
 
 def assert_nothing_left(folder: Path) -> None:
     assert files_in(folder) == []
-    assert [path for path in _open_files() if path.startswith(str(folder))] == []
+    assert open_files(folder) == []
 
 
-def _open_files() -> list[str]:
-    """The paths of this process's open files, deleted ones included."""
+def open_files(folder: Path) -> list[str]:
+    """This process's open files in `folder`, deleted ones included, as paths by which they can be opened."""
     paths: list[str] = []
     for descriptor in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{descriptor}"
         with suppress(FileNotFoundError):  # the one that lists them
-            paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if os.readlink(path).startswith(str(folder)):
+                paths.append(path)
     return paths
 
 
@@ -62,6 +67,7 @@ async def arriving(parts: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
 async def test_the_file_exists_inside_the_block(folder: Path) -> None:
     async with spooled(arriving(PARTS), ROOM) as (path, size_bytes):
         assert files_in(folder) == [path]
+        assert path.name.startswith(PREFIX)  # so that the next start deletes it if this process is killed
         assert path.read_bytes() == b"".join(PARTS)
         assert size_bytes == path.stat().st_size
         assert path.stat().st_mode & 0o077 == 0  # nobody else's business
@@ -116,13 +122,60 @@ async def test_a_strangers_file_that_cannot_be_made_is_a_503(
     await file.close()
 
 
-async def test_a_start_deletes_what_a_killed_worker_has_left(folder: Path, tmp_path: Path) -> None:
+async def test_a_strangers_file_that_cannot_be_read_is_a_503(folder: Path) -> None:
+    file = StrangersFile(ROOM, Client())
+    await file.append(b"abc")
+    (path,) = open_files(folder)
+    os.truncate(path, 2)
+    with pytest.raises(Unavailable, match="can't be read from disk: the file is shorter"):
+        await file.read()
+    await file.close()
+
+
+async def test_a_strangers_file_gives_its_room_back_once(folder: Path) -> None:
+    room, stranger = SpoolRoom(100), Client()
+    one, other = StrangersFile(room, stranger), StrangersFile(room, stranger)
+    await one.append(b"x" * 8)
+    await other.append(b"x" * 4)
+    for _ in range(2):
+        await one.close()
+        assert (one.size_bytes, room.shares.held_bytes) == (0, 4)
+    await other.close()
+
+
+@pytest.mark.parametrize("are_strangers_slow", [False, True])
+async def test_the_files_of_strangers_have_threads_of_their_own(
+    folder: Path, are_strangers_slow: bool
+) -> None:
+    room = SpoolRoom(100)
+    file = StrangersFile(room, Client())
+    busy = room.strangers_threads if are_strangers_slow else current_default_thread_limiter()
+    borrowers = [object() for _ in range(int(busy.total_tokens))]
+    for borrower in borrowers:
+        busy.acquire_on_behalf_of_nowait(borrower)
+    with anyio.fail_after(GUARD_S):
+        if are_strangers_slow:
+            async with spooled(arriving([b"abc"]), room) as (path, _):
+                assert path.read_bytes() == b"abc"
+        else:
+            await file.append(b"abc")
+            assert await file.read() == b"abc"
+            await file.close()
+    for borrower in borrowers:
+        busy.release_on_behalf_of(borrower)
+
+
+async def test_a_start_deletes_what_a_killed_worker_has_left(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     left, other, target = folder / f"{PREFIX}a", folder / "pyworker.txt", tmp_path / "target"
     for path in (left, other, target):
         path.write_bytes(b"x")
     (folder / f"{PREFIX}link").symlink_to(target)
     async with spooled(arriving([b"a"]), ROOM) as (in_use, _):
-        assert sweep() == 1
+        assert [sweep(), sweep()] == [1, 0]
+        assert caplog.messages == ["deleted 1 uploads that a killed worker had left"]
         assert not left.exists()
         assert in_use.exists()
     assert other.exists()
@@ -136,10 +189,13 @@ async def test_two_bodies_have_different_files(folder: Path) -> None:
         assert (one.read_bytes(), other.read_bytes()) == (b"a", b"b")
 
 
-async def test_an_author_may_move_the_file_away(folder: Path, tmp_path: Path) -> None:
+async def test_an_author_may_move_the_file_away(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with spooled(arriving([b"a"]), ROOM) as (path, _):
         path.rename(tmp_path / "kept")
     assert (tmp_path / "kept").read_bytes() == b"a"
+    assert caplog.messages == []
 
 
 async def test_a_refused_body_leaves_no_file(folder: Path) -> None:
@@ -228,7 +284,8 @@ async def test_a_body_cancelled_between_parts_leaves_no_file(folder: Path, arriv
 
     task = asyncio.create_task(keep())
     await waits.wait()
-    assert len(files_in(folder)) == 1
+    (path,) = files_in(folder)
+    assert path.stat().st_size == arrived // 2 * PIECE_BYTES  # whole pieces don't wait for the end
     task.cancel()
     await asyncio.wait({task})
     assert task.cancelled()
