@@ -148,7 +148,11 @@ class TlsGate(asyncio.Protocol):
             self._port.remove(self)
             if transport is None:
                 plain.abort()
-        if transport is None or transport.is_closing():
+        if transport is None:
+            return
+        # On Python 3.10, `transport` doesn't say so, and tells only this object that it is lost.
+        if plain.is_closing():
+            transport.abort()
             return
         connection = self._port.front()
         transport.set_protocol(connection)
