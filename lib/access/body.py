@@ -271,7 +271,7 @@ def _inflated(decompressor: _Decompressor, part: bytes) -> Iterator[bytes]:
             raise Invalid({"body": "data follows the compressed data"})
         yield plain
         part = decompressor.unconsumed_tail
-        if not part and len(plain) < INFLATED_BYTES:  # after a full piece, more may be buffered
+        if not part:  # what is buffered comes with the next part: the check sum follows in any case
             return
 
 

@@ -5,16 +5,30 @@ from __future__ import annotations
 import asyncio
 import errno
 import gzip
+import json
 import zlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.access.body import FLOOR_BYTES_S, INFLATED_BYTES, BodyReader
+from lib.access.body import (
+    FLOOR_AFTER_S,
+    FLOOR_BYTES_S,
+    INFLATED_BYTES,
+    REREAD_BYTES,
+    WHOLE_BODY_FACTOR,
+    BodyReader,
+    MemoryShare,
+    content_coding,
+    let_read_again,
+)
 from lib.errors import (
     BodyStalled,
     BodyTooLarge,
@@ -24,8 +38,12 @@ from lib.errors import (
     Unavailable,
     WorkerError,
 )
+from lib.http.heads import parse_request
 from lib.http.shares import Shares
+from lib.request.incoming import DirectRequest
+from tests.event_loop import run_event_loop_turns
 from tests.fakes.incoming_request import Client, IncomingRequest
+from tests.virtual_time import VirtualClock, in_virtual_time
 
 STALL_S = 30.0
 
@@ -92,14 +110,56 @@ async def test_a_body_is_refused_for_its_announced_length_before_it_arrives() ->
     assert "MAX_JSON_BYTES" in refused.value.message
 
 
-async def test_a_body_of_exactly_the_limit_is_read() -> None:
-    reader = BodyReader(100, STALL_S)
-    assert len(await body_of(reader, IncomingRequest().arrive(b"x" * 60, b"x" * 40))) == 100
-    assert (
-        len(await body_of(reader, IncomingRequest("gzip").arrive(gzip.compress(b"x" * 100, mtime=0)))) == 100
-    )
+@pytest.mark.parametrize("size", [99, 100, 101])
+@pytest.mark.parametrize("is_announced", [False, True])
+@pytest.mark.parametrize("way", ["at once", "in parts", "compressed"])
+async def test_a_body_of_exactly_the_limit_is_read(size: int, is_announced: bool, way: str) -> None:
+    reader, plain = BodyReader(100, STALL_S), b"x" * size
+    is_packed = way == "compressed"
+    sent = gzip.compress(plain, mtime=0) if is_packed else plain
+    incoming = IncomingRequest("gzip" if is_packed else None, len(sent) if is_announced else None)
+    incoming.arrive(sent[:60], whole=False)
+    async with reading(reader, incoming.request) as task:
+        if way == "in parts":
+            await run_event_loop_turns()
+        incoming.arrive(*([sent[60:]] if sent[60:] else []))
+        if size <= 100:
+            assert await task == plain
+            return
+        with pytest.raises(BodyTooLarge):
+            await task
+
+
+@pytest.mark.parametrize("size", [99, 100, 101])
+@pytest.mark.parametrize("is_announced", [False, True])
+async def test_a_body_that_has_arrived_is_given_at_once(size: int, is_announced: bool) -> None:
+    reader, body = BodyReader(100, STALL_S), b"x" * size
+    incoming = IncomingRequest(length=size if is_announced else None)
+    assert size > 100 or reader.arrived(incoming.request) is None
+    incoming.arrive(body)
+    if size <= 100:
+        arrived = reader.arrived(incoming.request)
+        assert arrived == body
+        async with reader.read(incoming.request, arrived) as read:
+            assert (read, reader.memory.held_bytes) == (body, size)
+        return
     with pytest.raises(BodyTooLarge):
-        await body_of(reader, IncomingRequest().arrive(b"x" * 60, b"x" * 41, whole=False))
+        reader.arrived(incoming.request)
+
+
+async def test_a_compressed_body_has_not_arrived_before_it_is_decompressed() -> None:
+    request = IncomingRequest("gzip").arrive(COMPRESSED)
+    assert BodyReader(100, STALL_S).arrived(request) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "coding"), [("", ""), ("Content-Encoding: GZip \r\n", "gzip"), ("X: gzip\r\n", "")]
+)
+def test_the_coding_is_read_of_both_carriers(field: str, coding: str) -> None:
+    name, _, value = field.strip().partition(": ")
+    head = parse_request(f"POST / HTTP/1.1\r\nHost: w\r\n{field}\r\n".encode())
+    assert content_coding(DirectRequest(cast(Any, None), head)) == coding
+    assert content_coding(make_mocked_request("POST", "/", {name: value} if name else {})) == coding
 
 
 async def test_a_compressed_body_is_refused_by_its_decompressed_size() -> None:
@@ -148,20 +208,62 @@ async def test_a_body_that_stalls_is_refused() -> None:
     assert refused.value.status == 408
 
 
-async def test_a_body_that_arrives_too_slowly_is_refused() -> None:
-    upload, stall_s = IncomingRequest(), 0.02
-    loop = asyncio.get_running_loop()
+# Seconds before a part, and its size in seconds at the lowest speed: around the limits.
+PAUSES_S = st.sampled_from([0.13, 0.13, 5.17, FLOOR_AFTER_S - 0.21, FLOOR_AFTER_S + 0.21, STALL_S - 0.07])
+SIZES_S = st.sampled_from([0.01, 0.01, 5.0, FLOOR_AFTER_S, STALL_S])
+SLOW = [(STALL_S - 0.07, STALL_S)] * (WHOLE_BODY_FACTOR + 1)
 
-    def trickle() -> None:
-        upload.content.feed_data(b" ")
-        timers.append(loop.call_later(stall_s / 4, trickle))
 
-    timers = [loop.call_soon(trickle)]
-    try:
+def late_at_s(parts: list[tuple[float, float]], is_verified: bool) -> float | None:
+    """The seconds after which a body is too late whose `parts` come after pauses; None if it isn't."""
+    waited_s = received_s = 0.0
+    for pause_s, size_s in parts:
+        limit_s = min(waited_s + STALL_S, STALL_S * WHOLE_BODY_FACTOR)
+        if not is_verified:
+            limit_s = min(limit_s, max(FLOOR_AFTER_S, received_s))
+        waited_s += pause_s
+        if waited_s > limit_s:
+            return limit_s
+        received_s += int(size_s * FLOOR_BYTES_S) / FLOOR_BYTES_S
+    return None
+
+
+@given(
+    st.lists(st.tuples(PAUSES_S, SIZES_S), max_size=6) | st.just(SLOW),
+    st.sampled_from([0.0, STALL_S - 0.01, STALL_S + 0.01]),
+    st.booleans(),
+)
+def test_a_body_is_refused_at_the_moment_when_it_is_too_late(
+    parts: list[tuple[float, float]], last_pause_s: float, is_verified: bool
+) -> None:
+    late_s = late_at_s([*parts, (last_pause_s, 0.0)], is_verified)
+
+    async def example(clock: VirtualClock) -> None:
+        upload, begun_s = IncomingRequest(), clock.monotonic()
+        reader = BodyReader(10**9, STALL_S, Shares(10**9))
+
+        async def read() -> None:
+            async with reader.read(upload.request, is_verified=is_verified):
+                pass
+
+        async def send() -> None:
+            for pause_s, size_s in parts:
+                await asyncio.sleep(pause_s)
+                upload.content.feed_data(bytes(int(size_s * FLOOR_BYTES_S)))
+            await asyncio.sleep(last_pause_s)
+            upload.content.feed_eof()
+
+        sending = asyncio.create_task(send())
+        if late_s is None:
+            await read()
+            await sending
+            return
         with pytest.raises(BodyStalled):
-            await body_of(BodyReader(10**9, stall_s), upload.request)
-    finally:
-        timers[-1].cancel()
+            await read()
+        assert clock.monotonic() - begun_s == pytest.approx(late_s)
+        sending.cancel()
+
+    in_virtual_time(example)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +278,10 @@ async def test_an_incomplete_body(error: Exception, becomes: type[Exception]) ->
     upload = IncomingRequest()
     async with reading(BodyReader(100, STALL_S), upload.arrive(b"{", whole=False)) as task:
         upload.content.set_exception(error)
-        with pytest.raises(becomes):
+        with pytest.raises(becomes) as raised:
             await task
+    if isinstance(raised.value, Invalid):
+        assert raised.value.fields == {"body": "incomplete: bad chunk"}
 
 
 @pytest.mark.parametrize(
@@ -229,19 +333,27 @@ async def test_a_verified_body_takes_nothing_of_the_limit(coding: str | None) ->
     assert reader.memory.held_bytes == reader.memory.evicted == 0
 
 
-@pytest.mark.parametrize(("sent_bytes", "is_slow"), [(FLOOR_BYTES_S // 20 - 1, True), (FLOOR_BYTES_S, False)])
-async def test_a_body_slower_than_the_floor_is_refused_before_it_is_verified(
-    sent_bytes: int, is_slow: bool
-) -> None:
-    reader = BodyReader(10**6, STALL_S, floor_after_s=0.05)
-    upload = IncomingRequest()
-    async with reading(reader, upload.arrive(b"x" * sent_bytes, whole=False)) as task:
-        if is_slow:
-            with pytest.raises(BodyStalled):
-                await task
-        else:
-            upload.content.feed_eof()
-            assert len(await task) == sent_bytes
+async def test_what_a_body_held_is_given_back_once() -> None:
+    memory, client = Shares(100), Client()
+    memory.add(client, 8)
+    share = MemoryShare(memory, IncomingRequest(client=client).request)
+    for _ in range(2):
+        share.take(5)
+        assert memory.held_bytes == 13
+        share.give_back()
+        share.give_back()
+        assert memory.held_bytes == 8
+
+
+async def test_a_body_whose_connection_is_lost_is_a_strangers() -> None:
+    memory, known = Shares(100), Client(is_known=True)
+    request = make_mocked_request("POST", "/", payload=IncomingRequest().content)  # without a connection
+    share = MemoryShare(memory, request)
+    share.take(60)
+    assert memory.add(known, 41)
+    assert (memory.held_bytes, known.evictions) == (41, 0)
+    share.give_back()
+    assert memory.held_bytes == 41
 
 
 async def test_a_compressed_body_counts_with_its_decompressed_size() -> None:
@@ -281,3 +393,67 @@ def test_any_body_is_read_or_refused_and_releases_its_memory(
             assert len(first) + len(second) == 120
 
     asyncio.run(example())
+
+
+# Read again by author code
+
+
+CONTENT = {"a": {"b": [1]}, "c": "d"}
+TEXT = json.dumps(CONTENT)
+
+
+async def received(read: web.Request, way: str) -> object:
+    """The body that author code gets from `read`."""
+    if way == "content":
+        return b"".join([part async for part in read.content.iter_any()])
+    return await getattr(read, way)()
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [("read", TEXT.encode()), ("text", TEXT), ("json", CONTENT), ("content", TEXT.encode())],
+)
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "object", "file"])
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_author_code_may_read_a_body_again(
+    way: str, expected: object, kind: str, is_gone: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "body"
+    file.write_text(TEXT)
+    bodies = {"bytes": TEXT.encode(), "bytearray": bytearray(TEXT, "ascii"), "object": CONTENT, "file": file}
+    request = IncomingRequest(content_type="application/json").arrive(b"")
+    assert await request.content.read() == b""  # aiohttp remembers `content`
+    let_read_again(request, bodies[kind])
+    if is_gone:
+        request.content.set_exception(ConnectionResetError())
+    assert await received(request, way) == expected
+
+
+@pytest.mark.parametrize("size", [0, REREAD_BYTES, REREAD_BYTES + 1, 2 * INFLATED_BYTES + 1])
+@pytest.mark.parametrize("has_content", [False, True])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+async def test_the_bytes_of_a_large_body_are_not_kept(
+    size: int, has_content: bool, kind: type[bytes | bytearray], tmp_path: Path
+) -> None:
+    request, body = IncomingRequest().request, kind(size)
+    let_read_again(request, body, CONTENT if has_content else None)
+    is_kept = size <= REREAD_BYTES or not has_content
+    assert await request.read() == (bytes(body) if is_kept else TEXT.encode())
+    (tmp_path / "body").write_bytes(body)
+    let_read_again(other := IncomingRequest().request, tmp_path / "body", CONTENT)
+    assert await other.read() == bytes(body)
+
+
+async def test_of_an_object_its_members_are_copied() -> None:
+    content: dict[str, Any] = {"a": {"b": 1}, "c": [1]}
+    request = IncomingRequest().request
+    let_read_again(request, content)
+    content["a"]["b"] = content["more"] = 2
+    assert await request.json() == {"a": {"b": 1}, "c": [1]}
+
+
+async def test_a_direct_request_is_not_read_again() -> None:
+    head = parse_request(b"POST / HTTP/1.1\r\nHost: w\r\nContent-Length: 3\r\n\r\n")
+    request = DirectRequest(cast(Any, None), head, b"abc")
+    let_read_again(request, b"xyz")
+    assert request.arrived() == b"abc"
