@@ -20,7 +20,7 @@ from lib.engine.key import (
     EngineKey,
 )
 from lib.runtime.settings import STATUS_ONLY_ADDR, Settings
-from tests.event_loop import run_event_loop_turns
+from tests.event_loop import run_event_loop_turns, until
 from tests.manual_clock import ManualClock
 
 PEM = "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----\n"
@@ -193,20 +193,34 @@ async def test_a_rotated_key_is_fetched_once_a_minute_at_most() -> None:
             running.clock.advance(0.01)
 
 
+@pytest.mark.parametrize(("after_s", "is_fetched"), [(-0.01, False), (0.0, True), (0.01, True)])
+async def test_a_minute_after_a_fetch_a_request_waits_for_the_next(after_s: float, is_fetched: bool) -> None:
+    server = KeyServer([text(PEM)])
+    async with running_key(server) as running:
+        await running.key.refetch()
+        running.clock.advance(REFETCH_INTERVAL_S + after_s)
+        await running.key.refetch()
+        assert server.requests == 1 + is_fetched
+
+
 async def test_a_fetch_for_a_stranger_does_not_delay_the_next_by_a_minute() -> None:
     server = KeyServer([text(PEM)])
     async with running_key(server) as running:
         await running.key.refetch()  # a stranger's, shortly before the rotation
-        assert server.requests == 1
-        for _ in range(100):
-            await running.key.refetch()
-        assert server.requests == 1
-        running.clock.advance(LOOK_AGAIN_S)
-        await server.requested.wait()
-        assert server.requests == 2
+        for requests in (1, 2):
+            for _ in range(100):
+                await running.key.refetch()
+            running.clock.advance(LOOK_AGAIN_S - 0.01)
+            await run_event_loop_turns()
+            assert server.requests == requests
+            server.requested = anyio.Event()
+            running.clock.advance(0.01)
+            await server.requested.wait()
+            assert server.requests == requests + 1
+            await until(lambda count=requests + 1: len(running.found) == count)
         running.clock.advance(REFETCH_INTERVAL_S)  # without refused signatures, none is due
         await run_event_loop_turns()
-        assert server.requests == 2
+        assert server.requests == 3
 
 
 async def test_a_request_waits_a_limited_time_for_a_rotated_key() -> None:
