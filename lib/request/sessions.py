@@ -69,7 +69,7 @@ class SessionTerms:
             problems["on_close_route"] = "must be a path on the model server"
         if close_payload is not None and not isinstance(close_payload, dict):
             problems["on_close_payload"] = "must be an object"
-        elif close_payload is not None and not _is_within(close_payload, MAX_CLOSE_PAYLOAD_BYTES):
+        elif not _is_within(close_payload, MAX_CLOSE_PAYLOAD_BYTES):
             problems["on_close_payload"] = f"must be at most {MAX_CLOSE_PAYLOAD_BYTES} bytes of JSON"
         if problems:
             raise Invalid({"payload": problems})

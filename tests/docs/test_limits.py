@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lib.access import body, envelope, scanner, signatures
+from lib.access import body, envelope, refusals, scanner, signatures
 from lib.engine import journal, journal_records, key, reports
 from lib.http import shares
 from lib.metrics import MAX_UNDELIVERED, MAX_WORKLOAD, SAMPLES_AT_MOST, SECONDS_AT_MOST
@@ -23,7 +23,7 @@ from lib.request import sessions
 from tests.docs.blocks import document
 
 MIB = 1024 * 1024
-WORDS = {3: "three", 5: "five"}
+WORDS = {3: "three", 5: "five", 10: "ten"}
 UNITS = {1.0: "second", 60.0: "minute", 3600.0: "hour"}
 
 
@@ -43,6 +43,7 @@ UNITS = {1.0: "second", 60.0: "minute", 3600.0: "hour"}
         ("after {} in a row and nothing else", WORDS.get(failure_row.LENGTH)),
         ("the request of the benchmark, repeated every {} s,", failure_probe.RETRY_S),
         ("a successful benchmark; it is repeated every {} s", benchmark_keeper.RETRY_S),
+        ("`refused_signatures_last_{}`", UNITS.get(refusals.RECENT_S)),
         ("What ended more than an {} before the start", UNITS.get(journal_records.OLDEST_S)),
         ("A file of more than {} MiB is written anew", journal.MAX_BYTES / MIB),
         ("tries again every {} s; requests are served", journal.RETRY_S),
@@ -62,6 +63,7 @@ def test_limits_in_operating(text: str, value: float | str | None) -> None:
         ("and is nested at most {} levels deep", scanner.MAX_DEPTH),
         ("has come more slowly than {} KiB/s on average", body.FLOOR_BYTES_S / 1024),
         ("once the worker has waited {} s for it", body.FLOOR_AFTER_S),
+        ("or takes {} times as long, is answered with 408", WORDS.get(body.WHOLE_BODY_FACTOR)),
         ("Strangers share {} MiB for", shares.STRANGERS_BYTES / MIB),
         ("`on_close_payload` has at most {} KiB", sessions.MAX_CLOSE_PAYLOAD_BYTES / 1024),
         ("and `auth_data` {} KiB", sessions.MAX_AUTH_BYTES / 1024),

@@ -320,6 +320,13 @@ def test_a_mutilated_envelope_is_an_envelope_or_invalid(data: st.DataObject) -> 
         json.dumps(e.body(), allow_nan=False)
 
 
+def test_a_large_envelope_has_the_auth_data_that_was_verified() -> None:
+    sealed = SealedEnvelope(json.dumps(AUTH).encode(), is_whole=False)
+    with pytest.raises(Invalid) as refused:
+        sealed.parse(json.dumps({"payload": {}, "auth_data": {**AUTH, "cost": 2}}).encode())
+    assert refused.value.fields == {"auth_data": "given twice"}
+
+
 @pytest.mark.parametrize("more", [{}, {"more": [1]}, {"session_id": "s"}])
 def test_a_large_envelope_is_kept_as_what_was_parsed_of_it(more: dict[str, Any]) -> None:
     body = json.dumps({"payload": {"a": "x" * 100_000}, "auth_data": AUTH, **more}).encode()

@@ -166,6 +166,7 @@ def test_what_is_kept_of_an_envelope_is_counted(value: Any, cuts: list[int]) -> 
     [
         (b"[1]", {"body": "must be a JSON object"}),
         (b'"x"', {"body": "must be a JSON object"}),
+        (b'\xef\xbb {"auth_data": {}}', {"body": "must be a JSON object"}),
         (b'{"auth_data": 1}', {"auth_data": "must be an object"}),
         (b'{"auth_data": "{}"}', {"auth_data": "must be an object"}),
         (b'{"auth_data": {}, "auth_data": {}}', {"auth_data": "given twice"}),
@@ -197,6 +198,7 @@ def test_what_is_just_within_the_bounds_is_followed() -> None:
     for text in (
         b'{"a":1' + b',"a":1' * (MAX_KEYS - 1) + b"}",
         b'{"payload":' + b"[" * (MAX_DEPTH - 1),
+        b'{"a":"' + b"a" * MAX_KEY_BYTES + b'","b',  # a key whose end is far behind the beginning
     ):
         scanned(text)
     auth = b'{"a":"' + b"a" * (AUTH_DATA_BYTES - 8) + b'"}'
@@ -212,7 +214,9 @@ def test_a_byte_order_mark_is_skipped() -> None:
     text = b'\xef\xbb\xbf {"auth_data": {"a": 1}}'
     assert scanned(text).auth_text == b'{"a": 1}'
     assert scanned(*(text[i : i + 1] for i in range(len(text)))).auth_text == b'{"a": 1}'
-    assert scanned(b"\xef\xbb\xbf" + b" " * 9).held_bytes == 0
+    assert scanned(text.replace(b" {", b"{")).auth_text == b'{"a": 1}'
+    for spaces in (0, 9):
+        assert scanned(b"\xef\xbb\xbf" + b" " * spaces).held_bytes == 0
 
 
 @pytest.mark.parametrize("unit", [b"{},", b'"",', b"[1],", b'{"a":1},', b"0,"])

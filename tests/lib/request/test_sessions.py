@@ -88,7 +88,7 @@ def test_a_wrong_lifetime_is_refused(lifetime: Any) -> None:
             "/.%0a./x",
             "/%2e%09%2e/x",
         ),
-        "/" + "a" * MAX_CLOSE_ROUTE_CHARS,
+        "/" + "a" * MAX_CLOSE_ROUTE_CHARS,  # one too many
     ],
 )
 def test_a_route_that_is_no_path_is_refused(route: Any) -> None:
@@ -110,6 +110,7 @@ def test_a_route_that_is_no_path_is_refused(route: Any) -> None:
         ("/a/b/..", "/a/"),
         ("/a%20b%23/c%2fd", "/a%20b%23/c%2fd"),
         ("/\t//a?b\r\nc", "/%09/a?b%0D%0Ac"),
+        ("/" + "a" * (MAX_CLOSE_ROUTE_CHARS - 1), "/" + "a" * (MAX_CLOSE_ROUTE_CHARS - 1)),
     ],
 )
 def test_a_route_is_normalised(route: str, normalised: str) -> None:
