@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.access.envelope import SealedEnvelope, object_in
-from lib.access.scanner import MAX_DEPTH, EnvelopeScanner
+from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, check_bounds, object_in
+from lib.access.scanner import MAX_DEPTH, SLICE_BYTES, EnvelopeScanner
 from lib.data_types import AuthData, JsonDataException
-from lib.errors import Invalid
+from lib.errors import BodyTooLarge, Invalid
 
 AUTH = {"signature": "s", "cost": 2.5, "endpoint": "e", "reqnum": 3, "url": "http://w:1"}
 MISSING = "missing parameter"
@@ -318,6 +318,23 @@ def test_a_mutilated_envelope_is_an_envelope_or_invalid(data: st.DataObject) -> 
         SealedEnvelope(body).open()
     except Invalid as e:
         json.dumps(e.body(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [*(PARSED_WHOLE_BYTES + more for more in (-1, 0, 1)), *(3 * SLICE_BYTES + more for more in (0, 1))],
+)
+async def test_the_values_of_a_large_body_are_bounded_exactly(size: int) -> None:
+    commas = 1000  # all along the body
+    unit = b",%s1" % (b" " * (size // commas - 2))
+    body = (b"[1" + commas * unit).ljust(size - 1) + b"]"
+    assert len(body) == size
+    await check_bounds(body, commas + 1)
+    if size <= PARSED_WHOLE_BYTES:
+        await check_bounds(body, commas)
+        return
+    with pytest.raises(BodyTooLarge):
+        await check_bounds(body, commas)
 
 
 def test_a_large_envelope_has_the_auth_data_that_was_verified() -> None:
