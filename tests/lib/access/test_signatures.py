@@ -398,3 +398,13 @@ NUMBERS = st.integers(0, 2**60) | st.floats(0, allow_infinity=False)
 def test_any_signed_value_is_valid_after_a_json_round_trip(cost: Any, endpoint: str, reqnum: int) -> None:
     raw = json.loads(json.dumps(signed(cost=cost, endpoint=endpoint, reqnum=reqnum)))
     check(signatures("full"), raw)
+
+
+def test_the_highest_reqnum_is_that_of_what_the_key_in_use_has_signed() -> None:
+    made = signatures()
+    assert made.highest_reqnum == -1
+    for reqnum, highest in ((0, 0), (5, 5), (3, 5), (9, 9)):
+        check(made, signed(reqnum=reqnum))
+        assert made.highest_reqnum == highest
+    made.use_key(Signer(OTHER_KEY).public_key)
+    assert made.highest_reqnum == -1
