@@ -113,8 +113,6 @@ class BodyReader:
         is_direct = isinstance(request, DirectRequest)
         if not is_direct and not request.content.is_eof():
             return None
-        if (request.content_length or 0) > self._max_bytes:
-            raise self._too_large()
         try:
             body = request.arrived() if is_direct else request.content.read_nowait()
         except (OSError, web.RequestPayloadError) as e:

@@ -147,6 +147,18 @@ async def test_a_body_that_has_arrived_is_given_at_once(size: int, is_announced:
         reader.arrived(incoming.request)
 
 
+@pytest.mark.parametrize("whole", [None, b"", b"x" * 100, b"x" * 101])
+async def test_a_direct_body_that_has_arrived_is_given_at_once(whole: bytes | None) -> None:
+    head = parse_request(b"POST / HTTP/1.1\r\nHost: w\r\nTransfer-Encoding: chunked\r\n\r\n")
+    request = DirectRequest(cast(Any, None), head, whole)
+    reader = BodyReader(100, STALL_S)
+    if whole is None or len(whole) <= 100:
+        assert reader.arrived(request) == whole
+        return
+    with pytest.raises(BodyTooLarge):
+        reader.arrived(request)
+
+
 async def test_a_compressed_body_has_not_arrived_before_it_is_decompressed() -> None:
     request = IncomingRequest("gzip").arrive(COMPRESSED)
     assert BodyReader(100, STALL_S).arrived(request) is None
@@ -390,6 +402,8 @@ def test_any_body_is_read_or_refused_and_releases_its_memory(
         except WorkerError as e:
             status = e.status
         assert status in (200, 413, 415, 422)
+        if coding in (None, "", "identity"):
+            assert status == (200 if len(plain) <= 100 else 413)
         async with (
             reader.read(IncomingRequest().arrive(b"x" * 100)) as first,
             reader.read(IncomingRequest().arrive(b"x" * 20)) as second,

@@ -317,8 +317,7 @@ def curve_pem() -> str:
         ),
         *("-----BEGIN PUBLIC KEY-----", "-----BEGIN RSA PUBLIC KEY-----\nMAA=\n-----END RSA PUBLIC KEY-----"),
         *(pem_of(b"\x00\x00\x00"), pem_of(b"\x30\x00"), pem_of(b"\x30\x80"), pem_of(b"\xff" * 300)),
-        pem_of(rsa_der((1 << 511) + 1, 65537)),
-        pem_of(rsa_der((1 << 16383) + 1, 65537)),
+        *(pem_of(rsa_der((1 << bits - 1) + 1, 65537)) for bits in (512, 1023, 8193, 16384)),
         *(pem_of(rsa_der((1 << 2047) + 1, exponent)) for exponent in (0, 1, 2, 65536)),
         *(pem_of(rsa_der(modulus, 65537)) for modulus in (0, 1, 2, -5, 1 << 2047)),
         curve_pem(),
@@ -329,6 +328,14 @@ def test_a_text_without_a_key_is_refused_and_the_old_key_stays(text: str) -> Non
     with pytest.raises(ValueError, match=r".*"):
         made.use_key(text)
     check(made, signed())
+
+
+@pytest.mark.parametrize(("bits", "exponent"), [(1024, 65537), (8192, 65537), (2048, 3), (2048, 5)])
+def test_a_key_at_the_bounds_is_used(bits: int, exponent: int) -> None:
+    made = signatures()
+    text = pem_of(rsa_der((1 << bits - 1) + 1, exponent))
+    made.use_key(text)
+    assert made.public_key == text
 
 
 @given(st.binary(max_size=80) | st.binary(max_size=40).map(lambda tail: rsa_der(3, 3)[:-5] + tail))
