@@ -161,6 +161,11 @@ def test_what_is_kept_of_an_envelope_is_counted(value: Any, cuts: list[int]) -> 
     assert scanner.held_bytes == 0
 
 
+@pytest.mark.parametrize("value", [b'"', b"[", b'{"a": ', b'["', b"1"])
+def test_nothing_is_kept_of_other_values(value: bytes) -> None:
+    assert scanned(b'{"x": ' + value, b"1" * 1000, b"1").held_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -206,15 +211,18 @@ def test_what_is_just_within_the_bounds_is_followed() -> None:
 
 
 def test_an_envelope_without_auth_data() -> None:
-    assert scanned(b'{"payload": {}}').missing().body() == {"auth_data": "field missing"}
+    for text in (b'{"payload": {}}', b'{"payload": {}, "x": 1}', b'{"x": 1, "payload": {}}'):
+        assert scanned(text).missing().body() == {"auth_data": "field missing"}
     assert scanned(b"{}").missing().body() == {"auth_data": "field missing", "payload": "field missing"}
 
 
 def test_a_byte_order_mark_is_skipped() -> None:
     text = b'\xef\xbb\xbf {"auth_data": {"a": 1}}'
     assert scanned(text).auth_text == b'{"a": 1}'
+    assert scanned(*(text[i : i + 1] for i in range(len(text)))).auth_text == b'{"a": 1}'
     for late in (text, b"  " + text):
-        assert scanned(*(late[i : i + 1] for i in range(len(late)))).auth_text == b'{"a": 1}'
+        for place in range(len(late)):
+            assert scanned(late[:place], late[place:]).auth_text == b'{"a": 1}'
     assert scanned(text.replace(b" {", b"{")).auth_text == b'{"a": 1}'
     for spaces in (0, 9):
         assert scanned(b"\xef\xbb\xbf" + b" " * spaces).held_bytes == 0
