@@ -136,6 +136,13 @@ def test_any_bytes_are_followed_or_refused(data: bytes) -> None:
     assert whole in (413, 422) or outcome(*(data[i : i + 1] for i in range(len(data)))) == whole
 
 
+def test_any_byte_may_stand_outside_of_strings() -> None:
+    for byte in range(256):
+        meter = JsonMeter()
+        meter.feed(b"[" + bytes([byte]))
+        assert meter.depth == {ord("["): 2, ord("{"): 2, ord("]"): 0, ord("}"): 0}.get(byte, 1)
+
+
 @given(st.lists(st.integers(0, MAX_KEY_BYTES + 20), max_size=4), st.integers(-2, 2), st.booleans())
 def test_a_key_is_too_long_or_not_however_it_is_cut(cuts: list[int], more: int, has_auth: bool) -> None:
     key = json.dumps("a" * (MAX_KEY_BYTES - 2 + more)).encode()
