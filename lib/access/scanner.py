@@ -110,7 +110,7 @@ class JsonMeter:
         """The position in `data` behind the string that is open; its length if that doesn't end in it."""
         end = _string_end(data, self._is_escaped)
         self._is_in_string = not data.startswith(b'"', end)
-        self._is_escaped = end < len(data) and self._is_in_string
+        self._is_escaped = end < len(data)  # it is read in a string only
         return len(data) if self._is_in_string else end + 1
 
     def _without_strings(self, data: bytes) -> bytes:

@@ -152,7 +152,7 @@ def test_a_key_is_too_long_or_not_however_it_is_cut(cuts: list[int], more: int, 
         return
     with pytest.raises(Invalid) as refused:
         scanned(*cut(text, cuts))
-    assert refused.value.body() == {"body": f"has a key of more than {MAX_KEY_BYTES} bytes"}
+    assert refused.value.body() == {"body": "has a key of more than 1024 bytes"}
 
 
 @given(VALUES, st.lists(st.integers(0, 10_000), max_size=8))
@@ -190,7 +190,7 @@ def test_nothing_is_kept_of_other_values(value: bytes) -> None:
         (b"{} x", {"body": "not JSON: there is more behind the object"}),
         (b"{}x", {"body": "not JSON: there is more behind the object"}),
         (b'{"a":1}}', {"body": "not JSON: there is more behind the object"}),
-        (b'{"' + b"a" * MAX_KEY_BYTES, {"body": f"has a key of more than {MAX_KEY_BYTES} bytes"}),
+        (b'{"' + b"a" * MAX_KEY_BYTES, {"body": "has a key of more than 1024 bytes"}),
         (b'{"a":1' + b',"a":1' * (MAX_KEYS - 1) + b',"a"', {"body": f"has more than {MAX_KEYS} keys"}),
         (b'{"payload":' + b"[" * MAX_DEPTH, {"body": "nested too deeply"}),
         (b'{"payload":' + b'{"a":' * MAX_DEPTH, {"body": "nested too deeply"}),

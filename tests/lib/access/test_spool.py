@@ -97,6 +97,7 @@ async def test_uploads_share_a_limit_with_each_other_and_before_strangers(folder
                 pytest.fail("there is no room")
         assert refused.value.body()["state"] == "no room"
         assert "MAX_SPOOL_BYTES" in refused.value.message
+        assert refused.value.headers() == {"Retry-After": "30"}
         with pytest.raises(Unavailable):
             await file.append(b"x" * 8)
     await file.close()
