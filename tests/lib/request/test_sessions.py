@@ -136,6 +136,22 @@ def test_a_large_payload_for_the_end_is_refused() -> None:
     assert refused.value.fields["payload"] == {"on_close_payload": "must be at most 65536 bytes of JSON"}
 
 
+def test_a_payload_for_the_end_that_is_nested_too_deeply_is_refused() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(100_000):
+        nested = {"a": nested}
+    with pytest.raises(Invalid) as refused:
+        SessionTerms.from_json({"on_close_payload": nested})
+    assert list(refused.value.fields["payload"]) == ["on_close_payload"]
+
+
+def test_the_ids_are_those_of_the_open_sessions() -> None:
+    sessions = Sessions(None, ManualClock())
+    one, two, three = (sessions.create({}, SessionTerms()) for _ in range(3))
+    sessions.end(two)
+    assert sessions.ids() == [one.id, three.id]
+
+
 def test_a_session_keeps_no_large_auth_data() -> None:
     sessions = Sessions(None, ManualClock())
     with pytest.raises(Invalid) as refused:
