@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 CLIENT_CLOSED_REQUEST = 499  # only logged: the client has left
 # `Retry-After` in seconds while the worker loads, runs its benchmark or stops.
@@ -278,6 +279,12 @@ class AnswerStalled(AnswerCut):
 
 class ClientGone(Exception):
     """The client has left: no answer can be sent."""
+
+
+def bare(error: E) -> E:
+    """Return `error` without the errors that led to it and the frames that it passed: they hold data."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def is_out_of_files(error: BaseException | None) -> bool:

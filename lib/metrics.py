@@ -94,6 +94,8 @@ class LedgerJournal(Protocol):
 
     def delivered(self, count: int) -> None: ...
 
+    def write(self) -> None: ...
+
 
 class Ledger:
     """Counts requests and their workload, in total and since the last acknowledged report.
@@ -341,6 +343,11 @@ class Entry:
     def start(self) -> None:
         """Note that the work begins: the request has its slot."""
         self.work_started_at = self._ledger.clock.wall()
+
+    def secure(self) -> None:
+        """Have all changes so far in the journal: what follows can't be taken back."""
+        if self._ledger.journal is not None:
+            self._ledger.journal.write()
 
     def set_outcome(self, outcome: Outcome, without_work: bool = False) -> None:
         """End the request with `outcome`. Further calls do nothing.

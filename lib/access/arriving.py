@@ -86,6 +86,7 @@ class ArrivingEnvelope:
 
     async def __aexit__(self, *raised: object) -> None:
         """Receive no more, and forget what was received."""
+        self._kept = bytearray()  # an error may hold this envelope by its traceback
         self._share.give_back()
         await self._file.close()
         await self._parts.aclose()

@@ -15,7 +15,7 @@ from lib.access.body import let_read_again
 from lib.access.envelope import JsonObject, auth_data, check_bounds
 from lib.access.payload import is_json, small_object
 from lib.data_types import UNSIGNED_AUTH_DATA, AuthData
-from lib.errors import Invalid, NoMemory
+from lib.errors import Invalid, NoMemory, bare
 from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
 
@@ -47,7 +47,7 @@ class OpenAccess:
             body = await self._receive(request)
             self.arrivals.bodies.verified.keep(request, len(body), await check_bounds(body))
         except NoMemory as e:
-            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None, failure=e)
+            return Admission(_UNSIGNED, dict(UNSIGNED_AUTH_DATA), None, failure=bare(e))
         whole = JsonObject(body)
         content = whole.content
         let_read_again(request, body, content)

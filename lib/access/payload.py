@@ -43,7 +43,11 @@ class PayloadReader:
         that is not JSON, and `admission.failure`.
         """
         if admission.failure is not None:
-            raise admission.failure
+            error, admission.failure = admission.failure, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame: they would keep each other alive, and the body
         if admission.payload is not None:
             return admission.payload
         if not request.body_exists:
@@ -65,7 +69,7 @@ class PayloadReader:
         Raises `Draining` (503) if the worker is stopped before the whole body has arrived, what `read_json`
         raises, and what `spooled` raises.
         """
-        if self._is_stopped:
+        if self._is_stopped and admission.failure is None:
             raise Draining()
         received: dict[str, Any] | Upload | None = None
         async with AsyncExitStack() as stack:

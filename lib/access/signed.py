@@ -6,6 +6,7 @@ does not verify signatures itself: that is signatures.py.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from lib.access.envelope import PARSED_WHOLE_BYTES, SealedEnvelope, header_admis
 from lib.access.payload import small_object
 from lib.access.refusals import Refusals
 from lib.access.signatures import BadSignature, Signatures
-from lib.errors import Invalid, Unavailable
+from lib.errors import ClientGone, Invalid, Unavailable, WorkerError, bare
 from lib.request.exchange import connection_of, note_verified
 from lib.request.incoming import IncomingRequest
 from lib.request.sessions import Session, Sessions
@@ -118,11 +119,11 @@ class SignedRequests:
             try:
                 await arriving.note_verified()
                 sealed.parse(await arriving.whole())
-            except BaseException as e:  # also the cancellation of a client that leaves
+            except (WorkerError, ClientGone, asyncio.CancelledError) as e:
                 if is_session:  # a request inside a session is not counted
                     raise
                 # It is raised again as soon as the request's entry is open.
-                return Admission(sealed.auth, sealed.raw_auth, None, failure=e)
+                return Admission(sealed.auth, sealed.raw_auth, None, failure=bare(e))
         session_id = sealed.session_id
         session = None if session_id is None else self.sessions.find(session_id, sealed.raw_auth)
         once = session_id is None

@@ -138,9 +138,10 @@ class Journal:
     """Writes down each change in `file`: of `ledger`, of the used `signatures` (if any), and of `sessions`.
 
     `at_turn_end` has a function called once, at the end of the event loop's turn. The first change of a
-    request in a turn is written at once, those that follow in the same turn are written together at its end.
-    If the file can't be written, that is logged once, the file is deleted, and it is tried again after
-    `RETRY_S` seconds. A file of more than `max_bytes` is written anew.
+    request in a turn is written at once, those that follow in the same turn together: at its end, or as soon
+    as `write` is called, before anything is done that nobody could take back. If the file can't be written,
+    that is logged once, the file is deleted, and it is tried again after `RETRY_S` seconds. A file of more
+    than `max_bytes` is written anew.
     """
 
     def __init__(
@@ -179,11 +180,30 @@ class Journal:
 
     def close(self) -> None:
         """Write what is left, and close the file. What was not acknowledged is in it for the next start."""
-        self._write()
+        self.write()
         try:
             self._file.close()
         except OSError as e:
             self._note_failure(e)
+
+    def write(self) -> None:
+        """Write what waits for the turn's end, by one call of the operating system."""
+        if not self._unwritten:
+            return
+        if self._retry_at_s is not None:
+            self._unwritten.clear()
+            if self._clock.monotonic() >= self._retry_at_s:
+                self.begin()  # with these changes, which have been made already
+            return
+        try:
+            self._file.append(encode(self._unwritten))
+        except OSError as e:
+            self._note_failure(e)
+            return
+        finally:
+            self._unwritten.clear()
+        if self._file.size_bytes > self._limit_bytes:
+            self.begin()
 
     # Called by the ledger
 
@@ -230,37 +250,18 @@ class Journal:
         """Write a change of a request: at once, or at the end of the turn if it is not the first of it."""
         self._unwritten.append(record)
         if not self._is_in_turn:
+            self.write()
             self._is_in_turn = True
             self._at_turn_end(self._end_turn)
-            self._write()
 
     def _append(self, record: Record) -> None:
         """Write a change at once."""
         self._unwritten.append(record)
-        self._write()
+        self.write()
 
     def _end_turn(self) -> None:
         self._is_in_turn = False
-        self._write()
-
-    def _write(self) -> None:
-        """Write what is not written yet, by one call of the operating system."""
-        if not self._unwritten:
-            return
-        if self._retry_at_s is not None:
-            self._unwritten.clear()
-            if self._clock.monotonic() >= self._retry_at_s:
-                self.begin()  # with these changes, which have been made already
-            return
-        try:
-            self._file.append(encode(self._unwritten))
-        except OSError as e:
-            self._note_failure(e)
-            return
-        finally:
-            self._unwritten.clear()
-        if self._file.size_bytes > self._limit_bytes:
-            self.begin()
+        self.write()
 
     def _note_failure(self, error: OSError) -> None:
         try:

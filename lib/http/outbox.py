@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,13 @@ class Outbox:
     """Calls `flush` of each connection that was added, once, after all that has arrived was read.
 
     `connections` are all that may be added, and `idle` those of them that are not in use. The only one in use
-    is flushed at once.
+    is flushed at once. `before` is called before each write.
     """
 
-    __slots__ = ("_connections", "_idle", "_writers")
+    __slots__ = ("_connections", "_idle", "_writers", "before")
 
     def __init__(self, connections: Sized, idle: Sized) -> None:
+        self.before: Callable[[], object] = _nothing
         self._connections = connections
         self._idle = idle
         self._writers: list[Writer] = []
@@ -40,6 +41,7 @@ class Outbox:
     def add(self, writer: Writer) -> None:
         """Have `writer` flushed. Call it when the writer begins to hold something."""
         if len(self._connections) - len(self._idle) <= 1:
+            self.before()
             writer.flush()
             return
         if not self._writers:
@@ -47,9 +49,14 @@ class Outbox:
         self._writers.append(writer)
 
     def _flush(self) -> None:
+        self.before()
         writers, self._writers = self._writers, []
         for writer in writers:
             try:
                 writer.flush()
             except Exception:
                 log.exception("a write failed")
+
+
+def _nothing() -> None:
+    pass

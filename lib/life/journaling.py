@@ -50,6 +50,7 @@ async def journaled(running: RunningWorker, ledger: Ledger, clock: Clock) -> Asy
     journal = Journal(file, ledger, signatures, sessions, clock, at_turn_end)
     journal.begin()
     ledger.journal = sessions.journal = journal
+    running.direct.outbox.before = journal.write
     if signatures is not None:
         signatures.journal = journal
     try:

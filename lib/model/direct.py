@@ -339,6 +339,7 @@ class ModelConnection(asyncio.Protocol):
             self._held = head + body
             self._calls.outbox.add(self)
         else:
+            self._calls.outbox.before()
             self.transport.writelines((head, body))
         return ended
 

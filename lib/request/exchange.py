@@ -316,6 +316,10 @@ class Exchange:
             return
         assert self._entry is not None
         self._entry.start()
+        if (
+            not self.is_direct
+        ):  # author code is next; the calls that this worker writes itself wait in an outbox
+            self._entry.secure()
         self.started_s = self._clock.monotonic()
         if self._steps.started:
             _notify(self._steps.started, self)

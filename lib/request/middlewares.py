@@ -5,9 +5,10 @@ Owns their checks and the order in which they are applied. They have the signatu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from inspect import isawaitable
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -28,11 +29,16 @@ def middleware_problems(middlewares: Sequence[Middleware]) -> Iterator[str]:
             yield from call_problems(name, middleware, 2, may_be_async=True)
 
 
-def wrapped(handler: Handler, middlewares: Sequence[Middleware]) -> Handler:
-    """Wrap `handler` in `middlewares`, the first of which is the outermost."""
+def wrapped(answer: Callable[[web.Request], Awaitable[Any]], middlewares: Sequence[Middleware]) -> Handler:
+    """Wrap `answer` in `middlewares`, the first of which is the outermost; an `await` calls it."""
+    handler: Handler = partial(_awaited, answer)
     for middleware in reversed(middlewares):
         handler = partial(_call, middleware, handler)
     return handler
+
+
+async def _awaited(answer: Callable[[web.Request], Awaitable[Any]], request: web.Request) -> Any:
+    return await answer(request)
 
 
 async def _call(middleware: Middleware, handler: Handler, request: web.Request) -> web.StreamResponse:

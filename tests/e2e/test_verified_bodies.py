@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lib.access.arriving import ArrivingEnvelope
 from lib.metrics import Outcome
 from lib.runtime.settings import CarrierKind
 from tests.event_loop import until
@@ -24,6 +28,25 @@ FILLER = "y" * (150 * KIB)
 def begun(auth: dict[str, Any]) -> bytes:
     """The beginning of an envelope, within a string of its payload."""
     return f'{{"auth_data": {json.dumps(auth)}, "payload": {{"workload": 7.0, "data": "{FILLER}'.encode()
+
+
+@pytest.fixture
+def envelopes(monkeypatch: pytest.MonkeyPatch) -> Generator[weakref.WeakSet[ArrivingEnvelope]]:
+    """The envelopes that are in memory; meanwhile the garbage collector frees nothing."""
+    alive: weakref.WeakSet[ArrivingEnvelope] = weakref.WeakSet()
+    enter = ArrivingEnvelope.__aenter__
+
+    def entered(self: ArrivingEnvelope) -> object:
+        alive.add(self)
+        return enter(self)
+
+    monkeypatch.setattr(ArrivingEnvelope, "__aenter__", entered)
+    gc.collect()
+    gc.disable()
+    try:
+        yield alive
+    finally:
+        gc.enable()
 
 
 def reported(system: System) -> dict[int, str]:
@@ -44,7 +67,11 @@ def reported(system: System) -> dict[int, str]:
     ids=["auth_data twice", "wrong session_id", "more than JSON", "cut off", "too deep", "too large"],
 )
 async def test_a_body_that_goes_wrong_is_errored(
-    tmp_path: Path, carrier: CarrierKind, end: bytes, status: int
+    tmp_path: Path,
+    carrier: CarrierKind,
+    end: bytes,
+    status: int,
+    envelopes: weakref.WeakSet[ArrivingEnvelope],
 ) -> None:
     async with with_worker_task(tmp_path, carrier=carrier, max_json_bytes=MAX_BYTES) as system:
         async with connected(system.url) as client:
@@ -61,10 +88,13 @@ async def test_a_body_that_goes_wrong_is_errored(
         metrics = system.backend.metrics
         assert (metrics.opened, metrics.outcomes[Outcome.ERRORED], metrics.arriving) == (1, 1, 0)
         assert system.model.requests == []
+        await until(lambda: not envelopes)  # nothing keeps the body
 
 
 @CARRIERS
-async def test_a_client_that_leaves_while_it_sends_is_cancelled(tmp_path: Path, carrier: CarrierKind) -> None:
+async def test_a_client_that_leaves_while_it_sends_is_cancelled(
+    tmp_path: Path, carrier: CarrierKind, envelopes: weakref.WeakSet[ArrivingEnvelope]
+) -> None:
     async with with_worker_task(tmp_path, carrier=carrier, max_json_bytes=MAX_BYTES) as system:
         async with connected(system.url) as client:
             body = begun(system.auth(request_idx=78))
@@ -72,6 +102,8 @@ async def test_a_client_that_leaves_while_it_sends_is_cancelled(tmp_path: Path, 
             assert system.running is not None
             running = system.running
             await until(lambda: running.verified_bodies.held_bytes > 0)  # the signature is verified
+            assert len(envelopes) == 1
             client.leave()
         await until(lambda: reported(system) == {78: "Cancelled"})
+        await until(lambda: not envelopes)
         await until(lambda: running.verified_bodies.held_bytes == 0)

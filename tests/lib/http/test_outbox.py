@@ -52,3 +52,17 @@ async def test_a_write_that_fails_is_logged_and_the_others_are_made(caplog: pyte
     await run_event_loop_turns()
     assert flushed == ["failing", "last"]
     assert "a write failed" in caplog.text
+
+
+async def test_before_is_called_before_each_write() -> None:
+    connections, idle, notes = ["a", "b"], ["b"], list[str]()
+    outbox = Outbox(connections, idle)
+    outbox.before = lambda: notes.append("before")
+    outbox.add(NotingWriter("a", notes))
+    assert notes == ["before", "a"]
+    idle.clear()
+    notes.clear()
+    outbox.add(NotingWriter("a", notes))
+    outbox.add(NotingWriter("b", notes))
+    await run_event_loop_turns()
+    assert notes == ["before", "a", "b"]

@@ -13,6 +13,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from lib.backend import Backend
+from lib.errors import TooBusy
+from lib.metrics import Outcome
 from lib.model.readiness import State
 from lib.server import inspected_by, run_server
 from tests.event_loop import until
@@ -86,6 +88,39 @@ async def test_a_middleware_may_answer_without_load(tmp_path: Path, middleware: 
 
 async def buggy(request: web.Request, handler: Handler) -> web.StreamResponse:
     raise RuntimeError("a middleware's bug")
+
+
+async def _replaces_a_refusal(request: web.Request, handler: Handler) -> web.StreamResponse:
+    answer = handler(request)
+    try:
+        return await answer
+    except TooBusy:
+        return web.json_response("fallback")
+
+
+async def _does_not_wait(request: web.Request, handler: Handler) -> web.StreamResponse:
+    answer: Any = handler(request)
+    answer.close()
+    return web.json_response("own")
+
+
+@pytest.mark.parametrize(
+    ("middleware", "answer"), [(_replaces_a_refusal, "fallback"), (_does_not_wait, "own")]
+)
+async def test_nothing_is_done_before_the_answer_is_awaited(
+    tmp_path: Path, middleware: Middleware, answer: str
+) -> None:
+    setup = Setup(health="/health", backend={"max_wait_time": 0.0})
+    async with with_worker_task(tmp_path, setup, make=with_middlewares(middleware)) as system:
+        assert system.backend is not None
+        metrics = system.backend.metrics
+        held = metrics.open()
+        held.set_workload(1000.0)
+        held.accept()
+        status, body = await system.call("/echo", 3.0)
+        assert (status, json.loads(body)) == (200, answer)
+        assert metrics.received == 1  # only the one that is held
+        held.set_outcome(Outcome.CANCELLED)
 
 
 async def test_an_exception_is_a_500(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
