@@ -57,7 +57,7 @@ class DeploymentTarget:
             return cast(Deployment, found)
         names = [name for name, value in vars(module).items() if isinstance(value, sdk.deployment_class)]
         what = (
-            f"{self} is a {type(found).__name__}, not a Deployment"
+            f"{self.name!r} is of the type {type(found).__name__}, not a Deployment"
             if found is not None
             else f"the module {self.module} has no {self.name!r}"
         )
@@ -94,10 +94,20 @@ def parse_target(text: str) -> DeploymentTarget:
     """Parse MODULE:APP. Raises `ValueError` with what is wrong."""
     module, colon, name = text.partition(":")
     if module.endswith(".py") or os.sep in module:
-        dotted = module.removesuffix(".py").strip(f".{os.sep}").replace(os.sep, ".")
-        raise ValueError(f"must name a module, not a file: {dotted}:{name or 'app'}")
-    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        path = os.path.normpath(module.removesuffix(".py"))
+        dotted, folder = path.replace(os.sep, "."), ""
+        if not _is_dotted(dotted):
+            dotted, folder = os.path.basename(path), os.path.dirname(path)
+        if _is_dotted(dotted):
+            where = f", run in the folder {folder}" if folder else ""
+            raise ValueError(f"must name a module, not a file: {dotted}:{name or 'app'}{where}")
+    if not colon or not name.isidentifier() or not _is_dotted(module):
         raise ValueError(
             "must be MODULE:APP, such as my_model:app for `app = Deployment(…)` in the module my_model"
         )
     return DeploymentTarget(module, name)
+
+
+def _is_dotted(text: str) -> bool:
+    """Whether `text` can be the name of a module, with those of its packages."""
+    return all(part.isidentifier() for part in text.split("."))

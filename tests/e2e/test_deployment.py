@@ -253,7 +253,12 @@ async def test_a_deployment_is_checked_without_serving_it(tmp_path: Path) -> Non
     ("target", "text", "status", "said"),
     [
         ("app:nope", "", 2, "the module app has no 'nope'. Its deployments are app"),
-        ("app:other", "other = {}", 2, "app:other is a dict, not a Deployment. Its deployments are app"),
+        (
+            "app:other",
+            "other = {}",
+            2,
+            "'other' is of the type dict, not a Deployment. Its deployments are app",
+        ),
         ("nothing:app", "", 2, "there is no module nothing in "),
         ("app:app", "", 2, "the deployment has no functions: decorate one with its remote()"),
         (
