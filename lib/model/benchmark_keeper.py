@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -166,24 +167,33 @@ class BenchmarkKeeper:
         Then it is called again after the next pause. It is not called while the worker isn't ready.
         """
         is_done = False
+        with self._listening():
+            while not is_done:
+                await self._pause(idle_s)
+                async with anyio.create_task_group() as group:
+
+                    async def call(scope: anyio.CancelScope = group.cancel_scope) -> None:
+                        nonlocal is_done
+                        try:
+                            await function()
+                        except BenchmarkFailed as e:
+                            log.warning("benchmark: the result is kept, since it could not be checked: %s", e)
+                        is_done = True
+                        scope.cancel()
+
+                    group.start_soon(call)
+                    await self._traffic.wait()
+                    group.cancel_scope.cancel()
+
+    @contextmanager
+    def _listening(self) -> Generator[None, None, None]:
+        """Set `_traffic` at each change of the ledger, until the block ends."""
         self.ledger.listeners.append(self._traffic.set)
-        while not is_done:
-            await self._pause(idle_s)
-            async with anyio.create_task_group() as group:
-
-                async def call(scope: anyio.CancelScope = group.cancel_scope) -> None:
-                    nonlocal is_done
-                    try:
-                        await function()
-                    except BenchmarkFailed as e:
-                        log.warning("benchmark: the result is kept, since it could not be checked: %s", e)
-                    is_done = True
-                    scope.cancel()
-
-                group.start_soon(call)
-                await self._traffic.wait()
-                group.cancel_scope.cancel()
-        self.ledger.listeners.remove(self._traffic.set)
+        try:
+            yield
+        finally:
+            with suppress(ValueError):  # when the engine ends, the listeners are reset
+                self.ledger.listeners.remove(self._traffic.set)
 
     async def _pause(self, idle_s: float) -> None:
         """Return after `idle_s` seconds in which the worker was ready and had no request."""

@@ -160,6 +160,23 @@ def test_the_first_request_ends_it_and_it_begins_again_after_the_next_pause(tmp_
     run(interrupted, tmp_path)
 
 
+async def cancelled(resets: bool, directory: Path, clock: VirtualClock) -> None:
+    await measured(clock, directory)
+    async with kept(clock, directory) as here:
+        await here.ready()
+        await here.sent_after(IDLE_TO_VERIFY_S / 2)
+        assert len(here.ledger.listeners) == 1
+        if resets:
+            here.ledger.listeners.clear()
+    assert here.ledger.listeners == []
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_worker_that_stops_leaves_no_listener(tmp_path: Path, resets: bool) -> None:
+    """Its engine may have reset the listeners before."""
+    run(partial(cancelled, resets), tmp_path)
+
+
 async def not_while_errored(directory: Path, clock: VirtualClock) -> None:
     await measured(clock, directory)
     async with kept(clock, directory) as here:
