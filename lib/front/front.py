@@ -150,9 +150,10 @@ class Front:
             return None
         serve = self.direct.get(head.target.partition("?")[0])
         values = head.values
-        if serve is None or ("x-vast-auth" not in values and "authorization" not in values):
-            return serve
-        return None if _has_upload(head) else serve
+        if "x-vast-auth" in values or ("authorization" in values and "vast." in values["authorization"]):
+            # With header authentication, the body may be an upload.
+            return serve if _has_json(head) else None
+        return serve
 
     def new_http(self, connection: FrontConnection) -> Any:
         """Make aiohttp's protocol for `connection`."""
@@ -370,10 +371,7 @@ def _taken_bytes(connection: FrontConnection) -> int:
     return -transport.get_write_buffer_size() if acked is None else acked
 
 
-def _has_upload(head: RequestHead) -> bool:
-    """Whether the request has header authentication and a body that is not JSON, or none."""
-    values = head.values
-    if "x-vast-auth" not in values and "vast." not in values.get("authorization", ""):
-        return False
-    content_type = values.get("content-type", "").partition(";")[0].strip().lower()
-    return head.length == 0 or not (content_type == "application/json" or content_type.endswith("+json"))
+def _has_json(head: RequestHead) -> bool:
+    """Whether the request has a body, and its media type is JSON."""
+    content_type = head.values.get("content-type", "").partition(";")[0].strip().lower()
+    return head.length != 0 and (content_type == "application/json" or content_type.endswith("+json"))
