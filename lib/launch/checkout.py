@@ -53,11 +53,18 @@ class Fetcher:
         self._update_file = update_file
 
     def get(self, checkout: Checkout) -> bool:
-        """Fetch the code if there is none, or `refresh` it; return whether it was updated on request."""
-        if checkout.has_code:
-            return self.refresh(checkout)
-        self._fetch_first(checkout)
-        return False
+        """Fetch the code if there is none, or `refresh` it; return whether it was updated on request.
+
+        Raises `CannotStart` if there is no worker then. A package is not fetched: start_server.sh does that.
+        """
+        if not (checkout.has_code or checkout.is_package):
+            self._fetch_first(checkout)
+            return False
+        is_updated = self.refresh(checkout)
+        if checkout.is_package and not checkout.has_code:
+            text = f"{checkout.source} has no workers/: check PYWORKER_FRAMEWORK, or set PYWORKER_REPO"
+            raise CannotStart(EXIT_SETTINGS, text)
+        return is_updated
 
     def refresh(self, checkout: Checkout) -> bool:
         """Update the code if the engine has requested that, and return whether it was; fetch another `ref`.

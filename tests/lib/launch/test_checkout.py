@@ -1,4 +1,4 @@
-"""Checkouts whose repository's URL has changed."""
+"""Checkouts whose repository's URL has changed, and packages in place of checkouts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from lib.launch.checkout import Checkout, Fetcher
 from lib.launch.commands import Commands
 from lib.launch.errors import CannotStart
 from lib.launch.log import LaunchLog
+from lib.runtime.exit_status import EXIT_SETTINGS
+
+pytestmark = pytest.mark.process
 
 # One token's URL, and others that name the same repository.
 CLONED = "https://me:first@host.example/mine"
@@ -49,3 +52,44 @@ def test_another_repository_is_refused_without_a_token_in_the_message(tmp_path: 
         origin_after(cloned(tmp_path / "mine"), url)
     assert "is a clone of https://host.example/mine, not of https://" in str(refused.value)
     assert "first" not in str(refused.value)
+
+
+# Packages
+
+# An installer that puts the files of `$TEST_FILES` into the folder after `--target`.
+UV = """#!/bin/sh
+for word; do
+  if [ "$before" = --target ]; then mkdir -p "$word"; (cd "$word" && mkdir -p $TEST_FILES); fi
+  before=$word
+done
+"""
+
+
+def package_in(folder: Path, *, installs: str, is_update: bool) -> tuple[Fetcher, Checkout]:
+    """Make the folder of a package, with the launcher only, and a uv that `installs` these folders."""
+    (folder / "framework" / "lib").mkdir(parents=True)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "uv").write_text(UV)
+    (folder / "bin" / "uv").chmod(0o755)
+    if is_update:
+        (folder / "force_update").touch()
+    log = LaunchLog()
+    environ = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TEST_FILES": installs}
+    fetcher = Fetcher(Commands(log, environ), log, folder / "force_update")
+    return fetcher, Checkout(folder / "framework", "pyworker>=1", "", "PYWORKER_FRAMEWORK", True)
+
+
+@pytest.mark.parametrize("is_update", [False, True])
+def test_a_package_without_workers_is_refused_and_never_cloned(tmp_path: Path, is_update: bool) -> None:
+    fetcher, package = package_in(tmp_path, installs="lib", is_update=is_update)
+    with pytest.raises(CannotStart) as refused:
+        fetcher.get(package)
+    assert str(refused.value).startswith("pyworker>=1 has no workers/: check PYWORKER_FRAMEWORK")
+    assert refused.value.status == EXIT_SETTINGS
+    assert not (package.folder / ".git").exists()
+
+
+def test_a_package_without_workers_is_replaced_by_an_update_that_has_them(tmp_path: Path) -> None:
+    fetcher, package = package_in(tmp_path, installs="lib workers", is_update=True)
+    assert fetcher.get(package)
+    assert sorted(os.listdir(package.folder)) == ["lib", "workers"]
