@@ -146,8 +146,14 @@ class Fetcher:
         if not self._commands.run(*command, "--no-deps", "--target", new, checkout.url):
             return False
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-        os.rename(new, folder)
+        try:
+            os.rename(folder, old)
+            os.rename(new, folder)
+        except OSError as e:
+            self._log.say(f"{new} could not be moved to {folder}: {e.strerror}")
+            if not os.path.exists(folder):
+                os.rename(old, folder)
+            return False
         shutil.rmtree(old, ignore_errors=True)
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ done
 """
 
 
+class OneAttempt(Commands):
+    """Commands that are not tried again."""
+
+    def attempt(self, step: Callable[[], bool], pauses_s: Sequence[float] = ()) -> bool:
+        return super().attempt(step, pauses_s)
+
+
 def package_in(folder: Path, *, installs: str, is_update: bool) -> tuple[Fetcher, Checkout]:
     """Make the folder of a package, with the launcher only, and a uv that `installs` these folders."""
     (folder / "framework" / "lib").mkdir(parents=True)
@@ -75,7 +83,7 @@ def package_in(folder: Path, *, installs: str, is_update: bool) -> tuple[Fetcher
         (folder / "force_update").touch()
     log = LaunchLog()
     environ = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TEST_FILES": installs}
-    fetcher = Fetcher(Commands(log, environ), log, folder / "force_update")
+    fetcher = Fetcher(OneAttempt(log, environ), log, folder / "force_update")
     return fetcher, Checkout(folder / "framework", "pyworker>=1", "", "PYWORKER_FRAMEWORK", True)
 
 
@@ -92,4 +100,16 @@ def test_a_package_without_workers_is_refused_and_never_cloned(tmp_path: Path, i
 def test_a_package_without_workers_is_replaced_by_an_update_that_has_them(tmp_path: Path) -> None:
     fetcher, package = package_in(tmp_path, installs="lib workers", is_update=True)
     assert fetcher.get(package)
+    assert sorted(os.listdir(package.folder)) == ["lib", "workers"]
+
+
+@pytest.mark.parametrize("fails", ["the old folder", "the new folder"])
+def test_a_folder_that_cannot_be_moved_leaves_the_package_as_it_was(tmp_path: Path, fails: str) -> None:
+    fetcher, package = package_in(tmp_path, installs="lib", is_update=True)
+    (package.folder / "workers").mkdir()
+    if fails == "the old folder":
+        (tmp_path / "framework.old").touch()  # a file, which is not removed and stands in the way
+    else:
+        (tmp_path / "bin" / "uv").write_text("#!/bin/sh\n")  # so that there is no new folder
+    assert not fetcher.get(package)
     assert sorted(os.listdir(package.folder)) == ["lib", "workers"]
