@@ -1,9 +1,7 @@
 #!/usr/bin/env bash
 # Start an instance's worker: `BACKEND=tgi ./start_server.sh`, or piped from a URL. A template's onstart script
-# runs this at every boot; steps that are already done are skipped. The variables are in docs/operating.md, "Start on an
-# instance".
-#
-# It finds a Python, and fetches the framework if it was piped. The launcher (lib/launch/launcher.py) does the rest.
+# runs this at every boot; steps that are already done are skipped. It finds a Python, and fetches the framework if it
+# was piped; lib/launch/launcher.py does the rest. The variables are in docs/operating.md, "Start on an instance".
 #
 # The exit status is the worker's. If no worker ran: 2 for wrong settings, 3 if another process uses the port,
 # 1 if a step failed, and 128 plus the signal's number after a signal.
@@ -12,6 +10,7 @@ shopt -s extglob
 
 readonly FRAMEWORK=https://github.com/vast-ai/pyworker # if this script was piped without PYWORKER_FRAMEWORK
 readonly MIN_PYTHON=3.10
+readonly PACKAGE='^[A-Za-z0-9][A-Za-z0-9._-]*( *\[[^]#]*\])? *([=~!<>]=|[<>])[^#]*$' # as in lib/launch/packages.py
 readonly LAUNCH='import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module("lib.launch", run_name="__main__")'
 readonly RETRY_PAUSES_S=(1 2 '') REPORT_LIMIT_S=10
 readonly WAITING_S=30 # until the first message about a wait; later it is a quarter of the time waited
@@ -159,12 +158,13 @@ find_framework() {
   if [[ -z $source && -f $script ]]; then source=$(dirname "$(readlink -f "$script")"); fi
   framework=$(readlink -f "${source:-.}")
   if [[ -n $source ]] && has_launcher; then return; fi
-  url=${PYWORKER_FRAMEWORK:-$FRAMEWORK}
+  url=${PYWORKER_FRAMEWORK:-$FRAMEWORK} framework=$workspace/pyworker-framework
   if [[ $url == *'#'* ]]; then ref=${url##*'#'} url=${url%'#'*}; fi
-  framework=$workspace/pyworker-framework
   if [[ $url != *[/:]* ]]; then framework+=-$url get=install; fi
-  if has_launcher; then return; fi
-  fetch_framework "${url/\/\/*@/\/\/}${ref:+ at $ref}"
+  [[ $get == clone || $PYWORKER_FRAMEWORK =~ $PACKAGE ]] ||
+    refuse "$EXIT_SETTINGS" "cannot start:"$'\n'"  - PYWORKER_FRAMEWORK: there is no folder '$PYWORKER_FRAMEWORK' with \
+lib/launch, and a package is named with its version and without #, such as pyworker==1.2"
+  has_launcher || fetch_framework "${url/\/\/*@/\/\/}${ref:+ at $ref}"
 }
 
 has_launcher() { [[ -f $framework/lib/launch/__main__.py ]]; }

@@ -24,6 +24,7 @@ from lib.launch.commands import Commands
 from lib.launch.environment import Environment
 from lib.launch.errors import CannotStart, LaunchStopped
 from lib.launch.log import LaunchLog
+from lib.launch.packages import is_requirement
 from lib.launch.port import holder_of
 from lib.launch.reports import report
 from lib.launch.settings import LaunchSettings, without_password
@@ -137,7 +138,7 @@ class Launch:
 
     def _problems_of_code(self, code: Checkout | None) -> Iterator[str]:
         """Yield what is missing on this machine, and what the settings of the code have wrong."""
-        settings = self._settings
+        settings, framework = self._settings, self._framework
         name_of_folder = "set the name of a folder of workers/"
         if shutil.which("curl") is None:
             yield "curl is missing: install it (for reports and certificates)"
@@ -146,11 +147,15 @@ class Launch:
         if code is None:
             repo = without_password(settings.repo)
             yield f"PYWORKER_REPO: '{repo}' does not end in a name: set a repository's URL"
-        if settings.ref and not settings.repo and self._framework.is_package:
+        source = f"{framework.url}#{framework.ref}" if framework.ref else framework.url
+        if framework.is_package and not is_requirement(source):
+            how = "a package is named with its version and without #, such as pyworker==1.2"
+            yield f"PYWORKER_FRAMEWORK: there is no folder '{source}' with lib/launch, and {how}"
+        if settings.ref and not settings.repo and framework.is_package:
             yield "PYWORKER_REF: a package has no git references: set its version in PYWORKER_FRAMEWORK"
         if settings.backend and not re.fullmatch("[A-Za-z0-9_-]+", settings.backend):
             yield f"BACKEND: '{settings.backend}' is not a worker's name: {name_of_folder}"
-        elif not settings.backend and not settings.repo and module_of(self._framework.folder, "") is None:
+        elif not settings.backend and not settings.repo and module_of(framework.folder, "") is None:
             yield f"BACKEND: missing: {name_of_folder}, as there is no worker.py"
         if settings.venv is not None and not os.access(settings.venv / "bin" / "python", os.X_OK):
             what_to_do = "set a Python environment, or unset it"

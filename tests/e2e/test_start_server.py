@@ -424,6 +424,42 @@ async def test_a_framework_from_an_index_is_kept_updated_and_replaced(tmp_path: 
     assert not [name for name in os.listdir(instance.workspace) if name.startswith(".pyworker-start")]
 
 
+NO_FRAMEWORK = ("my-framework", "pyworker", "-rreqs.txt", "-rreqs==1", "~", "..", " ", "pyworker==1.0#main")
+
+
+async def test_a_mistyped_folder_is_no_package(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    for name in ("pyworker", "my_framework"):
+        write_wheel(index, name, "1.0", framework_files("a stranger's"))
+    async with with_instance(
+        tmp_path, BACKEND="own", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(index)
+    ) as instance:
+        for framework in NO_FRAMEWORK:
+            instance.env["PYWORKER_FRAMEWORK"] = framework
+            status, output = await instance.run(instance.script)
+            assert (status, "fetching" in output) == (EXIT_SETTINGS, False), output
+            said = (
+                f"cannot start:\n  - PYWORKER_FRAMEWORK: there is no folder '{framework}' with lib/launch, "
+            )
+            assert said in output
+            assert instance.system.last_report.error_msg.startswith(said)
+        assert os.listdir(instance.workspace) == ["pyworker.log"]
+
+
+async def test_the_launcher_refuses_a_mistyped_folder_that_an_older_script_installed(tmp_path: Path) -> None:
+    async with with_instance(tmp_path, BACKEND="own", PYWORKER_FRAMEWORK="my-framework") as instance:
+        replace_in(instance.script, "PACKAGE='^", "PACKAGE='|")
+        code = instance.workspace / "pyworker-framework-my-framework"
+        for name, text in framework_files("a stranger's").items():
+            (code / name).parent.mkdir(parents=True, exist_ok=True)
+            (code / name).write_text(text)
+        status, output = await instance.run(instance.script)
+        said = "  - PYWORKER_FRAMEWORK: there is no folder 'my-framework' with lib/launch, and "
+        assert (status, said in output) == (EXIT_SETTINGS, True), output
+        assert "a stranger's" not in output
+
+
 async def test_a_piped_script_fetches_the_framework_from_its_variable(tmp_path: Path) -> None:
     source = framework_in(tmp_path / "fork")
     first = source.commit({"workers/own/server.py": "print('two')"})
