@@ -12,12 +12,15 @@ from aiohttp import web
 
 from lib.errors import BodyTooLarge
 from lib.local.messages import BadMessage, Fields, parse_object, wrong_endpoint_name
-from lib.runtime.hosts import is_loopback, is_loopback_url
-from lib.runtime.urls import is_http_base_url
+from lib.runtime.hosts import is_loopback, parse_host_port
 from lib.wire import LOOPBACK_HEADER
 
 # The largest message has 10,000 finished requests of about 200 bytes each.
 MAX_BODY_BYTES = 8 * 1024 * 1024
+# A worker's loopback port has no TLS.
+_LOOPBACK_SCHEME = "http://"
+# A proxy on this machine connects from it for clients elsewhere.
+_SET_BY_PROXIES = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 
 
 async def read_message(request: web.Request) -> Mapping[str, object]:
@@ -53,13 +56,23 @@ def endpoint_in_path(request: web.Request) -> str | None:
 
 
 def loopback_url_in(request: web.Request) -> str:
-    """The URL of the loopback port of the worker that reports; "" if it is not on this machine.
+    """The URL of the loopback port of the worker that reports, `http://HOST:PORT`; "" if it names none.
 
-    Another machine is not believed: the engine asks this URL.
+    The engine asks this URL, so another machine is not believed, nor is a report that a proxy passed on.
     """
-    url = request.headers.get(LOOPBACK_HEADER, "").rstrip("/")
-    is_usable = is_http_base_url(url) and is_loopback_url(url)
-    return url if is_usable and is_loopback(request.remote or "") else ""
+    url = request.headers.get(LOOPBACK_HEADER, "")
+    authority = parse_host_port(url.removeprefix(_LOOPBACK_SCHEME))
+    if (
+        not url.startswith(_LOOPBACK_SCHEME)
+        or not url.isascii()
+        or authority is None
+        or authority.port not in range(1, 65536)
+        or not is_loopback(authority.host)
+        or not is_loopback(request.remote or "")
+        or any(name in request.headers for name in _SET_BY_PROXIES)
+    ):
+        return ""
+    return url
 
 
 def api_key_of(request: web.Request, message: Mapping[str, object]) -> str:

@@ -210,13 +210,27 @@ URL = "http://127.0.0.1:3001"
     ("named", "remote", "url"),
     [
         (URL, "127.0.0.1", URL),
-        (f"{URL}/", "::1", URL),
+        ("http://[::1]:3001", "::1", "http://[::1]:3001"),
         ("http://localhost:3001", "127.0.0.1", "http://localhost:3001"),
         (URL, "192.0.2.7", ""),  # another machine is not believed
         ("http://192.0.2.7:3001", "127.0.0.1", ""),
         ("http://engine.example:3001", "127.0.0.1", ""),
         ("file:///etc/passwd", "127.0.0.1", ""),
-        ("http://127.0.0.1:3001/?x=", "127.0.0.1", ""),
+        # It is a port's URL and no more: what the engine appends must stay the whole path.
+        (f"{URL}/", "127.0.0.1", ""),
+        (f"{URL}/shutdown", "127.0.0.1", ""),
+        (f"{URL}/?x=", "127.0.0.1", ""),
+        (f"{URL}?", "127.0.0.1", ""),
+        (f"{URL}#", "127.0.0.1", ""),
+        (f"{URL}/shutdown#", "127.0.0.1", ""),
+        (f"{URL}\\@192.0.2.7", "127.0.0.1", ""),
+        ("http://user@127.0.0.1:3001", "127.0.0.1", ""),
+        ("http://192.0.2.7@127.0.0.1:3001", "127.0.0.1", ""),
+        ("https://127.0.0.1:3001", "127.0.0.1", ""),
+        ("http://127.0.0.1", "127.0.0.1", ""),
+        ("http://127.0.0.1:0", "127.0.0.1", ""),
+        ("http://127.0.0.1:65536", "127.0.0.1", ""),
+        ("http://127.0.0.1:\N{ARABIC-INDIC DIGIT THREE}001", "127.0.0.1", ""),
         ("nonsense", "127.0.0.1", ""),
         ("http://[", "127.0.0.1", ""),
         ("", "127.0.0.1", ""),
@@ -225,3 +239,10 @@ URL = "http://127.0.0.1:3001"
 def test_the_loopback_port_of_a_report(named: str, remote: str, url: str) -> None:
     request = make_mocked_request("POST", "/worker_status/", headers={"X-PyWorker-Loopback": named})
     assert loopback_url_in(request.clone(remote=remote)) == url
+
+
+@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"])
+def test_the_loopback_port_of_a_report_through_a_proxy_is_not_believed(header: str) -> None:
+    headers = {"X-PyWorker-Loopback": URL, header: "192.0.2.7"}
+    request = make_mocked_request("POST", "/worker_status/", headers=headers)
+    assert loopback_url_in(request.clone(remote="127.0.0.1")) == ""
