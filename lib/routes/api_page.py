@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from aiohttp import web
+
 from lib.fields.schemas import REFERENCE, Schema, resolved
 
 # A page without scripts, that loads nothing.
@@ -140,6 +142,12 @@ def page_of(document: Mapping[str, Any], engine_url: str | None) -> str:
         '<meta name="viewport" content="width=device-width">\n<title>Routes of this worker</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
+
+
+def html_response(page: str, headers: Mapping[str, str]) -> web.Response:
+    """The answer that has `page`; what UTF-8 can't encode in it, lone surrogates, becomes "?"."""
+    body = page.encode(errors="replace")
+    return web.Response(body=body, content_type="text/html", charset="utf-8", headers=headers)
 
 
 def _introduction(document: Mapping[str, Any], engine_url: str | None) -> str:

@@ -23,7 +23,7 @@ from lib.declare.declared_handler import DeclaredHandler, accepts_only_uploads
 from lib.fields.callables import same_function
 from lib.fields.json_fields import reader_of
 from lib.fields.schemas import REFERENCE, Definitions, Schema, resolved
-from lib.routes.api_page import HEADERS, page_of
+from lib.routes.api_page import HEADERS, html_response, page_of
 from lib.routes.examples import example_for, handled_routes
 from lib.runtime.hosts import is_loopback_url
 from lib.runtime.own_version import own_version
@@ -85,7 +85,7 @@ async def _page(
 ) -> web.Response:
     local = next(filter(is_loopback_url, backend.running.settings.report_addrs), None)
     page = page_of(await _description(backend, routes), local)
-    return web.Response(text=page, content_type="text/html", headers=HEADERS)
+    return html_response(page, HEADERS)
 
 
 async def _description(backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> dict[str, Any]:

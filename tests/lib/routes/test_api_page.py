@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from lib.backend import Backend
-from lib.routes.api_page import page_of, type_in_words
+from lib.routes.api_page import HEADERS, html_response, page_of, type_in_words
 from lib.routes.openapi import description_of
 from lib.uploads import Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
@@ -88,6 +88,16 @@ def test_nothing_of_an_authors_becomes_a_tag() -> None:
     shown = Shown(page_of(document, HOSTILE))
     assert "script" not in shown.tags
     assert shown.text.count("alert(1)") > 5
+
+
+def test_what_cannot_be_encoded_is_replaced() -> None:
+    """JSON can have lone surrogates, and so can an author's text."""
+    document = document_of(HandlerConfig("/a", benchmark_config=BenchmarkConfig(dataset=[{"a": "\ud800"}])))
+    document["paths"]["/a"]["post"]["summary"] = "\ud800"
+    response = html_response(page_of(document, None), HEADERS)
+    assert isinstance(response.body, bytes)
+    assert b"<p>?</p>" in response.body
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
 
 
 def test_an_upload_is_told() -> None:
