@@ -7,6 +7,7 @@ the API (descriptions.py), the page (docs_page.py), the request that is tried (t
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator
 
@@ -15,13 +16,14 @@ from aiohttp import web
 
 from lib.client import RouteAnswer
 from lib.errors import AnswerCut, ClientGone, aborted
-from lib.local.descriptions import Descriptions, NotDescribed
+from lib.local.descriptions import ASKED_BY_ENGINE, Descriptions, NotDescribed
 from lib.local.docs_page import DOCS_HEADERS, DocsPage
 from lib.local.engine import LocalEngine
 from lib.local.messages import NotFound
 from lib.local.request_reading import endpoint_in_path, read_bytes
 from lib.local.tried_requests import MAX_TRIED_BYTES, TriedRequest, read_tried, relay_answer
 from lib.local.worker_calls import call_worker, send, worker_http
+from lib.routes.api_page import html_response
 
 log = logging.getLogger(__name__)
 
@@ -55,19 +57,22 @@ class DocsApi:
             yield
 
     async def _openapi(self, request: web.Request) -> web.Response:
+        if ASKED_BY_ENGINE in request.headers:
+            raise NotFound("this is an engine: it describes the routes of its workers, and has none itself")
         name = endpoint_in_path(request) or self._default_name()
         description = await self._described.ask(self._engine.groups.joined(name).name)
-        return web.json_response(description.document)
+        text = await asyncio.to_thread(json.dumps, description.document)
+        return web.json_response(text=text)
 
     async def _docs(self, request: web.Request) -> web.Response:
         names = [each.name for each in self._engine.groups.endpoints.values()]
         name = endpoint_in_path(request) or self._default_name()
         page = DocsPage(name, names, f"{request.scheme}://{request.host}", self._engine.needs_key)
         try:
-            text = page.of(await self._described.ask(name))
+            text = await asyncio.to_thread(page.of, await self._described.ask(name))
         except NotDescribed as e:
             text = page.without(e.message)
-        return web.Response(text=text, content_type="text/html", headers=DOCS_HEADERS)
+        return html_response(text, DOCS_HEADERS)
 
     async def _try(self, request: web.Request) -> web.StreamResponse:
         body = await read_bytes(request, MAX_TRIED_BYTES)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
+import anyio
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, make_mocked_request
@@ -17,6 +19,7 @@ from lib.local import descriptions
 from lib.local.descriptions import Descriptions, NotDescribed, described_by
 from lib.local.engine import LocalEngine
 from lib.local.request_reading import loopback_url_in
+from lib.local.serving import serve_engine
 from tests.fakes.reports import READY
 from tests.manual_clock import ManualClock
 from tests.system import PortLease, engine_key
@@ -36,15 +39,19 @@ def document(url: str = WORKER_URL, **paths: Any) -> dict[str, Any]:
 
 @dataclass
 class Asked:
-    """A loopback port, which answers `body`, and the number of times that it was asked."""
+    """A loopback port, which answers `body` once `gate` is set, and how often it was asked."""
 
     url: str
     body: Any
     status: int = 200
     count: int = 0
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, _: web.Request) -> web.Response:
         self.count += 1
+        self.came.set()
+        await self.gate.wait()
         body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
         return web.Response(body=body, status=self.status, headers={"Location": "/openapi.json"})
 
@@ -52,6 +59,7 @@ class Asked:
 @asynccontextmanager
 async def loopback_port(body: Any, status: int = 200) -> AsyncGenerator[Asked, None]:
     asked, app = Asked("", body, status), web.Application()
+    asked.gate.set()
     app.router.add_get("/openapi.json", asked.answer)
     server = TestServer(app)
     await server.start_server()
@@ -59,6 +67,7 @@ async def loopback_port(body: Any, status: int = 200) -> AsyncGenerator[Asked, N
         asked.url = str(server.make_url("")).rstrip("/")
         yield asked
     finally:
+        asked.gate.set()
         await server.close()
 
 
@@ -80,7 +89,7 @@ class Asking:
 
 
 @asynccontextmanager
-async def asking(**limits: int) -> AsyncGenerator[Asking, None]:
+async def asking(**limits: Any) -> AsyncGenerator[Asking, None]:
     engine = LocalEngine(clock=ManualClock(), key=engine_key())
     async with aiohttp.ClientSession() as http:
         yield Asking(engine, Descriptions(engine, http, **limits))
@@ -114,6 +123,69 @@ async def test_the_latest_description_is_kept_until_none_can_be_had() -> None:
         await here.refusal()
         port.body = document(b=OPERATION)
         assert [route.path for route in (await here.descriptions.latest("local")).routes] == ["/b"]
+
+
+async def test_who_asks_at_the_same_time_gets_the_same_answer() -> None:
+    async with asking() as here, loopback_port(document(a=OPERATION)) as port:
+        here.report(port.url)
+        port.gate.clear()
+        asks = [asyncio.create_task(here.descriptions.ask("local")) for _ in range(5)]
+        await port.came.wait()
+        port.gate.set()
+        first, *others = await asyncio.gather(*asks)
+        assert all(each is first for each in others)
+        assert port.count == 1
+        port.body = b"{}"
+        assert len(set(await asyncio.gather(*(here.refusal() for _ in range(5))))) == 1
+        assert port.count == 2
+
+
+async def test_who_waits_for_an_answer_is_not_held_up_if_the_first_leaves() -> None:
+    async with asking() as here, loopback_port(document(a=OPERATION)) as port:
+        here.report(port.url)
+        port.gate.clear()
+        first, second = (asyncio.create_task(here.descriptions.ask("local")) for _ in range(2))
+        await port.came.wait()
+        first.cancel()
+        port.gate.set()
+        assert (await second).worker_id == 7
+
+
+async def test_a_slow_worker_does_not_hold_up_the_next() -> None:
+    async with (
+        asking(patience_s=0.01) as here,
+        loopback_port(document(a=OPERATION)) as slow,
+        loopback_port(document(b=OPERATION)) as other,
+    ):
+        slow.gate.clear()
+        here.report(slow.url, id=1)
+        here.report(other.url, id=2)
+        with anyio.fail_after(descriptions.ANSWER_TIMEOUT_S / 2):
+            assert (await here.descriptions.ask("local")).worker_id == 2
+
+
+async def test_all_workers_have_one_limit() -> None:
+    async with (
+        asking(patience_s=0.0, timeout_s=0.01) as here,
+        loopback_port(document(a=OPERATION)) as port,
+    ):
+        port.gate.clear()
+        for worker_id in (1, 2, 3):
+            here.report(port.url, id=worker_id)
+        told = " ".join(f"Worker {worker_id} did not answer within 0.01 s." for worker_id in (1, 2, 3))
+        assert await here.refusal() == told
+
+
+async def test_an_engine_that_is_named_as_its_own_worker() -> None:
+    engine = LocalEngine(clock=ManualClock(), key=engine_key())
+    async with serve_engine(engine) as url, aiohttp.ClientSession() as http:
+        engine.take_report("local", READY, url)
+        with anyio.fail_after(descriptions.ANSWER_TIMEOUT_S / 2):
+            async with http.get(f"{url}/docs") as answer:
+                assert f"Worker 7 answers at {url}/openapi.json with no description" in await answer.text()
+        async with http.get(f"{url}/openapi.json", headers={descriptions.ASKED_BY_ENGINE: "1"}) as answer:
+            assert answer.status == 404
+            assert "this is an engine" in await answer.text()
 
 
 async def test_an_endpoint_that_nobody_joined() -> None:
@@ -160,6 +232,9 @@ async def test_an_answer_that_is_too_large_is_none() -> None:
     async with asking(max_bytes=1000) as here, loopback_port(whole) as port:
         here.report(port.url)
         assert "no description" in await here.refusal()
+    async with asking() as here, loopback_port({**whole, "x": "x" * 2**20}) as port:
+        here.report(port.url)
+        assert "no description" in await here.refusal()
 
 
 DEEP = json.loads('{"anyOf": [' * 400 + "{}" + "]}" * 400)
@@ -201,6 +276,65 @@ def test_a_deep_type_is_no_error() -> None:
         "parameters": [{"name": "a", "in": "query", "required": False, "schema": DEEP}],
     }
     described_by(7, WORKER_URL, json.dumps(document(a=operation)).encode())
+
+
+def nested(levels: int) -> Any:
+    return json.loads("[" * levels + "]" * levels)
+
+
+SHARED = {f"f{number}": {"type": "string"} for number in range(1000)}
+SHARING = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Many"}}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_one"),
+    [
+        ({}, True),
+        ({"components": None}, False),
+        ({"components": []}, False),
+        ({"components": {"schemas": []}}, True),
+        ({"x": nested(descriptions.MAX_DEPTH - 2)}, True),
+        ({"x": nested(descriptions.MAX_DEPTH)}, False),
+        ({"x": float("nan")}, False),
+        ({"x": 10**500}, False),
+        (
+            {
+                "paths": {
+                    f"/{number}": {"post": {**OPERATION, "requestBody": SHARING}} for number in range(100)
+                },
+                "components": {"schemas": {"Many": {"properties": SHARED}}},
+            },
+            False,
+        ),
+        *(
+            ({"paths": {path: {"post": OPERATION}}}, is_one)
+            for path, is_one in (
+                ("/", True),
+                ("/voices/{id}/%C3%A9;a=b@c:d", True),
+                # These could lead to another host, or to another path than the one that is shown.
+                ("", False),
+                ("a", False),
+                ("..", False),
+                ("@127.0.0.1:1/x", False),
+                (":99999999/x", False),
+                ("\\@x", False),
+                ("[", False),
+                ("/a?x=", False),
+                ("/a#x", False),
+                ("/a\\b", False),
+                ("/a b", False),
+                ("/a\r\nX: y", False),
+                ("/a\n", False),
+                ("/\xe9", False),
+                ("/\ud800", False),
+                ("/\x7f", False),
+            )
+        ),
+    ],
+)
+def test_what_can_be_shown_and_tried(changes: Mapping[str, Any], is_one: bool) -> None:
+    body = {name: value for name, value in {**document(a=OPERATION), **changes}.items() if value is not None}
+    assert (described_by(7, WORKER_URL, json.dumps(body).encode()) is not None) == is_one
 
 
 URL = "http://127.0.0.1:3001"

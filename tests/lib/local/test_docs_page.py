@@ -201,3 +201,27 @@ async def test_the_engine_serves_the_page_and_the_document() -> None:
         for name in ("common.js", "docs.js", "docs.css"):
             async with http.get(f"{url}/page/{name}") as answer:
                 assert answer.status == 200
+
+
+LONE = "\ud800"  # JSON can have lone surrogates, which UTF-8 can't
+DEEP_EXAMPLE = json.loads('{"a":' * 80 + "1" + "}" * 80)
+
+
+@pytest.mark.parametrize(
+    ("summary", "example", "shown"),
+    [(LONE, None, "<p>?</p>"), ("", {"a": LONE}, "?"), ("", DEEP_EXAMPLE, "POST /tell")],
+)
+async def test_texts_that_cannot_be_encoded_are_shown_without_them(
+    summary: str, example: Any, shown: str
+) -> None:
+    engine = LocalEngine(clock=ManualClock(), key=engine_key())
+    schema: dict[str, Any] = {} if example is None else {"examples": [example]}
+    body = {"content": {"application/json": {"schema": schema}}}
+    whole = document(tell={**OPERATION, "summary": summary, "requestBody": body})
+    async with loopback_port(whole) as port, serve_engine(engine) as url, aiohttp.ClientSession() as http:
+        engine.take_report("local", READY, port.url)
+        async with http.get(f"{url}/docs") as answer:
+            assert (answer.status, answer.charset) == (200, "utf-8")
+            assert shown in await answer.text()
+        async with http.get(f"{url}/openapi.json") as answer:
+            assert json.loads(await answer.read()) == whole
