@@ -17,9 +17,9 @@ import aiohttp
 from yarl import URL
 
 from lib.client import RouteAnswer, describe_workers
-from lib.errors import ModelUnreachable, Unavailable
+from lib.errors import ModelUnreachable, Unavailable, describe_error
 from lib.local.engine import LocalEngine
-from lib.local.messages import RouteQuery
+from lib.local.messages import BadMessage, RouteQuery
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,8 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_ROUTE_CHARS = 100
 # Seconds until a client should try again. A loading worker takes minutes, but clients wait only seconds.
 RETRY_AFTER_S = 5.0
-# Failures to connect: nothing was sent, so another worker may be tried. Python 3.10 raises `UnicodeError` for
-# an invalid host name.
-_CONNECT_ERRORS = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.InvalidURL,
-    UnicodeError,
-)
+# Failures to connect: nothing was sent, so another worker may be tried.
+_CONNECT_ERRORS = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 
 
 class NotConnected(ModelUnreachable):
@@ -99,25 +93,46 @@ async def send(
 ) -> aiohttp.ClientResponse:
     """Send one request to `worker`, and return its response, which is to be closed.
 
-    `target` is path and query, encoded already, `options` are those of aiohttp's client. Raises
-    `NotConnected`, and `ModelUnreachable` if the worker accepted the connection and then failed: the request
-    may have caused that, or may have been processed in part, so no other worker is to be tried.
+    `target` is path and query, encoded already, `options` are those of aiohttp's client. Raises `BadMessage`
+    (400) if the target leads to another host, `NotConnected`, and `ModelUnreachable` if the worker accepted
+    the connection and then failed: the request may have caused that, or may have been processed in part, so
+    no other worker is to be tried.
     """
+    url = _url_at(worker, target)
     try:
         response = await http.request(
             method,
-            URL(worker.url.rstrip("/") + target, encoded=True),
+            url,
             allow_redirects=False,  # a redirect would hand the signature to another server
             **options,
         )
     except _CONNECT_ERRORS as e:
         raise NotConnected(f"the worker at {worker.url} could not be reached: {e}") from e
-    except (aiohttp.ClientError, OSError) as e:
+    except aiohttp.ServerDisconnectedError as e:  # its message may be the part of an answer that came
         raise ModelUnreachable(f"the worker at {worker.url} closed the connection before it answered") from e
+    except (aiohttp.ClientError, OSError) as e:
+        why = describe_error(e)
+        raise ModelUnreachable(f"the worker at {worker.url} gave no valid answer: {why}") from e
     if routing := engine.open_requests.routing(worker.request_idx):
         routing.route = f"{method} {response.url.path}"[:MAX_ROUTE_CHARS]
         routing.status = response.status
     return response
+
+
+def _url_at(worker: RouteAnswer, target: str) -> URL:
+    """The URL of `target` at `worker`. Raises `NotConnected`, or `BadMessage` for another host's target."""
+    try:
+        base = URL(worker.url)
+        (base.raw_host or "").encode("idna")  # as the look-up of the name does, which may fail for a label
+    except ValueError as e:
+        raise NotConnected(f"the worker at {worker.url} could not be reached: {e}") from e
+    try:
+        url = URL(str(base).rstrip("/") + target, encoded=True)
+        if (url.scheme, url.raw_host, url.port) == (base.scheme, base.raw_host, base.port):
+            return url
+    except ValueError as e:
+        raise BadMessage(f"the path {target!r} makes no URL: {e}") from e
+    raise BadMessage(f"the path {target!r} leads to another host")
 
 
 def _no_worker_ready(answer: Mapping[str, Any]) -> Unavailable:

@@ -15,10 +15,12 @@ import anyio
 import pytest
 from aiohttp import web
 
+from lib.client import RouteAnswer
 from lib.local.engine import LocalEngine
 from lib.local.messages import BadMessage
 from lib.local.serving import serve_engine
 from lib.local.tried_requests import read_tried
+from lib.local.worker_calls import send, worker_http
 from tests.fakes.reports import READY
 from tests.lib.local.test_descriptions import OPERATION, Asked, document, loopback_port
 from tests.lib.local.test_openai_gateway import GatewayWorker, fake_worker
@@ -280,6 +282,39 @@ async def test_a_worker_that_closes_before_it_answers() -> None:
         here.worker.answer = closing
         status, error = await here.refused()
         assert (status, "closed the connection before it answered" in error) == (502, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"nonsense\r\n\r\n", "Bad status line"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "Content-Length"),
+        (b"", "closed the connection before it answered"),
+    ],
+)
+async def test_an_answer_that_is_no_http_is_told(answer: bytes, why: str) -> None:
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with trying() as here, await asyncio.start_server(answering, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        here.port.body = document(url, tell=OPERATION)
+        here.engine.take_report("local", replace(READY, url=url), here.port.url)
+        status, error = await here.refused()
+        assert (status, why in error) == (502, True), error
+
+
+@pytest.mark.parametrize("target", ["@127.0.0.1:{}/x", ":99999999/x", "..", "\\@x", "[", "x"])
+async def test_a_target_leads_to_no_other_host(target: str) -> None:
+    """Whoever makes it: descriptions with such paths are refused too."""
+    async with trying() as here, worker_http(here.engine) as http:
+        worker = RouteAnswer("http://127.0.0.1:9", 1, {})
+        target = target.format(here.worker.url.rpartition(":")[2])
+        with pytest.raises(BadMessage, match="leads to another host|makes no URL"):
+            await send(here.engine, http, worker, "POST", target)
+        assert here.worker.received == []
 
 
 async def test_the_key_is_needed_where_there_is_one() -> None:
