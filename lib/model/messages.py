@@ -70,6 +70,14 @@ def text_fields(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
+def text_form(fields: Mapping[str, Any]) -> aiohttp.FormData:
+    """Return the `text_fields` of `fields` as multipart/form-data, to which files can be added."""
+    form = aiohttp.FormData(default_to_multipart=True)
+    for name, text in text_fields(fields):
+        form.add_field(name, text)
+    return form
+
+
 def with_raw_query(target: str | None, query: str) -> str | None:
     """Add `query`, one or more parameters in the form of a URL, to the query of `target`."""
     if target is None:

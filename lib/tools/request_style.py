@@ -18,7 +18,7 @@ import aiohttp
 
 from lib.client import RouteAnswer, RouteClient
 from lib.local.tried_requests import METHODS, WITHOUT_BODY
-from lib.model.messages import text_fields
+from lib.model.messages import text_fields, text_form
 
 _UNKNOWN_TYPE = "application/octet-stream"
 
@@ -140,9 +140,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _form(payload: Mapping[str, Any], files: Sequence[tuple[FilePart, BinaryIO]]) -> aiohttp.FormData:
-    form = aiohttp.FormData(default_to_multipart=True)
-    for name, text in text_fields(payload):
-        form.add_field(name, text)
+    form = text_form(payload)
     for part, opened in files:
         form.add_field(part.field, opened, filename=part.path.name, content_type=part.content_type)
     return form
