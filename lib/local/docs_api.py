@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncGenerator
 
 import aiohttp
 from aiohttp import web
 
 from lib.client import RouteAnswer
-from lib.errors import AnswerCut, ClientGone, aborted
+from lib.errors import ClientGone, aborted
 from lib.local.descriptions import ASKED_BY_ENGINE, Descriptions, NotDescribed
 from lib.local.docs_page import DOCS_HEADERS, DocsPage
 from lib.local.engine import LocalEngine
@@ -24,8 +23,6 @@ from lib.local.request_reading import endpoint_in_path, read_bytes
 from lib.local.tried_requests import MAX_TRIED_BYTES, TriedRequest, read_tried, relay_answer
 from lib.local.worker_calls import call_worker, send, worker_http
 from lib.routes.api_page import html_response
-
-log = logging.getLogger(__name__)
 
 # Set by aiohttp's client: workers would send compressed answers, which can't be shown as they arrive.
 _ADDED_BY_AIOHTTP = ("Accept-Encoding", "User-Agent")
@@ -82,16 +79,14 @@ class DocsApi:
 
         async def forward(worker: RouteAnswer) -> web.StreamResponse:
             assert self._http is not None
-            target, options = tried.target(), tried.options(worker)
+            target, sent = tried.target(), await asyncio.to_thread(tried.sent, worker)
+            options = tried.options(worker, sent)
             answer = await send(self._engine, self._http, worker, tried.method, target, **options)
             async with answer:
-                return await relay_answer(request, tried, worker, answer)
+                return await relay_answer(request, tried, sent, answer)
 
         try:
             return await call_worker(self._engine, tried.endpoint, tried.cost, forward)
-        except AnswerCut as e:
-            log.warning("%s %s: %s", tried.method, tried.path, e)
-            return aborted(request)
         except ClientGone:
             return aborted(request)
 

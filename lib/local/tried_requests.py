@@ -10,6 +10,8 @@ import base64
 import binascii
 import io
 import json
+import logging
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,16 +20,23 @@ import aiohttp
 from aiohttp import web
 
 from lib.client import RouteAnswer, auth_headers
-from lib.errors import AnswerCut, ClientGone, Invalid
+from lib.errors import AnswerCut, ClientGone, Invalid, describe_error
 from lib.local.messages import BadMessage, Fields, parse_object
-from lib.model.messages import fill_path, make_form, with_query
+from lib.model.messages import fill_path, text_fields, text_form, with_query
 from lib.runtime.settings import Settings
 
-# A file is in the message in base64. It may be as large as a JSON body of the gateway's.
+log = logging.getLogger(__name__)
+
+# The message may be as large as a JSON body of the gateway's. Its files are in base64, so they may have ¾ of
+# this together.
 MAX_TRIED_BYTES = Settings.max_json_bytes
 METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE")
 # Their payload is in the URL's query (docs/protocol.md, "Request").
 WITHOUT_BODY = ("GET", "DELETE")
+# UTF-8 can't encode them; JSON can have them. In an envelope they stay escaped.
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+# The names in a form are in header lines of its parts.
+_NOT_IN_FORM_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -73,35 +82,46 @@ class TriedRequest:
         in_query = not self.has_envelope and not self._is_form
         return (with_query(path, self.payload) if in_query else None) or path
 
-    def options(self, worker: RouteAnswer) -> dict[str, Any]:
+    def sent(self, worker: RouteAnswer) -> str:
+        """The JSON text of the signed envelope, or of `auth_data` where the payload is beside it."""
+        if not self.has_envelope:
+            return json.dumps(worker.auth_data)
+        return json.dumps({"auth_data": worker.auth_data, "payload": self.payload})
+
+    def options(self, worker: RouteAnswer, sent: str) -> dict[str, Any]:
         """The headers and the body of the request to `worker`, as arguments of aiohttp's client."""
         if self.has_envelope:
-            return {"json": self.envelope(worker)}
+            return {"headers": {"Content-Type": "application/json"}, "data": io.BytesIO(sent.encode())}
         headers = auth_headers(worker)
         if self._is_form:
-            return {"headers": headers, "data": make_form(self._form())}
+            return {"headers": headers, "data": self._form()}
         if self.files:
             (file,) = self.files
             headers["Content-Type"] = file.content_type
             return {"headers": headers, "data": io.BytesIO(file.content)}
         return {"headers": headers}
 
-    def envelope(self, worker: RouteAnswer) -> dict[str, Any]:
-        """The signed envelope; without the payload where that is beside it."""
-        payload = {"payload": self.payload} if self.has_envelope else {}
-        return {"auth_data": worker.auth_data, **payload}
+    def check(self, fields: Fields) -> None:
+        """Record a problem in `fields` for what can't be in a URL or in a form."""
+        beside = [] if self.has_envelope else text_fields(self.payload)
+        for where, pairs in (("path_values", text_fields(self.path_values)), ("payload", beside)):
+            if any(_LONE_SURROGATE.search(name + text) for name, text in pairs):
+                fields.problem(where, "has a lone surrogate, which can only be in an envelope")
+        if self._is_form:
+            if any(_NOT_IN_FORM_NAME.search(name) for name in self.payload):
+                fields.problem("payload", "has a name that can't be in a form")
+            for name in {file.field for file in self.files} & self.payload.keys():
+                fields.problem("files", f"name a field of the payload too: {name!r}")
 
     @property
     def _is_form(self) -> bool:
         return bool(self.files) and bool(self.files[0].field)
 
-    def _form(self) -> dict[str, Any]:
-        form: dict[str, Any] = dict(self.payload)
+    def _form(self) -> aiohttp.FormData:
+        form = text_form(self.payload)
         for file in self.files:
-            form.setdefault(file.field, [])
-            if not isinstance(form[file.field], list):
-                raise BadMessage(f"files: {file.field!r} is a field of the payload too")
-            form[file.field].append((file.name, file.content, file.content_type))
+            content = io.BytesIO(file.content)
+            form.add_field(file.field, content, filename=file.name, content_type=file.content_type)
         return form
 
 
@@ -128,6 +148,7 @@ def read_tried(body: bytes) -> TriedRequest:
         fields.problem("files", f"can't be sent by {tried.method}, which has no body")
     if len(files) > 1 and not all(file.field for file in files):
         fields.problem("files", "must all have a field of the form: one without is the whole body")
+    tried.check(fields)
     fields.finish()
     return tried
 
@@ -146,6 +167,9 @@ def _read_file(entry: Fields) -> TriedFile:
         content = base64.b64decode(entry.text("base64"), validate=True)
     except (binascii.Error, ValueError):
         entry.problem("base64", "must be base64")
+    for name in ("field", "name"):
+        if _NOT_IN_FORM_NAME.search(entry.text(name)):
+            entry.problem(name, "must have no control characters or lone surrogates")
     content_type = entry.text("type") if entry.has("type") else ""
     if not content_type.isascii() or not content_type.isprintable():
         entry.problem("type", "must be a media type")
@@ -155,28 +179,35 @@ def _read_file(entry: Fields) -> TriedFile:
 
 
 async def relay_answer(
-    request: web.Request, tried: TriedRequest, worker: RouteAnswer, answer: aiohttp.ClientResponse
+    request: web.Request, tried: TriedRequest, sent: str, answer: aiohttp.ClientResponse
 ) -> web.StreamResponse:
-    """Give `answer` to the page as it arrives: a line of JSON about it, and its body.
+    """Give `answer` to the page as it arrives (docs/local-engine.md, "Trying a route").
 
-    The worker's headers are in that line only: they must not become headers of the engine's. Raises
-    `AnswerCut` if the worker's answer ends early, and `ClientGone`.
+    The worker's headers are in the first line only: they must not become headers of the engine's. That the
+    worker's answer breaks off is told at the end: if this one broke off too, a browser might show neither.
+    Raises `ClientGone`.
     """
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
     head = {
         "url": str(answer.url),
         "method": tried.method,
-        "sent": tried.envelope(worker),
+        "sent": sent,
         "in_header": not tried.has_envelope,
         "status": answer.status,
         "reason": answer.reason or "",
         "headers": list(answer.headers.items()),
     }
+    error = ""
     try:
         await response.prepare(request)
         await response.write(json.dumps(head).encode() + b"\n")
-        async for part in _parts(answer):
-            await response.write(part)
+        try:
+            async for part in _parts(answer):
+                await response.write(b"%d\n" % len(part) + part)
+        except AnswerCut as e:
+            error = str(e)
+            log.warning("%s %s: %s", tried.method, tried.path, e)
+        await response.write(b"0\n" + json.dumps({"error": error}).encode() + b"\n")
         await response.write_eof()
     except ConnectionError as e:
         raise ClientGone from e
@@ -188,4 +219,4 @@ async def _parts(answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         async for part in answer.content.iter_any():
             yield part
     except (aiohttp.ClientError, OSError) as e:
-        raise AnswerCut(f"the worker's answer ended early: {e}") from e
+        raise AnswerCut(f"the worker's answer ended early: {describe_error(e)}") from e

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 from playwright.async_api import Locator, Page, expect
 
 from lib.local.engine import LocalEngine
@@ -13,7 +16,8 @@ from lib.local.serving import serve_engine
 from lib.local.worker_watch import watched_workers
 from tests.e2e.test_page import CHROMIUM, WAIT_MS, opened
 from tests.fakes.reports import READY
-from tests.lib.local.test_descriptions import document, loopback_port
+from tests.lib.local.test_descriptions import OPERATION, document, loopback_port
+from tests.lib.local.test_tried_requests import raw_worker, trying
 from tests.system import CONTAINER_ID, System, engine_key, with_worker_process
 
 WORKER = "tests.fakes.tried_worker"
@@ -127,6 +131,77 @@ async def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
         await expect(answer).to_contain_text("The engine answered 503")
         await page.reload()
         await expect(page.locator("#undescribed")).to_contain_text("is stopped: can't be reached")
+
+
+BIG = "18446744073709551615"  # more than JavaScript's numbers hold
+
+
+async def test_numbers_stay_as_they_are() -> None:
+    """What is typed is sent, and what was sent and answered is shown."""
+    expect.set_options(timeout=WAIT_MS)
+    async with trying() as here:
+        schema: dict[str, Any] = {"properties": {"seed": {}}, "examples": [{"seed": int(BIG), "scale": 7.0}]}
+        tell: dict[str, Any] = {
+            **OPERATION,
+            "requestBody": {"content": {"application/json": {"schema": schema}}},
+        }
+        query: dict[str, Any] = {"name": "seeds", "in": "query", "required": False, "schema": {}}
+        here.port.body = document(here.worker.url, tell=tell)
+        here.port.body["paths"]["/list"] = {"get": {**OPERATION, "parameters": [query], "requestBody": {}}}
+        here.port.body["components"]["schemas"]["Envelope"] = {}
+        async with opened(f"{here.url}/docs") as (page, complaints):
+            body = f'{{"seed":{BIG},"scale":7.0,"2":[],"1":{{}}}}'
+            received: list[str] = []
+            here.worker.answer = partial(noted, received, body)
+            answer = await sent(page, "/tell", "200 OK in")
+            shown = f'{{\n  "seed": {BIG},\n  "scale": 7.0,\n  "2": [],\n  "1": {{}}\n}}'
+            await expect(answer.locator("pre").first).to_have_text(shown)
+            assert f'{{"seed": {BIG}, "scale": 7.0}}' in received[-1]
+            assert f'"seed": {BIG},\n    "scale": 7.0' in await page.locator("#envelope-sent").inner_text()
+            await route(page, "/list").locator("[data-name=seeds]").fill(f"[{BIG}, 7.0]")
+            await sent(page, "/list", "200 OK in")
+            assert received[-1] == f"/list?seeds={BIG}&seeds=7.0"
+            assert complaints == []
+
+
+async def test_an_answer_is_shown_by_its_type() -> None:
+    expect.set_options(timeout=WAIT_MS)
+    async with trying() as here, opened(f"{here.url}/docs") as (page, complaints):
+        for kind, body, place, text in (
+            ("constructor/x", b"ok", "a[download]", "2 bytes, constructor/x"),
+            ("text/plain; charset=iso-8859-1", b"\xe9\xe8", "pre", "\xe9\xe8"),
+            ('text/plain; x=y; Charset="Shift_JIS"', b"\x82\xa0", "pre", "\u3042"),
+            ("text/plain; charset=unheard-of", "\xe9".encode(), "pre", "\xe9"),
+        ):
+            here.worker.answer = partial(answered, body, {"Content-Type": kind})
+            answer = await sent(page, "/tell", "200 OK in")
+            await expect(answer.locator(place).first).to_contain_text(text)
+        assert complaints == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "arrived"),
+    [
+        (b"Content-Length: 20\r\n\r\nhello", "5 bytes had arrived"),
+        (b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde", "0 bytes had arrived"),
+    ],
+)
+async def test_that_an_answer_broke_off_is_said(answer: bytes, arrived: str) -> None:
+    expect.set_options(timeout=WAIT_MS)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+    async with raw_worker(head + answer) as here, opened(f"{here.url}/docs") as (page, complaints):
+        shown = await sent(page, "/tell", "The answer broke off after")
+        await expect(shown).to_contain_text(f"200 OK; {arrived}. The reason: the worker's answer ended early")
+        assert complaints == []
+
+
+async def noted(received: list[str], body: str, request: web.Request) -> web.Response:
+    received.append(await request.text() or request.raw_path)
+    return web.Response(text=body, content_type="application/json")
+
+
+async def answered(body: bytes, headers: dict[str, str], _: web.Request) -> web.Response:
+    return web.Response(body=body, headers=headers)
 
 
 async def test_the_worker_and_the_engine_link_to_the_page(tmp_path: Path) -> None:

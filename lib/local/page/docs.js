@@ -4,8 +4,10 @@
 const NEWLINE = 10;
 // More text than this is offered as a download only.
 const MAX_SHOWN_CHARS = 1_000_000;
+// An answer that is nested deeper is shown as it came.
+const MAX_INDENTED_LEVELS = 100;
 // Other answers that are no text are offered as a download. A picture or a sound can't run anything.
-const MEDIA = { image: "img", audio: "audio", video: "video" };
+const MEDIA = new Map([["image", "img"], ["audio", "audio"], ["video", "video"]]);
 // What is read without opening the list of all headers.
 const OF_INTEREST = ["content-type", "content-length", "retry-after", "x-request-id", "location", "allow"];
 
@@ -20,41 +22,45 @@ class WrongInput extends Error {
   }
 }
 
-// The request
+/** An answer of a worker's that ended before it was whole. */
+class BrokenOff extends Error {}
 
-function valuesIn(form, where) {
-  const given = [...form.querySelectorAll(`[data-in="${where}"]`)].filter((input) => input.value !== "");
-  return Object.fromEntries(given.map((input) => [input.dataset.name, input.value]));
-}
+// The request. JSON that a person writes stays a text: parsed here, its numbers would change.
 
-/** The values of the query; a list in JSON becomes repeated parameters. */
-function queryIn(form) {
-  const values = valuesIn(form, "query");
-  for (const [name, text] of Object.entries(values)) {
-    if (text.startsWith("[")) {
-      try {
-        values[name] = JSON.parse(text);
-      } catch {
-        // It is a text that begins like a list.
-      }
-    }
+function isJson(text) {
+  try {
+    JSON.parse(text);
+    return true;
+  } catch {
+    return false;
   }
-  return values;
 }
 
+/** The JSON text of an object whose values are `textOf` what the inputs have. */
+function objectOf(form, where, textOf) {
+  const given = [...form.querySelectorAll(`[data-in="${where}"]`)].filter((input) => input.value !== "");
+  return `{${given.map((input) => `${JSON.stringify(input.dataset.name)}:${textOf(input.value)}`).join(",")}}`;
+}
+
+const asText = (value) => JSON.stringify(value);
+/** A list in JSON becomes repeated parameters of the query; other values are texts. */
+const asTextOrList = (value) => (value.startsWith("[") && isJson(value) ? value : JSON.stringify(value));
+
+/** The JSON text of the payload. */
 function payloadIn(form) {
   const area = form.querySelector("textarea");
-  if (!area) return queryIn(form);
+  if (!area) return objectOf(form, "query", asTextOrList);
+  const text = area.value.trim() || "{}";
   let payload;
   try {
-    payload = JSON.parse(area.value.trim() || "{}");
+    payload = JSON.parse(text);
   } catch (error) {
     throw new WrongInput(area, `The payload is not JSON: ${error.message}`);
   }
   if (payload === null || typeof payload !== "object" || Array.isArray(payload)) {
     throw new WrongInput(area, "The payload is not a JSON object: begin it with { and end it with }");
   }
-  return payload;
+  return text;
 }
 
 /** The content of a file in base64. */
@@ -81,21 +87,21 @@ async function filesIn(form) {
 }
 
 async function messageOf(form) {
-  return JSON.stringify({
+  const payload = payloadIn(form);
+  const others = JSON.stringify({
     endpoint,
     api_key: byId("api-key")?.value ?? "any",
     method: form.dataset.method,
     path: form.dataset.path,
-    path_values: valuesIn(form, "path"),
-    payload: payloadIn(form),
     files: await filesIn(form),
     cost: Number(form.querySelector(".cost").value),
   });
+  return `${others.slice(0, -1)},"path_values":${objectOf(form, "path", asText)},"payload":${payload}}`;
 }
 
 // The answer
 
-/** The bytes of an answer of /local/try: first a line of JSON about it, then the body as it arrives. */
+/** An answer of /local/try: a line of JSON about the worker's answer, then the parts of that as they arrive. */
 class AnswerReader {
   constructor(response) {
     this.reader = response.body.getReader();
@@ -103,25 +109,37 @@ class AnswerReader {
   }
 
   async head() {
-    let end;
-    while ((end = this.rest.indexOf(NEWLINE)) < 0) {
-      const { done, value } = await this.reader.read();
-      if (done) throw new Error("it ended before it began");
-      this.rest = joined([this.rest, value]);
-    }
-    const line = new TextDecoder().decode(this.rest.subarray(0, end));
-    this.rest = this.rest.subarray(end + 1);
-    return JSON.parse(line);
+    return JSON.parse(await this.line());
   }
 
   /** The next part of the body; undefined at its end. */
   async next() {
-    if (this.rest.length) {
-      const part = this.rest;
-      this.rest = new Uint8Array();
-      return part;
+    const length = Number(await this.line());
+    if (length) {
+      while (this.rest.length < length) await this.more();
+      return this.taken(length);
     }
-    return (await this.reader.read()).value;
+    const { error } = JSON.parse(await this.line());
+    if (error) throw new BrokenOff(`${error}. See the worker's log.`);
+    return undefined;
+  }
+
+  async line() {
+    let end;
+    while ((end = this.rest.indexOf(NEWLINE)) < 0) await this.more();
+    return new TextDecoder().decode(this.taken(end + 1));
+  }
+
+  async more() {
+    const { done, value } = await this.reader.read();
+    if (done) throw new Error("The engine's answer ended early");
+    this.rest = joined([this.rest, value]);
+  }
+
+  taken(length) {
+    const part = this.rest.subarray(0, length);
+    this.rest = this.rest.subarray(length);
+    return part;
   }
 }
 
@@ -140,12 +158,49 @@ const mediaTypeOf = (head) => headerOf(head, "content-type").split(";")[0].trim(
 const isText = (type) => /^text\/|[/+](json|xml|javascript)$|[/-](x-ndjson|jsonl|yaml)$|^$/.test(type);
 const sizeText = (bytes) => `${counts.format(bytes)} ${bytes === 1 ? "byte" : "bytes"}`;
 
-function prettyOf(text) {
+function decoderOf(head) {
+  const [, charset] = headerOf(head, "content-type").match(/;\s*charset="?([^\s;"]+)/i) ?? [];
   try {
-    return JSON.stringify(JSON.parse(text), null, 2);
+    return new TextDecoder(charset);
   } catch {
-    return text;
+    return new TextDecoder(); // this browser doesn't know the charset
   }
+}
+
+/** `text` with line breaks and indents if it is JSON. Its numbers and the order of its fields stay as they came. */
+function indented(text) {
+  if (!isJson(text)) return text;
+  const lines = [];
+  const close = { "{": "}", "[": "]" };
+  let [line, level, size] = ["", 0, 0];
+  const endLine = () => {
+    lines.push(line);
+    size += line.length;
+    line = "  ".repeat(level);
+  };
+  const tokens = text.match(/"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/g);
+  for (let at = 0; at < tokens.length; at += 1) {
+    const token = tokens[at];
+    if (token in close && tokens[at + 1] === close[token]) {
+      line += token + tokens[(at += 1)];
+    } else if (token in close) {
+      line += token;
+      level += 1;
+      endLine();
+    } else if (token === "}" || token === "]") {
+      level -= 1;
+      endLine();
+      line += token;
+    } else if (token === ",") {
+      line += token;
+      endLine();
+    } else {
+      // A text may have escapes for what can be read.
+      line += token === ":" ? ": " : token.startsWith('"') ? JSON.stringify(JSON.parse(token)) : token;
+    }
+    if (level > MAX_INDENTED_LEVELS || size > 4 * MAX_SHOWN_CHARS) return text;
+  }
+  return [...lines, line].join("\n");
 }
 
 /** Shows one answer in its place below a form. */
@@ -183,7 +238,7 @@ class AnswerView {
     this.place.append(this.body, shown, all);
     if (isText(this.type)) {
       this.text = "";
-      this.decoder = new TextDecoder();
+      this.decoder = decoderOf(head);
       this.shownText = element("pre", "");
       this.body.append(this.shownText);
     }
@@ -218,13 +273,13 @@ class AnswerView {
   complete() {
     if (this.text !== undefined) {
       this.addText(this.decoder.decode());
-      if (this.text.length <= MAX_SHOWN_CHARS) this.shownText.textContent = prettyOf(this.text);
+      if (this.text.length <= MAX_SHOWN_CHARS) this.shownText.textContent = indented(this.text);
       else this.body.prepend(element("p", `The first ${counts.format(MAX_SHOWN_CHARS)} characters:`, "hint"));
       if (!this.text) this.shownText.replaceWith(element("p", "The body is empty.", "hint"));
       else if (this.text.length > MAX_SHOWN_CHARS) this.offer();
       return;
     }
-    if (this.received) this.offer(MEDIA[this.type.split("/")[0]]);
+    if (this.received) this.offer(MEDIA.get(this.type.split("/")[0]));
     else this.body.append(element("p", "The body is empty.", "hint"));
   }
 
@@ -258,8 +313,7 @@ function showEnvelope(head) {
   if (!byId("envelope")) return;
   const where = head.in_header ? "Its header X-Vast-Auth has, in base64url:" : "Its body was:";
   byId("envelope-note").textContent = `The last request, at ${timeOfDay(Date.now() / 1000)}: ${head.method} ${head.url}. ${where}`;
-  const shown = head.in_header ? head.sent.auth_data : head.sent;
-  byId("envelope-sent").textContent = JSON.stringify(shown, null, 2);
+  byId("envelope-sent").textContent = indented(head.sent);
   byId("envelope-sent").hidden = false;
 }
 
@@ -304,8 +358,10 @@ async function send(form) {
       error.input.focus();
     } else if (control.signal.aborted) {
       view.fail(`Stopped after ${view.seconds}`, `${came} The connection to the worker is closed, as if a client had left.`, "warn");
+    } else if (error instanceof BrokenOff) {
+      view.fail(`The answer broke off after ${view.seconds}`, `${came} The reason: ${error.message}`, "bad");
     } else if (view.head) {
-      view.fail(`The answer broke off after ${view.seconds}`, `${came} See the worker's log.`, "bad");
+      view.fail(`The connection to the engine broke off after ${view.seconds}`, `${came} ${error.message}.`, "bad");
     } else {
       view.fail("No connection to the engine", `${error.message}. Is the engine still running?`, "bad");
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -52,8 +53,9 @@ class Trying:
         async with self.http.post(f"{self.url}/local/try", json={**TELL, **changes}) as answer:
             assert answer.status == 200, await answer.text()
             assert answer.content_type == "application/octet-stream"
-            head, _, body = (await answer.read()).partition(b"\n")
-            return json.loads(head), body
+            head, body, error = frames(await answer.read())
+            assert error == ""
+            return head, body
 
     async def refused(self, **changes: Any) -> tuple[int, str]:
         """The status and the text of the engine's own error, which leaves no request open."""
@@ -61,6 +63,17 @@ class Trying:
             error = (await answer.json())["error"]
             assert len(self.engine.open_requests) == 0
             return answer.status, error
+
+
+def frames(answer: bytes) -> tuple[dict[str, Any], bytes, str]:
+    """The first line of an answer of the engine's, the body of the worker's answer, and what cut it off."""
+    read = io.BytesIO(answer)
+    head, body = json.loads(read.readline()), b""
+    while length := int(read.readline()):
+        body += read.read(length)
+    (error,) = json.loads(read.readline()).values()
+    assert read.read() == b""
+    return {**head, "sent": json.loads(head["sent"])}, body, error
 
 
 @asynccontextmanager
@@ -77,6 +90,23 @@ async def trying(api_key: str | None = None) -> AsyncGenerator[Trying, None]:
         port.body = whole
         engine.take_report("local", replace(READY, url=worker.url), port.url)
         yield Trying(engine, url, http, worker, port)
+
+
+@asynccontextmanager
+async def raw_worker(answer: bytes) -> AsyncGenerator[Trying, None]:
+    """An engine whose worker answers with these bytes, and closes the connection."""
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"}")
+        writer.write(answer)
+        writer.close()
+
+    async with trying() as here, await asyncio.start_server(answering, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        here.port.body = document(url, tell=OPERATION)
+        here.engine.take_report("local", replace(READY, url=url), here.port.url)
+        yield here
 
 
 async def test_json_is_sent_in_a_signed_envelope() -> None:
@@ -111,7 +141,7 @@ async def test_the_payload_of_a_get_is_the_query() -> None:
                 method,
                 "/voices/a%2Fb%20c%3F?limit=3&tag=x&tag=y",
             )
-            assert (received.auth, received.body) == (head["sent"]["auth_data"], b"")
+            assert (received.auth, received.body) == (head["sent"], b"")
             assert head["in_header"]
 
 
@@ -132,7 +162,7 @@ async def test_files_are_fields_of_a_form_with_the_payloads() -> None:
         assert received.body.count(b"Content-Type: image/png\r\n") == 3
         assert received.body.count(b"\r\n\r\npng\r\n") == 3
         assert b'name="n"\r\n\r\n3\r\n' in received.body
-        assert received.auth == head["sent"]["auth_data"]
+        assert received.auth == head["sent"]
 
 
 async def test_a_file_without_a_field_is_the_whole_body() -> None:
@@ -177,27 +207,31 @@ async def test_an_answer_is_passed_on_as_it_comes() -> None:
         async with here.http.post(f"{here.url}/local/try", json=TELL) as answer:
             head = json.loads(await answer.content.readline())
             assert head["status"] == 200
-            routing = here.engine.open_requests.routing(head["sent"]["auth_data"]["request_idx"])
+            auth_data = json.loads(head["sent"])["auth_data"]
+            routing = here.engine.open_requests.routing(auth_data["request_idx"])
             assert routing is not None
             assert (routing.route, routing.status) == ("POST /tell", 200)  # for the engine's other page
-            assert await answer.content.readexactly(5) == b"first"
+            assert await answer.content.readexactly(7) == b"5\nfirst"
             more.set()
-            assert await answer.content.read() == b"last"
+            assert await answer.content.read() == b'4\nlast0\n{"error": ""}\n'
 
 
-async def test_an_answer_that_breaks_off_breaks_off() -> None:
-    async def broken(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": "100"})
-        await response.prepare(request)
-        await response.write(b"first")
-        assert request.transport is not None
-        request.transport.close()
-        return response
-
-    async with trying() as here:
-        here.worker.answer = broken
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await here.send()
+@pytest.mark.parametrize(
+    ("rest", "body"),
+    [
+        (b"Content-Length: 100\r\n\r\nfirst", b"first"),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n", b"first"),
+        (b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde", b""),
+    ],
+)
+async def test_that_an_answer_broke_off_is_told_at_its_end(rest: bytes, body: bytes) -> None:
+    async with raw_worker(b"HTTP/1.1 200 OK\r\n" + rest) as here:
+        async with here.http.post(f"{here.url}/local/try", json=TELL) as answer:
+            assert answer.status == 200
+            _, received, error = frames(await answer.read())
+        assert received == body
+        assert error.startswith("the worker's answer ended early: ")
+        assert len(here.engine.open_requests) == 0
 
 
 async def test_a_page_that_stops_its_request_leaves_the_worker() -> None:
@@ -289,19 +323,12 @@ async def test_a_worker_that_closes_before_it_answers() -> None:
     [
         (b"nonsense\r\n\r\n", "Bad status line"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "Content-Length"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "chunk size"),
         (b"", "closed the connection before it answered"),
     ],
 )
 async def test_an_answer_that_is_no_http_is_told(answer: bytes, why: str) -> None:
-    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        writer.close()
-
-    async with trying() as here, await asyncio.start_server(answering, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        here.port.body = document(url, tell=OPERATION)
-        here.engine.take_report("local", replace(READY, url=url), here.port.url)
+    async with raw_worker(answer) as here:
         status, error = await here.refused()
         assert (status, why in error) == (502, True), error
 
@@ -312,7 +339,7 @@ async def test_a_target_leads_to_no_other_host(target: str) -> None:
     async with trying() as here, worker_http(here.engine) as http:
         worker = RouteAnswer("http://127.0.0.1:9", 1, {})
         target = target.format(here.worker.url.rpartition(":")[2])
-        with pytest.raises(BadMessage, match="leads to another host|makes no URL"):
+        with pytest.raises(BadMessage, match=r"leads to another host|makes no URL"):
             await send(here.engine, http, worker, "POST", target)
         assert here.worker.received == []
 
@@ -347,7 +374,66 @@ def test_what_is_wrong_is_named(changes: Mapping[str, Any], problem: str) -> Non
         read_tried(json.dumps({**TELL, **changes}).encode())
 
 
-async def test_a_file_named_as_a_field_of_the_payload_is_refused() -> None:
+LONE = "\ud800"
+FIELD_VALUES: list[object] = ["x", None, ["x"], {}]
+GET: dict[str, Any] = {"method": "GET", "path": "/voices/{id}", "path_values": {"id": "a"}}
+
+
+UNSENDABLE: list[tuple[dict[str, Any], str]] = [
+    ({**GET, "payload": {"q": LONE}}, "payload has a lone surrogate"),
+    ({**GET, "payload": {LONE: "q"}}, "payload has a lone surrogate"),
+    ({**GET, "payload": {"q": ["a", LONE]}}, "payload has a lone surrogate"),
+    ({**GET, "path_values": {"id": LONE}}, "path_values has a lone surrogate"),
+    ({**GET, "method": "PUT", "path_values": {"id": LONE}}, "path_values has a lone surrogate"),
+    ({"files": [PICTURE], "payload": {"q": LONE}}, "payload has a lone surrogate"),
+    ({"files": [{**PICTURE, "field": ""}], "payload": {"q": LONE}}, "payload has a lone surrogate"),
+    ({"files": [{**PICTURE, "name": LONE}]}, "files[0].name must have no control characters"),
+    ({"files": [{**PICTURE, "field": LONE}]}, "files[0].field must have no control characters"),
+    *(
+        (changes, problem)
+        for wrong in ("a\r\nX: y", "a\nb", "\0", "\x7f")
+        for changes, problem in (
+            ({"files": [{**PICTURE, "name": wrong}]}, "files[0].name must have no control characters"),
+            ({"files": [{**PICTURE, "field": wrong}]}, "files[0].field must have no control characters"),
+            ({"files": [PICTURE], "payload": {wrong: "b"}}, "payload has a name that can't be in a form"),
+        )
+    ),
+    *(
+        (
+            {"files": [PICTURE], "payload": {"file": value}},
+            "files name a field of the payload too: 'file'",
+        )
+        for value in FIELD_VALUES
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "problem"), UNSENDABLE)
+async def test_what_cannot_be_sent_is_refused(changes: Mapping[str, Any], problem: str) -> None:
     async with trying() as here:
-        status, error = await here.refused(payload={"file": "x"}, files=[PICTURE])
-        assert (status, error) == (400, "files: 'file' is a field of the payload too")
+        status, error = await here.refused(**changes)
+        assert (status, error.startswith(problem)) == (400, True), error
+        assert here.worker.received == []
+
+
+async def test_what_a_form_and_an_envelope_may_have() -> None:
+    async with trying() as here:
+        await here.send(payload={LONE: f"a\r\n{LONE}"})
+        assert json.loads(here.worker.received[-1].body)["payload"] == {LONE: f"a\r\n{LONE}"}
+        name = "Bildschirmfoto\u202f\u00e4.png"  # as macOS names them
+        await here.send(files=[{**PICTURE, "name": name}], payload={"text": "a\r\nb", "more": {"a": [1]}})
+        body = here.worker.received[-1].body
+        assert b'name="text"\r\n\r\na\r\nb\r\n' in body
+        assert b'name="more"\r\n\r\n{"a": [1]}\r\n' in body  # as `pyworker request` sends it
+
+
+async def test_numbers_are_sent_as_they_came() -> None:
+    payload = '{"seed": 18446744073709551615, "scale": 7.0}'
+    text = json.dumps({**TELL, "payload": "PAYLOAD"}).replace('"PAYLOAD"', payload)
+    async with trying() as here:
+        async with here.http.post(
+            f"{here.url}/local/try", data=text, headers={"Content-Type": "application/json"}
+        ) as answer:
+            head = json.loads(await answer.content.readline())
+        assert payload.encode() in here.worker.received[-1].body
+        assert head["sent"].encode() == here.worker.received[-1].body
