@@ -197,9 +197,10 @@ class FileRequest(OpenAIRequest):
 
     fields: ClassVar[Mapping[str, Types]] = {}
 
-    files: dict[str, list[EncodedFile]] = field(default_factory=dict[str, list[EncodedFile]])
-    wrapped: bool = False
-    upload: Upload | None = None
+    # Set here, and not by clients: the load test sends the other fields.
+    files: dict[str, list[EncodedFile]] = field(default_factory=dict[str, list[EncodedFile]], init=False)
+    wrapped: bool = field(default=False, init=False)
+    upload: Upload | None = field(default=None, init=False)
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
@@ -220,7 +221,9 @@ class FileRequest(OpenAIRequest):
             problems[required] = MISSING
         if problems:
             raise JsonDataException(problems)
-        return cls(request, files)
+        payload = cls(request)
+        payload.files = files
+        return payload
 
     @classmethod
     def from_upload(cls, upload: Upload) -> Self:
@@ -228,7 +231,9 @@ class FileRequest(OpenAIRequest):
         if upload.content_type.partition(";")[0].strip().lower() != FORM:
             kind = upload.content_type or "nothing"
             raise JsonDataException({"body": f"must be {FORM} or JSON, not {kind}"})
-        return cls({}, upload=upload)
+        payload = cls({})
+        payload.upload = upload
+        return payload
 
     def generate_payload_upload(self) -> Upload | None:
         return self.upload
@@ -296,6 +301,10 @@ class ModelsRequest(OpenAIRequest):
 
     def count_workload(self) -> float:
         return 0.0
+
+    @classmethod
+    def for_test(cls) -> Self:
+        return cls({})
 
 
 def _kind_problem(

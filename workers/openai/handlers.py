@@ -119,14 +119,17 @@ class ImagesHandler(OpenAIHandler):
     payload = ImageRequest
 
 
-class ModelsHandler(OpenAIHandler):
-    """`GET /v1/models`, or a POST of an envelope for clients that always send one."""
+class GetHandler(OpenAIHandler):
+    """A route to read something by a GET, or a POST of an envelope for clients that always send one."""
 
-    path = "/v1/models"
     payload = ModelsRequest
 
     def call_model(self, model: ModelCaller, payload: OpenAIRequest) -> AbstractAsyncContextManager[Any]:
         return model.get(self.endpoint)
+
+
+class ModelsHandler(GetHandler):
+    path = "/v1/models"
 
 
 class FileHandler(OpenAIHandler):

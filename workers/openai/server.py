@@ -1,14 +1,16 @@
 """The worker for every OpenAI-compatible model server: `python -m workers.openai.server`.
 
-Owns the settings and what differs between model servers (`ServerProfile`). workers.vllm, workers.sglang and
-workers.llama are this worker with another profile. The routes are in handlers.py.
+Owns the settings and what differs between model servers (`ServerProfile`). workers.vllm, workers.sglang,
+workers.llama, workers.ollama, workers.embeddings and workers.whisper are this worker with another profile.
+The routes are in handlers.py.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -16,7 +18,7 @@ from lib.backend import Backend
 from lib.model_settings import ModelSettings
 from lib.server import run_worker
 from workers.openai.benchmark import OpenAIBenchmarkHandler
-from workers.openai.handlers import HANDLERS, ModelsHandler
+from workers.openai.handlers import HANDLERS, GetHandler, OpenAIHandler
 
 MODEL_SERVER_URL = "http://127.0.0.1:18000"
 MODEL_HEALTH = "/health"
@@ -29,16 +31,21 @@ MODEL_STALL_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class ServerProfile:
-    """One model server's log file, log lines and supported fields.
+    """One model server's address, log file, log lines, routes and benchmark.
 
-    `log` "": no log is read unless `MODEL_LOG` is set. `ignore_eos`: the server supports that field, which
-    the benchmark sends (benchmark.py).
+    `log` "": no log is read unless `MODEL_LOG` is set. `benchmark` makes the benchmark's handler of the
+    fields `model_name` and `health`; None: completions (benchmark.py). `ignore_eos`: the server supports that
+    field, which the completions of the benchmark have.
     """
 
+    server_url: str = MODEL_SERVER_URL
     log: str = ""
     load_lines: tuple[str, ...] = ()
     error_lines: tuple[str, ...] = ()
     info_lines: tuple[str, ...] = ()
+    health: str = MODEL_HEALTH
+    handlers: Sequence[type[OpenAIHandler]] = HANDLERS
+    benchmark: Callable[..., OpenAIHandler] | None = None
     ignore_eos: bool = False
 
 
@@ -52,26 +59,25 @@ def build(environ: Mapping[str, str], profile: ServerProfile = ANY) -> tuple[Bac
     has_log = bool(profile.log or environ.get("MODEL_LOG"))
     settings = ModelSettings.from_env(
         environ,
-        server_url=MODEL_SERVER_URL,
+        server_url=profile.server_url,
         log=profile.log,
         load_lines=profile.load_lines,
         error_lines=profile.error_lines if has_log else (),
         info_lines=profile.info_lines,
-        health=MODEL_HEALTH,
+        health=profile.health,
         max_queue_time=MAX_QUEUE_TIME_S,
     )
     model_name = environ.get("MODEL_NAME", "").strip()
     handlers = [
         handler(model_name=model_name, health=settings.health, max_queue_time=settings.max_queue_time)
-        for handler in HANDLERS
+        for handler in profile.handlers
     ]
+    benchmark = profile.benchmark or partial(OpenAIBenchmarkHandler, ignore_eos=profile.ignore_eos)
     backend = Backend(
         model_server_url=settings.server_url,
         model_log_file=settings.log,
         allow_parallel_requests=True,
-        benchmark_handler=OpenAIBenchmarkHandler(
-            model_name=model_name, health=settings.health, ignore_eos=profile.ignore_eos
-        ),
+        benchmark_handler=benchmark(model_name=model_name, health=settings.health),
         log_actions=settings.log_actions,
         model_stall_timeout_s=MODEL_STALL_TIMEOUT_S,
     )
@@ -79,7 +85,7 @@ def build(environ: Mapping[str, str], profile: ServerProfile = ANY) -> tuple[Bac
     for handler in handlers:
         answer = backend.create_handler(handler)
         routes.append(web.post(handler.path, answer))
-        if isinstance(handler, ModelsHandler):
+        if isinstance(handler, GetHandler):
             routes.append(web.get(handler.path, answer))
     return backend, routes
 

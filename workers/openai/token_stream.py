@@ -1,4 +1,4 @@
-"""The tokens of an answer to the benchmark, counted while it arrives; for the workers openai and tgi.
+"""The tokens of an answer to the benchmark, counted while it arrives; for the workers openai, tgi and ollama.
 
 Owns the counting of a stream's events and the reading of its end. All other events are counted unparsed: a
 loaded server sends more than 10,000 per second. The requests are in each worker's benchmark.py, the forms of
@@ -20,8 +20,10 @@ from workers.openai.workload import CHARACTERS_PER_TOKEN
 if TYPE_CHECKING:
     from lib.backend import ModelCaller
 
-# The beginning of an event. Its JSON has no line breaks, so that text of the model doesn't look like it.
+# The beginning of an event of `text/event-stream`, and of one of NDJSON, whose lines are JSON objects. The
+# JSON has no line breaks, so that text of the model doesn't look like it.
 _EVENT = b"\ndata:"
+_NDJSON_EVENT = b"\n{"
 # The last events of a stream may carry no token: an empty text with the reason for the end, the usage,
 # `[DONE]`. They are parsed.
 MAX_LAST_EVENTS = 4
@@ -35,10 +37,12 @@ class AnswerFormat:
     """The members of an event, or of a whole answer, that matter: a token or its text, and the usage.
 
     Both return a false value if the member is missing. `usage` is the server's own number of the tokens.
+    `is_ndjson`: each line of a stream is an event's JSON; otherwise streams are `text/event-stream`.
     """
 
     token: Callable[[Any], Any]
     usage: Callable[[Any], Any]
+    is_ndjson: bool = False
 
 
 async def count_tokens(model: ModelCaller, answer: ClientResponse, form: AnswerFormat) -> web.Response:
@@ -72,6 +76,7 @@ class TokenCounter:
 
     def __init__(self, form: AnswerFormat) -> None:
         self._form = form
+        self._event = _NDJSON_EVENT if form.is_ndjson else _EVENT
         self._events = 0
         self._end = bytearray(b"\n")  # the first event may be the first line
 
@@ -79,8 +84,8 @@ class TokenCounter:
         """Read the next part of the answer; it may end anywhere."""
         self._end += chunk
         # The beginning of an event may be split between two parts.
-        start = max(0, len(self._end) - len(chunk) - len(_EVENT) + 1)
-        self._events += self._end.count(_EVENT, start)
+        start = max(0, len(self._end) - len(chunk) - len(self._event) + 1)
+        self._events += self._end.count(self._event, start)
         if len(self._end) > 2 * END_BYTES:
             del self._end[:-END_BYTES]
 
@@ -93,17 +98,21 @@ class TokenCounter:
         """The error with which the answer ended, or None."""
         if not self._events and has_error(bytes(self._end)):
             return bytes(self._end).strip()
+        lines = (line for line in reversed(self._lines()) if b"error" in line)
+        if self._form.is_ndjson:
+            return next((line for line in lines if has_error(line)), None)
         # An error's name stands in the line before its data.
-        errors = (line for line in reversed(self._lines()) if b"error" in line and is_error(line))
-        return next((line.partition(b":")[2].strip() for line in errors), None)
+        return next((line.partition(b":")[2].strip() for line in lines if is_error(line)), None)
 
     def total(self) -> tuple[int, float]:
         """The number of events with a token, and of tokens: by the usage, or else as many as events."""
         if not self._events:
             return 0, self._in_whole_answer(_json(bytes(self._end)))
-        events = [
-            data for name, _, data in (line.partition(b":") for line in self._lines()) if name == b"data"
-        ]
+        lines = self._lines()
+        if self._form.is_ndjson:
+            events = [line for line in lines if line.startswith(b"{")]
+        else:
+            events = [data for name, _, data in (line.partition(b":") for line in lines) if name == b"data"]
         with_token, usage = self._events, 0
         for data in reversed(events[-MAX_LAST_EVENTS:]):
             event = _json(data)

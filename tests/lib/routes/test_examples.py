@@ -14,6 +14,7 @@ from lib.data_types import ApiPayload
 from lib.routes.examples import MAX_EXAMPLE, examples_route
 from lib.uploads import Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
+from tests.workers.test_imports import WORKERS
 
 URL = "http://127.0.0.1:1"
 SAMPLE = {"text": "Once", "count": 2}
@@ -102,7 +103,7 @@ async def test_functions_of_the_authors_own_have_no_example() -> None:
     assert found == {}
 
 
-@pytest.mark.parametrize("name", ["comfyui", "hello_world", "llama", "openai", "sglang", "tgi", "vllm"])
+@pytest.mark.parametrize("name", WORKERS)
 async def test_each_ready_made_worker_has_an_example_for_the_route_of_its_benchmark(name: str) -> None:
     environ = {
         "MODEL_SERVER_URL": URL,

@@ -15,6 +15,7 @@ from lib.fields.schemas import REFERENCE
 from lib.routes.openapi import description_of
 from lib.uploads import Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
+from tests.workers.test_imports import WORKERS
 
 MODEL_URL = "http://127.0.0.1:1"
 URL = "http://203.0.113.7:40123"
@@ -184,7 +185,7 @@ def test_a_guarded_function_takes_anything_and_others_are_left_out() -> None:
     assert document["paths"]["/guarded"]["post"]["summary"] == "Answer what was asked."
 
 
-@pytest.mark.parametrize("name", ["comfyui", "hello_world", "llama", "openai", "sglang", "tgi", "vllm"])
+@pytest.mark.parametrize("name", WORKERS)
 def test_each_ready_made_worker_is_described(name: str) -> None:
     environ = {
         "MODEL_SERVER_URL": MODEL_URL,
