@@ -44,6 +44,26 @@ LOADED = {
         '{"timestamp":"2025-01-01T00:00:00Z","level":"INFO","message":"Connected","target":'
         '"text_generation_router::server","filename":"router/src/server.rs","line_number":2402}',
     ],
+    "ollama": [
+        'time=2026-01-31T12:00:00.000Z level=INFO source=routes.go:1187 msg="Listening on [::]:11434 '
+        '(version 0.6.5)"',
+        'time=2026-01-31T12:00:00.000Z level=INFO source=routes.go:999 msg="Listening on 127.0.0.1:11434 '
+        '(version 0.1.24)"',
+    ],
+    "embeddings": [
+        "2024-08-17T08:07:43.812616Z  INFO text_embeddings_router::http::server: "
+        "router/src/http/server.rs:1779: Ready",
+        "\x1b[2m2026-01-31T12:00:00.000000Z\x1b[0m \x1b[32m INFO\x1b[0m \x1b[2mtext_embeddings_router::http::"
+        "server\x1b[0m\x1b[2m:\x1b[0m \x1b[2mrouter/src/http/server.rs\x1b[0m\x1b[2m:\x1b[0m\x1b[2m1881:"
+        "\x1b[0m Ready",
+        '{"timestamp":"2026-01-31T12:00:00Z","level":"INFO","message":"Ready","target":'
+        '"text_embeddings_router::http::server","filename":"router/src/http/server.rs","line_number":1881}',
+        "INFO:     Application startup complete.",
+    ],
+    "whisper": [
+        "INFO:     Application startup complete.",
+        "whisper server listening at http://127.0.0.1:8080",
+    ],
     "comfyui": ["To see the GUI go to: http://127.0.0.1:8188", "To see the GUI go to: http://[::]:18188"],
     "hello_world": ["2026-01-31 12:00:00,123 infer server has started"],
 }
@@ -70,23 +90,35 @@ LOADING = {
         "2024-07-01T12:00:00Z  INFO shard-manager: text_generation_launcher: Shard ready in 9.0s rank=0",
         "2024-07-01T12:00:00.000000Z  INFO text_generation_router: router/src/main.rs:317: Warming up model",
     ],
+    "ollama": [
+        'time=2026-01-31T12:00:00.000Z level=INFO source=images.go:863 msg="total blobs: 0"',
+        "Couldn't find '/root/.ollama/id_ed25519'. Generating new private key.",
+    ],
+    "embeddings": [
+        "2024-08-17T08:07:43.809812Z  WARN text_embeddings_router: router/src/lib.rs:267: Backend does not "
+        "support a batch size > 4",
+        "2026-01-31T12:00:00.000000Z  INFO text_embeddings_router: router/src/lib.rs:248: Warming up model",
+        "2024-08-17T08:07:43.812568Z  INFO text_embeddings_router::http::server: "
+        "router/src/http/server.rs:1778: Starting HTTP server: 0.0.0.0:8080",
+        "INFO:     Waiting for application startup.",
+    ],
+    "whisper": [
+        "INFO:     Started server process [4711]",
+        "whisper_init_from_file_with_params_no_state: loading model from 'models/ggml-base.en.bin'",
+    ],
     "comfyui": ["Starting server", "Import times for custom nodes:"],
     "hello_world": ["loading model"],
 }
 # The same for servers that the openai worker's README has a load line for.
 OTHERS = {
     "transformers serve": "INFO:     Application startup complete.",
-    "Ollama": 'time=2026-01-31T12:00:00.000Z level=INFO source=routes.go:1187 msg="Listening on [::]:11434 '
-    '(version 0.6.5)"',
-    "Text Embeddings Inference": "2026-01-31T12:00:00.000000Z  INFO text_embeddings_router::http::server: "
-    "router/src/http/server.rs:1852: Ready",
 }
 
 
 def is_loaded(worker: str, line: str) -> bool:
     """Whether a load rule of the worker matches the line."""
     module: Any = importlib.import_module(f"workers.{worker}.server")
-    backend, _ = module.build({"COMFYUI_DIALECT": "native"})
+    backend, _ = module.build({"COMFYUI_DIALECT": "native", "MODEL_NAME": "tiny"})
     return any(text in line for action, text in backend.log_actions if action is LogAction.ModelLoaded)
 
 
