@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from tests.event_loop import until
 from tests.fakes.raw_client import connected
-from tests.system import GUARD_S
+from tests.fakes.worker import Setup
+from tests.system import GUARD_S, engine_and_model_server, worker_process
 from tests.workers.ollama.fake_server import CRASHED, MODEL, WORD
-from tests.workers.worker_system import PERF, WorkerSystem, worker_system
+from tests.workers.worker_system import PERF, WorkerSystem, fake_server, worker_system
 
 CLOSED = ("pull", "push", "create", "copy", "delete", "blobs/sha256:00")
 
@@ -106,6 +109,24 @@ async def test_the_worker_is_ready_once_the_model_is_pulled_and_loaded(tmp_path:
         log = here.worker.output()
         assert log.count(f"{MODEL} is not loaded yet: HTTP 404: ") == 1
         assert log.index("not found") < log.index("ready")
+
+
+async def test_the_worker_waits_until_ollama_has_begun(tmp_path: Path) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # nothing listens there
+        port = reserved.getsockname()[1]
+        (tmp_path / ".has_benchmark").write_text(str(PERF))
+        url, log = f"http://127.0.0.1:{port}", tmp_path / "model.log"
+        variables = {"MODEL_NAME": MODEL, "MODEL_SERVER_URL": url, "MODEL_LOG": str(log)}
+        async with (
+            engine_and_model_server(tmp_path) as system,
+            worker_process(system, tmp_path, Setup(), variables, module="workers.ollama.server") as worker,
+        ):
+            system.worker = worker
+            await until(lambda: f"{MODEL} is not loaded yet: " in worker.output())
+            reserved.close()
+            async with fake_server("tests.workers.ollama.fake_server", log, "--port", str(port)):
+                await system.ready()
 
 
 async def test_the_benchmark_streams_and_is_saved(tmp_path: Path) -> None:
