@@ -49,7 +49,7 @@ class DocsApi:
         app.router.add_post("/local/try", self._try)
 
     async def _open(self, _: web.Application) -> AsyncGenerator[None, None]:
-        async with worker_http(self._engine, skip_auto_headers=_ADDED_BY_AIOHTTP) as self._http:
+        async with await worker_http(self._engine, skip_auto_headers=_ADDED_BY_AIOHTTP) as self._http:
             self._descriptions = Descriptions(self._engine, self._http)
             yield
 

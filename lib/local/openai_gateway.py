@@ -83,7 +83,7 @@ class OpenAIGateway:
         app.router.add_route("*", "/openai/{path:.*}", _not_found)
 
     async def _open(self, _: web.Application) -> AsyncGenerator[None, None]:
-        async with worker_http(
+        async with await worker_http(
             self._engine, auto_decompress=False, skip_auto_headers=_ADDED_BY_AIOHTTP
         ) as self._http:
             yield

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -39,13 +38,12 @@ class NotConnected(ModelUnreachable):
     """502: no connection to the worker; it has received nothing of the request."""
 
 
-@asynccontextmanager
 async def worker_http(
     engine: LocalEngine, *, auto_decompress: bool = True, skip_auto_headers: Sequence[str] = ()
-) -> AsyncGenerator[aiohttp.ClientSession, None]:
+) -> aiohttp.ClientSession:
     """An HTTP client for workers, also for those with certificates of the engine's authority."""
     tls = await asyncio.to_thread(engine.authority.trusting_context)
-    async with aiohttp.ClientSession(
+    return aiohttp.ClientSession(
         # No keep-alive: a reused connection may be closed already, and a request can't be sent twice, as
         # its signature is valid only once. On one machine, a new connection is cheap.
         connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls),
@@ -53,8 +51,7 @@ async def worker_http(
         auto_decompress=auto_decompress,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=skip_auto_headers,
-    ) as http:
-        yield http
+    )
 
 
 async def call_worker(
