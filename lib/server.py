@@ -75,6 +75,8 @@ FLUSH_LIMIT_S = 10.0
 # Called with a worker instead of serving it; returns the exit status.
 Inspector = Callable[[Backend, Sequence[web.AbstractRouteDef]], Awaitable[int]]
 _inspector: ContextVar[Inspector | None] = ContextVar("inspector", default=None)
+# Set once this process has begun to serve a worker, in whatever thread.
+BEGUN = threading.Event()
 
 
 def start_server(
@@ -142,6 +144,7 @@ async def run_server(
     inspect = _inspector.get()
     if inspect is not None:
         return await inspect(backend, routes)
+    BEGUN.set()
     try:
         settings = from_environment()
         configure_logging(settings.log_level, settings.log_format)

@@ -27,7 +27,6 @@ from lib.routes.headline import headline
 from lib.runtime.clock import SystemClock
 from lib.runtime.settings import ports_in
 from lib.tools.command import EXIT_SIGNAL
-from lib.tools.file_inspection import NOT_SERVED
 from lib.tools.source_watch import QUICK_CHANGES, SourceWatch
 from lib.tools.status_page import NoStatus, fetch, fetch_examples
 
@@ -113,7 +112,7 @@ class _LocalRun:
                 break
             if status is None:  # a file has changed
                 continue
-            self._report_end(status)
+            self._screen.line(f"The worker ended by itself, with exit status {status}.")
             if self._sources is None:
                 break
             self._screen.line("Waiting for a change of its files.")
@@ -166,11 +165,6 @@ class _LocalRun:
         if changed:
             self._screen.line(f"Changed: {', '.join(changed)}. The worker is started anew.")
         return bool(changed)
-
-    def _report_end(self, status: int) -> None:
-        self._screen.line(f"The worker ended by itself, with exit status {status}.")
-        if status == 0 and self._instance.engine.worker(WORKER_ID).last is None:
-            self._screen.line(f"It did not serve: {NOT_SERVED}.")
 
 
 def _introduce(instance: LocalInstance, display_name: str, wanted: tuple[int, int], screen: Screen) -> None:

@@ -74,11 +74,16 @@ async def test_the_exit_status_is_that_of_the_worker(local: tuple[str, ...], tmp
     assert f"here I am ['{tmp_path / name}']" in ended.output
 
 
-async def test_a_file_that_never_runs_its_worker_is_told_so(tmp_path: Path) -> None:
-    name = worker_in(tmp_path, LOOPED.replace("worker.run()", "pass"))
-    ended = await done("run", name, "--local", cwd=tmp_path)
-    assert ended.status == 0
-    assert "It did not serve: call start_server(backend, routes), or run() of a Worker" in ended.output
+@pytest.mark.parametrize("local", [(), ("--local",)])
+@pytest.mark.parametrize("instead", ["pass", "raise SystemExit"])
+async def test_a_file_that_never_runs_its_worker_has_failed(
+    instead: str, local: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = worker_in(tmp_path, LOOPED.replace("worker.run()", instead))
+    ended = await done("run", name, *local, cwd=tmp_path)
+    assert ended.status == 1
+    told = "worker.py ended without serving: call start_server(backend, routes), or run() of a Worker"
+    assert f"pyworker run: {told}" in ended.output + ended.errors
 
 
 async def test_a_killed_worker_gives_the_status_a_shell_gives(tmp_path: Path) -> None:
@@ -96,7 +101,7 @@ async def test_the_worker_runs_in_its_projects_folder_and_finds_its_modules(tmp_
     (folder / "beside.py").write_text("from pathlib import Path\nTEXT = Path('words.txt').read_text()\n")
     worker_in(folder, "import beside, mine.beside\nprint(beside.TEXT, __name__)\n")
     ended = await done("run", "project/mine", cwd=tmp_path)
-    assert (ended.status, ended.output) == (0, "from the project __main__\n")
+    assert (ended.status, ended.output) == (1, "from the project __main__\n")  # it serves nothing
 
 
 @pytest.mark.parametrize(
@@ -182,7 +187,7 @@ async def test_in_local_mode_other_ports_replace_taken_ones_with_a_message(tmp_p
         ports = one.getsockname()[1], other.getsockname()[1]
         env = {"WORKER_PORT": str(ports[0]), "WORKER_HTTP_PORT": str(ports[1])}
         ended = await done("run", name, "--local", cwd=tmp_path, env=env)
-    assert ended.status == 0
+    assert ended.status == 1  # it serves nothing
     assert f"(port {ports[0]} is taken)" in ended.output
     assert f"(port {ports[1]} is taken)" in ended.output
     assert f"my port is {ports[0]}\n" not in ended.output

@@ -59,7 +59,9 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _run_here(file: WorkerFile, environ: Mapping[str, str]) -> int:
-    """Run the worker in this process; return its exit status."""
+    """Run the worker in this process; return its exit status, or 1 if the file ends without serving it."""
+    from lib.server import BEGUN
+    from lib.tools.file_inspection import NOT_SERVED
     from lib.tools.worker_file import WorkerFailed, run_file, settings_error_in
 
     try:
@@ -71,7 +73,11 @@ def _run_here(file: WorkerFile, environ: Mapping[str, str]) -> int:
         if e.code == EXIT_SETTINGS and settings_error_in(e) is None and _lacks_container_id(environ):
             name = file.name or file
             print_error("run", f"to run it on this machine, not on an instance: pyworker run {name} --local")
-        raise
+        if e.code not in (None, 0):
+            raise
+    if not BEGUN.is_set():
+        print_error("run", f"{file} ended without serving: {NOT_SERVED}")
+        return EXIT_FAILED
     return 0
 
 
