@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
@@ -23,6 +24,7 @@ from lib.client import EngineError, NoWorker, RouteClient, Target
 from lib.fields.client_json import client_json
 from lib.metrics import WorkloadCounter
 from lib.runtime.clock import Clock, SystemClock, sleep, time_limit
+from lib.tools.late_error import LateErrorWatch
 from lib.tools.load_tally import Sample, Tally
 from lib.tools.request_style import PLAIN, RequestStyle
 
@@ -170,12 +172,16 @@ class LoadTest:
         sample.routed_s = self.elapsed_s - sample.due_s
         message = client_json(payload)
         async with self.plan.style.call(client, worker, self.plan.path, message) as response:
-            head = await self._read(response, sample)
+            late = LateErrorWatch()
+            head = await self._read(response, sample, late)
             if not 200 <= response.status < 300:
                 sample.result = f"HTTP {response.status}"
+            elif (late_error := late.error()) is not None:
+                sample.result = "error after heartbeat"
+                head = json.dumps({"error": late_error}).encode()[:MAX_EXCERPT_BYTES]
         sample.excerpt = head.decode(errors="replace")
 
-    async def _read(self, response: aiohttp.ClientResponse, sample: Sample) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, sample: Sample, late: LateErrorWatch) -> bytes:
         """Read the answer and return its beginning; a chunk is timed when its first byte arrives."""
         streamed = response.content_length is None
         chunked = "Transfer-Encoding" in response.headers
@@ -191,6 +197,7 @@ class LoadTest:
                     sample.gaps_s.append(now_s - last_s)
                 last_s = now_s
             begins = ends or not chunked
+            late.add(data)
             if len(head) < MAX_EXCERPT_BYTES:
                 head += data[: MAX_EXCERPT_BYTES - len(head)]
         return head

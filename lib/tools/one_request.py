@@ -12,6 +12,7 @@ import aiohttp
 from lib.client import CLOUD_ENGINES, RouteClient, Target, describe_workers
 from lib.runtime.clock import SystemClock, time_limit
 from lib.tools.joined import check_joined
+from lib.tools.late_error import LateErrorWatch
 from lib.tools.request_style import PLAIN, RequestStyle
 
 # Seconds to wait for a ready worker, unless a limit is given.
@@ -19,7 +20,7 @@ WORKER_LIMIT_S = 600.0
 
 
 class ErrorAnswer(Exception):
-    """The worker answered with a status of 400 or above; the body has been printed."""
+    """The worker answered with an error: a status of 400 or above, or after a heartbeat; it is printed."""
 
 
 class NoAnswer(Exception):
@@ -51,21 +52,27 @@ async def send(
             wait_s = WORKER_LIMIT_S if limit_s is None else limit_s
             worker = await engine.route(cost, limit_s=wait_s, on_wait=waiting.show)
             async with style.call(engine, worker, route, payload) as answer:
-                await _print_body(answer)
+                late_error = await _print_body(answer)
+                answered = f"{worker.url}{route} answered {answer.status} {answer.reason}"
                 if answer.status >= 400:
-                    raise ErrorAnswer(f"{worker.url}{route} answered {answer.status} {answer.reason}")
+                    raise ErrorAnswer(answered)
+                if late_error is not None:
+                    raise ErrorAnswer(f"{answered}, then an error: the body after the heartbeat's newlines")
         return
     raise NoAnswer(f"no complete answer within {limit_s:g} s")
 
 
-async def _print_body(answer: aiohttp.ClientResponse) -> None:
-    last = b"\n"
+async def _print_body(answer: aiohttp.ClientResponse) -> Any:
+    """Print the body; return the error in it, if a heartbeat has begun it."""
+    last, late = b"\n", LateErrorWatch()
     async for part in answer.content.iter_any():
+        late.add(part)
         sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
         last = part
     if not last.endswith(b"\n"):
         print(flush=True)
+    return late.error()
 
 
 class _WaitingPrinter:

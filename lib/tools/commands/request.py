@@ -62,7 +62,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 COMMAND = Command(
     "send one request to a worker and print the answer",
     "Asks the engine for a worker, sends it the payload, and prints the answer's body as it arrives. The "
-    "exit status is 0 if the answer's status is below 400, else 1.",
+    "exit status is 1 if the answer's status is 400 or above, or its body an error after a heartbeat's "
+    "newlines, else 0.",
     configure,
     run,
 )
