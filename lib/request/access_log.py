@@ -8,20 +8,24 @@ from __future__ import annotations
 import logging
 
 from lib.request.exchange import Exchange
-from lib.request.log_lines import ENDED, OUTCOMES
+from lib.request.log_lines import ENDED, OUTCOMES, REFUSED
 from lib.request.observers import Observer
 
 log = logging.getLogger("lib.access")
 
 
 class AccessLog(Observer):
-    """Logs each request at its end: id, method, path, status, outcome, workload and durations in seconds."""
+    """Logs each request at its end: id, method, path, status, outcome, workload and durations in seconds.
+
+    The line of one that the worker has refused with a 4xx has the reason, too.
+    """
 
     def ended(self, exchange: Exchange) -> None:
         if not log.isEnabledFor(logging.INFO):  # else each request would gather what nobody reads
             return
+        refusal = exchange.refusal
         log.info(
-            ENDED,
+            ENDED if refusal is None else REFUSED,
             exchange.id,
             exchange.method,
             exchange.path,
@@ -30,6 +34,7 @@ class AccessLog(Observer):
             exchange.workload,
             exchange.queue_s,
             exchange.total_s,
+            *(() if refusal is None else (refusal,)),
             exchange.route,
             "request ended",
         )

@@ -40,6 +40,7 @@ from lib.request.incoming import ClientConnection, DirectRequest, IncomingReques
 from lib.request.lanes import Lane
 from lib.request.log_lines import FAILED, OUTCOMES
 from lib.request.own_requests import IS_COUNTED
+from lib.request.refusal_reason import reason_of
 from lib.request.sessions import Session
 from lib.request.verbatim import Text, Verbatim
 from lib.request.verdict import ABORTED_STATUS, Ending, Phase, Reply, Verdict, conclude, judge_answer
@@ -107,8 +108,9 @@ class Exchange:
     parsed it, and passes the answer on byte by byte. `lane` has the route's `handler`. `id` is
     the client's `X-Request-Id` or a new one. `payload` is what the handler has made of the body, None before;
     `verbatim` the text of the body's payload, if it can be forwarded as it came.
-    `session` is the session that the request is in, or None. `verdict` is None before the end. `began_s`,
-    `started_s` (None before the slot) and `ended_s` are monotonic seconds of the worker's clock.
+    `session` is the session that the request is in, or None. `verdict` is None before the end. `refusal` is
+    the reason of the worker's own 4xx, for the log; None without one. `began_s`, `started_s` (None before the
+    slot) and `ended_s` are monotonic seconds of the worker's clock.
     """
 
     # What a request has at its beginning; set on the class, which costs each request nothing.
@@ -118,6 +120,7 @@ class Exchange:
     payload: Any = None
     verbatim: Verbatim | None = None
     verdict: Verdict | None = None
+    refusal: str | None = None
     heartbeat: Heartbeat | None = None
     _entry: Entry | None = None
     _was_counted: Token[bool] | None = None
@@ -403,6 +406,8 @@ class Exchange:
             else:
                 error = _known(error)
                 self.verdict = conclude(self._entry, self._ending(error))
+                if isinstance(error, WorkerError) and error.status < 500 and not self.client_left:
+                    self.refusal = reason_of(error)
                 self._log_error(error)
         return self.verdict
 
@@ -512,6 +517,9 @@ class Exchange:
             log_failure(self, logging.ERROR, "unexpected error", error)
         elif isinstance(error, AnswerCut):
             log_failure(self, logging.WARNING, str(error))
+        elif isinstance(error, WorkerError) and self.verdict.reply is Reply.ABORT:
+            failure = f"{error.status} after its answer had begun: {reason_of(error)}"
+            log_failure(self, logging.WARNING, failure)
         elif isinstance(error, NoFiles) or (
             isinstance(error, WorkerError) and error.status >= 500 and not isinstance(error, Unavailable)
         ):

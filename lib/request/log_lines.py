@@ -16,6 +16,11 @@ ENDED = LineFormat(
     *("request_id", "method", "path", "status", "outcome", "workload", "queue_s", "total_s"),
     *("route", "message"),
 )
+# The same of a request that the worker has refused, with the reason.
+REFUSED = LineFormat(
+    "%s %s %s %d %s workload=%g queue_s=%.3f total_s=%.3f refused: %s%.0s%.0s",
+    *(*ENDED.names[:8], "reason", "route", "message"),
+)
 # Of what is no request that a route could serve.
 NO_REQUEST = LineFormat("- - - %d refused: %s%.0s", "status", "message", "outcome")
 # A failure before the request's end has no status and no outcome yet, and a later one has both.

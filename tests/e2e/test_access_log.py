@@ -6,13 +6,17 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from lib.backend import Backend
 from lib.runtime.logs import JsonFormatter, TextFormatter
 from lib.runtime.settings import CarrierKind
+from lib.worker import HandlerConfig, Worker, WorkerConfig
 from tests.event_loop import until
 from tests.fakes import varied_routes
 from tests.fakes.raw_client import RawClient, connected, request_bytes
@@ -97,6 +101,69 @@ async def test_it_is_that_of_the_answer(
         await client.send(request_(system))
         assert str((await client.head()).status) == expected[2]
         assert await lines.only() == expected
+
+
+@dataclass
+class Picture:
+    prompt: str
+    width: int = 64
+
+
+REFUSED: list[tuple[str, Callable[[System], bytes], str]] = [
+    (
+        "a wrong field",
+        signed("/picture", prompt="s3cret", width="s3cret"),
+        "payload.data.width must be an integer",
+    ),
+    ("a missing field", signed("/picture"), "payload.data.prompt missing parameter"),
+    ("no authentication", lambda _: request_bytes("/picture", b"{}"), "auth_data "),
+    ("no JSON", lambda _: request_bytes("/picture", b"{s3cret"), "body not JSON"),
+    (
+        "a coding",
+        lambda _: request_bytes("/picture", b"{}", {"Content-Encoding": "br"}),
+        "request bodies in 'br' are not supported",
+    ),
+    (
+        "a large body",
+        lambda _: request_bytes("/picture", b"s3cret" * 20_000),
+        "the body is larger than 100000",
+    ),
+]
+
+
+@both_carriers
+@pytest.mark.parametrize(("request_", "reason"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+async def test_the_line_of_a_refused_request_has_the_reason(
+    tmp_path: Path,
+    carrier: CarrierKind,
+    request_: Callable[[System], bytes],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = Lines(caplog)
+    settings: dict[str, Any] = {"carrier": carrier, "max_json_bytes": 100_000}
+    async with (
+        with_worker_task(tmp_path, make=_make_drawing, **settings) as system,
+        connected(system.url) as client,
+    ):
+        await client.send(request_(system))
+        assert 400 <= (await client.head()).status < 500
+        await lines.only()
+    (record,) = [r for r in caplog.records if r.name == "lib.access"]
+    assert f" refused: {reason}" in record.getMessage()
+    line = json.loads(JsonFormatter().format(record))
+    assert line["reason"].startswith(reason)
+    assert (line["message"], line["route"]) == ("request ended", "POST /picture")
+    assert "s3cret" not in caplog.text
+
+
+def _draw(data: Picture, workload: float) -> str:
+    return data.prompt
+
+
+def _make_drawing(model_url: str, setup: Setup) -> tuple[Backend, list[web.AbstractRouteDef]]:
+    worker = Worker(WorkerConfig(handlers=[HandlerConfig("/picture", remote_function=_draw)]))
+    return worker.backend, worker.routes
 
 
 CHUNKED = {"Transfer-Encoding": "chunked"}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anyio
 import numpy as np
 import pydantic
@@ -22,6 +23,7 @@ from PIL import Image
 
 from lib.backend import Backend
 from lib.data_types import JsonDataException
+from lib.errors import ModelDown
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
@@ -309,6 +311,37 @@ async def test_an_exception_in_a_function_is_a_500(tmp_path: Path, caplog: pytes
                 await client.chunk()
         assert await reported_statuses(system, 4) == ["Error"] * 4
         assert "ZeroDivisionError" in caplog.text
+
+
+def refuses_late(workload: float, data: Any) -> Iterator[Any]:
+    yield 1
+    raise JsonDataException({"prompt": f"must not be {data['prompt']!r}"})
+
+
+def is_down_late(workload: float, data: Any) -> Iterator[Any]:
+    yield 1
+    raise ModelDown("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (refuses_late, "422 after its answer had begun: payload.prompt"),
+        (is_down_late, "503 after its answer had begun: the model server at "),
+    ],
+)
+async def test_a_refusal_after_the_first_item_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, function: Callable[..., Any], said: str
+) -> None:
+    async with functions_worker(tmp_path, HandlerConfig("/late", remote_function=function)) as system:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await system.call("/late", data={"prompt": "secret"})
+        assert await reported_statuses(system, 1) == ["Error"]
+    (line,) = [
+        r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "/late" in str(r.args)
+    ]
+    assert said in line
+    assert "secret" not in caplog.text
 
 
 async def test_items_are_streamed_as_they_come(tmp_path: Path) -> None:
