@@ -65,6 +65,8 @@ _NEWER_FIELDS: tuple[tuple[str, Any], ...] = (
     ("do_warmup_benchmark", bool),
     ("concurrency", int | None),
 )
+# The shortest time between two newlines of a heartbeat, in seconds: more of them would only be load.
+MIN_KEEPALIVE_S = 0.1
 # Integers of a request must be less than this: the engine's own are 64 bits wide.
 _INT64 = 2**63
 
@@ -379,6 +381,7 @@ class EndpointHandler(ABC, Generic[P]):
             *below_minimum(self, 1, "max_concurrency", "benchmark_concurrency"),
             *self._older_field_problems(),
             *invalid_durations(self, "max_queue_time", "keepalive_s"),
+            *self._heartbeat_problems(),
             *below_minimum(self, 0, "max_workload"),
         ]
         typed: list[tuple[str, Any]] = [("on_disconnect", OnDisconnect), ("idempotent", bool)]
@@ -388,6 +391,10 @@ class EndpointHandler(ABC, Generic[P]):
             typed.append(("extra", Extra))
         mismatches = (mismatch(name, kind, getattr(self, name)) for name, kind in typed)
         return [*problems, *filter(None, mismatches)]
+
+    def _heartbeat_problems(self) -> Iterator[str]:
+        if self.keepalive_s is not None and 0 < self.keepalive_s < MIN_KEEPALIVE_S:
+            yield f"keepalive_s is {self.keepalive_s}, less than {MIN_KEEPALIVE_S} s: proxies wait for longer"
 
     def _older_field_problems(self) -> Iterator[str]:
         """Yield a line for each field of another implementation that has no effect here."""

@@ -193,7 +193,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
     def _function_problems(self) -> Iterator[str]:
         # If the payload class makes JSON of an upload, the function receives that, not the upload.
         receives_uploads = self.accepts_uploads and not hasattr(self.payload_class, "generate_payload_json")
-        if self.function and (problem := self.function.problem(receives_uploads)):
+        if self.function and (problem := self.function.problem(receives_uploads, bool(self.keepalive_s))):
             yield f"remote_function {problem}"
 
     def _payload_problems(self) -> Iterator[str]:

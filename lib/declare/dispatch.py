@@ -47,7 +47,9 @@ def dispatch_problems(handler: EndpointHandler[Any]) -> list[str]:
         if not accepts(handler.call_remote_dispatch_function, 0, "params"):
             return [f"{_NAME} can't be called with params= alone"]
     elif handler.remote_function is not None and (
-        problem := RemoteFunction(handler.remote_function).problem(receives_uploads=False)
+        problem := RemoteFunction(handler.remote_function).problem(
+            receives_uploads=False, has_heartbeat=bool(handler.keepalive_s)
+        )
     ):
         return [f"remote_function {problem}"]
     return []

@@ -28,6 +28,7 @@ from lib.declare.results import (
     Body,
     FileBody,
     body_of,
+    is_binary,
     is_quick,
     opened,
 )
@@ -177,10 +178,11 @@ class RemoteFunction:
         """The author's function itself, or what a `functools.partial` calls."""
         return without_partials(self._function)
 
-    def problem(self, receives_uploads: bool) -> str | None:
+    def problem(self, receives_uploads: bool, has_heartbeat: bool) -> str | None:
         """The reason why the function can't be called with a payload's fields as keywords, or None.
 
-        If it `receives_uploads`, it must also accept `upload` as its only keyword.
+        If it `receives_uploads`, it must also accept `upload` as its only keyword. If it `has_heartbeat`, its
+        result must be JSON or text.
         """
         parameters = parameters_of(self._function)
         if parameters is None:
@@ -195,6 +197,8 @@ class RemoteFunction:
             )
         if receives_uploads and not accepts(self._function, 0, "upload"):
             return "can't be called with upload= alone, as it is for an upload"
+        if has_heartbeat and is_binary(self.arguments.returned):
+            return "returns a file or bytes, which can't follow the newlines of keepalive_s: leave it unset"
         return None
 
     @functools.cached_property

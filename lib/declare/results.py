@@ -11,6 +11,8 @@ import io
 import mimetypes
 import os
 import sys
+import typing
+from collections import abc
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple, cast
 import anyio
 from anyio.to_thread import run_sync as in_thread
 
+from lib.fields.annotations import union_members
 from lib.fields.json_values import RAW_BYTES, to_json
 
 JSON_TYPE = "application/json"
@@ -27,6 +30,8 @@ BYTES_TYPE = "application/octet-stream"
 FILE_CHUNK_BYTES = 256 * 1024
 # Pillow's modes that its PNG writer takes.
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+# The annotations of generators, whose first argument is the type of the items.
+_ITEMS = (abc.Iterator, abc.Iterable, abc.Generator, abc.AsyncIterator, abc.AsyncIterable, abc.AsyncGenerator)
 
 
 class Body(NamedTuple):
@@ -67,6 +72,21 @@ async def opened(path: Path) -> AsyncGenerator[FileBody, None]:
 def is_quick(result: Any) -> bool:
     """Whether `body_of` needs no thread of its own for `result`."""
     return result is None or isinstance(result, (str, int, float, dict, list, tuple, bytes))
+
+
+def is_binary(returned: Any) -> bool:
+    """Whether the annotation of a function's result is, or has as a member or an item, a file or bytes.
+
+    Such an answer can't follow the newlines of a heartbeat, which have begun JSON.
+    """
+    if typing.get_origin(returned) in _ITEMS:
+        return is_binary(typing.get_args(returned)[0])
+    images: Any = sys.modules.get("PIL.Image")
+    kinds = (*RAW_BYTES, io.BytesIO, Path, *(() if images is None else (images.Image,)))
+    members = union_members(returned)
+    if len(members) > 1:
+        return any(map(is_binary, members))
+    return isinstance(returned, type) and issubclass(returned, kinds)
 
 
 def body_of(result: Any) -> Body:

@@ -22,7 +22,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 class Arguments:
-    """Reads the arguments of `function`, which messages call `owner`."""
+    """Reads the arguments of `function`, which messages call `owner`; `returned` annotates its result."""
 
     def __init__(self, owner: str, function: Callable[..., Any]) -> None:
         parameters = parameters_of(function) or ()  # without a signature, it can't be called
@@ -34,6 +34,7 @@ class Arguments:
             make_field(p.name, hints.get(p.name, Any), p.default is p.empty, p.default) for p in named
         ]
         self.accepts_any = rest is not None
+        self.returned: Any = hints.get("return", Any)
         self._reader = ObjectFields(
             owner, self.fields, reader_of(hints.get(rest.name, Any)) if rest else None
         )

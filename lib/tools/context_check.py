@@ -39,6 +39,11 @@ async def contexts_entered(
             await context.leave()
 
 
+def has_contexts(config: BackendConfig) -> bool:
+    """Whether there is a lifecycle, or a handler with a `running` of its own."""
+    return any(_contexts(config))
+
+
 def _contexts(config: BackendConfig) -> Iterator[tuple[str, str, Context]]:
     """Yield each context with the part of the worker that it belongs to, and its name in messages."""
     if config.lifecycle is not None:

@@ -3,7 +3,8 @@
 Owns the order of the checks, and the checks of settings, declaration and model server. How the worker is
 intercepted before it serves is in lib/tools/file_inspection.py; the checks of log rules are in
 lib/tools/log_replay.py, those of the benchmark in lib/tools/benchmark_check.py, those of the lifecycle and
-the handlers' `running` in lib/tools/context_check.py, those of the routes' speed in lib/tools/route_check.py.
+the handlers' `running` in lib/tools/context_check.py, those of the routes' speed in lib/tools/route_check.py,
+those of what is without effect in lib/tools/no_effect_check.py.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from lib.request.lanes import lane_of
 from lib.runtime.clock import Clock, SystemClock
 from lib.runtime.settings import Settings
 from lib.tools.benchmark_check import check_payload, send_one
-from lib.tools.context_check import contexts_entered
+from lib.tools.context_check import contexts_entered, has_contexts
 from lib.tools.deployment_target import DeploymentTarget
 from lib.tools.file_inspection import NotServed, inspect_file
 from lib.tools.findings import Findings
 from lib.tools.log_replay import check_rules, replay
+from lib.tools.no_effect_check import check_effects
 from lib.tools.route_check import check_speed
 from lib.tools.worker_file import WorkerFile
 from lib.worker import ROUTE_WITHOUT_HANDLERS
@@ -97,12 +99,19 @@ class _Inspection:
             self._check_log(backend, up)
             if up:
                 await self._check_health(backend, server)
-            if handler is not None and sendable and (up or not server.url):
-                await self._send_one(backend, handler, server)
+            to_enter = has_contexts(backend.config())
+            if (up or not server.url) and (to_enter or sendable):
+                await self._enter(backend, handler if sendable else None, server)
+            elif to_enter:
+                self._found.note(
+                    "lifecycle", "neither it nor running() of a handler was entered, without a model server"
+                )
         return 0
 
-    async def _send_one(self, backend: Backend, handler: EndpointHandler[Any], server: ModelServer) -> None:
-        """Send the benchmark's payload, inside the contexts that a worker enters; without an engine."""
+    async def _enter(
+        self, backend: Backend, handler: EndpointHandler[Any] | None, server: ModelServer
+    ) -> None:
+        """Enter the contexts that a worker enters, and send the payload of `handler`; without an engine."""
         settings = Settings.from_env({"ENGINE": "none"})
         with tempfile.TemporaryDirectory() as directory:
             async with (
@@ -110,7 +119,7 @@ class _Inspection:
                 backend.run_with(settings, Path(directory), tasks.start_soon),
                 contexts_entered(backend.config(), self._clock, self._found) as entered,
             ):
-                if entered:
+                if entered and handler is not None:
                     await send_one(handler, server, self._clock, self._found)
 
     def _check_declaration(self, backend: Backend, routes: Sequence[web.AbstractRouteDef]) -> None:
@@ -132,6 +141,7 @@ class _Inspection:
         else:
             self._found.ok("worker", f"routes: {_listed(named)}")
         self._found.problems("worker", backend.config().problems())
+        check_effects(backend, routes, self._found)
         check_speed(backend, routes, self._found)
 
     def _check_log(self, backend: Backend, up: bool) -> None:

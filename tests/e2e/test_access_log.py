@@ -23,7 +23,7 @@ from tests.fakes.raw_client import RawClient, connected, request_bytes
 from tests.fakes.worker import Setup
 from tests.system import System, with_worker_task
 
-KEEPALIVE_S = 0.01
+KEEPALIVE_S = 0.1
 
 
 @asynccontextmanager

@@ -302,6 +302,84 @@ async def test_a_handler_is_called_inside_what_it_runs(tmp_path: Path) -> None:
     assert "the pool is closed" in checked.errors
 
 
+# A worker whose lifecycle fails, without a benchmark.
+LIFELESS = """
+from contextlib import asynccontextmanager
+from lib.worker import HandlerConfig, Worker, WorkerConfig
+
+@asynccontextmanager
+async def loaded():
+    raise RuntimeError("weights missing")
+    yield
+
+def f(a: int): return a
+worker = Worker(WorkerConfig(lifecycle=loaded, handlers=[HandlerConfig("/f", remote_function=f)]))
+if __name__ == "__main__": worker.run()
+"""
+
+
+async def test_without_a_benchmark_the_lifecycle_is_entered_too(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(LIFELESS)
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 1
+    assert found(checked.output, "problem", "lifecycle") == [
+        "the lifecycle raised RuntimeError('weights missing')"
+    ]
+    needed = 'WorkerConfig("http://127.0.0.1:1", model_healthcheck_url="/health", '
+    (tmp_path / "worker.py").write_text(LIFELESS.replace("WorkerConfig(lifecycle", needed + "lifecycle"))
+    checked = await done("check", cwd=tmp_path)
+    assert (checked.status, found(checked.output, "problem", "lifecycle")) == (0, [])
+    assert found(checked.output, "note", "lifecycle") == [
+        "neither it nor running() of a handler was entered, without a model server"
+    ]
+
+
+# A worker with what has no effect, or another than its author expects.
+INEFFECTIVE = """
+from aiohttp import web
+from lib.data_types import EndpointHandler
+from lib.worker import HandlerConfig, Worker, WorkerConfig
+
+def f(a: int = 0): return a
+
+class Own(EndpointHandler):
+    idempotent = True
+    remote_function = f
+    @property
+    def endpoint(self): return None
+    @classmethod
+    def payload_cls(cls): return dict
+
+async def answer(request): return web.Response()
+
+handlers = [
+    HandlerConfig("/f", remote_function=f, idempotent=True),
+    HandlerConfig("/own", handler_class=Own),
+    HandlerConfig("/readyz", remote_function=f, method="GET"),
+    HandlerConfig("/called", idempotent=True),
+]
+worker = Worker(WorkerConfig("http://127.0.0.1:1", model_healthcheck_url="/health", handlers=handlers))
+worker.routes.append(web.post("/guarded", worker.backend.guard(answer, idempotent=True)))
+worker.routes += [web.get(path, answer) for path in ("/healthz", "/ping")]
+if __name__ == "__main__": worker.run()
+"""
+
+
+async def test_what_has_no_effect_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(INEFFECTIVE)
+    checked = await done("check", cwd=tmp_path)
+    assert checked.status == 0, checked.output + checked.errors
+    without = "idempotent has no effect: a function's requests aren't sent to the model server, or sent again"
+    replaces = "replaces the worker's own route: probes get your answer"
+    assert sorted(found(checked.output, "warning", "worker")) == [
+        f"GET /healthz {replaces}",
+        f"GET /readyz {replaces}",
+        f"POST /f: {without}",
+        f"POST /guarded: {without}",
+        f"POST /own: {without}",
+    ]
+
+
 async def test_contexts_find_the_worker_that_they_belong_to(tmp_path: Path) -> None:
     worker = POOLED.replace("yield\n", "await ready.wait()\n        yield\n")
     lifecycle = """

@@ -748,7 +748,7 @@ async def test_a_late_error_with_a_large_body_is_cut(head: bytes, tmp_path: Path
             await peer.send(b"x" * MIB)
 
     async with (
-        worker_for(tmp_path, fail_late, kind="process", keepalive_s=0.02) as (system, model),
+        worker_for(tmp_path, fail_late, kind="process", keepalive_s=0.1) as (system, model),
         connected(system.url) as client,
     ):
         assert system.worker is not None

@@ -247,7 +247,7 @@ async def test_a_cancelled_own_call_is_an_error_after_its_client_left_too(tmp_pa
         assert system.engine.finished[0].request.status == "Error"
 
 
-@pytest.mark.parametrize("fields", [{}, {"keepalive_s": 30.0}, {"keepalive_s": 0.01}])
+@pytest.mark.parametrize("fields", [{}, {"keepalive_s": 30.0}, {"keepalive_s": 0.1}])
 async def test_an_authors_exception_after_the_client_left_is_not_a_failure(
     tmp_path: Path, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "": {},
     "/single": {"allow_parallel_requests": False},
     "/brief": {"allow_parallel_requests": False, "max_queue_time": 0.2},
-    "/beating": {"keepalive_s": 0.05},
+    "/beating": {"keepalive_s": 0.1},
     "/finish": {"on_disconnect": "finish"},
     "/idempotent": {"idempotent": True},
 }

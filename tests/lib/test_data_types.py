@@ -19,6 +19,7 @@ from tests.guard import GUARD_S
 
 def test_a_handler_with_default_fields_has_no_problems() -> None:
     assert PlainHandler().problems() == []
+    assert PlainHandler(keepalive_s=0.1).problems() == PlainHandler(keepalive_s=0).problems() == []
     assert (
         PlainHandler(max_queue_time=0, keepalive_s=0.5, max_concurrency=1, benchmark_concurrency=1).problems()
         == []
@@ -32,6 +33,7 @@ def test_a_handler_with_default_fields_has_no_problems() -> None:
         ({"benchmark_concurrency": -1}, "benchmark_concurrency is -1, less than 1"),
         ({"max_queue_time": math.inf}, "max_queue_time is inf, not a finite number of seconds ≥ 0"),
         ({"keepalive_s": -1.0}, "keepalive_s is -1.0, not a finite number of seconds ≥ 0"),
+        ({"keepalive_s": 0.001}, "keepalive_s is 0.001, less than 0.1 s: proxies wait for longer"),
         ({"idempotent": None}, "idempotent must be True or False, not None"),
         ({"on_disconnect": "stop"}, "on_disconnect must be one of 'cancel', 'finish', not 'stop'"),
     ],

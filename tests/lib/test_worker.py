@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
+import io
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from PIL import Image
 
 from lib.data_types import ApiPayload, EndpointHandler, LogAction
 from lib.declare.config_fields import DeclarationRefused, DeclaredConfig
 from lib.declare.declared_handler import AnsweringHandler, DeclaredHandler
 from lib.errors import SettingsError
 from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
+from tests.fakes.plain_handler import PlainHandler
 
 URL = "http://127.0.0.1:8000"
 
@@ -377,6 +381,31 @@ def benchmark(**config: Any) -> WorkerConfig:
     return served(HandlerConfig("/a", benchmark_config=AnyBenchmarkConfig(**config)))
 
 
+def a_file() -> Path: ...
+
+
+def perhaps_bytes() -> bytes | None: ...
+
+
+async def an_image() -> Image.Image: ...
+
+
+def an_open_file() -> io.BytesIO: ...
+
+
+def parts() -> Iterator[bytes]: ...
+
+
+async def later_parts() -> AsyncGenerator[bytearray, None]: ...
+
+
+BINARY_FUNCTIONS = (a_file, perhaps_bytes, an_image, an_open_file, parts, later_parts)
+
+
+class FileHandler(PlainHandler):
+    remote_function = a_file
+
+
 def by_position(a: int, /) -> int:
     return a
 
@@ -394,6 +423,7 @@ def by_position(a: int, /) -> int:
         (function(max_queue_time=-1), "handler '/a': max_queue_time is -1, not a finite number of seconds"),
         (function(max_queue_time=float("nan")), "handler '/a': max_queue_time is nan, not a finite number"),
         (function(keepalive_s=float("inf")), "handler '/a': keepalive_s is inf, not a finite number"),
+        (function(keepalive_s=0.001), "handler '/a': keepalive_s is 0.001, less than 0.1 s"),
         (function(max_concurrency=0), "handler '/a': max_concurrency is 0, less than 1"),
         (
             function(max_concurrency=True),
@@ -407,6 +437,17 @@ def by_position(a: int, /) -> int:
         (function(method="post"), "handler '/a': method must be one of 'POST', 'GET', 'PUT', 'PATCH', 'DEL"),
         (function(remote_function="f"), "handler '/a': remote_function must be a function or None, not 'f'"),
         (function(remote_function=type), "handler '/a': remote_function has no signature, so its"),
+        *(
+            (
+                function(remote_function=each, keepalive_s=1.0),
+                "handler '/a': remote_function returns a file or bytes, which can't follow the newlines",
+            )
+            for each in BINARY_FUNCTIONS
+        ),
+        (
+            served(HandlerConfig("/a", handler_class=FileHandler, keepalive_s=1.0)),
+            "handler '/a': remote_function returns a file or bytes",
+        ),
         (function(remote_function=by_position), "handler '/a': remote_function takes a by position only"),
         (
             function(is_remote_dispatch=False),

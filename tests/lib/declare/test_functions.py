@@ -372,7 +372,7 @@ def test_functions_that_can_not_be_called_with_a_payloads_fields() -> None:
 
     def of_array(array: Annotated[Threads, pydantic.Field()]) -> None: ...
 
-    problem = RemoteFunction(of_array).problem(False)
+    problem = RemoteFunction(of_array).problem(False, False)
     assert problem is not None
     assert problem.startswith("has an annotation that can't be used: Unable to generate pydantic-core schema")
 
@@ -394,7 +394,7 @@ def test_functions_that_can_not_be_called_with_a_payloads_fields() -> None:
         (path_of, False, None),
         (length_of, True, None),
     ):
-        assert RemoteFunction(function).problem(receives_uploads) == problem
+        assert RemoteFunction(function).problem(receives_uploads, False) == problem
 
 
 def test_the_name_is_that_of_the_wrapped_function() -> None:
