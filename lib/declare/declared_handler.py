@@ -195,6 +195,13 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         receives_uploads = self.accepts_uploads and not hasattr(self.payload_class, "generate_payload_json")
         if self.function and (problem := self.function.problem(receives_uploads, bool(self.keepalive_s))):
             yield f"remote_function {problem}"
+        elif self.function and receives_uploads and accepts_only_uploads(self.payload_class):
+            others = [f.name for f in self.function.arguments.fields if f.name != "upload"]
+            if others:
+                yield (
+                    f"remote_function takes {', '.join(others)}, but an upload fills only upload: read the "
+                    "URL's parameters from upload.query, and a form's fields from the file upload.path"
+                )
 
     def _payload_problems(self) -> Iterator[str]:
         own = self.payload_class

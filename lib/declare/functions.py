@@ -33,6 +33,7 @@ from lib.declare.results import (
     opened,
 )
 from lib.errors import ModelDown, describe_error, is_out_of_files, result_or_error
+from lib.fields.annotations import union_members
 from lib.fields.arguments import Arguments
 from lib.fields.callables import accepts, is_async, parameters_of, without_partials
 from lib.fields.json_values import RAW_BYTES, name_of_type, to_json
@@ -200,6 +201,14 @@ class RemoteFunction:
         if has_heartbeat and is_binary(self.arguments.returned):
             return "returns a file or bytes, which can't follow the newlines of keepalive_s: leave it unset"
         return None
+
+    @property
+    def upload_class(self) -> type[Any] | None:
+        """The class of the first parameter that is annotated with one that is made of an upload, or None."""
+        arguments = result_or_error(lambda: self.arguments)  # `problem` says what is wrong with them
+        fields = () if isinstance(arguments, Exception) else arguments.fields
+        members = (member for field in fields for member in union_members(field.annotation))
+        return next((m for m in members if isinstance(m, type) and hasattr(m, "from_upload")), None)
 
     @functools.cached_property
     def arguments(self) -> Arguments:

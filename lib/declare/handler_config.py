@@ -103,7 +103,8 @@ class HandlerConfig(DeclaredConfig):
     for none. `idempotent`: a request may be sent to the model server a second time if its connection broke
     before any answer. A request whose workload is more than `max_workload` is refused; with None, what counts
     is limited (`EndpointHandler`). A payload's unknown fields are ignored, or refused with `extra="forbid"`.
-    With `handler_class`, only the fields that are given override the class's own.
+    With `handler_class`, only the fields that are given override the class's own. Without a `payload_class`,
+    the class of a `remote_function`'s parameter is it if it is made of uploads, as `Upload` is.
     """
 
     route: str
@@ -151,23 +152,36 @@ class HandlerConfig(DeclaredConfig):
         if benchmark is not None:
             of_benchmark = benchmark.options(benchmark.given)
             options |= {k: v for k, v in of_benchmark.items() if k not in self.given}
-        generator, function = self.valid("response_generator"), self.valid("remote_function")
+        generator, function = self.valid("response_generator"), self._function()
         handler_type = DeclaredHandler if generator is None else AnsweringHandler
         return handler_type(
             route=self.valid("route"),
             method=self.valid("method"),
-            payload_class=self.valid("payload_class"),
+            payload_class=self._payload_type(function),
             request_parser=self.valid("request_parser"),
             response_generator=generator,
             workload_calculator=self.valid("workload_calculator"),
-            function=RemoteFunction(function, self.valid("route")) if function else None,
+            function=function,
             samples=benchmark.samples() if benchmark else None,
             **options,
         )
 
     def makes_samples(self) -> bool:
         """Whether payloads for a benchmark come from the handler's or the payload's class."""
-        return self.handler_class is not None or defines_for_test(self.payload_class)
+        return self.handler_class is not None or defines_for_test(self.payload_type())
+
+    def payload_type(self) -> type[Any] | None:
+        """The `payload_class` or, without one, the class of the function's parameter that takes uploads."""
+        return self._payload_type(self._function())
+
+    def _payload_type(self, function: RemoteFunction | None) -> type[Any] | None:
+        if self.payload_class is not None or self.handler_class is not None or function is None:
+            return self.valid("payload_class")
+        return function.upload_class
+
+    def _function(self) -> RemoteFunction | None:
+        function = self.valid("remote_function")
+        return RemoteFunction(function, self.valid("route")) if function else None
 
     def _built_by_class(
         self, handler_class: Callable[[], EndpointHandler[Any]], benchmark: BenchmarkConfig | None

@@ -185,7 +185,7 @@ class WorkerConfig(DeclaredConfig):
             if benchmark.dataset is None and benchmark.generator is None:
                 if not handler.makes_samples():
                     yield f"{self.label(handler)}: its benchmark has neither a dataset nor a generator"
-            elif accepts_only_uploads(handler.payload_class):
+            elif accepts_only_uploads(handler.payload_type()):
                 what = "dataset" if benchmark.generator is None else "generator"
                 problem = f"its benchmark has a {what}, but an upload has no JSON: use its class's for_test"
                 yield f"{self.label(handler)}: {problem}"

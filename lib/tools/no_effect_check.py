@@ -7,14 +7,13 @@ invalid is found where the worker is declared.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from aiohttp import web
 
 from lib.backend import Backend
-from lib.data_types import EndpointHandler
 from lib.declare.bare_route import BareRouteHandler
 from lib.declare.declared_handler import DeclaredHandler
+from lib.request.handler import Handler
 from lib.request.lanes import lane_of
 from lib.routes.management import public_routes, without
 from lib.routes.sessions import session_routes
@@ -41,7 +40,7 @@ def check_effects(backend: Backend, routes: Sequence[web.AbstractRouteDef], foun
             )
 
 
-def _fields_without_effect(handler: EndpointHandler[Any]) -> Iterator[str]:
+def _fields_without_effect(handler: Handler) -> Iterator[str]:
     # A function that a declared worker's handler class calls is its instance's `call_model`.
     computes = isinstance(handler, DeclaredHandler) and handler.function is not None
     if handler.idempotent and (

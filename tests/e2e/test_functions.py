@@ -24,6 +24,7 @@ from PIL import Image
 from lib.backend import Backend
 from lib.data_types import JsonDataException
 from lib.errors import ModelDown
+from lib.uploads import Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
 from tests.fakes.raw_client import connected
 from tests.fakes.worker import Setup
@@ -311,6 +312,31 @@ async def test_an_exception_in_a_function_is_a_500(tmp_path: Path, caplog: pytes
                 await client.chunk()
         assert await reported_statuses(system, 4) == ["Error"] * 4
         assert "ZeroDivisionError" in caplog.text
+
+
+@dataclass
+class Sound(Upload):
+    """An upload whose class is named by a function's annotation only."""
+
+    def count_workload(self) -> float:
+        return float(self.size_bytes)
+
+
+def size_of(upload: Sound) -> str:
+    return f"{type(upload).__name__} of {upload.size_bytes} bytes, {upload.query}"
+
+
+async def test_the_annotation_of_a_parameter_makes_a_route_take_uploads(tmp_path: Path) -> None:
+    async with functions_worker(tmp_path, HandlerConfig("/size", remote_function=size_of)) as system:
+        headers = {**system.header(4.0), "Content-Type": "audio/wav"}
+        async with system.http.post(system.url + "/size?a=1", data=b"RIFF", headers=headers) as answer:
+            result = await answer.json()
+        await system.reported(served=4.0)
+        async with system.http.get(system.loopback_url + "/openapi.json") as answer:
+            described = await answer.json()
+    assert result == {"result": "Sound of 4 bytes, {'a': ['1']}"}
+    content = described["paths"]["/size"]["post"]["requestBody"]["content"]
+    assert "application/json" not in content
 
 
 def refuses_late(workload: float, data: Any) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from lib.data_types import ApiPayload, EndpointHandler, LogAction
 from lib.declare.config_fields import DeclarationRefused, DeclaredConfig
 from lib.declare.declared_handler import AnsweringHandler, DeclaredHandler
 from lib.errors import SettingsError
+from lib.uploads import Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
 from tests.fakes.plain_handler import PlainHandler
 
@@ -406,6 +407,12 @@ class FileHandler(PlainHandler):
     remote_function = a_file
 
 
+def upload_and_width(upload: Upload, width: int = 3) -> int: ...
+
+
+def differently_named(image: Upload) -> int: ...
+
+
 def by_position(a: int, /) -> int:
     return a
 
@@ -423,6 +430,21 @@ def by_position(a: int, /) -> int:
         (function(max_queue_time=-1), "handler '/a': max_queue_time is -1, not a finite number of seconds"),
         (function(max_queue_time=float("nan")), "handler '/a': max_queue_time is nan, not a finite number"),
         (function(keepalive_s=float("inf")), "handler '/a': keepalive_s is inf, not a finite number"),
+        *(
+            (
+                function(remote_function=upload_and_width, **fields),
+                "handler '/a': remote_function takes width, but an upload fills only upload: read the URL's",
+            )
+            for fields in ({}, {"payload_class": Upload})
+        ),
+        (
+            function(remote_function=differently_named),
+            "handler '/a': remote_function can't be called with upload= alone, as it is for an upload",
+        ),
+        (
+            function(remote_function=differently_named, request_parser=one_argument),
+            "handler '/a': request_parser is given, but an upload has no JSON",
+        ),
         (function(keepalive_s=0.001), "handler '/a': keepalive_s is 0.001, less than 0.1 s"),
         (function(max_concurrency=0), "handler '/a': max_concurrency is 0, less than 1"),
         (
