@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, cast
 
 import aiohttp
@@ -110,6 +111,10 @@ async def _streamed(
         exchange.stream()
     try:
         response = await _begin(request, answer, headers, exchange)
+        heartbeat, write = exchange.heartbeat if exchange is not None else None, response.write
+        if heartbeat is not None:
+            heartbeat.pass_items(response, answer.content_type)
+            write = partial(heartbeat.write, response)
         if has_body:
             async for chunk in chunks:
                 if exchange is not None:
@@ -117,9 +122,11 @@ async def _streamed(
                 if on_chunk is not None:
                     on_chunk(chunk)
                 if chunk:
-                    await response.write(chunk)
+                    await write(chunk)
             if exchange is not None:
                 exchange.note_chunk()  # the end is the first byte of an empty body
+        if heartbeat is not None:
+            await heartbeat.end_items()
         await response.write_eof()
     except ConnectionError as e:
         raise ClientGone from e

@@ -1,14 +1,15 @@
 """The heartbeat: newlines while a client waits for a long job, so that no proxy cuts its connection.
 
 Owns the answer that the first newline begins: its status is 200, and a later error goes into its body
-(docs/protocol.md, "Heartbeat"). It does not pass other answers on: that is lib/model/relay.py.
+(docs/protocol.md, "Heartbeat"). Owns also what is written between the items of a stream that pauses. It does
+not pass other answers on: that is lib/model/relay.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,9 +19,26 @@ from lib.runtime.clock import Clock
 
 T = TypeVar("T")
 
+# What readers skip between two items of a stream, by its media type: an empty line, and a comment.
+_BLANKS: Mapping[str, bytes] = {
+    "application/x-ndjson": b"\n",
+    "application/ndjson": b"\n",
+    "application/jsonl": b"\n",
+    "text/event-stream": b":\n\n",
+}
+# The ends of an item; in an event stream, those of an empty line.
+_LINE_ENDS = (b"\n",)
+_EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
+_LONGEST_END = 3
+# Seconds by which a timer may be early, in the arithmetic of floating-point numbers.
+_ROUNDING_S = 1e-6
+
 
 class Heartbeat:
-    """The heartbeat of one request: a newline every `interval_s` seconds until its answer begins."""
+    """The heartbeat of one request: a newline every `interval_s` seconds until its answer begins.
+
+    In a stream of items that `pass_items` names, it goes on where none was written for so long.
+    """
 
     def __init__(self, request: web.Request, interval_s: float, clock: Clock) -> None:
         self._request = request
@@ -29,6 +47,8 @@ class Heartbeat:
         self._stream: web.StreamResponse | None = None
         self._answered = self._connection_lost = False
         self._writing = asyncio.Lock()
+        self._items: _Items | None = None
+        self._last_s = 0.0
 
     @property
     def begun(self) -> bool:
@@ -47,12 +67,15 @@ class Heartbeat:
         has no effect: `work` may have written the whole answer, and its client leaves as it has read it.
         """
         task = asyncio.ensure_future(work)
+        self._last_s = self._clock.monotonic()
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
             try:
                 await self._wait_interval_or_end(task)
-                if not task.done() and cancelled is None:
-                    await self._newline()
+                if not task.done() and self._remaining_s <= _ROUNDING_S:
+                    self._last_s = self._clock.monotonic()
+                    if cancelled is None:
+                        await self._newline()
             except asyncio.CancelledError as e:
                 if not task.done():
                     cancelled = e
@@ -64,14 +87,19 @@ class Heartbeat:
         finally:
             del task, cancelled  # a traceback has this frame: they would keep each other alive
 
+    @property
+    def _remaining_s(self) -> float:
+        """Seconds until the next newline is due."""
+        return self._last_s + self._interval_s - self._clock.monotonic()
+
     async def _wait_interval_or_end(self, task: asyncio.Future[Any]) -> None:
-        """Return once an interval has passed, or `task` is done.
+        """Return once an interval has passed since the last newline or item, or `task` is done.
 
         Uses no cancel scope: on Python 3.10, a scope whose time ends just as the client leaves would take the
         client's cancellation for its own.
         """
         passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_later(self._interval_s, partial(passed.set_result, None))
+        timer = self._clock.call_later(max(0.0, self._remaining_s), partial(passed.set_result, None))
         try:
             await asyncio.wait({task, passed}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -87,6 +115,24 @@ class Heartbeat:
                 raise RuntimeError(f"keepalive_s has begun a JSON answer, but the answer is {content_type}")
             self._answered = True
             return self._stream
+
+    def pass_items(self, response: web.StreamResponse, content_type: str) -> None:
+        """Go on in `response`, whose chunks `write` writes, if readers of its content type skip blanks."""
+        if content_type in _BLANKS and "Content-Length" not in response.headers:
+            self._items = _Items(response, content_type)
+
+    async def write(self, response: web.StreamResponse, chunk: bytes) -> None:
+        """Write the next `chunk` of the answer `response`, not at the same time as a newline."""
+        async with self._writing:
+            await response.write(chunk)
+            if self._items is not None:
+                self._items.note(chunk)
+                self._last_s = self._clock.monotonic()
+
+    async def end_items(self) -> None:
+        """Write nothing more: the answer ends."""
+        async with self._writing:
+            self._items = None
 
     async def finish(self, response: web.StreamResponse) -> web.StreamResponse:
         """Write `response` into the stream that newlines have begun: its body, or `{"error": …}` from 400 up.
@@ -123,15 +169,44 @@ class Heartbeat:
 
     async def _newline(self) -> None:
         async with self._writing:
-            if self._answered or self._connection_lost:
+            items = self._items
+            if self._connection_lost or (self._answered and (items is None or not items.is_between)):
                 return
             try:
+                if items is not None:
+                    await items.write_blank()
+                    return
                 if self._stream is None:
                     self._stream = _new_stream(self._request)
                     await self._stream.prepare(self._request)
                 await self._stream.write(b"\n")
             except ConnectionError:
                 self._connection_lost = True  # the work goes on unless the caller is cancelled
+            finally:
+                self._last_s = self._clock.monotonic()
+
+
+class _Items:
+    """The answer `response`, a stream of items, of which `note` is told each chunk."""
+
+    def __init__(self, response: web.StreamResponse, content_type: str) -> None:
+        self._response = response
+        self._blank = _BLANKS[content_type]
+        self._ends = _LINE_ENDS if self._blank == b"\n" else _EVENT_ENDS
+        self._tail = b""
+
+    @property
+    def is_between(self) -> bool:
+        """Whether no item has begun that has not ended."""
+        return self._tail == b"" or self._tail.endswith(self._ends)
+
+    def note(self, chunk: bytes) -> None:
+        """Note that `chunk` was written."""
+        self._tail = (self._tail + chunk[-_LONGEST_END:])[-_LONGEST_END:]
+
+    async def write_blank(self) -> None:
+        """Write what readers skip. Raises `ConnectionError`."""
+        await self._response.write(self._blank)
 
 
 def _new_stream(request: web.Request) -> web.StreamResponse:

@@ -195,3 +195,71 @@ async def test_a_second_status_line_is_an_error_and_leaves_the_writer_unchanged(
     assert written.status == 200
     client.work_may_end.set()
     await during
+
+
+NDJSON, EVENTS = "application/x-ndjson", "text/event-stream"
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunks", "written"),
+    [
+        (NDJSON, [b"", b"1\n", b"[2,", b"3]\n4\n"], [b"\n", b"1\n", b"\n", b"[2,", b"3]\n4\n", b"\n"]),
+        ("application/jsonl", [b"1\n"], [b"1\n", b"\n"]),
+        (EVENTS, [b"", b"data: 1\n", b"\n"], [b":\n\n", b"data: 1\n", b"\n", b":\n\n"]),
+        (EVENTS, [b"data: 1\r\n\r", b"\n", b"d"], [b"data: 1\r\n\r", b"\n", b":\n\n", b"d"]),
+        (EVENTS, [b"data: 1\r\r"], [b"data: 1\r\r", b":\n\n"]),
+        ("application/json", [b"[1,\n", b"2]\n"], [b"[1,\n", b"2]\n"]),
+        ("application/octet-stream", [b"\n"], [b"\n"]),
+    ],
+)
+async def test_a_stream_that_pauses_gets_a_blank_between_its_items_only(
+    kind: str, chunks: list[bytes], written: list[bytes]
+) -> None:
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    response = web.StreamResponse(headers={"Content-Type": kind})
+    assert await client.heartbeat.answer(kind) is None
+    await response.prepare(client.request)
+    client.heartbeat.pass_items(response, kind)
+    for chunk in chunks:
+        if chunk:
+            await client.heartbeat.write(response, chunk)
+        await client.pass_time()
+    await client.heartbeat.end_items()
+    await response.write_eof()
+    await client.pass_time()
+    assert [part for part in client.writer.written if not part.startswith(b"HTTP/")] == [*written, b"end"]
+    client.work_may_end.set()
+    assert await during == "done"
+
+
+async def test_a_blank_comes_an_interval_after_the_last_item() -> None:
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    response = web.StreamResponse(headers={"Content-Type": NDJSON})
+    await response.prepare(client.request)
+    client.heartbeat.pass_items(response, NDJSON)
+    for _ in range(4):  # items that come often enough
+        await client.clock.wait_for_timers()
+        client.clock.advance(INTERVAL_S * 0.7)
+        await client.heartbeat.write(response, b"1\n")
+        await anyio.wait_all_tasks_blocked()
+    assert b"\n" not in client.writer.written
+    await client.pass_time()
+    await client.pass_time()
+    assert client.writer.written[-2:] == [b"\n", b"\n"]
+    client.work_may_end.set()
+    assert await during == "done"
+
+
+async def test_a_body_of_a_known_length_gets_no_blanks() -> None:
+    client = WaitingClient()
+    during = asyncio.create_task(client.heartbeat.during(client.work()))
+    response = web.StreamResponse(headers={"Content-Type": NDJSON, "Content-Length": "4"})
+    await response.prepare(client.request)
+    client.heartbeat.pass_items(response, NDJSON)
+    await client.heartbeat.write(response, b"1\n")
+    await client.pass_time()
+    assert client.writer.written[-1] == b"1\n"
+    client.work_may_end.set()
+    assert await during == "done"
