@@ -255,7 +255,7 @@ async def test_an_authors_exception_after_the_client_left_is_not_a_failure(
         async with connected(system.url) as client:
             await client.post("/held", system.envelope(data={"untidy": True}))
             await system.model.until(lambda: system.model.working == 1)
-            if fields.get("keepalive_s") == 0.01:
+            if fields.get("keepalive_s") == 0.1:
                 await client.head()  # a newline has been sent
             client.leave()
             await system.engine.wait_for(lambda: system.engine.finished)

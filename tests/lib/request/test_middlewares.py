@@ -149,7 +149,7 @@ async def rename(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request.clone(headers={**request.headers, "X-Request-Id": "renamed"}))
 
 
-@pytest.mark.parametrize("keepalive_s", [None, 0.01])
+@pytest.mark.parametrize("keepalive_s", [None, 0.1])
 async def test_a_middleware_may_pass_on_another_request(tmp_path: Path, keepalive_s: float | None) -> None:
     setup = Setup(health="/health", handler={"keepalive_s": keepalive_s})
     async with with_worker_task(tmp_path, setup, make=with_middlewares(rename)) as system:
