@@ -176,10 +176,10 @@ class EndpointHandler(ABC, Generic[P]):
     `max_concurrency` the number of requests at once, None for one, or no limit with
     `allow_parallel_requests` (None: the backend's). `on_disconnect` says whether a request whose client has
     left is cancelled or finished. `keepalive_s` is in seconds between the newlines that keep a waiting
-    client's connection open, None for none. `idempotent` says that the model server may execute a request
-    twice: then one whose connection broke before any answer is sent once more. A payload with a workload of
-    more than `max_workload` is refused with 422; with None, more than 1,000 times the benchmark's payload and
-    than an hour of `max_perf` counts as the larger of these two. `benchmark_concurrency`
+    client's connection open, 0.1 at least, None for none. `idempotent` says that the model server may execute
+    a request twice: then one whose connection broke before any answer is sent once more. A payload with a
+    workload of more than `max_workload` is refused with 422; with None, more than 1,000 times the benchmark's
+    payload and than an hour of `max_perf` counts as the larger of these two. `benchmark_concurrency`
     requests are kept in flight in the benchmark, None for as many as give the highest throughput; other than
     8, at least `benchmark_runs` times as many end. `benchmark_words` is the length of a prompt for handlers
     that use it. With `extra="ignore"`, the names of a payload's unknown fields are logged once; "forbid"

@@ -45,7 +45,8 @@ COMMAND = Command(
     "find what is wrong with a worker before a GPU is rented",
     "Runs a worker's file up to where it would serve, and checks its settings, its declaration, the "
     "benchmark's payload and workload, and its log rules (with a log of the model server it shows which "
-    "lines match). If the model server is up, its health check and one request are tried. Prints one "
+    "lines match). If the model server is up, its health check, the lifecycle and one request are tried. "
+    "Prints one "
     "finding per line. The exit status is 1 if one of them is a problem.",
     configure,
     run,

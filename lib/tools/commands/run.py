@@ -95,7 +95,8 @@ def _lacks_container_id(environ: Mapping[str, str]) -> bool:
 
 COMMAND = Command(
     "run a worker, on an instance or, with --local, on this machine",
-    "Runs a worker as `python` would, until SIGTERM or Ctrl-C; the exit status is the worker's. A name "
+    "Runs a worker as `python` would, until SIGTERM or Ctrl-C; the exit status is the worker's, and 1 if the "
+    "file ends without serving one. A name "
     "stands for workers/NAME/worker.py, or else workers/NAME/server.py, in this folder or among the workers "
     "that come with PyWorker; it runs in this folder. A file runs in its project's folder: the nearest one "
     "above it with a requirements.txt, pyproject.toml, .git or workers/, or else the file's own.",
