@@ -387,6 +387,18 @@ class WorkloadCap:
         self.limit = max(SAMPLES_AT_MOST * sample, SECONDS_AT_MOST * self._max_perf)
 
 
+def counter_name(payload: Any) -> str:
+    """The name of the author's code that counts the workload of `payload`, for messages."""
+    return getattr(payload, "counter_name", "count_workload")
+
+
+def _kind_of(counted: Any) -> str:
+    """The kind of a wrong workload in words, without its value, which may be a part of the payload."""
+    if isinstance(counted, (int, float)) and not isinstance(counted, bool) and counted < 0:
+        return "a negative number"
+    return f"{counted}" if isinstance(counted, float) else type(counted).__name__
+
+
 class WorkloadCounter:
     """Counts the workload of one handler's payloads.
 
@@ -423,15 +435,21 @@ class WorkloadCounter:
         except self._refusal:
             raise
         except Exception as e:  # noqa: BLE001 - an author's code may raise anything
-            return self._default(f"raised {type(e).__name__}{raised_at(e)}")
+            return self._default(payload, f"raised {type(e).__name__}{raised_at(e)}")
         if 0 <= workload < math.inf and not isinstance(counted, bool):
             return self._bounded(workload)
-        return self._default(f"returned {type(counted).__name__}, not a finite number of 0 or more")
+        return self._default(payload, f"returned {_kind_of(counted)}, not a finite number of 0 or more")
 
-    def _default(self, problem: str) -> float:
+    def _default(self, payload: Any, problem: str) -> float:
         if not self._has_warned:
             self._has_warned = True
-            log.warning("%s: count_workload %s: counted as %g", self._handler_name, problem, DEFAULT_WORKLOAD)
+            log.warning(
+                "%s: %s %s: counted as %g",
+                self._handler_name,
+                counter_name(payload),
+                problem,
+                DEFAULT_WORKLOAD,
+            )
         return DEFAULT_WORKLOAD
 
     def _bounded(self, workload: float) -> float:

@@ -70,6 +70,11 @@ class DeclaredPayload:
         own = getattr(self.typed, "generate_payload_upload", None)
         return own() if own else None
 
+    @property
+    def counter_name(self) -> str:
+        """The name of the author's code that counts the workload."""
+        return "workload_calculator" if self.workload_calculator is not None else "count_workload"
+
     def count_workload(self) -> float:
         if self.workload_calculator is not None:
             return self.workload_calculator(self.json)

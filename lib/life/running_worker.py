@@ -53,7 +53,7 @@ from lib.model.relay import drain
 from lib.model.stall import StallWatch
 from lib.model.watch import HealthWatch, LogRule, LogWatch
 from lib.request.detached import Spawn
-from lib.request.lanes import Lanes
+from lib.request.lanes import Lanes, name_of_handler
 from lib.request.session_life import SessionLife
 from lib.request.sessions import SessionEnd, Sessions
 from lib.request.verdict import Phase
@@ -362,9 +362,9 @@ def _benchmark_keeper(
         reason = f"no benchmark: max_perf is {config.max_perf:g} workload/s"
         readiness.set_max_perf(config.max_perf, reason)
         return None
-    name = type(handler).__name__
+    counter = WorkloadCounter(name_of_handler(handler))
     return BenchmarkKeeper(
-        BenchmarkRequest(handler, server, partial(_count_sample, cap, WorkloadCounter(name).count)),
+        BenchmarkRequest(handler, server, partial(_count_sample, cap, counter.count)),
         readiness,
         ledger,
         config.benchmark_cap,

@@ -32,7 +32,7 @@ GIVEN_UP = "Given up"
 # The worker's log has a line for each request.
 _WHY: Mapping[RequestStatus, str] = {
     "Success": "",
-    "Error": "the model server failed, or its answer broke off",
+    "Error": "the client's payload was refused, or the model server failed: the worker's log says which",
     "Cancelled": "the client left",
     "Rejected": "answered with 429 or 503: the queue was too long, or the worker was not ready",
 }

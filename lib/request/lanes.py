@@ -43,10 +43,8 @@ class Lane:
         self.handler = handler
         self.queue = queue
         self.max_wait_s = max_wait_s
-        # A declared handler has a route of its own; another one is known by its class.
-        name: str = getattr(handler, "route", "") or type(handler).__name__
         self.count_workload = WorkloadCounter(
-            name, handler.max_workload, cap, refusal=JsonDataException
+            name_of_handler(handler), handler.max_workload, cap, refusal=JsonDataException
         ).count
 
     @cached_property
@@ -62,6 +60,8 @@ class Lane:
         """
         handler = self.handler
         if not handler.passes_answers_on:
+            if _answers_by_function(handler):
+                return "a Python function answers"
             return "the handler calls the model or makes the answer itself"
         if not handler.sends_json:
             return "the payload may be sent as a form or an upload"
@@ -232,6 +232,16 @@ def route_obstacle(route: web.RouteDef, lane: Lane | None) -> str | None:
     if route.method not in ("POST", "*"):
         return "the method is not POST"
     return "the path has parameters" if "{" in route.path else lane.obstacle
+
+
+def name_of_handler(handler: object) -> str:
+    """The name of a handler in messages: a declared one's route, or the name of another one's class."""
+    return getattr(handler, "route", "") or type(handler).__name__
+
+
+def _answers_by_function(handler: Handler) -> bool:
+    """Whether an author's function answers: a declared or a guarded one, or one attached to a handler class."""
+    return getattr(handler, "function", None) is not None or "call_model" in vars(handler)
 
 
 class SlotQueue:

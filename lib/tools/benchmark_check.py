@@ -13,10 +13,11 @@ from typing import Any
 from lib.data_types import EndpointHandler, JsonDataException
 from lib.declare.declared_handler import DeclaredHandler, DeclaredPayload
 from lib.errors import result_or_error
-from lib.metrics import DEFAULT_WORKLOAD, WorkloadCounter
+from lib.metrics import DEFAULT_WORKLOAD, WorkloadCounter, counter_name
 from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.connection import ModelServer
 from lib.model.flow import send_alone
+from lib.request.lanes import name_of_handler
 from lib.routes.examples import client_messages, refusal
 from lib.runtime.clock import Clock, time_limit
 from lib.tools.findings import Findings
@@ -79,14 +80,13 @@ def _check_workload(payload: Any, found: Findings) -> None:
         )
         return
     counted: Any = result_or_error(count)
+    counter = counter_name(payload)
     if isinstance(counted, Exception):
-        found.problem(
-            "workload", f"count_workload raised {counted!r}; the request counts as {DEFAULT_WORKLOAD:g}"
-        )
+        found.problem("workload", f"{counter} raised {counted!r}; the request counts as {DEFAULT_WORKLOAD:g}")
     elif isinstance(counted, bool) or not isinstance(counted, (int, float)) or not 0 <= counted < math.inf:
         found.problem(
             "workload",
-            f"count_workload returned {counted!r}, not a finite number ≥ 0; "
+            f"{counter} returned {counted!r}, not a finite number ≥ 0; "
             f"the request counts as {DEFAULT_WORKLOAD:g}",
         )
     elif not counted:
@@ -97,7 +97,7 @@ def _check_workload(payload: Any, found: Findings) -> None:
 
 async def send_one(handler: EndpointHandler[Any], server: ModelServer, clock: Clock, found: Findings) -> None:
     """Send one request as the benchmark does, and read the answer to its end."""
-    request = BenchmarkRequest(handler, server, WorkloadCounter(type(handler).__name__).count)
+    request = BenchmarkRequest(handler, server, WorkloadCounter(name_of_handler(handler)).count)
     began = clock.monotonic()
     with time_limit(clock, REQUEST_LIMIT_S):
         attempted = await send_alone(request.send, clock)

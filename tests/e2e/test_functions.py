@@ -239,8 +239,8 @@ async def test_a_workload_that_can_not_be_counted_names_route_and_field(
     async with functions_worker(tmp_path, handler) as system:
         assert (await posted(system, "/echo", {"workload": 1, "data": {"n": "a secret"}}))[0] == 200
         await system.reported(served=100.0)
-    (line,) = [line for line in caplog.messages if "count_workload" in line]
-    assert line.startswith("/echo: count_workload raised ValueError (at test_functions.py:")
+    (line,) = [line for line in caplog.messages if "workload_calculator" in line]
+    assert line.startswith("/echo: workload_calculator raised ValueError (at test_functions.py:")
     assert line.endswith(", reading data, n): counted as 100")
 
 

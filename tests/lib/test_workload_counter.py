@@ -64,8 +64,11 @@ RAISED_AT = f"test_workload_counter.py:{cast(Any, raises).__code__.co_firstlinen
 @pytest.mark.parametrize(
     ("count", "problem"),
     [
-        (lambda: math.nan, "returned float, not a finite number of 0 or more"),
-        (lambda: -12345, "returned int, not a finite number of 0 or more"),
+        (lambda: math.nan, "returned nan, not a finite number of 0 or more"),
+        (lambda: math.inf, "returned inf, not a finite number of 0 or more"),
+        (lambda: True, "returned bool, not a finite number of 0 or more"),
+        (lambda: -0.5, "returned a negative number, not a finite number of 0 or more"),
+        (lambda: -12345, "returned a negative number, not a finite number of 0 or more"),
         (lambda: "a secret", "returned str, not a finite number of 0 or more"),
         (lambda: {"prompt": "a secret"}, "returned dict, not a finite number of 0 or more"),
         (raises(ValueError("a secret")), f"raised ValueError (at {RAISED_AT})"),

@@ -149,6 +149,12 @@ class ReadsTheEnvelope(EndpointHandler[dict[str, Any]]):
         return AuthData.from_json_msg(req_data["auth_data"]), {"wrapped": req_data["payload"]}
 
 
+@dataclass
+class WrongWorkload(ApiPayload):
+    def count_workload(self) -> float:
+        return -5
+
+
 def handler(benchmark: BenchmarkConfig | None = None, **declared: Any) -> DeclaredHandler:
     built = HandlerConfig("/a", **declared).build(benchmark)
     assert isinstance(built, DeclaredHandler)
@@ -324,3 +330,18 @@ async def test_running_threads_are_left_behind_when_requests_are_cut() -> None:
     with anyio.fail_after(GUARD_S), pytest.raises(FunctionFailed, match="the worker stopped"):
         await called
     go.set()
+
+
+@pytest.mark.parametrize(
+    ("declared", "name"),
+    [
+        ({"workload_calculator": lambda payload: -5}, "workload_calculator"),
+        ({"payload_class": WrongWorkload}, "count_workload"),
+    ],
+)
+def test_a_wrong_workload_names_what_the_author_wrote(
+    declared: dict[str, Any], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert workload(read(handler(**declared), {})) == 100.0
+    said = "returned a negative number, not a finite number of 0 or more: counted as 100"
+    assert caplog.messages == [f"handler: {name} {said}"]

@@ -108,14 +108,17 @@ def test_ended_requests_with_the_times_of_their_parts() -> None:
         engine,
         FinishedRequest(asked, True, "Success", now - 9.0, now - 6.0, now - 1.0),
         FinishedRequest(44, False, "Rejected", now - 2.0, 0.0, 0.0),
+        FinishedRequest(45, False, "Error", now - 1.0, 0.0, 0.0),
     )
-    routed, foreign = overview(engine)["ended"]
+    routed, foreign, errored = overview(engine)["ended"]
     assert (routed["endpoint"], routed["cost"], routed["times_routed"]) == ("nowhere", 5.0, 1)
     assert [routed[f"{part}_s"] for part in ("waited", "queue", "work", "total")] == [2.0, 3.0, 5.0, 10.0]
     assert (routed["status"], routed["why"]) == ("Success", "")
     assert (foreign["endpoint"], foreign["cost"]) == ("nowhere", None)
     assert [foreign[f"{part}_s"] for part in ("waited", "queue", "work", "total")] == [None] * 4
     assert "429 or 503" in foreign["why"]
+    causes = "the client's payload was refused, or the model server failed"
+    assert errored["why"] == f"{causes}: the worker's log says which"
 
 
 def test_a_request_that_no_worker_lists_is_given_up() -> None:

@@ -37,6 +37,19 @@ async def nothing(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request)
 
 
+def one() -> int:
+    return 1
+
+
+class Attached(PlainHandler):
+    remote_function = one
+
+
+class Dispatching(PlainHandler):
+    async def call_remote_dispatch_function(self, params: dict[str, Any]) -> Any:
+        return len(params)
+
+
 def test_each_reason_is_named_once_with_its_routes() -> None:
     backend = Backend(URL)
     fast = backend.create_handler(PlainHandler(idempotent=True))
@@ -56,7 +69,7 @@ def test_each_reason_is_named_once_with_its_routes() -> None:
         "slower routes, because the path has parameters: POST /voices/{id}",
         "slower routes, because the method is not POST: GET /fast, PUT /fast",
         "slower routes, because the function is a plain aiohttp handler: POST /plain",
-        "slower routes, because the handler calls the model or makes the answer itself: POST /guarded",
+        "slower routes, because a Python function answers: POST /guarded",
         "slower routes, because keepalive_s is set: POST /long",
         "slower routes, because on_disconnect is 'finish': POST /kept",
     ]
@@ -75,11 +88,18 @@ def test_middlewares_and_an_authenticator_make_every_route_slower() -> None:
 
 
 def test_declared_routes_are_checked_too() -> None:
-    handlers = [HandlerConfig("/a"), HandlerConfig("/b", remote_function=lambda: 1)]
+    handlers = [
+        HandlerConfig("/a"),
+        HandlerConfig("/b", remote_function=one),
+        HandlerConfig("/c", handler_class=Attached),
+        HandlerConfig("/d", handler_class=Dispatching),
+        HandlerConfig("/e", response_generator=lambda request, answer: web.Response()),
+    ]
     worker = Worker(WorkerConfig(URL, model_healthcheck_url="/health", handlers=handlers))
     assert texts(worker.backend, worker.routes) == [
         "fast routes: POST /a",
-        "slower routes, because the handler calls the model or makes the answer itself: POST /b",
+        "slower routes, because a Python function answers: POST /b, POST /c, POST /d",
+        "slower routes, because the handler calls the model or makes the answer itself: POST /e",
     ]
 
 
