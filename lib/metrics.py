@@ -443,13 +443,8 @@ class WorkloadCounter:
     def _default(self, payload: Any, problem: str) -> float:
         if not self._has_warned:
             self._has_warned = True
-            log.warning(
-                "%s: %s %s: counted as %g",
-                self._handler_name,
-                counter_name(payload),
-                problem,
-                DEFAULT_WORKLOAD,
-            )
+            counter = counter_name(payload)
+            log.warning("%s: %s %s: counted as %g", self._handler_name, counter, problem, DEFAULT_WORKLOAD)
         return DEFAULT_WORKLOAD
 
     def _bounded(self, workload: float) -> float:

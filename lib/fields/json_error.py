@@ -33,3 +33,7 @@ class WrongValue(Exception):
     def of_request(self, name: str) -> JsonDataException:
         """The error of the request whose value this is: its fields' problems, or the one of `name`."""
         return JsonDataException(self.problem if isinstance(self.problem, dict) else {name: self.problem})
+
+
+class OutsideLimits(WrongValue):
+    """A value of the right type that is outside the limits of its annotation."""

@@ -6,6 +6,7 @@ worker's author has, no annotation is of its types. Its models decide themselves
 
 from __future__ import annotations
 
+import re
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +17,8 @@ from lib.fields.readers import Reader
 from lib.fields.schemas import REFERENCE, Definitions, Schema
 from lib.fields.unknown_fields import UnknownFields
 
+# "List should have at most 2 items after validation, not 3"
+_RULE = re.compile(r"\w+ should (.*?)(?: after validation, not .*)?", re.DOTALL)
 _WORDS: Mapping[str, str] = {
     "missing": "missing parameter",
     "extra_forbidden": "unknown parameter",
@@ -155,7 +158,9 @@ def _words(found: Mapping[str, Any]) -> str:
     if found["type"] in ("literal_error", "enum"):
         return f"must be one of {found['ctx']['expected'].replace(' or ', ', ')}"
     text: str = found["msg"]
-    for begin, ours in (("Value error, ", ""), ("Assertion failed, ", ""), ("Input should ", "must ")):
+    for begin in ("Value error, ", "Assertion failed, "):
         if text.startswith(begin):
-            return ours + text[len(begin) :]
+            return text[len(begin) :]
+    if rule := _RULE.fullmatch(text):
+        return f"must {rule[1]}"
     return text[:1].lower() + text[1:]

@@ -17,21 +17,24 @@ import uuid
 from abc import ABC, abstractmethod
 from collections import abc
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
 from lib.fields.annotations import LISTS, QUALIFIERS, named_type, union_members
-from lib.fields.json_error import Problem, WrongValue
+from lib.fields.json_error import OutsideLimits, Problem, WrongValue
 from lib.fields.limits import is_finite
 from lib.fields.schemas import Definitions, Schema
 from lib.fields.url_parameters import converted
+from lib.fields.value_limits import Limits
 
 # What msgspec raises for a value that it can't convert.
 _REFUSALS = (msgspec.ValidationError, TypeError, ValueError, OverflowError)
 
 # Wrong items of one list or object that are named: an answer shall not be much longer than its request.
 MAX_PROBLEMS = 100
+_NO_ITEM_OF_A_SET = "must be neither a list nor an object"
 
 # The types that msgspec converts, with their names in messages.
 _BUILT_IN: Mapping[Any, str] = {
@@ -53,26 +56,18 @@ _BUILT_IN: Mapping[Any, str] = {
 _UNCHANGED = frozenset({str, int, bool, type(None), list, dict})
 _CAN_BE_INFINITE = frozenset({float, decimal.Decimal})
 _CONTAINERS: Mapping[Any, Any] = {**LISTS, dict: dict, abc.Mapping: dict, abc.MutableMapping: dict}
-_LIMITS: Mapping[str, str] = {
-    "gt": "greater than",
-    "ge": "at least",
-    "lt": "less than",
-    "le": "at most",
-    "multiple_of": "a multiple of",
-    "min_length": "of a length of at least",
-    "max_length": "of a length of at most",
-    "pattern": "that matches",
-}
 
 
 class Reader(ABC):
-    """Reads the values of one annotation. `description` completes "must be …".
+    """Reads the values of one annotation. `description` completes "must be …"; it ends with `detail`, the
+    words about a container's items.
 
     Values of a type in `exact` are passed without a call of `read`. `has_fields`: it reads objects of fields
     that have types of their own. `accepts_floats`: a finite float is passed as it is.
     """
 
     description: str
+    detail: str = ""
     exact: frozenset[Any] = frozenset()
     has_fields: bool = False
     accepts_floats: bool = False
@@ -88,6 +83,11 @@ class Reader(ABC):
     def has_field(self, name: str) -> bool:
         """Whether the objects that it reads have a field `name`."""
         return False
+
+    @property
+    def embedded(self) -> str:
+        """The description inside of another one."""
+        return f"({self.description})" if self.detail else self.description
 
     def refused(self) -> WrongValue:
         """The error for a value of another type."""
@@ -130,11 +130,13 @@ class NumberReader(Reader):
 class BuiltInReader(Reader):
     """Reads a type that msgspec converts, alone or in containers; such a container is checked as a whole.
 
-    `parts` is the reader of a container that would read it part by part.
+    `parts` is the reader of a container, or of a type with limits, that would read it part by part. It says
+    what is wrong with a value that msgspec refuses.
     """
 
     def __init__(self, annotation: Any, description: str, parts: Reader | None = None) -> None:
         self.description = description
+        self.detail = "" if parts is None else parts.detail
         self._annotation = annotation
         self._parts = parts
         self._is_unchanged = _is_json(annotation)
@@ -147,15 +149,57 @@ class BuiltInReader(Reader):
         try:
             result = msgspec.convert(value, self._annotation, str_keys=True)
         except _REFUSALS as e:
-            raise self.refused() from e
+            raise self._problem_of(value) or self.refused() from e
         if self._can_be_infinite and not is_finite(result):
-            raise WrongValue("must be finite")
+            raise self._problem_of(value) or WrongValue("must be finite")
         return value if self._is_unchanged else result
 
     def schema(self, definitions: Definitions) -> Schema:
         return (
             msgspec.json.schema(self._annotation) if self._parts is None else self._parts.schema(definitions)
         )
+
+    def _problem_of(self, value: Any) -> WrongValue | None:
+        """The error that `parts` raises for a value that was refused, if any."""
+        try:
+            if self._parts is not None:
+                self._parts.read(value)
+        except WrongValue as e:
+            return e
+        return None
+
+
+class LimitedReader(Reader):
+    """Reads what `plain` reads, within `limits`. `annotation`, of both, makes the schema if msgspec can."""
+
+    def __init__(self, plain: Reader, limits: Limits, annotation: Any) -> None:
+        kind = typing.get_args(annotation)[0]
+        kind = typing.get_origin(kind) or kind
+        said = limits.after(kind if isinstance(kind, type) else object)
+        self.description = f"{plain.description.removesuffix(plain.detail)} {said}".rstrip() + plain.detail
+        self.detail = plain.detail
+        self.has_fields = plain.has_fields
+        self._plain = plain
+        self._limits = limits
+        self._annotation = annotation
+
+    def has_field(self, name: str) -> bool:
+        return self._plain.has_field(name)
+
+    def read(self, value: Any) -> Any:
+        # A list that is too long is refused before its items are read.
+        is_container = isinstance(value, (list, tuple, set, frozenset, dict))
+        result = None if is_container and self._limits.problem(value) else self._plain.read(value)
+        problem = self._limits.problem(value if is_container else result)
+        if problem is not None:
+            raise OutsideLimits(problem)
+        return result
+
+    def schema(self, definitions: Definitions) -> Schema:
+        if _is_built_in(self._annotation):
+            return msgspec.json.schema(self._annotation)
+        plain = self._plain.schema(definitions)
+        return {**plain, **self._limits.schema(plain.get("type") == "object")}
 
 
 class ChoiceReader(Reader):
@@ -206,7 +250,7 @@ class UnionReader(Reader):
     """
 
     def __init__(self, members: Sequence[Reader]) -> None:
-        self.description = " or ".join(dict.fromkeys(member.description for member in members))
+        self.description = " or ".join(dict.fromkeys(member.embedded for member in members))
         self.has_fields = any(member.has_fields for member in members)
         self.accepts_floats = any(member.accepts_floats for member in members)
         exact = {kind for member in members for kind in member.exact}
@@ -222,13 +266,18 @@ class UnionReader(Reader):
         if type(value) is float and self.accepts_floats:
             return NumberReader().read(value)
         inside: list[dict[str, Any]] = []
+        outside: list[OutsideLimits] = []
         for member in self._members:
             try:
                 return member.read(value)
+            except OutsideLimits as e:
+                outside.append(e)
             except WrongValue as e:
                 if isinstance(e.problem, dict):
                     inside.append(e.problem)
-        if inside:
+        if len(outside) == 1:
+            raise outside[0]
+        if len(inside) == 1 or (inside and self.has_fields):
             raise WrongValue(min(inside, key=len))  # of the member that was most likely meant
         raise self.refused()
 
@@ -240,7 +289,8 @@ class ListReader(Reader):
     """Reads a list's items one by one, into a `kind` of container."""
 
     def __init__(self, kind: Callable[[list[Any]], Any], item: Reader) -> None:
-        self.description = f"a list, each item {item.description}"
+        self.detail = "" if isinstance(item, AnyReader) else f", each item {item.description}"
+        self.description = f"a list{self.detail}"
         self._kind = kind
         self._item = item
 
@@ -248,11 +298,12 @@ class ListReader(Reader):
         if not isinstance(value, (list, tuple, set, frozenset)):
             raise self.refused()
         given = cast("Sequence[Any]", value)
-        items = _read_each(self, ((str(i), self._item, item) for i, item in enumerate(given)))
+        items = _read_each((str(i), self._item, item) for i, item in enumerate(given))
         try:
             return self._kind(list(items.values()))
-        except TypeError as e:  # an item of a set that can't be one
-            raise self.refused() from e
+        except TypeError as e:  # a list or an object is no item of a set
+            wrong = (i for i, item in items.items() if not isinstance(item, abc.Hashable))
+            raise WrongValue(dict.fromkeys(islice(wrong, MAX_PROBLEMS), _NO_ITEM_OF_A_SET)) from e
 
     def schema(self, definitions: Definitions) -> Schema:
         return {"type": "array", "items": self._item.schema(definitions)}
@@ -262,14 +313,15 @@ class TupleReader(Reader):
     """Reads a list of a fixed length whose items have types of their own."""
 
     def __init__(self, items: Sequence[Reader]) -> None:
-        self.description = f"a list of {len(items)}: " + ", ".join(item.description for item in items)
+        self.detail = ": " + ", ".join(item.embedded for item in items)
+        self.description = f"a list of {len(items)}{self.detail}"
         self._items = items
 
     def read(self, value: Any) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)) or len(cast("Sequence[Any]", value)) != len(self._items):
             raise self.refused()
         pairs = zip(self._items, cast("Sequence[Any]", value), strict=True)
-        return tuple(_read_each(self, ((str(i), *pair) for i, pair in enumerate(pairs))).values())
+        return tuple(_read_each((str(i), *pair) for i, pair in enumerate(pairs)).values())
 
     def schema(self, definitions: Definitions) -> Schema:
         items = [item.schema(definitions) for item in self._items]
@@ -280,7 +332,8 @@ class DictReader(Reader):
     """Reads an object whose values are all of one type."""
 
     def __init__(self, key_annotation: Any, key: Reader, item: Reader) -> None:
-        self.description = f"an object, each value {item.description}"
+        self.detail = "" if isinstance(item, AnyReader) else f", each value {item.description}"
+        self.description = f"an object{self.detail}"
         self._key_annotation = key_annotation
         self._key = key
         self._item = item
@@ -289,17 +342,29 @@ class DictReader(Reader):
         if not isinstance(value, dict):
             raise self.refused()
         given = cast("dict[Any, Any]", value)
-        values = _read_each(self, ((key, self._item, item) for key, item in given.items()))
-        return {self._read_key(key): item for key, item in values.items()}
+        keys = self._read_keys(given)
+        values = _read_each((key, self._item, item) for key, item in given.items())
+        return {keys[key]: item for key, item in values.items()}
 
     def schema(self, definitions: Definitions) -> Schema:
         return {"type": "object", "additionalProperties": self._item.schema(definitions)}
 
-    def _read_key(self, key: Any) -> Any:
-        try:
-            return self._key.read(converted(self._key_annotation, key) if isinstance(key, str) else key)
-        except WrongValue as e:
-            raise WrongValue(f"must be an object, each key {self._key.description}") from e
+    def _read_keys(self, keys: abc.Iterable[Any]) -> dict[Any, Any]:
+        """The keys in their type, which JSON has as strings. Raises `WrongValue` for wrong ones."""
+        read: dict[Any, Any] = {}
+        problems: dict[str, Problem] = {}
+        for key in keys:
+            try:
+                read[key] = self._key.read(
+                    converted(self._key_annotation, key) if isinstance(key, str) else key
+                )
+            except WrongValue as e:
+                problems[str(key)] = f"its name {e.problem}"
+                if len(problems) == MAX_PROBLEMS:
+                    break
+        if problems:
+            raise WrongValue(problems)
+        return read
 
 
 class ReaderFactory:
@@ -350,13 +415,12 @@ class ReaderFactory:
     def _annotated(self, annotation: Any, arguments: tuple[Any, ...]) -> Reader:
         """The reader of `Annotated[…]`; msgspec's `Meta` is checked, other metadata is not."""
         plain = self.reader_of(arguments[0])
-        if not any(isinstance(note, msgspec.Meta) for note in arguments[1:]) or not _is_built_in(annotation):
+        if not any(isinstance(note, msgspec.Meta) for note in arguments[1:]) or isinstance(plain, AnyReader):
             return plain
-        info = msgspec.inspect.type_info(annotation)
-        info = info.type if isinstance(info, msgspec.inspect.Metadata) else info
-        limits = ((words, getattr(info, name, None)) for name, words in _LIMITS.items())
-        words = [f"{words} {limit}" for words, limit in limits if limit is not None]
-        return BuiltInReader(annotation, " ".join([plain.description, " and ".join(words)]).strip())
+        limited = LimitedReader(plain, Limits(arguments[1:]), annotation)
+        return (
+            BuiltInReader(annotation, limited.description, limited) if _is_built_in(annotation) else limited
+        )
 
     def _container(self, kind: Any, arguments: tuple[Any, ...]) -> Reader:
         own = self._own_container(kind, arguments)
@@ -368,19 +432,13 @@ class ReaderFactory:
             return TupleReader([self.reader_of(argument) for argument in arguments])
         if kind is dict:
             key, value = arguments or (Any, Any)
-            own: Reader = DictReader(key, self.reader_of(key), item := self.reader_of(value))
-        else:
-            own = ListReader(kind, item := self.reader_of(arguments[0] if arguments else Any))
-        if isinstance(item, AnyReader):
-            own.description = "an object" if kind is dict else "a list"
-        return own
+            return DictReader(key, self.reader_of(key), self.reader_of(value))
+        return ListReader(kind, self.reader_of(arguments[0] if arguments else Any))
 
 
-def _read_each(owner: Reader, parts: abc.Iterable[tuple[Any, Reader, Any]]) -> dict[Any, Any]:
+def _read_each(parts: abc.Iterable[tuple[Any, Reader, Any]]) -> dict[Any, Any]:
     """Read the values of `parts`, each with its name and its reader. Raises `WrongValue` for all wrong
     ones, or for the first `MAX_PROBLEMS`.
-
-    If none of them has problems inside, the description of `owner` says more than a list of its items.
     """
     values: dict[Any, Any] = {}
     problems: dict[str, Problem] = {}
@@ -391,11 +449,9 @@ def _read_each(owner: Reader, parts: abc.Iterable[tuple[Any, Reader, Any]]) -> d
             problems[str(name)] = e.problem
             if len(problems) == MAX_PROBLEMS:
                 break
-    if not problems:
-        return values
-    if any(isinstance(problem, dict) for problem in problems.values()):
+    if problems:
         raise WrongValue(problems)
-    raise owner.refused()
+    return values
 
 
 def _leaves(annotation: Any) -> abc.Iterator[Any]:

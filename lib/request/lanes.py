@@ -240,7 +240,7 @@ def name_of_handler(handler: object) -> str:
 
 
 def _answers_by_function(handler: Handler) -> bool:
-    """Whether an author's function answers: a declared or a guarded one, or one attached to a handler class."""
+    """Whether an author's function answers: declared, guarded, or attached to a handler class."""
     return getattr(handler, "function", None) is not None or "call_model" in vars(handler)
 
 
