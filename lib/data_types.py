@@ -24,6 +24,7 @@ from anyio.to_thread import run_sync as in_thread
 
 from lib.fields.annotations import mismatch
 from lib.fields.callables import is_coroutine_function
+from lib.fields.json_error import payload_refusal
 from lib.fields.json_fields import JsonDataException, read_dataclass, read_fields
 from lib.fields.limits import below_minimum, invalid_durations, is_finite
 from lib.fields.unknown_fields import Extra
@@ -435,7 +436,10 @@ class EndpointHandler(ABC, Generic[P]):
 
     def read_upload(self, upload: Upload) -> P:
         """Make the payload of an authenticated body that is not JSON. Raises `JsonDataException` (422)."""
-        return cast(Any, self.payload_cls()).from_upload(upload)
+        try:
+            return cast(Any, self.payload_cls()).from_upload(upload)
+        except (JsonDataException, ValueError) as e:
+            raise payload_refusal(e) from e
 
     @classmethod
     def _payload_in(cls, req_data: dict[str, Any]) -> P:
@@ -443,8 +447,8 @@ class EndpointHandler(ABC, Generic[P]):
         raw = req_data["payload"]
         try:
             return raw if payload_cls is dict else payload_cls.from_json_msg(raw)
-        except JsonDataException as e:
-            raise JsonDataException({"payload": e.message}) from e
+        except (JsonDataException, ValueError) as e:
+            raise payload_refusal(e) from e
 
 
 _DEFAULT_READER = cast(Any, EndpointHandler.get_data_from_request).__func__

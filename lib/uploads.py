@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.fields.json_fields import JsonDataException
+from lib.fields.json_fields import JsonDataException, Parameters
 from lib.metrics import DEFAULT_WORKLOAD
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Upload"]
+
+# The answer to JSON where only a file is accepted; to an empty body, that it is empty is said before.
+TAKES_A_FILE = (
+    "this route takes a file: send it as the body with its media type, or in a form (multipart/form-data), "
+    "with auth_data in the header X-Vast-Auth"
+)
 
 
 @dataclass
@@ -38,12 +44,13 @@ class Upload:
 
     @classmethod
     def from_upload(cls, upload: Upload) -> Self:
-        """Make the payload of `upload`. Raises `JsonDataException` (422). Runs on the event loop."""
+        """Make the payload of `upload`, on the event loop. `JsonDataException` and `ValueError` mean 422."""
         return cls(upload.path, upload.content_type, upload.size_bytes, upload.query)
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
-        raise JsonDataException({"body": "must be sent as it is, with header authentication"})
+        is_without_body = isinstance(json_msg, Parameters)
+        raise JsonDataException({"body": f"is empty: {TAKES_A_FILE}" if is_without_body else TAKES_A_FILE})
 
     def generate_payload_upload(self) -> Upload | None:
         """The body for the model server, or None to send something else."""

@@ -23,6 +23,7 @@ from lib.data_types import UNSIGNED_AUTH_DATA, ApiPayload, EndpointHandler, send
 from lib.declare.functions import RemoteFunction
 from lib.errors import response_from, result_or_error
 from lib.fields.callables import call_problems, same_function
+from lib.fields.json_error import payload_refusal
 from lib.fields.json_fields import JsonDataException, read_typed, reader_of
 from lib.fields.json_values import simplified
 from lib.metrics import DEFAULT_WORKLOAD
@@ -160,7 +161,11 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         return hasattr(self.payload_class, "from_upload")
 
     def read_upload(self, upload: Upload) -> DeclaredPayload:
-        return self._with_arguments(_payload_of_upload(cast(Any, self.payload_class).from_upload(upload)))
+        try:
+            typed = cast(Any, self.payload_class).from_upload(upload)
+        except (JsonDataException, ValueError) as e:
+            raise payload_refusal(e) from e
+        return self._with_arguments(_payload_of_upload(typed))
 
     def read_payload(self, req_data: Json) -> DeclaredPayload:
         return self._read(req_data["payload"])
@@ -243,8 +248,8 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         try:
             own = self.payload_class
             typed = message if own in (None, dict) else read_typed(own, message)
-        except JsonDataException as e:
-            raise JsonDataException({"payload": e.message}) from e
+        except (JsonDataException, ValueError) as e:
+            raise payload_refusal(e) from e
         return self._with_arguments(DeclaredPayload(message, typed, self.workload_calculator))
 
     def _with_arguments(self, payload: DeclaredPayload) -> DeclaredPayload:
@@ -326,12 +331,10 @@ def _parsed(parser: RequestParser, raw: Json) -> Any:
     """
     try:
         parsed: Any = parser(raw)
-    except JsonDataException as e:
-        raise JsonDataException({"payload": e.message}) from e
     except KeyError as e:
         raise JsonDataException({"payload": _key_problems(e, raw)}) from e
-    except ValueError as e:
-        raise JsonDataException({"payload": str(e) or "invalid"}) from e
+    except (JsonDataException, ValueError) as e:
+        raise payload_refusal(e) from e
     if parsed is None:
         raise TypeError("request_parser returned None, not the payload")
     return parsed

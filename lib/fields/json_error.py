@@ -23,6 +23,12 @@ class JsonDataException(Exception):
         self.message = dict(json_msg)
 
 
+def payload_refusal(error: JsonDataException | ValueError) -> JsonDataException:
+    """The error of the request whose payload an author's code has refused by `error`."""
+    problem = error.message if isinstance(error, JsonDataException) else str(error) or "is invalid"
+    return JsonDataException({"payload": problem})
+
+
 class WrongValue(Exception):
     """A value that is not of the type that it must have."""
 

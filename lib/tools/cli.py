@@ -11,7 +11,6 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 from lib import __version__
 from lib.runtime.exit_status import EXIT_FAILED
@@ -71,6 +70,7 @@ def _dispatch(words: Sequence[str]) -> int:
         "--version", action="version", help="print the version and exit", version=f"%(prog)s {__version__}"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parsers: dict[str, argparse.ArgumentParser] = {}
     wanted = next((word for word in words if not word.startswith("-")), None)
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
@@ -81,14 +81,17 @@ def _dispatch(words: Sequence[str]) -> int:
         )
         if name == wanted:
             command.configure(sub)
-            sub.set_defaults(command=command, parser=sub)
-    if wanted is not None and wanted not in COMMANDS:
-        parser.error(_unknown_command(wanted))
-    args = parser.parse_args(words)
+            parsers[name] = sub
     if wanted is None:
+        parser.parse_args(words)
         parser.print_help(sys.stderr)
         return EXIT_USAGE
-    return cast(Command, args.command).run(args.parser, args)
+    if wanted not in COMMANDS:
+        parser.error(_unknown_command(wanted))
+    begin = words.index(wanted)
+    parser.parse_args(words[:begin])
+    # By itself, so that a positional argument may follow options, and an error shows this command's usage.
+    return COMMANDS[wanted].run(parsers[wanted], parsers[wanted].parse_intermixed_args(words[begin + 1 :]))
 
 
 def _unknown_command(word: str) -> str:

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from lib.runtime.urls import is_http_url
@@ -104,14 +105,29 @@ def not_empty(text: str) -> str:
 
 
 def json_object(text: str) -> Mapping[str, Any]:
-    """Parse a JSON object."""
+    """Parse a JSON object, which is the text itself, in the file `@PATH`, or, for "-", in standard input."""
+    source, text = _source_of(text)
     try:
         value: object = json.loads(text)
     except ValueError as e:
-        raise argparse.ArgumentTypeError(f"is not JSON: {e}") from e
+        raise argparse.ArgumentTypeError(f"{source}is not JSON: {e}") from e
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError('must be a JSON object: {"name": value}')
+        raise argparse.ArgumentTypeError(f'{source}must be a JSON object: {{"name": value}}')
     return cast("dict[str, Any]", value)
+
+
+def _source_of(text: str) -> tuple[str, str]:
+    """The name of the source that `text` gives, for messages, and what is in it."""
+    if text == "-":
+        return "standard input ", sys.stdin.read()
+    if not text.startswith("@"):
+        return "", text
+    path = text[1:]
+    try:
+        return f"{path} ", Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
+        raise argparse.ArgumentTypeError(f"{path} can't be read: {reason}") from e
 
 
 def positive(text: str) -> float:

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,16 +100,18 @@ def run_load_test(
     route: str,
     payload: Any,
     style: RequestStyle = PLAIN,
+    on_end: Callable[[LoadTest], object] | None = None,
 ) -> int:
     """Run the load test that `args` describe on the worker's `route`; return the exit status.
 
     `payload` is one payload, or a class with `for_test` (see `payload_maker`); `style` is how each is sent.
+    `on_end` is called with the test after its summary was printed.
     The status is 0 if every request succeeded, 1 if one failed, no worker has joined the endpoint or the plot
     could not be written, 130 after Ctrl-C. For wrong arguments, `parser` prints an error and exits with
     status 2 before any request is sent.
     """
     plan, output = plan_from_args(parser, args, route, style), output_from_args(parser, args)
-    return run_and_print(plan, payload, output)
+    return run_and_print(plan, payload, output, on_end=on_end)
 
 
 def plan_from_args(
@@ -144,9 +147,14 @@ def output_from_args(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 
 
 def run_and_print(
-    plan: LoadPlan, payload: Any, output: OutputOptions = _TEXT_ONLY, *, clock: Clock | None = None
+    plan: LoadPlan,
+    payload: Any,
+    output: OutputOptions = _TEXT_ONLY,
+    *,
+    clock: Clock | None = None,
+    on_end: Callable[[LoadTest], object] | None = None,
 ) -> int:
-    """Run the plan and print the summary, also after Ctrl-C; return the exit status.
+    """Run the plan, print the summary, also after Ctrl-C, and call `on_end`; return the exit status.
 
     Where no worker has joined the endpoint, only this is printed, to standard error.
     """
@@ -161,6 +169,8 @@ def run_and_print(
         print(json.dumps(summary_json(test, interrupted=interrupted), indent=2))
     else:
         print("\n".join(summary_lines(test, interrupted=interrupted)))
+    if on_end is not None:
+        on_end(test)
     if output.plot is not None:
         try:
             save_plot(test, output.plot, interrupted=interrupted)

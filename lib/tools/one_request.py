@@ -17,10 +17,20 @@ from lib.tools.request_style import PLAIN, RequestStyle
 
 # Seconds to wait for a ready worker, unless a limit is given.
 WORKER_LIMIT_S = 600.0
+# Of an answer, for a hint: more than a refusal of a route that takes a file.
+MAX_HEAD_BYTES = 1000
 
 
 class ErrorAnswer(Exception):
-    """The worker answered with an error: a status of 400 or above, or after a heartbeat; it is printed."""
+    """The worker answered with an error: a `status` of 400 or above, or one after a heartbeat.
+
+    The body, of which `head` is the beginning, has been printed.
+    """
+
+    def __init__(self, message: str, status: int, head: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.head = head
 
 
 class NoAnswer(Exception):
@@ -52,27 +62,31 @@ async def send(
             wait_s = WORKER_LIMIT_S if limit_s is None else limit_s
             worker = await engine.route(cost, limit_s=wait_s, on_wait=waiting.show)
             async with style.call(engine, worker, route, payload) as answer:
-                late_error = await _print_body(answer)
-                answered = f"{worker.url}{route} answered {answer.status} {answer.reason}"
-                if answer.status >= 400:
-                    raise ErrorAnswer(answered)
-                if late_error is not None:
-                    raise ErrorAnswer(f"{answered}, then an error: the body after the heartbeat's newlines")
+                head, late_error = await _print_body(answer)
+                said = f"{worker.url}{route} answered {answer.status} {answer.reason}"
+                if late_error is not None and answer.status < 400:
+                    said += ", then an error: the body after the heartbeat's newlines"
+                if late_error is not None or answer.status >= 400:
+                    raise ErrorAnswer(said, answer.status, head.decode(errors="replace"))
         return
     raise NoAnswer(f"no complete answer within {limit_s:g} s")
 
 
-async def _print_body(answer: aiohttp.ClientResponse) -> Any:
-    """Print the body; return the error in it, if a heartbeat has begun it."""
-    last, late = b"\n", LateErrorWatch()
+async def _print_body(answer: aiohttp.ClientResponse) -> tuple[bytes, Any]:
+    """Print the body as it arrives.
+
+    Return its beginning, of at most MAX_HEAD_BYTES, and the error in it, if a heartbeat has begun it.
+    """
+    last, head, late = b"\n", b"", LateErrorWatch()
     async for part in answer.content.iter_any():
         late.add(part)
+        head += part[: MAX_HEAD_BYTES - len(head)]
         sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
         last = part
     if not last.endswith(b"\n"):
         print(flush=True)
-    return late.error()
+    return head, late.error()
 
 
 class _WaitingPrinter:

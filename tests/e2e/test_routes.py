@@ -16,10 +16,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from lib.backend import Backend
+from lib.data_types import JsonDataException
 from lib.declare.config_fields import DeclarationRefused
-from lib.uploads import Upload
+from lib.uploads import TAKES_A_FILE, Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
 from tests.fakes import varied_routes
+from tests.fakes.plain_handler import PlainHandler
 from tests.fakes.raw_client import RawClient, connected
 from tests.fakes.worker import Setup
 from tests.guard import GUARD_S
@@ -650,6 +652,82 @@ async def test_a_function_gets_an_upload_as_its_payload_class_converts_it(tmp_pa
     async with with_declared(tmp_path, handler, model=False) as system:
         assert await call_signed(system, "POST", "/double", data=b"123", headers=TEXT) == (200, {"result": 6})
         assert await call_signed(system, "POST", "/double", json={"size": 4}) == (200, {"result": 8})
+
+
+@dataclass
+class Refusing:
+    """Refuses what it is made of, in each of the ways in which an author may."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size == 3:
+            raise ValueError("has 3")
+        if self.size == 4:
+            raise ValueError
+        if self.size == 5:
+            raise JsonDataException({"size": "is 5"})
+
+    @classmethod
+    def from_upload(cls, upload: Upload) -> Refusing:
+        return cls(upload.size_bytes)
+
+
+class ReadsItself(Refusing):
+    @classmethod
+    def from_json_msg(cls, json_msg: dict[str, Any]) -> ReadsItself:
+        return cls(json_msg["size"])
+
+
+class ReadsItselfHandler(PlainHandler):
+    @classmethod
+    def payload_cls(cls) -> Any:
+        return ReadsItself
+
+
+def parsed(json_msg: dict[str, Any]) -> dict[str, Any]:
+    Refusing(json_msg["size"])
+    return json_msg
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        HandlerConfig("/a", payload_class=ReadsItself, remote_function=size_of),
+        HandlerConfig("/a", payload_class=ReadsItself),
+        HandlerConfig("/a", handler_class=ReadsItselfHandler),
+    ],
+)
+@pytest.mark.parametrize(("size", "problem"), [(3, "has 3"), (4, "is invalid"), (5, {"size": "is 5"})])
+def test_json_and_uploads_are_refused_alike(
+    handler: HandlerConfig, size: int, problem: Any, tmp_path: Path
+) -> None:
+    built = handler.build(None)
+    upload = Upload(tmp_path, "image/png", size, {})
+    envelope: dict[str, Any] = {"auth_data": {}, "payload": {"size": size}}
+    parser = HandlerConfig("/a", request_parser=parsed).build(None)
+    for read in (
+        lambda: built.read_upload(upload),
+        lambda: built.read_payload(envelope),
+        lambda: parser.read_payload(envelope),
+    ):
+        with pytest.raises(JsonDataException) as refused:
+            read()
+        assert refused.value.message == {"payload": problem}
+
+
+async def test_a_route_that_takes_files_says_so(tmp_path: Path) -> None:
+    handler = HandlerConfig("/size", payload_class=Upload, remote_function=size_of)
+    async with with_declared(tmp_path, handler, model=False) as system:
+        image = {"Content-Type": "image/png"}
+        for sent, problem in (
+            ({"json": {"size": 4}}, TAKES_A_FILE),
+            ({"data": b"", "headers": image}, f"is empty: {TAKES_A_FILE}"),
+            ({"data": b"{}", "headers": {"Content-Type": "application/json"}}, TAKES_A_FILE),
+        ):
+            status, answer = await call_signed(system, "POST", "/size", **sent)
+            assert (status, answer) == (422, {"payload": {"body": problem}})
+        assert await call_signed(system, "POST", "/size", data=b"12", headers=image) == (200, {"result": 2})
 
 
 @dataclass

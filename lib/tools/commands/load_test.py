@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from lib.tools.command import Command, add_cost_argument, json_object, route
+from lib.tools.command import Command, add_cost_argument, json_object, print_error, route
+
+if TYPE_CHECKING:
+    from lib.tools.load_test import LoadTest
 
 # The default request, which the hello_world worker accepts.
 ROUTE = "/generate"
@@ -43,7 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--payload",
         type=json_object,
         metavar="JSON",
-        help="the payload of every request (default: 50 tokens from the hello_world worker; with --file: {})",
+        help="the payload of every request, or @PATH for a file with it, or - for standard input "
+        "(default: 50 tokens from the hello_world worker; with --file: {})",
     )
     add_style_arguments(parser)
     add_cost_argument(parser, COST)
@@ -55,7 +61,20 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     style = style_from_args(parser, args)
     payload: Mapping[str, Any] = args.payload if args.payload is not None else {} if style.files else PAYLOAD
-    return run_load_test(parser, args, args.route, JsonPayload(payload, args.cost), style)
+    is_default = payload is PAYLOAD
+    return run_load_test(
+        parser, args, args.route, JsonPayload(payload, args.cost), style, partial(_print_hint, is_default)
+    )
+
+
+def _print_hint(is_default: bool, test: LoadTest) -> None:
+    """Print what to change after 404s and, with `is_default`, after 422s of the default payload."""
+    from lib.tools.refusal_hints import routes_hint
+
+    kinds = {kind for kind, _ in test.tally.failures}
+    if "HTTP 404" in kinds or (is_default and "HTTP 422" in kinds):
+        how = "name the worker's route with --route, and give a payload of it with --payload"
+        print_error("load-test", asyncio.run(routes_hint(test.plan.target, how)))
 
 
 COMMAND = Command(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from typing import TYPE_CHECKING
 
 from lib.runtime.exit_status import EXIT_FAILED
 from lib.tools.command import Command, add_cost_argument, json_object, positive, print_error, route
+
+if TYPE_CHECKING:
+    from lib.client import Target
+    from lib.tools.one_request import ErrorAnswer
+    from lib.tools.request_style import RequestStyle
 
 COST = 100.0
 
@@ -20,7 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "route", metavar="ROUTE", type=route, help="the worker's route, for instance /generate"
     )
     parser.add_argument(
-        "payload", metavar="JSON", nargs="?", type=json_object, default={}, help="the payload (default: {})"
+        "payload",
+        metavar="JSON",
+        nargs="?",
+        type=json_object,
+        default={},
+        help="the payload, or @PATH for a file with it, or - for standard input (default: {})",
     )
     add_target_arguments(parser)
     add_style_arguments(parser)
@@ -52,11 +63,24 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         print_error("request", f"nothing listens at {e.host}:{e.port}{hint}")
     except (NobodyJoined, NoWorker, EngineError) as e:
         print_error("request", e)
-    except (ErrorAnswer, NoAnswer, aiohttp.ClientError, asyncio.TimeoutError, OSError) as e:
+    except ErrorAnswer as e:
+        print_error("request", e)
+        if (hint := asyncio.run(_hint(target, style, e))) is not None:
+            print_error("request", hint)
+    except (NoAnswer, aiohttp.ClientError, asyncio.TimeoutError, OSError) as e:
         print_error("request", str(e) or type(e).__name__)
     else:
         return 0
     return EXIT_FAILED
+
+
+async def _hint(target: Target, style: RequestStyle, error: ErrorAnswer) -> str | None:
+    """What to change in the command after `error`, if that is known."""
+    from lib.tools.refusal_hints import file_hint, routes_hint
+
+    if error.status == 404:
+        return await routes_hint(target, "name one of the worker's routes")
+    return file_hint(error.head) if error.status == 422 and not style.files else None
 
 
 COMMAND = Command(

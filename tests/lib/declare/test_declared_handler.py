@@ -257,7 +257,7 @@ def raising(error: Exception) -> Any:
     [
         (JsonDataException({"a": "no"}), {"a": "no"}),
         (ValueError("a must be odd"), "a must be odd"),
-        (ValueError(), "invalid"),
+        (ValueError(), "is invalid"),
         (KeyError("prompt"), {"prompt": "missing parameter"}),
         (KeyError("gpt-9"), {"model": "unknown: 'gpt-9'"}),
         (KeyError(), {"?": "missing parameter"}),

@@ -18,21 +18,26 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class FakeEngine:
     """Answers `/route/` with the worker's URL, after `not_ready` answers without one; notes the requests.
 
-    If `answer` is set, it makes every answer instead.
+    If `answer` is set, it makes every answer instead. `document` describes the worker's routes, if it is set.
     """
 
     def __init__(self, worker_url: str) -> None:
         self.worker_url = worker_url
+        self.document: Any = None
         self.not_ready = 0
         self.answer: Answer | None = None
         self.requests: list[dict[str, Any]] = []
         app = web.Application()
         app.router.add_post("/route/", self._route)
+        app.router.add_get("/e/small/openapi.json", self._openapi)
         self.server = TestServer(app)
 
     @property
     def target(self) -> Target:
         return Target(str(self.server.make_url("/")), "small", "key-1")
+
+    async def _openapi(self, _request: web.Request) -> web.StreamResponse:
+        return web.json_response(self.document, status=404 if self.document is None else 200)
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         message: dict[str, Any] = await request.json()

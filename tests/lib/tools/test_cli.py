@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import io
+import json
 import os
 import re
 import signal
@@ -18,7 +20,7 @@ import pytest
 from lib import __version__
 from lib.tools.cli import COMMANDS, main
 from tests.guard import GUARD_S
-from tests.lib.tools.fakes import FakeEngine, FakeWorker
+from tests.lib.tools.fakes import FakeEngine, FakeWorker, engine_and_worker
 
 ROOT = Path(__file__).parents[3]
 
@@ -235,3 +237,61 @@ async def test_a_load_test_without_an_engine_fails_and_reports_why() -> None:
     status, output, errors = await result(process)
     assert (status, errors) == (1, "")
     assert "engine: cannot connect" in output
+
+
+OPTIONS = ("--cost", "3", "--header", "X-A: b")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("/generate", '{"prompt": "a"}', *OPTIONS),
+        ("/generate", *OPTIONS, '{"prompt": "a"}'),
+        (*OPTIONS, "/generate", '{"prompt": "a"}'),
+        ("/generate", "@payload.json", *OPTIONS),
+        ("/generate", *OPTIONS, "@payload.json"),
+        ("/generate", *OPTIONS, "-"),
+    ],
+)
+async def test_a_payload_is_given_anywhere_and_in_a_file(
+    args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "payload.json").write_text('{"prompt": "a"}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"prompt": "a"}'))
+    async with engine_and_worker() as (engine, worker):
+        own = ("--engine", engine.target.engine_url, "-e", "small")
+        assert await asyncio.to_thread(main, ["request", *own, *args]) == 0
+        load = ["load-test", *own, *OPTIONS, "--payload", "-"]
+        sys.stdin.seek(0)
+        assert await asyncio.to_thread(main, load) == 0
+    assert [json.loads(body)["payload"] for body in worker.bodies] == [{"prompt": "a"}] * 2
+    assert [message["cost"] for message in engine.requests] == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("@none.json", "none.json can't be read: No such file or directory"),
+        ("@text.json", "text.json is not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("@latin.json", "latin.json can't be read: it is not UTF-8"),
+        ("-", 'standard input must be a JSON object: {"name": value}'),
+        ("{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    ],
+)
+def test_a_payload_that_can_not_be_read_is_reported_with_its_source(
+    given: str,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text.json").write_text("text")
+    (tmp_path / "latin.json").write_bytes(b"\xe9")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("[1]"))
+    for args in (["request", "/a", given], ["load-test", "--payload", given]):
+        sys.stdin.seek(0)
+        with pytest.raises(SystemExit):
+            main(args)
+        assert problem in capsys.readouterr().err.splitlines()[-1]
