@@ -10,14 +10,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
+import json
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Optional, TypeVar, cast
 
+from lib.errors import result_or_error
 from lib.fields.hints import resolved_hints
 from lib.fields.json_error import JsonDataException, Problem, WrongValue
+from lib.fields.json_values import to_json
 from lib.fields.pydantic_reader import pydantic_reader
 from lib.fields.readers import AnyReader, Reader, ReaderFactory
 from lib.fields.schemas import Definitions, Schema
@@ -40,6 +44,10 @@ T = TypeVar("T")
 
 _type_of: Callable[[object], type[object]] = type
 _TOO_DEEP = "is nested too deeply"
+# Of the default of a field, in bytes of JSON: nobody would read a longer one.
+MAX_DEFAULT = 1000
+# Factories of defaults that are the same each time.
+_EMPTY = (list, dict, set, frozenset, tuple)
 
 
 def read_dataclass(cls: type[T], message: Mapping[str, Any]) -> T:
@@ -79,6 +87,7 @@ class Field(NamedTuple):
     """A field of an object, or a parameter of a function.
 
     Values of a type in `exact` need no reading; of floats, only finite ones. None: no value needs any.
+    `default` is `MISSING` where there is none, or it is made for each object.
     """
 
     name: str
@@ -86,9 +95,10 @@ class Field(NamedTuple):
     required: bool
     reader: Reader
     exact: frozenset[Any] | None
+    default: Any
 
 
-def make_field(name: str, annotation: Any, required: bool, default: Any) -> Field:
+def make_field(name: str, annotation: Any, required: bool, default: Any = MISSING) -> Field:
     """Make a field. One whose default is None accepts null, also where its annotation has forgotten it."""
     if not required and default is None:
         annotation = Optional[annotation]  # noqa: UP045 - of an object, not of a type expression
@@ -96,7 +106,7 @@ def make_field(name: str, annotation: Any, required: bool, default: Any) -> Fiel
     exact = None if isinstance(reader, AnyReader) else reader.exact
     if exact is not None and reader.accepts_floats:
         exact |= {float}
-    return Field(name, annotation, required, reader, exact)
+    return Field(name, annotation, required, reader, exact, MISSING if required else default)
 
 
 class ObjectFields:
@@ -114,7 +124,7 @@ class ObjectFields:
         values: dict[str, Any] = {}
         problems: dict[str, Problem] = {}
         from_url = isinstance(message, Parameters)
-        for name, annotation, required, reader, exact in self.fields:
+        for name, annotation, required, reader, exact, _ in self.fields:
             if name not in message:
                 if required:
                     problems[name] = "missing parameter"
@@ -140,13 +150,18 @@ class ObjectFields:
 
     def schema(self, definitions: Definitions) -> Schema:
         """The JSON Schema of an object with these fields."""
-        properties = {field.name: field.reader.schema(definitions) for field in self.fields}
+        properties = {
+            field.name: {**field.reader.schema(definitions), **_default_schema(field.default)}
+            for field in self.fields
+        }
         required = [field.name for field in self.fields if field.required]
         schema: Schema = {"type": "object", "properties": properties}
         if required:
             schema["required"] = required
         if self._rest is not None:
             schema["additionalProperties"] = self._rest.schema(definitions)
+        elif definitions.refuses_unknown:
+            schema["additionalProperties"] = False
         return schema
 
     def _read_rest(
@@ -162,6 +177,12 @@ class ObjectFields:
                 values[name] = self._rest.read(message[name])
             except WrongValue as e:
                 problems[name] = e.problem
+
+
+def _default_schema(default: Any) -> Schema:
+    """A default as a part of a JSON Schema; none for one that JSON hasn't, or a long one."""
+    text = b"" if default is MISSING else result_or_error(lambda: to_json(default))
+    return {"default": json.loads(text)} if isinstance(text, bytes) and 0 < len(text) <= MAX_DEFAULT else {}
 
 
 class DataclassReader(Reader):
@@ -211,7 +232,7 @@ class TypedDictReader(Reader):
     def _fields(self) -> ObjectFields:
         owner: str = self._cls.__name__
         hints = resolved_hints(owner, self._cls, self._cls.__annotations__)
-        fields = [make_field(name, hint, self._requires(name, hint), ...) for name, hint in hints.items()]
+        fields = [make_field(name, hint, self._requires(name, hint)) for name, hint in hints.items()]
         return ObjectFields(owner, fields)
 
     def has_field(self, name: str) -> bool:
@@ -272,8 +293,11 @@ def _init_only(cls: Any) -> list[dataclasses.Field[Any]]:
 def _dataclass_field(field: dataclasses.Field[Any], annotation: Any) -> Field:
     if isinstance(annotation, dataclasses.InitVar):
         annotation = cast(Any, annotation).type
-    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    return make_field(field.name, annotation, required, field.default)
+    required = field.default is MISSING and field.default_factory is MISSING
+    default, factory = field.default, field.default_factory
+    if (typing.get_origin(factory) or factory) in _EMPTY:
+        default = cast("Callable[[], Any]", factory)()
+    return make_field(field.name, annotation, required, default)
 
 
 def _object_reader(annotation: Any) -> Reader | None:

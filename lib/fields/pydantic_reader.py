@@ -69,6 +69,8 @@ class PydanticReader(Reader):
     def schema(self, definitions: Definitions) -> Schema:
         schema = self._make_schema(ref_template=REFERENCE + "{model}")
         definitions.adopt(schema.pop("$defs", {}))
+        if definitions.refuses_unknown and self._unknown is not None:
+            schema["additionalProperties"] = False
         return schema
 
     def read(self, value: Any) -> Any:

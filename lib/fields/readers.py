@@ -417,7 +417,7 @@ class ReaderFactory:
         plain = self.reader_of(arguments[0])
         if not any(isinstance(note, msgspec.Meta) for note in arguments[1:]) or isinstance(plain, AnyReader):
             return plain
-        limited = LimitedReader(plain, Limits(arguments[1:]), annotation)
+        limited = LimitedReader(plain, Limits.in_notes(arguments[1:]), annotation)
         return (
             BuiltInReader(annotation, limited.description, limited) if _is_built_in(annotation) else limited
         )

@@ -21,19 +21,24 @@ def resolved(schema: Schema, schemas: Mapping[str, Schema]) -> Schema:
 
 
 class Definitions:
-    """The schemas of classes by name, each once: a class may have fields of its own type."""
+    """The schemas of classes by name, each once: a class may have fields of its own type.
+
+    With `refuses_unknown`, objects have no fields but those that are described.
+    """
 
     def __init__(self) -> None:
+        self.refuses_unknown = False
         self.schemas: dict[str, Schema] = {}
         self._names: dict[Hashable, str] = {}
 
     def reference(self, cls: Any, make: Callable[[], Schema]) -> Schema:
         """A reference to the schema of `cls`, which `make` makes once. Classes of one name are numbered."""
-        if cls not in self._names:
-            name = self._names[cls] = self._free_name(cls.__name__)
+        key = (cls, self.refuses_unknown)
+        if key not in self._names:
+            name = self._names[key] = self._free_name(cls.__name__)
             self.schemas[name] = {}  # so that the name is taken
             self.schemas[name] = make()
-        return {"$ref": REFERENCE + self._names[cls]}
+        return {"$ref": REFERENCE + self._names[key]}
 
     def adopt(self, schemas: Mapping[str, Schema]) -> None:
         """Add schemas that refer to each other by their names; one whose name is taken is left out."""

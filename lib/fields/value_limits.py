@@ -21,6 +21,16 @@ from lib.fields.schemas import Schema
 
 _NAMES = ("gt", "ge", "lt", "le", "min_length", "max_length", "multiple_of", "pattern", "tz")
 _RANGE: Mapping[str, str] = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+_IN_SCHEMAS: Mapping[str, str] = {
+    "minimum": "ge",
+    "exclusiveMinimum": "gt",
+    "maximum": "le",
+    "exclusiveMaximum": "lt",
+    "multipleOf": "multiple_of",
+    "pattern": "pattern",
+    **dict.fromkeys(("minLength", "minItems", "minProperties"), "min_length"),
+    **dict.fromkeys(("maxLength", "maxItems", "maxProperties"), "max_length"),
+}
 # What the length of a value of these types counts; that of any other counts items.
 _COUNTED: Mapping[type[Any], str] = {str: "character", bytes: "byte", bytearray: "byte", dict: "field"}
 
@@ -35,17 +45,29 @@ class _Limit:
 
 
 class Limits:
-    """The limits in `notes`, an annotation's metadata."""
+    """The limits `given`, by their names in `msgspec.Meta`; `text` is an author's text about the value."""
 
-    def __init__(self, notes: Iterable[Any]) -> None:
-        self._given: dict[str, Any] = {}
-        self._text = ""
+    def __init__(self, given: Mapping[str, Any], text: str = "") -> None:
+        self._given = {name: limit for name, limit in given.items() if limit is not None}
+        self._text = text
+        self._limits = list(_limits(self._given))
+
+    @classmethod
+    def in_notes(cls, notes: Iterable[Any]) -> Limits:
+        """The limits in an annotation's metadata."""
+        given: dict[str, Any] = {}
+        text = ""
         for note in notes:
             if isinstance(note, msgspec.Meta):
-                given = {name: getattr(note, name) for name in _NAMES}
-                self._given |= {name: limit for name, limit in given.items() if limit is not None}
-                self._text = note.description or self._text
-        self._limits = list(_limits(self._given))
+                limits = {name: getattr(note, name) for name in _NAMES}
+                given |= {name: limit for name, limit in limits.items() if limit is not None}
+                text = note.description or text
+        return cls(given, text)
+
+    @classmethod
+    def in_schema(cls, schema: Mapping[str, Any]) -> Limits:
+        """The limits in a JSON Schema."""
+        return cls({ours: schema.get(name) for name, ours in _IN_SCHEMAS.items() if name in schema})
 
     def after(self, kind: type[Any]) -> str:
         """The limits of a `kind` of value in words that follow its type's name; "" without limits."""

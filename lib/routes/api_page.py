@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from lib.fields.schemas import REFERENCE, Schema, resolved
+from lib.fields.value_limits import Limits
 
 # A page without scripts, that loads nothing.
 HEADERS: Mapping[str, str] = {
@@ -44,6 +45,13 @@ _INITIAL: Mapping[str, Any] = {"string": "", "integer": 0, "number": 0, "boolean
 _COLUMNS = ("field", "type", "where", "")
 _ANY_OBJECT = "The payload is a JSON object; which fields it has, the author's code knows."
 _UPLOAD = "The body may be a file of any media type. The request then needs the header X-Vast-Auth."
+# The description of the answer of a route with `keepalive_s`.
+KEPT_ALIVE = (
+    "The answer, after newlines while the work lasts. The status is sent with the first of them, so a "
+    'failure after it is {"error": …} in the body of a 200.'
+)
+# Of a default, in characters of JSON; a longer one is left out of the words about a field.
+_MAX_DEFAULT = 60
 _WORDS: Mapping[str, str] = {
     "string": "text",
     "integer": "integer",
@@ -55,12 +63,16 @@ _WORDS: Mapping[str, str] = {
 }
 
 
+# What a length of theirs counts: characters, fields; of any other type, items.
+_KINDS: Mapping[str, type[Any]] = {"string": str, "object": dict}
+
+
 @dataclass(frozen=True)
 class DescribedField:
     """A field of a route's payload, or a parameter of its path or query; `where` says which.
 
-    `words` say what it accepts. `initial` is an example or its default; without one a value of its type if it
-    is required, and otherwise None.
+    `words` say what it accepts, and its default. `initial` is an example; without one a value of its type if
+    it is required, and otherwise None.
     """
 
     name: str
@@ -75,7 +87,7 @@ class DescribedRoute:
     """A route as an OpenAPI document describes it.
 
     Its body may be JSON (`takes_json`), or of any media type (`takes_uploads`). `example` is a payload; None
-    without one.
+    without one. `is_kept_alive`: newlines are sent before the answer, whose status says nothing then.
     """
 
     method: str
@@ -85,6 +97,7 @@ class DescribedRoute:
     takes_uploads: bool
     fields: Sequence[DescribedField]
     example: Any
+    is_kept_alive: bool = False
 
 
 def routes_in(document: Mapping[str, Any]) -> Iterator[DescribedRoute]:
@@ -110,14 +123,21 @@ def routes_in(document: Mapping[str, Any]) -> Iterator[DescribedRoute]:
                 takes_uploads="*/*" in content,
                 fields=fields,
                 example=example,
+                is_kept_alive=operation.get("responses", {}).get("200") == {"description": KEPT_ALIVE},
             )
 
 
 def _field(name: str, where: str, schema: Schema, required: bool, more: Mapping[str, Any]) -> DescribedField:
     """A field; `more` may have its example."""
-    fallback = _initial(schema) if required else schema.get("default")
-    initial = more.get("example", fallback)
-    return DescribedField(str(name), str(where), type_in_words(schema), bool(required), initial)
+    initial = more.get("example", _initial(schema) if required else None)
+    words = type_in_words(schema) + _default_in_words(schema)
+    return DescribedField(str(name), str(where), words, bool(required), initial)
+
+
+def _default_in_words(schema: Schema) -> str:
+    """The default in a schema; "" for null, which says nothing, and for a long one."""
+    text = json.dumps(schema.get("default"), ensure_ascii=False)
+    return "" if text == "null" or len(text) > _MAX_DEFAULT else f", by default {text}"
 
 
 def _initial(schema: Schema) -> Any:
@@ -182,6 +202,8 @@ def described(route: DescribedRoute) -> Iterator[str]:
         yield f'<p class="hint">{_ANY_OBJECT}</p>'
     if route.takes_uploads:
         yield f'<p class="hint">{_UPLOAD}</p>'
+    if route.is_kept_alive:
+        yield f'<p class="hint">{escape(KEPT_ALIVE)}</p>'
 
 
 def _command(route: DescribedRoute) -> Iterator[str]:
@@ -214,7 +236,16 @@ def type_in_words(schema: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(json.dumps(each, ensure_ascii=False) for each in schema["enum"])
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(type_in_words(each) for each in schema["anyOf"]))
-    if schema.get("items") and schema.get("type") == "array":
-        return f"list, each {type_in_words(schema['items'])}"
     kind = schema.get("type")
-    return _WORDS.get(kind, kind) if isinstance(kind, str) else "any value"
+    if not isinstance(kind, str):
+        return "any value"
+    if schema.get("prefixItems"):
+        items = schema["prefixItems"]
+        return f"list of {len(items)}: " + ", ".join(type_in_words(each) for each in items)
+    limits = Limits.in_schema(schema).after(_KINDS.get(kind, list))
+    words = f"{_WORDS.get(kind, kind)} {limits}".rstrip()
+    return (
+        f"{words}, each {type_in_words(schema['items'])}"
+        if schema.get("items") and kind == "array"
+        else words
+    )

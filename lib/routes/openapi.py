@@ -23,7 +23,7 @@ from lib.declare.declared_handler import DeclaredHandler, accepts_only_uploads
 from lib.fields.callables import same_function
 from lib.fields.json_fields import reader_of
 from lib.fields.schemas import REFERENCE, Definitions, Schema, resolved
-from lib.routes.api_page import HEADERS, html_response, page_of
+from lib.routes.api_page import HEADERS, KEPT_ALIVE, html_response, page_of
 from lib.routes.examples import example_for, handled_routes
 from lib.runtime.hosts import is_loopback_url
 from lib.runtime.own_version import own_version
@@ -130,6 +130,7 @@ def _operation(
     definitions: Definitions,
     is_signed: bool,
 ) -> dict[str, Any]:
+    definitions.refuses_unknown = handler.extra == "forbid"
     schema = _payload_schema(handler, definitions)
     in_path: list[str] = re.findall(r"\{(\w+)\}", path)
     fields = resolved(schema, definitions.schemas).get("properties", {})
@@ -141,7 +142,7 @@ def _operation(
         "summary": _summary(handler) or path,
         "parameters": [_parameter(name, "path", True, {"type": "string"}, values) for name in in_path],
         "responses": {
-            "200": {"description": "The answer."},
+            "200": {"description": KEPT_ALIVE if handler.keepalive_s else "The answer."},
             **{status: {"$ref": f"#/components/responses/{status}"} for status in _REFUSALS},
         },
     }

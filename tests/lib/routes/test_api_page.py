@@ -55,7 +55,7 @@ def test_it_shows_routes_fields_and_a_command() -> None:
     for text in (
         "http://203.0.113.7:40123",
         "tell field type where text text payload required",
-        'size one of "short", "long" payload',
+        'size one of "short", "long", by default "short" payload',
         """pyworker request /tell '{"text": "it'"'"'s"}' -l""",
         "POST /any The payload is a JSON object",
     ):
@@ -115,6 +115,26 @@ def test_an_upload_is_told() -> None:
         ({"type": "array", "items": {}}, "list"),
         ({"$ref": "#/components/schemas/Voice"}, "Voice"),
         ({}, "any value"),
+        ({"type": "string", "minLength": 1, "maxLength": 9}, "text of 1 to 9 characters"),
+        ({"type": "string", "pattern": "a{2}"}, "text that matches 'a{2}'"),
+        ({"type": "integer", "minimum": 1, "maximum": 8}, "integer from 1 to 8"),
+        ({"type": "number", "exclusiveMinimum": 0}, "number greater than 0"),
+        ({"type": "integer", "multipleOf": 8}, "integer a multiple of 8"),
+        (
+            {"type": "array", "minItems": 1, "items": {"type": "string", "maxLength": 1}},
+            "list of at least 1 item, each text of at most 1 character",
+        ),
+        ({"type": "object", "maxProperties": 3}, "object of at most 3 fields"),
+        (
+            {
+                "type": "array",
+                "prefixItems": [{"type": "integer"}, {"type": "string"}],
+                "minItems": 2,
+                "maxItems": 2,
+            },
+            "list of 2: integer, text",
+        ),
+        ({"anyOf": [{"type": "integer", "maximum": 8}, {"type": "null"}]}, "integer at most 8 or null"),
     ],
 )
 def test_a_type_in_words(schema: dict[str, Any], words: str) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 import importlib
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from dataclasses import dataclass, field
+from html import escape
+from typing import Annotated, Any, Literal
 
+import msgspec
 import openapi_spec_validator
 import pytest
 from aiohttp import web
 
 from lib.data_types import ApiPayload
 from lib.fields.schemas import REFERENCE
+from lib.routes.api_page import KEPT_ALIVE, page_of
 from lib.routes.openapi import description_of
 from lib.uploads import Upload
 from lib.worker import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
@@ -77,7 +82,7 @@ def test_a_functions_parameters_are_the_payload() -> None:
     assert operation["summary"] == "Tell a story."
     assert payload_schema(operation) == {
         "type": "object",
-        "properties": {"text": {"type": "string"}, "size": {"enum": ["short", "long"]}},
+        "properties": {"text": {"type": "string"}, "size": {"enum": ["short", "long"], "default": "short"}},
         "required": ["text"],
     }
     assert operation["security"] == []
@@ -93,7 +98,7 @@ def test_a_payload_class_is_described_once_with_the_benchmarks_example() -> None
     schemas = document["components"]["schemas"]
     assert schemas["Story"] == {
         "type": "object",
-        "properties": {"text": {"type": "string"}, "count": {"type": "integer"}},
+        "properties": {"text": {"type": "string"}, "count": {"type": "integer", "default": 5}},
         "required": ["text"],
     }
     assert set(schemas) == {"AuthData", "Envelope", "Story"}
@@ -101,6 +106,59 @@ def test_a_payload_class_is_described_once_with_the_benchmarks_example() -> None
         schema = payload_schema(document["paths"][path]["post"])
         assert schema == {"$ref": f"{REFERENCE}Story", "examples": [SAMPLE]}
     assert document["paths"]["/story"]["post"]["summary"] == "A story of so many words."
+
+
+@dataclass
+class Line:
+    words: list[str] = field(default_factory=list[str])
+    times: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+
+
+class Mood(enum.Enum):
+    GLAD = "glad"
+
+
+async def poem(
+    line: Line,
+    texts: Annotated[list[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(max_length=64)],
+    mood: Mood = Mood.GLAD,
+    seed: int | None = None,
+    share: float = math.nan,
+    long: str = "x" * 2000,
+) -> str:
+    return ""
+
+
+def test_limits_and_defaults_are_described_and_refused_fields() -> None:
+    document = described(
+        HandlerConfig("/poem", remote_function=poem, extra="forbid"),
+        HandlerConfig("/loose", remote_function=poem),
+    )
+    poem_of, loose = (payload_schema(document["paths"][path]["post"]) for path in ("/poem", "/loose"))
+    text = {"type": "string", "minLength": 1}
+    assert poem_of["properties"]["texts"] == {"type": "array", "items": text, "maxItems": 64}
+    defaults = {name: each["default"] for name, each in loose["properties"].items() if "default" in each}
+    assert defaults == {"mood": "glad", "seed": None}
+    assert (poem_of["additionalProperties"], "additionalProperties" in loose) == (False, False)
+    schemas = document["components"]["schemas"]
+    strict, free = (
+        schemas[each["properties"]["line"]["$ref"].removeprefix(REFERENCE)] for each in (poem_of, loose)
+    )
+    assert strict == {**free, "additionalProperties": False}
+    assert free["properties"] == {
+        "words": {"type": "array", "items": {"type": "string"}, "default": []},
+        "times": {"type": "integer", "minimum": 1, "maximum": 8, "default": 1},
+    }
+
+
+def test_a_route_with_a_heartbeat_says_that_a_200_may_have_an_error() -> None:
+    document = described(
+        HandlerConfig("/long", remote_function=tell, keepalive_s=5.0),
+        HandlerConfig("/tell", remote_function=tell),
+    )
+    said = {path: each["post"]["responses"]["200"]["description"] for path, each in document["paths"].items()}
+    assert said == {"/long": KEPT_ALIVE, "/tell": "The answer."}
+    assert page_of(document, None).count(escape(KEPT_ALIVE)) == 1
 
 
 def test_what_only_the_authors_code_knows_is_any_object() -> None:
@@ -118,7 +176,7 @@ def test_a_request_without_a_body_has_parameters_and_a_header() -> None:
     operation = document["paths"]["/story/{text}"]["get"]
     assert operation["parameters"] == [
         {"name": "text", "in": "path", "required": True, "schema": {"type": "string"}},
-        {"name": "count", "in": "query", "required": False, "schema": {"type": "integer"}},
+        {"name": "count", "in": "query", "required": False, "schema": {"type": "integer", "default": 5}},
     ]
     assert operation["security"] == [{"header": []}]
     assert "requestBody" not in operation
