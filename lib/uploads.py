@@ -127,4 +127,4 @@ async def _read_parts(upload: Upload) -> Form:
 
 
 def _bad_form(problem: str) -> JsonDataException:
-    return JsonDataException({"payload": {"body": problem}})
+    return JsonDataException({"body": problem})

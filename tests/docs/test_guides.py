@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import base64
+import io
 import json
 import mimetypes
 import runpy
@@ -17,6 +18,7 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
+from PIL import Image
 
 from lib.backend import Backend
 from lib.local.local_worker_env import WORKER_ID
@@ -219,6 +221,30 @@ async def test_the_commands_for_uploads(guide: Path) -> None:
         status, body = await worker.upload("/transcribe", {"file": guide / "sound.wav"}, {"language": "en"})
         assert (status, json.loads(body)["type"]) == (200, "multipart/form-data")
         assert b'name="language"' in model.received[-1][1]
+
+
+async def test_uploads_to_a_function(guide: Path) -> None:
+    async with running(guide, "thumbnails.py") as (worker, _):
+        picture, large, text = (guide / name for name in ("picture.png", "large.bin", "text.png"))
+        Image.new("RGB", (300, 200)).save(picture)
+        large.write_bytes(b"x" * 20_000_001)
+        text.write_bytes(b"text")
+        status, body = await worker.upload("/thumbnail", {"image": picture}, {"width": "30"})
+        assert (status, Image.open(io.BytesIO(body)).size) == (200, (30, 20))
+        refusals: list[tuple[dict[str, Path], dict[str, str], Any]] = [
+            ({"image": picture}, {"width": "wide"}, {"width": "must be an integer"}),
+            ({"image": text}, {}, {"image": "must be an image"}),
+            ({"picture": picture}, {}, {"image": "missing file"}),
+            ({"": picture}, {}, {"body": "must be a form (multipart/form-data)"}),
+        ]
+        for files, fields, problem in refusals:
+            status, body = await worker.upload("/thumbnail", files, fields)
+            assert (status, json.loads(body)) == (422, {"payload": problem})
+        status, body = await worker.upload("/thumbnail", {"image": large})
+        assert (status, b"the most that is accepted" in body) == (422, True)
+        last = worker.instance.engine.worker(WORKER_ID).last
+        assert last is not None
+        assert last.max_perf > 0
 
 
 @pytest.mark.parametrize("kind", ["script", "python"])
