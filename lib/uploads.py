@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import BodyPartReader, MultipartReader, StreamReader
 from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpProcessingError
 from multidict import MultiDict
 
 from lib.fields.json_fields import JsonDataException, Parameters
@@ -99,9 +100,14 @@ def read_form(upload: Upload, max_bytes: int = 64 * 1024 * 1024) -> Form:
         raise _bad_form("must be a form (multipart/form-data)")
     if upload.size_bytes > max_bytes:
         raise _bad_form(f"must have at most {max_bytes} bytes")
+    return asyncio.run(_form_in(upload))
+
+
+async def _form_in(upload: Upload) -> Form:
     try:
-        return asyncio.run(_read_parts(upload))
-    except (ValueError, LookupError, AssertionError) as e:  # of aiohttp, for what is no form
+        return await _read_parts(upload)
+    # What aiohttp raises for what is no form.
+    except (ValueError, LookupError, AssertionError, RuntimeError, HttpProcessingError) as e:
         raise _bad_form("is not a valid form") from e
 
 
@@ -118,7 +124,7 @@ async def _read_parts(upload: Upload) -> Form:
             raise _bad_form(f"must have at most {MAX_PARTS} parts")
         if not isinstance(part, BodyPartReader) or part.name is None:
             raise ValueError("a part is no field")
-        data = bytes(await part.read(decode=True))
+        data = bytes(await part.read())
         if part.filename is None:
             form.fields.add(part.name, data.decode())
         else:

@@ -74,7 +74,7 @@ class Limits:
         return " and ".join(each.addition.format(counted=_counted(kind)) for each in self._limits)
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with `value`, which is of the right type; None if it is within the limits."""
+        """The limits that `value`, which is of the right type, breaks; None if it is within them."""
         broken = [each.sentence for each in self._limits if not each.holds(value)]
         return (
             "must " + " and ".join(broken).format(counted=_counted(cast("type[Any]", type(value))))
@@ -83,7 +83,7 @@ class Limits:
         )
 
     def schema(self, is_object: bool) -> Schema:
-        """What the length of a list or an object, and the text about it, add to its JSON Schema."""
+        """The part of a JSON Schema for the length of a list or an object, and the text about it."""
         names = ("minProperties", "maxProperties") if is_object else ("minItems", "maxItems")
         pairs = zip(names, ("min_length", "max_length"), strict=True)
         lengths = {name: self._given[limit] for name, limit in pairs if limit in self._given}
@@ -150,5 +150,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _counted(kind: type[Any]) -> str:
-    """What a length of a `kind` of value counts, in the singular."""
+    """The unit of a length of a `kind` of value, in the singular."""
     return next((unit for base, unit in _COUNTED.items() if issubclass(kind, base)), "item")

@@ -1,4 +1,4 @@
-"""What to change in a command line whose requests the worker refused: its route, its payload, or its form.
+"""Hints for a command line whose requests the worker refused: another route, or a file.
 
 Owns the hints below the answer of `pyworker request` and the summary of `pyworker load-test`. The worker's
 routes are those that a local engine describes (docs/local-engine.md).
@@ -31,7 +31,7 @@ async def routes_hint(target: Target, how: str) -> str:
 
 
 def file_hint(body: str) -> str | None:
-    """How to send a file, if `body` is the 422 of a route that takes a file only; None for any other."""
+    """The hint to send a file, if `body` is the 422 of a route that takes a file only; None for any other."""
     answer: Any = result_or_error(lambda: json.loads(body)["payload"]["body"])
     return _FILE_HINT if isinstance(answer, str) and answer.endswith(TAKES_A_FILE) else None
 

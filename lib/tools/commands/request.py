@@ -75,7 +75,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 async def _hint(target: Target, style: RequestStyle, error: ErrorAnswer) -> str | None:
-    """What to change in the command after `error`, if that is known."""
+    """The hint what to change in the command after `error`, if that is known."""
     from lib.tools.refusal_hints import file_hint, routes_hint
 
     if error.status == 404:
