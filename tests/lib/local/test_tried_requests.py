@@ -336,7 +336,7 @@ async def test_an_answer_that_is_no_http_is_told(answer: bytes, why: str) -> Non
 @pytest.mark.parametrize("target", ["@127.0.0.1:{}/x", ":99999999/x", "..", "\\@x", "[", "x"])
 async def test_a_target_leads_to_no_other_host(target: str) -> None:
     """Whoever makes it: descriptions with such paths are refused too."""
-    async with trying() as here, worker_http(here.engine) as http:
+    async with trying() as here, await worker_http(here.engine) as http:
         worker = RouteAnswer("http://127.0.0.1:9", 1, {})
         target = target.format(here.worker.url.rpartition(":")[2])
         with pytest.raises(BadMessage, match=r"leads to another host|makes no URL"):
