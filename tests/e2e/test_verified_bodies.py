@@ -30,6 +30,11 @@ def begun(auth: dict[str, Any]) -> bytes:
     return f'{{"auth_data": {json.dumps(auth)}, "payload": {{"workload": 7.0, "data": "{FILLER}'.encode()
 
 
+def chunk(data: bytes) -> bytes:
+    """A part of a body in the chunked coding; an empty one is the last."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
 @pytest.fixture
 def envelopes(monkeypatch: pytest.MonkeyPatch) -> Generator[weakref.WeakSet[ArrivingEnvelope]]:
     """The envelopes that are in memory; meanwhile the garbage collector frees nothing."""
@@ -74,13 +79,14 @@ async def test_a_body_that_goes_wrong_is_errored(
     envelopes: weakref.WeakSet[ArrivingEnvelope],
 ) -> None:
     async with with_worker_task(tmp_path, carrier=carrier, max_json_bytes=MAX_BYTES) as system:
+        assert system.running is not None
+        running = system.running
         async with connected(system.url) as client:
-            whole = begun(system.auth(request_idx=77)) + end
             # Chunked: the limit on its size is met only when the signature is verified.
-            chunks = [whole[i : i + 32 * KIB] for i in range(0, len(whole), 32 * KIB)]
             await client.send(request_bytes("/echo", b"", {"Transfer-Encoding": "chunked"}))
-            for chunk in (*chunks, b""):
-                await client.send(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            await client.send(chunk(begun(system.auth(request_idx=77))))
+            await until(lambda: running.verified_bodies.held_bytes > 0)  # the signature is verified
+            await client.send(chunk(end) + chunk(b""))
             head, _ = await client.answer()
             assert head.status == status
         await until(lambda: reported(system) == {77: "Error"})

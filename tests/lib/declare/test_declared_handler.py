@@ -155,6 +155,10 @@ class WrongWorkload(ApiPayload):
         return -5
 
 
+def negative(payload: object) -> float:
+    return -5
+
+
 def handler(benchmark: BenchmarkConfig | None = None, **declared: Any) -> DeclaredHandler:
     built = HandlerConfig("/a", **declared).build(benchmark)
     assert isinstance(built, DeclaredHandler)
@@ -335,7 +339,7 @@ async def test_running_threads_are_left_behind_when_requests_are_cut() -> None:
 @pytest.mark.parametrize(
     ("declared", "name"),
     [
-        ({"workload_calculator": lambda payload: -5}, "workload_calculator"),
+        ({"workload_calculator": negative}, "workload_calculator"),
         ({"payload_class": WrongWorkload}, "count_workload"),
     ],
 )

@@ -105,7 +105,9 @@ def test_declared_routes_are_checked_too() -> None:
 
 @pytest.mark.parametrize("name", READY_MADE)
 def test_what_is_noted_of_ready_made_workers_is_what_they_do(name: str) -> None:
-    backend, routes = importlib.import_module(f"workers.{name}.server").build({"COMFYUI_DIALECT": "native"})
+    backend, routes = importlib.import_module(f"workers.{name}.server").build(
+        {"COMFYUI_DIALECT": "native", "MODEL_NAME": "model"}
+    )
     direct = [f"POST {path}" for path in backend.direct_routes(routes)]
     noted = [text for text in texts(backend, routes) if text.startswith("fast")]
     assert noted == ([f"fast routes: {', '.join(direct)}"] if direct else [])
