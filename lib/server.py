@@ -147,7 +147,7 @@ async def run_server(
     BEGUN.set()
     try:
         settings = from_environment()
-        configure_logging(settings.log_level, settings.log_format)
+        configure_logging(settings.log_level, settings.log_format, settings.model_api_key)
         warnings.filterwarnings("ignore", message=".*RequestKey")  # `client_request["outcome"]` is our API
         raise_file_limit()
         if settings.use_ssl:

@@ -342,6 +342,7 @@ async def with_worker_task(
             workspace_dir=tmp_path,
             **{"master_token": MASTER_TOKEN, "max_report_pause_s": REPORT_PAUSE_S, **settings},
         )
+        system.model.api_key = everything.model_api_key
         system.stop, listening = Stop(), anyio.Event()
 
         def started(running: RunningWorker) -> None:

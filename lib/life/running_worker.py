@@ -218,7 +218,7 @@ async def open_worker(
     settings = settings if config.unsecured is None else replace(settings, unsecured=config.unsecured)
     stalls = StallWatch(clock, _stall_timeout_s(config, settings))
     async with (
-        ModelServer(config.url, settings.model_timeout_s, stalls) as server,
+        ModelServer(config.url, settings.model_timeout_s, stalls, settings.model_api_key) as server,
         DirectCalls(clock, settings.model_timeout_s, server.reach, stalls) as direct,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):

@@ -24,6 +24,7 @@ from lib.model.flow import send_alone
 from lib.model.relay import body_read_before, broken_answer, is_stream_type, is_streamed
 from lib.request.own_requests import IS_COUNTED
 from lib.runtime.clock import Clock, time_limit
+from lib.runtime.excerpt import without_secret
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +115,10 @@ class BenchmarkRequest:
             result = broken_answer(result, answer_out=False)
         if isinstance(result, Exception):
             known = isinstance(result, (WorkerError, AnswerCut))
-            return Attempt(False, workload, describe_error(result) if known else repr(result))
+            message = describe_error(result) if known else repr(result)
+            return Attempt(False, workload, without_secret(message, self.server.api_key))
         status, text, source = result
+        text = without_secret(text, self.server.api_key)  # some servers repeat a key that they refuse
         ok = 200 <= status < 300
         return Attempt(ok, caller.workload, f"{status}: {text}" if ok else f"{source}{status}: {text}")
 

@@ -9,7 +9,7 @@ relay.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from types import TracebackType
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
+from aiohttp import hdrs
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
@@ -50,11 +51,19 @@ class ModelServer:
 
     `timeout_s` limits a whole call, None: no limit; `stalls` breaks off answers that stall. The number of
     concurrent calls is not limited. `reach` is told which calls reach the server's address, `failures` which
-    clients' requests have failed there.
+    clients' requests have failed there. Requests to the server's own origin carry `api_key`, unless that is
+    "" or they have an `Authorization` of their own.
     """
 
-    def __init__(self, url: str, timeout_s: float | None = None, stalls: StallWatch | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float | None = None,
+        stalls: StallWatch | None = None,
+        api_key: str = "",
+    ) -> None:
         self.url = url.rstrip("/")
+        self.api_key = api_key
         self.timeout_s = timeout_s
         self.reach = Reach(self.url)
         self.failures = FailureRow()
@@ -64,8 +73,8 @@ class ModelServer:
 
     async def __aenter__(self) -> ModelServer:
         pooled = CheckedConnector(self._stalls, keepalive_timeout=KEEP_ALIVE_S)
-        self._pooled = self._client(pooled, self._noted)
-        self._unpooled = self._client(CheckedConnector(self._stalls, force_close=True))
+        self._pooled = self._client(pooled, self._noted, *self._keyed)
+        self._unpooled = self._client(CheckedConnector(self._stalls, force_close=True), *self._keyed)
         return self
 
     async def __aexit__(
@@ -113,7 +122,7 @@ class ModelServer:
         passed on, `ModelTimedOut` (504), and `ModelDown` (503) for one that was not tried.
         """
         url = self.resolve(endpoint)
-        send = partial(_send, method, url, headers, make_body)
+        send = partial(_send, method, url, headers, make_body, (*self._keyed, _once))
         if self.reach.is_down:
             with self.reach.attempt(url.host, url.port):
                 response = await self._answer(url, send, idempotent)
@@ -182,6 +191,18 @@ class ModelServer:
         if self.reach.is_suspect:
             self.reach.note_success(url.host, url.port)
         return response
+
+    @property
+    def _keyed(self) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+        return (self._with_key,) if self.api_key else ()
+
+    async def _with_key(
+        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Send `request`, with the key if it goes to the model server: a redirect may lead elsewhere."""
+        if is_same_origin(URL(self.url), request.url):
+            request.headers.setdefault(hdrs.AUTHORIZATION, f"Bearer {self.api_key}")
+        return await send(request)
 
     async def accepts_connections(self, limit_s: float = 2.0) -> bool:
         """Whether the model server's address accepts a TCP connection within `limit_s` seconds."""
@@ -270,6 +291,15 @@ def resolved(server_url: str, target: StrOrURL | None) -> URL:
     return URL(f"{server_url}/{text.lstrip('/')}")
 
 
+def is_same_origin(one: URL, other: URL) -> bool:
+    """Whether two URLs lead to the same port of the same host, both with TLS or both without."""
+    return _origin(one) == _origin(other)
+
+
+def _origin(url: URL) -> tuple[str | None, int | None, bool]:
+    return url.host, url.port, url.scheme in ("https", "wss")
+
+
 class OwnCallFailed(ModelDown, aiohttp.ClientConnectionError):
     """503: an author's own call was not tried, or tried in vain, while the model server is down.
 
@@ -290,6 +320,7 @@ async def _send(
     url: URL,
     headers: Mapping[str, str],
     make_body: Callable[[], Any] | None,
+    middlewares: Sequence[aiohttp.ClientMiddlewareType],
     http: aiohttp.ClientSession,
     limits: aiohttp.ClientTimeout | None = None,
 ) -> aiohttp.ClientResponse:
@@ -299,7 +330,7 @@ async def _send(
         data=make_body() if make_body else None,
         headers=headers,
         allow_redirects=False,
-        middlewares=(_once,),
+        middlewares=middlewares,
         **({"timeout": limits} if limits else {}),
     )
 

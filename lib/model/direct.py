@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import anyio
+from yarl import URL
 
 from lib.errors import ModelUnreachable, NoFiles, describe_error, is_out_of_files
 from lib.http.chunked import BadChunk, ChunkScanner
@@ -28,6 +29,7 @@ from lib.model.connection import (
     CONNECT_TIMEOUT_S,
     KEEP_ALIVE_S,
     answer_cut,
+    is_same_origin,
     resolved,
     timed_out,
     unreachable,
@@ -523,10 +525,11 @@ class ModelConnection(asyncio.Protocol):
 
 
 @lru_cache(maxsize=256)
-def target_of(server_url: str, endpoint: str | None) -> PostTarget:
+def target_of(server_url: str, endpoint: str | None, api_key: str = "") -> PostTarget:
     """The target of `endpoint`, a path below `server_url` or an absolute URL.
 
-    Raises `ValueError` for None, and for what is no http(s) URL.
+    Its head has `api_key`, unless that is "", if it is of the server's own origin, and has no user. Raises
+    `ValueError` for None, and for what is no http(s) URL.
     """
     url: Any = resolved(server_url, endpoint)
     if url.host is None or url.scheme not in ("http", "https"):
@@ -535,4 +538,6 @@ def target_of(server_url: str, endpoint: str | None) -> PostTarget:
     if url.user is not None:
         secret = base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
         head += f"Authorization: Basic {secret}\r\n"
+    elif api_key and is_same_origin(URL(server_url), url):
+        head += f"Authorization: Bearer {api_key}\r\n"
     return PostTarget(Origin(url.host, url.port, url.scheme == "https"), head.encode())

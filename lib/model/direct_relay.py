@@ -45,7 +45,7 @@ async def relay(exchange: Exchange, server: ModelServer, calls: DirectCalls) -> 
     exchange.verbatim = verbatim = body = message = (
         None  # only `outgoing` holds them, until the answer begins
     )
-    target = target_of(server.url, endpoint)
+    target = target_of(server.url, endpoint, server.api_key)
     answer = DirectRelay(exchange, client, handler.scan_answer())
     try:
         await calls.post(target, outgoing, answer)

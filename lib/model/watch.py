@@ -23,6 +23,7 @@ from lib.model.log_rules import LogAction
 from lib.model.log_tail import LogTail
 from lib.model.readiness import Cause, Readiness, ReadySignal
 from lib.runtime.clock import Clock, sleep, time_limit
+from lib.runtime.excerpt import without_secret
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class LogWatch:
     def on_line(self, line: str) -> None:
         """Match one line against the rules. If it means both loaded and an error, the error counts."""
         self.lines += 1
+        line = without_secret(line, self.server.api_key)  # servers log their arguments
         self.last_line = line
         self.last_lines.append(line[:MAX_KEPT_LINE])
         if self._tail is not None and self._tail.beginnings > self._beginnings:

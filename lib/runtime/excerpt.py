@@ -46,6 +46,11 @@ _SECRET = re.compile(
 )
 
 
+def without_secret(text: str, secret: str) -> str:
+    """Return `text` with *** in place of `secret`, unless that is ""."""
+    return text.replace(secret, "***") if secret else text
+
+
 def excerpt(text: str, limit: int) -> str:
     """Return `text` on one line: without secrets and control characters, and cut after `limit` characters."""
     text = _TERMINAL.sub("", text[: 16 * limit])

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from aiohttp.http_exceptions import HttpProcessingError
 
+from lib.runtime.excerpt import without_secret
 from lib.runtime.settings import LogFormat
 
 # Libraries that log much at DEBUG, with payloads and addresses in their lines.
@@ -41,12 +42,12 @@ _Item = bytes | threading.Event | None
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def configure_logging(level: str, form: LogFormat) -> None:
+def configure_logging(level: str, form: LogFormat, secret: str = "") -> None:
     """Log to standard error in the format `form`: libraries from WARNING, everything else from `level`.
 
-    A call that logs never waits for whoever reads standard error.
+    Lines have *** in place of `secret`. A call that logs never waits for whoever reads standard error.
     """
-    handler = LineWriter(sys.stderr)
+    handler = LineWriter(sys.stderr, secret=secret)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
@@ -138,11 +139,13 @@ def _rounded(value: object) -> object:
 class LineWriter(logging.Handler):
     """Formats each record, and has a thread write it to `stream`, or nowhere if that is None.
 
-    If more than `max_held_bytes` wait to be written, further lines are dropped until none waits.
+    If more than `max_held_bytes` wait to be written, further lines are dropped until none waits. Lines have
+    *** in place of `secret`.
     """
 
-    def __init__(self, stream: TextIO | None, max_held_bytes: int = MAX_HELD_BYTES) -> None:
+    def __init__(self, stream: TextIO | None, max_held_bytes: int = MAX_HELD_BYTES, secret: str = "") -> None:
         super().__init__()
+        self._secrets = {secret, json.dumps(secret)[1:-1]}  # as it is, and as it is written in JSON
         self._stream = stream
         self._max_held_bytes = max_held_bytes
         self._is_full = False
@@ -202,7 +205,10 @@ class LineWriter(logging.Handler):
         return self._thread is not None
 
     def _encoded(self, record: logging.LogRecord) -> bytes:
-        return (self.format(record) + "\n").encode(errors="backslashreplace")
+        line = self.format(record)
+        for secret in self._secrets:
+            line = without_secret(line, secret)
+        return (line + "\n").encode(errors="backslashreplace")
 
     def _write_items(self) -> None:
         """Write the items of the queue until it has None; set each event once all before it is written."""

@@ -8,8 +8,9 @@ shared ones.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -37,6 +38,7 @@ STATUS_ONLY_ADDR = "https://cloud.vast.ai/api/v0"
 
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
+_KEY = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ class Settings:
     log_level: str = "INFO"
     log_format: LogFormat = "text"
     model_name: str = ""
+    model_api_key: str = field(default="", repr=False)
     force_update_file: Path = Path("/.force_update")
     # No variable sets this limit: it is the engine's (docs/protocol.md, "Worker status").
     max_report_pause_s: float = 1.0
@@ -119,11 +122,7 @@ class Settings:
             request_body_timeout_s=read.seconds(
                 "REQUEST_BODY_TIMEOUT_S", cls.request_body_timeout_s, "how long a body may stall, seconds"
             ),
-            client_stall_timeout_s=read.seconds(
-                "CLIENT_STALL_TIMEOUT_S",
-                cls.client_stall_timeout_s,
-                "how long a client may read nothing, seconds",
-            ),
+            client_stall_timeout_s=_client_stall_timeout_s(read),
             carrier=cast(
                 CarrierKind, read.choice("CARRIER", ("direct", "aiohttp"), "who carries requests and answers")
             ),
@@ -141,6 +140,7 @@ class Settings:
             log_level=_log_level(read),
             log_format=cast(LogFormat, read.choice("LOG_FORMAT", ("text", "json"), "format of log lines")),
             model_name=read.text("MODEL_NAME", "") or read.text("MODEL_ID", ""),
+            model_api_key=_model_api_key(read),
         )
         settings = _with_files(read, settings)
         _check_combinations(read, settings)
@@ -265,6 +265,11 @@ def _trusted_proxies(read: EnvironmentReader) -> tuple[Network, ...]:
     return read.value("TRUSTED_PROXIES", networks_in, (), purpose)
 
 
+def _client_stall_timeout_s(read: EnvironmentReader) -> float:
+    default = Settings.client_stall_timeout_s
+    return read.seconds("CLIENT_STALL_TIMEOUT_S", default, "how long a client may read nothing, seconds")
+
+
 def _model_timeout_s(read: EnvironmentReader) -> float | None:
     return read.value("MODEL_TIMEOUT_S", _seconds, None, "how long the model server may take, seconds")
 
@@ -276,6 +281,13 @@ def _model_load_timeout_s(read: EnvironmentReader) -> float | None:
 def _model_stall_timeout_s(read: EnvironmentReader) -> float | None:
     purpose = "how long nothing may come on an answer that has begun, seconds; 0: no limit"
     return read.value("MODEL_STALL_TIMEOUT_S", _seconds_or_0, None, purpose)
+
+
+def _model_api_key(read: EnvironmentReader) -> str:
+    key = read.text("MODEL_API_KEY", "")
+    if key and not _KEY.fullmatch(key):  # the message must not show it
+        read.problem("MODEL_API_KEY", "has white space or another character that a header can't have in it")
+    return key
 
 
 def _health_overrides_log(read: EnvironmentReader) -> bool:

@@ -43,14 +43,14 @@ from lib.tools.worker_file import WorkerFile
 # The variables that matter to a benchmark. Others are about the engine and the ports, which it does without.
 VARIABLES = (
     *("BENCHMARK_TARGET_S", "BENCHMARK_TIME_LIMIT_S", "BENCHMARK_DIR"),
-    *("MODEL_NAME", "MODEL_ID", "MODEL_TIMEOUT_S", "MODEL_STALL_TIMEOUT_S"),
+    *("MODEL_NAME", "MODEL_ID", "MODEL_API_KEY", "MODEL_TIMEOUT_S", "MODEL_STALL_TIMEOUT_S"),
 )
 MAX_MESSAGE = 400
 _BENCHMARK_LOGGER = "lib.model.benchmark"
 # The probable meaning of a status of the model server, by its first digits.
 _HINTS = {
-    "401": "the model server at {url} wants a key",
-    "403": "the model server at {url} wants a key",
+    "401": "the model server at {url} wants a key: see MODEL_API_KEY",
+    "403": "the model server at {url} wants a key: see MODEL_API_KEY",
     "404": "{url} may be another server, or have no such model: see MODEL_SERVER_URL and MODEL_NAME",
     "5": "the model server at {url} may still be loading; see its log",
 }

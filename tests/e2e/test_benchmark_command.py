@@ -140,7 +140,11 @@ async def test_ctrl_c_ends_it_and_its_requests(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "said"),
     [
-        ("/echo", 401, 'answered 401: {"error": "broken GPU"} (the model server at URL wants a key)'),
+        (
+            "/echo",
+            401,
+            'answered 401: {"error": "broken GPU"} (the model server at URL wants a key: see MODEL_API_KEY)',
+        ),
         ("/nowhere", None, 'answered 404: {"error": "no such path"} (URL may be another server, or'),
         ("/error500", None, "answered 500: <h1>CUDA out of memory</h1> (the model server at URL may still"),
         ("/close", None, "no request of the benchmark succeeded: the model server could not be reached"),

@@ -41,7 +41,10 @@ class Received:
 
 @dataclass
 class MaliciousModel:
-    """The server: its settings and what it recorded. `health_status` is the status of `/health`."""
+    """The server: its settings and what it recorded. `health_status` is the status of `/health`.
+
+    With an `api_key`, a request without it gets 401.
+    """
 
     requests: list[Received] = field(default_factory=list["Received"])
     connections: int = 0
@@ -52,6 +55,7 @@ class MaliciousModel:
     health_stalls: bool = False
     health_held: bool = False
     fail_status: int | None = None
+    api_key: str = ""
     speed_s: float = 0.0
     working: int = 0
     most_working: int = 0
@@ -159,6 +163,9 @@ class MaliciousModel:
         behaviour: Callable[[Received, asyncio.StreamWriter], Awaitable[bool]] = getattr(
             self, f"_do_{name}", self._do_missing
         )
+        if self.api_key and request.header("Authorization") != f"Bearer {self.api_key}":
+            await _whole(writer, 401, b'{"error": "no key"}')
+            return True
         if self.fail_status is not None and name != "health":
             await _whole(writer, self.fail_status, b'{"error": "broken GPU"}')
             return True

@@ -102,6 +102,16 @@ async def test_a_loaded_line_counts_immediately_if_the_server_listens(tmp_path: 
         assert here.readiness.timeline[-1].reason == f"log: 12:00 INFO {LOADED}, listening"
 
 
+async def test_the_model_servers_key_is_in_no_line(tmp_path: Path) -> None:
+    async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
+        here.server.api_key = "k-123"
+        watch.on_line("arguments: {'api_key': ['k-123'], 'other': 'k-12'}")
+        assert watch.last_line == "arguments: {'api_key': ['***'], 'other': 'k-12'}"
+        watch.on_line(f"{BROKEN}: k-123")
+        assert here.readiness.error_msg == f"{BROKEN}: ***"
+        assert "k-123" not in f"{watch.last_lines} {watch.rules}"
+
+
 async def test_a_stale_loaded_line_does_not_make_a_dead_server_ready(tmp_path: Path) -> None:
     async with monitored(ReadySignal.LOG) as here, watched(here, tmp_path) as watch:
         await here.model.stop()

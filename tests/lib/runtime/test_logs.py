@@ -365,3 +365,19 @@ def test_a_process_ends_although_nobody_reads_its_log() -> None:
         assert process.communicate() == ("all is logged", None)
     assert process.returncode == 0
     os.close(reading)
+
+
+def test_a_secret_is_in_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    secret = 'a"b\\c'
+    for form in ("text", "json"):
+        configure_logging("INFO", form, secret)
+        logging.getLogger("lib.x").info("key %s, %r", secret, {"key": secret.encode()})
+        try:
+            raise ValueError(f"Bearer {secret}")
+        except ValueError:
+            logging.getLogger("lib.x").exception("failed")
+        logged()
+    written = capsys.readouterr().err
+    assert written.count("key ***, ") == 2
+    assert written.count("Bearer ***") == 2
+    assert secret not in written

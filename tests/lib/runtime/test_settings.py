@@ -269,3 +269,15 @@ def test_how_the_machine_itself_reaches_the_loopback_port(host: str, url: str) -
 def test_a_host_that_no_port_can_be_bound_to(name: str, engine: str, raw: str) -> None:
     (problem,) = problems({**REQUIRED, "ENGINE": engine, name: raw})
     assert problem.startswith(f"{name}: {raw!r} is not a host name or an IP address")
+
+
+def test_the_model_servers_key_is_in_no_message() -> None:
+    assert read().model_api_key == ""
+    settings = read(MODEL_API_KEY=" sk-1/+=~ ")
+    assert settings.model_api_key == "sk-1/+=~"
+    assert "sk-1" not in repr(settings)
+    for wrong in ("secret key", "secret\r\nHost: m", "sécret", "secret\x00"):
+        (problem,) = problems({**REQUIRED, "MODEL_API_KEY": wrong})
+        assert problem.startswith("MODEL_API_KEY: ")
+        assert "secret" not in problem
+        assert "cret" not in problem
