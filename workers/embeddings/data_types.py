@@ -1,16 +1,16 @@
 """The payloads of the embeddings worker. Those with OpenAI's `input` are in workers/openai/data_types.py.
 
-Owns the checks and the workload of requests in the format of Text Embeddings Inference (TEI).
+Owns the workload of requests in the format of Text Embeddings Inference (TEI). The model server checks the
+fields.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lib.words import some_words
-from workers.openai.data_types import MISSING, EmbeddingRequest, OpenAIRequest
+from workers.openai.data_types import EmbeddingRequest, OpenAIRequest
 from workers.openai.workload import of_pairs, of_reading
 
 if TYPE_CHECKING:
@@ -28,13 +28,8 @@ TEST_QUERY_WORDS = 10
 class InputsRequest(OpenAIRequest):
     """A request of TEI with `inputs`: texts, pairs of texts or, for `/similarity`, an object of texts."""
 
-    @classmethod
-    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if request.get("inputs") is None:
-            yield "inputs", MISSING
-
     def count_workload(self) -> float:
-        return of_reading(self.input["inputs"])
+        return of_reading(self.input.get("inputs"))
 
     @classmethod
     def for_test(cls) -> Self:
@@ -45,16 +40,9 @@ class InputsRequest(OpenAIRequest):
 class TextsRerankRequest(OpenAIRequest):
     """`/rerank`: order texts by their relevance to a query. TEI names them `texts`, infinity `documents`."""
 
-    @classmethod
-    def wrong_fields(cls, request: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if request.get("query") is None:
-            yield "query", MISSING
-        if request.get("texts") is None and request.get("documents") is None:
-            yield "texts", f"{MISSING}; infinity's name for it is documents"
-
     def count_workload(self) -> float:
         texts = self.input.get("texts")
-        return of_pairs(self.input["query"], self.input.get("documents") if texts is None else texts)
+        return of_pairs(self.input.get("query"), self.input.get("documents") if texts is None else texts)
 
     @classmethod
     def for_test(cls) -> Self:

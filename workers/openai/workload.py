@@ -2,7 +2,8 @@
 
 Owns the formula of each route. All have the same unit, the time in which a loaded server generates a token,
 so that the workloads of different routes can be added. Input, sound and images are converted to it. The
-factors are rough, since the engine needs comparable sizes rather than predictions.
+factors are rough, since the engine needs comparable sizes rather than predictions. Whatever JSON a request
+is, its workload is finite and at least 0: the model server checks the fields, not the worker.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from typing import Any, cast
 # Tokens generated for a request without a limit.
 DEFAULT_TOKENS = 256
 # The names of that limit on the different routes.
-TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+TOKEN_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+# A larger number in a request counts as this one.
+MOST = 2**40
+# The longest text that is read as a number, in characters.
+MAX_NUMBER = 32
 
 # The average of English text in common vocabularies.
 CHARACTERS_PER_TOKEN = 4
@@ -45,11 +50,14 @@ LEAST = 1.0
 def of_generation(request: Mapping[str, Any]) -> float:
     """Completions, chat and responses: the tokens of an answer x `n` x the number of prompts.
 
-    The tokens are the largest of `max_tokens`, `max_completion_tokens` and `max_output_tokens`, since servers
-    differ in which one they use; 256 if there is none.
+    The tokens are the largest of `TOKEN_FIELDS`, since servers differ in which one they use; 256 if there is
+    none, or none that is a number of 0 or more. With 0, which asks for the tokens of the prompt only, it is
+    the prompt's tokens / 8.
     """
-    limits = [request[name] for name in TOKEN_FIELDS if request.get(name) is not None]
-    return float(max(limits, default=DEFAULT_TOKENS) * _n(request) * number_of_prompts(request.get("prompt")))
+    limits = [n for name in TOKEN_FIELDS if (n := number_in(request.get(name))) is not None]
+    prompt = request.get("prompt")
+    generated = max(limits, default=DEFAULT_TOKENS) * _n(request) * number_of_prompts(prompt)
+    return float(generated) or of_reading(prompt, request.get("messages"), request.get("input"))
 
 
 def of_reading(*texts: Any) -> float:
@@ -63,9 +71,10 @@ def of_pairs(queries: Any, documents: Any) -> float:
     return max(LEAST, (tokens_in(queries) * times + tokens_in(documents)) / READ_PER_GENERATED)
 
 
-def of_speech(text: str) -> float:
+def of_speech(text: Any) -> float:
     """Speech: its seconds x 50. A second has 15 characters."""
-    return max(LEAST, len(text) / SPOKEN_CHARACTERS_PER_S * SPEECH_TOKENS_PER_S)
+    characters = len(text) if isinstance(text, str) else 0
+    return max(LEAST, characters / SPOKEN_CHARACTERS_PER_S * SPEECH_TOKENS_PER_S)
 
 
 def of_recording(size_bytes: int) -> float:
@@ -111,8 +120,20 @@ def tokens_in(value: Any) -> float:
     return tokens
 
 
-def _n(request: Mapping[str, Any]) -> int:
-    n = request.get("n")
+def number_in(value: Any) -> float | None:
+    """The number that `value` is, or that its text is, at most `MOST`; None for any other, or one below 0."""
+    if isinstance(value, str) and len(value) <= MAX_NUMBER:
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:  # NaN is not
+        return None
+    return min(value, MOST)
+
+
+def _n(request: Mapping[str, Any]) -> float:
+    n = number_in(request.get("n"))
     return 1 if n is None else n
 
 

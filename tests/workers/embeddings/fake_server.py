@@ -27,6 +27,8 @@ TEI = {
     "predict": ("/predict",),
 }
 INFINITY = {"embed": ("/embeddings",), "rerank": ("/rerank",), "predict": ("/classify",)}
+# The field without which TEI and infinity refuse a request of this route.
+REQUIRED = {"/embed": ("inputs", ""), "/rerank": ("texts", "documents")}
 # Those that any model has.
 ALWAYS = ("/tokenize",)
 
@@ -55,6 +57,9 @@ class FakeEmbeddings(FakeTextServer):
             return web.json_response({"detail": "Not Found"}, status=404)
         if request.path not in (*routes[self.task], *ALWAYS):
             return self._error(400 if self.infinity else 424, "the model has another task")
+        required = REQUIRED.get(request.path, ("", ""))[self.infinity]
+        if required and required not in asked:
+            return web.json_response({"error": f"missing field {required}"}, status=422)
         if "fail" in json.dumps(asked):
             return self._error(500 if self.infinity else 424, "CUDA error")
         return web.json_response(self._answer(request.path, asked))

@@ -62,6 +62,8 @@ class FakeOllama(FakeTextServer):
         if self.unpulled > 0 or asked.get("model") != MODEL:
             self.unpulled -= 1
             return web.json_response({"error": f"model '{asked.get('model')}' not found"}, status=404)
+        if not isinstance(asked.get("options", {}), dict):
+            return web.json_response({"error": "json: cannot unmarshal the options"}, status=400)
         is_chat = request.path == "/api/chat"
         prompt = asked["messages"][-1]["content"] if is_chat else asked.get("prompt", "")
         if not prompt:

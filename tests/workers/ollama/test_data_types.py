@@ -1,4 +1,4 @@
-"""The checks and the workload of requests of Ollama's API."""
+"""The payloads and the workload of requests of Ollama's API."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.data_types import JsonDataException
 from workers.ollama.data_types import OllamaEmbeddingRequest, OllamaRequest
 from workers.ollama.handlers import OllamaGenerateHandler
-from workers.openai.data_types import MAX_TOKENS
+from workers.openai.workload import MOST
 
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -21,7 +20,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 fields = st.dictionaries(st.text().filter(lambda n: n not in ("options", "input")), json_values, max_size=4)
 
 
-@given(fields, st.integers(1, MAX_TOKENS))
+@given(fields, st.integers(1, MOST))
 def test_the_workload_is_the_limit_and_the_request_is_unchanged(others: dict[str, Any], limit: int) -> None:
     request = {**others, "options": {"num_predict": limit}}
     for message in (request, {"input": request}):
@@ -46,18 +45,18 @@ def test_a_request_without_a_limit_counts_as_256_tokens(request_: dict[str, Any]
     assert OllamaRequest.from_json_msg(request_).count_workload() == workload
 
 
-@pytest.mark.parametrize("limit", [MAX_TOKENS + 1, 10**300, 1.5, 5.0, "5", True, [5]])
-def test_a_wrong_limit_is_named(limit: Any) -> None:
-    with pytest.raises(JsonDataException) as refused:
-        OllamaRequest.from_json_msg({"options": {"num_predict": limit}})
-    assert refused.value.message == {"options": f"its num_predict must be an integer up to {MAX_TOKENS}"}
-
-
-@pytest.mark.parametrize("options", [[], "x", 5, True])
-def test_wrong_options_are_named(options: Any) -> None:
-    with pytest.raises(JsonDataException) as refused:
-        OllamaRequest.from_json_msg({"input": {"options": options}})
-    assert refused.value.message == {"input": {"options": "must be an object"}}
+@pytest.mark.parametrize(
+    ("options", "workload"),
+    [
+        *(({"num_predict": limit}, 256.0) for limit in ("many", True, [5], {"x": 5})),
+        *(({"num_predict": limit}, MOST) for limit in (MOST + 1, 10**300)),
+        *(({"num_predict": limit}, 5.0) for limit in (5.0, "5")),
+        *((options, 256.0) for options in (["x"], "x", 5, True)),
+    ],
+)
+def test_ollama_judges_the_options(options: Any, workload: float) -> None:
+    payload = OllamaRequest.from_json_msg({"options": options})
+    assert (payload.generate_payload_json(), payload.count_workload()) == ({"options": options}, workload)
 
 
 def test_texts_to_embed_count_an_eighth_of_their_tokens() -> None:

@@ -82,6 +82,8 @@ class FakeOpenAI(FakeTextServer):
             return _error(400, f"Unrecognized request argument: {', '.join(sorted(unknown))}")
         if message.get("model", MODEL) != MODEL:
             return _error(404, f"The model `{message['model']}` does not exist.")
+        if not isinstance(message.get("messages", []), list) or message.get("max_tokens", 0) < 0:
+            return _error(400, "Invalid request")
         answer = self._answers().get(request.path)
         if answer is None or request.path in self.lacks:
             return web.json_response({"detail": "Not Found"}, status=404)
@@ -186,7 +188,8 @@ class FakeOpenAI(FakeTextServer):
         return response
 
     def _tokens(self, message: Mapping[str, Any]) -> int:
-        tokens = message.get("max_tokens") or 16
+        tokens = message.get("max_tokens")
+        tokens = 16 if tokens is None else tokens
         if self.eos_after is None or message.get("ignore_eos"):
             return tokens
         return min(tokens, self.eos_after)

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.openai import workload
-from workers.openai.data_types import MAX_N, MAX_PROMPTS, MAX_TOKENS
-from workers.openai.workload import of_generation, tokens_in
+from workers.openai.workload import MOST, number_in, of_generation, tokens_in
 
 TEXTS = st.text(max_size=50)
 
@@ -29,10 +28,32 @@ TEXTS = st.text(max_size=50)
         ({"max_tokens": 10, "prompt": [1, 2, 3]}, 10),
         ({"max_tokens": 10, "prompt": [[1, 2], [3]], "n": 2}, 40),
         ({"max_tokens": 10, "prompt": []}, 10),
+        ({"n_predict": 10, "prompt": "a"}, 10),
+        ({"max_tokens": 0, "prompt": "x" * 320}, 10),
+        ({"max_tokens": 0, "messages": [{"role": "user", "content": "x" * 304}]}, 9.625),
+        ({"max_tokens": 0}, 1),
+        ({"max_tokens": 0, "max_completion_tokens": 7}, 7),
+        ({"max_tokens": -1}, 256),
+        ({"max_tokens": 5.0, "n": "2"}, 10),
+        ({"max_tokens": True, "n": {}}, 256),
+        ({"max_tokens": float("nan"), "n": float("inf")}, 256 * MOST),
     ],
 )
 def test_generated_tokens(request_: dict[str, Any], tokens: float) -> None:
     assert of_generation(request_) == tokens
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *((value, None) for value in (None, True, False, "", "x", "-1", -1, -0.5, "nan", [], {}, "9" * 33)),
+        *((value, 0) for value in (0, 0.0, "0", -0.0)),
+        *((value, MOST) for value in (MOST + 1, 10**400, 1e300, float("inf"), "1e999", "Infinity")),
+        *((value, 5) for value in (5, 5.0, "5", " 5 ")),
+    ],
+)
+def test_numbers(value: Any, number: float | None) -> None:
+    assert number_in(value) == number
 
 
 @pytest.mark.parametrize(
@@ -96,11 +117,11 @@ def test_images_are_counted_by_their_tiles(request_: dict[str, Any], tokens: flo
 
 
 @settings(deadline=None)
-@given(tokens=st.integers(1, MAX_TOKENS), n=st.integers(1, MAX_N), prompts=st.lists(TEXTS, max_size=20))
+@given(tokens=st.integers(1), n=st.integers(1), prompts=st.lists(TEXTS, max_size=20))
 def test_a_larger_request_never_counts_less(tokens: int, n: int, prompts: list[str]) -> None:
     less = of_generation({"max_tokens": tokens, "n": n, "prompt": prompts})
     assert less <= of_generation({"max_tokens": tokens + 1, "n": n + 1, "prompt": [*prompts, ""]})
-    assert 1 <= less <= MAX_TOKENS * MAX_N * MAX_PROMPTS
+    assert 1 <= less <= MOST * MOST * max(1, len(prompts))
 
 
 @settings(deadline=None)

@@ -40,6 +40,8 @@ class FakeTgi(FakeTextServer):
     async def generate(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
         self.requests.append({"path": request.path, "body": json.dumps(asked)})
+        if not isinstance(asked.get("inputs"), str):
+            return _error(422, "invalid type: expected a string", "validation")
         if asked["inputs"] in FAILURES:
             return _error(*FAILURES[asked["inputs"]])
         if asked["parameters"].get("temperature") == 0:

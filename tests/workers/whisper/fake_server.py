@@ -59,6 +59,8 @@ class FakeWhisper(FakeTextServer):
             else:
                 form[name] = value
         self.requests.append({"path": request.path, "form": form})
+        if "file" not in form:
+            return web.json_response({"detail": "file: Field required"}, status=422)
         if self.fails or form.get("language") == "old":
             return web.json_response({"error": "failed to process audio"})
         if form.get("language") == "fail":
