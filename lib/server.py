@@ -42,6 +42,7 @@ from lib.life.sockets import PortTaken, Sockets, listening
 from lib.life.stop import Stop
 from lib.model.readiness import Cause
 from lib.model.readiness_log import ReadinessLog
+from lib.request.wildcard import wildcard
 from lib.routes.management import (
     loading_reasons,
     loopback_routes,
@@ -65,6 +66,7 @@ __all__ = [
     "run_worker",
     "start_server",
     "start_server_async",
+    "wildcard",
 ]
 
 log = logging.getLogger(__name__)

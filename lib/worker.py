@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from lib.backend import Backend
 from lib.declare.config_fields import refuse
 from lib.declare.handler_config import BenchmarkConfig, HandlerConfig
 from lib.declare.handler_factory import EndpointHandlerFactory
 from lib.declare.worker_config import DECLARED_NAMES, LogActionConfig, WorkerConfig
+from lib.request.wildcard import is_wildcard, wildcard
 from lib.server import start_server, start_server_async
 
 __all__ = [
@@ -48,8 +50,9 @@ class Worker:
         self.middlewares = tuple(config.middlewares)
         name = None if config.handlers else ROUTE_WITHOUT_HANDLERS
         self.routes: list[web.AbstractRouteDef] = [
-            web.route(d.method, d.route, self.backend.create_handler(handler), name=name)
-            for d, handler in factory.handlers
+            route
+            for declared, handler in factory.handlers
+            for route in _routes(declared, self.backend.create_handler(handler), name)
         ]
 
     def run(self, **site_kwargs: Any) -> None:
@@ -59,6 +62,13 @@ class Worker:
     async def run_async(self, **site_kwargs: Any) -> None:
         """Serve on the running event loop, like `run`. Raises `SystemExit` for any exit status but 0."""
         await start_server_async(self.backend, self.routes, middlewares=self.middlewares, **site_kwargs)
+
+
+def _routes(declared: HandlerConfig, handler: Handler, name: str | None) -> list[web.AbstractRouteDef]:
+    """The routes of `handler` for each of its methods."""
+    if is_wildcard(declared.route):
+        return wildcard(declared.all_methods, declared.route, handler)
+    return [web.route(method, declared.route, handler, name=name) for method in declared.all_methods]
 
 
 def _backend(factory: EndpointHandlerFactory) -> Backend:

@@ -41,7 +41,7 @@ ResponseGenerator = Callable[
     [web.Request, aiohttp.ClientResponse], Awaitable[web.StreamResponse] | web.StreamResponse
 ]
 # Methods whose requests have no body: the payload's fields become the query.
-_FIELDS_ONLY = ("GET", "DELETE")
+_HAVE_NO_BODY = frozenset({"GET", "DELETE"})
 
 
 @dataclass
@@ -124,7 +124,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
     """A handler that calls `route` on the model server or, if given, `function` in its place."""
 
     route: str
-    method: str = "POST"
+    methods: tuple[str, ...] = ("POST",)
     payload_class: type[Any] | None = None
     request_parser: RequestParser | None = None
     response_generator: ResponseGenerator | None = None
@@ -142,7 +142,7 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
 
     @property
     def benchmark_method(self) -> str:
-        return self.method
+        return "POST" if "POST" in self.methods else self.methods[0]
 
     @classmethod
     def payload_cls(cls) -> type[DeclaredPayload]:
@@ -236,8 +236,8 @@ class DeclaredHandler(EndpointHandler[DeclaredPayload]):
         if self.request_parser is None:
             return self._typed(raw)
         message = _parsed(self.request_parser, raw)
-        if not isinstance(message, dict) and (self.function or self.method in _FIELDS_ONLY):
-            where = "remote_function takes" if self.function else f"a {self.method} sends"
+        if not isinstance(message, dict) and (self.function or not _HAVE_NO_BODY.isdisjoint(self.methods)):
+            where = "remote_function takes" if self.function else "a GET or DELETE sends"
             raise TypeError(
                 f"request_parser returned {type(message).__name__}, but {where} the fields of a dict"
             )

@@ -105,6 +105,9 @@ class HandlerConfig(DeclaredConfig):
     is limited (`EndpointHandler`). A payload's unknown fields are ignored, or refused with `extra="forbid"`.
     With `handler_class`, only the fields that are given override the class's own. Without a `payload_class`,
     the class of a `remote_function`'s parameter is it if it is made of uploads, as `Upload` is.
+
+    A route that ends in `/{path}` is a wildcard, for every path below it. `methods` has several methods, in
+    place of the one in `method`.
     """
 
     route: str
@@ -121,6 +124,7 @@ class HandlerConfig(DeclaredConfig):
     remote_function: Callable[..., Any] | None = None
     # Not after a `KW_ONLY`: on Python 3.10 the type hints of a class that has one can't be read.
     method: Method = field(default="POST", kw_only=True)
+    methods: list[Method] | None = field(default=None, kw_only=True)
     max_concurrency: int | None = field(default=None, kw_only=True)
     max_workload: float | None = field(default=None, kw_only=True)
     benchmark_concurrency: int | None = field(default=None, kw_only=True)
@@ -133,6 +137,7 @@ class HandlerConfig(DeclaredConfig):
         return [
             *super().problems(),
             *self._route_problems(),
+            *self._method_problems(),
             *self._dispatch_problems(),
             *self._class_problems(),
             *self._benchmark_problems(),
@@ -156,7 +161,7 @@ class HandlerConfig(DeclaredConfig):
         handler_type = DeclaredHandler if generator is None else AnsweringHandler
         return handler_type(
             route=self.valid("route"),
-            method=self.valid("method"),
+            methods=self.all_methods,
             payload_class=self._payload_type(function),
             request_parser=self.valid("request_parser"),
             response_generator=generator,
@@ -165,6 +170,12 @@ class HandlerConfig(DeclaredConfig):
             samples=benchmark.samples() if benchmark else None,
             **options,
         )
+
+    @property
+    def all_methods(self) -> tuple[Method, ...]:
+        """The methods of the route, each once."""
+        several: list[Method] | None = self.valid("methods")
+        return tuple(dict.fromkeys(several or [self.valid("method")]))
 
     def makes_samples(self) -> bool:
         """Whether payloads for a benchmark come from the handler's or the payload's class."""
@@ -213,6 +224,12 @@ class HandlerConfig(DeclaredConfig):
                 f"route {self.route!r} is not a path: it begins with '/', has parameters as {{name}}, and "
                 "neither a query nor a space"
             )
+
+    def _method_problems(self) -> Iterator[str]:
+        if self.methods is not None and "method" in self.given:
+            yield "method and methods are both given"
+        if self.methods == []:
+            yield "methods is empty"
 
     def _dispatch_problems(self) -> Iterator[str]:
         if self.remote_function is None:

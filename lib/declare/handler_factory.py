@@ -94,7 +94,7 @@ class EndpointHandlerFactory:
         return named or [
             (declared, handler)
             for declared, handler in classes
-            if declared.method == handler.benchmark_method and _makes_payloads(handler)
+            if handler.benchmark_method in declared.all_methods and _makes_payloads(handler)
         ]
 
     def _benchmark_problems(self) -> Iterator[str]:

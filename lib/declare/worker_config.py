@@ -150,8 +150,8 @@ class WorkerConfig(DeclaredConfig):
             yield f"model_server_port is {port}, but model_server_url says {urlsplit(url).port}"
 
     def _route_problems(self) -> Iterator[str]:
-        known = (h for h in self.all_handlers() if h.has("route") and h.has("method"))
-        taken = Counter((h.method, h.route) for h in known)
+        known = (h for h in self.all_handlers() if h.has("route"))
+        taken = Counter((method, h.route) for h in known for method in h.all_methods)
         for (method, route), count in taken.items():
             if count > 1:
                 yield f"{count} handlers have the route {method} {route}"

@@ -76,7 +76,7 @@ class TriedRequest:
         Raises `BadMessage` (400) if a parameter of the path is missing or wrong.
         """
         try:
-            path = fill_path(self.path, self.path_values)
+            path = fill_path(self.path, self.path_values, has_rest=True)
         except Invalid as e:
             raise BadMessage(f"path_values: {json.dumps(e.message)}") from e
         in_query = not self.has_envelope and not self._is_form

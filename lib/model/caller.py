@@ -32,6 +32,7 @@ from lib.model.messages import (
 )
 from lib.model.relay import broken_answer, drain
 from lib.request.exchange import Exchange
+from lib.request.wildcard import rest_of
 from lib.uploads import Upload
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # the default limit of one WebSocket message
@@ -171,10 +172,13 @@ class ModelCaller:
             return endpoint, fields
         request = self.client_request
         in_path: Mapping[str, str] = {} if request is None else request.match_info
-        filled = fill_path(endpoint, {**fields, **in_path})
+        # Only a wildcard's path may have slashes: elsewhere they would lead a client to other endpoints.
+        has_rest = request is None or rest_of(request) is not None
+        filled = fill_path(endpoint, {**fields, **in_path}, has_rest=has_rest)
         # A body field with the name of a path parameter may mean something else: it is sent too. In a query,
-        # it would be the same parameter twice.
-        used = [name for name in names if name not in in_path or self.method in _WITHOUT_BODY]
+        # it would be the same parameter twice, and without a body it is the one of the path.
+        is_of_url = self.method in _WITHOUT_BODY or (request is not None and not request.body_exists)
+        used = [name for name in names if name not in in_path or is_of_url]
         return filled, {name: value for name, value in fields.items() if name not in used}
 
 

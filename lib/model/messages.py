@@ -16,6 +16,7 @@ import aiohttp
 
 from lib.errors import Invalid
 from lib.fields.json_values import json_text, simplified
+from lib.request.wildcard import REST, is_rest, is_wildcard
 
 # aiohttp warns about larger bodies that are given as bytes, and streams them if they are given as a file.
 LARGE_BODY_BYTES = 1024 * 1024
@@ -27,20 +28,26 @@ def placeholders(endpoint: str) -> list[str]:
     return _PLACEHOLDER.findall(endpoint)
 
 
-def fill_path(endpoint: str, values: Mapping[str, Any]) -> str:
+def fill_path(endpoint: str, values: Mapping[str, Any], *, has_rest: bool = False) -> str:
     """Return `endpoint` with each `{name}` replaced by the percent-encoded value of that name in `values`.
 
-    Raises `Invalid` (422) for a value that is missing, None or empty, and for one with a path segment "." or
-    "..", which would lead to another endpoint.
+    With `has_rest`, a `/{path}` at the end of `endpoint` takes a path with slashes, as in a wildcard. Raises
+    `Invalid` (422) for a value that is missing, None or empty, and for one with a path segment "." or "..",
+    which would lead to another endpoint, or that is in no wildcard.
     """
+    rest = REST if has_rest and is_wildcard(endpoint) else None
     texts = {name: "" if values.get(name) is None else _text(values[name]) for name in placeholders(endpoint)}
     problems = {name: "missing parameter" for name, text in texts.items() if not text}
     for name, text in texts.items():
         if {".", ".."} & set(text.split("/")):
             problems[name] = "can't be part of a path"
+    if rest is not None and rest not in problems and not is_rest(texts[rest]):
+        problems[rest] = "can't be the rest of a path"
     if problems:
         raise Invalid({"payload": problems})
-    return _PLACEHOLDER.sub(lambda found: quote(texts[found[1]], safe=""), endpoint)
+    return _PLACEHOLDER.sub(
+        lambda found: quote(texts[found[1]], safe="/" if found[1] == rest else ""), endpoint
+    )
 
 
 def filled_endpoint(endpoint: str, message: Any) -> tuple[str, Any]:

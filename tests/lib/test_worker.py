@@ -154,7 +154,8 @@ def problems_of(declare: Callable[[], Any]) -> list[str]:
             "route, healthcheck=None, allow_parallel_requests=False, max_queue_time=30.0, "
             "benchmark_config=None, handler_class=None, payload_class=None, request_parser=None, "
             "response_generator=None, workload_calculator=None, is_remote_dispatch=False, "
-            "remote_function=None, *, method='POST', max_concurrency=None, max_workload=None, "
+            "remote_function=None, *, method='POST', methods=None, max_concurrency=None, "
+            "max_workload=None, "
             "benchmark_concurrency=None, on_disconnect='cancel', keepalive_s=None, idempotent=False, "
             "extra='ignore'",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.message
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import StreamReader, WSMsgType, web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import TestServer, make_mocked_request
 
 from lib.errors import Invalid, ModelUnreachable
@@ -115,7 +117,8 @@ async def sent(
     async with connection(base) as here:
         client = None
         if in_path is not None:
-            client = make_mocked_request(method, "/", match_info=dict(in_path))
+            body = StreamReader(BaseProtocol(asyncio.get_running_loop()), 1024)
+            client = make_mocked_request(method, "/", match_info=dict(in_path), payload=body)
         caller = ModelCaller(here.server, {}, client, method)
         async with caller.send(endpoint, message) as answer:
             assert answer.status == 200

@@ -128,9 +128,13 @@ async def test_streams_are_passed_on_with_and_without_done(tmp_path: Path, carri
 
 async def test_the_model_server_judges_requests_and_its_errors_are_passed_on(tmp_path: Path) -> None:
     async with worker_system(tmp_path, "openai", options=["--lacks", "/v1/score"]) as here:
-        for wrong in ({"messages": "Hello", "n": 10**300}, {"messages": [], "max_tokens": -1}):
-            for payload in (wrong, {"input": wrong}):
-                status, answer = await here.call("/v1/chat/completions", payload)
+        invalid: list[dict[str, Any]] = [
+            {"messages": "Hello", "n": 10**300},
+            {"messages": [], "max_tokens": -1},
+        ]
+        for wrong in invalid:
+            for form in (wrong, {"input": wrong}):
+                status, answer = await here.call("/v1/chat/completions", form)
                 assert (status, answer["error"]["message"]) == (400, "Invalid request")
                 assert await here.last_message() == wrong
         echoed = {"prompt": "Hello", "max_tokens": 0, "echo": True, "logprobs": 1}

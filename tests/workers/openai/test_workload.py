@@ -43,10 +43,13 @@ def test_generated_tokens(request_: dict[str, Any], tokens: float) -> None:
     assert of_generation(request_) == tokens
 
 
+EMPTY: list[Any] = [[], {}]
+
+
 @pytest.mark.parametrize(
     ("value", "number"),
     [
-        *((value, None) for value in (None, True, False, "", "x", "-1", -1, -0.5, "nan", [], {}, "9" * 33)),
+        *((value, None) for value in (None, True, False, "", "x", "-1", -1, -0.5, "nan", "9" * 33, *EMPTY)),
         *((value, 0) for value in (0, 0.0, "0", -0.0)),
         *((value, MOST) for value in (MOST + 1, 10**400, 1e300, float("inf"), "1e999", "Infinity")),
         *((value, 5) for value in (5, 5.0, "5", " 5 ")),
