@@ -64,7 +64,7 @@ class Worker:
         await start_server_async(self.backend, self.routes, middlewares=self.middlewares, **site_kwargs)
 
 
-def _routes(declared: HandlerConfig, handler: Handler, name: str | None) -> list[web.AbstractRouteDef]:
+def _routes(declared: HandlerConfig, handler: Handler, name: str | None) -> list[web.RouteDef]:
     """The routes of `handler` for each of its methods."""
     if is_wildcard(declared.route):
         return wildcard(declared.all_methods, declared.route, handler)

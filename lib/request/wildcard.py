@@ -36,7 +36,7 @@ def is_rest(path: str) -> bool:
     return _REST.fullmatch(path) is not None
 
 
-def wildcard(methods: Sequence[str], route: str, handler: Handler) -> list[web.AbstractRouteDef]:
+def wildcard(methods: Sequence[str], route: str, handler: Handler) -> list[web.RouteDef]:
     """Routes of `handler` for each of `methods` at every path below `route`, which ends in `/{path}`.
 
     For a handler of `Backend.create_handler` with the same `endpoint`, the model server gets the same path:

@@ -55,7 +55,7 @@ class Passing(EndpointHandler[dict[str, Any]]):
 
 def by_classes(model_url: str, setup: Setup) -> Built:
     backend = Backend(model_url, healthcheck_url="/health")
-    return backend, wildcard(METHODS, "/v1/{path}", backend.create_handler(Passing()))
+    return backend, [*wildcard(METHODS, "/v1/{path}", backend.create_handler(Passing()))]
 
 
 MAKES = pytest.mark.parametrize("make", [declared, by_classes])

@@ -15,6 +15,7 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
+from workers.openai.passing import FAMILIES
 
 # In the order of versions, the latest first: "llama_server: listening on http://…", "main: server is
 # listening on http://…", "llama server listening at http://…", "HTTP server listening".
@@ -29,6 +30,7 @@ LLAMA = server.ServerProfile(
     log="/var/log/portal/llama.log",
     load_lines=LOAD_LINES,
     error_lines=("exiting due to model loading error",),
+    families=FAMILIES,
     ignore_eos=True,
 )
 

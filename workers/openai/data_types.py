@@ -222,8 +222,16 @@ class ImageEditRequest(FileRequest):
 
 
 @dataclass
-class ModelsRequest(OpenAIRequest):
-    """`/v1/models`: list the models. Any JSON is accepted, and the workload is 0."""
+class TokenizeRequest(OpenAIRequest):
+    """`/tokenize` and `/detokenize`, which take next to no time."""
+
+    def count_workload(self) -> float:
+        return workload.LEAST
+
+
+@dataclass
+class LookupRequest(OpenAIRequest):
+    """A request for what the server knows, in the parameters of a URL. The workload is 0."""
 
     def count_workload(self) -> float:
         return 0.0
@@ -231,3 +239,29 @@ class ModelsRequest(OpenAIRequest):
     @classmethod
     def for_test(cls) -> Self:
         return cls({})
+
+
+@dataclass
+class ModelsRequest(LookupRequest):
+    """`/v1/models`: list the models. Any JSON is accepted."""
+
+
+@dataclass
+class PassedRequest(OpenAIRequest):
+    """A request of any kind: JSON, or a body of another media type, which is passed on unread."""
+
+    upload: Upload | None = field(default=None, init=False)
+
+    @classmethod
+    def from_upload(cls, upload: Upload) -> Self:
+        payload = cls({})
+        payload.upload = upload
+        return payload
+
+    def generate_payload_upload(self) -> Upload | None:
+        return self.upload
+
+    def count_workload(self) -> float:
+        if self.upload is not None:
+            return workload.of_recording(self.upload.size_bytes)
+        return workload.of_any(self.input)

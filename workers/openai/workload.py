@@ -60,6 +60,13 @@ def of_generation(request: Mapping[str, Any]) -> float:
     return float(generated) or of_reading(prompt, request.get("messages"), request.get("input"))
 
 
+def of_any(request: Mapping[str, Any]) -> float:
+    """A request of an unknown kind: with a limit of tokens as `of_generation`, otherwise as `of_reading`."""
+    if any(request.get(name) is not None for name in TOKEN_FIELDS):
+        return of_generation(request)
+    return of_reading(*request.values())
+
+
 def of_reading(*texts: Any) -> float:
     """Embeddings: the tokens of the input / 8. Texts are strings, lists of tokens, or lists of either."""
     return max(LEAST, tokens_in(list(texts)) / READ_PER_GENERATED)

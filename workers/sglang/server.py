@@ -10,6 +10,7 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
+from workers.openai.passing import FAMILIES
 
 SGLANG = server.ServerProfile(
     log="/var/log/portal/sglang.log",
@@ -17,6 +18,7 @@ SGLANG = server.ServerProfile(
     # Logged by the server's main process when one of its worker processes has died.
     error_lines=("Received sigquit from a child process",),
     info_lines=("Load weight begin", "Load weight end"),
+    families=FAMILIES,
     ignore_eos=True,
 )
 

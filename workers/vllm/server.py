@@ -10,6 +10,7 @@ from aiohttp import web
 from lib.backend import Backend
 from lib.server import run_worker
 from workers.openai import server
+from workers.openai.passing import FAMILIES
 
 VLLM = server.ServerProfile(
     log="/var/log/portal/vllm.log",
@@ -18,6 +19,7 @@ VLLM = server.ServerProfile(
     # second.
     error_lines=("INFO exited: vllm", "RuntimeError: Engine"),
     info_lines=("Starting to load model", "Loading weights took"),
+    families=FAMILIES,
     ignore_eos=True,
 )
 

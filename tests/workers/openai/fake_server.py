@@ -22,6 +22,10 @@ from tests.workers.fake_text_server import FakeTextServer, arguments, run
 MODEL = "tiny"
 SPEECH = bytes(range(256)) * 400
 EXTRA_FIELDS = {"ignore_eos", "top_k"}
+# Routes whose answers are of no interest, with and without /v1.
+OTHERS = frozenset(
+    {"/messages", "/tokenize", "/completion", "/infill", "/responses/r-1/cancel", "/load_lora_adapter"}
+)
 
 
 @dataclass(kw_only=True)
@@ -46,7 +50,9 @@ class FakeOpenAI(FakeTextServer):
         app.router.add_post("/v1/audio/transcriptions", self.form)
         app.router.add_post("/v1/audio/translations", self.form)
         app.router.add_post("/v1/images/edits", self.form)
+        app.router.add_post("/v1/audio/voices", self.form)
         app.router.add_post("/{path:.*}", self.post)
+        app.router.add_get("/{path:.*}", self.lookup)
         return app
 
     async def models(self, request: web.Request) -> web.Response:
@@ -54,6 +60,10 @@ class FakeOpenAI(FakeTextServer):
         if request.path in self.lacks:
             return web.json_response({"detail": "Not Found"}, status=404)
         return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
+    async def lookup(self, request: web.Request) -> web.Response:
+        self._note(request)
+        return web.json_response({"path": request.raw_path})
 
     async def form(self, request: web.Request) -> web.Response:
         """Answer with the parts of the received form."""
@@ -85,6 +95,8 @@ class FakeOpenAI(FakeTextServer):
         if not isinstance(message.get("messages", []), list) or message.get("max_tokens", 0) < 0:
             return _error(400, "Invalid request")
         answer = self._answers().get(request.path)
+        if request.path.removeprefix("/v1") in OTHERS:
+            return web.json_response({"path": request.raw_path})
         if answer is None or request.path in self.lacks:
             return web.json_response({"detail": "Not Found"}, status=404)
         return await answer(request, message)

@@ -15,13 +15,16 @@ from workers.openai.data_types import (
     EmbeddingRequest,
     ImageEditRequest,
     ImageRequest,
+    LookupRequest,
     ModelsRequest,
     OpenAIRequest,
+    PassedRequest,
     RecordingRequest,
     RerankRequest,
     ResponseRequest,
     ScoreRequest,
     SpeechRequest,
+    TokenizeRequest,
 )
 from workers.openai.handlers import HANDLERS, ChatHandler, OpenAIHandler
 
@@ -44,6 +47,12 @@ RIGHT: list[tuple[type[OpenAIRequest], dict[str, Any], float]] = [
     (RecordingRequest, {"file": "A" * 32_000, "filename": "a.mp3"}, 15),
     (ImageEditRequest, {"image": "data:image/png;base64,AAAA", "size": "512x512"}, 260),
     (ModelsRequest, {}, 0),
+    (TokenizeRequest, {"prompt": "x" * 1000}, 1),
+    (PassedRequest, {}, 1),
+    (PassedRequest, {"prompt": "x" * 320, "n": 2}, 10),
+    (PassedRequest, {"prompt": "x" * 320, "n_predict": 5}, 5),
+    (PassedRequest, {"messages": [{"content": "x" * 320}], "max_tokens": 0}, 10),
+    (LookupRequest, {"id": "x" * 320}, 0),
     # What the model server refuses, or means in its own way.
     (CompletionRequest, {"prompt": "x" * 320, "max_tokens": 0, "echo": True, "logprobs": 1}, 10),
     (CompletionRequest, {}, 256),
@@ -162,7 +171,7 @@ def test_whatever_json_a_request_is_its_workload_is_finite(
 ) -> None:
     payload = kind.from_json_msg(request_)
     assert 0 <= payload.count_workload() < math.inf
-    assert kind is ModelsRequest or payload.count_workload() > 0
+    assert isinstance(payload, LookupRequest) or payload.count_workload() > 0
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
