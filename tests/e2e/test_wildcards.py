@@ -139,6 +139,23 @@ async def test_requests_are_authenticated_and_counted(tmp_path: Path, make: Any)
             assert set((await answer.json())["paths"]["/v1/{path}"]) == {"get", "post", "delete"}
 
 
+def with_function(model_url: str, setup: Setup) -> Built:
+    async def told(path: str, n: int = 0) -> dict[str, Any]:
+        return {"path": path, "n": n}
+
+    told_below = HandlerConfig("/files/{path}", methods=["GET", "POST"], remote_function=told)
+    worker = Worker(WorkerConfig(handlers=[told_below]))
+    return worker.backend, worker.routes
+
+
+async def test_a_function_gets_the_rest_of_the_path(tmp_path: Path) -> None:
+    async with with_worker_task(tmp_path, make=with_function) as system:
+        for method in ("GET", "POST"):
+            url = system.url + "/files/a/b%20c?n=2"
+            async with system.http.request(method, url, headers=system.header()) as answer:
+                assert await seen(answer) == {"result": {"path": "a/b c", "n": 2}}
+
+
 async def test_a_more_exact_route_is_another(tmp_path: Path) -> None:
     async with with_worker_task(tmp_path, make=declared) as system:
         assert (await system.call("/v1/exact/echo"))[0] == 200

@@ -428,6 +428,19 @@ def by_position(a: int, /) -> int:
         (served(HandlerConfig("/{a:.*}")), "handler '/{a:.*}': route '/{a:.*}' is not a path"),
         (served(HandlerConfig("/a?b")), "handler '/a?b': route '/a?b' is not a path"),
         (served(HandlerConfig("/a"), HandlerConfig("/a")), "2 handlers have the route POST /a"),
+        (
+            served(HandlerConfig("/a", methods=["GET", "PUT"]), HandlerConfig("/a", method="PUT")),
+            "2 handlers have the route PUT /a",
+        ),
+        (
+            served(HandlerConfig("/a", method="GET", methods=["GET"])),
+            "handler '/a': method and methods are both given",
+        ),
+        (served(HandlerConfig("/a", methods=[])), "handler '/a': methods is empty"),
+        (
+            served(HandlerConfig("/a/{path}/b/{p.q}")),
+            "handler '/a/{path}/b/{p.q}': route '/a/{path}/b/{p.q}' is",
+        ),
         (function(max_queue_time=-1), "handler '/a': max_queue_time is -1, not a finite number of seconds"),
         (function(max_queue_time=float("nan")), "handler '/a': max_queue_time is nan, not a finite number"),
         (function(keepalive_s=float("inf")), "handler '/a': keepalive_s is inf, not a finite number"),

@@ -157,6 +157,8 @@ async def test_a_body_loses_the_fields_that_fill_the_path_unless_the_clients_pat
         assert (received.method, received.path, received.json()) == (method, "/x/echo", message)
     async with sent(method, "/{a}/echo", message, {}) as received:
         assert (received.method, received.path, received.json()) == (method, "/1/echo", {"b": 2})
+    async with sent(method, "/v1/{path}", {"path": "x/echo", "b": 2}) as received:  # the benchmark's
+        assert (received.method, received.path, received.json()) == (method, "/v1/x/echo", {"b": 2})
     async with sent(method, "/echo", [1]) as received:  # a message that is not an object is sent unchanged
         assert received.json() == [1]
 
