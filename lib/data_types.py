@@ -151,8 +151,9 @@ class ApiPayload(ABC):
     def generate_payload_multipart(self) -> dict[str, Any] | None:
         """Form fields to send instead of JSON, or None to send JSON.
 
-        A `(filename, bytes, content_type)` tuple is a file; a list repeats its field; None is left out; a
-        dict or a nested list is sent as JSON, any other scalar as text. Bare bytes raise `TypeError`.
+        A `(filename, content, content_type)` tuple is a file; its content is bytes, or a `Path` from which it
+        is read. A list repeats its field; None is left out; a dict or a nested list is sent as JSON, any
+        other scalar as text. Bare bytes raise `TypeError`.
         """
         return None
 

@@ -24,6 +24,7 @@ from lib.fields.json_values import json_text
 from lib.model.connection import ModelServer
 from lib.model.messages import (
     LARGE_BODY_BYTES,
+    check_form,
     fill_path,
     make_form,
     placeholders,
@@ -158,7 +159,7 @@ class ModelCaller:
         return await self.server.websocket(url, max_message_bytes)
 
     def _send_form(self, method: str, target: str | None, fields: Mapping[str, Any]) -> PendingAnswer:
-        make_form(fields)  # so that a wrong field raises here, before anything is sent
+        check_form(fields)  # so that a wrong field raises here, before anything is sent
         return self.request(method, target, lambda: make_form(fields))
 
     def _with_query(self, target: str | None) -> str | None:

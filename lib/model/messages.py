@@ -8,7 +8,8 @@ from __future__ import annotations
 import enum
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlencode
 
@@ -95,26 +96,39 @@ def with_raw_query(target: str | None, query: str) -> str | None:
 def make_form(fields: Mapping[str, Any]) -> aiohttp.FormData:
     """Return `fields` as multipart/form-data, by the rules of `ApiPayload.generate_payload_multipart`.
 
-    Raises `TypeError` for bare bytes.
+    Its files on disk are opened, and closed when the form has been sent. Raises `TypeError` for bare bytes.
     """
+    check_form(fields)
     form = aiohttp.FormData(default_to_multipart=True)
+    for name, item in _items(fields):
+        _add_field(form, name, item)
+    return form
+
+
+def check_form(fields: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for a field that is bare bytes."""
+    for name, item in _items(fields):
+        if isinstance(item, (bytes, bytearray, memoryview)):
+            raise TypeError(f"form field {name!r} is bare bytes: give (filename, bytes, content_type)")
+
+
+def _items(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields, with those of a list repeated."""
     for name, value in fields.items():
         for item in cast("list[Any]", value) if isinstance(value, list) else [value]:
-            _add_field(form, name, item)
-    return form
+            yield name, item
 
 
 def _add_field(form: aiohttp.FormData, name: str, item: Any) -> None:
     if item is None:
         return
     if isinstance(item, tuple):
-        filename, content, content_type = cast("tuple[str, bytes, str]", item)
-        large = len(content) > LARGE_BODY_BYTES
-        form.add_field(
-            name, io.BytesIO(content) if large else content, filename=filename, content_type=content_type
-        )
-    elif isinstance(item, (bytes, bytearray, memoryview)):
-        raise TypeError(f"form field {name!r} is bare bytes: give (filename, bytes, content_type)")
+        filename, content, content_type = cast("tuple[str, bytes | Path, str]", item)
+        if isinstance(content, Path):
+            body: Any = content.open("rb")  # aiohttp reads it in a thread, and closes it
+        else:
+            body = io.BytesIO(content) if len(content) > LARGE_BODY_BYTES else content
+        form.add_field(name, body, filename=filename, content_type=content_type)
     elif isinstance(item, (dict, list)):
         form.add_field(name, json_text(item), content_type="application/json")
     elif isinstance(item, bool):

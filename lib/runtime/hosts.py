@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Awaitable, Callable, Collection
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,6 +24,8 @@ _AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.
 _ORIGIN = re.compile(r"(https?)://([^/?#]+)")
 _TARGET = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#]*)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: IPv4 addresses for machines that have IPv6 only
+_GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, section 2.4, and what IANA has assigned of it
 # Domains that are never in public DNS: RFC 6761, RFC 6762, and ICANN's resolution of July 2024.
 PRIVATE_DOMAINS = ("localhost", "local", "internal")
 
@@ -63,6 +65,22 @@ def address_in(host: str) -> IPv4Address | IPv6Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return address if mapped is None else mapped
+
+
+def is_public_address(host: str) -> bool:
+    """Whether `host` is the IP address of one machine on the Internet. False for any other text.
+
+    An IPv4 address inside an IPv6 address (mapped, 6to4, NAT64) must be public itself.
+    """
+    address = address_in(host)
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            address = IPv4Address(int(address) & 0xFFFF_FFFF)
+        elif address not in _GLOBAL_UNICAST:
+            return False
+        elif address.sixtofour is not None:
+            address = address.sixtofour
+    return address is not None and address.is_global and not address.is_multicast
 
 
 def is_loopback(host: str) -> bool:

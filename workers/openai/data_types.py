@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lib.data_types import ApiPayload, JsonDataException
+from lib.files import BadFile, EncodedFile
+from lib.forms import FORM
 from lib.uploads import Upload
 from lib.words import some_words
 from workers.openai import workload
-from workers.openai.uploads import AUDIO, IMAGES, BadFile, EncodedFile, Types, read_files
+from workers.openai.uploads import AUDIO, IMAGES, Types, read_files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-FORM = "multipart/form-data"
 
 # Sizes of the benchmark's and the load test's requests.
 TEST_PROMPT_WORDS = 100

@@ -1,27 +1,22 @@
-"""Files in JSON requests, as base64 or `data:` URIs.
+"""The files in JSON requests to OpenAI's routes: which of them are accepted.
 
-Owns the limits of their sizes, and their names and types. A file is read in two steps: `read_files` checks
-sizes, names and types without decoding, `EncodedFile.decoded` decodes, which takes time and belongs in a
-thread.
+Owns the limits of their sizes, and their names and types. They are read by lib/files.py, and decoded when the
+request is sent.
 """
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 from lib.data_types import JsonDataException
+from lib.files import BadFile, EncodedFile, read_encoded, safe_basename
 
 MIB = 1024 * 1024
 MAX_FILE_BYTES = 25 * MIB
 MAX_REQUEST_BYTES = 64 * MIB
 MAX_FILES = 16
-MAX_NAME_CHARACTERS = 100
-# Maximum number of characters before the data in a data: URI.
-MAX_URI_HEAD = 256
 
 # The accepted file name extensions and their media types. The first type is sent if the client names none.
 Types = Mapping[str, tuple[str, ...]]
@@ -43,38 +38,6 @@ IMAGES: Types = {
     "png": ("image/png",),
     "webp": ("image/webp",),
 }
-
-_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w-]+=[^;,]*)*;base64,", re.IGNORECASE)
-_UNSAFE = re.compile(r"[^\w.\- ]")
-_DIRECTORY = re.compile(r".*[/\\]", re.DOTALL)
-
-
-class BadFile(ValueError):
-    """A file is wrong. The message is for the client."""
-
-
-@dataclass(frozen=True)
-class EncodedFile:
-    """A file of a request, still in base64 from `start` in `text`. Its name, type and size are checked."""
-
-    filename: str
-    content_type: str
-    text: str
-    start: int = 0
-
-    @property
-    def size_bytes(self) -> int:
-        """The file's size, computed from its base64. White space in the base64 makes it larger."""
-        padding = len(self.text) - len(self.text.rstrip("="))
-        return max(0, (len(self.text) - self.start) * 3 // 4 - padding)
-
-    def decoded(self) -> tuple[str, bytes, str]:
-        """Name, content and type, as a form field. Raises `BadFile` for invalid base64."""
-        try:
-            content = base64.b64decode("".join(self.text[self.start :].split()), validate=True)
-        except ValueError as e:  # binascii.Error, or a character that is not ASCII
-            raise BadFile(f"is not base64: {e}") from e
-        return self.filename, content, self.content_type
 
 
 def read_files(request: Mapping[str, Any], fields: Mapping[str, Types]) -> dict[str, list[EncodedFile]]:
@@ -109,24 +72,12 @@ def read_files(request: Mapping[str, Any], fields: Mapping[str, Types]) -> dict[
     return files
 
 
-def safe_basename(name: str) -> str:
-    """`name` without directories, control characters, quotes and leading dots; may be ""."""
-    base = _UNSAFE.sub("_", _DIRECTORY.sub("", name))
-    return base[-MAX_NAME_CHARACTERS:].strip(" ").lstrip(". ")
-
-
 def _read_file(value: Any, filename: Any, field: str, types: Types) -> EncodedFile:
-    if isinstance(value, dict):
-        members = cast("dict[str, Any]", value)
-        value, filename = members.get("data"), members.get("filename")
-    if not isinstance(value, str):
-        raise BadFile('must be base64, a data: URI, or {"data": one of these, "filename": a string}')
-    uri = _DATA_URI.match(value, 0, MAX_URI_HEAD)
-    if uri is None and value.startswith("data:"):
-        raise BadFile("must be a data: URI in base64: data:TYPE;base64,...")
-    media_type = uri[1].lower() if uri else None
-    name, content_type = _name_and_type(filename, media_type, field, types)
-    file = EncodedFile(name, content_type, value, uri.end() if uri else 0)
+    file = read_encoded(value)
+    # An object's file has only its own name.
+    own: Any = (file.filename or None) if isinstance(value, dict) else filename
+    name, content_type = _name_and_type(own, file.content_type or None, field, types)
+    file = replace(file, filename=name, content_type=content_type)
     if file.size_bytes > MAX_FILE_BYTES:
         raise BadFile(f"has more than {MAX_FILE_BYTES} bytes")
     return file

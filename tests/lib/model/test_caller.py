@@ -249,6 +249,14 @@ async def test_a_form_holds_files_lists_objects_and_scalars() -> None:
     ]
 
 
+async def test_a_form_reads_a_file_from_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"x" * 3_000_000)
+    async with connection() as here:
+        form = await here.form({"file": ("a.mp4", path, "video/mp4")})
+    assert parts_of(form) == [("file", "a.mp4", "video/mp4", path.read_bytes())]
+
+
 @pytest.mark.parametrize("value", [b"x", bytearray(b"x"), memoryview(b"x"), [b"x"]])
 async def test_bare_bytes_are_refused_as_a_form_field(value: object) -> None:
     with pytest.raises(TypeError, match="'a' is bare bytes"):

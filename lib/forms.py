@@ -1,0 +1,146 @@
+"""The fields of an uploaded form (multipart/form-data, RFC 7578), read from the disk.
+
+Owns the parsing of a form. A field's content stays on the disk until it is read or copied, so that a form of
+a gigabyte takes little memory. All calls read files: for a large form they belong in a thread.
+"""
+
+from __future__ import annotations
+
+import email.policy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import EmailMessage, Message
+from email.parser import BytesHeaderParser
+from pathlib import Path
+from typing import IO
+
+from lib.files import BadFile
+from lib.uploads import Upload
+
+__all__ = ["FORM", "FormPart", "form_parts"]
+
+FORM = "multipart/form-data"
+CHUNK_BYTES = 1024 * 1024
+MAX_PARTS = 100
+MAX_HEAD_BYTES = 16 * 1024
+MAX_BOUNDARY_BYTES = 70  # RFC 2046, section 5.1.1
+
+
+@dataclass(frozen=True)
+class FormPart:
+    """A field of a form. Its content are the `size_bytes` bytes from `start` in the file at `path`.
+
+    `filename` and `content_type` are as the client wrote them, "" where they are missing.
+    """
+
+    name: str
+    filename: str
+    content_type: str
+    path: Path
+    start: int
+    size_bytes: int
+
+    def read(self) -> bytes:
+        """The content."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size_bytes)
+
+    def copy_to(self, target: IO[bytes]) -> None:
+        """Append the content to `target`, in chunks."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            rest = self.size_bytes
+            while rest and (chunk := file.read(min(rest, CHUNK_BYTES))):
+                target.write(chunk)
+                rest -= len(chunk)
+
+
+def form_parts(upload: Upload) -> Iterator[FormPart]:
+    """The fields of the form `upload`, in its order, each as soon as its end is found.
+
+    Raises `BadFile` if it is not a well-formed form, or if it has more than 100 fields.
+    """
+    head = Message()
+    head["Content-Type"] = upload.content_type
+    boundary = head.get_boundary("")
+    if head.get_content_type() != FORM or not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+        raise BadFile(f"must be {FORM} with a boundary")
+    with upload.path.open("rb") as file:
+        scanner = _Scanner(file, b"\r\n--" + boundary.encode("latin-1", "replace"))
+        scanner.skip_to_first()
+        for _ in range(MAX_PARTS):
+            if not scanner.begins_part():
+                return
+            head_bytes = scanner.head()
+            start = scanner.position
+            name, filename, content_type = _fields_of(head_bytes)
+            yield FormPart(name, filename, content_type, upload.path, start, scanner.skip_content() - start)
+    raise BadFile(f"has more than {MAX_PARTS} fields")
+
+
+def _fields_of(head: bytes) -> tuple[str, str, str]:
+    parsed = BytesHeaderParser(_class=EmailMessage, policy=email.policy.HTTP).parsebytes(head)
+    name = parsed.get_param("name", header="Content-Disposition")
+    if not name:
+        raise BadFile("has a field without a name")
+    kind = parsed.get_content_type() if parsed["Content-Type"] is not None else ""
+    return str(name), str(parsed.get_filename("")), kind
+
+
+class _Scanner:
+    """Finds delimiters in a file. `position` is that of the next byte to read."""
+
+    def __init__(self, file: IO[bytes], delimiter: bytes) -> None:
+        self._file = file
+        self._delimiter = delimiter
+        self.position = 0
+
+    def skip_to_first(self) -> None:
+        """Skip the preamble and the first delimiter, which may be at the very beginning."""
+        first = self._delimiter[2:]
+        if self._file.read(len(first)) == first:
+            self.position = len(first)
+            return
+        self.skip_content()
+
+    def begins_part(self) -> bool:
+        """Skip the rest of a delimiter's line. False if it was the last delimiter."""
+        line = self._line()
+        if line.startswith(b"--"):
+            return False
+        if line.strip(b" \t\r\n"):
+            raise BadFile("has a malformed boundary")
+        return True
+
+    def head(self) -> bytes:
+        """The lines up to the empty one."""
+        lines: list[bytes] = []
+        while (line := self._line()) not in (b"\r\n", b"\n"):
+            lines.append(line)
+            if sum(map(len, lines)) > MAX_HEAD_BYTES:
+                raise BadFile("has a field whose head is too long")
+        return b"".join(lines)
+
+    def skip_content(self) -> int:
+        """Skip everything up to the end of the next delimiter; return the delimiter's position."""
+        self._file.seek(self.position)
+        kept, kept_at = b"", self.position
+        while chunk := self._file.read(CHUNK_BYTES):
+            kept += chunk
+            found = kept.find(self._delimiter)
+            if found >= 0:
+                self.position = kept_at + found + len(self._delimiter)
+                return kept_at + found
+            rest = kept[-(len(self._delimiter) - 1) :]
+            kept_at += len(kept) - len(rest)
+            kept = rest
+        raise BadFile("ends before its last boundary")
+
+    def _line(self) -> bytes:
+        self._file.seek(self.position)
+        line = self._file.readline(MAX_HEAD_BYTES)
+        if not line.endswith(b"\n") and not line.startswith(b"--"):
+            raise BadFile("ends before its last boundary")
+        self.position += len(line)
+        return line
