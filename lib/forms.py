@@ -7,6 +7,7 @@ a gigabyte takes little memory. All calls read files: for a large form they belo
 from __future__ import annotations
 
 import email.policy
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import EmailMessage, Message
@@ -17,7 +18,7 @@ from typing import IO
 from lib.files import BadFile
 from lib.uploads import Upload
 
-__all__ = ["FORM", "FormPart", "form_parts"]
+__all__ = ["FORM", "FormPart", "first_field", "form_parts"]
 
 FORM = "multipart/form-data"
 CHUNK_BYTES = 1024 * 1024
@@ -56,26 +57,49 @@ class FormPart:
                 rest -= len(chunk)
 
 
-def form_parts(upload: Upload) -> Iterator[FormPart]:
-    """The fields of the form `upload`, in its order, each as soon as its end is found.
+def form_parts(upload: Upload) -> list[FormPart]:
+    """The fields of the form `upload`, in its order.
 
     Raises `BadFile` if it is not a well-formed form, or if it has more than 100 fields.
     """
+    with upload.path.open("rb") as file:
+        return list(_parts(upload, file))
+
+
+def first_field(upload: Upload, name: str, max_bytes: int) -> bytes:
+    """The content of the first field of the form `upload`, which must be called `name`.
+
+    It reads at most `max_bytes` of the form, and may be called on the event loop if these are few. Raises
+    `BadFile`.
+    """
+    with upload.path.open("rb") as file:
+        beginning = file.read(max_bytes)
+    try:
+        part = next(_parts(upload, io.BytesIO(beginning)), None)
+    except BadFile as e:
+        if len(beginning) < max_bytes:
+            raise
+        raise BadFile(f"the first field must be {name}, and have less than {max_bytes} bytes") from e
+    if part is None or part.name != name:
+        raise BadFile(f"the first field must be {name}")
+    return beginning[part.start : part.start + part.size_bytes]
+
+
+def _parts(upload: Upload, file: IO[bytes]) -> Iterator[FormPart]:
     head = Message()
     head["Content-Type"] = upload.content_type
     boundary = head.get_boundary("")
     if head.get_content_type() != FORM or not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
         raise BadFile(f"must be {FORM} with a boundary")
-    with upload.path.open("rb") as file:
-        scanner = _Scanner(file, b"\r\n--" + boundary.encode("latin-1", "replace"))
-        scanner.skip_to_first()
-        for _ in range(MAX_PARTS):
-            if not scanner.begins_part():
-                return
-            head_bytes = scanner.head()
-            start = scanner.position
-            name, filename, content_type = _fields_of(head_bytes)
-            yield FormPart(name, filename, content_type, upload.path, start, scanner.skip_content() - start)
+    scanner = _Scanner(file, b"\r\n--" + boundary.encode("latin-1", "replace"))
+    scanner.skip_to_first()
+    for _ in range(MAX_PARTS):
+        if not scanner.begins_part():
+            return
+        head_bytes = scanner.head()
+        start = scanner.position
+        name, filename, content_type = _fields_of(head_bytes)
+        yield FormPart(name, filename, content_type, upload.path, start, scanner.skip_content() - start)
     raise BadFile(f"has more than {MAX_PARTS} fields")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lib import forms
 from lib.files import BadFile
-from lib.forms import FormPart, form_parts
+from lib.forms import FormPart, first_field, form_parts
 from lib.uploads import Upload
 
 PIECES = st.lists(st.sampled_from([b"\r", b"\n", b"-", b"xyz"])).map(b"".join)
@@ -25,7 +25,7 @@ def uploaded(path: Path, body: bytes, content_type: str = TYPE) -> Upload:
 
 
 def parts_of(folder: Path, body: bytes, content_type: str = TYPE) -> list[FormPart]:
-    return list(form_parts(uploaded(folder / "form", body, content_type)))
+    return form_parts(uploaded(folder / "form", body, content_type))
 
 
 async def encoded(fields: dict[str, tuple[str | None, bytes]]) -> tuple[bytes, str]:
@@ -92,3 +92,19 @@ def test_any_content_is_found_whatever_the_size_of_a_read(
 def test_a_malformed_form_is_refused(tmp_path: Path, body: bytes, kind: str, problem: str) -> None:
     with pytest.raises(BadFile, match=problem):
         parts_of(tmp_path, body, kind)
+
+
+async def test_the_first_field_is_read_without_the_others(tmp_path: Path) -> None:
+    body, kind = await encoded({"payload": (None, b"{}"), "a.png": ("a.png", b"x" * 10_000)})
+    form = uploaded(tmp_path / "form", body, kind)
+    assert first_field(form, "payload", 1000) == b"{}"
+    for name, limit, problem in (
+        ("input", 1000, "^the first field must be input$"),
+        ("payload", 100, "^the first field must be payload, and have less than 100 bytes$"),
+    ):
+        with pytest.raises(BadFile, match=problem):
+            first_field(form, name, limit)
+    with pytest.raises(BadFile, match="must be multipart/form-data"):
+        first_field(uploaded(tmp_path / "form", b"x", "image/png"), "payload", 1000)
+    with pytest.raises(BadFile, match=r"^the first field must be payload$"):
+        first_field(uploaded(tmp_path / "form", b"--xyz--\r\n"), "payload", 1000)

@@ -13,6 +13,7 @@ import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -23,6 +24,7 @@ from yarl import URL
 
 from lib.backend import ModelCaller
 from lib.errors import ModelTimedOut, ModelUnreachable, describe_error
+from lib.files import BadFile
 
 # Seconds. A WebSocket that doesn't open must not delay the prompt: without one, the history is polled.
 HANDSHAKE_LIMIT_S = 10.0
@@ -151,6 +153,27 @@ class ComfyApi:
             guess = mimetypes.guess_type(file.filename)[0]
             kind = answer.headers.get("Content-Type") or guess or "application/octet-stream"
             yield kind.partition(";")[0], _chunks(answer)
+
+    async def upload(self, folder: str, name: str, content: bytes | Path, kind: str) -> str:
+        """Upload an input file, in place of one with this name; return the name for loader nodes.
+
+        `folder` is in ComfyUI's folder of input files, `kind` is the content type. Raises `BadFile` if the
+        file is too large for ComfyUI.
+        """
+        form = {
+            "image": (name, content, kind or "application/octet-stream"),
+            "subfolder": folder,
+            "type": "input",
+            "overwrite": True,
+        }
+        async with self._caller.post_form(f"{self._url}/upload/image", form) as answer:
+            body = await read_whole(answer)
+            if answer.status == 413:
+                raise BadFile("is larger than ComfyUI accepts (--max-upload-size)")
+            if answer.status != 200:
+                raise ModelUnreachable(f"ComfyUI answered {answer.status} to POST /upload/image")
+        saved = _object(body, "POST /upload/image")
+        return "/".join(str(saved[part]) for part in ("subfolder", "name") if saved.get(part))
 
     def events(self, client_id: str) -> EventSocket:
         """The events of the prompts of `client_id`."""

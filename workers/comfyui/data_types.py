@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from lib.data_types import ApiPayload, JsonDataException
+from lib.uploads import Upload
 from lib.words import some_words
+from workers.comfyui.inputs import GraphWithFiles, Places, extract_files, payload_in_form
 from workers.comfyui.workflows import RANDOM_INT, RANDOM_INTS, default_workflow, fill, graph_problem
 from workers.comfyui.workload import (
     MAX_SIZE,
@@ -44,13 +46,15 @@ _OUTPUT_TYPES = ("output", "temp", "input")
 class GenerateInput(ApiPayload):
     """`/generate/sync` and `/generate/stream`: `{"input": {…}}`, the wrapper's request format.
 
-    `others` are the keys beside `input`. `benchmark_work` is the work of the benchmark's graph in standard
+    `others` are the keys beside `input`. `form` is the form with input files in which the payload came.
+    `benchmark_work` is the work of the benchmark's graph in standard
     images, None if unknown. `uploads`: whether outputs may be uploaded to the worker's own bucket. The
     benchmark's are not.
     """
 
     input: dict[str, Any]
     others: dict[str, Any] = field(init=False, default_factory=dict[str, Any])
+    form: Upload | None = field(init=False, default=None)
     benchmark_work: float | None = field(init=False, default=None)
     uploads: bool = field(init=False, default=True)
 
@@ -59,6 +63,19 @@ class GenerateInput(ApiPayload):
         payload = super().from_json_msg(json_msg)
         payload.others = {name: value for name, value in json_msg.items() if name != "input"}
         return payload
+
+    @classmethod
+    def from_upload(cls, upload: Upload) -> Self:
+        """The payload in a form, whose other fields are input files. Raises `JsonDataException`."""
+        payload = cls.from_json_msg(payload_in_form(upload))
+        payload.form = upload
+        return payload
+
+    def workflow_with_files(self) -> GraphWithFiles:
+        """The workflow with its placeholders filled in, and its input files. Raises `JsonDataException`."""
+        places = Places(("input", "workflow_json"), ("input", "inputs"))
+        found = extract_files(self.input["workflow_json"], self.input.get("inputs"), places)
+        return GraphWithFiles(fill(found.graph, {}), found.files)
 
     def generate_payload_json(self) -> dict[str, Any]:
         """The client's JSON, unchanged."""
@@ -90,6 +107,7 @@ class PromptInput(ApiPayload):
     height: int = STANDARD_SIZE
     steps: int = STANDARD_STEPS
     seed: int | None = None
+    form: None = field(init=False, default=None)
     model: str = field(init=False, default=DEFAULT_MODEL)
 
     @classmethod
@@ -105,6 +123,10 @@ class PromptInput(ApiPayload):
             if isinstance(value, int) and not low <= value <= high:
                 problems[name] = f"must be from {low} to {high}"
         return _checked(super().from_json_msg, json_msg, problems)
+
+    def workflow_with_files(self) -> GraphWithFiles:
+        """The workflow, which has no input files."""
+        return GraphWithFiles(self.graph(), [])
 
     def graph(self) -> dict[str, Any]:
         """The workflow, with its placeholders filled in."""
@@ -132,11 +154,14 @@ class PromptInput(ApiPayload):
 class CustomWorkflowInput(ApiPayload):
     """`/custom-workflow`: the client's own `workflow`, in which `{{NAME}}` becomes `custom_fields["name"]`.
 
-    Names are compared without case. A field is a string, a number or a boolean.
+    Names are compared without case. A field is a string, a number or a boolean. `inputs` are input files by
+    their names in the workflow; `form` is the form with more of them in which the payload came.
     """
 
     workflow: dict[str, Any]
     custom_fields: dict[str, Any] = field(default_factory=dict[str, Any])
+    inputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    form: Upload | None = field(init=False, default=None)
     model: str = field(init=False, default=DEFAULT_MODEL)
 
     @classmethod
@@ -149,10 +174,23 @@ class CustomWorkflowInput(ApiPayload):
             nested = [name for name, value in fields.items() if not isinstance(value, (str, int, float))]
             if nested:
                 problems["custom_fields"] = dict.fromkeys(nested, "must be a string, a number or a boolean")
-        return _checked(super().from_json_msg, json_msg, problems)
+        payload = _checked(super().from_json_msg, json_msg, problems)
+        payload.workflow_with_files()  # raises for a wrong file
+        return payload
+
+    @classmethod
+    def from_upload(cls, upload: Upload) -> Self:
+        """The payload in a form, whose other fields are input files. Raises `JsonDataException`."""
+        payload = cls.from_json_msg(payload_in_form(upload))
+        payload.form = upload
+        return payload
 
     def graph(self) -> dict[str, Any]:
         return fill(self.workflow, {name.upper(): value for name, value in self.custom_fields.items()})
+
+    def workflow_with_files(self) -> GraphWithFiles:
+        """The workflow with its placeholders filled in, and its input files. Raises `JsonDataException`."""
+        return extract_files(self.graph(), self.inputs, Places(("workflow",), ("inputs",)))
 
     def count_workload(self) -> float:
         """The workload in tokens, as of `/prompt`; that of a standard image if size or steps are unknown."""

@@ -77,7 +77,11 @@ class Choice:
         name, url = self._located()
         if name is DialectName.WRAPPER:
             return Wrapper(url, self.settings.comfyui_url)
-        return Runsync(url) if name is DialectName.RUNSYNC else Native(url, self.settings.bucket)
+        return (
+            Runsync(url)
+            if name is DialectName.RUNSYNC
+            else Native(url, self.settings.bucket, self.settings.input_limits)
+        )
 
     @property
     def comfyui_url(self) -> str:

@@ -7,8 +7,6 @@ lost events change nothing.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,10 +15,9 @@ from typing import Any, cast
 
 import anyio
 
-from lib.errors import ModelTimedOut, ModelUnreachable, WorkerError, async_result_or_error
+from lib.errors import ModelTimedOut, ModelUnreachable
 from workers.comfyui.api import IMAGE, ComfyApi, Event, PromptRefused, Queued
-
-log = logging.getLogger(__name__)
+from workers.comfyui.cleanup import clean_up
 
 # Seconds between two polls of the queue and the history without an event: the first interval, which doubles,
 # and the longest one with and without a working WebSocket.
@@ -31,8 +28,6 @@ MAX_POLL_WITHOUT_EVENTS_S = 1.0
 SOON_S = 0.02
 # Seconds to wait for each of a prompt's last events after its end.
 LAST_EVENTS_S = 2.0
-# Seconds that removing a prompt may take after its client has disconnected.
-CANCEL_LIMIT_S = 10.0
 # Seconds during which a prompt whose submission was cancelled may still appear in the queue.
 LATE_SUBMISSION_S = 2.0
 LATE_SUBMISSION_POLL_S = 0.1
@@ -109,7 +104,7 @@ class Job:
                 yield job
             finally:
                 if not job._is_finished:
-                    await job._remove()
+                    await clean_up(job._delete_or_interrupt(), f"prompt {job._id}")
 
     async def follow(self) -> AsyncGenerator[Progress | None, None]:
         """Yield the job's progress until it is finished; None after each poll of ComfyUI.
@@ -224,25 +219,6 @@ class Job:
 
     def _is_ours(self, queued: Queued) -> bool:
         return queued.prompt_id == self._id or queued.client_id == self._client_id
-
-    async def _remove(self) -> None:
-        """Remove the prompt, also if the request is cancelled again meanwhile."""
-        removal = asyncio.ensure_future(self._remove_in_time())
-        with anyio.CancelScope(shield=True):
-            try:
-                await asyncio.wait({removal})
-            except asyncio.CancelledError:
-                await asyncio.wait({removal})
-                raise
-
-    async def _remove_in_time(self) -> None:
-        with anyio.move_on_after(CANCEL_LIMIT_S) as scope:
-            failure = await async_result_or_error(self._delete_or_interrupt())
-            if failure is not None:
-                level = logging.WARNING if isinstance(failure, WorkerError) else logging.ERROR
-                log.log(level, "prompt %s could not be removed from ComfyUI: %s", self._id, failure)
-        if scope.cancelled_caught:
-            log.warning("prompt %s could not be removed from ComfyUI within %g s", self._id, CANCEL_LIMIT_S)
 
     async def _delete_or_interrupt(self) -> None:
         """Delete our prompt from the queue, or interrupt it if it runs; never another's."""

@@ -22,15 +22,17 @@ from aiohttp import web
 
 from lib.backend import ModelCaller
 from lib.data_types import JsonDataException
-from lib.errors import ModelUnreachable, WorkerError
+from lib.errors import Invalid, ModelUnreachable, WorkerError
+from lib.fetch import FetchLimits
 from workers.comfyui import storage
 from workers.comfyui.api import ComfyApi, PromptRefused
 from workers.comfyui.data_types import GenerateInput
+from workers.comfyui.inputs import uploaded
 from workers.comfyui.jobs import Job, Progress, Waiting
 from workers.comfyui.outputs import JobTimings, ResultWriter, as_images, best_of, opened, outputs_of
 from workers.comfyui.spool import SpooledAnswer
 from workers.comfyui.storage import Bucket, UploadFailed
-from workers.comfyui.workflows import fill, graph_problem
+from workers.comfyui.workflows import graph_problem
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ SILENCE_S = 15.0
 # Request ids become part of the names of uploaded files.
 _REQUEST_ID = re.compile(r"[\w.:@-]{1,200}")
 _DOTS = re.compile(r"\.+")
-_FIELDS = ("request_id", "workflow_json", "s3")
+_FIELDS = ("request_id", "workflow_json", "inputs", "s3")
 _NOT_NATIVE = "is not supported by the native dialect (COMFYUI_DIALECT): it needs the wrapper"
 
 
@@ -69,10 +71,14 @@ class BadBucket(WorkerError):
 
 @dataclass(frozen=True)
 class Native:
-    """The ComfyUI at `url`. Outputs are uploaded to the request's bucket or, if it has none, to `bucket`."""
+    """The ComfyUI at `url`. Outputs are uploaded to the request's bucket or, if it has none, to `bucket`.
+
+    `limits` are those of input files.
+    """
 
     url: str
     bucket: Bucket | None = None
+    limits: FetchLimits = field(default_factory=FetchLimits)
 
     def check(self, payload: GenerateInput) -> None:
         """Raise `JsonDataException` (422), which names every wrong or unsupported field, if there is one."""
@@ -89,6 +95,8 @@ class Native:
             problems["workflow_json"] = "missing parameter"
         elif problem := graph_problem(given["workflow_json"]):
             problems["workflow_json"] = problem
+        else:
+            problems |= _file_problems(payload)
         if "s3" in given and (problem := _s3_problem(given["s3"])):
             problems["s3"] = problem
         others: dict[str, Any] = dict.fromkeys(payload.others, _NOT_NATIVE)
@@ -102,10 +110,12 @@ class Native:
         """Run the workflow. The answer is the result with all outputs."""
         request = self._request(model, payload)
         try:
-            async with Job.submitted(request.api, request.graph) as job:
+            async with self._job(request, payload) as job:
                 response = await request.result(job)
         except PromptRefused as e:
             response = e.answer
+        except Invalid:
+            raise
         except WorkerError as e:
             response = web.json_response(request.failure(e), status=e.status)
         yield response
@@ -117,7 +127,7 @@ class Native:
         """Run the workflow and stream its progress. Leaving the block removes an unfinished prompt."""
         request = self._request(model, payload)
         try:
-            async with Job.submitted(request.api, request.graph) as job:
+            async with self._job(request, payload) as job:
                 yield ProgressStream(request, job)
         except PromptRefused as e:
             yield e.answer
@@ -137,6 +147,19 @@ class Native:
             response = e.answer
         yield response
 
+    @asynccontextmanager
+    async def _job(self, request: GenerateRequest, payload: GenerateInput) -> AsyncGenerator[Job, None]:
+        """Upload the input files and submit the graph. Raises the errors of both."""
+        try:
+            workflow = payload.workflow_with_files()
+        except JsonDataException as e:  # where the dialect was not yet known when the payload was read
+            raise Invalid({"payload": e.message}) from e
+        async with (
+            uploaded(request.api, workflow, self.limits, payload.form) as graph,
+            Job.submitted(request.api, graph) as job,
+        ):
+            yield job
+
     def _request(self, model: ModelCaller, payload: GenerateInput) -> GenerateRequest:
         given = payload.input
         own = given.get("s3")
@@ -144,7 +167,6 @@ class Native:
         return GenerateRequest(
             api=ComfyApi(model, self.url),
             id=given.get("request_id") or str(uuid.uuid4()),
-            graph=fill(given["workflow_json"], {}),
             bucket=storage.bucket_in(own) if own else default,
             own_bucket=bool(own),
         )
@@ -152,11 +174,10 @@ class Native:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """A client's request to run `graph`, and the forms of its result."""
+    """A client's request to run a workflow, and the forms of its result."""
 
     api: ComfyApi
     id: str
-    graph: dict[str, Any]
     bucket: Bucket | None
     own_bucket: bool
     timings: JobTimings = field(default_factory=JobTimings)
@@ -295,6 +316,15 @@ def _check(entry: dict[str, Any]) -> None:
             details = {name: data.get(name) for name in ("node_id", "node_type")}
             raise JobFailed("another client of ComfyUI interrupted the prompt", details)
     raise JobFailed("ComfyUI reports that the prompt failed, without a reason", {})
+
+
+def _file_problems(payload: GenerateInput) -> dict[str, Any]:
+    """The problems of the input files, as fields of `input`."""
+    try:
+        payload.workflow_with_files()
+    except JsonDataException as e:
+        return e.message["input"]
+    return {}
 
 
 def _s3_problem(given: Any) -> dict[str, str] | str | None:

@@ -23,7 +23,7 @@ from workers.comfyui.api import FORWARDED, read_whole
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.outputs import as_images
 from workers.comfyui.spool import CHUNK_BYTES
-from workers.comfyui.wrapper import outputs_of, relayed
+from workers.comfyui.wrapper import outputs_of, refuse_form, relayed
 
 # The API's own handler that runs a workflow unchanged.
 RAW = "RawWorkflow"
@@ -37,7 +37,8 @@ class Runsync:
     url: str
 
     def check(self, payload: GenerateInput) -> None:
-        """Do nothing: the API checks requests itself."""
+        """Raise `JsonDataException` for a form. The API checks everything else itself."""
+        refuse_form(payload)
 
     def generate(
         self, model: ModelCaller, payload: GenerateInput

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -20,9 +20,11 @@ from aiohttp import web
 
 from lib.backend import Backend, ModelCaller
 from lib.data_types import EndpointHandler, JsonDataException
+from lib.errors import Invalid
 from lib.server import run_worker
+from lib.uploads import Upload
 from lib.words import some_words
-from workers.comfyui.api import File
+from workers.comfyui.api import ComfyApi, File
 from workers.comfyui.data_types import (
     TEST_PROMPT_WORDS,
     CustomWorkflowInput,
@@ -31,6 +33,7 @@ from workers.comfyui.data_types import (
     ViewQuery,
 )
 from workers.comfyui.dialects import Choice
+from workers.comfyui.inputs import uploaded
 from workers.comfyui.native import ProgressStream
 from workers.comfyui.settings import PROMPT_ROUTE, SYNC_ROUTE, ComfySettings
 from workers.comfyui.workflows import RANDOM_INTS, fill, reseeded
@@ -84,13 +87,11 @@ class GenerateSyncHandler(ComfyHandler[GenerateInput]):
 
     def read_payload(self, req_data: dict[str, Any]) -> GenerateInput:
         """Read the payload and check that the dialect supports it. Raises `JsonDataException` (422)."""
-        payload = self._with_benchmark_work(super().read_payload(req_data))
-        if self.choice.known:
-            try:
-                self.choice.dialect.check(payload)
-            except JsonDataException as e:
-                raise JsonDataException({"payload": e.message}) from e
-        return payload
+        return self._checked(super().read_payload(req_data))
+
+    def read_upload(self, upload: Upload) -> GenerateInput:
+        """Read the payload in a form, as `read_payload` does."""
+        return self._checked(super().read_upload(upload))
 
     def make_benchmark_payload(self) -> GenerateInput:
         """Return the benchmark's graph with a new prompt and seed, since ComfyUI caches equal prompts."""
@@ -102,6 +103,14 @@ class GenerateSyncHandler(ComfyHandler[GenerateInput]):
 
     def call_model(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]:
         return self.choice.dialect.generate(model, payload)
+
+    def _checked(self, payload: GenerateInput) -> GenerateInput:
+        if self.choice.known:
+            try:
+                self.choice.dialect.check(payload)
+            except JsonDataException as e:
+                raise JsonDataException({"payload": e.message}) from e
+        return self._with_benchmark_work(payload)
 
     def _with_benchmark_work(self, payload: GenerateInput) -> GenerateInput:
         payload.benchmark_work = graph_work(self.settings.benchmark_graph)
@@ -128,12 +137,28 @@ class GraphHandler(ComfyHandler[GraphInput]):
     """The base of the routes that make images with the worker's model and the payload's graph."""
 
     def read_payload(self, req_data: dict[str, Any]) -> GraphInput:
-        payload = super().read_payload(req_data)
+        return self._with_model(super().read_payload(req_data))
+
+    def read_upload(self, upload: Upload) -> GraphInput:
+        return self._with_model(super().read_upload(upload))
+
+    @asynccontextmanager
+    async def call_model(self, model: ModelCaller, payload: GraphInput) -> AsyncGenerator[Any, None]:
+        """Upload the input files to ComfyUI, also to that behind a wrapper, and run the workflow."""
+        try:
+            workflow = payload.workflow_with_files()
+        except JsonDataException as e:  # a file in a custom field
+            raise Invalid({"payload": e.message}) from e
+        api = ComfyApi(model, self.choice.comfyui_url)
+        async with (
+            uploaded(api, workflow, self.settings.input_limits, payload.form) as graph,
+            self.choice.dialect.images(model, graph) as answer,
+        ):
+            yield answer
+
+    def _with_model(self, payload: GraphInput) -> GraphInput:
         payload.model = self.settings.comfy_model
         return payload
-
-    def call_model(self, model: ModelCaller, payload: GraphInput) -> AbstractAsyncContextManager[Any]:
-        return self.choice.dialect.images(model, payload.graph())
 
 
 @dataclass(kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lib.errors import SettingsError
+from lib.fetch import FetchLimits
 from lib.model_settings import EnvironmentReader, ModelSettings, http_url
 from workers.comfyui import storage
 from workers.comfyui.data_types import MIN_SIZE, TEST_SIZE, TEST_STEPS
@@ -77,6 +78,7 @@ class ComfySettings:
     comfyui_url: str
     comfy_model: str
     bucket: Bucket | None
+    input_limits: FetchLimits
     benchmark_route: str
     benchmark_graph: dict[str, Any]
     benchmark_size: tuple[int, int]
@@ -115,6 +117,7 @@ class ComfySettings:
             ),
             comfy_model=comfy_model,
             bucket=_bucket(read),
+            input_limits=FetchLimits.from_env(read),
             benchmark_route=read.value("BENCHMARK_ROUTE", _route, default_route, "the benchmark's route"),
             benchmark_graph=_benchmark_graph(read, benchmark_file, comfy_model, (width, height, steps)),
             benchmark_size=(width, height),

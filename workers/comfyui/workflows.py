@@ -43,8 +43,8 @@ def fill(template: Any, values: Mapping[str, Any]) -> Any:
         return {name: fill(value, values) for name, value in cast("dict[str, Any]", template).items()}
     if isinstance(template, list):
         return [fill(item, values) for item in cast("list[Any]", template)]
-    if not isinstance(template, str):
-        return template
+    if not isinstance(template, str) or not ("{{" in template or RANDOM_INT in template):
+        return template  # at once, since it may be a file of many megabytes
     whole = _PLACEHOLDER.fullmatch(template)
     if whole is not None:
         return _value(whole, values)

@@ -18,6 +18,7 @@ import aiohttp
 from aiohttp import web
 
 from lib.backend import ModelCaller, end_to_end_headers
+from lib.data_types import JsonDataException
 from lib.errors import ModelUnreachable
 from workers.comfyui.api import FORWARDED, ComfyApi, File, read_whole
 from workers.comfyui.data_types import GenerateInput
@@ -32,7 +33,8 @@ class Wrapper:
     comfyui_url: str
 
     def check(self, payload: GenerateInput) -> None:
-        """Do nothing: the wrapper checks requests itself."""
+        """Raise `JsonDataException` for a form. The wrapper checks everything else itself."""
+        refuse_form(payload)
 
     def generate(
         self, model: ModelCaller, payload: GenerateInput
@@ -61,6 +63,12 @@ class Wrapper:
         outputs = outputs_of(body, "output")
         chosen = [output for output in outputs if output.get("type") != PREVIEWED] or outputs
         yield await as_images([partial(_opened, api, output) for output in chosen])
+
+
+def refuse_form(payload: GenerateInput) -> None:
+    """Raise `JsonDataException` (422) if the payload came in a form: only ComfyUI itself takes files."""
+    if payload.form is not None:
+        raise JsonDataException({"body": "must be JSON: a form with files needs the native dialect"})
 
 
 def relayed(answer: aiohttp.ClientResponse, body: bytes) -> web.Response:

@@ -22,9 +22,19 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from tests.workers.comfyui.fake_nodes import OUTPUT_NODES, error_of, in_order, invalid, key, validate
+from tests.workers.comfyui.fake_nodes import (
+    LOADERS,
+    OUTPUT_NODES,
+    error_of,
+    in_order,
+    invalid,
+    key,
+    loaded_name,
+    validate,
+)
 from tests.workers.comfyui.images import png
 
+MAX_UPLOAD_BYTES = 300_000
 READY_LINE = "To see the GUI go to: http://127.0.0.1:"
 
 
@@ -62,6 +72,8 @@ class FakeComfyUI:
         self.history: dict[str, Any] = {}
         self.cache: dict[str, dict[str, Any]] = {}
         self.contents: dict[tuple[str, str, str], bytes | int] = {}
+        self.inputs: dict[str, bytes] = {}
+        self.loaded: list[dict[str, str]] = []
         self.sockets: dict[str, web.WebSocketResponse] = {}
         self.connections: list[str] = []
         self.requests: list[dict[str, Any]] = []
@@ -82,7 +94,7 @@ class FakeComfyUI:
         if "prompt" not in message:
             return invalid("no_prompt", "No prompt provided", "No prompt provided")
         graph: dict[str, Any] = message["prompt"]
-        refused, node_errors = validate(graph)
+        refused, node_errors = validate(graph, self.inputs)
         if refused is not None:
             return refused
         self.posted.append(message.get("prompt_id", ""))
@@ -150,6 +162,20 @@ class FakeComfyUI:
         for _ in range(content // 2**20):
             await response.write(bytes(2**20))
         return response
+
+    async def upload(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        image = form["image"]
+        assert isinstance(image, web.FileField)
+        content = image.file.read()
+        if len(content) > MAX_UPLOAD_BYTES:
+            return web.Response(status=413)
+        folder, name = str(form.get("subfolder", "")), image.filename
+        path = f"{folder}/{name}" if folder else name
+        assert path not in self.inputs or form["overwrite"] == "true"
+        self.inputs[path] = content
+        await self.notify()
+        return web.json_response({"name": name, "subfolder": folder, "type": form.get("type", "input")})
 
     async def system_stats(self, _request: web.Request) -> web.Response:
         return web.json_response({"system": {"os": "posix", "comfyui_version": "0.3.64"}, "devices": []})
@@ -220,6 +246,9 @@ class FakeComfyUI:
             "ran": self.ran,
             "interrupts": self.interrupts,
             "history": list(self.history),
+            "loaded": self.loaded,
+            "inputs": [{"path": path, "size": len(content)} for path, content in self.inputs.items()],
+            "kept": [path for path, content in self.inputs.items() if content],
         }
 
     async def notify(self) -> None:
@@ -289,6 +318,9 @@ class FakeComfyUI:
         kind, inputs = node["class_type"], node["inputs"]
         if kind == "Hold":
             await self._hold(prompt)
+        if kind in LOADERS:
+            content = self.inputs[loaded_name(node)].decode("latin-1")
+            self.loaded.append({"node": name, "path": loaded_name(node), "content": content[:100]})
         if kind == "RegexReplace":
             raise NodeFailed
         if kind in ("KSampler", "SamplerCustomAdvanced"):
@@ -407,6 +439,7 @@ def app() -> web.Application:
             web.post("/interrupt", fake.interrupt),
             web.get("/history/{prompt_id}", fake.one_history),
             web.get("/view", fake.view),
+            web.post("/upload/image", fake.upload),
             web.get("/system_stats", fake.system_stats),
             web.get("/ws", fake.websocket),
             web.get("/test/state", fake.state),

@@ -6,10 +6,13 @@ Owns the answers to refused prompts, which are like those of ComfyUI 0.3.64.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, cast
 
 from aiohttp import web
 
+# The nodes that load an input file, and the fields that name it.
+LOADERS = {"LoadImage": "image", "LoadImageMask": "image", "LoadAudio": "audio", "VHS_LoadVideo": "video"}
 # The existing nodes and their required inputs.
 NODES: dict[str, tuple[str, ...]] = {
     "EmptyLatentImage": ("width", "height", "batch_size"),
@@ -19,6 +22,7 @@ NODES: dict[str, tuple[str, ...]] = {
     "RegexReplace": ("regex_pattern",),
     "Hold": (),
     "Text": ("text",),
+    **{name: (field,) for name, field in LOADERS.items()},
     **dict.fromkeys(
         (
             *("CLIPTextEncode", "VAEDecode", "VAELoader", "DualCLIPLoader", "UNETLoader", "KSamplerSelect"),
@@ -39,7 +43,7 @@ OUTPUT_NODES: dict[str, tuple[str, ...]] = {
 }
 
 
-def validate(graph: dict[str, Any]) -> tuple[web.Response | None, dict[str, Any]]:
+def validate(graph: dict[str, Any], inputs: Collection[str]) -> tuple[web.Response | None, dict[str, Any]]:
     for name, node in graph.items():
         known = node.get("class_type")
         if known is None:
@@ -54,7 +58,7 @@ def validate(graph: dict[str, Any]) -> tuple[web.Response | None, dict[str, Any]
     errors: dict[str, Any] = {}
     good: list[str] = []
     for output in outputs:
-        wrong = {name: _missing(graph[name], output) for name in in_order(graph, [output])}
+        wrong = {name: _error(graph[name], output, inputs) for name in in_order(graph, [output])}
         wrong = {name: error for name, error in wrong.items() if error is not None}
         errors.update(wrong)
         if not wrong:
@@ -68,8 +72,22 @@ def validate(graph: dict[str, Any]) -> tuple[web.Response | None, dict[str, Any]
     return None, errors
 
 
-def _missing(node: dict[str, Any], output: str) -> dict[str, Any] | None:
+def loaded_name(node: dict[str, Any]) -> str:
+    """The input file that a loader node names."""
+    return node["inputs"][LOADERS[node["class_type"]]].removesuffix(" [input]")
+
+
+def _error(node: dict[str, Any], output: str, inputs: Collection[str]) -> dict[str, Any] | None:
     kind = node["class_type"]
+    field = LOADERS.get(kind, "")
+    if field in node["inputs"] and loaded_name(node) not in inputs:
+        wrong = {
+            "type": "custom_validation_failed",
+            "message": "Custom validation failed for node",
+            "details": f"{field} - Invalid image file: {node['inputs'][field]}",
+            "extra_info": {"input_name": field},
+        }
+        return {"errors": [wrong], "dependent_outputs": [output], "class_type": kind}
     required = {**NODES, **OUTPUT_NODES}[kind]
     absent = [name for name in required if name not in node["inputs"]]
     if not absent:
