@@ -46,10 +46,10 @@ PendingAnswer = AbstractAsyncContextManager[aiohttp.ClientResponse]
 class ModelCaller:
     """Calls the model server for one request, with headers that the request's client sent.
 
-    `client_request` is the client's request, None in the benchmark; `method` is its method. `idempotent` is
-    the handler's. Every call is an async context manager that yields the model server's answer; leaving it
-    before the answer's end closes the connection. Calls raise `ModelUnreachable` (502) and `ModelTimedOut`
-    (504).
+    `client_request` is the client's request, None in the benchmark; `method` is its method. `request_id` is
+    the request's id in the log, "" in the benchmark. `idempotent` is the handler's. Every call is an async
+    context manager that yields the model server's answer; leaving it before the answer's end closes the
+    connection. Calls raise `ModelUnreachable` (502) and `ModelTimedOut` (504).
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class ModelCaller:
         client_request: web.Request | None = None,
         method: str = "POST",
         *,
+        request_id: str = "",
         idempotent: bool = False,
     ) -> None:
         self.server = server
         self.headers = headers
         self.client_request = client_request
+        self.request_id = request_id
         self.idempotent = idempotent
         self.method = method if client_request is None else client_request.method
 
@@ -256,7 +258,13 @@ async def run_to_end(body: Any, note: Callable[[bytes], object]) -> None:
 
 async def _answer(exchange: Exchange, server: ModelServer) -> web.StreamResponse:
     handler, request = exchange.lane.handler, exchange.request
-    caller = ModelCaller(server, exchange.forwarded_headers(), request, idempotent=handler.idempotent)
+    caller = ModelCaller(
+        server,
+        exchange.forwarded_headers(),
+        request,
+        request_id=exchange.id,
+        idempotent=handler.idempotent,
+    )
     try:
         async with handler.call_model(caller, exchange.payload) as answer:
             if isinstance(answer, web.StreamResponse):

@@ -92,6 +92,11 @@ class ModelServer:
         """
         return _opened(self._pooled)
 
+    def move_to(self, url: str) -> None:
+        """Make `url` the model server's from now on."""
+        self.url = url.rstrip("/")
+        self.reach.move_to(self.url)
+
     @property
     def unpooled(self) -> aiohttp.ClientSession:
         """The HTTP client that makes a new connection for every request."""
@@ -252,6 +257,13 @@ class ModelSession:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._server.pooled, name)
+
+    def set_server_url(self, url: str) -> None:
+        """Make `url` the model server's, for a `lifecycle` that learns it at run time.
+
+        `/status` and the saved benchmark name it, and paths go below it.
+        """
+        self._server.move_to(url)
 
     def request(self, method: str, url: StrOrURL, **kwargs: Any) -> Any:
         return self._server.pooled.request(method, self._server.resolve(url), **kwargs)

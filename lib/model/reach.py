@@ -38,13 +38,17 @@ class Reach:
     )
 
     def __init__(self, url: str = "") -> None:
-        parsed = URL(url)
-        self.host, self.port = parsed.host, parsed.port
-        self.address = parsed.host_port_subcomponent or ""
+        self.move_to(url)
         self.is_suspect = self.is_down = False
         self.on_failure: Callable[[str], None] = _ignore
         self.on_success: Callable[[], None] = _nothing
         self._may_try = self._is_tried = False
+
+    def move_to(self, url: str) -> None:
+        """Take calls to `url` for the model server's from now on."""
+        parsed = URL(url)
+        self.host, self.port = parsed.host, parsed.port
+        self.address = parsed.host_port_subcomponent or ""
 
     def allow_attempt(self) -> None:
         """Let the next call through that is made while `is_down`, once no other is being tried."""
