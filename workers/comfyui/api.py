@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import mimetypes
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlencode
@@ -69,6 +69,14 @@ class File:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A graph to execute, and the `extra_data` that its nodes get, such as keys. Its `repr` has neither."""
+
+    graph: dict[str, Any] = field(repr=False)
+    extra_data: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+
+@dataclass(frozen=True)
 class Queued:
     """A prompt in ComfyUI's queue. ComfyUI executes prompts in the order of `number`."""
 
@@ -112,12 +120,14 @@ class ComfyApi:
         """`MODEL_TIMEOUT_S`, the limit of a whole job in seconds; None: no limit."""
         return self._caller.timeout_s
 
-    async def submit(self, graph: Any, prompt_id: str, client_id: str) -> tuple[str, dict[str, Any]]:
-        """Queue `graph`. Return the prompt's id, and the errors of invalid outputs, which are not generated.
+    async def submit(self, prompt: Prompt, prompt_id: str, client_id: str) -> tuple[str, dict[str, Any]]:
+        """Queue `prompt`. Return the prompt's id, and the errors of invalid outputs, which are not generated.
 
         The id is `prompt_id`, except that old versions of ComfyUI assign their own. Raises `PromptRefused`.
         """
-        message = {"prompt": graph, "client_id": client_id, "prompt_id": prompt_id}
+        message: dict[str, Any] = {"prompt": prompt.graph, "client_id": client_id, "prompt_id": prompt_id}
+        if prompt.extra_data:
+            message["extra_data"] = prompt.extra_data
         async with self._caller.post_json(f"{self._url}/prompt", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:
@@ -136,6 +146,10 @@ class ComfyApi:
         queue = await self._get("/queue")
         return Queue(_queued(queue.get("queue_running")), _queued(queue.get("queue_pending")))
 
+    async def forget(self, prompt_id: str) -> None:
+        """Remove a finished prompt from the history."""
+        await self._post("/history", {"delete": [prompt_id]})
+
     async def delete(self, prompt_id: str) -> None:
         """Remove a prompt from the queue if it still waits there."""
         await self._post("/queue", {"delete": [prompt_id]})
@@ -148,11 +162,18 @@ class ComfyApi:
     async def view(self, file: File) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
         """The content type of `file`, and its content in chunks."""
         async with self._caller.get(f"{self._url}/view?{file.query}") as answer:
+            if answer.status == 404:
+                raise ModelUnreachable(f"ComfyUI has no file {file.filename!r}: was it deleted?")
             if answer.status != 200:
                 raise ModelUnreachable(f"ComfyUI answered {answer.status} to GET /view of {file.filename!r}")
             guess = mimetypes.guess_type(file.filename)[0]
             kind = answer.headers.get("Content-Type") or guess or "application/octet-stream"
             yield kind.partition(";")[0], _chunks(answer)
+
+    async def exists(self, file: File) -> bool:
+        """Whether ComfyUI still has `file`."""
+        async with self._caller.request("HEAD", f"{self._url}/view?{file.query}") as answer:
+            return answer.status != 404
 
     async def upload(self, folder: str, name: str, content: bytes | Path, kind: str) -> str:
         """Upload an input file, in place of one with this name; return the name for loader nodes.

@@ -96,6 +96,7 @@ class Choice:
         log.info("COMFYUI_DIALECT is not set: probing %s", addresses)
         self._found = found = await _detect(backend, self.settings.candidates)
         log.info("found a model server of the dialect %s at %s", found[0].value, found[1])
+        backend.session.set_server_url(found[1])
         health = self.settings.model.health or DEFAULTS[found[0]].health
         if health is None:
             yield

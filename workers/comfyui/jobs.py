@@ -16,7 +16,7 @@ from typing import Any, cast
 import anyio
 
 from lib.errors import ModelTimedOut, ModelUnreachable
-from workers.comfyui.api import IMAGE, ComfyApi, Event, PromptRefused, Queued
+from workers.comfyui.api import IMAGE, ComfyApi, Event, Prompt, PromptRefused, Queued
 from workers.comfyui.cleanup import clean_up
 
 # Seconds between two polls of the queue and the history without an event: the first interval, which doubles,
@@ -73,12 +73,13 @@ class Job:
     When the job is finished, `entry` is its history, and `images` are the sent images, which are not in it.
     """
 
-    def __init__(self, api: ComfyApi, graph: dict[str, Any]) -> None:
+    def __init__(self, api: ComfyApi, prompt: Prompt) -> None:
         self.api = api
-        self.graph = graph
+        self.graph = prompt.graph
         self.node_errors: dict[str, Any] = {}
         self.entry: dict[str, Any] = {}
         self.images: list[SentImage] = []
+        self._extra_data = prompt.extra_data
         self._id = str(uuid.uuid4())
         self._client_id = uuid.uuid4().hex
         self._events = api.events(self._client_id)
@@ -91,20 +92,29 @@ class Job:
 
     @classmethod
     @asynccontextmanager
-    async def submitted(cls, api: ComfyApi, graph: dict[str, Any]) -> AsyncGenerator[Job, None]:
-        """Submit `graph`. Leaving the block before the job is finished removes the prompt from ComfyUI.
+    async def submitted(cls, api: ComfyApi, prompt: Prompt) -> AsyncGenerator[Job, None]:
+        """Submit `prompt`. Leaving the block before the job is finished removes it from ComfyUI.
 
-        Raises `PromptRefused`, `ModelUnreachable` (502), `ModelTimedOut` (504).
+        A prompt with `extra_data`, which may be keys, is removed from the history too. Raises
+        `PromptRefused`, `ModelUnreachable` (502), `ModelTimedOut` (504).
         """
-        job = cls(api, graph)
+        job = cls(api, prompt)
         async with job._events:
             job._has_all_events = job._events.connected
             try:
                 await job._submit()
                 yield job
             finally:
-                if not job._is_finished:
-                    await clean_up(job._delete_or_interrupt(), f"prompt {job._id}")
+                await job._leave_nothing()
+
+    async def run_again(self, graph: dict[str, Any]) -> None:
+        """Submit `graph` in place of that of this job, which is finished. Raises as `submitted` does."""
+        await self._leave_nothing()
+        self.graph, self.entry, self.images = graph, {}, []
+        self._id = str(uuid.uuid4())
+        self._submitted = self._is_finished = self._saw_end = False
+        self._last_progress = None
+        await self._submit()
 
     async def follow(self) -> AsyncGenerator[Progress | None, None]:
         """Yield the job's progress until it is finished; None after each poll of ComfyUI.
@@ -156,7 +166,9 @@ class Job:
 
     async def _submit(self) -> None:
         try:
-            self._id, self.node_errors = await self.api.submit(self.graph, self._id, self._client_id)
+            self._id, self.node_errors = await self.api.submit(
+                Prompt(self.graph, self._extra_data), self._id, self._client_id
+            )
             self._submitted = True
         except PromptRefused:
             self._is_finished = True
@@ -219,6 +231,22 @@ class Job:
 
     def _is_ours(self, queued: Queued) -> bool:
         return queued.prompt_id == self._id or queued.client_id == self._client_id
+
+    async def _leave_nothing(self) -> None:
+        """Remove the prompt, unless it is finished, and its extra data."""
+        what = f"prompt {self._id}"
+        if not self._is_finished:
+            await clean_up(self._delete_or_interrupt(), what)
+        if self._extra_data and self._submitted:
+            await clean_up(self._forget(), f"the history of {what}")
+
+    async def _forget(self) -> None:
+        while True:  # an interrupted prompt comes into the history when it has stopped
+            queue = await self.api.queue()
+            if not any(map(self._is_ours, queue.running)):
+                break
+            await anyio.sleep(LATE_SUBMISSION_POLL_S)
+        await self.api.forget(self._id)
 
     async def _delete_or_interrupt(self) -> None:
         """Delete our prompt from the queue, or interrupt it if it runs; never another's."""

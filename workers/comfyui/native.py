@@ -24,12 +24,20 @@ from lib.backend import ModelCaller
 from lib.data_types import JsonDataException
 from lib.errors import Invalid, ModelUnreachable, WorkerError
 from lib.fetch import FetchLimits
-from workers.comfyui import storage
-from workers.comfyui.api import ComfyApi, PromptRefused
+from workers.comfyui import reruns, storage
+from workers.comfyui.api import ComfyApi, Prompt, PromptRefused
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.inputs import uploaded
 from workers.comfyui.jobs import Job, Progress, Waiting
-from workers.comfyui.outputs import JobTimings, ResultWriter, as_images, best_of, opened, outputs_of
+from workers.comfyui.outputs import (
+    JobTimings,
+    ResultWriter,
+    as_images,
+    best_of,
+    files_of,
+    opened,
+    outputs_of,
+)
 from workers.comfyui.spool import SpooledAnswer
 from workers.comfyui.storage import Bucket, UploadFailed
 from workers.comfyui.workflows import graph_problem
@@ -48,7 +56,7 @@ SILENCE_S = 15.0
 # Request ids become part of the names of uploaded files.
 _REQUEST_ID = re.compile(r"[\w.:@-]{1,200}")
 _DOTS = re.compile(r"\.+")
-_FIELDS = ("request_id", "workflow_json", "inputs", "s3")
+_FIELDS = ("request_id", "workflow_json", "inputs", "extra_data", "return_outputs_as_base64", "s3")
 _NOT_NATIVE = "is not supported by the native dialect (COMFYUI_DIALECT): it needs the wrapper"
 
 
@@ -97,6 +105,12 @@ class Native:
             problems["workflow_json"] = problem
         else:
             problems |= _file_problems(payload)
+        for name, kind, words in (
+            ("extra_data", dict, "an object"),
+            ("return_outputs_as_base64", bool, "a boolean"),
+        ):
+            if name in given and not isinstance(given[name], kind):
+                problems[name] = f"must be {words}"
         if "s3" in given and (problem := _s3_problem(given["s3"])):
             problems["s3"] = problem
         others: dict[str, Any] = dict.fromkeys(payload.others, _NOT_NATIVE)
@@ -139,9 +153,9 @@ class Native:
         """Run `graph`, whose placeholders are filled in. The answer has its images as data URIs."""
         api = ComfyApi(model, self.url)
         try:
-            async with Job.submitted(api, graph) as job:
-                _check(await job.finished())
-                chosen = best_of(outputs_of(job))
+            async with Job.submitted(api, Prompt(graph)) as job:
+                _check(await reruns.finished(job))
+                chosen = best_of(files_of(job))
                 response = await as_images([partial(opened, api, output) for output in chosen])
         except PromptRefused as e:
             response = e.answer
@@ -156,17 +170,19 @@ class Native:
             raise Invalid({"payload": e.message}) from e
         async with (
             uploaded(request.api, workflow, self.limits, payload.form) as graph,
-            Job.submitted(request.api, graph) as job,
+            Job.submitted(request.api, Prompt(graph, payload.input.get("extra_data") or {})) as job,
         ):
             yield job
 
     def _request(self, model: ModelCaller, payload: GenerateInput) -> GenerateRequest:
         given = payload.input
         own = given.get("s3")
-        default = self.bucket if payload.uploads else None
+        in_base64 = given.get("return_outputs_as_base64") or not payload.uploads
+        default = None if in_base64 else self.bucket
         return GenerateRequest(
             api=ComfyApi(model, self.url),
             id=given.get("request_id") or str(uuid.uuid4()),
+            log_id=model.request_id or "of the benchmark",
             bucket=storage.bucket_in(own) if own else default,
             own_bucket=bool(own),
         )
@@ -174,10 +190,14 @@ class Native:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """A client's request to run a workflow, and the forms of its result."""
+    """A client's request to run a workflow, and the forms of its result.
+
+    `id` is the client's or a new one, `log_id` the one in the worker's log.
+    """
 
     api: ComfyApi
     id: str
+    log_id: str
     bucket: Bucket | None
     own_bucket: bool
     timings: JobTimings = field(default_factory=JobTimings)
@@ -195,13 +215,14 @@ class GenerateRequest:
 
     async def result(self, job: Job) -> web.Response:
         """Wait for the end of `job` and return its result as an answer. Raises `WorkerError`."""
-        await job.finished()
+        await reruns.finished(job)
         async with SpooledAnswer() as spool:
             await self.put_result(spool, job)
             return await spool.response()
 
     def failure(self, error: WorkerError) -> dict[str, Any]:
-        """The result of a failed job."""
+        """Log the failure of a job; return its result."""
+        log.warning("request %s: %d: %s", self.log_id, error.status, error.message)
         return {
             "id": self.id,
             "message": error.message,
@@ -228,12 +249,11 @@ class ProgressStream:
         await self._write(response, self._event("queued", "Request queued"))
         async with SpooledAnswer() as spool:
             try:
-                async with aclosing(self.job.follow()) as news:
+                async with aclosing(reruns.follow(self.job)) as news:
                     async for progress in news:
                         await self._send_progress(response, progress)
                 await self._put_final(spool)
             except WorkerError as e:
-                log.warning("request %s: %d: %s", self.request.id, e.status, e.message)
                 if e.status >= 500:
                     client_request["outcome"] = "errored"
                 result = {"status": "final_result", "result": self.request.failure(e)}

@@ -1,6 +1,6 @@
-"""The outputs of a prompt: the files in its history, and their forms in answers.
+"""The outputs of a prompt: the files and values in its history, and their forms in answers.
 
-Owns the list of output files, the result in the wrapper's format, and the data URIs of `/prompt`. Callers say
+Owns the list of outputs, the result in the wrapper's format, and the data URIs of `/prompt`. Callers say
 how a file is opened.
 """
 
@@ -25,6 +25,12 @@ from workers.comfyui.storage import Bucket
 SAVED = "output"
 PREVIEWED = "temp"
 SENT = "websocket"
+
+# Outputs that only tell ComfyUI's own page how to show the others.
+_FLAGS = ("animated",)
+# Nodes that show a 3D model give the path of its file, in ComfyUI's folder of outputs.
+_SHOWN_FILE = "result"
+_MODELS_3D = (".glb", ".gltf", ".obj", ".fbx", ".stl", ".ply", ".splat", ".ksplat", ".spz", ".usdz")
 
 NO_IMAGES = "the workflow made no images"
 
@@ -52,23 +58,40 @@ class OutputFile:
         }
 
 
-def outputs_of(job: Job) -> list[OutputFile]:
-    """The files in the history of a finished job, in its order, and then the sent images.
+@dataclass(frozen=True)
+class OutputValue:
+    """A text, a number or other JSON that node `node_id` made, listed under `output_type` (text, …)."""
 
-    Outputs that are not files, such as texts, are left out.
-    """
+    value: Any
+    node_id: str
+    output_type: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry for answers, which has a `text` or another `value`."""
+        name = "text" if isinstance(self.value, str) else "value"
+        return {"node_id": self.node_id, "output_type": self.output_type, name: self.value}
+
+
+def outputs_of(job: Job) -> list[OutputFile | OutputValue]:
+    """The files and values in the history of a finished job, in its order, and then the sent images."""
     outputs = [
-        OutputFile(file, node_id, kind)
+        _output(item, node_id, kind)
         for node_id, node in cast("dict[str, dict[str, Any]]", job.entry.get("outputs") or {}).items()
         for kind, items in node.items()
-        for item in (cast("list[Any]", items) if isinstance(items, list) else [])
-        if (file := _file(item)) is not None
+        if kind not in _FLAGS
+        for item in (cast("list[Any]", items) if isinstance(items, list) else [items])
+        if item is not None
     ]
     for number, image in enumerate(job.images, 1):
         suffix = mimetypes.guess_extension(image.mimetype) or ".png"
         file = File(f"{image.node_id}_{number:05}{suffix}", "", SENT)
         outputs.append(OutputFile(file, image.node_id, "images", image))
     return outputs
+
+
+def files_of(job: Job) -> list[OutputFile]:
+    """The files among the outputs of a finished job."""
+    return [output for output in outputs_of(job) if isinstance(output, OutputFile)]
 
 
 def best_of(outputs: Sequence[OutputFile]) -> Sequence[OutputFile]:
@@ -130,7 +153,11 @@ class ResultWriter:
     bucket: Bucket | None
 
     async def write(
-        self, spool: SpooledAnswer, outputs: Sequence[OutputFile], timings: JobTimings, extra: dict[str, Any]
+        self,
+        spool: SpooledAnswer,
+        outputs: Sequence[OutputFile | OutputValue],
+        timings: JobTimings,
+        extra: dict[str, Any],
     ) -> None:
         """Write the result to `spool`. Raises `UploadFailed` and the errors of `view`."""
         head: dict[str, Any] = {
@@ -143,7 +170,9 @@ class ResultWriter:
         await spool.put(_open(head) + b',"output":[')
         for number, output in enumerate(outputs):
             await spool.put(b"," if number else b"")
-            if self.bucket is None:
+            if isinstance(output, OutputValue):
+                await spool.put(_dumps(output.to_json()))
+            elif self.bucket is None:
                 await self._put_data(spool, output)
             else:
                 url, mimetype = await self._upload(output, self.bucket, number)
@@ -185,6 +214,27 @@ async def as_images(files: Sequence[Opener]) -> web.Response:
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
+
+
+def _output(item: Any, node_id: str, kind: str) -> OutputFile | OutputValue:
+    file = _shown_file(item) if kind == _SHOWN_FILE else _file(item)
+    if file is not None:
+        return OutputFile(file, node_id, kind)
+    try:
+        json.dumps(item, allow_nan=False)
+    except ValueError:
+        item = str(item)  # JSON has no NaN
+    return OutputValue(item, node_id, kind)
+
+
+def _shown_file(item: Any) -> File | None:
+    """The 3D model at the relative path `item`."""
+    if not isinstance(item, str) or not item.lower().endswith(_MODELS_3D):
+        return None
+    folder, _, name = item.replace("\\", "/").rpartition("/")
+    if item.startswith("/") or ".." in folder.split("/"):
+        return None
+    return File(name, folder, SAVED)
 
 
 def _file(item: Any) -> File | None:

@@ -74,6 +74,7 @@ class FakeComfyUI:
         self.contents: dict[tuple[str, str, str], bytes | int] = {}
         self.inputs: dict[str, bytes] = {}
         self.loaded: list[dict[str, str]] = []
+        self.extra_data: list[dict[str, Any]] = []
         self.sockets: dict[str, web.WebSocketResponse] = {}
         self.connections: list[str] = []
         self.requests: list[dict[str, Any]] = []
@@ -81,6 +82,7 @@ class FakeComfyUI:
         self.interrupts: list[str] = []
         self.released = asyncio.Event()
         self.mute = False
+        self.loses_files = False
         self.slow = False
         self.posted: list[str] = []
         self.no_sockets = False
@@ -101,7 +103,11 @@ class FakeComfyUI:
         await self.notify()
         if self.slow:
             await self.released.wait()
-        extra = {"client_id": message["client_id"]} if "client_id" in message else {}
+        extra = dict(message.get("extra_data", {}))
+        if extra:
+            self.extra_data.append(dict(extra))
+        if "client_id" in message:
+            extra["client_id"] = message["client_id"]
         prompt = QueuedPrompt(next(self.numbers), message.get("prompt_id") or str(uuid.uuid4()), graph, extra)
         self.pending.append(prompt)
         await self._send_status()
@@ -139,6 +145,12 @@ class FakeComfyUI:
         prompt_id = request.match_info["prompt_id"]
         return web.json_response({prompt_id: self.history[prompt_id]} if prompt_id in self.history else {})
 
+    async def change_history(self, request: web.Request) -> web.Response:
+        for prompt_id in (await request.json()).get("delete", []):
+            self.history.pop(prompt_id, None)
+        await self.notify()
+        return web.Response()
+
     async def view(self, request: web.Request) -> web.StreamResponse:
         query = request.query
         name = query.get("filename", "")
@@ -146,7 +158,7 @@ class FakeComfyUI:
         if content is None:
             return web.Response(status=404)
         headers = {
-            "Content-Type": {"mp4": "video/mp4", "flac": "audio/x-flac"}.get(
+            "Content-Type": {"mp4": "video/mp4", "flac": "audio/x-flac", "glb": "model/gltf-binary"}.get(
                 name[-4:].strip("."), "image/png"
             ),
             "Content-Disposition": f'filename="{name}"',
@@ -222,6 +234,10 @@ class FakeComfyUI:
                 self.released.set() if value else self.released.clear()
             elif name in ("mute", "no_sockets", "slow"):
                 setattr(self, name, value)
+            elif name == "delete_files":
+                self.contents.clear()
+            elif name == "lose_files":  # they are deleted as soon as they are written
+                self.loses_files = value
             elif name == "drop":
                 for socket in list(self.sockets.values()):
                     assert socket._writer is not None  # pyright: ignore[reportPrivateUsage] - to cut it
@@ -247,6 +263,7 @@ class FakeComfyUI:
             "interrupts": self.interrupts,
             "history": list(self.history),
             "loaded": self.loaded,
+            "extra_data": self.extra_data,
             "inputs": [{"path": path, "size": len(content)} for path, content in self.inputs.items()],
             "kept": [path for path, content in self.inputs.items() if content],
         }
@@ -330,6 +347,13 @@ class FakeComfyUI:
                 await self._send_image(prompt, b"preview")
         if kind == "PreviewAny":
             return {"text": [str(inputs["source"])]}
+        if kind == "ShowValues":
+            return {"value": inputs["values"]}
+        if kind == "SaveGLB":
+            return {"3d": [self._write("mesh", "glb", b"glTF", folder="3d")]}
+        if kind == "Preview3D":
+            file = self._write("shown", "glb", b"glTF shown", folder="3d")
+            return {"result": [f"{file['subfolder']}/{file['filename']}", {"fov": 35}, None]}
         if kind == "SaveLarge":
             return {"images": [self._write("large", "png", inputs["size_mib"] * 2**20)]}
         text = json.dumps(prompt.graph)
@@ -362,7 +386,8 @@ class FakeComfyUI:
         self, prefix: str, suffix: str, content: bytes | int, where: str = "output", folder: str = ""
     ) -> dict[str, str]:
         name = f"{prefix}_{next(self.files):05}_.{suffix}"
-        self.contents[where, folder, name] = content
+        if not self.loses_files:
+            self.contents[where, folder, name] = content
         return {"filename": name, "subfolder": folder, "type": where}
 
     @property
@@ -438,6 +463,7 @@ def app() -> web.Application:
             web.post("/queue", fake.change_queue),
             web.post("/interrupt", fake.interrupt),
             web.get("/history/{prompt_id}", fake.one_history),
+            web.post("/history", fake.change_history),
             web.get("/view", fake.view),
             web.post("/upload/image", fake.upload),
             web.get("/system_stats", fake.system_stats),

@@ -183,11 +183,13 @@ async def test_the_health_of_a_detected_server_is_watched(tmp_path: Path) -> Non
     async with base_system(tmp_path) as here, model_server(here) as model:
         settings = ComfySettings.from_env({"MODEL_SERVER_URL": model.url})
         clock, choice = ManualClock(), Choice(settings)
-        backend = Backend(model.url, lifecycle=AsyncExitStack(), clock=clock)
+        backend = Backend("http://127.0.0.1:9", lifecycle=AsyncExitStack(), clock=clock)
         instance = Settings(container_id=1, public_url=here.url, unsecured=True)
         async with backend.run_with(instance, tmp_path, print) as running, choice.detect(backend):
             running.readiness.note_signal(ReadySignal.LIFECYCLE, "entered")
             await model.until("requests", 5)  # probes, and two health checks
+            # What /status and the saved benchmark name, and whose connections count.
+            assert (running.server.url, running.server.reach.address) == (model.url, model.url[7:])
             model.process.kill()
             await model.process.wait()
             assert not running.readiness.error_msg

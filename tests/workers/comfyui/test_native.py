@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
+import pytest
 
 from tests.event_loop import until
 from tests.fakes.raw_client import RawClient, connected
 from tests.workers.comfyui.comfy_system import ComfySystem, native_system
 from tests.workers.comfyui.graphs import Graph, failing, image, invalid, node
 from tests.workers.comfyui.images import png
+from workers.comfyui.outputs import outputs_of
 
 SYNC = "/generate/sync"
 STREAM = "/generate/stream"
@@ -101,7 +105,7 @@ async def test_every_kind_of_output(tmp_path: Path) -> None:
         assert status == 200
         found = [
             (o["node_id"], o["output_type"], o["type"], o["subfolder"], o["mimetype"])
-            for o in answer["output"]
+            for o in answer["output"][:5]
         ]
         assert found == [
             ("9", "images", "output", "", "image/png"),
@@ -110,8 +114,122 @@ async def test_every_kind_of_output(tmp_path: Path) -> None:
             ("11", "gifs", "output", "clips", "video/mp4"),
             ("12", "audio", "output", "", "audio/x-flac"),
         ]
-        for output in answer["output"]:
+        assert answer["output"][5:] == [{"node_id": "13", "output_type": "text", "text": "only text"}]
+        for output in answer["output"][:5]:
             assert base64.b64decode(output["data"]) == await here.model.view(output)
+
+
+async def test_outputs_that_are_not_images(tmp_path: Path) -> None:
+    graph = {
+        "1": node("PreviewAny", source="a red fox"),
+        "2": node("ShowValues", values=[3, 0.5, True, "three", {"x": [1]}, None]),
+        "3": node("SaveGLB", mesh="any"),
+        "4": node("Preview3D", model_file="any"),
+    }
+    async with native_system(tmp_path) as here:
+        status, answer = await here.generate(graph)
+        assert status == 200
+        entries = [{k: v for k, v in o.items() if k not in ("data", "filename")} for o in answer["output"]]
+        file = {"type": "output", "subfolder": "3d", "mimetype": "model/gltf-binary"}
+        assert entries == [
+            {"node_id": "1", "output_type": "text", "text": "a red fox"},
+            {"node_id": "2", "output_type": "value", "value": 3},
+            {"node_id": "2", "output_type": "value", "value": 0.5},
+            {"node_id": "2", "output_type": "value", "value": True},
+            {"node_id": "2", "output_type": "value", "text": "three"},
+            {"node_id": "2", "output_type": "value", "value": {"x": [1]}},
+            {**file, "node_id": "3", "output_type": "3d"},
+            {**file, "node_id": "4", "output_type": "result"},
+            {"node_id": "4", "output_type": "result", "value": {"fov": 35}},
+        ]
+        contents = [base64.b64decode(o["data"]) for o in answer["output"] if "data" in o]
+        assert contents == [b"glTF", b"glTF shown"]
+        async with here.post(STREAM, asked(graph)) as stream:
+            assert (await events(stream))[-1]["result"]["output"] == answer["output"]
+        status, answer = await here.call("/custom-workflow", {"workflow": graph})
+        assert (status, answer) == (422, {"error": "the workflow made no images"})
+
+
+@pytest.mark.parametrize("item", ["/etc/model.glb", "../model.glb", "a/../../b.glb", "words", math.nan, [1]])
+def test_what_is_no_file_is_a_value(item: Any) -> None:
+    job = cast(Any, SimpleNamespace(entry={"outputs": {"1": {"result": [item]}}}, images=[]))
+    (output,) = outputs_of(job)
+    entry = output.to_json()
+    assert "filename" not in entry
+    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
+
+
+async def test_base64_can_be_asked_for(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
+        for given in (True, False, None):
+            status, answer = await here.generate(image(), return_outputs_as_base64=given)
+            assert (status, "data" in answer["output"][0]) == (200, True)
+        status, answer = await here.generate(image(), return_outputs_as_base64="yes", extra_data=[1])
+        assert status == 422
+        assert answer["payload"]["input"] == {
+            "return_outputs_as_base64": "must be a boolean",
+            "extra_data": "must be an object",
+        }
+
+
+async def test_extra_data_reaches_the_nodes_and_is_kept_nowhere(tmp_path: Path) -> None:
+    keys = {"api_key_comfy_org": "comfyui-secret"}
+    async with native_system(tmp_path) as here:
+        assert (await here.generate(image(), extra_data=keys))[0] == 200
+        assert (await here.generate(failing(), extra_data=keys))[0] == 500
+        async with here.post(STREAM, asked(image(2), extra_data=keys)) as stream:
+            assert (await events(stream))[-1]["result"]["status"] == "completed"
+        async with asking(here, SYNC, asked(image(8, hold=True), extra_data=keys), "running") as client:
+            client.leave()
+            await here.model.until_no("running")
+            await here.model.until_no("history")
+        state = await here.model.state()
+        assert state["extra_data"] == [keys] * 4
+        assert "secret" not in here.worker.output()
+
+
+async def test_a_failed_job_is_logged_with_its_reason_and_the_logs_own_id(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
+        for path in (SYNC, STREAM):
+            headers = {"X-Request-Id": f"log-of-{path[10:]}"}
+            async with here.post(path, asked(failing(), request_id="mine"), headers=headers) as answer:
+                await answer.read()
+            reason = f"request log-of-{path[10:]}: 500: node 1 (RegexReplace) failed: re.error: missing )"
+            await until(lambda reason=reason: reason in here.worker.output())
+            await until(lambda path=path: f"log-of-{path[10:]} POST {path}" in here.worker.output())
+
+
+async def test_an_output_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    graph = {**image(), "10": node("SaveAudio", audio=["8", 0])}
+    async with native_system(tmp_path) as here:
+        _, first = await here.generate(graph)
+        for call in (here.generate(graph), stream_result(here, graph)):
+            await here.model.steer(delete_files=True)
+            ran = len((await here.model.state())["ran"])
+            status, again = await call
+            assert (status, len(again["output"])) == (200, 2)
+            assert again["output"] != first["output"]
+            assert len((await here.model.state())["ran"]) == ran + 2
+        await here.model.steer(delete_files=True)
+        status, answer = await here.call("/custom-workflow", {"workflow": graph})
+        assert (status, len(answer["images"])) == (200, 1)
+
+
+async def test_an_output_that_is_deleted_again_is_502(tmp_path: Path) -> None:
+    async with native_system(tmp_path) as here:
+        await here.generate(image())
+        await here.model.steer(delete_files=True, lose_files=True)
+        status, answer = await here.generate(image())
+        assert status == 502
+        assert answer["error"].startswith("ComfyUI has no file 'test_")
+        assert answer["error"].endswith("was it deleted?")
+        assert len((await here.model.state())["ran"]) == 3
+
+
+async def stream_result(here: ComfySystem, graph: Graph) -> Answer:
+    """Status and result of a stream."""
+    async with here.post(STREAM, asked(graph)) as stream:
+        return stream.status, (await events(stream))[-1]["result"]
 
 
 async def test_an_invalid_prompt_is_422_with_comfyuis_own_errors(tmp_path: Path) -> None:
