@@ -296,7 +296,7 @@ class OlderNames:
 
     @cached_property
     def _slots(self) -> Slots:
-        return Slots(None if self.allow_parallel_requests else self.lanes.one_at_a_time)
+        return Slots(None if self.allow_parallel_requests else self.lanes.shared)
 
     @property
     def report_addr(self) -> str:

@@ -109,10 +109,10 @@ class Lane:
 class Lanes:
     """The lanes of a worker.
 
-    Handlers that are not parallel share one queue with a single slot. A parallel handler, or one with a
-    `max_concurrency`, has its own queue for all of its routes. `is_parallel` and `max_wait_s` are defaults
-    for handlers that don't set their own. `one_at_a_time` is the shared queue. `seconds_to_drain` estimates
-    how long the requests in flight take.
+    Handlers that are not parallel share one queue with a single slot, or more by `share_slots`. A parallel
+    handler, or one with a `max_concurrency`, has its own queue for all of its routes. `is_parallel` and
+    `max_wait_s` are defaults for handlers that don't set their own. `shared` is the shared queue.
+    `seconds_to_drain` estimates how long the requests in flight take.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Lanes:
         self._max_wait_s = max_wait_s
         self._lanes: list[Lane] = []
         self.cap = WorkloadCap()
-        self.one_at_a_time = self._queue(1)
+        self.shared = self._queue(1)
         self._limited: tuple[SlotQueue, ...] = ()  # the only queues in which a request can wait
 
     def add(self, handler: Handler) -> Lane:
@@ -153,11 +153,18 @@ class Lanes:
             raise Invalid({"auth_data": {"cost": too_much_work("it", cost, given)}})
         return cost
 
+    def share_slots(self, slots: int) -> None:
+        """Allow `slots` requests at once, ≥ 1, to all handlers that are not parallel, together.
+
+        To be called before any handler is added.
+        """
+        self.shared.limit = slots
+
     def concurrency_of(self, handler: Handler) -> int | None:
         """The highest number of requests of `handler` at the model server at once; None for no limit."""
         if handler.max_concurrency is not None:
             return max(1, handler.max_concurrency)  # a smaller value is reported when the worker starts
-        return None if self._allows_parallel(handler) else 1
+        return None if self._allows_parallel(handler) else self.shared.limit
 
     def refuse_all(self, error_factory: ErrorFactory) -> None:
         """Refuse every request that waits, now and from now on (see `SlotQueue.refuse_all`)."""
@@ -189,7 +196,11 @@ class Lanes:
             if lane.handler is handler:
                 return lane.queue
         limit = self.concurrency_of(handler)
-        return self.one_at_a_time if limit == 1 and not self._allows_parallel(handler) else self._queue(limit)
+        return (
+            self.shared
+            if limit == self.shared.limit and not self._allows_parallel(handler)
+            else self._queue(limit)
+        )
 
     def _allows_parallel(self, handler: Handler) -> bool:
         own = handler.allow_parallel_requests

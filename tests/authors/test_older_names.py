@@ -185,7 +185,7 @@ async def test_a_request_of_a_route_that_is_open_when_the_worker_stops_has_error
 async def test_a_route_takes_its_turn_with_handlers(tmp_path: Path) -> None:
     async with worker(tmp_path) as system:
         assert system.backend is not None
-        queue = system.backend.lanes.one_at_a_time
+        queue = system.backend.lanes.shared
         async with anyio.create_task_group() as tasks:
             async with holding(queue):
                 assert (await facts(system))["locked"]

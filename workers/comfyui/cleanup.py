@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 CLEANUP_LIMIT_S = 10.0
 
 
-async def clean_up(work: Coroutine[Any, Any, None], what: str) -> None:
-    """Run `work`, for at most `CLEANUP_LIMIT_S`, and delay cancellations until it has ended.
+async def clean_up(work: Coroutine[Any, Any, None], what: str, limit_s: float = CLEANUP_LIMIT_S) -> None:
+    """Run `work`, for at most `limit_s` seconds, and delay cancellations until it has ended.
 
     Its failure is logged: `what` could not be removed.
     """
-    removal = asyncio.ensure_future(_run_in_time(work, what))
+    removal = asyncio.ensure_future(_run_in_time(work, what, limit_s))
     with anyio.CancelScope(shield=True):
         try:
             await asyncio.wait({removal})
@@ -34,11 +34,11 @@ async def clean_up(work: Coroutine[Any, Any, None], what: str) -> None:
             raise
 
 
-async def _run_in_time(work: Coroutine[Any, Any, None], what: str) -> None:
-    with anyio.move_on_after(CLEANUP_LIMIT_S) as scope:
+async def _run_in_time(work: Coroutine[Any, Any, None], what: str, limit_s: float) -> None:
+    with anyio.move_on_after(limit_s) as scope:
         failure = await async_result_or_error(work)
         if failure is not None:
             level = logging.WARNING if isinstance(failure, WorkerError) else logging.ERROR
             log.log(level, "%s could not be removed from ComfyUI: %s", what, failure)
     if scope.cancelled_caught:
-        log.warning("%s could not be removed from ComfyUI within %g s", what, CLEANUP_LIMIT_S)
+        log.warning("%s could not be removed from ComfyUI within %g s", what, limit_s)

@@ -76,7 +76,7 @@ class Choice:
         """The calls of the model server. Raises `ModelUnreachable` (502) while it is unknown."""
         name, url = self._located()
         if name is DialectName.WRAPPER:
-            return Wrapper(url, self.settings.comfyui_url)
+            return Wrapper(url, self.settings.comfyui_url, self.settings.concurrency > 1)
         return (
             Runsync(url)
             if name is DialectName.RUNSYNC

@@ -38,6 +38,7 @@ from workers.comfyui.native import ProgressStream
 from workers.comfyui.settings import PROMPT_ROUTE, SYNC_ROUTE, ComfySettings
 from workers.comfyui.workflows import RANDOM_INTS, fill, reseeded
 from workers.comfyui.workload import graph_work
+from workers.comfyui.wrapper import FinalResultScanner
 
 P = TypeVar("P")
 GraphInput = TypeVar("GraphInput", bound="PromptInput | CustomWorkflowInput")
@@ -131,6 +132,9 @@ class StreamHandler(GenerateSyncHandler):
             return await model_response.send(client_request)
         return await super().generate_client_response(client_request, model_response)
 
+    def scan_answer(self) -> FinalResultScanner:
+        return FinalResultScanner()
+
 
 @dataclass(kw_only=True)
 class GraphHandler(ComfyHandler[GraphInput]):
@@ -218,10 +222,11 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
     backend = Backend(
         model_server_url=settings.model.server_url,
         model_log_file=settings.model.log,
-        allow_parallel_requests=False,  # ComfyUI runs one prompt at a time
+        allow_parallel_requests=False,  # they share the slots below
         benchmark_handler=prompt if settings.benchmark_route == PROMPT_ROUTE else generate,
         log_actions=settings.model.log_actions,
     )
+    backend.lanes.share_slots(settings.concurrency)
     if not choice.known:
         backend.lifecycle = partial(choice.detect, backend)
 

@@ -1,6 +1,6 @@
 """The settings of the comfyui worker, read once from the environment.
 
-Owns this worker's own variables (`COMFYUI_DIALECT`, `COMFYUI_URL`, `COMFY_MODEL`, `S3_…`, `BENCHMARK_…`), the
+Owns this worker's own variables (`COMFYUI_…`, `COMFY_MODEL`, `INPUT_…`, `S3_…`, `BENCHMARK_…`), the
 defaults of each dialect and the benchmark's workflow. The variables of all ready-made workers are in
 lib/model_settings.py.
 """
@@ -69,13 +69,15 @@ class ComfySettings:
     """All settings of the worker.
 
     `dialect` None: it is detected (dialects.py) among `candidates`, each with its URL. `comfyui_url` is the
-    ComfyUI behind a wrapper. `benchmark_graph` has placeholders for prompt and seed.
+    ComfyUI behind a wrapper. `concurrency` is the number of jobs at once. `benchmark_graph` has placeholders
+    for prompt and seed.
     """
 
     model: ModelSettings
     dialect: DialectName | None
     candidates: tuple[tuple[DialectName, str], ...]
     comfyui_url: str
+    concurrency: int
     comfy_model: str
     bucket: Bucket | None
     input_limits: FetchLimits
@@ -115,6 +117,7 @@ class ComfySettings:
                 else DEFAULTS[DialectName.NATIVE].server_url,
                 "the ComfyUI behind a wrapper",
             ),
+            concurrency=read.positive_int("COMFYUI_CONCURRENCY", 1, "jobs at once"),
             comfy_model=comfy_model,
             bucket=_bucket(read),
             input_limits=FetchLimits.from_env(read),

@@ -1,36 +1,55 @@
-"""The wrapper dialect: the ComfyUI API wrapper, which gets requests unchanged.
+"""The wrapper dialect: the ComfyUI API wrapper, which gets requests unchanged, except for an id.
 
-Owns the translation of `/prompt` and `/custom-workflow`. When a client disconnects, the connection to the
-wrapper is closed, and the wrapper cancels the job itself.
+Owns the translation of `/prompt` and `/custom-workflow`, the end of a job whose client has left, and the
+failures in streams.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
+from urllib.parse import quote
 
 import aiohttp
+import anyio
 from aiohttp import web
 
 from lib.backend import ModelCaller, end_to_end_headers
 from lib.data_types import JsonDataException
-from lib.errors import ModelUnreachable
+from lib.errors import ModelDown, ModelUnreachable
 from workers.comfyui.api import FORWARDED, ComfyApi, File, read_whole
+from workers.comfyui.cleanup import clean_up
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.outputs import PREVIEWED, as_images
+from workers.openai.line_scanner import LineScanner
+
+# Statuses of a job that has ended, and of one that has failed.
+FAILURES = ("failed", "timeout")
+ENDS = ("completed", "cancelled", *FAILURES)
+# Seconds for which a cancelled job may go on, with its slot, and between two looks at it.
+STOP_LIMIT_S = 60.0
+STOP_POLL_S = 0.25
+# A failed result in an event of which the end is cut off. Quotes inside of texts are escaped there.
+_CUT_FAILURE = re.compile(rb'"status":\s*"(?:failed|timeout)"')
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """The wrapper at `url`. Files that its answers only name are read from ComfyUI at `comfyui_url`."""
+    """The wrapper at `url`. Files that its answers only name are read from ComfyUI at `comfyui_url`.
+
+    `is_shared`: it runs several jobs at once.
+    """
 
     url: str
     comfyui_url: str
+    is_shared: bool = False
 
     def check(self, payload: GenerateInput) -> None:
         """Raise `JsonDataException` for a form. The wrapper checks everything else itself."""
@@ -40,13 +59,13 @@ class Wrapper:
         self, model: ModelCaller, payload: GenerateInput
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Pass on the request and the answer."""
-        return model.post_json(f"{self.url}/generate/sync", payload.generate_payload_json())
+        return self._job(model, "/generate/sync", payload.generate_payload_json())
 
     def stream(
         self, model: ModelCaller, payload: GenerateInput
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Pass on the request and the stream of its progress."""
-        return model.post_json(f"{self.url}/generate/stream", payload.generate_payload_json())
+        return self._job(model, "/generate/stream", payload.generate_payload_json())
 
     @asynccontextmanager
     async def images(
@@ -54,7 +73,7 @@ class Wrapper:
     ) -> AsyncGenerator[web.StreamResponse, None]:
         """Run `graph`. The answer has its images as data URIs."""
         message = {"input": {"workflow_json": graph}}
-        async with model.with_headers(*FORWARDED).post_json(f"{self.url}/generate/sync", message) as answer:
+        async with self._job(model.with_headers(*FORWARDED), "/generate/sync", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:
                 yield relayed(answer, body)
@@ -63,6 +82,80 @@ class Wrapper:
         outputs = outputs_of(body, "output")
         chosen = [output for output in outputs if output.get("type") != PREVIEWED] or outputs
         yield await as_images([partial(_opened, api, output) for output in chosen])
+
+    @asynccontextmanager
+    async def _job(
+        self, model: ModelCaller, path: str, message: dict[str, Any]
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """POST `message` and yield the answer. A job that has not ended with the block is cancelled.
+
+        The block ends only when the job has stopped, or after `STOP_LIMIT_S`: until then it uses the GPU.
+        """
+        request_id = message["input"].get("request_id") or str(uuid.uuid4())
+        message = {**message, "input": {**message["input"], "request_id": request_id}}
+        has_ended = False
+        try:
+            async with model.post_json(self.url + path, message) as answer:
+                try:
+                    yield answer
+                finally:
+                    has_ended = answer.status != 200 or answer.content.at_eof()
+        except (ModelDown, ModelUnreachable):
+            has_ended = True
+            raise
+        finally:
+            if not has_ended and isinstance(request_id, str):
+                await clean_up(self._cancel(model, request_id), f"job {request_id!r}", STOP_LIMIT_S)
+
+    async def _cancel(self, model: ModelCaller, request_id: str) -> None:
+        """Cancel a job, and wait until it has stopped."""
+        name = quote(request_id, safe="")
+        async with model.post_json(f"{self.url}/cancel/{name}", {}) as answer:
+            await read_whole(answer)
+        while True:
+            if await self._has_stopped(model, name):
+                return
+            await anyio.sleep(STOP_POLL_S)
+
+    async def _has_stopped(self, model: ModelCaller, name: str) -> bool:
+        async with model.get(f"{self.url}/result/{name}") as answer:
+            body = await read_whole(answer)
+        if answer.status != 404 and _status_of(body) not in ENDS:
+            return False
+        # The wrapper marks a job as cancelled before ComfyUI has stopped it.
+        if self.is_shared:
+            return True
+        try:
+            return not (await ComfyApi(model, self.comfyui_url).queue()).running
+        except ModelUnreachable:
+            return True  # it is not reachable from here, as on another machine
+
+
+class FinalResultScanner(LineScanner):
+    """Looks for a failure in a stream of the wrapper: a failed `final_result`, or an event `error`."""
+
+    mark = b'"status"'
+    max_line_bytes = 1024 * 1024
+
+    def is_failure(self, line: bytes) -> bool:
+        try:
+            event: Any = json.loads(line.partition(b":")[2])
+            return event["status"] == "error" or event["result"]["status"] in FAILURES
+        except (KeyError, TypeError):
+            return False
+        except (ValueError, RecursionError):
+            return _CUT_FAILURE.search(line) is not None
+
+    def outcome(self, status: int) -> str | None:
+        """Return "errored" if a successful answer has a failure in its stream; None otherwise."""
+        return "errored" if self.has_failed() and status < 400 else None
+
+
+def _status_of(body: bytes) -> Any:
+    try:
+        return json.loads(body).get("status")
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 def refuse_form(payload: GenerateInput) -> None:

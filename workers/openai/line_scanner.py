@@ -1,4 +1,4 @@
-"""Lines of a streamed answer, looked through for a failure; for the workers openai, tgi and ollama.
+"""Lines of a streamed answer, looked through for a failure; for the workers openai, tgi, ollama and comfyui.
 
 Owns the splitting into lines. What a failure looks like, each worker knows.
 """

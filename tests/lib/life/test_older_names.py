@@ -34,7 +34,7 @@ async def test_calls_in_the_benchmark_count_no_request() -> None:
 
 async def test_a_surplus_release_gives_no_slot_away(caplog: pytest.LogCaptureFixture) -> None:
     backend = Backend("http://model")
-    queue = backend.lanes.one_at_a_time
+    queue = backend.lanes.shared
     async with holding(queue):
         for _ in range(3):
             backend.sem.release()

@@ -98,6 +98,15 @@ def test_handlers_that_are_not_parallel_share_a_queue() -> None:
     assert one.queue is other.queue is not parallel.queue
 
 
+def test_the_handlers_that_share_a_queue_can_have_several_slots() -> None:
+    made = lanes()
+    made.share_slots(3)
+    one, other = made.add(PlainHandler()), made.add(PlainHandler())
+    assert one.queue is other.queue
+    assert one.queue.limit == made.concurrency_of(one.handler) == 3
+    assert made.add(PlainHandler(max_concurrency=1)).queue.limit == 1
+
+
 @pytest.mark.parametrize("fields", [{}, {"max_concurrency": 1}, {"max_concurrency": 5}])
 def test_a_parallel_handler_has_one_queue_on_all_of_its_routes(fields: dict[str, Any]) -> None:
     made = lanes(is_parallel=True)

@@ -20,6 +20,7 @@ from tests.workers.comfyui.images import png
 
 READY_LINES = {"wrapper": "BACKENDS_READY port ", "runsync": "To see the GUI go to: http://127.0.0.1:"}
 NAME = "accept_00001_.png"
+STATE = ("asked", "working", "cancelled", "cancels", "polls")
 
 
 class FakeApi:
@@ -30,6 +31,9 @@ class FakeApi:
         self.asked: list[Any] = []
         self.working: list[int] = []
         self.cancelled: list[int] = []
+        self.cancels: list[str] = []
+        self.polls: list[str] = []
+        self.running: list[Any] = []
         self.files: dict[str, bytes] = {}
         self.changed = asyncio.Condition()
 
@@ -43,7 +47,11 @@ class FakeApi:
         return self._state()
 
     def _state(self) -> web.Response:
-        return web.json_response({name: getattr(self, name) for name in ("asked", "working", "cancelled")})
+        return web.json_response({name: getattr(self, name) for name in STATE})
+
+    async def steer(self, request: web.Request) -> web.Response:
+        self.running = (await request.json()).get("running", self.running)
+        return web.Response()
 
     async def read(self, request: web.Request) -> dict[str, Any]:
         message: dict[str, Any] = await request.json()
@@ -69,6 +77,10 @@ class FakeApi:
 
 
 class FakeWrapperApi(FakeApi):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.jobs: dict[str, str] = {}
+
     async def health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "healthy", "backends_healthy": "1/1", "backends": []})
 
@@ -90,6 +102,24 @@ class FakeWrapperApi(FakeApi):
             return web.json_response(self._failed(given, "Generation failed: Execution error"), status=500)
         return web.json_response(await self._result(given, graph))
 
+    async def cancel(self, request: web.Request) -> web.Response:
+        self.cancels.append(request.match_info["id"])
+        await self._notify()
+        return web.json_response({"message": "Successfully cancelled", "status": "cancelled"})
+
+    async def result(self, request: web.Request) -> web.Response:
+        request_id = request.match_info["id"]
+        self.polls.append(request_id)
+        await self._notify()
+        if request_id not in self.jobs:
+            failed = self._failed({"request_id": request_id}, "Request ID not found")
+            return web.json_response(failed, status=404)
+        status = "cancelled" if request_id in self.cancels else self.jobs[request_id]
+        return web.json_response({"id": request_id, "status": status, "output": []})
+
+    async def queue(self, _request: web.Request) -> web.Response:
+        return web.json_response({"queue_running": self.running, "queue_pending": []})
+
     async def stream(self, request: web.Request) -> web.StreamResponse:
         given = (await self.read(request))["input"]
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
@@ -97,7 +127,11 @@ class FakeWrapperApi(FakeApi):
         request_id = given.get("request_id", "generated")
         queued = {"request_id": request_id, "status": "queued", "message": "Request queued"}
         await response.write(b"data: " + json.dumps(queued).encode() + b"\n\n")
-        result = await self._result(given, given["workflow_json"])
+        self.jobs[request_id] = "generating"
+        if any(node["class_type"] == "Fail" for node in given["workflow_json"].values()):
+            result = self._failed(given, "Generation failed: Execution error")
+        else:
+            result = await self._result(given, given["workflow_json"])
         final = {"request_id": request_id, "status": "final_result", "result": result, "elapsed_time": 2.0}
         await response.write(b"data: " + json.dumps(final).encode() + b"\n\n")
         return response
@@ -156,12 +190,21 @@ def app(kind: str, folder: Path) -> web.Application:
                 web.post("/generate/sync", wrapper.sync),
                 web.post("/generate/stream", wrapper.stream),
                 web.get("/view", wrapper.view),
+                web.post("/cancel/{id}", wrapper.cancel),
+                web.get("/result/{id}", wrapper.result),
+                web.get("/queue", wrapper.queue),
             ]
         )
     else:
         runsync = api = FakeRunsyncApi(folder)
         application.add_routes([web.post("/runsync", runsync.runsync)])
-    application.add_routes([web.get("/test/until/{what}", api.until), web.get("/test/state", api.state)])
+    application.add_routes(
+        [
+            web.get("/test/until/{what}", api.until),
+            web.get("/test/state", api.state),
+            web.post("/test/steer", api.steer),
+        ]
+    )
     return application
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -33,7 +35,7 @@ from tests.workers.comfyui.graphs import Graph, image, node
 from tests.workers.comfyui.images import png
 from workers.comfyui.dialects import Choice
 from workers.comfyui.settings import ComfySettings
-from workers.comfyui.wrapper import outputs_of
+from workers.comfyui.wrapper import FinalResultScanner, outputs_of
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"no JSON", b"[]", b'{"data": 1}'])
@@ -111,6 +113,71 @@ async def test_a_disconnected_client_closes_the_call(tmp_path: Path, kind: str, 
         client.leave()
         await here.model.until("cancelled")
         await here.engine_got("Cancelled")
+
+
+@pytest.mark.parametrize("path", ["/generate/sync", "/generate/stream"])
+async def test_a_job_of_the_wrapper_keeps_its_slot_until_it_has_stopped(tmp_path: Path, path: str) -> None:
+    held = {"input": {"workflow_json": {"1": node("Hold")}, "request_id": "a/b c"}}
+    async with api_system(tmp_path, "wrapper") as here, connected(here.url) as client:
+        await client.post(path, here.envelope(held))
+        await here.model.until("working")
+        await here.model.steer(running=[[1, "prompt", {}, {}, []]])
+        client.leave()
+        assert (await here.model.until("cancels"))["cancels"] == ["a/b c"]
+        next_job = asyncio.ensure_future(here.generate(image()))
+        state = await here.model.until("polls", 3)
+        assert len(state["asked"]) == 1
+        await here.model.steer(running=[])
+        assert (await next_job)[0] == 200
+        await here.engine_got("Cancelled", "Success")
+        assert (await here.model.state())["cancels"] == ["a/b c"]  # not the job that has ended
+
+
+async def test_a_failed_stream_of_the_wrapper_is_errored(tmp_path: Path) -> None:
+    async with api_system(tmp_path, "wrapper") as here:
+        for graph in ({"1": node("Fail")}, image()):
+            async with here.post("/generate/stream", {"input": {"workflow_json": graph}}) as answer:
+                assert answer.status == 200
+                assert "final_result" in await answer.text()
+        await here.engine_got("Error", "Success")
+
+
+def result_event(status: str, message: str = "") -> bytes:
+    result: dict[str, Any] = {"id": "a", "message": message, "status": status, "output": []}
+    return b"data: " + json.dumps({"status": "final_result", "result": result}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("stream", "outcome"),
+    [
+        (result_event("failed"), "errored"),
+        (result_event("timeout"), "errored"),
+        (result_event("completed"), None),
+        (result_event("cancelled"), None),
+        (result_event("completed", '"status": "failed"'), None),
+        (result_event("failed")[:-6] + b"x" * 2_000_000 + b"\n\n", "errored"),
+        (result_event("completed", '"status": "failed"' + "x" * 2_000_000), None),
+        (b'data: {"status": "error", "message": "Stream error"}\n\n', "errored"),
+        (b'data: {"status": "queued"}\n\ndata: ["status"]\n\ndata: "status"\n\n', None),
+    ],
+)
+@pytest.mark.parametrize("size", [7, 65536])
+def test_failures_in_a_stream_are_found(stream: bytes, outcome: str | None, size: int) -> None:
+    scanner = FinalResultScanner()
+    for start in range(0, min(len(stream), 100 * size), size):
+        scanner.add(stream[start : start + size])
+    assert scanner.outcome(200) == outcome
+
+
+async def test_several_jobs_at_once(tmp_path: Path) -> None:
+    held = {"input": {"workflow_json": {"1": node("Hold")}}}
+    async with AsyncExitStack() as stack:
+        here = await stack.enter_async_context(api_system(tmp_path, "wrapper", {"COMFYUI_CONCURRENCY": "2"}))
+        for path in ("/generate/sync", "/generate/stream", "/generate/sync"):
+            client = await stack.enter_async_context(connected(here.url))
+            await client.post(path, here.envelope(held))
+        await here.engine.wait_for(lambda: here.last_report.cur_load >= 300.0, GUARD_S)
+        assert len((await here.model.until("working", 2))["working"]) == 2
 
 
 async def test_runsync(tmp_path: Path) -> None:
