@@ -236,6 +236,21 @@ class ViewQuery(ApiPayload):
         return cls("flux_00001_.png")
 
 
+@dataclass
+class JobQuery(ApiPayload):
+    """A request about the asynchronous job with `id`, which is in the path, or about all jobs."""
+
+    id: str = ""
+
+    def count_workload(self) -> float:
+        """The workload is 0."""
+        return 0.0
+
+    @classmethod
+    def for_test(cls) -> Self:
+        return cls()
+
+
 def _checked(
     read: Callable[[dict[str, Any]], Any], json_msg: dict[str, Any], problems: dict[str, Any]
 ) -> Any:

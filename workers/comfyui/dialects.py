@@ -20,6 +20,7 @@ from lib.backend import Backend, ModelCaller
 from lib.errors import ModelUnreachable
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.native import Native
+from workers.comfyui.results import JobResults
 from workers.comfyui.runsync import Runsync
 from workers.comfyui.settings import DEFAULTS, ComfySettings, DialectName
 from workers.comfyui.wrapper import Wrapper
@@ -47,6 +48,14 @@ class Dialect(Protocol):
 
     def stream(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]: ...
 
+    def start(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]: ...
+
+    def result(self, model: ModelCaller, job_id: str) -> AbstractAsyncContextManager[Any]: ...
+
+    def cancel(self, model: ModelCaller, job_id: str) -> AbstractAsyncContextManager[Any]: ...
+
+    def queue_info(self, model: ModelCaller) -> AbstractAsyncContextManager[Any]: ...
+
     def images(self, model: ModelCaller, graph: dict[str, Any]) -> AbstractAsyncContextManager[Any]: ...
 
 
@@ -55,6 +64,7 @@ class Choice:
     """The model server and its dialect: set by `COMFYUI_DIALECT`, or else unknown until `detect` finds it."""
 
     settings: ComfySettings
+    results: JobResults = field(init=False, default_factory=JobResults)
     _found: tuple[DialectName, str] | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +90,7 @@ class Choice:
         return (
             Runsync(url)
             if name is DialectName.RUNSYNC
-            else Native(url, self.settings.bucket, self.settings.input_limits)
+            else Native(url, self.settings.bucket, self.settings.input_limits, self.results)
         )
 
     @property

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import anyio
 from aiohttp import web
+from anyio.to_thread import run_sync as in_thread
 
 from lib.backend import ModelCaller
 from lib.data_types import JsonDataException
@@ -38,6 +39,7 @@ from workers.comfyui.outputs import (
     opened,
     outputs_of,
 )
+from workers.comfyui.results import CANCELLED_STATUS, JobResults, StoredJob, accept
 from workers.comfyui.spool import SpooledAnswer
 from workers.comfyui.storage import Bucket, UploadFailed
 from workers.comfyui.workflows import graph_problem
@@ -81,12 +83,13 @@ class BadBucket(WorkerError):
 class Native:
     """The ComfyUI at `url`. Outputs are uploaded to the request's bucket or, if it has none, to `bucket`.
 
-    `limits` are those of input files.
+    `limits` are those of input files. `results` has the asynchronous jobs.
     """
 
     url: str
     bucket: Bucket | None = None
     limits: FetchLimits = field(default_factory=FetchLimits)
+    results: JobResults = field(default_factory=JobResults)
 
     def check(self, payload: GenerateInput) -> None:
         """Raise `JsonDataException` (422), which names every wrong or unsupported field, if there is one."""
@@ -145,6 +148,88 @@ class Native:
                 yield ProgressStream(request, job)
         except PromptRefused as e:
             yield e.answer
+
+    @asynccontextmanager
+    async def start(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AsyncGenerator[web.StreamResponse, None]:
+        """Submit the workflow and answer with 202. The block ends when the job has ended."""
+        request = self._request(model, payload)
+        stored = self.results.begin(request.id)
+        answer: web.StreamResponse | None = None
+        try:
+            with stored.scope:
+                try:
+                    async with self._job(request, payload) as job:
+                        answer = await accept(model.client_request, stored.to_json())
+                        await self._keep_result(request, job, stored)
+                except PromptRefused as e:
+                    answer = answer or e.answer
+                except WorkerError as e:
+                    if answer is None:
+                        raise
+                    await self._keep(stored, "failed", e.status, request.failure(e))
+                    if model.client_request is not None and e.status >= 500:
+                        model.client_request["outcome"] = "errored"
+            if stored.scope.cancelled_caught:
+                cancelled = {**stored.to_json(), "message": "Request cancelled", "status": "cancelled"}
+                await self._keep(stored, "cancelled", CANCELLED_STATUS, cancelled)
+                answer = answer or web.json_response(cancelled, status=CANCELLED_STATUS)
+        finally:
+            if stored.path is None:
+                self.results.forget(stored.id)
+        assert answer is not None
+        yield answer
+
+    @asynccontextmanager
+    async def result(self, model: ModelCaller, job_id: str) -> AsyncGenerator[web.StreamResponse, None]:
+        """The result of an asynchronous job, 202 while it goes on, 404 for one that is not known."""
+        stored = self.results.find(job_id)
+        if stored is None:
+            yield _unknown_job(job_id)
+        elif stored.path is None:
+            yield web.json_response(stored.to_json(), status=202)
+        else:
+            if model.client_request is not None:
+                model.client_request["outcome"] = "served"  # whatever became of the job
+            file = await in_thread(stored.path.open, "rb")  # the answer closes it
+            yield web.Response(status=stored.http_status, body=file, content_type="application/json")
+
+    @asynccontextmanager
+    async def cancel(self, model: ModelCaller, job_id: str) -> AsyncGenerator[web.StreamResponse, None]:
+        """Cancel an asynchronous job that has not ended."""
+        stored = self.results.find(job_id)
+        if stored is None:
+            yield _unknown_job(job_id)
+        elif stored.path is not None:
+            known = {"message": f"Request {job_id} is already {stored.status}", "status": stored.status}
+            yield web.json_response(known)
+        else:
+            stored.status = "cancelled"
+            stored.scope.cancel()
+            message = {"message": f"Successfully cancelled request {job_id}", "status": "cancelled"}
+            yield web.json_response(message)
+
+    @asynccontextmanager
+    async def queue_info(self, model: ModelCaller) -> AsyncGenerator[web.StreamResponse, None]:
+        """The lengths of the queues. ComfyUI has one."""
+        queue = await ComfyApi(model, self.url).queue()
+        sizes = {"preprocess": 0, "generation": len(queue.pending), "postprocess": 0}
+        yield web.json_response({f"{name}_queue_size": size for name, size in sizes.items()})
+
+    async def _keep_result(self, request: GenerateRequest, job: Job, stored: StoredJob) -> None:
+        async with aclosing(reruns.follow(job)) as news:
+            async for progress in news:
+                if progress is not None and not isinstance(progress, Waiting):
+                    stored.status = "processing"
+        async with SpooledAnswer() as spool:
+            await request.put_result(spool, job)
+            await self.results.keep(stored, "completed", 200, spool)
+
+    async def _keep(self, stored: StoredJob, status: str, http_status: int, result: dict[str, Any]) -> None:
+        async with SpooledAnswer() as spool:
+            await spool.put(json.dumps(result).encode())
+            await self.results.keep(stored, status, http_status, spool)
 
     @asynccontextmanager
     async def images(
@@ -318,6 +403,11 @@ class ProgressStream:
     @property
     def _elapsed_s(self) -> float:
         return round(self.request.timings.elapsed_s, 3)
+
+
+def _unknown_job(job_id: str) -> web.Response:
+    result = {**StoredJob(job_id).to_json(), "message": "Request ID not found", "status": "failed"}
+    return web.json_response(result, status=404)
 
 
 def _check(entry: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from workers.comfyui.wrapper import outputs_of, refuse_form, relayed
 
 # The API's own handler that runs a workflow unchanged.
 RAW = "RawWorkflow"
+NO_JOBS = "the runsync dialect has no asynchronous jobs: use /generate/sync"
 NO_PROGRESS = "the runsync dialect reports no progress: use /generate/sync"
 
 
@@ -56,6 +57,21 @@ class Runsync:
         """Answer 404: this API has no progress to stream."""
         yield web.json_response({"error": NO_PROGRESS}, status=404)
 
+    def start(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AbstractAsyncContextManager[web.StreamResponse]:
+        """Answer 404, as the other calls for asynchronous jobs."""
+        return _no_jobs()
+
+    def result(self, model: ModelCaller, job_id: str) -> AbstractAsyncContextManager[web.StreamResponse]:
+        return _no_jobs()
+
+    def cancel(self, model: ModelCaller, job_id: str) -> AbstractAsyncContextManager[web.StreamResponse]:
+        return _no_jobs()
+
+    def queue_info(self, model: ModelCaller) -> AbstractAsyncContextManager[web.StreamResponse]:
+        return _no_jobs()
+
     @asynccontextmanager
     async def images(
         self, model: ModelCaller, graph: dict[str, Any]
@@ -69,6 +85,11 @@ class Runsync:
                 return
         paths = [output.get("local_path") for output in outputs_of(body, "output", "images")]
         yield await as_images([partial(_opened, Path(path)) for path in paths if isinstance(path, str)])
+
+
+@asynccontextmanager
+async def _no_jobs() -> AsyncGenerator[web.StreamResponse, None]:
+    yield web.json_response({"error": NO_JOBS}, status=404)
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from aiohttp import web
 
@@ -29,6 +29,7 @@ from workers.comfyui.data_types import (
     TEST_PROMPT_WORDS,
     CustomWorkflowInput,
     GenerateInput,
+    JobQuery,
     PromptInput,
     ViewQuery,
 )
@@ -137,6 +138,60 @@ class StreamHandler(GenerateSyncHandler):
 
 
 @dataclass(kw_only=True)
+class StartHandler(GenerateSyncHandler):
+    """`POST /generate`: begins a workflow and answers with its id. It waits in the model server's queue."""
+
+    allow_parallel_requests: bool | None = True
+    on_disconnect: Literal["cancel", "finish"] = "finish"
+
+    def call_model(self, model: ModelCaller, payload: GenerateInput) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.start(model, payload)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        with self.choice.results.opened():
+            yield
+
+
+@dataclass(kw_only=True)
+class JobHandler(ComfyHandler[JobQuery]):
+    """The base of the routes of asynchronous jobs that exist. They don't wait in a queue."""
+
+    allow_parallel_requests: bool | None = True
+
+    @classmethod
+    def payload_cls(cls) -> type[JobQuery]:
+        return JobQuery
+
+
+class ResultHandler(JobHandler):
+    """`GET /result/{id}`: the result of a job."""
+
+    def call_model(self, model: ModelCaller, payload: JobQuery) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.result(model, job_id_in(model))
+
+
+class CancelHandler(JobHandler):
+    """`POST /cancel/{id}`: ends a job."""
+
+    def call_model(self, model: ModelCaller, payload: JobQuery) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.cancel(model, job_id_in(model))
+
+
+class QueueInfoHandler(JobHandler):
+    """`GET /queue-info`: the lengths of the model server's queues."""
+
+    def call_model(self, model: ModelCaller, payload: JobQuery) -> AbstractAsyncContextManager[Any]:
+        return self.choice.dialect.queue_info(model)
+
+
+def job_id_in(model: ModelCaller) -> str:
+    """The id of a job in the path of the client's request."""
+    assert model.client_request is not None
+    return model.client_request.match_info["id"]
+
+
+@dataclass(kw_only=True)
 class GraphHandler(ComfyHandler[GraphInput]):
     """The base of the routes that make images with the worker's model and the payload's graph."""
 
@@ -217,7 +272,11 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
     stream = StreamHandler(path="/generate/stream", **wait)
     prompt = PromptHandler(path=PROMPT_ROUTE, **wait)
     custom_workflow = CustomWorkflowHandler(path="/custom-workflow", **wait)
+    start = StartHandler(path="/generate", **wait)
     view = ViewHandler(path="/view", choice=choice)
+    result = ResultHandler(path="/result/{id}", choice=choice)
+    cancel = CancelHandler(path="/cancel/{id}", choice=choice)
+    queue_info = QueueInfoHandler(path="/queue-info", choice=choice)
 
     backend = Backend(
         model_server_url=settings.model.server_url,
@@ -236,6 +295,10 @@ def build(environ: Mapping[str, str]) -> tuple[Backend, list[web.RouteDef]]:
         web.post(prompt.path, backend.create_handler(prompt)),
         web.post(custom_workflow.path, backend.create_handler(custom_workflow)),
         web.get(view.path, backend.create_handler(view)),
+        web.post(start.path, backend.create_handler(start)),
+        web.get(result.path, backend.create_handler(result)),
+        web.post(cancel.path, backend.create_handler(cancel)),
+        web.get(queue_info.path, backend.create_handler(queue_info)),
     ]
     return backend, routes
 

@@ -28,6 +28,7 @@ from workers.comfyui.api import FORWARDED, ComfyApi, File, read_whole
 from workers.comfyui.cleanup import clean_up
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.outputs import PREVIEWED, as_images
+from workers.comfyui.results import accept
 from workers.openai.line_scanner import LineScanner
 
 # Statuses of a job that has ended, and of one that has failed.
@@ -68,6 +69,34 @@ class Wrapper:
         return self._job(model, "/generate/stream", payload.generate_payload_json())
 
     @asynccontextmanager
+    async def start(
+        self, model: ModelCaller, payload: GenerateInput
+    ) -> AsyncGenerator[web.StreamResponse, None]:
+        """Pass on the request and the answer. The block ends when the job has ended."""
+        request_id, message = _with_id(payload.generate_payload_json())
+        async with model.post_json(f"{self.url}/generate", message) as answer:
+            body = await read_whole(answer)
+        if answer.status != 202:
+            yield relayed(answer, body)
+            return
+        accepted = await accept(model.client_request, json.loads(body))
+        if await self._has_failed(model, quote(request_id, safe="")) and model.client_request is not None:
+            model.client_request["outcome"] = "errored"
+        yield accepted
+
+    def result(self, model: ModelCaller, job_id: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Pass on the wrapper's answer."""
+        return model.get(f"{self.url}/result/{quote(job_id, safe='')}")
+
+    def cancel(self, model: ModelCaller, job_id: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Pass on the wrapper's answer."""
+        return model.post_json(f"{self.url}/cancel/{quote(job_id, safe='')}", {})
+
+    def queue_info(self, model: ModelCaller) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Pass on the wrapper's answer."""
+        return model.get(f"{self.url}/queue-info")
+
+    @asynccontextmanager
     async def images(
         self, model: ModelCaller, graph: dict[str, Any]
     ) -> AsyncGenerator[web.StreamResponse, None]:
@@ -91,8 +120,7 @@ class Wrapper:
 
         The block ends only when the job has stopped, or after `STOP_LIMIT_S`: until then it uses the GPU.
         """
-        request_id = message["input"].get("request_id") or str(uuid.uuid4())
-        message = {**message, "input": {**message["input"], "request_id": request_id}}
+        request_id, message = _with_id(message)
         has_ended = False
         try:
             async with model.post_json(self.url + path, message) as answer:
@@ -104,8 +132,21 @@ class Wrapper:
             has_ended = True
             raise
         finally:
-            if not has_ended and isinstance(request_id, str):
+            if not has_ended:
                 await clean_up(self._cancel(model, request_id), f"job {request_id!r}", STOP_LIMIT_S)
+
+    async def _has_failed(self, model: ModelCaller, name: str) -> bool:
+        """Wait until a job has ended, or the wrapper doesn't know it any more; whether it has failed."""
+        try:
+            with anyio.fail_after(model.timeout_s):
+                while True:
+                    async with model.get(f"{self.url}/result/{name}") as answer:
+                        status = _status_of(await read_whole(answer))
+                    if answer.status == 404 or status in ENDS:
+                        return status in FAILURES
+                    await anyio.sleep(STOP_POLL_S)
+        except (ModelUnreachable, TimeoutError):
+            return True
 
     async def _cancel(self, model: ModelCaller, request_id: str) -> None:
         """Cancel a job, and wait until it has stopped."""
@@ -149,6 +190,14 @@ class FinalResultScanner(LineScanner):
     def outcome(self, status: int) -> str | None:
         """Return "errored" if a successful answer has a failure in its stream; None otherwise."""
         return "errored" if self.has_failed() and status < 400 else None
+
+
+def _with_id(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The id of a job, the client's or a new one, and `message` with it."""
+    given = message["input"].get("request_id")
+    if given is None or given == "":
+        given = str(uuid.uuid4())
+    return str(given), {**message, "input": {**message["input"], "request_id": given}}
 
 
 def _status_of(body: bytes) -> Any:

@@ -114,6 +114,11 @@ class BaseSystem:
         signed = self.system.header(0.0)
         return self.http.get(self.url + "/view", params=query, headers={**signed, **headers})
 
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of the answer to a GET, authenticated by a header."""
+        async with self.http.get(self.url + path, headers=self.system.header(0.0)) as answer:
+            return answer.status, json.loads(await answer.read())
+
     async def generate(self, graph: dict[str, Any], **more: Any) -> tuple[int, Any]:
         return await self.call("/generate/sync", {"input": {"workflow_json": graph, **more}})
 

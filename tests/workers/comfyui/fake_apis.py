@@ -102,6 +102,18 @@ class FakeWrapperApi(FakeApi):
             return web.json_response(self._failed(given, "Generation failed: Execution error"), status=500)
         return web.json_response(await self._result(given, graph))
 
+    async def start(self, request: web.Request) -> web.Response:
+        given = (await self.read(request))["input"]
+        if "modifier" in given:
+            return web.json_response({"detail": []}, status=422)
+        kinds = {node["class_type"] for node in given["workflow_json"].values()}
+        status = "generating" if "Hold" in kinds else "failed" if "Fail" in kinds else "completed"
+        self.jobs[given["request_id"]] = status
+        return web.json_response({"id": given["request_id"], "status": "pending"}, status=202)
+
+    async def queue_info(self, _request: web.Request) -> web.Response:
+        return web.json_response({"generation_queue_size": 7})
+
     async def cancel(self, request: web.Request) -> web.Response:
         self.cancels.append(request.match_info["id"])
         await self._notify()
@@ -193,6 +205,8 @@ def app(kind: str, folder: Path) -> web.Application:
                 web.post("/cancel/{id}", wrapper.cancel),
                 web.get("/result/{id}", wrapper.result),
                 web.get("/queue", wrapper.queue),
+                web.post("/generate", wrapper.start),
+                web.get("/queue-info", wrapper.queue_info),
             ]
         )
     else:
