@@ -18,7 +18,7 @@ from typing import IO
 from lib.files import BadFile
 from lib.uploads import Upload
 
-__all__ = ["FORM", "FormPart", "first_field", "form_parts"]
+__all__ = ["FORM", "FormPart", "form_parts", "leading_fields"]
 
 FORM = "multipart/form-data"
 CHUNK_BYTES = 1024 * 1024
@@ -66,23 +66,26 @@ def form_parts(upload: Upload) -> list[FormPart]:
         return list(_parts(upload, file))
 
 
-def first_field(upload: Upload, name: str, max_bytes: int) -> bytes:
-    """The content of the first field of the form `upload`, which must be called `name`.
+def leading_fields(upload: Upload, max_bytes: int) -> dict[str, bytes]:
+    """The contents of the fields before the first file in the form `upload`, by their names.
 
     It reads at most `max_bytes` of the form, and may be called on the event loop if these are few. Raises
-    `BadFile`.
+    `BadFile`, also if no field ends within `max_bytes`.
     """
     with upload.path.open("rb") as file:
         beginning = file.read(max_bytes)
+    fields: dict[str, bytes] = {}
     try:
-        part = next(_parts(upload, io.BytesIO(beginning)), None)
+        for part in _parts(upload, io.BytesIO(beginning)):
+            if part.filename:
+                break
+            fields[part.name] = beginning[part.start : part.start + part.size_bytes]
     except BadFile as e:
         if len(beginning) < max_bytes:
             raise
-        raise BadFile(f"the first field must be {name}, and have less than {max_bytes} bytes") from e
-    if part is None or part.name != name:
-        raise BadFile(f"the first field must be {name}")
-    return beginning[part.start : part.start + part.size_bytes]
+        if not fields:
+            raise BadFile(f"must begin with a field that has less than {max_bytes} bytes") from e
+    return fields
 
 
 def _parts(upload: Upload, file: IO[bytes]) -> Iterator[FormPart]:

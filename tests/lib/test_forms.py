@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from lib import forms
 from lib.files import BadFile
-from lib.forms import FormPart, first_field, form_parts
+from lib.forms import FormPart, form_parts, leading_fields
 from lib.uploads import Upload
 
 PIECES = st.lists(st.sampled_from([b"\r", b"\n", b"-", b"xyz"])).map(b"".join)
@@ -28,7 +29,7 @@ def parts_of(folder: Path, body: bytes, content_type: str = TYPE) -> list[FormPa
     return form_parts(uploaded(folder / "form", body, content_type))
 
 
-async def encoded(fields: dict[str, tuple[str | None, bytes]]) -> tuple[bytes, str]:
+async def encoded(fields: Mapping[str, tuple[str | None, bytes]]) -> tuple[bytes, str]:
     """The form's body and content type, as aiohttp makes them."""
     form = aiohttp.FormData(default_to_multipart=True)
     for name, (filename, content) in fields.items():
@@ -94,17 +95,13 @@ def test_a_malformed_form_is_refused(tmp_path: Path, body: bytes, kind: str, pro
         parts_of(tmp_path, body, kind)
 
 
-async def test_the_first_field_is_read_without_the_others(tmp_path: Path) -> None:
-    body, kind = await encoded({"payload": (None, b"{}"), "a.png": ("a.png", b"x" * 10_000)})
-    form = uploaded(tmp_path / "form", body, kind)
-    assert first_field(form, "payload", 1000) == b"{}"
-    for name, limit, problem in (
-        ("input", 1000, "^the first field must be input$"),
-        ("payload", 100, "^the first field must be payload, and have less than 100 bytes$"),
-    ):
-        with pytest.raises(BadFile, match=problem):
-            first_field(form, name, limit)
+async def test_the_fields_before_the_files_are_read_without_the_files(tmp_path: Path) -> None:
+    fields = {"input": (None, b"{}"), "n": (None, b"1"), "a.png": ("a.png", b"x" * 10_000), "z": (None, b"2")}
+    form = uploaded(tmp_path / "form", *(await encoded(fields)))
+    for limit in (1000, 100_000):
+        assert leading_fields(form, limit) == {"input": b"{}", "n": b"1"}
+    with pytest.raises(BadFile, match="must begin with a field that has less than 100 bytes"):
+        leading_fields(form, 100)
     with pytest.raises(BadFile, match="must be multipart/form-data"):
-        first_field(uploaded(tmp_path / "form", b"x", "image/png"), "payload", 1000)
-    with pytest.raises(BadFile, match=r"^the first field must be payload$"):
-        first_field(uploaded(tmp_path / "form", b"--xyz--\r\n"), "payload", 1000)
+        leading_fields(uploaded(tmp_path / "form", b"x", "image/png"), 1000)
+    assert leading_fields(uploaded(tmp_path / "form", b"--xyz--\r\n"), 1000) == {}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lib.data_types import ApiPayload, JsonDataException
 from lib.uploads import Upload
 from lib.words import some_words
+from workers.comfyui.images import ImageFormat, format_in, format_problems
 from workers.comfyui.inputs import GraphWithFiles, Places, extract_files, payload_in_form
 from workers.comfyui.workflows import RANDOM_INT, RANDOM_INTS, default_workflow, fill, graph_problem
 from workers.comfyui.workload import (
@@ -107,12 +108,14 @@ class PromptInput(ApiPayload):
     height: int = STANDARD_SIZE
     steps: int = STANDARD_STEPS
     seed: int | None = None
+    output_format: str | None = None
+    output_quality: int | None = None
     form: None = field(init=False, default=None)
     model: str = field(init=False, default=DEFAULT_MODEL)
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
-        problems: dict[str, Any] = {}
+        problems: dict[str, Any] = dict(format_problems(json_msg))
         for name, low, high in (
             ("width", MIN_SIZE, MAX_SIZE),
             ("height", MIN_SIZE, MAX_SIZE),
@@ -123,6 +126,11 @@ class PromptInput(ApiPayload):
             if isinstance(value, int) and not low <= value <= high:
                 problems[name] = f"must be from {low} to {high}"
         return _checked(super().from_json_msg, json_msg, problems)
+
+    @property
+    def image_format(self) -> ImageFormat | None:
+        """The format of the images in the answer; None: as ComfyUI made them."""
+        return format_in(vars(self))
 
     def workflow_with_files(self) -> GraphWithFiles:
         """The workflow, which has no input files."""
@@ -161,12 +169,14 @@ class CustomWorkflowInput(ApiPayload):
     workflow: dict[str, Any]
     custom_fields: dict[str, Any] = field(default_factory=dict[str, Any])
     inputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    output_format: str | None = None
+    output_quality: int | None = None
     form: Upload | None = field(init=False, default=None)
     model: str = field(init=False, default=DEFAULT_MODEL)
 
     @classmethod
     def from_json_msg(cls, json_msg: dict[str, Any]) -> Self:
-        problems: dict[str, Any] = {}
+        problems: dict[str, Any] = dict(format_problems(json_msg))
         if "workflow" in json_msg and (problem := graph_problem(json_msg["workflow"])):
             problems["workflow"] = problem
         if isinstance(given := json_msg.get("custom_fields"), dict):
@@ -187,6 +197,11 @@ class CustomWorkflowInput(ApiPayload):
 
     def graph(self) -> dict[str, Any]:
         return fill(self.workflow, {name.upper(): value for name, value in self.custom_fields.items()})
+
+    @property
+    def image_format(self) -> ImageFormat | None:
+        """The format of the images in the answer; None: as ComfyUI made them."""
+        return format_in(vars(self))
 
     def workflow_with_files(self) -> GraphWithFiles:
         """The workflow with its placeholders filled in, and its input files. Raises `JsonDataException`."""

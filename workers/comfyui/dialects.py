@@ -19,6 +19,7 @@ import anyio
 from lib.backend import Backend, ModelCaller
 from lib.errors import ModelUnreachable
 from workers.comfyui.data_types import GenerateInput
+from workers.comfyui.images import ImageFormat
 from workers.comfyui.native import Native
 from workers.comfyui.results import JobResults
 from workers.comfyui.runsync import Runsync
@@ -56,7 +57,9 @@ class Dialect(Protocol):
 
     def queue_info(self, model: ModelCaller) -> AbstractAsyncContextManager[Any]: ...
 
-    def images(self, model: ModelCaller, graph: dict[str, Any]) -> AbstractAsyncContextManager[Any]: ...
+    def images(
+        self, model: ModelCaller, graph: dict[str, Any], image_format: ImageFormat | None = None
+    ) -> AbstractAsyncContextManager[Any]: ...
 
 
 @dataclass

@@ -22,16 +22,15 @@ from lib.data_types import JsonDataException
 from lib.errors import Invalid
 from lib.fetch import FetchLimits, fetched
 from lib.files import BadFile, EncodedFile, read_encoded, safe_basename
-from lib.forms import FormPart, first_field, form_parts
+from lib.forms import FormPart, form_parts, leading_fields
 from lib.uploads import Upload
 from workers.comfyui.api import ComfyApi
 from workers.comfyui.cleanup import clean_up
 
 # The folder in ComfyUI's folder of input files. Each request has its own folder in it.
 FOLDER = "pyworker"
-# The field of a form that holds the payload. It must be the first, so that it can be checked at once.
-PAYLOAD = "payload"
-MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+# The payload's fields in a form come before its files, so that they can be checked at once.
+MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
 MAX_FILES = 100
 
 # The fields of loader nodes that name an uploaded file, and may contain the file itself instead.
@@ -99,16 +98,19 @@ def extract_files(graph: Graph, named: Any, places: Places) -> GraphWithFiles:
 
 
 def payload_in_form(upload: Upload) -> dict[str, Any]:
-    """The JSON object in the field `payload` of a form. Raises `JsonDataException`."""
+    """The payload in the fields of a form, as JSON or as texts. Raises `JsonDataException`."""
     try:
-        payload: Any = json.loads(first_field(upload, PAYLOAD, MAX_PAYLOAD_BYTES))
+        fields = leading_fields(upload, MAX_PAYLOAD_BYTES)
     except BadFile as e:
         raise JsonDataException({"body": str(e)}) from e
-    except (ValueError, RecursionError) as e:
-        raise JsonDataException({PAYLOAD: "is not JSON"}) from e
-    if not isinstance(payload, dict):
-        raise JsonDataException({PAYLOAD: "must be an object"})
-    return cast("dict[str, Any]", payload)
+    return {name: _json_or_text(content) for name, content in fields.items()}
+
+
+def _json_or_text(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return content.decode("utf-8", "replace")
 
 
 @asynccontextmanager
@@ -153,14 +155,17 @@ async def _empty(api: ComfyApi, folder: str, names: list[str]) -> None:
 
 
 async def _files_in_form(form: Upload, graph: Graph) -> list[InputFile]:
-    """The files in the fields after the payload. Raises `Invalid` (422)."""
+    """The files in a form. Raises `Invalid` (422)."""
     try:
-        parts = (await in_thread(form_parts, form))[1:]
+        parts = await in_thread(form_parts, form)
     except BadFile as e:
         raise Invalid({"body": str(e)}) from e
+    first = next((number for number, part in enumerate(parts) if part.filename), len(parts))
+    parts = parts[first:]
     problems = {part.name: NOT_USED for part in parts if not _names(graph, part.name)}
+    problems |= {part.name: "must be before the files" for part in parts if not part.filename}
     if problems:
-        raise Invalid(problems)
+        raise Invalid({"payload": problems})
     return [InputFile(part.name, part, (part.name,)) for part in parts]
 
 

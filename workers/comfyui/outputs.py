@@ -10,13 +10,15 @@ import json
 import mimetypes
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from aiohttp import web
 
 from workers.comfyui.api import ComfyApi, File
+from workers.comfyui.images import ImageFormat, Opened, in_format
 from workers.comfyui.jobs import Job, SentImage
 from workers.comfyui.spool import SpooledAnswer, on_disk
 from workers.comfyui.storage import Bucket
@@ -99,8 +101,6 @@ def best_of(outputs: Sequence[OutputFile]) -> Sequence[OutputFile]:
     return [output for output in outputs if output.file.type != PREVIEWED] or outputs
 
 
-# A file's content type, and its content in chunks.
-Opened = AbstractAsyncContextManager[tuple[str, AsyncIterator[bytes]]]
 View = Callable[[OutputFile], Opened]
 Opener = Callable[[], Opened]
 
@@ -146,11 +146,15 @@ class JobTimings:
 
 @dataclass(frozen=True)
 class ResultWriter:
-    """Writes a result in the wrapper's format, with outputs in base64 or uploaded to `bucket`."""
+    """Writes a result in the wrapper's format, with outputs in base64 or uploaded to `bucket`.
+
+    Images are converted to `image_format`, if it is given.
+    """
 
     request_id: str
     view: View
     bucket: Bucket | None
+    image_format: ImageFormat | None = None
 
     async def write(
         self,
@@ -180,28 +184,34 @@ class ResultWriter:
         await spool.put(b'],"timings":' + _dumps(timings.to_json()) + b"}")
 
     async def _put_data(self, spool: SpooledAnswer, output: OutputFile) -> None:
-        async with self.view(output) as (mimetype, chunks):
+        async with in_format(self.view(output), self.image_format) as (mimetype, chunks):
             await spool.put(_open(output.to_json()) + b',"data":"')
             await spool.put_base64(chunks)
         await spool.put(b'","mimetype":' + _dumps(mimetype) + b"}")
 
     async def _upload(self, output: OutputFile, bucket: Bucket, number: int) -> tuple[str, str]:
         """Upload a file; return a link to it and its content type. `number` makes equal names distinct."""
-        key = f"{self.request_id}/{number}/{output.file.filename}"
-        async with self.view(output) as (mimetype, chunks), on_disk(chunks) as file:
+        name = output.file.filename
+        async with (
+            in_format(self.view(output), self.image_format) as (mimetype, chunks),
+            on_disk(chunks) as file,
+        ):
+            if self.image_format is not None and mimetype == self.image_format.mimetype:
+                name = Path(name).with_suffix(f".{self.image_format.name}").name
+            key = f"{self.request_id}/{number}/{name}"
             return await bucket.upload(file, key, mimetype), mimetype
 
 
-async def as_images(files: Sequence[Opener]) -> web.Response:
+async def as_images(files: Sequence[Opener], image_format: ImageFormat | None = None) -> web.Response:
     """The answer `{"images": [data URIs]}` with those of `files` that are images; 422 if there are none.
 
-    Raises the errors of opening and reading them.
+    They are converted to `image_format`, if it is given. Raises the errors of opening and reading them.
     """
     found = 0
     async with SpooledAnswer() as spool:
         await spool.put(b'{"images":[')
         for opener in files:
-            async with opener() as (mimetype, chunks):
+            async with in_format(opener(), image_format) as (mimetype, chunks):
                 if mimetype.startswith("image/"):
                     head = f'"data:{mimetype};base64,'
                     await spool.put((", " if found else "").encode() + head.encode())

@@ -21,6 +21,7 @@ from lib.backend import ModelCaller
 from lib.errors import ModelUnreachable
 from workers.comfyui.api import FORWARDED, read_whole
 from workers.comfyui.data_types import GenerateInput
+from workers.comfyui.images import ImageFormat
 from workers.comfyui.outputs import as_images
 from workers.comfyui.spool import CHUNK_BYTES
 from workers.comfyui.wrapper import outputs_of, refuse_form, relayed
@@ -74,7 +75,7 @@ class Runsync:
 
     @asynccontextmanager
     async def images(
-        self, model: ModelCaller, graph: dict[str, Any]
+        self, model: ModelCaller, graph: dict[str, Any], image_format: ImageFormat | None = None
     ) -> AsyncGenerator[web.StreamResponse, None]:
         """Run `graph`. The answer has its images as data URIs."""
         message = {"input": {"handler": RAW, "workflow_json": graph}}
@@ -84,7 +85,8 @@ class Runsync:
                 yield relayed(answer, body)
                 return
         paths = [output.get("local_path") for output in outputs_of(body, "output", "images")]
-        yield await as_images([partial(_opened, Path(path)) for path in paths if isinstance(path, str)])
+        files = [partial(_opened, Path(path)) for path in paths if isinstance(path, str)]
+        yield await as_images(files, image_format)
 
 
 @asynccontextmanager

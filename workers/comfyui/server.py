@@ -35,7 +35,7 @@ from workers.comfyui.data_types import (
 )
 from workers.comfyui.dialects import Choice
 from workers.comfyui.inputs import uploaded
-from workers.comfyui.native import ProgressStream
+from workers.comfyui.progress import ProgressStream
 from workers.comfyui.settings import PROMPT_ROUTE, SYNC_ROUTE, ComfySettings
 from workers.comfyui.workflows import RANDOM_INTS, fill, reseeded
 from workers.comfyui.workload import graph_work
@@ -211,7 +211,7 @@ class GraphHandler(ComfyHandler[GraphInput]):
         api = ComfyApi(model, self.choice.comfyui_url)
         async with (
             uploaded(api, workflow, self.settings.input_limits, payload.form) as graph,
-            self.choice.dialect.images(model, graph) as answer,
+            self.choice.dialect.images(model, graph, payload.image_format) as answer,
         ):
             yield answer
 

@@ -27,6 +27,7 @@ from lib.errors import ModelDown, ModelUnreachable
 from workers.comfyui.api import FORWARDED, ComfyApi, File, read_whole
 from workers.comfyui.cleanup import clean_up
 from workers.comfyui.data_types import GenerateInput
+from workers.comfyui.images import ImageFormat
 from workers.comfyui.outputs import PREVIEWED, as_images
 from workers.comfyui.results import accept
 from workers.openai.line_scanner import LineScanner
@@ -98,7 +99,7 @@ class Wrapper:
 
     @asynccontextmanager
     async def images(
-        self, model: ModelCaller, graph: dict[str, Any]
+        self, model: ModelCaller, graph: dict[str, Any], image_format: ImageFormat | None = None
     ) -> AsyncGenerator[web.StreamResponse, None]:
         """Run `graph`. The answer has its images as data URIs."""
         message = {"input": {"workflow_json": graph}}
@@ -110,7 +111,7 @@ class Wrapper:
         api = ComfyApi(model, self.comfyui_url)
         outputs = outputs_of(body, "output")
         chosen = [output for output in outputs if output.get("type") != PREVIEWED] or outputs
-        yield await as_images([partial(_opened, api, output) for output in chosen])
+        yield await as_images([partial(_opened, api, output) for output in chosen], image_format)
 
     @asynccontextmanager
     async def _job(

@@ -119,9 +119,10 @@ async def test_a_form_with_files(tmp_path: Path, route: str) -> None:
     payload = {"input": {"workflow_json": graph}} if route == SYNC else {"workflow": graph}
     async with native_system(tmp_path) as here:
 
-        async def post(payload: Any, **files: bytes) -> tuple[int, Any]:
+        async def post(payload: dict[str, Any], **files: bytes) -> tuple[int, Any]:
             form = aiohttp.FormData()
-            form.add_field("payload", json.dumps(payload))
+            for name, value in payload.items():
+                form.add_field(name, json.dumps(value), content_type="application/json")
             for name, content in files.items():
                 form.add_field(name.replace("_", "."), content, filename="any.png")
             header = here.system.header(100.0)
@@ -130,11 +131,11 @@ async def test_a_form_with_files(tmp_path: Path, route: str) -> None:
 
         assert (await post(payload, a_png=PNG, b_mp4=b"video"))[0] == 200
         assert sorted(await loaded(here)) == [("1", PNG.decode("latin-1")), ("2", "video")]
-        assert await post(payload, a_png=PNG, c_png=PNG) == (422, {"c.png": NOT_USED})
+        assert await post(payload, a_png=PNG, c_png=PNG) == (422, {"payload": {"c.png": NOT_USED}})
         status, answer = await post(payload, a_png=PNG)
         assert (status, list(answer["node_errors"])) == (422, ["2"])  # b.mp4 is in neither
-        assert (await post([1]))[0] == 422
-        assert await loaded(here) == await loaded(here)
+        assert (await post({"other": 1}, a_png=PNG))[0] == 422
+        assert len(await loaded(here)) == 2
 
 
 async def test_files_that_cannot_be_had_are_422_with_their_place(tmp_path: Path) -> None:
