@@ -69,7 +69,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Submission:
     """A graph to execute, and the `extra_data` that its nodes get, such as keys. Its `repr` has neither."""
 
     graph: dict[str, Any] = field(repr=False)
@@ -120,14 +120,16 @@ class ComfyApi:
         """`MODEL_TIMEOUT_S`, the limit of a whole job in seconds; None: no limit."""
         return self._caller.timeout_s
 
-    async def submit(self, prompt: Prompt, prompt_id: str, client_id: str) -> tuple[str, dict[str, Any]]:
-        """Queue `prompt`. Return the prompt's id, and the errors of invalid outputs, which are not generated.
+    async def submit(
+        self, submission: Submission, prompt_id: str, client_id: str
+    ) -> tuple[str, dict[str, Any]]:
+        """Queue `submission`. Return the prompt's id, and the errors of invalid outputs, which are not generated.
 
         The id is `prompt_id`, except that old versions of ComfyUI assign their own. Raises `PromptRefused`.
         """
-        message: dict[str, Any] = {"prompt": prompt.graph, "client_id": client_id, "prompt_id": prompt_id}
-        if prompt.extra_data:
-            message["extra_data"] = prompt.extra_data
+        message: dict[str, Any] = {"prompt": submission.graph, "client_id": client_id, "prompt_id": prompt_id}
+        if submission.extra_data:
+            message["extra_data"] = submission.extra_data
         async with self._caller.post_json(f"{self._url}/prompt", message) as answer:
             body = await read_whole(answer)
             if answer.status != 200:

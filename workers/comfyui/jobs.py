@@ -16,7 +16,7 @@ from typing import Any, cast
 import anyio
 
 from lib.errors import ModelTimedOut, ModelUnreachable
-from workers.comfyui.api import IMAGE, ComfyApi, Event, Prompt, PromptRefused, Queued
+from workers.comfyui.api import IMAGE, ComfyApi, Event, PromptRefused, Queued, Submission
 from workers.comfyui.cleanup import clean_up
 
 # Seconds between two polls of the queue and the history without an event: the first interval, which doubles,
@@ -73,13 +73,13 @@ class Job:
     When the job is finished, `entry` is its history, and `images` are the sent images, which are not in it.
     """
 
-    def __init__(self, api: ComfyApi, prompt: Prompt) -> None:
+    def __init__(self, api: ComfyApi, submission: Submission) -> None:
         self.api = api
-        self.graph = prompt.graph
+        self.graph = submission.graph
         self.node_errors: dict[str, Any] = {}
         self.entry: dict[str, Any] = {}
         self.images: list[SentImage] = []
-        self._extra_data = prompt.extra_data
+        self._extra_data = submission.extra_data
         self._id = str(uuid.uuid4())
         self._client_id = uuid.uuid4().hex
         self._events = api.events(self._client_id)
@@ -92,13 +92,13 @@ class Job:
 
     @classmethod
     @asynccontextmanager
-    async def submitted(cls, api: ComfyApi, prompt: Prompt) -> AsyncGenerator[Job, None]:
-        """Submit `prompt`. Leaving the block before the job is finished removes it from ComfyUI.
+    async def submitted(cls, api: ComfyApi, submission: Submission) -> AsyncGenerator[Job, None]:
+        """Queue `submission`. Leaving the block before the job is finished removes it from ComfyUI.
 
-        A prompt with `extra_data`, which may be keys, is removed from the history too. Raises
+        One with `extra_data`, which may be keys, is removed from the history too. Raises
         `PromptRefused`, `ModelUnreachable` (502), `ModelTimedOut` (504).
         """
-        job = cls(api, prompt)
+        job = cls(api, submission)
         async with job._events:
             job._has_all_events = job._events.connected
             try:
@@ -167,7 +167,7 @@ class Job:
     async def _submit(self) -> None:
         try:
             self._id, self.node_errors = await self.api.submit(
-                Prompt(self.graph, self._extra_data), self._id, self._client_id
+                Submission(self.graph, self._extra_data), self._id, self._client_id
             )
             self._submitted = True
         except PromptRefused:

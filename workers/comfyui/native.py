@@ -24,7 +24,7 @@ from lib.data_types import JsonDataException
 from lib.errors import Invalid, WorkerError
 from lib.fetch import FetchLimits
 from workers.comfyui import reruns, storage
-from workers.comfyui.api import ComfyApi, Prompt, PromptRefused
+from workers.comfyui.api import ComfyApi, PromptRefused, Submission
 from workers.comfyui.data_types import GenerateInput
 from workers.comfyui.generate_request import GenerateRequest, check_history
 from workers.comfyui.images import ImageFormat, format_in, format_problems
@@ -214,7 +214,7 @@ class Native:
         """Run `graph`, whose placeholders are filled in. The answer has its images as data URIs."""
         api = ComfyApi(model, self.url)
         try:
-            async with Job.submitted(api, Prompt(graph)) as job:
+            async with Job.submitted(api, Submission(graph)) as job:
                 check_history(await reruns.finished(job))
                 chosen = best_of(files_of(job))
                 response = await as_images([partial(opened, api, output) for output in chosen], image_format)
@@ -231,7 +231,7 @@ class Native:
             raise Invalid({"payload": e.message}) from e
         async with (
             uploaded(request.api, workflow, self.limits, payload.form) as graph,
-            Job.submitted(request.api, Prompt(graph, payload.input.get("extra_data") or {})) as job,
+            Job.submitted(request.api, Submission(graph, payload.input.get("extra_data") or {})) as job,
         ):
             yield job
 

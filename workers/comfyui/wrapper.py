@@ -77,7 +77,7 @@ class Wrapper:
         request_id, message = _with_id(payload.generate_payload_json())
         async with model.post_json(f"{self.url}/generate", message) as answer:
             body = await read_whole(answer)
-        if answer.status != 202:
+        if answer.status != 202 or _status_of(body) is None:
             yield relayed(answer, body)
             return
         accepted = await accept(model.client_request, json.loads(body))

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from tests.workers.comfyui.graphs import image
-from workers.comfyui.api import ComfyApi, Event, Prompt
+from workers.comfyui.api import ComfyApi, Event, Submission
 from workers.comfyui.jobs import Job, Working
 
 
@@ -62,7 +62,7 @@ async def test_progress_that_arrived_before_the_end_was_seen_is_reported() -> No
         event("executing", node=None),
     ]
     api = cast(ComfyApi, FinishedPrompt(events))
-    async with Job.submitted(api, Prompt(image())) as job:
+    async with Job.submitted(api, Submission(image())) as job:
         progress = [p async for p in job.follow()]
 
     assert progress == [
