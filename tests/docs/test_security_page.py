@@ -12,6 +12,7 @@ import pytest
 from aiohttp import hdrs, web
 from multidict import istr
 
+from lib import fetch
 from lib.access import arriving, body, payload, scanner, signatures, spool, turns
 from lib.backend import Backend
 from lib.engine import key
@@ -235,6 +236,8 @@ def test_the_limits_on_clients() -> None:
         "`MAX_JSON_BYTES`",
         "`MAX_BODY_MEMORY_BYTES`",
         "`MAX_REQUEST_BYTES`, together `MAX_SPOOL_BYTES`",
+        f"`INPUT_MAX_BYTES`, `INPUT_TIMEOUT_S`, {fetch.MAX_REDIRECTS} redirects, public addresses and those in "
+        "`INPUT_NETWORKS` only",
         "`CLIENT_STALL_TIMEOUT_S`",
         str(signatures.WINDOW),
     ]

@@ -123,7 +123,7 @@ class ComfyApi:
     async def submit(
         self, submission: Submission, prompt_id: str, client_id: str
     ) -> tuple[str, dict[str, Any]]:
-        """Queue `submission`. Return the prompt's id, and the errors of invalid outputs, which are not generated.
+        """Queue `submission`. Return the prompt's id, and the errors of outputs that are not generated.
 
         The id is `prompt_id`, except that old versions of ComfyUI assign their own. Raises `PromptRefused`.
         """

@@ -28,6 +28,10 @@ def test_the_defaults_of_the_worker() -> None:
         ("POST", "/prompt"),
         ("POST", "/custom-workflow"),
         ("GET", "/view"),
+        ("POST", "/generate"),
+        ("GET", "/result/{id}"),
+        ("POST", "/cancel/{id}"),
+        ("GET", "/queue-info"),
     ]
     assert backend.model_server_url == "http://127.0.0.1:18188"
     assert not backend.allow_parallel_requests
