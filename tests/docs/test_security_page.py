@@ -236,8 +236,8 @@ def test_the_limits_on_clients() -> None:
         "`MAX_JSON_BYTES`",
         "`MAX_BODY_MEMORY_BYTES`",
         "`MAX_REQUEST_BYTES`, together `MAX_SPOOL_BYTES`",
-        f"`INPUT_MAX_BYTES`, `INPUT_TIMEOUT_S`, {fetch.MAX_REDIRECTS} redirects, public addresses and those in "
-        "`INPUT_NETWORKS` only",
+        f"`INPUT_MAX_BYTES`, `INPUT_TIMEOUT_S`, {fetch.MAX_REDIRECTS} redirects, "
+        "public addresses and those in `INPUT_NETWORKS` only",
         "`CLIENT_STALL_TIMEOUT_S`",
         str(signatures.WINDOW),
     ]
