@@ -252,10 +252,8 @@ class ViewQuery(ApiPayload):
 
 
 @dataclass
-class JobQuery(ApiPayload):
-    """A request about the asynchronous job with `id`, which is in the path, or about all jobs."""
-
-    id: str = ""
+class QueueQuery(ApiPayload):
+    """`GET /queue-info`, which has no parameters."""
 
     def count_workload(self) -> float:
         """The workload is 0."""
@@ -264,6 +262,17 @@ class JobQuery(ApiPayload):
     @classmethod
     def for_test(cls) -> Self:
         return cls()
+
+
+@dataclass
+class JobQuery(QueueQuery):
+    """A request about the asynchronous job whose `id` is in the path."""
+
+    id: str = ""
+
+    @classmethod
+    def for_test(cls) -> Self:
+        return cls("job-1")
 
 
 def _checked(

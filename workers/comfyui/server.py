@@ -31,6 +31,7 @@ from workers.comfyui.data_types import (
     GenerateInput,
     JobQuery,
     PromptInput,
+    QueueQuery,
     ViewQuery,
 )
 from workers.comfyui.dialects import Choice
@@ -178,10 +179,17 @@ class CancelHandler(JobHandler):
         return self.choice.dialect.cancel(model, job_id_in(model))
 
 
-class QueueInfoHandler(JobHandler):
+@dataclass(kw_only=True)
+class QueueInfoHandler(ComfyHandler[QueueQuery]):
     """`GET /queue-info`: the lengths of the model server's queues."""
 
-    def call_model(self, model: ModelCaller, payload: JobQuery) -> AbstractAsyncContextManager[Any]:
+    allow_parallel_requests: bool | None = True
+
+    @classmethod
+    def payload_cls(cls) -> type[QueueQuery]:
+        return QueueQuery
+
+    def call_model(self, model: ModelCaller, payload: QueueQuery) -> AbstractAsyncContextManager[Any]:
         return self.choice.dialect.queue_info(model)
 
 
