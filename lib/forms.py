@@ -1,7 +1,8 @@
 """The fields of an uploaded form (multipart/form-data, RFC 7578), read from the disk.
 
-Owns the parsing of a form. A field's content stays on the disk until it is read or copied, so that a form of
-a gigabyte takes little memory. All calls read files: for a large form they belong in a thread.
+Owns the parsing of a form. `form_parts` leaves the contents on the disk until they are read or copied, so
+that a form of a gigabyte takes little memory; `read_form` reads them all. All calls read files: for a large
+form they belong in a thread.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import email.policy
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import EmailMessage, Message
 from email.parser import BytesHeaderParser
 from pathlib import Path
 from typing import IO
 
+from multidict import MultiDict
+
+from lib.fields.json_fields import JsonDataException
 from lib.files import BadFile
 from lib.uploads import Upload
 
-__all__ = ["FORM", "FormPart", "form_parts", "leading_fields"]
+__all__ = ["FORM", "Form", "FormFile", "FormPart", "form_parts", "leading_fields", "read_form"]
 
 FORM = "multipart/form-data"
 CHUNK_BYTES = 1024 * 1024
@@ -55,6 +59,49 @@ class FormPart:
             while rest and (chunk := file.read(min(rest, CHUNK_BYTES))):
                 target.write(chunk)
                 rest -= len(chunk)
+
+
+@dataclass(frozen=True)
+class FormFile:
+    """A file of a form. `filename` and `content_type` are the client's; the type is "" without one."""
+
+    filename: str
+    content_type: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Form:
+    """The contents of a form by name: `fields` are text, `files` have a file name.
+
+    `get` of each gives the first of a name, `getall` all of them.
+    """
+
+    fields: MultiDict[str] = field(default_factory=MultiDict[str])
+    files: MultiDict[FormFile] = field(default_factory=MultiDict[FormFile])
+
+
+def read_form(upload: Upload, max_bytes: int = 64 * 1024 * 1024) -> Form:
+    """Read a form of at most `max_bytes` into memory.
+
+    Raises `JsonDataException` (422) for a larger one, for what `form_parts` refuses, and for a field that is
+    not UTF-8.
+    """
+    if upload.size_bytes > max_bytes:
+        raise JsonDataException({"body": f"must have at most {max_bytes} bytes"})
+    form = Form()
+    try:
+        for part in form_parts(upload):
+            content = part.read()
+            if part.filename:
+                form.files.add(part.name, FormFile(part.filename, part.content_type, content))
+            else:
+                form.fields.add(part.name, content.decode())
+    except UnicodeDecodeError as e:
+        raise JsonDataException({"body": "has a field that is not UTF-8"}) from e
+    except BadFile as e:
+        raise JsonDataException({"body": str(e)}) from e
+    return form
 
 
 def form_parts(upload: Upload) -> list[FormPart]:

@@ -235,7 +235,7 @@ async def test_uploads_to_a_function(guide: Path) -> None:
             ({"image": picture}, {"width": "wide"}, {"width": "must be an integer"}),
             ({"image": text}, {}, {"image": "must be an image"}),
             ({"picture": picture}, {}, {"image": "missing file"}),
-            ({"": picture}, {}, {"body": "must be a form (multipart/form-data)"}),
+            ({"": picture}, {}, {"body": "must be multipart/form-data with a boundary"}),
         ]
         for files, fields, problem in refusals:
             status, body = await worker.upload("/thumbnail", files, fields)

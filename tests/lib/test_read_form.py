@@ -1,4 +1,4 @@
-"""Forms on disk: their fields and files, and what is no form."""
+"""Forms that are read into memory: their fields and files, and what is no form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lib.data_types import JsonDataException
 from lib.errors import result_or_error
-from lib.uploads import MAX_PARTS, Form, FormFile, Upload, read_form
+from lib.forms import MAX_PARTS, Form, FormFile, read_form
+from lib.uploads import Upload
 
 KIND = "multipart/form-data; boundary=b"
 NAME = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1)
@@ -75,15 +76,15 @@ NESTED = b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\n1\
 @pytest.mark.parametrize(
     ("body", "kind", "problem"),
     [
-        (b"{}", "application/json", "must be a form (multipart/form-data)"),
-        (PART, "multipart/mixed; boundary=b", "must be a form (multipart/form-data)"),
-        (PART, "multipart/form-data", "is not a valid form"),
-        (b"", KIND, "is not a valid form"),
-        (b"text", KIND, "is not a valid form"),
-        (PART.replace(b'; name="a"', b"") + b"--b--\r\n", KIND, "is not a valid form"),
-        (PART.replace(b"1", b"\xff") + b"--b--\r\n", KIND, "is not a valid form"),
-        (NESTED, KIND, "is not a valid form"),
-        (PART * (MAX_PARTS + 1) + b"--b--\r\n", KIND, f"must have at most {MAX_PARTS} parts"),
+        (b"{}", "application/json", "must be multipart/form-data with a boundary"),
+        (PART, "multipart/mixed; boundary=b", "must be multipart/form-data with a boundary"),
+        (PART, "multipart/form-data", "must be multipart/form-data with a boundary"),
+        (b"", KIND, "ends before its last boundary"),
+        (b"text", KIND, "ends before its last boundary"),
+        (PART.replace(b'; name="a"', b"") + b"--b--\r\n", KIND, "has a field without a name"),
+        (PART.replace(b"1", b"\xff") + b"--b--\r\n", KIND, "has a field that is not UTF-8"),
+        (NESTED, KIND, "has a field without a name"),
+        (PART * (MAX_PARTS + 1) + b"--b--\r\n", KIND, f"has more than {MAX_PARTS} fields"),
     ],
 )
 def test_what_is_no_form_is_refused(body: bytes, kind: str, problem: str, tmp_path: Path) -> None:
