@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple, TypeVar, cast
 
 from aiohttp import HttpVersion11, web
@@ -57,7 +58,6 @@ RETRY_NOT_READY_S = 10.0
 RETRY_WITHOUT_FILES_S = 1.0
 RETRY_WITHOUT_MEMORY_S = 1.0
 _JSON: Mapping[str, str] = {"Content-Type": "application/json; charset=utf-8"}
-_ENCODER = json.JSONEncoder(default=str)  # `json.dumps` with `default` makes one for each call
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: close() resets the connection
 
 
@@ -318,9 +318,12 @@ def error_answer(error: WorkerError) -> PlainAnswer:
 
     An author's `JsonDataException` may hold anything; what is not JSON in it is sent as text.
     """
+    if type(error).body is WorkerError.body:  # as most: the same text, without an encoder
+        text = f'{{"error": {encode_basestring_ascii(error.message)}}}'
+        return PlainAnswer(error.status, {**_JSON, **error.headers()}, text.encode())
     body = error.body()
     try:
-        text = _ENCODER.encode(body)
+        text = json.dumps(body, default=str)
     except (TypeError, ValueError, RecursionError):  # keys that are no strings, circles, or too deep
         text = json.dumps({str(name): str(problem) for name, problem in body.items()})
     return PlainAnswer(error.status, {**_JSON, **error.headers()}, text.encode())

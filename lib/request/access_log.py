@@ -8,10 +8,8 @@ from __future__ import annotations
 import logging
 
 from lib.request.exchange import Exchange
-from lib.request.log_lines import ENDED, OUTCOMES, REFUSED
+from lib.request.log_lines import ACCESS_LOG, ENDED, OUTCOMES, REFUSED
 from lib.request.observers import Observer
-
-log = logging.getLogger("lib.access")
 
 
 class AccessLog(Observer):
@@ -21,12 +19,12 @@ class AccessLog(Observer):
     """
 
     def ended(self, exchange: Exchange) -> None:
-        if not log.isEnabledFor(logging.INFO):  # else each request would gather what nobody reads
+        if not ACCESS_LOG.isEnabledFor(logging.INFO):  # else each request would gather what nobody reads
             return
         if exchange.refusal is not None:
             _log_refused(exchange)
             return
-        log.info(
+        ACCESS_LOG.info(
             ENDED,
             exchange.id,
             exchange.method,
@@ -45,4 +43,4 @@ def _log_refused(exchange: Exchange) -> None:
     """Log the end of a request with the reason of its refusal; apart, so that it costs others nothing."""
     head = (exchange.id, exchange.method, exchange.path, exchange.status, OUTCOMES[exchange.outcome])
     times = (exchange.workload, exchange.queue_s, exchange.total_s)
-    log.info(REFUSED, *head, *times, exchange.refusal, exchange.route, "request ended")
+    ACCESS_LOG.info(REFUSED, *head, *times, exchange.refusal, exchange.route, "request ended")

@@ -38,7 +38,7 @@ from lib.metrics import Entry, Outcome
 from lib.request.heartbeat import Heartbeat
 from lib.request.incoming import ClientConnection, DirectRequest, IncomingRequest, free_body_memory
 from lib.request.lanes import Lane
-from lib.request.log_lines import FAILED, OUTCOMES
+from lib.request.log_lines import ACCESS_LOG, FAILED, OUTCOMES
 from lib.request.own_requests import IS_COUNTED
 from lib.request.refusal_reason import reason_of
 from lib.request.sessions import Session
@@ -109,8 +109,8 @@ class Exchange:
     the client's `X-Request-Id` or a new one. `payload` is what the handler has made of the body, None before;
     `verbatim` the text of the body's payload, if it can be forwarded as it came.
     `session` is the session that the request is in, or None. `verdict` is None before the end. `refusal` is
-    the reason of the worker's own 4xx, for the log; None without one. `began_s`, `started_s` (None before the
-    slot) and `ended_s` are monotonic seconds of the worker's clock.
+    the reason of the worker's own 4xx for the log, if that is on; else None. `began_s`, `started_s` (None
+    before the slot) and `ended_s` are monotonic seconds of the worker's clock.
     """
 
     # What a request has at its beginning; set on the class, which costs each request nothing.
@@ -407,7 +407,7 @@ class Exchange:
                 error = _known(error)
                 self.verdict = conclude(self._entry, self._ending(error))
                 if isinstance(error, WorkerError) and error.status < 500 and not self.client_left:
-                    self.refusal = reason_of(error)
+                    self.refusal = reason_of(error) if ACCESS_LOG.isEnabledFor(logging.INFO) else None
                 self._log_error(error)
         return self.verdict
 

@@ -5,12 +5,16 @@ Owns their texts and the names of their fields in JSON.
 
 from __future__ import annotations
 
+import logging
+
 from lib.metrics import Outcome
 from lib.runtime.logs import LineFormat
 
 # The outcomes by their names in the log. None is that of a request that was not authenticated.
 OUTCOMES = {None: "refused", **{outcome: outcome.name.lower() for outcome in Outcome}}
 
+# Where it is off, nothing is gathered for its lines.
+ACCESS_LOG = logging.getLogger("lib.access")
 ENDED = LineFormat(
     "%s %s %s %d %s workload=%g queue_s=%.3f total_s=%.3f%.0s%.0s",
     *("request_id", "method", "path", "status", "outcome", "workload", "queue_s", "total_s"),
