@@ -137,14 +137,17 @@ async def test_each_problem_of_each_ready_made_worker_is_one_line(name: str, tmp
     """Cover a missing log, a rule that can't match, a missing variable and a refused payload."""
     (tmp_path / "worker.py").write_text(ALTERED.format(name=name))
     instance = {variable: value for variable, value in INSTANCE.items() if variable != "CONTAINER_ID"}
-    env = {**instance, "COMFYUI_DIALECT": "native", "MODEL_LOG": str(tmp_path / "no.log")}
+    env = {**instance, "COMFYUI_DIALECT": "native", "MODEL_NAME": "m", "MODEL_LOG": str(tmp_path / "no.log")}
     env["MODEL_SERVER_URL"] = "http://127.0.0.1:1"
     checked = await done("check", "worker.py", cwd=tmp_path, env=env)
     assert checked.status == 1
     (missing,) = found(checked.output, "problem", "settings")
     assert missing.startswith("CONTAINER_ID: missing")
     assert "no.log does not exist" in found(checked.output, "problem", "log")[0]
-    assert len(found(checked.output, "problem", "benchmark")) == 1
+    # What clients upload is not made of the benchmark's payload.
+    is_uploaded = bool(found(checked.output, "note", "benchmark"))
+    assert len(found(checked.output, "problem", "benchmark")) == (not is_uploaded)
+    assert len(found(checked.output, "problem", "workload")) == 1
 
     (tmp_path / "model.log").write_text("the MODEL is there\n")
     env["MODEL_LOAD_LOG_MSG"] = "The model is there"

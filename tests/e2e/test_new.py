@@ -74,7 +74,8 @@ async def test_a_new_worker_runs_locally_and_answers(tmp_path: Path, ports: dict
 
         wrong = await done("request", "generat", "{}", "--engine", found[1], cwd=tmp_path)
         assert (wrong.status, wrong.output) == (1, '{"error": "POST /generat: not found"}\n')
-        assert wrong.errors.endswith("/generat answered 404 Not Found\n")
+        assert "/generat answered 404 Not Found\n" in wrong.errors
+        assert "routes are POST /generate, POST /generate_stream" in wrong.errors
 
         shown = await done("status", cwd=tmp_path, env=ports)
         assert (shown.status, shown.errors) == (0, "")
