@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ settings.load_profile("pyworker")
 
 def pytest_configure(config: pytest.Config) -> None:
     process_marker.install(config)
+    # A shell starts what runs in the background with SIGINT ignored, and so would be all that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
