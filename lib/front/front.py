@@ -26,10 +26,12 @@ from lib.http.heads import RequestHead
 from lib.http.outbox import Outbox
 from lib.http.shares import STRANGERS_BYTES, Holder, Shares
 from lib.request.answer_counts import AnswerCounts
-from lib.request.exchange import NO_ROUTE
+from lib.request.exchange import NO_ROUTE, had_exchange, route_of
 from lib.request.incoming import Serve
+from lib.request.log_lines import ACCESS_LOG, UNROUTED
 from lib.runtime.addresses import Proxies, group_of
 from lib.runtime.clock import Clock
+from lib.runtime.excerpt import excerpt
 from lib.runtime.tcp import bytes_acked
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,9 @@ MAX_REFUSED = 8
 REFUSAL_LOG_S = 60.0
 # How often a client is looked at within the stall limit.
 STALL_LOOKS = 4
+# What the router refuses, and the characters of a path that are logged of it.
+_UNROUTED = {404: "no such route", 405: "the route has other methods"}
+MAX_LOGGED_PATH = 200
 
 
 class Client(Holder, Protocol):
@@ -165,6 +170,10 @@ class Front:
     def http_finished(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Note that aiohttp's server has written the answer to `request` whole."""
         self._answers.add_http(request, response.status)
+        reason = _UNROUTED.get(response.status)
+        if reason is not None and not had_exchange(request) and route_of(request) == NO_ROUTE:
+            path = excerpt(request.path, MAX_LOGGED_PATH)
+            ACCESS_LOG.info(UNROUTED, request.method, path, response.status, reason, "refused")
         connection = self._by_http.get(request.protocol)
         if connection is not None:
             connection.http_finished(bool(response.keep_alive))

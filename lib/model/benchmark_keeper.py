@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,9 +29,13 @@ from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.benchmark_store import BenchmarkInputs, Result, payload_shape
 from lib.model.readiness import Cause, Readiness, State
 from lib.runtime.clock import Clock, wait_for
+from lib.runtime.excerpt import excerpt
 from lib.runtime.own_version import own_version
 
 log = logging.getLogger(__name__)
+
+# Of a failed request of the benchmark, the characters that are logged.
+MAX_FAILURE = 300
 
 # Seconds until a failed benchmark is tried again; a new "loaded" line causes that immediately.
 RETRY_S = 60.0
@@ -102,11 +107,19 @@ class BenchmarkKeeper:
             await self._measure(inputs)
             return
         self.result, self.is_saved = saved, True
-        self.readiness.set_max_perf(saved.perf, f"saved benchmark: {saved.perf:g} workload/s{saved.remark}")
+        text = f"saved benchmark: {saved.perf:g} workload/s{saved.remark}"
+        at = time.strftime(", measured at %Y-%m-%d %H:%M UTC", time.gmtime(saved.measured_at))
+        log.info("%s%s", text, at if saved.measured_at else "")
+        self.readiness.set_max_perf(saved.perf, text)
 
     async def _measure(self, inputs: BenchmarkInputs) -> None:
         """Measure, and save the result. Raises `BenchmarkFailed`."""
         measured = await self.measurement(inputs)
+        if measured.failed:
+            total, last = measured.succeeded + measured.failed, excerpt(measured.last_message, MAX_FAILURE)
+            log.warning(
+                "benchmark: %d of %d requests failed, the last with: %s", measured.failed, total, last
+            )
         self.result, self.is_saved = self.result_of(measured), False
         await in_thread(benchmark_store.save, self.directory, inputs, self.result)
         text = f"benchmark: {measured.perf:g} workload/s{self.result.remark}"

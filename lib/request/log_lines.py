@@ -27,6 +27,8 @@ REFUSED = LineFormat(
 )
 # Of what is no request that a route could serve.
 NO_REQUEST = LineFormat("- - - %d refused: %s%.0s", "status", "message", "outcome")
+# Of a request that no route takes.
+UNROUTED = LineFormat("- %s %s %d refused: %s%.0s", "method", "path", "status", "message", "outcome")
 # A failure before the request's end has no status and no outcome yet, and a later one has both.
 FAILED = LineFormat(
     "request %s: %s%.0s%.0s%.0s%.0s%.0s%.0s%.0s",

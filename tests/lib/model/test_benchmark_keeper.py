@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from lib.metrics import Ledger, WorkloadCounter
+from lib.model.benchmark import Measurement
 from lib.model.benchmark_keeper import RETRY_S, BenchmarkKeeper
 from lib.model.benchmark_request import BenchmarkRequest
 from lib.model.benchmark_store import FILE_NAME, OLD_FILE_NAME
@@ -235,7 +237,10 @@ async def test_without_a_fixed_concurrency_the_best_is_searched_for(tmp_path: Pa
 # Saved results
 
 
-async def test_a_saved_result_is_used_for_the_same_inputs(tmp_path: Path) -> None:
+async def test_a_saved_result_is_used_for_the_same_inputs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lib.model.benchmark_keeper")
     async with malicious_model() as model:
         async with benchmarking(tmp_path, handler_for("/echo"), model=model) as here:
             await here.until(State.READY)
@@ -244,6 +249,20 @@ async def test_a_saved_result_is_used_for_the_same_inputs(tmp_path: Path) -> Non
         async with benchmarking(tmp_path, handler_for("/echo"), model=model) as here:
             await here.until(State.READY)
         assert (len(model.requests), here.readiness.max_perf) == (sent, perf)
+    assert f"saved benchmark: {perf:g} workload/s" in caplog.text
+    assert "measured at 20" in caplog.text
+
+
+async def test_requests_that_failed_are_told_beside_the_result(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def measured(*_: object) -> Measurement:
+        return Measurement(7.0, 1, 0.1, 1.0, succeeded=3, failed=2, last_message="HTTP 500: broken GPU")
+
+    monkeypatch.setattr(BenchmarkKeeper, "measurement", measured)
+    async with benchmarking(tmp_path, handler_for("/echo")) as here:
+        await here.until(State.READY)
+    assert "benchmark: 2 of 5 requests failed, the last with: HTTP 500: broken GPU" in caplog.text
 
 
 @pytest.mark.parametrize(
