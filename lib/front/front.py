@@ -169,14 +169,18 @@ class Front:
 
     def http_finished(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Note that aiohttp's server has written the answer to `request` whole."""
-        self._answers.add_http(request, response.status)
-        reason = _UNROUTED.get(response.status)
-        if reason is not None and not had_exchange(request) and route_of(request) == NO_ROUTE:
-            path = excerpt(request.path, MAX_LOGGED_PATH)
-            ACCESS_LOG.info(UNROUTED, request.method, path, response.status, reason, "refused")
+        if not had_exchange(request):  # the others are counted and logged by their observers
+            self._note_answer(request, response.status)
         connection = self._by_http.get(request.protocol)
         if connection is not None:
             connection.http_finished(bool(response.keep_alive))
+
+    def _note_answer(self, request: web.BaseRequest, status: int) -> None:
+        route, reason = route_of(request), _UNROUTED.get(status)
+        self._answers.add(route, status)
+        if route == NO_ROUTE and reason is not None:
+            path = excerpt(request.path, MAX_LOGGED_PATH)
+            ACCESS_LOG.info(UNROUTED, request.method, path, status, reason, "refused")
 
     async def _note_begun(self, request: web.Request, response: web.StreamResponse) -> None:
         """Note that aiohttp's server is about to write the head of `response`."""

@@ -9,10 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from aiohttp import web
-
-from lib.request.exchange import had_exchange, route_of
-
 
 class AnswerCounts:
     """Counts requests that have ended by their route and status."""
@@ -28,8 +24,3 @@ class AnswerCounts:
     def add(self, route: str, status: int, count: int = 1) -> None:
         """Count requests of one route and status."""
         self._counts[route, status] += count
-
-    def add_http(self, request: web.BaseRequest, status: int) -> None:
-        """Count an answer of aiohttp's server, unless an exchange has counted it."""
-        if not had_exchange(request):
-            self.add(route_of(request), status)

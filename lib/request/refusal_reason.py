@@ -22,7 +22,7 @@ MAX_DEPTH = 8
 _WITHOUT_VALUE = re.compile(
     "missing parameter|field missing|unknown parameter|given twice|(?:is )?nested too deeply|not JSON"
     "|incomplete|empty|does not match its Content-Encoding|Authorization and X-Vast-Auth differ"
-    "|must be sent as it is, with header authentication|must be (?:finite|null|true or false)"
+    "|must be (?:finite|null|true or false)"
     "|must be (?:an? )?(?:JSON object|object|list|string|integer|number)"
 )
 

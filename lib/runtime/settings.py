@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar, cast
@@ -185,6 +185,11 @@ class EnvironmentReader:
     def problem(self, name: str, text: str) -> None:
         """Add a problem with the variable `name`."""
         self._problems.append(f"{name}: {text}")
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """The problems so far, each with the variable's name."""
+        return self._problems
 
     def finish(self) -> None:
         """Raise `SettingsError` with all problems so far; do nothing if there are none."""

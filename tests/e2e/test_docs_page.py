@@ -137,7 +137,7 @@ BIG = "18446744073709551615"  # more than JavaScript's numbers hold
 
 
 async def test_numbers_stay_as_they_are() -> None:
-    """What is typed is sent, and what was sent and answered is shown."""
+    """Send what is typed, and show what was sent and answered."""
     expect.set_options(timeout=WAIT_MS)
     async with trying() as here:
         schema: dict[str, Any] = {"properties": {"seed": {}}, "examples": [{"seed": int(BIG), "scale": 7.0}]}

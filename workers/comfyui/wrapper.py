@@ -188,10 +188,6 @@ class FinalResultScanner(LineScanner):
         except (ValueError, RecursionError):
             return _CUT_FAILURE.search(line) is not None
 
-    def outcome(self, status: int) -> str | None:
-        """Return "errored" if a successful answer has a failure in its stream; None otherwise."""
-        return "errored" if self.has_failed() and status < 400 else None
-
 
 def _with_id(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The id of a job, the client's or a new one, and `message` with it."""

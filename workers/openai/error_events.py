@@ -36,10 +36,6 @@ class ErrorScanner(LineScanner):
     def is_failure(self, line: bytes) -> bool:
         return is_error(line)
 
-    def outcome(self, status: int) -> str | None:
-        """Return "errored" if a successful answer has an error in its stream; None otherwise."""
-        return "errored" if self.has_failed() and status < 400 else None
-
 
 def is_error(line: bytes) -> bool:
     """Whether a line of a stream says that the generation failed."""

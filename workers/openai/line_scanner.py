@@ -38,6 +38,10 @@ class LineScanner(ABC):
         self._read_line()
         return self._failed
 
+    def outcome(self, status: int) -> str | None:
+        """Return "errored" if a successful answer has a failure in its stream; None otherwise."""
+        return "errored" if self.has_failed() and status < 400 else None
+
     def _read(self, chunk: bytes) -> None:
         beginning, *more = chunk.split(b"\n")
         self._keep(beginning)

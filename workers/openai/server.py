@@ -108,10 +108,7 @@ def _settings(environ: Mapping[str, str], profile: ServerProfile) -> tuple[Model
             max_queue_time=MAX_QUEUE_TIME_S,
         )
     except SettingsError as e:
-        for problem in e.problems:
-            read.problem(*problem.split(": ", 1))
-        read.finish()
-        raise
+        raise SettingsError([*read.problems, *e.problems]) from e
     read.finish()
     return settings, passed
 

@@ -62,7 +62,7 @@ def depth_of(value: Any) -> int:
 
 
 def count_of(value: Any) -> int:
-    """What the meter counts of `value`: each container, and its members but the first."""
+    """The meter's count of `value`: each container, and its members but the first."""
     members = inside(value)
     return isinstance(value, (dict, list)) + max(0, len(members) - 1) + sum(map(count_of, members))
 

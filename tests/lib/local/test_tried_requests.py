@@ -49,7 +49,7 @@ class Trying:
     port: Asked
 
     async def send(self, **changes: Any) -> tuple[dict[str, Any], bytes]:
-        """What is told about the worker's answer, and its body."""
+        """The line about the worker's answer, and its body."""
         async with self.http.post(f"{self.url}/local/try", json={**TELL, **changes}) as answer:
             assert answer.status == 200, await answer.text()
             assert answer.content_type == "application/octet-stream"
